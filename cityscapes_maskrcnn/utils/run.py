@@ -1,0 +1,28 @@
+"""How every tool starts and ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def run_tool(main: Callable[[], int | None]) -> int:
+    """Call a tool's ``main`` and turn its outcome into an exit status.
+
+    Args:
+        main: parses ``sys.argv`` and does the work; returns an exit status, None meaning 0.
+
+    Returns:
+        What ``main`` returned; 1 after an :class:`InputError`, whose message goes to stderr as one
+        line; 130 after Ctrl-C. Every other exception is a defect and passes through.
+    """
+    try:
+        return main() or 0
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return 130
