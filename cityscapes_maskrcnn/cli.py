@@ -1,0 +1,197 @@
+"""What every tool shares: Detectron2's flags, one way to build the config, one way to launch."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import launch as detectron2_launch
+
+from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
+from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
+from cityscapes_maskrcnn.engine.epochs import resolve_epochs
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.run import run_tool
+
+
+def argument_parser(description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Make a parser with exactly Detectron2's flags.
+
+    The one difference is the default of ``--dist-url``: ``auto``, a free port of this machine.
+
+    Args:
+        description: one sentence on what the tool does.
+        epilog: examples, shown at the end of ``--help``.
+    """
+    parser = default_argument_parser(epilog=epilog)
+    parser.description = description
+    parser.set_defaults(dist_url="auto")
+    return parser
+
+
+def build_config(config_file: str, opts: list[str]) -> CfgNode:
+    """Register the datasets and merge defaults, config file and command line.
+
+    Args:
+        config_file: a yaml file; ``model_zoo://Cityscapes/mask_rcnn_R_50_FPN.yaml`` and the like
+            name Detectron2's own. Empty: the defaults.
+        opts: alternating keys and values, as given on the command line.
+
+    Returns:
+        The merged config, not frozen. ``MODEL.DEVICE`` is ``cpu`` where CUDA was asked for but the
+        machine has none.
+
+    Raises:
+        InputError: no such file, not yaml, a key that does not exist, a value of the wrong type,
+            an unknown dataset.
+    """
+    register_all(dataset_root())
+    cfg = get_cfg()
+    add_cityscapes_maskrcnn_config(cfg)
+    if config_file:
+        _merge_file(cfg, _find_config(config_file))
+    if len(opts) % 2:
+        raise InputError(f"config options come as KEY VALUE pairs; one is incomplete in: {opts}")
+    for key, value in zip(opts[0::2], opts[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except (KeyError, AssertionError, ValueError) as error:
+            raise InputError(_explain(cfg, error, f"command line, {key} {value}", key)) from error
+    check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Build the config for a training or evaluation run and start its log.
+
+    Args:
+        args: parsed with :func:`argument_parser`.
+
+    Returns:
+        The frozen config, as also written to ``OUTPUT_DIR/config.yaml``.
+
+    Raises:
+        InputError: see :func:`build_config` and :func:`.engine.epochs.resolve_epochs`.
+    """
+    cfg = build_config(args.config_file, args.opts)
+    epochs = "" if args.eval_only else resolve_epochs(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    if epochs:
+        logging.getLogger(__name__).info("Length of training: %s", epochs)
+    return cfg
+
+
+def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
+    """Run ``main(args)`` in ``--num-gpus`` processes on this machine, with or without GPUs.
+
+    Args:
+        main: must be importable by name: the processes are spawned.
+        args: parsed with :func:`argument_parser`.
+
+    Returns:
+        The exit status of the tool.
+    """
+    if args.num_gpus < 1 or args.num_machines < 1:
+        raise InputError("--num-gpus and --num-machines count processes and machines: at least 1")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise InputError("several machines need the same --dist-url tcp://HOST:PORT of machine 0")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise InputError(f"--machine-rank must be between 0 and {args.num_machines - 1}")
+    if dict(zip(args.opts[0::2], args.opts[1::2])).get("MODEL.DEVICE") == "cpu":  # noqa: B905
+        # Detectron2 takes NCCL, which cannot work on CPU tensors, wherever it sees a GPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    gpus = torch.cuda.device_count()
+    if gpus and args.num_gpus > gpus:
+        raise InputError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
+    processes = args.num_gpus * args.num_machines
+    if processes > 1 and not gpus:
+        # Otherwise every process starts a thread per core and they fight for them.
+        threads = max(1, (os.cpu_count() or 1) // args.num_gpus)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    try:
+        detectron2_launch(
+            _process_main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args),
+        )
+    except torch.multiprocessing.ProcessExitedException as error:
+        return error.exit_code or 1
+    return 0
+
+
+def _process_main(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+    """Run one process, ending it with the tool's status so that bad input stays one line."""
+
+    def call() -> None:
+        main(args)
+
+    status = run_tool(call)
+    if status:
+        sys.exit(status)
+
+
+def _find_config(config_file: str) -> Path:
+    """Find a config file, or one of Detectron2's own behind ``model_zoo://``."""
+    name = config_file.removeprefix("model_zoo://")
+    if name != config_file:
+        # Imported here: it needs pkg_resources, which newer setuptools lack; nothing else does.
+        from detectron2 import model_zoo
+
+        try:
+            return Path(model_zoo.get_config_file(name))
+        except RuntimeError as error:
+            raise InputError(f"{config_file}: Detectron2's model zoo has no such config") from error
+    if not Path(config_file).is_file():
+        raise InputError(f"--config-file {config_file}: no such file")
+    return Path(config_file)
+
+
+def _merge_file(cfg: CfgNode, config_file: Path) -> None:
+    try:
+        # Detectron2's default, allow_unsafe=True, would execute code from the yaml.
+        cfg.merge_from_file(str(config_file), allow_unsafe=False)
+    except yaml.YAMLError as error:
+        raise InputError(f"{config_file} is not plain yaml: {error}") from error
+    except OSError as error:
+        raise InputError(f"{config_file}: cannot be read: {error}") from error
+    except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(_explain(cfg, error, str(config_file))) from error
+
+
+def _explain(cfg: CfgNode, error: Exception, where: str, key: str = "") -> str:
+    """Say in one line what yacs did not like, with the nearest existing key."""
+    message = str(error.args[0] if error.args else error)
+    unknown = re.match(r"Non-existent (?:config )?key: ?(\S*)", message)
+    if unknown:
+        key = key or unknown.group(1)
+        near = difflib.get_close_matches(key, _all_keys(cfg), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{where}: there is no config key {key}{hint}"
+    return f"{where}: {message}"
+
+
+def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in cfg.items():
+        keys.append(prefix + key)
+        if isinstance(value, CfgNode):
+            keys += _all_keys(value, f"{prefix}{key}.")
+    return keys

@@ -1,0 +1,45 @@
+"""Every config key that this project adds to Detectron2's."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
+    """Add the project's keys, with their defaults, to Detectron2's config.
+
+    With all defaults Detectron2's own configs behave as they always did.
+
+    Args:
+        cfg: the config to extend, in place.
+    """
+    # ---- Length of training, in passes over DATASETS.TRAIN ------------------------------------
+    # One epoch is ceil(images / SOLVER.IMS_PER_BATCH) iterations, counting the images that are
+    # left after DATALOADER.FILTER_EMPTY_ANNOTATIONS. At start-up these keys are turned into
+    # Detectron2's own, measured in iterations; the log and OUTPUT_DIR/config.yaml show both.
+    # Epochs to train; sets SOLVER.MAX_ITER. 0: SOLVER.MAX_ITER says how long.
+    cfg.SOLVER.EPOCHS = 0
+    # Epochs between two checkpoints; sets SOLVER.CHECKPOINT_PERIOD. 0: leave that key alone.
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 0
+    # Epochs between two evaluations; sets TEST.EVAL_PERIOD. 0: leave that key alone.
+    cfg.TEST.EVAL_EPOCHS = 0
+
+    # ---- Optimizer ----------------------------------------------------------------------------
+    # "SGD" (Detectron2's, with SOLVER.MOMENTUM) or "AdamW" (betas 0.9 and 0.999). Both use
+    # SOLVER.BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, BIAS_LR_FACTOR and CLIP_GRADIENTS.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
+    # ---- Weights ------------------------------------------------------------------------------
+    # Parameters, by prefix, that MODEL.WEIGHTS may hold in another shape, because they depend on
+    # the number of classes; they start anew, and the log says so. Any other difference in shape
+    # is an error: Detectron2 only warns and goes on with random values.
+    cfg.MODEL.WEIGHTS_MAY_DIFFER = (
+        "roi_heads.box_predictor.",
+        "roi_heads.mask_head.predictor.",
+        "sem_seg_head.predictor.",
+    )
+
+    # ---- Evaluation ---------------------------------------------------------------------------
+    # Also report COCO-style AP of boxes and masks (keys "coco_bbox/..." and "coco_segm/...")
+    # beside the official Cityscapes AP ("segm/..."), on the same predictions.
+    cfg.TEST.COCO_STYLE = True

@@ -1,0 +1,40 @@
+import os
+
+from setuptools import find_packages, setup
+
+# Detectron2 is on no package registry. The environment variable DETECTRON2 (`make DETECTRON2=...`
+# sets it) names another place: a git URL, a folder's or a wheel's file:// URL.
+DETECTRON2_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
+DETECTRON2 = (
+    os.environ.get("DETECTRON2")
+    or f"git+https://github.com/facebookresearch/detectron2.git@{DETECTRON2_COMMIT}"
+)
+
+setup(
+    name="cityscapes_maskrcnn",
+    version="0.1.0",
+    description="Mask R-CNN on Cityscapes instance segmentation, as a Detectron2 project",
+    license="Apache-2.0",
+    packages=find_packages(include=["cityscapes_maskrcnn", "cityscapes_maskrcnn.*"]),
+    python_requires=">=3.10,<3.13",
+    # The ranges were tested at their ends; constraints.txt pins one whole set that works together.
+    install_requires=[
+        f"detectron2 @ {DETECTRON2}",
+        "torch>=2.10",
+        "torchvision>=0.25",
+        "numpy>=2.2",
+        "Pillow>=12",
+        # detectron2.model_zoo imports pkg_resources, which setuptools 81 and later no longer have.
+        "setuptools<81",
+        "opencv-python>=4.10",
+        "pycocotools>=2.0.8",
+        "cityscapesscripts>=2.3",
+        "shapely>=2.0",
+        "fvcore>=0.1.5",
+        "tqdm>=4.60",
+        "tabulate>=0.9",
+    ],
+    extras_require={
+        "dev": ["pytest", "pytest-xdist", "ruff", "mypy"],
+    },
+)

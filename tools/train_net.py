@@ -1,0 +1,44 @@
+#!/usr/bin/env python
+"""Train or evaluate a model: Detectron2's train_net.py for this project's datasets and stages."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from cityscapes_maskrcnn.cli import argument_parser, launch, setup
+from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.utils.run import run_tool
+
+EXAMPLES = """
+examples:
+  train stage 1 on one GPU:
+    tools/train_net.py --config-file configs/stage_1_heads.yaml OUTPUT_DIR output/stage_1
+  go on after an interruption:
+    tools/train_net.py --config-file configs/stage_1_heads.yaml --resume OUTPUT_DIR output/stage_1
+  score a checkpoint by the official protocol:
+    tools/train_net.py --config-file output/stage_1/config.yaml --eval-only \\
+        MODEL.WEIGHTS output/stage_1/model_final.pth
+  train Detectron2's own Cityscapes config on 8 GPUs:
+    tools/train_net.py --config-file model_zoo://Cityscapes/mask_rcnn_R_50_FPN.yaml --num-gpus 8
+"""
+
+
+def train_or_evaluate(args: argparse.Namespace) -> Any:
+    """Run in every process: build everything from the config, then train or evaluate."""
+    cfg = setup(args)
+    if args.eval_only:
+        return Trainer.evaluate_checkpoint(cfg, resume=args.resume)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def main() -> int:
+    """Parse the flags and launch the processes."""
+    return launch(train_or_evaluate, argument_parser(__doc__, EXAMPLES).parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
