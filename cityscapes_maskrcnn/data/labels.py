@@ -17,10 +17,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from cityscapesscripts.helpers import labels as official
+from cityscapesscripts.helpers.labels import Label
 
 from cityscapes_maskrcnn.utils.errors import InputError
-
-Label = official.Label
 
 IGNORE_TRAIN_ID: Final = 255
 
