@@ -1,0 +1,198 @@
+"""The names under which Detectron2 finds the Cityscapes splits and their parts.
+
+Detectron2's own ``cityscapes_fine_*`` names lead to functions that cannot run outside Meta; they
+are registered again here, so that existing configs work.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from cityscapes_maskrcnn.data.annotations import (
+    DatasetDict,
+    dataset_root,
+    load_images,
+    load_instances,
+    load_semantic,
+)
+from cityscapes_maskrcnn.data.labels import (
+    ID_TO_CONTIGUOUS,
+    IGNORE_TRAIN_ID,
+    SEMANTIC_LABELS,
+    THING_CLASSES,
+    THING_COLORS,
+)
+from cityscapes_maskrcnn.data.partitions import partition, subset
+from cityscapes_maskrcnn.utils.errors import InputError
+
+__all__ = ["check_dataset_names", "dataset_root", "register_all", "register_subset"]
+
+
+class _Dataset(NamedTuple):
+    """A row of the table of names.
+
+    Attributes:
+        task: ``"instance"`` or ``"semantic"``.
+        split: folder below ``leftImg8bit`` and the annotations.
+        annotations: ``"gtFine"``, ``"gtCoarse"``, or None for images without labels.
+        part: (part, parts), or None for the whole split.
+        cities: the cities to take, or None for all.
+    """
+
+    task: str
+    split: str
+    annotations: str | None
+    part: tuple[int, int] | None = None
+    cities: tuple[str, ...] | None = None
+
+
+TRAIN_PARTS: Final = 8
+VAL_PARTS: Final = 4
+PRETRAIN_CITIES: Final = ("augsburg", "bremen", "dortmund", "dresden", "wuppertal")
+PRETRAIN_VAL_CITIES: Final = ("erlangen",)
+
+_DATASETS: Final[dict[str, _Dataset]] = {
+    "cityscapes_instance_train": _Dataset("instance", "train", "gtFine"),
+    "cityscapes_instance_val": _Dataset("instance", "val", "gtFine"),
+    "cityscapes_instance_test": _Dataset("instance", "test", None),
+    **{
+        f"cityscapes_instance_{split}_part{part}of{parts}": _Dataset(
+            "instance", split, "gtFine", (part, parts)
+        )
+        for split, parts in [("train", TRAIN_PARTS), ("val", VAL_PARTS)]
+        for part in range(1, parts + 1)
+    },
+    "cityscapes_coarse_semantic_pretrain": _Dataset(
+        "semantic", "train_extra", "gtCoarse", cities=PRETRAIN_CITIES
+    ),
+    "cityscapes_coarse_semantic_pretrain_val": _Dataset(
+        "semantic", "train_extra", "gtCoarse", cities=PRETRAIN_VAL_CITIES
+    ),
+    "cityscapes_coarse_semantic_train_extra": _Dataset("semantic", "train_extra", "gtCoarse"),
+    "cityscapes_fine_semantic_train": _Dataset("semantic", "train", "gtFine"),
+    "cityscapes_fine_semantic_val": _Dataset("semantic", "val", "gtFine"),
+    # Detectron2's names. The test split's annotations are placeholders: nothing is read from them.
+    "cityscapes_fine_instance_seg_train": _Dataset("instance", "train", "gtFine"),
+    "cityscapes_fine_instance_seg_val": _Dataset("instance", "val", "gtFine"),
+    "cityscapes_fine_instance_seg_test": _Dataset("instance", "test", None),
+    "cityscapes_fine_sem_seg_train": _Dataset("semantic", "train", "gtFine"),
+    "cityscapes_fine_sem_seg_val": _Dataset("semantic", "val", "gtFine"),
+    "cityscapes_fine_sem_seg_test": _Dataset("semantic", "test", None),
+}
+
+
+def register_all(root: str) -> None:
+    """Register every Cityscapes dataset with Detectron2; nothing is read yet.
+
+    May be called again, also with another root: earlier registrations are replaced. The metadata
+    are Detectron2's, and in addition the official colours. A split without labels has no
+    ``gt_dir``.
+
+    Args:
+        root: the folder that holds ``cityscapes/``, see :func:`dataset_root`.
+    """
+    for name, dataset in _DATASETS.items():
+        image_dir = f"{root}/cityscapes/leftImg8bit/{dataset.split}"
+        metadata = {**_class_metadata(), "image_dir": image_dir}
+        gt_dir = None
+        if dataset.annotations is not None:
+            gt_dir = f"{root}/cityscapes/{dataset.annotations}/{dataset.split}"
+            metadata["gt_dir"] = gt_dir
+        if dataset.task == "instance":
+            metadata["evaluator_type"] = "cityscapes_instance"
+        else:
+            metadata["evaluator_type"] = "cityscapes_sem_seg"
+            metadata["ignore_label"] = IGNORE_TRAIN_ID
+        _register(name, partial(_load, name, dataset, image_dir, gt_dir), metadata)
+
+
+def register_subset(name: str, base: str, size: int, seed: int = 0) -> None:
+    """Register a deterministic sample of a registered dataset.
+
+    Call it again after :func:`register_all` with another root.
+
+    Args:
+        name: of the new dataset; an earlier one of this name is replaced.
+        base: name of the dataset to sample from.
+        size: number of images.
+        seed: see :func:`cityscapes_maskrcnn.data.partitions.subset`.
+
+    Raises:
+        InputError: ``base`` is not registered, or ``name`` is ``base``.
+    """
+    check_dataset_names([base])
+    if name == base:
+        raise InputError(f"a subset of {base} needs a name of its own")
+    metadata = MetadataCatalog.get(base).as_dict()
+    metadata.pop("name", None)
+    _register(name, partial(_load_subset, name, base, size, seed), metadata)
+
+
+def check_dataset_names(names: Iterable[str]) -> None:
+    """Make sure that datasets are registered.
+
+    Raises:
+        InputError: one is not; the message proposes similar names.
+    """
+    known = DatasetCatalog.list()
+    for name in names:
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, n=3)
+            proposal = f"did you mean {' or '.join(similar)}? " if similar else ""
+            raise InputError(
+                f"unknown dataset {name!r}; {proposal}(datasets/README.md lists the names)"
+            )
+
+
+def _register(name: str, load: Any, metadata: dict[str, Any]) -> None:
+    """Put a dataset into Detectron2's catalogs, in the place of an earlier one."""
+    DatasetCatalog.pop(name, None)
+    DatasetCatalog.register(name, load)
+    # The catalog refuses to change a value that was set once.
+    MetadataCatalog.pop(name, None)
+    MetadataCatalog.get(name).set(**metadata)
+
+
+def _class_metadata() -> dict[str, Any]:
+    """Names, official colours (RGB) and numbering of the classes."""
+    return {
+        "thing_classes": list(THING_CLASSES),
+        "thing_colors": list(THING_COLORS),
+        "thing_dataset_id_to_contiguous_id": dict(ID_TO_CONTIGUOUS),
+        "stuff_classes": [label.name for label in SEMANTIC_LABELS],
+        "stuff_colors": [label.color for label in SEMANTIC_LABELS],
+    }
+
+
+def _load(name: str, dataset: _Dataset, image_dir: str, gt_dir: str | None) -> list[DatasetDict]:
+    """Load one row of the table."""
+
+    def take_part(image_ids: Sequence[str]) -> Sequence[str]:
+        if dataset.part is None:
+            return image_ids
+        try:
+            return partition(image_ids, *dataset.part)
+        except InputError as error:
+            raise InputError(f"{name}: {error} in {image_dir}") from error
+
+    if gt_dir is None:
+        return load_images(image_dir, dataset.cities, take_part)
+    if dataset.task == "instance":
+        return load_instances(image_dir, gt_dir, dataset.cities, take_part)
+    assert dataset.annotations is not None
+    return load_semantic(image_dir, gt_dir, dataset.annotations, dataset.cities, take_part)
+
+
+def _load_subset(name: str, base: str, size: int, seed: int) -> list[DatasetDict]:
+    """Load a sample of another dataset."""
+    images = DatasetCatalog.get(base)
+    try:
+        chosen = set(subset([image["image_id"] for image in images], size, seed))
+    except InputError as error:
+        raise InputError(f"{name}: {error} of {base}") from error
+    return [image for image in images if image["image_id"] in chosen]
