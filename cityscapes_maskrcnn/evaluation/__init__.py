@@ -1,0 +1,1 @@
+"""Scores: the official Cityscapes protocols and COCO's, and the files they read and write."""

@@ -1,0 +1,329 @@
+"""The official Cityscapes instance score, computed from masks in memory.
+
+Gives the same bits as ``evaluateImgLists`` of ``cityscapesscripts``'
+``evaluation/evalInstanceLevelSemanticLabeling.py`` (without distances, which only the benchmark's
+server has). That function loops over images, overlaps, classes, ground truth and predictions with
+full-frame masks. Here one pass over a prediction's box counts its overlap with everything
+(:func:`match_image`); what the score needs of a prediction is then five numbers, and the score is
+array arithmetic over all images at once (:func:`average_precision`).
+
+One difference: where a class has ground truth and predictions but every prediction lies on ignored
+regions, the official function stops with an IndexError; here the AP is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from cityscapes_maskrcnn.data.labels import (
+    CONTIGUOUS_TO_ID,
+    ID_TO_CONTIGUOUS,
+    LABELS,
+    THING_CLASSES,
+    VOID_IDS,
+)
+from cityscapes_maskrcnn.evaluation.masks import CroppedMask
+from cityscapes_maskrcnn.utils.errors import InputError
+
+PROTOCOL: Final = "Cityscapes instance protocol (official)"
+# Written like the official one: another way to 0.55, 0.6, ... has other last bits.
+OVERLAPS: Final[tuple[float, ...]] = tuple(np.arange(0.5, 1.0, 0.05).tolist())
+MIN_REGION_PIXELS: Final = 100
+# A pixel of the ground truth holds a label id below this, and label id * 1000 + n above it.
+FIRST_INSTANCE_ID: Final = 1000
+
+_OTHER, _VOID, _FIRST = 0, 1, 2  # codes of the pixels in GroundTruth.codes
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """One image's ground truth, ready for matching.
+
+    Attributes:
+        codes: shape (height, width), dtype uint8 (uint16 beyond 254 instances): 2 + k where
+            instance k is, 1 on void, 0 elsewhere.
+        ids: shape (K,), dtype int64: pixel value of every instance or group of the 8 classes,
+            ascending. Below 1000 it is a group.
+        categories: shape (K,), dtype int64: contiguous class ids, 0 to 7.
+        areas: shape (K,), dtype int64: pixels.
+        boxes: shape (K, 4), dtype int64: (x0, y0, x1, y1), the last two exclusive.
+    """
+
+    codes: npt.NDArray[Any]
+    ids: IntArray
+    categories: IntArray
+    areas: IntArray
+    boxes: IntArray
+
+    @property
+    def is_group(self) -> npt.NDArray[np.bool_]:
+        """Which of the K are groups: several objects that could not be told apart."""
+        return self.ids < FIRST_INSTANCE_ID
+
+    def instance_mask(self, index: int) -> CroppedMask:
+        """Cut instance ``index`` (0 to K - 1) out of the frame."""
+        x0, y0, x1, y1 = self.boxes[index].tolist()
+        return CroppedMask(x0, y0, self.codes[y0:y1, x0:x1] == _FIRST + index)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One predicted instance.
+
+    Attributes:
+        mask: lies inside the image's frame; an empty one does not count.
+        category: contiguous class id, 0 to 7.
+        confidence: any number but NaN; equal ones make one point of the precision-recall curve.
+        box: (x0, y0, x1, y1) in pixels as the model gave it, for box AP; None takes the mask's.
+    """
+
+    mask: CroppedMask
+    category: int
+    confidence: float
+    box: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class ImageMatches:
+    """What the score needs to know of one image: five numbers for each of its P predictions.
+
+    Attributes:
+        categories: shape (P,), dtype int64: contiguous class ids.
+        confidences: shape (P,), dtype float64.
+        overlaps: shape (P,), dtype float64: highest intersection over union with any ground truth
+            of its class, groups and small ones among it. Above 0.5 there is only one.
+        targets: shape (P,), dtype int64: index of that ground truth; -1 if it is not evaluated
+            (a group, or below 100 pixels) or there is none.
+        ignored: shape (P,), dtype float64: share of the prediction on void, groups and small
+            ground truth of its class.
+        num_ground_truth: shape (8,), dtype int64: evaluated ground truth by class.
+    """
+
+    categories: IntArray
+    confidences: FloatArray
+    overlaps: FloatArray
+    targets: IntArray
+    ignored: FloatArray
+    num_ground_truth: IntArray
+
+
+def ground_truth(instance_ids: npt.NDArray[Any]) -> GroundTruth:
+    """Read one image's instances out of its ``*_gtFine_instanceIds.png``.
+
+    Args:
+        instance_ids: shape (height, width), an unsigned integer dtype of up to 16 bits.
+
+    Returns:
+        The instances and groups of the 8 classes, and void. Only label ids count as void: a pixel
+        of an ignored class with instances (29001, a caravan) is not void, as in the official code.
+
+    Raises:
+        InputError: a pixel's label id is none of the official ones.
+    """
+    height, width = instance_ids.shape
+    # A label image is a few ten thousand runs of equal pixels: count and translate these, not the
+    # two million pixels. A run ends with its row.
+    begins = np.ones((height, width), dtype=bool)
+    np.not_equal(instance_ids[:, 1:], instance_ids[:, :-1], out=begins[:, 1:])
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(starts, append=height * width)
+    values = instance_ids.reshape(-1)[starts].astype(np.int64)
+    present, run_to_present = np.unique(values, return_inverse=True)
+    areas = np.bincount(run_to_present, weights=lengths, minlength=len(present)).astype(np.int64)
+
+    label_ids = np.where(present < FIRST_INSTANCE_ID, present, present // 1000)
+    unknown = present[~np.isin(label_ids, [label.id for label in LABELS])]
+    if len(unknown):
+        raise InputError(
+            f"ground truth holds the instance id {unknown[0]}, which belongs to no official label"
+        )
+    chosen = np.flatnonzero(np.isin(label_ids, CONTIGUOUS_TO_ID))
+    code_of = np.full(len(present), _OTHER, dtype=np.uint8 if len(chosen) < 255 else np.uint16)
+    code_of[np.isin(present, VOID_IDS)] = _VOID
+    code_of[chosen] = _FIRST + np.arange(len(chosen))
+    run_codes: npt.NDArray[Any] = code_of[run_to_present]
+
+    instance_runs = np.greater_equal(run_codes, _FIRST)
+    instance = run_codes[instance_runs].astype(np.int64) - _FIRST
+    rows, columns = np.divmod(starts[instance_runs], width)
+    boxes = np.zeros((len(chosen), 4), dtype=np.int64)
+    boxes[:, :2] = max(height, width)
+    np.minimum.at(boxes, (instance, 0), columns)
+    np.minimum.at(boxes, (instance, 1), rows)
+    np.maximum.at(boxes, (instance, 2), columns + lengths[instance_runs])
+    np.maximum.at(boxes, (instance, 3), rows + 1)
+    return GroundTruth(
+        codes=np.repeat(run_codes, lengths).reshape(height, width),
+        ids=present[chosen],
+        categories=np.array([ID_TO_CONTIGUOUS[i] for i in label_ids[chosen].tolist()], np.int64),
+        areas=areas[chosen],
+        boxes=boxes,
+    )
+
+
+def match_image(truth: GroundTruth, predictions: Sequence[Prediction]) -> ImageMatches:
+    """Measure every prediction of one image against the ground truth of its class.
+
+    Args:
+        truth: of the image.
+        predictions: of the image, in any order; those with an empty mask are left out.
+
+    Returns:
+        The matches, P being the number of predictions with a mask.
+
+    Raises:
+        InputError: a confidence is NaN, so that the predictions have no order.
+        ValueError: a mask does not lie inside the frame.
+    """
+    evaluated = ~truth.is_group & (truth.areas >= MIN_REGION_PIXELS)
+    areas_list: list[int] = []
+    kept: list[Prediction] = []
+    counts_list: list[IntArray] = []
+    num_codes = _FIRST + len(truth.ids)
+    for prediction in predictions:
+        mask = prediction.mask
+        area = mask.area()
+        if not area:
+            continue
+        height, width = mask.bitmap.shape
+        window = truth.codes[mask.y0 : mask.y0 + height, mask.x0 : mask.x0 + width]
+        if window.shape != mask.bitmap.shape:
+            raise ValueError("a mask reaches out of the image's frame")
+        # Pixels off the mask are counted as code 0, which nobody asks for.
+        counts_list.append(np.bincount((window * mask.bitmap).ravel(), minlength=num_codes))
+        areas_list.append(area)
+        kept.append(prediction)
+
+    categories = np.array([prediction.category for prediction in kept], dtype=np.int64)
+    confidences = np.array([prediction.confidence for prediction in kept], dtype=np.float64)
+    if np.isnan(confidences).any():
+        raise InputError("a prediction's confidence is NaN: it cannot be ranked")
+    areas = np.array(areas_list, dtype=np.int64)
+    counts = np.array(counts_list, dtype=np.int64).reshape(len(kept), num_codes)
+
+    same_class = categories[:, None] == truth.categories[None, :]
+    intersections = counts[:, _FIRST:] * same_class
+    overlaps = intersections / (truth.areas + areas[:, None] - intersections)
+    # A last column stands for "no ground truth at all".
+    overlaps = np.concatenate([overlaps, np.zeros((len(kept), 1))], axis=1)
+    best = overlaps.argmax(axis=1)
+    best_overlap = np.take_along_axis(overlaps, best[:, None], axis=1)[:, 0]
+    # The official code counts a group that is also small twice.
+    times_ignored = truth.is_group.astype(np.int64) + (truth.areas < MIN_REGION_PIXELS)
+    ignored_pixels = counts[:, _VOID] + intersections @ times_ignored
+    is_target = np.append(evaluated, False)[best] & (best_overlap > 0)
+    return ImageMatches(
+        categories=categories,
+        confidences=confidences,
+        overlaps=best_overlap,
+        targets=np.where(is_target, best, -1),
+        ignored=ignored_pixels / areas,
+        num_ground_truth=np.bincount(truth.categories[evaluated], minlength=len(THING_CLASSES)),
+    )
+
+
+def average_precision(matches: Sequence[ImageMatches]) -> FloatArray:
+    """Compute the official average precision of every class at every overlap.
+
+    Args:
+        matches: one per image, in any order.
+
+    Returns:
+        Shape (8, 10), dtype float64: fractions by class and by :data:`OVERLAPS`; NaN for a class
+        without evaluated ground truth, 0 for one with ground truth and no prediction.
+    """
+    result = np.full((len(THING_CLASSES), len(OVERLAPS)), np.nan)
+    if not matches:
+        return result
+    num_ground_truth = np.sum([image.num_ground_truth for image in matches], axis=0)
+    categories = np.concatenate([image.categories for image in matches])
+    confidences = np.concatenate([image.confidences for image in matches])
+    overlaps = np.concatenate([image.overlaps for image in matches])
+    ignored = np.concatenate([image.ignored for image in matches])
+    targets = np.concatenate([image.targets for image in matches])
+    # Number the targets over all images: an image has fewer than 2^16.
+    image_index = np.repeat(np.arange(len(matches)), [len(image.targets) for image in matches])
+    targets = np.where(targets >= 0, image_index * 2**16 + targets, -1)
+
+    for category in np.flatnonzero(num_ground_truth):
+        mine = np.flatnonzero(categories == category)
+        # Descending, so that of several predictions for one target the best comes first.
+        mine = mine[np.argsort(-confidences[mine], kind="stable")]
+        for index, overlap in enumerate(OVERLAPS):
+            found = overlaps[mine] > overlap
+            candidates = np.flatnonzero(found & (targets[mine] >= 0))
+            is_true = np.zeros(len(mine), dtype=bool)
+            is_true[candidates[np.unique(targets[mine][candidates], return_index=True)[1]]] = True
+            # On a group or a small instance a prediction counts neither way.
+            is_false = (ignored[mine] <= overlap) & ~found
+            is_false[candidates] = ~is_true[candidates]
+            counted = is_true | is_false
+            result[category, index] = _area_under_curve(
+                confidences[mine][counted][::-1],
+                is_true[counted][::-1],
+                int(num_ground_truth[category]),
+            )
+    return result
+
+
+def averages(ap: FloatArray) -> dict[str, Any]:
+    """Average over classes and overlaps as the official result file does.
+
+    Args:
+        ap: from :func:`average_precision`.
+
+    Returns:
+        The official ``averages``, as fractions: ``{"allAp": float, "allAp50%": float,
+        "classes": {name: {"ap": float, "ap50%": float}}}``. A class without ground truth is NaN
+        and leaves the means; if all are, so are the means.
+    """
+    anything = not np.isnan(ap).all()
+    return {
+        "allAp": float(np.nanmean(ap)) if anything else float("nan"),
+        "allAp50%": float(np.nanmean(ap[:, 0])) if anything else float("nan"),
+        "classes": {
+            name: {"ap": float(np.mean(ap[index])), "ap50%": float(ap[index, 0])}
+            for index, name in enumerate(THING_CLASSES)
+        },
+    }
+
+
+def format_averages(official: Mapping[str, Any]) -> str:
+    """Lay out the result of :func:`averages` as a table in percent that names its protocol."""
+    rows = [(name, scores["ap"], scores["ap50%"]) for name, scores in official["classes"].items()]
+    rows.append(("average", official["allAp"], official["allAp50%"]))
+    lines = [f"{PROTOCOL}, percent", f"{'class':<12}{'AP':>8}{'AP50':>8}"]
+    lines += [f"{name:<12}{100 * ap:>8.2f}{100 * ap50:>8.2f}" for name, ap, ap50 in rows]
+    return "\n".join(lines)
+
+
+def _area_under_curve(
+    confidences: FloatArray, is_true: npt.NDArray[np.bool_], num_ground_truth: int
+) -> float:
+    """Integrate a precision-recall curve step by step, in the official order of operations.
+
+    Args:
+        confidences: shape (N,), ascending.
+        is_true: shape (N,): true positives; the others are false positives.
+        num_ground_truth: at least 1.
+
+    Returns:
+        The area, 0 to 1.
+    """
+    if not len(confidences):
+        return 0.0
+    first = np.unique(confidences, return_index=True)[1]
+    true_below = np.concatenate([[0.0], np.cumsum(is_true)])[first]
+    true_positives = float(np.count_nonzero(is_true)) - true_below
+    precision = np.append(true_positives / (len(confidences) - first), 1.0)
+    recall = np.append(true_positives / num_ground_truth, 0.0)
+    padded = np.concatenate([recall[:1], recall, [0.0]])
+    return float(np.dot(precision, np.convolve(padded, [-0.5, 0, 0.5], "valid")))

@@ -1,0 +1,250 @@
+"""The official txt + PNG format: what is read, what is refused, what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cityscapes_maskrcnn.evaluation.instance_ap import Prediction
+from cityscapes_maskrcnn.evaluation.masks import CroppedMask
+from cityscapes_maskrcnn.evaluation.result_files import (
+    averages_to_json,
+    find_ground_truth,
+    find_result_files,
+    ground_truth_file,
+    image_name,
+    match_result_files,
+    read_instance_ids,
+    read_predictions,
+    read_result_lines,
+    write_image_results,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+
+NAME = "ulm_000003_000019"
+HEIGHT, WIDTH = 20, 30
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A folder with one good result file and its mask: a car in columns 5 to 9, rows 2 to 3."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    pixels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    pixels[2:4, 5:10] = 1
+    Image.fromarray(pixels).save(folder / "car.png")
+    (folder / f"{NAME}_pred.txt").write_text("car.png 26 0.75\n")
+    return folder
+
+
+def read(results: Path) -> list[Prediction]:
+    return read_predictions(results / f"{NAME}_pred.txt", results, HEIGHT, WIDTH)
+
+
+def test_names() -> None:
+    assert image_name(f"/a/b/{NAME}_leftImg8bit.png") == NAME
+    found = ground_truth_file("/gt/val", f"/images/val/ulm/{NAME}_leftImg8bit.png")
+    assert found == Path(f"/gt/val/ulm/{NAME}_gtFine_instanceIds.png")
+    with pytest.raises(InputError, match="not named like a Cityscapes file"):
+        image_name("photo.png")
+
+
+def test_reads_a_prediction(results: Path) -> None:
+    (prediction,) = read(results)
+    assert (prediction.category, prediction.confidence, prediction.box) == (2, 0.75, None)
+    assert (prediction.mask.x0, prediction.mask.y0) == (5, 2)
+    assert prediction.mask.bitmap.tolist() == [[True] * 5] * 2
+
+
+def test_empty_file_is_no_prediction(results: Path) -> None:
+    (results / f"{NAME}_pred.txt").write_text("")
+    assert read(results) == []
+
+
+def test_other_labels_are_skipped_and_their_masks_not_read(results: Path) -> None:
+    # 7 road, 29 caravan (ignored in evaluation), -1 license plate.
+    (results / f"{NAME}_pred.txt").write_text("no.png 7 0.5\nno.png 29 0.5\nno.png -1 0.5\n")
+    assert read(results) == []
+
+
+def test_last_line_of_a_mask_named_twice_counts(results: Path) -> None:
+    (results / f"{NAME}_pred.txt").write_text("car.png 26 0.75\n./car.png 24 0.25\n")
+    assert [(p.category, p.confidence) for p in read(results)] == [(0, 0.25)]
+
+
+def test_number_formats_of_the_official_reader(results: Path) -> None:
+    (results / f"{NAME}_pred.txt").write_text("car.png 26.0 1e-3")
+    assert [(p.category, p.confidence) for p in read(results)] == [(2, 0.001)]
+
+
+def test_palette_mask_counts_by_colour_like_the_official_conversion(results: Path) -> None:
+    indices = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    indices[0, 0], indices[0, 1] = 1, 2
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette([0, 0, 0, 0, 0, 0, 255, 255, 255])  # index 1 is black too
+    image.save(results / "car.png")
+    (prediction,) = read(results)
+    assert (prediction.mask.x0, prediction.mask.y0, prediction.mask.area()) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("car.png 26 0.5\ncar.png 26\n", "line 2: expected"),
+        ("car.png 26 0.5\n\n", "line 2: expected"),
+        ("my car.png 26 0.5\n", "line 1: expected"),
+        ("car.png car 0.5\n", "line 1: label id and confidence must be numbers"),
+        ("car.png 26 high\n", "line 1: label id and confidence must be numbers"),
+        ("car.png 99 0.5\n", "line 1: unknown label id 99"),
+        ("car.png 26.5 0.5\n", "line 1: unknown label id 26.5"),
+        ("car.png nan 0.5\n", "line 1: unknown label id nan"),
+        ("car.png 26 nan\n", "line 1: the confidence nan is not a finite number"),
+        ("car.png 26 inf\n", "line 1: the confidence inf is not a finite number"),
+        ("/tmp/car.png 26 0.5\n", "line 1: the mask's path /tmp/car.png must be relative"),
+        ("../car.png 26 0.5\n", "line 1: the mask ../car.png is outside of the folder"),
+        ("../results2/car.png 26 0.5\n", "outside of the folder"),
+        ("a/../../car.png 26 0.5\n", "outside of the folder"),
+        ("gone.png 26 0.5\n", "gone.png, which does not exist"),
+        (". 26 0.5\n", "which does not exist"),
+    ],
+)
+def test_bad_lines(results: Path, text: str, message: str) -> None:
+    (results / f"{NAME}_pred.txt").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        read(results)
+    assert f"{NAME}_pred.txt" in str(error.value)
+
+
+def test_text_file_that_is_none(results: Path) -> None:
+    (results / f"{NAME}_pred.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=f"cannot read .*{NAME}_pred.txt"):
+        read_result_lines(results / f"{NAME}_pred.txt", results)
+
+
+def test_mask_of_the_wrong_size(results: Path) -> None:
+    with pytest.raises(InputError, match=r"car.png: the mask is 20 x 30 .*, its image 21 x 30"):
+        read_predictions(results / f"{NAME}_pred.txt", results, HEIGHT + 1, WIDTH)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 40, 55])
+def test_truncated_mask(results: Path, keep: int) -> None:
+    data = (results / "car.png").read_bytes()
+    assert len(data) > 75
+    (results / "car.png").write_bytes(data[:keep])
+    with pytest.raises(InputError, match=r"cannot read .*car.png as an image"):
+        read(results)
+
+
+def test_result_file_may_lie_anywhere_in_the_folder(results: Path) -> None:
+    (results / "deep" / "er").mkdir(parents=True)
+    moved = (results / f"{NAME}_pred.txt").rename(results / "deep" / "er" / f"{NAME}.txt")
+    moved.write_text("../../car.png 26 0.5\n")
+    assert find_result_files(results, [NAME]) == [moved]
+    assert len(read_predictions(moved, results, HEIGHT, WIDTH)) == 1
+
+
+def test_result_file_missing_or_doubled(results: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no result file ulm_000004_000019\*.txt"):
+        find_result_files(results, [NAME, "ulm_000004_000019"])
+    (results / "a").mkdir()
+    (results / "a" / f"{NAME}.txt").write_text("")
+    with pytest.raises(InputError, match=f"{NAME} has more than one result file"):
+        find_result_files(results, [NAME])
+    with pytest.raises(InputError, match="does not exist"):
+        find_result_files(results / "gone", [NAME])
+
+
+def test_ground_truth_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        find_ground_truth(tmp_path / "gone")
+    with pytest.raises(InputError, match="give a split's folder"):
+        find_ground_truth(tmp_path)
+
+
+def test_instance_ids_are_16_bit(tmp_path: Path) -> None:
+    ids = np.array([[0, 7, 26], [24001, 33999, 65535]], dtype=np.uint16)
+    Image.fromarray(ids).save(tmp_path / "ids.png")
+    read_back = read_instance_ids(tmp_path / "ids.png")
+    assert read_back.dtype == np.uint16
+    np.testing.assert_array_equal(read_back, ids)
+
+
+def test_bad_instance_ids(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read"):
+        read_instance_ids(tmp_path / "gone.png")
+    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(tmp_path / "colour.png")
+    with pytest.raises(InputError, match=r"colour\.png: not an image of 16 bit instance ids"):
+        read_instance_ids(tmp_path / "colour.png")
+
+
+def test_what_is_written_reads_back(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    predictions = [
+        Prediction(CroppedMask(0, 0, random.random((HEIGHT, WIDTH)) < 0.5), 0, 0.1),
+        Prediction(CroppedMask(5, 3, np.ones((4, 6), dtype=bool)), 7, float(np.float32(0.3))),
+        Prediction(CroppedMask(0, 0, np.zeros((0, 0), dtype=bool)), 2, 1e-9),
+    ]
+    image_file = f"/data/val/ulm/{NAME}_leftImg8bit.png"
+    text_file = write_image_results(tmp_path, image_file, predictions, HEIGHT, WIDTH)
+    assert text_file == tmp_path / f"{NAME}_leftImg8bit_pred.txt"
+    assert text_file.read_text().splitlines() == [
+        f"{NAME}_leftImg8bit_0_person.png 24 0.1",
+        f"{NAME}_leftImg8bit_1_bicycle.png 33 0.30000001192092896",
+        f"{NAME}_leftImg8bit_2_car.png 26 1e-09",
+    ]
+    assert find_result_files(tmp_path, [NAME]) == [text_file]
+    read_back = read_predictions(text_file, tmp_path, HEIGHT, WIDTH)
+    for before, after in zip(predictions, read_back, strict=True):
+        assert (before.category, before.confidence) == (after.category, after.confidence)
+        np.testing.assert_array_equal(full_frame(before.mask), full_frame(after.mask))
+    assert np.unique(
+        np.asarray(Image.open(tmp_path / f"{NAME}_leftImg8bit_1_bicycle.png"))
+    ).tolist() == [0, 255]
+
+
+def full_frame(mask: CroppedMask) -> np.ndarray:
+    frame = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    height, width = mask.bitmap.shape
+    frame[mask.y0 : mask.y0 + height, mask.x0 : mask.x0 + width] = mask.bitmap
+    return frame
+
+
+def test_image_without_predictions_gets_an_empty_file(tmp_path: Path) -> None:
+    text_file = write_image_results(tmp_path, f"{NAME}_leftImg8bit.png", [], HEIGHT, WIDTH)
+    assert text_file.read_bytes() == b""
+    assert list(tmp_path.iterdir()) == [text_file]
+
+
+def test_workers_give_the_same_matches(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "gt" / "ulm"
+    folder.mkdir(parents=True)
+    for index in range(24):
+        ids = np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)
+        ids[2:4, 5 : 6 + index] = 26000
+        Image.fromarray(ids).save(folder / f"ulm_1000{index:02}_000019_gtFine_instanceIds.png")
+        (results / f"ulm_1000{index:02}_000019.txt").write_text("car.png 26 0.75\n")
+    one = match_result_files(results, tmp_path / "gt", num_workers=1)
+    two = match_result_files(results, tmp_path / "gt", num_workers=2)
+    # Columns 5 to 9 against 5 to 5 + index: both start at 5.
+    expected = [min(5, index + 1) / max(5, index + 1) for index in range(24)]
+    assert [image.overlaps.tolist() for image in one] == [[value] for value in expected]
+    assert [image.overlaps.tolist() for image in two] == [[value] for value in expected]
+
+
+def test_broken_ground_truth_names_its_file(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "gt" / "ulm").mkdir(parents=True)
+    file = tmp_path / "gt" / "ulm" / f"{NAME}_gtFine_instanceIds.png"
+    Image.fromarray(np.full((HEIGHT, WIDTH), 34000, dtype=np.uint16)).save(file)
+    with pytest.raises(InputError, match=f"{NAME}_gtFine_instanceIds.png: .* instance id 34000"):
+        match_result_files(results, tmp_path / "gt")
+
+
+def test_json_has_null_for_nan() -> None:
+    scores = {"allAp": 0.25, "classes": {"car": {"ap": float("nan"), "ap50%": 1.0}}}
+    assert json.loads(averages_to_json(scores)) == {
+        "averages": {"allAp": 0.25, "classes": {"car": {"ap": None, "ap50%": 1.0}}}
+    }

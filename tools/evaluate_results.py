@@ -1,0 +1,43 @@
+#!/usr/bin/env python3
+"""Score instance segmentation results in the official txt + PNG format, from anybody's model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages, format_averages
+from cityscapes_maskrcnn.evaluation.result_files import averages_to_json, match_result_files
+from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.run import run_tool
+
+
+def main() -> None:
+    """Match, average, print, and write the JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: evaluate_results.py --results results/ --gt-dir cityscapes/gtFine/val",
+    )
+    parser.add_argument("--results", required=True, help="folder with the text files and masks")
+    parser.add_argument(
+        "--gt-dir",
+        required=True,
+        help="a split's ground truth, such as gtFine/val; each of its images is scored",
+    )
+    parser.add_argument(
+        "--json", help="write the official averages here: fractions, null where a class is absent"
+    )
+    parser.add_argument("--num-workers", type=int, help="processes (default: one per core)")
+    args = parser.parse_args()
+
+    matches = match_result_files(args.results, args.gt_dir, args.num_workers)
+    scores = averages(average_precision(matches))
+    print(f"{len(matches)} images of {args.gt_dir}")
+    print(format_averages(scores))
+    if args.json:
+        with atomic_write(args.json, "w") as file:
+            file.write(averages_to_json(scores))
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
