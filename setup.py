@@ -26,7 +26,7 @@ setup(
         "Pillow>=12",
         # detectron2.model_zoo imports pkg_resources, which setuptools 81 and later no longer have.
         "setuptools<81",
-        "opencv-python>=4.10",
+        "opencv-python-headless>=4.10",
         "pycocotools>=2.0.8",
         "cityscapesscripts>=2.3",
         "shapely>=2.0",

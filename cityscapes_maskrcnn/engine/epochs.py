@@ -61,7 +61,9 @@ def resolve_epochs(cfg: CfgNode) -> str:
 
     images = count_training_images(cfg)
     epoch = math.ceil(images / cfg.SOLVER.IMS_PER_BATCH)
-    parts = [f"one epoch: {images} images / {cfg.SOLVER.IMS_PER_BATCH} a batch = {epoch} iterations"]
+    parts = [
+        f"one epoch: {images} images / {cfg.SOLVER.IMS_PER_BATCH} a batch = {epoch} iterations"
+    ]
     for name, node, epochs_key, iterations_key in pairs:
         if node[epochs_key]:
             node[iterations_key] = node[epochs_key] * epoch

@@ -21,8 +21,20 @@ def run_tool(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        print(f"error: {one_line(error)}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return 130
+
+
+def one_line(error: InputError) -> str:
+    """Get the message of an error as one line.
+
+    torch's DataLoader raises an exception of a worker process anew with the worker's whole
+    traceback as its message; the original message is what follows the last class name.
+    """
+    message = str(error)
+    if "Original Traceback" in message:
+        message = message.rpartition(f"{InputError.__name__}: ")[2]
+    return " ".join(message.split())

@@ -1,0 +1,60 @@
+# `make demo` and `make test` set up .venv on the first call and reuse it afterwards.
+PYTHON ?= python3
+VENV ?= .venv
+# Where Detectron2 comes from: a git URL, a folder or a wheel. Example for a machine behind a
+# firewall: make demo DETECTRON2=/mnt/packages/detectron2
+DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833
+# Folder of the demo's data, training run and pictures.
+DEMO ?= output/demo
+
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+export MPLBACKEND = Agg
+
+.PHONY: help demo test lint clean
+help:
+	@echo "make demo    train, score and draw on generated street scenes, on CPU or GPU"
+	@echo "make test    run the test suite"
+	@echo "make lint    check style and types"
+	@echo "make clean   remove $(DEMO) and $(VENV)"
+	@echo "Variables: VENV=$(VENV) PYTHON=$(PYTHON) DEMO=$(DEMO) DETECTRON2=<git URL, folder or wheel>"
+
+$(READY): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+	  { echo "error: $(PYTHON) is not Python 3.10 to 3.12; name one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@echo "Setting up $(VENV): about 5.5 GB, a few minutes, once"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt setuptools wheel ninja numpy torch torchvision
+	@rm -rf $(VENV)/wheels
+	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w $(VENV)/wheels '$(DETECTRON2)' || \
+	  { echo "error: Detectron2 could not be had from $(DETECTRON2) (see pip's message above); give a git URL, a folder or a wheel: make DETECTRON2=/path/to/detectron2 ..." >&2; exit 1; }
+	DETECTRON2="file://$$(realpath $(VENV)/wheels/detectron2-*.whl)" \
+	  $(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python datasets/make_synthetic_cityscapes.py $(DEMO)/datasets \
+	  --train 96 --val 24 --test 0 --train-extra 0 --height 192 --width 384 --seed 7
+	DETECTRON2_DATASETS=$(DEMO)/datasets $(BIN)/python tools/train_net.py \
+	  --config-file configs/demo/mask_rcnn.yaml --resume OUTPUT_DIR $(DEMO)/training
+	DETECTRON2_DATASETS=$(DEMO)/datasets $(BIN)/python tools/visualize_predictions.py \
+	  --config-file $(DEMO)/training/config.yaml --output $(DEMO)/pictures \
+	  --input '$(DEMO)/datasets/cityscapes/leftImg8bit/val/*/*_leftImg8bit.png' \
+	  MODEL.WEIGHTS $(DEMO)/training/model_final.pth
+	@echo
+	@echo "Official scores    $(DEMO)/training/inference/  (table above)"
+	@echo "Pictures           $(DEMO)/pictures/"
+	@echo "Training curves    $(DEMO)/training/training_curves.png"
+	@echo "Log, config, model $(DEMO)/training/"
+	@echo "TensorBoard        $(BIN)/tensorboard --logdir $(DEMO)/training"
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(DEMO) $(VENV)

@@ -1,0 +1,61 @@
+"""Reading images and label images, with one clear line when a file is broken."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def read_image(path: str | os.PathLike[str], image_format: str = "BGR") -> npt.NDArray[np.uint8]:
+    """Read a colour image.
+
+    The pixels equal Detectron2's ``read_image``; the array is contiguous in both channel orders,
+    while Detectron2's BGR is a view with a negative stride that later steps have to copy.
+
+    Args:
+        path: a PNG or JPEG file.
+        image_format: ``"BGR"`` or ``"RGB"``.
+
+    Returns:
+        Array of shape (height, width, 3), dtype uint8.
+
+    Raises:
+        InputError: the file is missing, truncated, or no image.
+    """
+    flags = {"BGR": cv2.IMREAD_COLOR, "RGB": cv2.IMREAD_COLOR_RGB}
+    if image_format not in flags:
+        raise InputError(f"INPUT.FORMAT {image_format!r}: it must be BGR or RGB")
+    return _decode(path, flags[image_format])
+
+
+def read_label_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
+    """Read a ``*_labelIds.png``.
+
+    Returns:
+        Array of shape (height, width), dtype uint8, holding official label ids.
+
+    Raises:
+        InputError: the file is missing, truncated, or not one channel of 8 bits.
+    """
+    image = _decode(path, cv2.IMREAD_UNCHANGED)
+    if image.dtype != np.uint8 or image.ndim != 2:
+        raise InputError(f"{path}: a label image has one channel of 8 bits; this one has not")
+    return image
+
+
+def _decode(path: str | os.PathLike[str], flags: int) -> npt.NDArray[np.uint8]:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    # OpenCV has no exception for this: it decodes nothing, and writes why to stderr.
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    if image is None:
+        raise InputError(f"{path}: truncated, or not an image; fetch or unpack it again")
+    return image

@@ -1,0 +1,104 @@
+"""The endless, repeatable order in which training sees its images.
+
+Position ``p`` of the stream is a pure function of the seed: epoch ``p // n`` is one permutation of
+the ``n`` images, and every random choice of the mapper at that position (which flip, which size)
+is drawn from a generator seeded by ``(seed, p)``. So a run that is resumed at iteration ``i``
+starts at position ``i * batch`` and sees exactly what an uninterrupted run would have seen, with
+any number of workers, and with any number of processes that share the same total batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.utils import comm
+from torch.utils.data import IterableDataset, get_worker_info
+
+# A position's random seed is made from (seed, position, purpose); permutations have a purpose of
+# their own, so that no augmentation repeats the numbers of a shuffle.
+_SHUFFLE, _AUGMENT = 0, 1
+
+
+class TrainingStream(IterableDataset[Any]):
+    """Mapped training examples, without end, for one process and its loading workers.
+
+    Args:
+        dicts: the dataset, in Detectron2's dataset-dict format.
+        mapper: turns one dict into one training example; may use the global generators of
+            ``random``, NumPy and torch.
+        seed: the seed of the whole stream; must be the same in all processes.
+        batch_size: images a batch in this process; workers take turns by whole batches.
+    """
+
+    def __init__(
+        self,
+        dicts: Sequence[dict[str, Any]],
+        mapper: Callable[[dict[str, Any]], dict[str, Any]],
+        seed: int,
+        batch_size: int,
+    ) -> None:
+        self._dicts = dicts
+        self._mapper = mapper
+        #: Seed of the whole stream; a resumed run takes over that of its checkpoint.
+        self.seed = seed
+        self._batch_size = batch_size
+        self._rank = comm.get_rank()
+        self._world_size = comm.get_world_size()
+        #: Batches of this process that earlier runs have used up; set it before iterating.
+        self.start_batch = 0
+
+    def positions(self, worker: int = 0, num_workers: int = 1) -> Iterator[int]:
+        """Positions that one worker of this process loads, in order.
+
+        Batch ``b`` of all processes together covers ``world_size * batch_size`` consecutive
+        positions, of which each process takes its own consecutive share. Worker ``w`` of ``k``
+        loads this process's batches ``start + w, start + w + k, ...``.
+        """
+        for batch in itertools.count(self.start_batch + worker, num_workers):
+            first = (batch * self._world_size + self._rank) * self._batch_size
+            yield from range(first, first + self._batch_size)
+
+    def index(self, position: int) -> int:
+        """Which image stands at a position of the stream."""
+        epoch, offset = divmod(position, len(self._dicts))
+        return int(self._permutation(epoch)[offset])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
+        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        for position in self.positions(worker, num_workers):
+            example = self._dicts[self.index(position)]
+            with _seeded(self._entropy(position, _AUGMENT)):
+                mapped = self._mapper(example)
+            yield mapped
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng(self._entropy(epoch, _SHUFFLE))
+        return generator.permutation(len(self._dicts))
+
+    def _entropy(self, number: int, purpose: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence((self.seed, number, purpose))
+
+
+class _seeded:  # noqa: N801 - reads as a function: `with _seeded(...)`
+    """Seed Python's, NumPy's and torch's generators for a block, then put them back."""
+
+    def __init__(self, entropy: np.random.SeedSequence) -> None:
+        self._seeds = [int(word) for word in entropy.generate_state(3)]
+
+    def __enter__(self) -> None:
+        self._states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+        random.seed(self._seeds[0])
+        np.random.seed(self._seeds[1])  # noqa: NPY002 - Detectron2's augmentations use it
+        torch.manual_seed(self._seeds[2])
+
+    def __exit__(self, *_: object) -> None:
+        python_state, numpy_state, torch_state = self._states
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)

@@ -1,0 +1,211 @@
+"""Checkpoints that are written whole, loaded without running code, and matched tensor by tensor."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
+
+# What a pickle of plain arrays needs (NumPy 1 and 2 name their module differently); nothing here
+# can run code, and everything else is refused.
+_ARRAY_GLOBALS = {
+    (module, name)
+    for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+    for name in ("ndarray", "dtype", "_reconstruct", "scalar")
+} | {("collections", "OrderedDict"), ("_codecs", "encode")}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles dictionaries of arrays and refuses everything that could execute code."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) not in _ARRAY_GLOBALS:
+            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+        return super().find_class(module_name, global_name)
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, made safe to interrupt and safe to point at any file.
+
+    * A checkpoint appears under its name only when it is complete, and ``last_checkpoint`` is
+      moved only after that.
+    * ``.pth`` files are read with ``weights_only=True``; the ``.pkl`` files of Detectron2's model
+      zoo with an unpickler that knows arrays and nothing else.
+    * A tensor of another shape is an error, except for the parameters named in
+      ``MODEL.WEIGHTS_MAY_DIFFER``; so is a file of which no tensor fits the model.
+
+    Args:
+        model: the model, plain or wrapped by DistributedDataParallel.
+        save_dir: folder of the checkpoints; empty: nothing is saved.
+        may_differ: prefixes of parameter names that may have another shape in a loaded file.
+        checkpointables: see :class:`fvcore.common.checkpoint.Checkpointer`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        may_differ: Iterable[str] = (),
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self._may_differ = tuple(may_differ)
+        self._path = ""
+        self.logger = logging.getLogger(__name__)
+
+    def save(self, name: str, **extra: Any) -> None:
+        """Write ``save_dir/name.pth`` and then make it the last checkpoint.
+
+        Args:
+            name: without folder and extension.
+            extra: further data to store, of types that safe loading allows.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update((key, item.state_dict()) for key, item in self.checkpointables.items())
+        data.update(extra)
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        try:
+            with atomic_write(path) as file:
+                torch.save(_plain(data), file)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{path}: the checkpoint could not be written: {error}") from error
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Make a checkpoint the one that ``--resume`` starts from."""
+        with atomic_write(Path(self.save_dir) / "last_checkpoint", "w") as file:
+            file.write(last_filename_basename)
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint into the model and the checkpointables.
+
+        Args:
+            path: a file, or a URL that Detectron2 knows; empty: nothing is loaded.
+            checkpointables: names to restore besides the model; None: all.
+
+        Returns:
+            What else the file held.
+
+        Raises:
+            InputError: there is no such file, it is no checkpoint, it would execute code, it is of
+                another model, or (when resuming) of a training run with other parameters.
+        """
+        self._path = path
+        is_local = bool(path) and "://" not in path
+        if is_local and not os.path.isfile(path.partition("?")[0]):  # noqa: PTH113
+            raise InputError(f"{path}: no such file; MODEL.WEIGHTS must name a checkpoint")
+        try:
+            return super().load(path, checkpointables)
+        except InputError:
+            raise
+        except ValueError as error:
+            if "parameter group" in str(error):
+                raise InputError(
+                    f"{path}: it was trained with other frozen layers or another optimizer; resume "
+                    "with the same config, or start a new OUTPUT_DIR with it as MODEL.WEIGHTS"
+                ) from error
+            raise InputError(f"{path}: cannot be loaded: {error}") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error}") from error
+        finally:
+            self._parsed_url_during_load = None
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            return self._load_pickle(filename)
+        return super()._load_file(filename)
+
+    def _load_pickle(self, filename: str) -> dict[str, Any]:
+        try:
+            data = _ArrayUnpickler(
+                io.BytesIO(Path(filename).read_bytes()), encoding="latin1"
+            ).load()
+        except Exception as error:
+            raise InputError(
+                f"{self._path or filename}: not loaded, it is no file of plain arrays: {error}"
+            ) from error
+        if not isinstance(data, dict):
+            raise InputError(f"{self._path or filename}: not a checkpoint: holds no dictionary")
+        if "model" in data and "__author__" in data:
+            return data
+        # Caffe2's and torchvision's ImageNet files of the zoo hold the arrays themselves.
+        arrays = data.get("blobs", data)
+        arrays = {key: value for key, value in arrays.items() if not key.endswith("_momentum")}
+        return {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        try:
+            loaded = torch.load(f, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+            reason = str(error).partition("\n")[0] or "it is empty"
+            raise InputError(
+                f"{self._path or f}: not a checkpoint that can be loaded safely (damaged, or holds "
+                f"more than tensors): {reason}"
+            ) from error
+        if not isinstance(loaded, dict):
+            raise InputError(
+                f"{self._path or f}: not a checkpoint: it holds a {type(loaded).__name__}, not "
+                "tensors by name"
+            )
+        return loaded
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        state = checkpoint["model"]
+        if not isinstance(state, dict) or not any(hasattr(v, "shape") for v in state.values()):
+            raise InputError(f"{self._path}: not a checkpoint: holds no tensors by name")
+        total = len(self.model.state_dict())
+        incompatible = super()._load_model(checkpoint)
+        wrong = [
+            f"{name} is {tuple(theirs)} in the file and {tuple(ours)} in the model"
+            for name, theirs, ours in incompatible.incorrect_shapes
+            if not name.startswith(self._may_differ or ("\0",))
+        ]
+        if wrong:
+            raise InputError(f"{self._path}: weights of another model: {'; '.join(wrong[:4])}")
+        if len(incompatible.missing_keys) >= total:
+            raise InputError(
+                f"{self._path}: none of its tensors belongs to this model (its first is "
+                f"{next(iter(state), 'none')!r}); is it a checkpoint of another network?"
+            )
+        for name, theirs, ours in incompatible.incorrect_shapes:
+            self.logger.warning(
+                "%s starts anew: the file has it as %s, the model as %s", name, theirs, ours
+            )
+        return incompatible
+
+
+def _plain(value: Any) -> Any:
+    """Replace NumPy scalars, which safe loading refuses, by Python numbers."""
+    if isinstance(value, OrderedDict):
+        return OrderedDict((key, _plain(item)) for key, item in value.items())
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item) for item in value)
+    if (
+        hasattr(value, "item")
+        and getattr(value, "shape", None) == ()
+        and not torch.is_tensor(value)
+    ):
+        return value.item()
+    return value

@@ -1,0 +1,123 @@
+"""What happens around the training steps."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.checkpoint import Checkpointer
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import nn
+
+
+class SeedEveryStep(HookBase):
+    """Make the random choices inside the model a function of the seed and the iteration.
+
+    Which regions are sampled for the losses is drawn from torch's generator. Seeding it before
+    every step means that nothing in between (an evaluation, an interruption) can change what a
+    later step draws: a resumed run equals an uninterrupted one.
+
+    Args:
+        seed: the same in all processes; each process draws other numbers from it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_step(self) -> None:
+        """Seed torch's generators, of the CPU and of all GPUs, for this iteration."""
+        words = (self.seed, self.trainer.iter, comm.get_rank())
+        # Mixed by a fixed hash of ours rather than added: iteration 7 of seed 1 is not 6 of 2.
+        torch.manual_seed(_mix(words))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the seed, so that a run without a fixed SEED resumes with the one it drew."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the seed of the run that is resumed."""
+        self.seed = int(state["seed"])
+
+
+class AverageNormStatistics(HookBase):
+    """Give all processes the same BatchNorm running statistics, their mean.
+
+    DistributedDataParallel as Detectron2 sets it up leaves every process with statistics of its
+    own images; without this hook the parts of one evaluation would come from different models.
+
+    Args:
+        periods: iterations after which it is needed (checkpoints, evaluations); 0 is skipped.
+    """
+
+    def __init__(self, *periods: int) -> None:
+        self._periods = [period for period in periods if period > 0]
+
+    def after_step(self) -> None:
+        """Average where a checkpoint or an evaluation follows."""
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or any(done % period == 0 for period in self._periods):
+            average_norm_statistics(self.trainer.model)
+
+
+def average_norm_statistics(model: nn.Module) -> None:
+    """Replace BatchNorm running means and variances by their mean over all processes."""
+    if comm.get_world_size() == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            for statistic in (module.running_mean, module.running_var):
+                assert statistic is not None  # for the type checker: statistics are tracked
+                dist.all_reduce(statistic)
+                statistic /= comm.get_world_size()
+
+
+class StopOnSignal(HookBase):
+    """Save a checkpoint and end when the process is asked to terminate (SIGTERM).
+
+    Job schedulers send SIGTERM some seconds before they kill. The step under way is finished; then
+    the main process saves and the run ends with status 143; ``--resume`` goes on from there.
+
+    Args:
+        checkpointer: writes on the main process only.
+    """
+
+    def __init__(self, checkpointer: Checkpointer) -> None:
+        self._checkpointer = checkpointer
+        self._asked = False
+        self._previous: Any = None
+
+    def before_train(self) -> None:
+        """Start to listen."""
+        self._previous = signal.signal(signal.SIGTERM, self._ask)
+
+    def after_step(self) -> None:
+        """End here if asked."""
+        if not self._asked:
+            return
+        iteration = self.trainer.iter
+        logging.getLogger(__name__).warning(
+            "SIGTERM: stopping after iteration %d; --resume goes on from there", iteration
+        )
+        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def after_train(self) -> None:
+        """Stop to listen."""
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+
+
+def _mix(words: tuple[int, ...]) -> int:
+    """Hash integers to one of 63 bits, the same on every machine and Python version."""
+    mixed = 0x9E3779B97F4A7C15
+    for word in words:
+        mixed = ((mixed ^ word) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        mixed ^= mixed >> 31
+    return mixed >> 1

@@ -1,0 +1,243 @@
+"""Detectron2's trainer, on Cityscapes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    MetadataCatalog,
+    build_batch_data_loader,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    hooks,
+)
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.solver import build_optimizer, get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+
+from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.data.training_stream import TrainingStream
+from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.hooks import AverageNormStatistics, SeedEveryStep, StopOnSignal
+from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's :class:`DefaultTrainer` with this project's parts plugged in.
+
+    * The order of the data and every random choice follow from ``SEED`` and the iteration, so that
+      ``--resume`` continues exactly (see :mod:`.data.training_stream` and :mod:`.engine.hooks`).
+    * Checkpoints are written whole and loaded without running code.
+    * Several processes work on CPUs too.
+
+    Args:
+        cfg: the frozen config.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # DefaultTrainer.__init__ hands DistributedDataParallel a GPU number, which fails on CPUs,
+        # and loads checkpoints by unpickling; the rest of it is repeated here.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
+            raise InputError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared equally by "
+                f"{comm.get_world_size()} processes"
+            )
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self.stream, loader = self.build_train_stream(cfg, self.seed)
+
+        on_gpu = next(model.parameters()).is_cuda
+        model = create_ddp_model(
+            model, broadcast_buffers=False, **({} if on_gpu else {"device_ids": None})
+        )
+        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = step(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = SafeCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER,
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load ``MODEL.WEIGHTS``, or everything from the last checkpoint of ``OUTPUT_DIR``.
+
+        Args:
+            resume: continue from the last checkpoint if there is one.
+
+        Raises:
+            InputError: see :meth:`SafeCheckpointer.load`.
+        """
+        super().resume_or_load(resume)
+        self.stream.start_batch = self.start_iter
+        for hook in self._hooks:
+            if isinstance(hook, SeedEveryStep):
+                self.stream.seed = hook.seed
+
+    def train(self) -> Any:
+        """Run the iterations that are left.
+
+        Returns:
+            The results of the last evaluation, on the main process.
+        """
+        silence = _DropInputErrors()
+        loop_logger = logging.getLogger("detectron2.engine.train_loop")
+        loop_logger.addFilter(silence)
+        try:
+            return super().train()
+        finally:
+            loop_logger.removeFilter(silence)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Build the hooks, in the order in which they run."""
+        cfg = self.cfg
+        main_process = comm.is_main_process()
+        built: list[HookBase | None] = [
+            SeedEveryStep(self.seed),
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            AverageNormStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            if main_process
+            else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate) if cfg.DATASETS.TEST else None,
+            # Writers come after everything that produces numbers ...
+            hooks.PeriodicWriter(self.build_writers(), period=20) if main_process else None,
+            # ... and leaving comes last.
+            StopOnSignal(self.checkpointer),
+        ]
+        return [hook for hook in built if hook is not None]
+
+    def _evaluate(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return without_nan(self._last_eval_results)
+
+    @classmethod
+    def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+        """Score ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
+
+        Args:
+            cfg: the frozen config.
+            resume: take the last checkpoint of ``OUTPUT_DIR`` instead, if there is one.
+
+        Returns:
+            The results on the main process, an empty dict on others.
+
+        Raises:
+            InputError: there are no weights or no dataset to score on.
+        """
+        if not cfg.DATASETS.TEST:
+            raise InputError("DATASETS.TEST is empty: name a dataset to score on")
+        model = cls.build_model(cfg)
+        checkpointer = SafeCheckpointer(
+            model, cfg.OUTPUT_DIR, may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER
+        )
+        if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+            raise InputError("MODEL.WEIGHTS is empty: name the checkpoint to score")
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        results = cls.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+    @classmethod
+    def build_train_stream(cls, cfg: CfgNode, seed: int) -> tuple[TrainingStream, Any]:
+        """Build the stream of training examples and the loader that batches it."""
+        dicts = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+        batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        # DatasetFromList keeps the dicts as one array, which worker processes share.
+        stream = TrainingStream(
+            DatasetFromList(dicts, copy=False), CityscapesMapper(cfg, True), seed, batch_size
+        )
+        loader = build_batch_data_loader(
+            stream,
+            None,
+            cfg.SOLVER.IMS_PER_BATCH,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
+            persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
+        )
+        return stream, loader
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Build the loader of one dataset to score on; one image a batch, in order."""
+        return build_detection_test_loader(
+            cfg, dataset_name, mapper=CityscapesMapper(cfg, is_train=False)
+        )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Build the optimizer that ``SOLVER.OPTIMIZER`` names, for the trainable parameters."""
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "AdamW":
+            raise InputError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}: it must be SGD or AdamW")
+        parameters = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return optimizer(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Build the evaluator for a dataset by its ``evaluator_type``."""
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if kind != "cityscapes_instance":
+            raise InputError(f"{dataset_name}: datasets of type {kind!r} cannot be scored here")
+        return CityscapesInstanceEvaluator(
+            dataset_name, output_dir=f"{cfg.OUTPUT_DIR}/inference", coco_style=cfg.TEST.COCO_STYLE
+        )
+
+
+def without_nan(results: dict[str, Any]) -> dict[str, Any]:
+    """Drop NaN, the score of a class without ground truth, from nested results.
+
+    ``metrics.json`` would otherwise hold the word NaN, which is not JSON.
+    """
+    kept: dict[str, Any] = OrderedDict()
+    for key, value in results.items():
+        if isinstance(value, dict):
+            kept[key] = without_nan(value)
+        elif not math.isnan(value):
+            kept[key] = value
+    return kept
+
+
+class _DropInputErrors(logging.Filter):
+    """Keeps Detectron2's loop from logging a traceback for bad input, which gets one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], InputError))

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def net(classes: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Linear(5, classes))
+
+
+class Evil:
+    """Unpickling this creates a file: the proof that code was run."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.proof,))
+
+
+def test_save_and_load_round_trip(tmp_path: Path) -> None:
+    model = net()
+    SafeCheckpointer(model, str(tmp_path)).save("model_0000009", iteration=np.int64(9))
+    other = net()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    checkpointer = SafeCheckpointer(other, str(tmp_path))
+    rest = checkpointer.resume_or_load("", resume=True)
+    assert rest["iteration"] == 9
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+
+
+def test_a_save_that_fails_keeps_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointer = SafeCheckpointer(net(), str(tmp_path))
+    checkpointer.save("model_0000000")
+    before = (tmp_path / "model_0000000.pth").read_bytes()
+
+    def half(_data: object, file: object) -> None:
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(InputError, match="No space left"):
+        checkpointer.save("model_0000000")
+    assert (tmp_path / "model_0000000.pth").read_bytes() == before
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "last_checkpoint",
+        "model_0000000.pth",
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+def test_loading_runs_no_code(tmp_path: Path, suffix: str) -> None:
+    proof, path = tmp_path / "proof", tmp_path / f"weights.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": net().state_dict(), "extra": Evil(proof)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"model": Evil(proof), "__author__": "somebody"}))
+    with pytest.raises(InputError, match=str(path)):
+        SafeCheckpointer(net()).load(str(path))
+    assert not proof.exists()
+
+
+def test_the_zoos_pickles_of_arrays_load(tmp_path: Path) -> None:
+    model = net()
+    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
+    path = tmp_path / "model_final.pkl"
+    # Detectron2's zoo files are dictionaries of NumPy arrays in pickle protocol 2 and later.
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "the zoo"}, protocol=2))
+    other = net()
+    nn.init.zeros_(other[0].weight)
+    SafeCheckpointer(other).load(str(path))
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+def test_a_wrong_shape_names_both_tensors(tmp_path: Path) -> None:
+    SafeCheckpointer(net(3), str(tmp_path)).save("weights")
+    with pytest.raises(InputError, match=r"1\.weight is \(3, 5\) in the file and \(8, 5\) in the"):
+        SafeCheckpointer(net(8)).load(str(tmp_path / "weights.pth"))
+
+
+def test_class_dependent_parameters_may_start_anew(tmp_path: Path) -> None:
+    SafeCheckpointer(net(3), str(tmp_path)).save("weights")
+    model = net(8)
+    SafeCheckpointer(model, may_differ=["1."]).load(str(tmp_path / "weights.pth"))
+    assert model[1].weight.shape == (8, 5)
+    assert torch.equal(model[0].weight, net(3)[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "not a checkpoint"),
+        (b"plain text, not weights", "not a checkpoint"),
+        ([1, 2], "holds a list"),
+        ({"model": {}}, "holds no tensors"),
+        ({"epoch": 3}, "holds no tensors"),
+        ({"model": {"other.weight": torch.zeros(2)}}, "none of its tensors belongs to this model"),
+    ],
+)
+def test_what_is_no_checkpoint_gets_one_line(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=message) as caught:
+        SafeCheckpointer(net()).load(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_truncated_checkpoint_gets_one_line(tmp_path: Path) -> None:
+    SafeCheckpointer(net(), str(tmp_path)).save("weights")
+    path = tmp_path / "weights.pth"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a checkpoint"):
+        SafeCheckpointer(net()).load(str(path))

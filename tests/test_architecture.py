@@ -1,0 +1,125 @@
+"""The floors of the house: who may import whom, and what works without Detectron2."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+PACKAGE = PROJECT / "cityscapes_maskrcnn"
+
+# Lower floors first. A room may import from lower floors and from itself.
+FLOORS = {
+    "utils": 0,
+    "config": 1,
+    "data": 1,
+    "modeling": 1,
+    "evaluation": 2,
+    "visualization": 2,
+    "engine": 3,
+    "recipe": 4,
+    "cli": 4,
+}
+
+# Files of numbers and file formats only, for people who do not use Detectron2.
+WITHOUT_DETECTRON2 = [
+    "utils.errors",
+    "utils.files",
+    "utils.parallel",
+    "utils.run",
+    "data.labels",
+    "data.images",
+    "data.annotations",
+    "data.annotation_cache",
+    "data.partitions",
+    "data.synthetic",
+    "data.tree_check",
+    "evaluation.masks",
+    "evaluation.instance_ap",
+    "evaluation.result_files",
+    "evaluation.coco_ap",
+]
+
+
+def room_of(module: str) -> str:
+    """cityscapes_maskrcnn.data.labels -> data; cityscapes_maskrcnn.cli -> cli."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PROJECT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imported_modules(path: Path) -> list[str]:
+    """Every project module that a file imports, anywhere in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.append(node.module or "")
+    return [name for name in found if name.startswith("cityscapes_maskrcnn")]
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    room = room_of(module_name(path))
+    for imported in imported_modules(path):
+        other = room_of(imported)
+        if other and other != room:
+            assert room in FLOORS, f"give {room} a floor"
+            assert FLOORS[other] < FLOORS[room], f"{path} in {room} imports {imported}"
+
+
+def test_no_circles() -> None:
+    graph = {module_name(path): imported_modules(path) for path in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join([*trail, module])
+        if module not in done:
+            for imported in graph.get(module, []):
+                visit(imported, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_numeric_files_work_without_detectron2() -> None:
+    # None in sys.modules makes every import of that name fail, also from inside dependencies.
+    code = "import sys; sys.modules['detectron2'] = None\n" + "\n".join(
+        f"import cityscapes_maskrcnn.{name}" for name in WITHOUT_DETECTRON2
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_does_nothing() -> None:
+    """Registering datasets is an explicit call, never a side effect of an import."""
+    code = (
+        "import cityscapes_maskrcnn.cli, cityscapes_maskrcnn.engine.trainer\n"
+        "from detectron2.data import DatasetCatalog\n"
+        "assert not [n for n in DatasetCatalog if n.startswith('cityscapes_instance')]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_stay_small() -> None:
+    too_long = {
+        str(path.relative_to(PROJECT)): lines
+        for folder, limit in (("cityscapes_maskrcnn", 400), ("tools", 60), ("datasets", 60))
+        for path in (PROJECT / folder).rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) > limit
+    }
+    assert not too_long
