@@ -180,11 +180,10 @@ def _load(name: str, dataset: _Dataset, image_dir: str, gt_dir: str | None) -> l
         except InputError as error:
             raise InputError(f"{name}: {error} in {image_dir}") from error
 
-    if gt_dir is None:
+    if gt_dir is None or dataset.annotations is None:
         return load_images(image_dir, dataset.cities, take_part)
     if dataset.task == "instance":
         return load_instances(image_dir, gt_dir, dataset.cities, take_part)
-    assert dataset.annotations is not None
     return load_semantic(image_dir, gt_dir, dataset.annotations, dataset.cities, take_part)
 
 

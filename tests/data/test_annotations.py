@@ -1,0 +1,556 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import cityscapesscripts.helpers.labels
+import numpy as np
+import pytest
+import shapely
+
+from cityscapes_maskrcnn.data.annotation_files import _polygons, read_instances
+from cityscapes_maskrcnn.data.annotations import (
+    find_images,
+    load_images,
+    load_instances,
+    load_semantic,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+
+SQUARE = [[10, 10], [20, 10], [20, 20], [10, 20]]
+
+# Name of a scene -> its objects from back to front. The image is 64 high and 128 wide.
+SCENES: dict[str, list] = {
+    "nothing": [],
+    "stuff only": [("road", [[0, 40], [127, 40], [127, 63], [0, 63]]), ("sky", SQUARE)],
+    "one car": [("car", SQUARE)],
+    "group": [("cargroup", SQUARE), ("persongroup", [[40, 40], [60, 40], [50, 60]])],
+    "group of its own label": [("polegroup", SQUARE), ("car", SQUARE)],
+    "deleted": [
+        {"label": "car", "polygon": SQUARE, "deleted": 1},
+        {"label": "bus", "polygon": SQUARE, "deleted": 0},
+        ("train", SQUARE),
+        {"label": "no such thing", "polygon": SQUARE, "deleted": 1},
+    ],
+    "over the border": [("truck", [[-9, -7], [140, 5], [128, 70], [60, 64], [-3, 80]])],
+    "cut in two": [
+        ("bus", [[5, 20], [110, 20], [110, 40], [5, 40]]),
+        ("pole", [[50, 0], [55, 0], [55, 63], [50, 63]]),
+    ],
+    "cut in three by things": [
+        ("train", [[5, 20], [120, 20], [120, 40], [5, 40]]),
+        ("person", [[30, 10], [35, 10], [35, 50], [30, 50]]),
+        ("rider", [[80, 10], [85, 10], [85, 50], [80, 50]]),
+        ("bicycle", [[78, 35], [90, 35], [90, 55], [78, 55]]),
+    ],
+    "hidden": [
+        ("car", SQUARE),
+        ("person", [[12, 12], [18, 12], [18, 18]]),
+        ("building", [[5, 5], [30, 5], [30, 30], [5, 30]]),
+    ],
+    "hole": [
+        ("car", [[5, 5], [60, 5], [60, 60], [5, 60]]),
+        ("person", [[20, 20], [30, 20], [30, 40], [20, 40]]),
+    ],
+    "void": [
+        ("car", [[5, 30], [60, 30], [60, 60], [5, 60]]),
+        ("out of roi", [[0, 0], [127, 0], [127, 3], [0, 3]]),
+        ("static", [[30, 30], [40, 30], [40, 45], [30, 45]]),
+        ("ego vehicle", [[0, 50], [127, 50], [127, 63], [0, 63]]),
+        ("rectification border", [[0, 0], [5, 0], [5, 63], [0, 63]]),
+    ],
+    "ignored instance classes": [("caravan", SQUARE), ("trailer", [[40, 5], [60, 5], [60, 30]])],
+    "licence plate": [("car", SQUARE), ("license plate", [[12, 12], [18, 12], [18, 16]])],
+    "crossing itself": [("car", [[10, 10], [50, 50], [50, 10], [10, 50]]), ("bus", SQUARE)],
+    "without area": [("car", [[10, 10], [50, 10], [30, 10]]), ("person", SQUARE)],
+    "points twice": [("car", [[10, 10], [10, 10], [50, 10], [50, 40], [50, 40], [10, 10]])],
+    "touching": [("car", SQUARE), ("car", [[20, 10], [30, 10], [30, 20], [20, 20]])],
+    "same place": [("car", SQUARE), ("car", SQUARE)],
+    "fractions": [("person", [[10.25, 10.1], [20.3, 11], [15.7, 30.9]]), ("pole", SQUARE)],
+}
+
+
+@pytest.fixture
+def detectron2_loader(monkeypatch):
+    """Detectron2's function, its Meta-internal import pointed at the public package."""
+    name = "deeplearning"
+    for part in ["projects", "cityscapesApi", "cityscapesscripts", "helpers", ""]:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        name = f"{name}.{part}"
+    labels = "deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels"
+    monkeypatch.setitem(sys.modules, labels, cityscapesscripts.helpers.labels)
+    from detectron2.data.datasets.cityscapes import load_cityscapes_instances
+
+    return load_cityscapes_instances
+
+
+def folders(root: Path, split: str = "val") -> tuple[str, str]:
+    tree = root / "cityscapes"
+    return str(tree / "leftImg8bit" / split), str(tree / "gtFine" / split)
+
+
+def assert_same(root: Path, split: str, load_cityscapes_instances) -> list[dict]:
+    image_dir, gt_dir = folders(root, split)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = load_cityscapes_instances(image_dir, gt_dir, from_json=True, to_polygons=True)
+    ours = load_instances(image_dir, gt_dir)
+    assert [d["file_name"] for d in ours] == sorted(d["file_name"] for d in theirs)
+    by_name = {d["file_name"]: d for d in theirs}
+    for image in ours:
+        expected = by_name[image["file_name"]]
+        assert set(image) == set(expected)
+        for field in set(expected) - {"annotations"}:
+            assert image[field] == expected[field], (image["file_name"], field)
+        assert len(image["annotations"]) == len(expected["annotations"]), image["file_name"]
+        for mine, other in zip(image["annotations"], expected["annotations"], strict=True):
+            assert set(mine) == set(other)
+            for field, value in other.items():
+                assert mine[field] == value, (image["file_name"], field)
+                assert isinstance(value, type(mine[field])), field
+    return load_instances(image_dir, gt_dir)
+
+
+def test_same_as_detectron2_on_every_special_case(tmp_path, write_scene, detectron2_loader):
+    for number, objects in enumerate(SCENES.values()):
+        write_scene(tmp_path, "val", ["ulm", "bonn"][number % 2], number, objects)
+    images = assert_same(tmp_path, "val", detectron2_loader)
+    number = {name: f"_{index:06d}_" for index, name in enumerate(SCENES)}
+    found = {
+        name: next(d for d in images if number[name] in d["image_id"])["annotations"]
+        for name in SCENES
+    }
+    # That the scenes are what their names say:
+    assert found["nothing"] == found["stuff only"] == found["ignored instance classes"] == []
+    assert [a["iscrowd"] for a in found["group"]] == [True, True]
+    assert [a["category_id"] for a in found["deleted"]] == [5]
+    assert found["over the border"][0]["bbox"][0] < 0
+    assert len(found["cut in two"][0]["segmentation"]) == 2
+    assert [len(a["segmentation"]) for a in found["cut in three by things"]] == [1, 1, 1, 3]
+    assert found["hidden"] == []
+    assert [a["category_id"] for a in found["same place"]] == [2]
+
+
+def random_scene(rng: np.random.Generator) -> list:
+    labels = [
+        *["car", "person", "rider", "bicycle", "bus", "cargroup", "bicyclegroup", "train"] * 2,
+        *["building", "pole", "vegetation", "static", "ego vehicle", "license plate", "trailer"],
+    ]
+    objects = []
+    for _ in range(rng.integers(0, 25)):
+        count = int(rng.integers(3, 30))
+        centre, radius = rng.uniform((-10, -10), (138, 74)), rng.uniform(1, 60)
+        angle = rng.uniform(0, 2 * math.pi, count)
+        if rng.random() < 0.8:  # else it crosses itself
+            angle.sort()
+        spoke = np.stack([np.cos(angle), np.sin(angle)], 1) * rng.uniform(0.3, 1, (count, 1))
+        points = np.rint(centre + radius * spoke).astype(int).tolist()
+        objects.append((str(rng.choice(labels)), points))
+    return objects
+
+
+def test_same_as_detectron2_on_random_scenes(tmp_path, write_scene, detectron2_loader):
+    rng = np.random.default_rng(5)
+    for number in range(60):
+        write_scene(
+            tmp_path, "train", ["ulm", "bonn", "jena"][number % 3], number, random_scene(rng)
+        )
+    images = assert_same(tmp_path, "train", detectron2_loader)
+    pieces = [len(a["segmentation"]) for image in images for a in image["annotations"]]
+    assert len(pieces) > 100 and max(pieces) > 1
+
+
+def test_values_of_one_square(tmp_path, write_scene):
+    write_scene(tmp_path, "val", "ulm", 3, [("cargroup", SQUARE)])
+    image_dir, gt_dir = folders(tmp_path)
+    (image,) = load_instances(image_dir, gt_dir)
+    (annotation,) = image.pop("annotations")
+    assert image == {
+        "file_name": f"{image_dir}/ulm/ulm_000003_000019_leftImg8bit.png",
+        "image_id": "ulm_000003_000019_leftImg8bit.png",
+        "height": 64,
+        "width": 128,
+    }
+    (polygon,) = annotation.pop("segmentation")
+    # Pixels 10 to 20 reach from 10 to 21. Corners are rounded with four segments,
+    # five points, each: 4 x 5 points and the first one again, two numbers a point.
+    assert annotation == {
+        "iscrowd": True,
+        "category_id": 2,
+        "bbox": (10.0, 10.0, 21.0, 21.0),
+        "bbox_mode": 0,
+    }
+    assert len(polygon) == (4 * 5 + 1) * 2
+    assert all(type(number) is float for number in polygon)
+
+
+def test_trailing_slash_is_kept_as_detectron2_does(tmp_path, write_scene):
+    write_scene(tmp_path, "val", "ulm", 3, [])
+    image_dir, gt_dir = folders(tmp_path)
+    (image,) = load_instances(f"{image_dir}/", f"{gt_dir}/")
+    assert image["file_name"] == f"{image_dir}/ulm/ulm_000003_000019_leftImg8bit.png"
+    assert image["annotations"] == []
+
+
+def test_geometry_collection_keeps_its_polygons():
+    square, line = shapely.box(0, 0, 1, 1), shapely.LineString([(0, 0), (5, 5)])
+    pair = shapely.MultiPolygon([shapely.box(2, 2, 3, 3), shapely.box(4, 4, 5, 5)])
+    collection = shapely.GeometryCollection([line, square, pair, shapely.Point(9, 9)])
+    assert [part.bounds for part in _polygons(collection)] == [
+        (0, 0, 1, 1),
+        (2, 2, 3, 3),
+        (4, 4, 5, 5),
+    ]
+    assert _polygons(shapely.GeometryCollection([line])) == []
+    assert _polygons(shapely.Polygon()) == []
+
+
+def test_cities_and_selection(tmp_path, write_scene):
+    for city, number in [("ulm", 1), ("bonn", 5), ("ulm", 0), ("jena", 2)]:
+        write_scene(tmp_path, "val", city, number, [("car", SQUARE)] * (number == 5))
+    image_dir, gt_dir = folders(tmp_path)
+    ids = [d["image_id"][:-20] for d in load_instances(image_dir, gt_dir)]
+    assert ids == ["bonn_000005_00", "jena_000002_00", "ulm_000000_00", "ulm_000001_00"]
+    ulm = load_instances(image_dir, gt_dir, cities=["ulm", "jena"])
+    assert [d["image_id"][:3] for d in ulm] == ["jen", "ulm", "ulm"]
+    last_and_first = load_instances(image_dir, gt_dir, select=lambda ids: [ids[-1], ids[0]])
+    assert [d["image_id"][:11] for d in last_and_first] == ["ulm_000001_", "bonn_000005"]
+    assert [len(d["annotations"]) for d in last_and_first] == [0, 1]
+
+
+def test_strange_files_between_the_images_are_left_alone(tmp_path, write_scene):
+    write_scene(tmp_path, "val", "ulm", 3, [])
+    images = tmp_path / "cityscapes/leftImg8bit/val"
+    for name in [".DS_Store", "notes.txt", "ulm/._ulm_000003_000019_leftImg8bit.png", "ulm/a.txt"]:
+        (images / name).touch()
+    (images / ".hidden").mkdir()
+    assert find_images(str(images)) == ["ulm/ulm_000003_000019_leftImg8bit.png"]
+
+
+def test_semantic_and_unlabelled_images(tmp_path, write_scene):
+    write_scene(tmp_path, "train_extra", "erlangen", 0, [], "gtCoarse", size=(32, 48))
+    image_dir = str(tmp_path / "cityscapes/leftImg8bit/train_extra")
+    gt_dir = str(tmp_path / "cityscapes/gtCoarse/train_extra")
+    name = "erlangen_000000_000019"
+    image = {
+        "file_name": f"{image_dir}/erlangen/{name}_leftImg8bit.png",
+        "image_id": f"{name}_leftImg8bit.png",
+        "height": 32,
+        "width": 48,
+    }
+    assert load_images(image_dir) == [image]
+    labels = f"{gt_dir}/erlangen/{name}_gtCoarse_labelIds.png"
+    assert load_semantic(image_dir, gt_dir, "gtCoarse") == [{**image, "sem_seg_file_name": labels}]
+
+
+# Bad input -----------------------------------------------------------------------------------
+
+
+def test_missing_folders_are_named(tmp_path, write_scene):
+    image_dir, gt_dir = folders(tmp_path)
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}/cityscapes: no such folder.*DETECTRON2_DATA"
+    ):
+        load_instances(image_dir, gt_dir)
+    write_scene(tmp_path, "val", "ulm", 3, [])
+    with pytest.raises(InputError, match=r"leftImg8bit/val/bonn: no such folder"):
+        load_instances(image_dir, gt_dir, cities=["bonn"])
+    with pytest.raises(InputError, match=r"gtFine/nowhere: no such folder \("):
+        load_instances(image_dir, str(tmp_path / "cityscapes/gtFine/nowhere"))
+
+
+def test_split_without_images(tmp_path):
+    (tmp_path / "leftImg8bit/val/ulm").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"leftImg8bit/val: no images"):
+        load_images(str(tmp_path / "leftImg8bit/val"))
+
+
+@pytest.mark.parametrize("load", [load_instances, load_semantic])
+def test_image_without_annotation(tmp_path, write_scene, load):
+    write_scene(tmp_path, "val", "ulm", 1, [])
+    annotation = write_scene(tmp_path, "val", "ulm", 3, [])
+    annotation.unlink()
+    (annotation.parent / annotation.name.replace("polygons.json", "labelIds.png")).unlink()
+    with pytest.raises(
+        InputError, match=r"ulm_000003_000019_leftImg8bit.png: this image has no an"
+    ):
+        load(*folders(tmp_path))
+
+
+def test_dangling_link_is_a_missing_annotation(tmp_path, write_scene):
+    annotation = write_scene(tmp_path, "val", "ulm", 1, [])
+    annotation.unlink()
+    annotation.symlink_to(tmp_path / "gone.json")
+    with pytest.raises(InputError, match="has no annotation"):
+        load_instances(*folders(tmp_path))
+
+
+def test_image_in_two_cities(tmp_path, write_scene):
+    write_scene(tmp_path, "val", "ulm", 1, [])
+    images = tmp_path / "cityscapes/leftImg8bit/val"
+    (images / "bonn").mkdir()
+    (images / "bonn/ulm_000001_000019_leftImg8bit.png").touch()
+    with pytest.raises(InputError, match=r"ulm_000001_000019_leftImg8bit.png is in several city"):
+        find_images(str(images))
+
+
+GOOD = {"imgHeight": 64, "imgWidth": 128, "objects": []}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps(GOOD)[:-3], "not a complete JSON file"),
+        ("", "not a complete JSON file"),
+        ("\udcff", "not a complete JSON file"),
+        ("[]", "not a Cityscapes annotation"),
+        ("null", "not a Cityscapes annotation"),
+        (json.dumps({"imgHeight": 1, "imgWidth": 1}), "not a Cityscapes annotation"),
+        (json.dumps({**GOOD, "imgWidth": "128"}), "imgHeight and imgWidth must be"),
+        (json.dumps({**GOOD, "imgHeight": 0}), "imgHeight and imgWidth must be"),
+        (json.dumps({**GOOD, "imgHeight": True}), "imgHeight and imgWidth must be"),
+        (json.dumps({**GOOD, "objects": 3}), "not a Cityscapes annotation"),
+        (json.dumps({**GOOD, "objects": ["car"]}), "not a Cityscapes annotation"),
+        (json.dumps({**GOOD, "objects": [{"label": "car"}]}), "not a Cityscapes annotation"),
+        (
+            json.dumps({**GOOD, "objects": [{"label": ["car"], "polygon": SQUARE}]}),
+            "not a Cityscapes annotation",
+        ),
+        (
+            json.dumps({**GOOD, "objects": [{"label": "zebra", "polygon": SQUARE}]}),
+            "unknown label 'zebra'",
+        ),
+        (
+            json.dumps({**GOOD, "objects": [{"label": "zebragroup", "polygon": SQUARE}]}),
+            "unknown label 'zebragroup'",
+        ),
+        *[
+            (
+                json.dumps({**GOOD, "objects": [{"label": "car", "polygon": polygon}]}),
+                "(polygon of 'car' is not a list of three or more|not a Cityscapes annotation)",
+            )
+            for polygon in [
+                [],
+                SQUARE[:2],
+                [[1, 2, 3]] * 4,
+                [[1, 2], [3]],
+                [["a", "b"]] * 3,
+                [[0, 0], [1, float("nan")], [5, 5]],
+                "abc",
+                {"x": 1},
+            ]
+        ],
+    ],
+)
+def test_damaged_annotation_is_named(tmp_path, content, message):
+    path = tmp_path / "ulm_000003_000019_gtFine_polygons.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=rf"^{path}: .*{message}") as error:
+        read_instances(str(path))
+    assert str(error.value).count(str(path)) == 1
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_annotation_is_named_from_a_worker_process(tmp_path, write_scene):
+    for number in range(24):
+        annotation = write_scene(tmp_path, "val", "ulm", number, [("car", SQUARE)])
+    annotation.write_text("{")
+    with pytest.raises(InputError, match=r"ulm_000023_000019_gtFine_polygons.json: not a complete"):
+        load_instances(*folders(tmp_path), num_workers=2)
+
+
+def test_label_image_that_is_no_png(tmp_path, write_scene):
+    annotation = write_scene(tmp_path, "val", "ulm", 3, [])
+    labels = annotation.parent / annotation.name.replace("polygons.json", "labelIds.png")
+    labels.write_bytes(labels.read_bytes()[:20])
+    with pytest.raises(InputError, match=f"{labels}: not a PNG file"):
+        load_semantic(*folders(tmp_path))
+
+
+# The cache -----------------------------------------------------------------------------------
+
+
+def overwrite_unnoticed(path: Path) -> None:
+    """Destroy a file's content, keeping its size and time: reading it again would fail."""
+    status = path.stat()
+    path.write_bytes(b"?" * status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.fixture
+def split(tmp_path, write_scene):
+    rng = np.random.default_rng(0)
+    paths = [write_scene(tmp_path, "val", "ulm", i, random_scene(rng)) for i in range(12)]
+    image_dir, gt_dir = folders(tmp_path)
+    return image_dir, gt_dir, paths
+
+
+def test_second_load_parses_nothing(split, cache_folder):
+    image_dir, gt_dir, paths = split
+    first = load_instances(image_dir, gt_dir)
+    for path in paths:
+        overwrite_unnoticed(path)
+    assert load_instances(image_dir, gt_dir) == first
+    assert [p.suffix for p in sorted(cache_folder.iterdir())] == [".lock", ".npz"]
+
+
+def test_changed_annotation_is_read_again_and_only_that(split):
+    image_dir, gt_dir, paths = split
+    first = load_instances(image_dir, gt_dir)
+    for path in paths[1:]:
+        overwrite_unnoticed(path)
+    paths[0].write_text(json.dumps({**GOOD, "objects": [{"label": "bus", "polygon": SQUARE}]}))
+    second = load_instances(image_dir, gt_dir)
+    assert second[1:] == first[1:]
+    assert [a["bbox"] for a in second[0]["annotations"]] == [(10.0, 10.0, 21.0, 21.0)]
+    assert load_instances(image_dir, gt_dir) == second
+
+
+def test_same_size_and_another_time_is_a_change(split):
+    image_dir, gt_dir, paths = split
+    paths[0].write_text(json.dumps({**GOOD, "objects": [{"label": "bus", "polygon": SQUARE}]}))
+    load_instances(image_dir, gt_dir)
+    paths[0].write_text(json.dumps({**GOOD, "objects": [{"label": "car", "polygon": SQUARE}]}))
+    os.utime(paths[0], ns=(1, 1))
+    (annotation,) = load_instances(image_dir, gt_dir)[0]["annotations"]
+    assert annotation["category_id"] == 2
+
+
+def test_new_and_removed_images(split, write_scene, tmp_path):
+    image_dir, gt_dir, _ = split
+    first = load_instances(image_dir, gt_dir)
+    write_scene(tmp_path, "val", "aachen", 0, [("car", SQUARE)])
+    second = load_instances(image_dir, gt_dir)
+    assert second[1:] == first and second[0]["image_id"].startswith("aachen")
+    (Path(image_dir) / "ulm/ulm_000000_000019_leftImg8bit.png").unlink()
+    assert load_instances(image_dir, gt_dir) == [second[0], *second[2:]]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def drop_coordinates(path: Path) -> None:
+    arrays = dict(np.load(path))
+    arrays["coordinates"] = arrays["coordinates"][:-2]
+    np.savez(path, **arrays)
+
+
+def remove_an_array(path: Path) -> None:
+    arrays = dict(np.load(path))
+    del arrays["boxes"]
+    np.savez(path, **arrays)
+
+
+def hide_a_pickle(path: Path) -> None:
+    arrays = dict(np.load(path))
+    arrays["boxes"] = np.array([{"code": "would run"}], dtype=object)
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        flip_a_byte,
+        drop_coordinates,
+        remove_an_array,
+        hide_a_pickle,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"garbage"),
+    ],
+)
+def test_damaged_cache_is_ignored_with_a_warning_and_replaced(split, cache_folder, damage, caplog):
+    image_dir, gt_dir, _ = split
+    first = load_instances(image_dir, gt_dir)
+    (path,) = cache_folder.glob("*.npz")
+    damage(path)
+    with caplog.at_level(logging.WARNING):
+        assert load_instances(image_dir, gt_dir) == first
+    assert [r.getMessage().split(",")[0] for r in caplog.records] == [
+        f"Ignoring the annotation cache {path}"
+    ]
+    caplog.clear()
+    assert load_instances(image_dir, gt_dir) == first
+    assert not caplog.records
+
+
+def test_cache_of_another_version_is_replaced_silently(split, cache_folder, caplog):
+    image_dir, gt_dir, _ = split
+    first = load_instances(image_dir, gt_dir)
+    (path,) = cache_folder.glob("*.npz")
+    arrays = dict(np.load(path))
+    arrays["boxes"] += 1
+    np.savez(path, **{**arrays, "signature": np.array("0 other")})
+    assert load_instances(image_dir, gt_dir) == first
+    assert not caplog.records
+
+
+def test_folder_that_cannot_be_written(split, tmp_path, monkeypatch, caplog):
+    image_dir, gt_dir, _ = split
+    first = load_instances(image_dir, gt_dir)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CITYSCAPES_MASKRCNN_CACHE", str(tmp_path / "file" / "cache"))
+    with caplog.at_level(logging.WARNING):
+        assert load_instances(image_dir, gt_dir) == first
+    (record,) = caplog.records
+    assert "cannot be cached" in record.getMessage()
+    assert "CITYSCAPES_MASKRCNN_CACHE" in record.getMessage()
+
+
+def test_place_of_the_cache(split, tmp_path, monkeypatch):
+    image_dir, gt_dir, _ = split
+    monkeypatch.delenv("CITYSCAPES_MASKRCNN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    load_instances(image_dir, gt_dir)
+    assert len(list((tmp_path / "xdg/cityscapes_maskrcnn").glob("gtFine-val-instances-*.npz"))) == 1
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    load_instances(image_dir, gt_dir)
+    assert len(list((tmp_path / "home/.cache/cityscapes_maskrcnn").glob("*.npz"))) == 1
+
+
+LOAD_AND_DIGEST = """
+import hashlib, sys
+from cityscapes_maskrcnn.data.annotations import load_instances
+sys.stdin.readline()
+images = load_instances(*sys.argv[1:3])
+print(hashlib.sha256(repr(images).encode()).hexdigest())
+"""
+
+
+def test_many_processes_at_once(split, cache_folder):
+    image_dir, gt_dir, _ = split
+    command = [sys.executable, "-c", LOAD_AND_DIGEST, image_dir, gt_dir]
+    processes = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        for _ in range(4)
+    ]
+    for process in processes:  # all have started and wait: now let them go together
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert {error for _, error in outputs} == {""}
+    assert len({digest for digest, _ in outputs}) == 1
+    assert [p.suffix for p in sorted(cache_folder.iterdir())] == [".lock", ".npz"]
