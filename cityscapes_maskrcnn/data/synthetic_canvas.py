@@ -1,0 +1,273 @@
+"""Camera, paint and outlines for the synthetic street scenes.
+
+World coordinates are metres: X to the right of the camera, Y up from the road, Z forward. Image
+coordinates are continuous pixels of the final image: pixel ``i`` covers ``[i, i + 1)``. Everything
+that is seen is a list of :class:`Part`, so that picture and annotation come from the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Color = tuple[float, float, float]
+
+NEAREST_Z = 0.8
+_SHIFT = 4
+_UNIT = 1 << _SHIFT
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Pinhole camera that looks along +Z, parallel to the ground.
+
+    Attributes:
+        height, width: size of the final image in pixels.
+        focal: focal length in pixels.
+        center: image position (u, v) of the point at infinity straight ahead.
+        elevation: metres above the road.
+    """
+
+    height: int
+    width: int
+    focal: float
+    center: tuple[float, float]
+    elevation: float
+
+    def project(self, points: npt.ArrayLike) -> Array:
+        """Map world points (N, 3) in metres to image points (N, 2) in continuous pixels.
+
+        Points nearer than ``NEAREST_Z`` are pushed there, so that nothing passes behind the camera.
+        """
+        points = np.asarray(points, dtype=np.float64)
+        depth = np.maximum(points[:, 2], NEAREST_Z)
+        scale = self.focal / depth
+        u = self.center[0] + points[:, 0] * scale
+        v = self.center[1] + (self.elevation - points[:, 1]) * scale
+        return np.stack([u, v], axis=1)
+
+    def pixels_per_metre(self, depth: float) -> float:
+        """Length in pixels of one metre across the line of sight, ``depth`` metres away."""
+        return self.focal / max(depth, NEAREST_Z)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One flat-coloured area of the picture.
+
+    Attributes:
+        points: (N, 2) outline in continuous pixels, or the path of a line if ``line`` is positive.
+        color: RGB, 0 to 255; None for what only belongs to the outline (the air between spokes).
+        solid: whether it belongs to the outline of the object.
+        line: 0 to fill; otherwise the width in pixels of a line along ``points``.
+        alpha: opacity, 0 to 1.
+    """
+
+    points: Array
+    color: Color | None
+    solid: bool = True
+    line: float = 0.0
+    alpha: float = 1.0
+
+
+def shade(color: Color, factor: float) -> Color:
+    """Multiply an RGB colour (0 to 255) by ``factor`` and clip it to the valid range."""
+    r, g, b = (min(255.0, max(0.0, c * factor)) for c in color)
+    return r, g, b
+
+
+def blend(a: Color, b: Color, weight: float) -> Color:
+    """Mix two RGB colours; ``weight`` 0 gives ``a``, 1 gives ``b``."""
+    return (
+        a[0] + (b[0] - a[0]) * weight,
+        a[1] + (b[1] - a[1]) * weight,
+        a[2] + (b[2] - a[2]) * weight,
+    )
+
+
+def circle(center: Sequence[float], radius: float, count: int = 14) -> Array:
+    """Points (count, 2) on a circle in the image; ``radius`` in pixels."""
+    angles = np.arange(count) * (2 * np.pi / count)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius + np.asarray(center)
+
+
+def convex_hull(points: Array) -> Array:
+    """Convex hull (M, 2) of image points (N, 2)."""
+    hull = cv2.convexHull(points.astype(np.float32))
+    return hull.reshape(-1, 2).astype(np.float64)
+
+
+def balls(
+    camera: Camera, centers: npt.ArrayLike, radii: Sequence[float], color: Color, solid: bool = True
+) -> Part:
+    """The convex hull of balls in space: a limb, a torso, a head.
+
+    Args:
+        camera: projects the balls.
+        centers: (N, 3) metres.
+        radii: N radii in metres; drawn at least 0.45 pixels wide.
+        color: RGB.
+        solid: see :class:`Part`.
+    """
+    world = np.asarray(centers, dtype=np.float64)
+    image = camera.project(world)
+    scale = camera.focal / np.maximum(world[:, 2], NEAREST_Z)
+    sizes = np.maximum(np.asarray(radii) * scale, 0.45)
+    count = 10 if sizes.max() < 6 else 18
+    rim = np.concatenate([circle(p, r, count) for p, r in zip(image, sizes, strict=True)])
+    return Part(convex_hull(rim), color, solid)
+
+
+def _fixed(points: Array, scale: float) -> npt.NDArray[np.int32]:
+    """Continuous pixels to OpenCV's fixed point, whose whole numbers are pixel centres."""
+    limited = np.clip(points * scale - 0.5, -30000, 30000)
+    return np.asarray(np.round(limited * _UNIT), dtype=np.int32)
+
+
+class Canvas:
+    """An RGB picture that is painted larger than needed and scaled down at the end.
+
+    Args:
+        height: rows of the final image.
+        width: columns of the final image.
+        oversampling: painted pixels per final pixel, along each axis.
+    """
+
+    def __init__(self, height: int, width: int, oversampling: int) -> None:
+        self.height = height
+        self.width = width
+        self.oversampling = oversampling
+        self.pixels = np.zeros((height * oversampling, width * oversampling, 3), dtype=np.uint8)
+
+    def fill(self, polygons: Sequence[Array], color: Color) -> None:
+        """Fill polygons (each (N, 2) continuous pixels) that do not overlap each other."""
+        if polygons:
+            shapes = [_fixed(polygon, self.oversampling) for polygon in polygons]
+            cv2.fillPoly(self.pixels, shapes, color, cv2.LINE_8, _SHIFT)
+
+    def paint(self, parts: Sequence[Part]) -> None:
+        """Paint parts in order."""
+        for part in parts:
+            if part.color is None:
+                continue
+            if part.alpha < 1:
+                self.tint([part], part.color, part.alpha)
+            elif part.line:
+                self._stroke(self.pixels, part, part.color)
+            else:
+                self.fill([part.points], part.color)
+
+    def tint(
+        self, parts: Sequence[Part], color: Color, opacity: float, softness: float = 0.0
+    ) -> None:
+        """Blend ``color`` over an area.
+
+        Args:
+            parts: the area.
+            color: RGB.
+            opacity: 0 to 1.
+            softness: standard deviation in pixels by which the edge of the area is blurred.
+        """
+        scale = self.oversampling
+        margin = 3 * softness + 2
+        points = np.concatenate([part.points for part in parts])
+        low = np.floor((points.min(axis=0) - margin) * scale).astype(int)
+        high = np.ceil((points.max(axis=0) + margin) * scale).astype(int)
+        x0, y0 = np.maximum(low, 0)
+        x1, y1 = np.minimum(high, (self.pixels.shape[1], self.pixels.shape[0]))
+        if x0 >= x1 or y0 >= y1:
+            return
+        # A soft edge needs no resolution: work on a coarse copy of the area.
+        step = max(1, int(softness * scale / 2))
+        mask = np.zeros((-(-(y1 - y0) // step), -(-(x1 - x0) // step)), dtype=np.uint8)
+        for part in parts:
+            moved = part.points * (scale / step) - np.array([x0, y0]) / step
+            shape = Part(moved, color, line=part.line * scale / step)
+            if part.line:
+                self._stroke(mask, shape, (255, 255, 255), 1)
+            else:
+                cv2.fillPoly(mask, [_fixed(moved, 1)], 255, cv2.LINE_8, _SHIFT)
+        if softness:
+            mask = cv2.GaussianBlur(mask, (0, 0), softness * scale / step)
+        if step > 1:
+            mask = cv2.resize(mask, (int(x1 - x0), int(y1 - y0)), interpolation=cv2.INTER_LINEAR)
+        region = self.pixels[y0:y1, x0:x1]
+        weight = (mask.astype(np.uint16) * int(round(opacity * 256)) // 255)[:, :, None]
+        paint = np.array(color, dtype=np.float64).round().astype(np.uint32)
+        mixed = region * (256 - weight.astype(np.uint32)) + paint * weight
+        region[:] = (mixed >> 8).astype(np.uint8)
+
+    def _stroke(
+        self,
+        image: npt.NDArray[np.uint8],
+        part: Part,
+        color: Color,
+        scale: float | None = None,
+    ) -> None:
+        factor = self.oversampling if scale is None else scale
+        thickness = max(1, round(part.line * factor))
+        path = _fixed(part.points, factor)
+        cv2.polylines(image, [path], False, color, thickness, cv2.LINE_8, _SHIFT)
+
+    def finished(self) -> npt.NDArray[np.uint8]:
+        """The picture at its final size, (height, width, 3) uint8 RGB."""
+        size = (self.width, self.height)
+        return np.asarray(cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA))
+
+
+def outline(parts: Sequence[Part], height: int, width: int) -> list[list[int]]:
+    """One polygon around all solid parts, in the integer pixels of the official annotation.
+
+    The parts are drawn into a mask that reaches a little over the image border (as official
+    polygons do) and the largest connected area is traced.
+
+    Args:
+        parts: any parts; those that are not solid are left out.
+        height: rows of the image.
+        width: columns of the image.
+
+    Returns:
+        ``[[x, y], ...]``, at least three points; empty if nothing of two pixels or more is near the
+        image.
+    """
+    solid = [part for part in parts if part.solid]
+    if not solid:
+        return []
+    border = max(3, width // 100)
+    points = np.concatenate([part.points for part in solid])
+    if not np.isfinite(points).all():
+        return []
+    x0, y0 = np.maximum(np.floor(points.min(axis=0)).astype(int) - 3, -border)
+    x1, y1 = np.minimum(
+        np.ceil(points.max(axis=0)).astype(int) + 3, (width, height) + np.int64(border)
+    )
+    if x1 - x0 < 2 or y1 - y0 < 2:
+        return []
+    mask = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
+    for part in solid:
+        moved = part.points - np.array([x0, y0])
+        if part.line:
+            path = [_fixed(moved, 1)]
+            thickness = max(1, round(part.line))
+            cv2.polylines(mask, path, False, 1, thickness, cv2.LINE_8, _SHIFT)
+        else:
+            cv2.fillPoly(mask, [_fixed(moved, 1)], 1, cv2.LINE_8, _SHIFT)
+    shorter = min(mask.shape)
+    if shorter > 14:
+        # One-pixel spurs would become polygon edges that run forth and back on themselves.
+        opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
+        mask = opened if opened.any() else mask
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not contours:
+        return []
+    largest = max(contours, key=cv2.contourArea)
+    tolerance = 0.5 if shorter < 60 else min(1.5, 0.5 + shorter / 300)
+    simple = cv2.approxPolyDP(largest, tolerance, True).reshape(-1, 2)
+    if len(simple) < 3 or cv2.contourArea(simple) < 2:
+        return []
+    return [[int(x) + int(x0), int(y) + int(y0)] for x, y in simple]

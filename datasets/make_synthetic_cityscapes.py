@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Write generated street scenes in the official Cityscapes layout.
+
+ROOT is what the environment variable DETECTRON2_DATASETS will point to; the scenes go to
+ROOT/cityscapes. Calling it again with the same arguments does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from cityscapes_maskrcnn.data.synthetic import find_dataset, generate_dataset
+from cityscapes_maskrcnn.utils.run import run_tool
+
+
+def main() -> int | None:
+    """Parse the command line and generate."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("root", help="folder in which cityscapes/ is made")
+    parser.add_argument("--train", type=int, default=96, help="number of images (default: 96)")
+    parser.add_argument("--val", type=int, default=24, help="number of images (default: 24)")
+    parser.add_argument("--test", type=int, default=0, help="number of images (default: 0)")
+    parser.add_argument("--train-extra", type=int, default=0, help="number of images (default: 0)")
+    parser.add_argument("--height", type=int, default=256, help="rows of an image (default: 256)")
+    parser.add_argument("--width", type=int, default=512, help="columns of an image (default: 512)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
+    parser.add_argument("--num-workers", type=int, help="processes (default: one per core)")
+    args = parser.parse_args()
+    counts = {
+        "train": args.train,
+        "val": args.val,
+        "test": args.test,
+        "train_extra": args.train_extra,
+    }
+    wanted = (args.root, counts, args.height, args.width, args.seed)
+    found = find_dataset(*wanted)
+    folder = found or generate_dataset(*wanted, args.num_workers)
+    total = ", ".join(f"{split} {count}" for split, count in counts.items())
+    state = "already there" if found else "written"
+    print(f"{folder}: {total} images of {args.height}x{args.width}, {state}")
+    print(f"to use it: export DETECTRON2_DATASETS={args.root}")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
