@@ -45,12 +45,24 @@ def crop_mask(full: npt.NDArray[np.bool_]) -> CroppedMask:
         at (0, 0).
     """
     rows = np.any(full, axis=1)
-    if not rows.any():
-        return CroppedMask(0, 0, np.zeros((0, 0), dtype=bool))
-    y0, y1 = _span(rows)
-    x0, x1 = _span(np.any(full[y0:y1], axis=0))
+    y0, y1 = occupied_span(rows)
+    x0, x1 = occupied_span(np.any(full[y0:y1], axis=0))
     # A view would keep the whole frame alive.
     return CroppedMask(x0, y0, full[y0:y1, x0:x1].copy())
+
+
+def occupied_span(occupied: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """Find where a row or column of flags begins and ends to be set.
+
+    Args:
+        occupied: shape (N,).
+
+    Returns:
+        Index of the first True and one past the last True; (0, 0) if there is none.
+    """
+    if not occupied.any():
+        return 0, 0
+    return int(occupied.argmax()), len(occupied) - int(occupied[::-1].argmax())
 
 
 def tight_box(mask: CroppedMask) -> tuple[float, float, float, float]:
@@ -112,8 +124,3 @@ def coco_rle(mask: CroppedMask, height: int, width: int) -> dict[str, Any]:
     uncompressed = {"size": [height, width], "counts": run_lengths(mask, height, width)}
     encoded: dict[str, Any] = coco_mask.frPyObjects(uncompressed, height, width)
     return encoded
-
-
-def _span(occupied: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    """First True and one past the last True of a 1-D array that has one."""
-    return int(occupied.argmax()), len(occupied) - int(occupied[::-1].argmax())

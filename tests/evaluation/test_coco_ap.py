@@ -1,0 +1,190 @@
+"""COCO-style scores against pycocotools fed through its own files, and against Detectron2."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from cityscapes_maskrcnn.data.labels import THING_CLASSES
+from cityscapes_maskrcnn.evaluation.coco_ap import (
+    CocoImage,
+    coco_image,
+    coco_scores,
+    format_coco_scores,
+)
+from cityscapes_maskrcnn.evaluation.instance_ap import Prediction, ground_truth
+from cityscapes_maskrcnn.evaluation.masks import CroppedMask, crop_mask
+
+HEIGHT, WIDTH = 180, 240
+LABEL_IDS = (24, 25, 26, 27, 28, 31, 32, 33)
+CAR = 2
+
+
+def filled(y0: int, y1: int, x0: int, x1: int) -> CroppedMask:
+    return CroppedMask(x0, y0, np.ones((y1 - y0, x1 - x0), dtype=bool))
+
+
+def random_image(random: np.random.Generator) -> tuple[np.ndarray, list[Prediction]]:
+    """Instances and groups of 4 classes, and predictions that resemble some of them."""
+    ids = np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)
+    for number in range(random.integers(0, 9)):
+        y0, x0 = random.integers(0, 120), random.integers(0, 180)
+        label = int(random.choice([24, 26, 31, 33]))
+        value = label if random.random() < 0.2 else label * 1000 + number
+        ids[y0 : y0 + random.integers(4, 160), x0 : x0 + random.integers(4, 200)] = value
+    predictions = []
+    for value in np.unique(ids)[1:].tolist() * 2:
+        found = np.roll(ids == value, random.integers(-6, 7, size=2).tolist(), axis=(0, 1))
+        x0, y0 = random.uniform(0, 80, size=2).tolist()
+        box = (x0, y0, x0 + random.uniform(5, 60), y0 + random.uniform(5, 40))
+        category = LABEL_IDS.index(value if value < 1000 else value // 1000)
+        predictions.append(
+            Prediction(
+                crop_mask(found), category, random.random(), box if random.random() < 0.3 else None
+            )
+        )
+    return ids, predictions
+
+
+def full_frame(mask: CroppedMask) -> np.ndarray:
+    frame = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+    height, width = mask.bitmap.shape
+    frame[mask.y0 : mask.y0 + height, mask.x0 : mask.x0 + width] = mask.bitmap
+    return frame
+
+
+def encode(frame: np.ndarray) -> dict[str, Any]:
+    rle = coco_mask.encode(np.asfortranarray(frame, dtype=np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+def test_equals_detectron2_on_files(iou_type: str, tmp_path: Path) -> None:
+    """The way of Detectron2's COCOEvaluator: a ground truth file, ``loadRes``, its C++ matching."""
+    random = np.random.default_rng(3)
+    images = [random_image(random) for _ in range(12)]
+    truth: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for image_id, (ids, predictions) in enumerate(images):
+        for value in np.unique(ids)[1:].tolist():
+            rle = encode(ids == value)
+            truth.append(
+                {
+                    "id": len(truth) + 1,
+                    "image_id": image_id,
+                    "category_id": LABEL_IDS.index(value if value < 1000 else value // 1000) + 1,
+                    "segmentation": rle,
+                    "bbox": coco_mask.toBbox(rle).tolist(),
+                    "area": int((ids == value).sum()),
+                    "iscrowd": int(value < 1000),
+                }
+            )
+        for prediction in predictions:
+            rle = encode(full_frame(prediction.mask))
+            x0, y0, width, height = coco_mask.toBbox(rle).tolist()
+            if prediction.box is not None:
+                x0, y0 = prediction.box[:2]
+                width, height = prediction.box[2] - x0, prediction.box[3] - y0
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": prediction.category + 1,
+                    "segmentation": rle,
+                    "bbox": [x0, y0, width, height],
+                    "score": prediction.confidence,
+                }
+            )
+    file = tmp_path / "truth.json"
+    file.write_text(
+        json.dumps(
+            {
+                "info": {},
+                "images": [{"id": i, "height": HEIGHT, "width": WIDTH} for i in range(12)],
+                "categories": [{"id": i, "name": n} for i, n in enumerate(THING_CLASSES, start=1)],
+                "annotations": truth,
+            }
+        )
+    )
+    expected = _evaluate_predictions_on_coco(COCO(str(file)), results, iou_type)
+    scores = coco_scores([coco_image(ground_truth(i), p) for i, p in images], iou_type)
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert [scores[name] for name in names] == pytest.approx(expected.stats[:6].tolist())
+    assert scores["AR100"] == pytest.approx(expected.stats[8])
+    for index, name in enumerate(THING_CLASSES):
+        precision = expected.eval["precision"][:, :, index, 0, -1]
+        if (precision > -1).any():
+            assert scores[f"AP-{name}"] == pytest.approx(precision[precision > -1].mean())
+        else:
+            assert math.isnan(scores[f"AP-{name}"])
+    assert 0.05 < scores["AP"] < 0.95
+    assert all(0 < scores[name] < 1 for name in names)
+
+
+def one_car(predictions: list[Prediction]) -> CocoImage:
+    ids = np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)
+    ids[0:50, 0:40] = 26000  # 2,000 pixels: between 32 * 32 and 96 * 96, medium
+    ids[60:80, 0:40] = 24  # a group of persons
+    ids[100:120, :] = 0  # void
+    return coco_image(ground_truth(ids), predictions)
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+def test_perfect_prediction(iou_type: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    perfect = [Prediction(filled(0, 50, 0, 40), CAR, 0.9)]
+    scores = coco_scores([one_car(perfect)], iou_type)
+    for name in ("AP", "AP50", "AP75", "APm", "AR100", "AP-car"):
+        assert scores[name] == pytest.approx(1.0)
+    for name in ("APs", "APl", "AP-person"):  # a group alone is no ground truth
+        assert math.isnan(scores[name])
+    assert capsys.readouterr().out == ""
+
+
+def test_no_prediction_is_zero() -> None:
+    empty = Prediction(CroppedMask(0, 0, np.zeros((0, 0), dtype=bool)), CAR, 0.9)
+    for predictions in ([], [empty]):
+        for iou_type in ("segm", "bbox"):
+            scores = coco_scores([one_car(predictions)], iou_type)
+            assert [scores[name] for name in ("AP", "AP50", "AR100", "AP-car")] == [0.0] * 4
+
+
+def test_no_ground_truth_and_no_image_are_nan() -> None:
+    bare = coco_image(ground_truth(np.full((9, 9), 7, dtype=np.uint16)), [])
+    for images in ([bare], []):
+        assert all(math.isnan(score) for score in coco_scores(images, "segm").values())
+
+
+def test_void_does_not_excuse_a_false_positive_and_a_crowd_does() -> None:
+    found = Prediction(filled(0, 50, 0, 40), CAR, 0.5)
+    on_void = Prediction(filled(100, 120, 0, 40), CAR, 0.9)
+    on_crowd = Prediction(filled(60, 80, 0, 20), 0, 0.9)
+    # Precision 1/2 at every recall; officially the prediction on void would not count.
+    assert coco_scores([one_car([found, on_void])], "segm")["AP-car"] == pytest.approx(0.5)
+    person = filled(85, 95, 0, 20)
+    ids = np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)
+    ids[60:80, 0:40], ids[85:95, 0:20] = 24, 24001
+    image = coco_image(ground_truth(ids), [on_crowd, Prediction(person, 0, 0.5)])
+    assert coco_scores([image], "segm")["AP-person"] == pytest.approx(1.0)
+
+
+def test_scoring_twice_gives_the_same() -> None:
+    """pycocotools edits the annotations it is given."""
+    image = one_car([Prediction(filled(0, 40, 0, 40), CAR, 0.9)])
+    before = repr(image)
+    assert coco_scores([image], "segm") == pytest.approx(coco_scores([image], "segm"), nan_ok=True)
+    assert repr(image) == before
+
+
+def test_table_names_its_protocol() -> None:
+    scores = coco_scores([one_car([Prediction(filled(0, 50, 0, 40), CAR, 0.9)])], "segm")
+    lines = format_coco_scores({"masks": scores, "boxes": scores}).splitlines()
+    assert "COCO-style protocol (pycocotools)" in lines[0]
+    assert lines[1].split() == ["masks", "boxes"]
+    assert lines[2].split() == ["AP", "100.00", "100.00"]

@@ -1,0 +1,254 @@
+"""Detectron2's evaluator: the same score as the files', on one process and on two."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import print_csv_format
+from detectron2.structures import Instances
+from PIL import Image
+
+from cityscapes_maskrcnn.evaluation.evaluator import (
+    CityscapesInstanceEvaluator,
+    crop_on_cpu,
+    crop_on_device,
+    instances_to_predictions,
+)
+from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages
+from cityscapes_maskrcnn.evaluation.result_files import match_result_files, write_image_results
+from cityscapes_maskrcnn.utils.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("evaluate_on_processes.py")
+HEIGHT, WIDTH = 60, 90
+LABEL_IDS = (24, 25, 26, 27, 28, 31, 32, 33)
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evaluate_on_processes", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+
+
+def make_case(folder: Path, num_images: int = 7) -> dict[str, Any]:
+    """Ground truth files and, per image, arrays like a model's output."""
+    random = np.random.default_rng(5)
+    case: dict[str, Any] = {"gt_dir": str(folder / "gtFine" / "val"), "files": [], "outputs": []}
+    for index in range(num_images):
+        city = ["ulm", "bonn"][index % 2]
+        ids = np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)
+        for number in range(6):
+            y0, x0 = random.integers(0, 40), random.integers(0, 60)
+            label = int(random.choice([24, 26, 26, 33]))
+            value = 4 if number == 0 else label if number == 1 else label * 1000 + number
+            ids[y0 : y0 + random.integers(8, 25), x0 : x0 + random.integers(8, 35)] = value
+        name = f"{city}_{index:06}_000019"
+        (folder / "gtFine" / "val" / city).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(ids).save(
+            folder / "gtFine" / "val" / city / f"{name}_gtFine_instanceIds.png"
+        )
+        case["files"].append(str(folder / "leftImg8bit" / city / f"{name}_leftImg8bit.png"))
+        values = [value for value in np.unique(ids).tolist() if value >= 24] * 2
+        masks = np.zeros((len(values), HEIGHT, WIDTH), dtype=bool)
+        for row, value in enumerate(values):
+            shift = random.integers(-2, 3, size=2).tolist()
+            masks[row] = np.roll(ids == value, shift, axis=(0, 1))
+        case["outputs"].append(
+            {
+                "masks": masks,
+                "classes": [LABEL_IDS.index(v if v < 1000 else v // 1000) for v in values],
+                "scores": random.random(len(values)).tolist(),
+                "boxes": [[5.5, 6.5, 30.25, 40.0]] * len(values),
+            }
+        )
+    case["outputs"][3] = None  # a model's output without "instances"
+    case["outputs"][4] = {
+        "masks": np.zeros((0, HEIGHT, WIDTH), dtype=bool), "classes": [], "scores": [], "boxes": []
+    }  # fmt: skip
+    return case
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> dict[str, Any]:
+    made = make_case(tmp_path)
+    script.register("evaluator_test", made)
+    return made
+
+
+def process(
+    evaluator: CityscapesInstanceEvaluator, case: dict[str, Any], indices: list[int]
+) -> None:
+    for index in indices:
+        output = script.to_output(case["outputs"][index])
+        evaluator.process([{"file_name": case["files"][index]}], [output])
+
+
+def score(case: dict[str, Any], output_dir: Path | None = None) -> dict[str, dict[str, float]]:
+    evaluator = CityscapesInstanceEvaluator("evaluator_test", output_dir)
+    evaluator.reset()
+    process(evaluator, case, list(range(len(case["files"]))))
+    return evaluator.evaluate()
+
+
+def test_equals_the_score_of_the_written_files(case: dict[str, Any], tmp_path: Path) -> None:
+    results = score(case, tmp_path / "inference")
+    for file, arrays in zip(case["files"], case["outputs"], strict=True):
+        output = script.to_output(arrays)
+        predictions = []
+        if output:
+            predictions = instances_to_predictions(output["instances"], HEIGHT, WIDTH)
+        write_image_results(tmp_path / "results", file, predictions, HEIGHT, WIDTH)
+    matches = match_result_files(tmp_path / "results", case["gt_dir"], num_workers=1)
+    expected = averages(average_precision(matches))
+
+    assert results["segm"]["AP"] == 100 * expected["allAp"]
+    assert results["segm"]["AP50"] == 100 * expected["allAp50%"]
+    assert results["segm"]["AP-car"] == 100 * expected["classes"]["car"]["ap"]
+    assert results["segm"]["AP50-bicycle"] == 100 * expected["classes"]["bicycle"]["ap50%"]
+    assert math.isnan(results["segm"]["AP-train"])
+    assert 5 < results["segm"]["AP"] < 95
+    assert list(results) == ["segm", "coco_segm", "coco_bbox"]
+    assert list(results["coco_bbox"])[:7] == ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]
+    # Boxes come from pred_boxes, which are far off here.
+    assert results["coco_bbox"]["AP"] < 1 < results["coco_segm"]["AP"]
+
+    written = json.loads((tmp_path / "inference" / "cityscapes_results.json").read_text())
+    assert written["averages"]["allAp"] == expected["allAp"]
+    assert written["averages"]["classes"]["train"] == {"ap": None, "ap50%": None}
+    print_csv_format(results)
+
+
+def test_two_processes_and_a_padding_sampler_give_the_same_score(
+    case: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "case.pkl").write_bytes(pickle.dumps(case))
+    subprocess.run(
+        [sys.executable, SCRIPT, tmp_path / "case.pkl", "2", tmp_path / "out.json"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        check=True,
+        timeout=120,
+        capture_output=True,
+    )
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert out["processes"] == 2
+    np.testing.assert_equal(out["results"], dict(score(case)))
+
+
+def test_counts_each_image_once_and_forgets_on_reset(case: dict[str, Any]) -> None:
+    evaluator = CityscapesInstanceEvaluator("evaluator_test")
+    process(evaluator, case, [0, 0, 1, 2, 3, 4, 5, 6, 6])
+    np.testing.assert_equal(dict(evaluator.evaluate()), dict(score(case)))
+    evaluator.reset()
+    with pytest.raises(InputError, match="7 images were not predicted"):
+        evaluator.evaluate()
+
+
+def test_part_of_a_split(case: dict[str, Any]) -> None:
+    part = {**case, "files": case["files"][:2], "outputs": case["outputs"][:2]}
+    script.register("evaluator_test", part)
+    results = score(part)
+    script.register("evaluator_test", case)
+    assert not math.isnan(results["segm"]["AP"])
+    assert results["segm"]["AP"] != score(case)["segm"]["AP"]
+
+
+def test_missing_and_foreign_images(case: dict[str, Any]) -> None:
+    evaluator = CityscapesInstanceEvaluator("evaluator_test")
+    process(evaluator, case, [1])
+    with pytest.raises(InputError) as error:
+        evaluator.evaluate()
+    assert str(error.value) == (
+        "cannot score evaluator_test: 6 images were not predicted: bonn_000003_000019, "
+        "bonn_000005_000019, ulm_000000_000019, ulm_000002_000019, ulm_000004_000019, ..."
+    )
+    script.register("evaluator_test", {**case, "files": case["files"][:1]})
+    process(evaluator, case, [0])
+    with pytest.raises(InputError, match=r"1 images were predicted but do not belong to it: bonn"):
+        evaluator.evaluate()
+
+
+def test_log_has_one_table_a_protocol(
+    case: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="cityscapes_maskrcnn"):
+        score(case)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "evaluator_test, 7 images\nCityscapes instance protocol (official)" in first
+    assert "motorcycle" in first
+    assert "evaluator_test, 7 images\nCOCO-style protocol (pycocotools)" in second
+
+
+def test_dataset_without_labels() -> None:
+    MetadataCatalog.pop("evaluator_no_labels", None)
+    with pytest.raises(InputError, match="evaluator_no_labels has no labels"):
+        CityscapesInstanceEvaluator("evaluator_no_labels")
+
+
+def test_dataset_of_other_classes(tmp_path: Path) -> None:
+    MetadataCatalog.pop("evaluator_pets", None)
+    MetadataCatalog.get("evaluator_pets").set(gt_dir=str(tmp_path), thing_classes=["cat", "dog"])
+    with pytest.raises(InputError, match=r"evaluator_pets has not the 8 .*: cat, dog"):
+        CityscapesInstanceEvaluator("evaluator_pets")
+
+
+def test_image_without_ground_truth(case: dict[str, Any]) -> None:
+    evaluator = CityscapesInstanceEvaluator("evaluator_test")
+    file = "/leftImg8bit/val/ulm/ulm_000099_000019_leftImg8bit.png"
+    with pytest.raises(InputError, match=r"ulm_000099_000019_gtFine_instanceIds.png"):
+        evaluator.process([{"file_name": file}], [script.to_output(case["outputs"][0])])
+
+
+def test_masks_of_another_size(case: dict[str, Any]) -> None:
+    evaluator = CityscapesInstanceEvaluator("evaluator_test")
+    output = script.to_output(case["outputs"][0])
+    output["instances"].pred_masks = output["instances"].pred_masks[:, :, 1:]
+    with pytest.raises(InputError, match=r"predicted masks are 60 x 89 .* ground truth 60 x 90"):
+        evaluator.process([{"file_name": case["files"][0]}], [output])
+
+
+def test_model_without_masks(case: dict[str, Any]) -> None:
+    output = script.to_output(case["outputs"][0])
+    output["instances"].remove("pred_masks")
+    with pytest.raises(InputError, match=r"MODEL.MASK_ON"):
+        instances_to_predictions(output["instances"], HEIGHT, WIDTH)
+
+
+def test_crops_are_the_same_by_both_ways() -> None:
+    masks = torch.from_numpy(np.random.default_rng(0).random((20, 9, 14)) < 0.03)
+    masks[3] = False
+    masks[4] = True
+    for on_cpu, on_device in zip(crop_on_cpu(masks), crop_on_device(masks), strict=True):
+        assert (on_cpu.x0, on_cpu.y0) == (on_device.x0, on_device.y0)
+        np.testing.assert_array_equal(on_cpu.bitmap, on_device.bitmap)
+    assert crop_on_cpu(masks[:0]) == crop_on_device(masks[:0]) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_predictions_on_a_gpu(case: dict[str, Any]) -> None:
+    instances: Instances = script.to_output(case["outputs"][0])["instances"]
+    here = instances_to_predictions(instances, HEIGHT, WIDTH)
+    there = instances_to_predictions(instances.to("cuda"), HEIGHT, WIDTH)
+    assert len(here) == len(there) > 0
+    for one, other in zip(here, there, strict=True):
+        np.testing.assert_array_equal(one.mask.bitmap, other.mask.bitmap)
+        assert (one.confidence, one.box) == (other.confidence, other.box)
