@@ -1,0 +1,75 @@
+"""Pictures of what a registered dataset holds."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from cityscapes_maskrcnn.data.images import read_image, read_label_image
+from cityscapes_maskrcnn.data.labels import train_id_lookup
+from cityscapes_maskrcnn.data.registration import check_dataset_names
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.drawing import draw_ground_truth, draw_semantic_labels
+
+
+def sample_dataset(name: str, size: int | None, seed: int) -> tuple[list[dict[str, Any]], Any]:
+    """Take records of a dataset, to draw them.
+
+    Args:
+        name: of a registered dataset.
+        size: how many; None, or more than there are: all.
+        seed: chooses the sample.
+
+    Returns:
+        The records, in the order of the dataset, and the dataset's metadata.
+
+    Raises:
+        InputError: no such dataset, it has no labels, ``size`` is less than 1, or its files are
+            missing or damaged.
+    """
+    check_dataset_names([name])
+    if size is not None and size < 1:
+        raise InputError(f"--num-images {size}: it must be at least 1")
+    records = DatasetCatalog.get(name)
+    if not any("annotations" in record or "sem_seg_file_name" in record for record in records):
+        raise InputError(f"{name} has images but no labels, so there is nothing to draw")
+    if size is not None and size < len(records):
+        chosen = random.Random(seed).sample(range(len(records)), size)
+        records = [records[index] for index in sorted(chosen)]
+    return records, MetadataCatalog.get(name)
+
+
+def draw_record(record: dict[str, Any], metadata: Any) -> npt.NDArray[np.uint8]:
+    """Draw the instances of a record, or the semantic labels of one that has those instead.
+
+    Args:
+        record: in Detectron2's format; a ``sem_seg_file_name`` is an official ``*_labelIds.png``.
+        metadata: of the dataset.
+
+    Returns:
+        The picture, shape (H, W, 3), uint8, RGB.
+
+    Raises:
+        InputError: a file is missing, damaged, or of another size than the record says.
+    """
+    image = read_image(record["file_name"], "RGB")
+    check_size(record["file_name"], image, record)
+    if "annotations" in record:
+        return draw_ground_truth(image, record, metadata)
+    label_ids = read_label_image(record["sem_seg_file_name"])
+    check_size(record["sem_seg_file_name"], label_ids, record)
+    return draw_semantic_labels(image, train_id_lookup()[label_ids], metadata)
+
+
+def check_size(file_name: str, pixels: npt.NDArray[np.uint8], record: dict[str, Any]) -> None:
+    """Raise an InputError unless an image is as large as its record says."""
+    height, width = pixels.shape[:2]
+    if (height, width) != (record["height"], record["width"]):
+        raise InputError(
+            f"{file_name} is {width}x{height} pixels, but its annotation is for "
+            f"{record['width']}x{record['height']}; both must come from the same release"
+        )

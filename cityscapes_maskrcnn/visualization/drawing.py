@@ -1,0 +1,341 @@
+"""Pictures of instances: ground truth and predictions over their image.
+
+Detectron2's Visualizer draws; this module decides how it looks on street scenes: official class
+colours, small images enlarged until labels are readable, large objects below small ones, groups
+hatched, and only as many labels as find room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import contourpy
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as coco_mask
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils.visualizer import Visualizer
+from matplotlib.collections import LineCollection
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
+
+from cityscapes_maskrcnn.visualization.label_layout import place_labels
+
+RgbImage = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float64]
+Colors = Sequence[Sequence[int]]
+
+MIN_PANEL_WIDTH = 1024
+_FILL_ALPHA = 0.5
+# Shares of white mixed into the class colour of neighbouring instances, from left to right.
+_SHADES = (0.0, 0.24, 0.1, 0.32)
+
+
+@dataclass(frozen=True)
+class DrawnObject:
+    """One object, in pixels of the picture that is drawn.
+
+    Attributes:
+        category: contiguous class id.
+        contours: closed curves, each of shape (N, 2), as ``(x, y)``; holes run the other way round.
+        label: the text beside it.
+        is_group: several objects of a class that could not be told apart.
+    """
+
+    category: int
+    contours: list[FloatArray]
+    label: str
+    is_group: bool = False
+
+    @property
+    def box(self) -> FloatArray:
+        """The tight box ``(x0, y0, x1, y1)``."""
+        points = np.concatenate(self.contours)
+        return np.concatenate([points.min(axis=0), points.max(axis=0)])
+
+    @property
+    def area(self) -> float:
+        """The area within the contours, less the holes."""
+        return abs(sum(_signed_area(contour) for contour in self.contours))
+
+
+def draw_ground_truth(image_rgb: RgbImage, dataset_dict: dict[str, Any], metadata: Any) -> RgbImage:
+    """Draw the annotated instances of an image.
+
+    Args:
+        image_rgb: shape (H, W, 3), uint8.
+        dataset_dict: a record in Detectron2's format; of each annotation ``category_id`` and
+            ``segmentation`` (polygons or run-lengths) are used, or ``bbox`` where it has none, and
+            ``iscrowd``. Coordinates are pixels of ``image_rgb``.
+        metadata: with ``thing_classes`` and ``thing_colors``.
+
+    Returns:
+        The picture, shape (H', W', 3), uint8: as large as the image, or enlarged until it is
+        ``MIN_PANEL_WIDTH`` wide.
+    """
+    factor = _enlargement(image_rgb)
+    objects = []
+    for annotation in dataset_dict.get("annotations", []):
+        category = int(annotation["category_id"])
+        is_group = bool(annotation.get("iscrowd", 0))
+        name = metadata.thing_classes[category] + (" group" if is_group else "")
+        contours = _annotation_contours(annotation, image_rgb.shape[:2])
+        objects.append(_make_object(category, contours, factor, name, is_group))
+    return _draw(image_rgb, factor, objects, metadata.thing_colors)
+
+
+def draw_predictions(
+    image_rgb: RgbImage, instances: Instances, metadata: Any, threshold: float = 0.5
+) -> RgbImage:
+    """Draw predicted instances with their scores.
+
+    Args:
+        image_rgb: shape (H, W, 3), uint8.
+        instances: with ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W), bool, on the CPU
+            and at the size of ``image_rgb``; of a model without masks, ``pred_boxes`` are drawn.
+        metadata: with ``thing_classes`` and ``thing_colors``.
+        threshold: predictions with a lower score are left out, between 0 and 1.
+
+    Returns:
+        The picture, see :func:`draw_ground_truth`.
+    """
+    factor = _enlargement(image_rgb)
+    kept = instances[instances.scores >= threshold]
+    if kept.has("pred_masks"):
+        contours = [mask_contours(mask) for mask in np.asarray(kept.pred_masks, dtype=bool)]
+    else:
+        contours = [[_box_contour(box)] for box in kept.pred_boxes.tensor.numpy()]
+    objects = []
+    for category, score, shape in zip(
+        kept.pred_classes.tolist(), kept.scores.tolist(), contours, strict=True
+    ):
+        name = f"{metadata.thing_classes[category]} {score:.0%}"
+        objects.append(_make_object(category, shape, factor, name))
+    return _draw(image_rgb, factor, objects, metadata.thing_colors)
+
+
+def draw_semantic_labels(
+    image_rgb: RgbImage, train_ids: npt.NDArray[np.uint8], metadata: Any
+) -> RgbImage:
+    """Draw the class of every pixel.
+
+    Args:
+        image_rgb: shape (H, W, 3), uint8.
+        train_ids: shape (H, W), uint8; ids without a class, such as 255, are left out.
+        metadata: with ``stuff_classes`` and ``stuff_colors``.
+
+    Returns:
+        The picture, see :func:`draw_ground_truth`.
+    """
+    factor = _enlargement(image_rgb)
+    objects = [
+        _make_object(category, mask_contours(train_ids == category), factor, name)
+        for category, name in enumerate(metadata.stuff_classes)
+    ]
+    return _draw(image_rgb, factor, objects, metadata.stuff_colors)
+
+
+def mask_contours(mask: npt.NDArray[np.bool_]) -> list[FloatArray]:
+    """Trace the border of a mask.
+
+    Args:
+        mask: shape (H, W), bool.
+
+    Returns:
+        Closed curves, each of shape (N, 2), as ``(x, y)`` in pixels, where the first pixel covers 0
+        to 1; straight borders lie on the pixel borders. Holes run against their surroundings.
+        Empty for an empty mask.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return []
+    top, left = rows[0], columns[0]
+    crop = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.float64), 1)
+    # Level 0.5 lies half-way between two pixel centres; the padding moved all by one pixel.
+    lines = contourpy.contour_generator(z=crop).lines(0.5)
+    shift = np.array([left - 0.5, top - 0.5])
+    return [np.asarray(line, dtype=np.float64) + shift for line in lines]
+
+
+def _annotation_contours(annotation: dict[str, Any], size: tuple[int, ...]) -> list[FloatArray]:
+    """The outline of an annotated object, in pixels of its image; see :func:`mask_contours`."""
+    segmentation = annotation.get("segmentation")
+    if segmentation is None:
+        box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        return [_box_contour(np.asarray(box, dtype=np.float64))]
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            segmentation = coco_mask.frPyObjects(segmentation, *size)
+        return mask_contours(coco_mask.decode(segmentation).astype(bool))
+    polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
+    # All the same way round: a part annotated the other way would count as a hole.
+    return [part if _signed_area(part) >= 0 else part[::-1] for part in polygons]
+
+
+def _box_contour(box: FloatArray) -> FloatArray:
+    x0, y0, x1, y1 = box
+    return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=np.float64)
+
+
+def _signed_area(contour: FloatArray) -> float:
+    x, y = contour.T
+    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+
+
+def _enlargement(image: RgbImage) -> float:
+    return max(1.0, MIN_PANEL_WIDTH / image.shape[1])
+
+
+def _make_object(
+    category: int, contours: list[FloatArray], factor: float, label: str, is_group: bool = False
+) -> DrawnObject:
+    drawable = [contour * factor for contour in contours if len(contour) >= 3]
+    return DrawnObject(category, drawable, label, is_group)
+
+
+def _draw(
+    image: RgbImage, factor: float, objects: Sequence[DrawnObject], colors: Colors
+) -> RgbImage:
+    if factor > 1:
+        image = np.asarray(
+            cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC),
+            dtype=np.uint8,
+        )
+    visualizer = StreetVisualizer(image, colors)
+    visualizer.draw_objects([item for item in objects if item.contours])
+    return visualizer.get_output().get_image()
+
+
+class StreetVisualizer(Visualizer):
+    """Detectron2's Visualizer with a look for crowded street scenes."""
+
+    def __init__(self, image_rgb: RgbImage, class_colors: Colors):
+        """Set up a drawing at the size of the image.
+
+        Args:
+            image_rgb: shape (H, W, 3), uint8.
+            class_colors: RGB from 0 to 255 of every class.
+        """
+        super().__init__(image_rgb)
+        self._class_colors = class_colors
+        # Detectron2 shows the image resampled, which moves half of it by a pixel.
+        self.output.ax.images[0].remove()
+        self.output.fig.figimage(self.img, origin="upper", zorder=-1)
+        self._points_per_pixel = 72 / self.output.dpi
+        self._text_height = float(np.clip(self.output.width / 110, 11, 18))
+        self._line_width = float(np.clip(self.output.width / 1000, 1.0, 1.6))
+
+    def draw_objects(self, objects: Sequence[DrawnObject]) -> None:
+        """Draw objects: groups first, then from large to small, then the labels."""
+        order = sorted(objects, key=lambda item: (not item.is_group, -item.area))
+        shades = self._shades(order)
+        for item, shade in zip(order, shades, strict=True):
+            self._draw_object(item, shade)
+        self._draw_labels(order)
+
+    def _class_color(self, category: int, white: float = 0.0) -> tuple[float, ...]:
+        """The official colour of a class with a share of white, RGB from 0 to 1."""
+        color = np.array(self._class_colors[category]) / 255
+        return tuple(color + (1 - color) * white)
+
+    def _shades(self, objects: Sequence[DrawnObject]) -> list[float]:
+        """A share of white per object, different for neighbours of a class."""
+        shades = [0.0] * len(objects)
+        seen: dict[int, int] = {}
+        for index in sorted(range(len(objects)), key=lambda index: objects[index].box[0]):
+            number = seen.get(objects[index].category, 0)
+            seen[objects[index].category] = number + 1
+            shades[index] = _SHADES[number % len(_SHADES)]
+        return shades
+
+    def _draw_object(self, item: DrawnObject, shade: float) -> None:
+        outline = Outline.make_compound_path(
+            *(Outline(np.vstack([part, part[:1]]), closed=True) for part in item.contours)
+        )
+        patch = PathPatch(
+            outline,
+            facecolor=(
+                *self._class_color(item.category, shade),
+                _FILL_ALPHA / 3 if item.is_group else _FILL_ALPHA,
+            ),
+            edgecolor=self._class_color(item.category, 0.55 + shade / 2),
+            linewidth=self._line_width * self._points_per_pixel,
+            linestyle="--" if item.is_group else "-",
+            joinstyle="round",
+        )
+        self.output.ax.add_patch(patch)
+        if item.is_group:
+            self._hatch(item, patch)
+
+    def _hatch(self, item: DrawnObject, patch: PathPatch) -> None:
+        """Fill an object with diagonal lines."""
+        x0, y0, x1, y1 = item.box
+        rise = y1 - y0
+        starts = np.arange(x0 - rise, x1, 8 * self._line_width)
+        lines = LineCollection(
+            [[(start, y1), (start + rise, y0)] for start in starts],
+            colors=[self._class_color(item.category, 0.35)],
+            linewidths=self._line_width * self._points_per_pixel,
+        )
+        lines.set_clip_path(patch)
+        self.output.ax.add_collection(lines, autolim=False)
+
+    def _draw_labels(self, objects: Sequence[DrawnObject]) -> None:
+        labelled = [item for item in objects if _height(item.box) >= 1.3 * self._text_height]
+        labelled.sort(key=lambda item: -item.area)
+        if not labelled:
+            return
+        renderer = self.output.canvas.get_renderer()
+        padding = round(self._text_height / 6)
+        texts = [
+            self.output.ax.text(
+                0,
+                0,
+                item.label,
+                size=self._text_height * self._points_per_pixel,
+                family="sans-serif",
+                color="white",
+                verticalalignment="top",
+                bbox={
+                    "facecolor": self._class_color(item.category, 0.1),
+                    "alpha": 0.8,
+                    "pad": padding * self._points_per_pixel,
+                    "edgecolor": "none",
+                },
+                zorder=10,
+            )
+            for item in labelled
+        ]
+        extents = [text.get_window_extent(renderer) for text in texts]
+        places = place_labels(
+            np.array([item.box for item in labelled]),
+            np.array([_inner_point(item) for item in labelled]),
+            np.array([(each.width, each.height) for each in extents]) + 2 * padding,
+            (self.output.height, self.output.width),
+        )
+        for text, place in zip(texts, places, strict=True):
+            if place is None:
+                text.remove()
+            else:
+                text.set_position((place[0] + padding, place[1] + padding))
+
+
+def _height(box: FloatArray) -> float:
+    return float(box[3] - box[1])
+
+
+def _inner_point(item: DrawnObject) -> tuple[float, float]:
+    """The point ``(x, y)`` of an object farthest from its outline, to within a few pixels."""
+    x0, y0, x1, y1 = item.box
+    # 64 cells along the longer side are exact enough for a label and cost nothing.
+    cell = max(x1 - x0, y1 - y0, 1) / 64
+    grid = np.zeros((int((y1 - y0) / cell) + 3, int((x1 - x0) / cell) + 3), dtype=np.uint8)
+    parts = [np.round((part - (x0, y0)) / cell + 1).astype(np.int32) for part in item.contours]
+    cv2.fillPoly(grid, parts, 1)
+    row, column = np.unravel_index(
+        np.argmax(cv2.distanceTransform(grid, cv2.DIST_L2, 3)), grid.shape
+    )
+    return x0 + float(column - 1) * cell, y0 + float(row - 1) * cell

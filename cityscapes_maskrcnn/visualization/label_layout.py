@@ -1,0 +1,92 @@
+"""Finding room for the labels of a picture: as many as fit, none over another.
+
+Coordinates are pixels of the drawn picture, boxes ``(x0, y0, x1, y1)``, y growing downwards.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def place_labels(
+    boxes: FloatArray,
+    anchors: FloatArray,
+    sizes: FloatArray,
+    picture_size: tuple[int, int],
+) -> list[tuple[float, float] | None]:
+    """Choose a place for every label, in the order given.
+
+    Each label may lie over its object (centred at the anchor or along the top), above the box or
+    below it. Places outside the picture or over an earlier label are ruled out; among the others
+    the one that hides least of the other objects wins, and ties go to the earlier in that list.
+    A label without a place left is dropped: it would only make two labels unreadable.
+
+    Args:
+        boxes: shape (N, 4), the objects, most important label first.
+        anchors: shape (N, 2), a point ``(x, y)`` well inside each object.
+        sizes: shape (N, 2), ``(width, height)`` of each label.
+        picture_size: ``(height, width)``.
+
+    Returns:
+        For each label the ``(x, y)`` of its upper left corner, or None where it was dropped.
+    """
+    height, width = picture_size
+    taken = np.zeros((0, 4))
+    places: list[tuple[float, float] | None] = []
+    for index, size in enumerate(sizes):
+        candidates = _candidates(boxes[index], anchors[index], size)
+        others = np.delete(boxes, index, axis=0)
+        inside = (
+            (candidates[:, 0] >= 0)
+            & (candidates[:, 1] >= 0)
+            & (candidates[:, 2] <= width)
+            & (candidates[:, 3] <= height)
+        )
+        free = inside & (_overlaps(candidates, taken).sum(axis=1) == 0)
+        if not free.any():
+            places.append(None)
+            continue
+        hidden = _hidden_shares(candidates, others, boxes[index])
+        best = int(np.argmin(np.where(free, hidden, np.inf)))
+        taken = np.vstack([taken, candidates[best]])
+        places.append((float(candidates[best, 0]), float(candidates[best, 1])))
+    return places
+
+
+def _candidates(box: FloatArray, anchor: FloatArray, size: FloatArray) -> FloatArray:
+    """Boxes, shape (4, 4), where the label of one object may lie, most wanted first."""
+    x0, y0, x1, y1 = box
+    width, height = size
+    centre = (x0 + x1 - width) / 2
+    above, below, on_top, on_anchor = (
+        (centre, y0 - height),
+        (centre, y1),
+        (centre, y0),
+        (anchor[0] - width / 2, anchor[1] - height / 2),
+    )
+    # Over a large object a label hides nothing that matters; a small one it would hide whole.
+    roomy = (x1 - x0) >= 1.3 * width and (y1 - y0) >= 3 * height
+    order = (on_anchor, on_top, above, below) if roomy else (above, below)
+    corners = np.array(order, dtype=np.float64)
+    return np.hstack([corners, corners + size])
+
+
+def _overlaps(first: FloatArray, second: FloatArray) -> FloatArray:
+    """Areas, shape (N, M), in which N boxes overlap M others."""
+    upper_left = np.maximum(first[:, None, :2], second[None, :, :2])
+    lower_right = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    return np.prod(np.clip(lower_right - upper_left, 0, None), axis=2)
+
+
+def _hidden_shares(candidates: FloatArray, others: FloatArray, own: FloatArray) -> FloatArray:
+    """How much of the objects not larger than ``own`` each candidate hides, shape (4,).
+
+    Rounded to tenths, so that slivers do not outweigh the wish for the better place.
+    """
+    areas = np.prod(others[:, 2:] - others[:, :2], axis=1)
+    smaller = areas <= np.prod(own[2:] - own[:2])
+    shares = _overlaps(candidates, others[smaller]) / np.maximum(areas[smaller], 1)
+    return np.round(shares.sum(axis=1), 1)

@@ -1,0 +1,99 @@
+"""A trained model, applied to one image file at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.catalog import Metadata
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from cityscapes_maskrcnn.data.images import read_image
+from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
+from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.dataset import check_size
+from cityscapes_maskrcnn.visualization.drawing import draw_ground_truth, draw_predictions
+from cityscapes_maskrcnn.visualization.files import ground_truth_of
+from cityscapes_maskrcnn.visualization.panels import side_by_side
+
+
+class Predictor:
+    """Finds instances in image files.
+
+    What Detectron2's ``DefaultPredictor`` does, with two differences: the mapper is the one that
+    evaluation uses, so that the pictures show what is scored; and the weights are not loaded here
+    but by ``engine.checkpoint.SafeCheckpointer``, which never executes code.
+
+    Attributes:
+        model: with random weights until a checkpoint is loaded into it.
+        metadata: class names and colours.
+    """
+
+    def __init__(self, cfg: CfgNode, threshold: float = 0.5):
+        """Build the model.
+
+        Args:
+            cfg: the model's config; not changed.
+            threshold: lowest score that matters, between 0 and 1.
+
+        Raises:
+            InputError: the threshold is out of range, or the model is not one of the 8 Cityscapes
+                instance classes.
+        """
+        if not (math.isfinite(threshold) and 0 <= threshold <= 1):
+            raise InputError(f"--confidence-threshold {threshold}: it must lie between 0 and 1")
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        if num_classes != len(THING_CLASSES):
+            raise InputError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but Cityscapes has "
+                f"{len(THING_CLASSES)} instance classes; is this another dataset's config?"
+            )
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
+        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
+        self.metadata = Metadata(
+            name="cityscapes", thing_classes=list(THING_CLASSES), thing_colors=list(THING_COLORS)
+        )
+        self._threshold = threshold
+        self._mapper = CityscapesMapper(cfg, is_train=False)
+        self.model = build_model(cfg).eval()
+
+    def __call__(self, image_file: str | os.PathLike[str]) -> Instances:
+        """Find the instances of one image.
+
+        Returns:
+            On the CPU, with ``pred_boxes``, ``scores``, ``pred_classes`` (contiguous) and, of a
+            model with masks, ``pred_masks`` (N, H, W), bool; in pixels of the image file.
+
+        Raises:
+            InputError: the file is missing, truncated or no image.
+        """
+        with torch.no_grad():
+            output = self.model([self._mapper({"file_name": str(image_file)})])[0]
+        return output["instances"].to("cpu")
+
+    def draw(self, image_file: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
+        """Draw what is found in an image, to the right of its ground truth where it has one.
+
+        Returns:
+            The picture with captions, shape (H, W, 3), uint8, RGB.
+
+        Raises:
+            InputError: the image or its annotation is damaged, or their sizes differ.
+        """
+        image = read_image(image_file, "RGB")
+        panels = []
+        record = ground_truth_of(image_file)
+        if record is not None:
+            check_size(str(image_file), image, record)
+            panels.append(("ground truth", draw_ground_truth(image, record, self.metadata)))
+        prediction = draw_predictions(image, self(image_file), self.metadata, self._threshold)
+        panels.append((f"prediction (score >= {self._threshold:g})", prediction))
+        return side_by_side(panels)

@@ -1,0 +1,146 @@
+"""The course of a training run as one picture."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+# Iteration -> value, in order of iterations.
+Curve = dict[int, float]
+
+# Okabe and Ito's palette, which colour-blind people can tell apart.
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#999999")
+_INK = "#222222"
+
+
+def plot_training_curves(
+    metrics_json: str | os.PathLike[str], output: str | os.PathLike[str]
+) -> None:
+    """Draw losses, learning rate and average precision over the iterations.
+
+    Args:
+        metrics_json: what Detectron2 writes while it trains: a JSON object a line.
+        output: the PNG file; it appears only when it is complete.
+
+    Raises:
+        InputError: ``metrics_json`` cannot be read or holds no metrics, or ``output`` cannot be
+            written.
+    """
+    curves = read_curves(metrics_json)
+    rows = [(title, chosen) for title, chosen in _select(curves) if chosen]
+    if not rows:
+        raise InputError(f"{metrics_json}: no loss, learning rate or AP in it; did training start?")
+    heights = [3 if title == "loss" else 1.7 for title, _ in rows]
+    figure = Figure(figsize=(10, sum(heights) + 0.6), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (title, chosen) in zip(axes, rows, strict=True):
+        _plot(axis, title, chosen)
+    axes[-1].set_xlabel("iteration", color=_INK)
+    try:
+        with atomic_write(output) as file:
+            figure.savefig(file, format="png", dpi=120)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+
+
+def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
+    """Read Detectron2's ``metrics.json``.
+
+    Args:
+        metrics_json: a JSON object a line, with ``iteration`` and any metrics. An iteration may
+            come twice, after a resume: the later value counts. Values may be a bare ``NaN``. Lines
+            that are no JSON object, as an interruption leaves behind, are skipped with a warning.
+
+    Returns:
+        For every metric its values by iteration, in order of iterations.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        lines = Path(metrics_json).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(f"{metrics_json}: cannot be read: {error.strerror}") from error
+    values: dict[str, Curve] = {}
+    broken = 0
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            iteration = int(entry.pop("iteration"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            broken += bool(line.strip())
+            continue
+        for name, value in entry.items():
+            if isinstance(value, (int, float)):
+                values.setdefault(name, {})[iteration] = float(value)
+    if broken:
+        logger.warning("%s: %d lines are no metrics and were skipped", metrics_json, broken)
+    return {name: dict(sorted(curve.items())) for name, curve in values.items()}
+
+
+def _select(curves: Mapping[str, Curve]) -> list[tuple[str, dict[str, Curve]]]:
+    """The rows of the picture: title and curves, the most important curve first."""
+    losses = sorted(
+        (name for name in curves if "loss" in name.rpartition("/")[2]),
+        key=lambda name: (not name.endswith("total_loss"), name != "total_loss", name),
+    )
+    precisions = sorted(
+        (name for name in curves if name.rpartition("/")[2] in ("AP", "AP50")),
+        key=lambda name: (not name.startswith("segm/"), name),
+    )
+    return [
+        ("loss", {name: curves[name] for name in losses}),
+        ("AP", {name: curves[name] for name in precisions}),
+        ("learning rate", {name: curves[name] for name in ("lr",) if name in curves}),
+    ]
+
+
+def _plot(axis: Axes, title: str, curves: Mapping[str, Curve]) -> None:
+    for number, (name, curve) in enumerate(curves.items()):
+        is_total = name.endswith("total_loss")
+        # Few points, as of evaluations, would be invisible as a line.
+        axis.plot(
+            list(curve),
+            list(curve.values()),
+            label=name,
+            color=_INK if name == "total_loss" else _COLORS[number % len(_COLORS)],
+            linewidth=2.0 if is_total else 1.3,
+            linestyle="-" if number < len(_COLORS) else "--",
+            marker="o" if len(curve) <= 30 else "",
+            markersize=3.5,
+        )
+    axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
+    axis.set_ylim(*_limits(title, [value for curve in curves.values() for value in curve.values()]))
+    axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(colors=_INK, labelsize=9)
+    if len(curves) > 1 or title == "AP":
+        axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+
+
+def _limits(title: str, values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest value to show; a few exploding losses must not flatten all others."""
+    finite = np.array([value for value in values if np.isfinite(value)])
+    if not len(finite):
+        return 0.0, 1.0
+    top = float(finite.max())
+    if title == "loss":
+        top = min(top, 4 * float(np.percentile(finite, 95)))
+    return min(0.0, float(finite.min())), max(top, 1e-12) * 1.05

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+import torch
+from detectron2.data.catalog import Metadata
+from detectron2.structures import Boxes, BoxMode, Instances
+from matplotlib.path import Path as Outline
+
+from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
+from cityscapes_maskrcnn.visualization.drawing import (
+    DrawnObject,
+    StreetVisualizer,
+    draw_ground_truth,
+    draw_predictions,
+    draw_semantic_labels,
+    mask_contours,
+)
+
+METADATA = Metadata(
+    name="test",
+    thing_classes=list(THING_CLASSES),
+    thing_colors=list(THING_COLORS),
+    stuff_classes=["road", "sidewalk"],
+    stuff_colors=[(128, 64, 128), (244, 35, 232)],
+)
+PERSON, CAR = 0, 2  # official colours (220, 20, 60) and (0, 0, 142)
+
+
+def grey(height=512, width=1024):
+    return np.full((height, width, 3), 100, dtype=np.uint8)
+
+
+def rectangle(x0, y0, x1, y1):
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def annotation(category, *polygons, crowd=False):
+    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
+    return {
+        "category_id": category,
+        "segmentation": list(polygons),
+        "bbox": [*points.min(axis=0), *points.max(axis=0)],
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "iscrowd": crowd,
+    }
+
+
+def predictions(height, width, *found):
+    """Of (category, score, (x0, y0, x1, y1)): rectangular masks."""
+    instances = Instances((height, width))
+    masks = torch.zeros((len(found), height, width), dtype=torch.bool)
+    for mask, (_, _, (x0, y0, x1, y1)) in zip(masks, found, strict=True):
+        mask[y0:y1, x0:x1] = True
+    instances.pred_masks = masks
+    instances.pred_boxes = Boxes(torch.tensor([f[2] for f in found]).reshape(-1, 4).float())
+    instances.scores = torch.tensor([f[1] for f in found], dtype=torch.float32)
+    instances.pred_classes = torch.tensor([f[0] for f in found], dtype=torch.int64)
+    return instances
+
+
+def texts(objects, height=512, width=1024):
+    visualizer = StreetVisualizer(grey(height, width), THING_COLORS)
+    visualizer.draw_objects(objects)
+    return [text.get_text() for text in visualizer.output.ax.texts]
+
+
+def drawn(category, x0, y0, x1, y1, label="", is_group=False):
+    contour = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=np.float64)
+    return DrawnObject(category, [contour], label, is_group)
+
+
+def assert_color(pixel, expected):
+    # Agg blends in 8 bits, which costs one grey level per layer.
+    np.testing.assert_allclose(pixel.astype(int), expected, atol=2)
+
+
+def test_official_color_over_the_image_at_half_strength():
+    record = {"annotations": [annotation(CAR, rectangle(200, 100, 600, 400))]}
+    picture = draw_ground_truth(grey(), record, METADATA)
+    assert picture.shape == (512, 1024, 3)
+    assert picture.dtype == np.uint8
+    # (100 + 0) / 2, (100 + 0) / 2, (100 + 142) / 2
+    assert_color(picture[350, 220], (50, 50, 121))
+    assert_color(picture[50, 50], (100, 100, 100))
+
+
+def test_small_objects_lie_over_large_ones():
+    small, large = (
+        annotation(PERSON, rectangle(300, 150, 340, 230)),
+        annotation(CAR, rectangle(200, 100, 600, 400)),
+    )
+    for order in ([small, large], [large, small]):
+        picture = draw_ground_truth(grey(), {"annotations": order}, METADATA)
+        # the person's (220, 20, 60) over the (50, 50, 121) of the car over grey
+        assert_color(picture[220, 310], (135, 35, 90.5))
+
+
+def test_neighbours_of_a_class_differ():
+    record = {
+        "annotations": [
+            annotation(CAR, rectangle(100, 100, 300, 400)),
+            annotation(CAR, rectangle(300, 100, 500, 400)),
+        ]
+    }
+    picture = draw_ground_truth(grey(), record, METADATA)
+    difference = picture[380, 320].astype(int) - picture[380, 120]
+    # The second is mixed with 24 % white: half of 0.24 * 255 on red, 0.24 * (255 - 142) on blue.
+    np.testing.assert_allclose(difference, (30.6, 30.6, 13.6), atol=2)
+
+
+def test_small_images_are_enlarged():
+    record = {"annotations": [annotation(CAR, rectangle(50, 20, 300, 150))]}
+    picture = draw_ground_truth(grey(192, 384), record, METADATA)
+    assert picture.shape == (512, 1024, 3)  # 1024 / 384 * 192 = 512
+    # x 50 to 300 becomes 133 to 800
+    assert_color(picture[380, 145], (50, 50, 121))
+    assert_color(picture[380, 790], (50, 50, 121))
+    assert_color(picture[380, 125], (100, 100, 100))
+    assert_color(picture[380, 810], (100, 100, 100))
+
+
+def test_large_images_keep_their_size():
+    assert draw_ground_truth(grey(1024, 2048), {}, METADATA).shape == (1024, 2048, 3)
+
+
+def test_without_objects_the_picture_is_the_image():
+    image = np.random.default_rng(0).integers(0, 256, (512, 1024, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(draw_ground_truth(image, {"annotations": []}, METADATA), image)
+    np.testing.assert_array_equal(draw_predictions(image, predictions(512, 1024), METADATA), image)
+
+
+def test_the_arguments_are_not_changed():
+    image, found = grey(), predictions(512, 1024, (CAR, 0.9, (100, 100, 400, 300)))
+    draw_predictions(image, found, METADATA)
+    assert (image == 100).all()
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_run_lengths_are_drawn_like_polygons(compressed):
+    mask = np.zeros((512, 1024), dtype=np.uint8, order="F")
+    mask[100:400, 200:600] = 1
+    run_lengths = coco_mask.encode(mask)
+    if not compressed:
+        # Column by column: 200 columns and 100 pixels off; 400 columns of 300 on and 212 off, where
+        # the last goes on with its 112 and the 424 columns to the right.
+        counts = [200 * 512 + 100, *[300, 212] * 399, 300, 112 + 424 * 512]
+        run_lengths = {"size": [512, 1024], "counts": counts}
+    with_runs = {**annotation(CAR, rectangle(200, 100, 600, 400)), "segmentation": run_lengths}
+    with_polygons = annotation(CAR, rectangle(200, 100, 600, 400))
+    with_runs, with_polygons = (
+        draw_ground_truth(grey(), {"annotations": [each]}, METADATA)
+        for each in (with_runs, with_polygons)
+    )
+    # Outlines are smoothed differently: compare all but a few pixels along them.
+    for region in (
+        np.s_[103:397, 203:597],
+        np.s_[:97],
+        np.s_[403:],
+        np.s_[:, :197],
+        np.s_[:, 603:],
+    ):
+        np.testing.assert_array_equal(with_runs[region], with_polygons[region])
+    assert_color(with_runs[380, 220], (50, 50, 121))
+
+
+def test_parts_wound_differently_are_all_filled():
+    backwards = [300, 300, 300, 400, 500, 400, 500, 300]
+    record = {"annotations": [annotation(CAR, rectangle(200, 100, 600, 350), backwards)]}
+    picture = draw_ground_truth(grey(), record, METADATA)
+    assert_color(picture[320, 310], (50, 50, 121))  # where they overlap
+    assert_color(picture[390, 310], (50, 50, 121))
+
+
+def test_holes_stay_empty():
+    found = predictions(512, 1024, (CAR, 0.9, (100, 100, 700, 400)))
+    found.pred_masks[0, 200:300, 200:300] = False
+    picture = draw_predictions(grey(), found, METADATA)
+    assert_color(picture[250, 250], (100, 100, 100))
+    assert_color(picture[380, 120], (50, 50, 121))
+
+
+def test_threshold_includes_its_own_score():
+    found = predictions(
+        512, 1024, (CAR, 0.5, (100, 100, 300, 400)), (CAR, 0.49, (600, 100, 800, 400))
+    )
+    picture = draw_predictions(grey(), found, METADATA, threshold=0.5)
+    assert_color(picture[380, 120], (50, 50, 121))
+    assert_color(picture[380, 620], (100, 100, 100))
+
+
+def test_an_empty_mask_draws_nothing():
+    found = predictions(512, 1024, (CAR, 0.9, (0, 0, 0, 0)))
+    np.testing.assert_array_equal(draw_predictions(grey(), found, METADATA), grey())
+
+
+def test_boxes_of_a_model_without_masks():
+    found = predictions(512, 1024, (CAR, 0.9, (100, 100, 400, 400)))
+    found.remove("pred_masks")
+    assert_color(draw_predictions(grey(), found, METADATA)[380, 120], (50, 50, 121))
+
+
+def test_labels_name_class_and_score():
+    wanted = Instances((512, 1024))
+    wanted.pred_boxes = Boxes(torch.tensor([[100.0, 100.0, 400.0, 400.0]]))
+    wanted.scores, wanted.pred_classes = torch.tensor([0.934]), torch.tensor([CAR])
+    written = []
+    original = StreetVisualizer.draw_objects
+
+    class Spy(StreetVisualizer):
+        def draw_objects(self, objects):
+            original(self, objects)
+            written.extend(text.get_text() for text in self.output.ax.texts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cityscapes_maskrcnn.visualization.drawing.StreetVisualizer", Spy)
+        draw_predictions(grey(), wanted, METADATA)
+        draw_ground_truth(
+            grey(),
+            {"annotations": [annotation(CAR, rectangle(200, 100, 600, 400), crowd=True)]},
+            METADATA,
+        )
+    assert written == ["car 93%", "car group"]
+
+
+def test_tiny_objects_have_no_label():
+    # At a width of 1024 letters are 11 pixels high; 1.3 times that is 14.3.
+    assert texts(
+        [drawn(CAR, 100, 100, 400, 300, "large"), drawn(CAR, 500, 50, 520, 64, "tiny")]
+    ) == ["large"]
+
+
+def test_groups_are_dashed_and_hatched_and_lie_below():
+    visualizer = StreetVisualizer(grey(), THING_COLORS)
+    visualizer.draw_objects(
+        [drawn(CAR, 100, 100, 300, 300, "car"), drawn(CAR, 150, 150, 250, 250, "group", True)]
+    )
+    group, single = visualizer.output.ax.patches
+    assert (group.get_linestyle(), single.get_linestyle()) == ("--", "-")
+    assert group.get_facecolor()[3] < single.get_facecolor()[3]
+    assert len(visualizer.output.ax.collections) == 1
+
+
+def test_semantic_labels_leave_out_what_has_no_class():
+    train_ids = np.full((512, 1024), 255, dtype=np.uint8)
+    train_ids[:, :512] = 0
+    picture = draw_semantic_labels(grey(), train_ids, METADATA)
+    assert_color(picture[500, 20], (114, 82, 114))  # ((100 + 128) / 2, (100 + 64) / 2, ...)
+    assert_color(picture[500, 1000], (100, 100, 100))
+
+
+def test_contours_lie_on_pixel_borders():
+    mask = np.zeros((50, 60), dtype=bool)
+    mask[10:30, 5:45] = True
+    (contour,) = mask_contours(mask)
+    np.testing.assert_array_equal(contour.min(axis=0), (5, 10))
+    np.testing.assert_array_equal(contour.max(axis=0), (45, 30))
+    # 40 * 20 less four corners, cut from the middle of one side to that of the other: 0.5 ** 3
+    assert drawn_area([contour]) == pytest.approx(800 - 4 * 0.125)
+
+
+def test_holes_count_against_the_area():
+    mask = np.zeros((50, 60), dtype=bool)
+    mask[10:30, 5:45] = True
+    mask[15:20, 10:20] = False
+    # A hole is larger by its corners, from 50 less 0.5 to 50 - 0.5: it is cut the same way.
+    assert drawn_area(mask_contours(mask)) == pytest.approx(799.5 - 49.5)
+
+
+def test_contours_enclose_exactly_the_pixels_of_the_mask():
+    noise = np.random.default_rng(1).random((40, 70))
+    mask = noise > 0.45
+    rows, columns = np.mgrid[:40, :70]
+    centres = np.column_stack([columns.ravel() + 0.5, rows.ravel() + 0.5])
+    inside = np.zeros(len(centres), dtype=int)
+    for contour in mask_contours(mask):
+        inside += Outline(contour).contains_points(centres)
+    # Within an odd number of nested borders.
+    np.testing.assert_array_equal((inside % 2 == 1).reshape(40, 70), mask)
+
+
+def test_an_empty_mask_has_no_contours():
+    assert mask_contours(np.zeros((5, 6), dtype=bool)) == []
+
+
+def drawn_area(contours):
+    return DrawnObject(CAR, contours, "").area

@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""Draw a model's predictions, beside the ground truth of images that have one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tqdm import tqdm
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.visualization import files
+from cityscapes_maskrcnn.visualization.predictor import Predictor
+
+EXAMPLES = """
+examples:
+  photographs of your own:
+    tools/visualize_predictions.py --config-file output/stage_1/config.yaml \\
+        --input street.jpg 'holiday/*.png' --output pictures \\
+        MODEL.WEIGHTS output/stage_1/model_final.pth
+  the validation images of one city, ground truth and prediction side by side:
+    tools/visualize_predictions.py --config-file output/stage_1/config.yaml \\
+        --input datasets/cityscapes/leftImg8bit/val/lindau --output pictures \\
+        --confidence-threshold 0.7 MODEL.WEIGHTS output/stage_1/model_final.pth
+"""
+
+
+def main() -> None:
+    """Predict and draw one image after the other."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="the model's config")
+    add("--input", required=True, nargs="+", metavar="IMG", help="files, folders or patterns")
+    add("--output", required=True, metavar="DIR", help="folder for the pictures")
+    add("--confidence-threshold", type=float, default=0.5, metavar="T", help="lowest score drawn")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    args = parser.parse_args()
+
+    cfg = build_config(args.config_file, args.opts)
+    images = files.find_images(args.input)
+    folder = files.make_folder(args.output)
+    predictor = Predictor(cfg, args.confidence_threshold)
+    if not cfg.MODEL.WEIGHTS:
+        print("warning: MODEL.WEIGHTS is empty, so the weights are random", file=sys.stderr)
+    SafeCheckpointer(predictor.model).load(cfg.MODEL.WEIGHTS)
+    pictures = files.picture_files(images, folder, "_prediction")
+    for image, picture in zip(tqdm(images, desc="Drawing", unit="image"), pictures, strict=True):
+        files.write_picture(picture, predictor.draw(image))
+    print(f"{len(pictures)} pictures are in {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
