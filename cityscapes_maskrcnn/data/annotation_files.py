@@ -19,6 +19,8 @@ from cityscapes_maskrcnn.data.annotation_cache import Record, empty_record
 from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, Label, resolve_label
 from cityscapes_maskrcnn.utils.errors import InputError
 
+AnnotatedObject = tuple[Label, bool, npt.NDArray[np.float32]]
+
 
 def read_instances(path: str) -> Record:
     """Parse one ``*_polygons.json`` file.
@@ -29,7 +31,8 @@ def read_instances(path: str) -> Record:
     Raises:
         InputError: the file is missing, incomplete, or not what the official files look like.
     """
-    height, width, objects = _read_objects(path)
+    height, width, objects = read_objects(path)
+    check_polygons(path, objects)
     things = [label.id in ID_TO_CONTIGUOUS for label, _, _ in objects]
     first_thing = things.index(True) if any(things) else len(things)
     covered = shapely.Polygon()
@@ -100,7 +103,7 @@ def _polygons(geometry: Any) -> list[Any]:
     ]
 
 
-def _read_objects(path: str) -> tuple[int, int, list[tuple[Label, bool, npt.NDArray[np.float32]]]]:
+def read_objects(path: str) -> tuple[int, int, list[AnnotatedObject]]:
     """Read and check one annotation file.
 
     Returns:
@@ -130,6 +133,15 @@ def _read_objects(path: str) -> tuple[int, int, list[tuple[Label, bool, npt.NDAr
         raise InputError(f"{path}: not a Cityscapes annotation ({error!r})") from error
     except InputError as error:
         raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    return height, width, objects
+
+
+def check_polygons(path: str, objects: list[AnnotatedObject]) -> None:
+    """Make sure that the vertices of :func:`read_objects` enclose something.
+
+    Raises:
+        InputError: vertices are fewer than three, not finite, or not pairs.
+    """
     for label, _, points in objects:
         if (
             points.ndim != 2
@@ -140,4 +152,3 @@ def _read_objects(path: str) -> tuple[int, int, list[tuple[Label, bool, npt.NDAr
             raise InputError(
                 f"{path}: a polygon of {label.name!r} is not a list of three or more (x, y) points"
             )
-    return height, width, objects

@@ -155,12 +155,12 @@ def find_images(image_dir: str, cities: Sequence[str] | None = None) -> list[str
         InputError: a folder or images at all are missing.
     """
     if cities is None:
-        _require_folder(image_dir)
+        require_folder(image_dir)
         with os.scandir(image_dir) as entries:
             cities = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
     images = []
     for city in sorted(set(cities)):
-        _require_folder(Path(image_dir, city))
+        require_folder(Path(image_dir, city))
         with os.scandir(Path(image_dir, city)) as entries:
             # Archives packed on a Mac leave "._aachen_..." files beside the real ones.
             names = [e.name for e in entries if e.name.endswith(IMAGE_SUFFIX) and e.name[0] != "."]
@@ -190,7 +190,7 @@ def _join(folder: str, name: str) -> str:
     return os.path.join(folder, name)  # noqa: PTH118, pathlib would tidy the folder up
 
 
-def _require_folder(path: str | Path) -> None:
+def require_folder(path: str | Path) -> None:
     """Raise an InputError that names the first folder missing on the way to ``path``."""
     if Path(path).is_dir():
         return
@@ -208,7 +208,7 @@ def _split_name(folder: str) -> str:
 
 def _sources(images: Sequence[str], folder: str, image_dir: str, suffix: str) -> list[Source]:
     """The file that belongs to every image, in another folder and with another suffix."""
-    _require_folder(folder)
+    require_folder(folder)
     sources: list[Source] = []
     status: dict[str, os.stat_result] = {}
     for city in sorted({image.partition("/")[0] for image in images}):

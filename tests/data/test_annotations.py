@@ -22,6 +22,7 @@ from cityscapes_maskrcnn.data.annotations import (
     load_instances,
     load_semantic,
 )
+from cityscapes_maskrcnn.data.synthetic import generate_dataset
 from cityscapes_maskrcnn.utils.errors import InputError
 
 SQUARE = [[10, 10], [20, 10], [20, 20], [10, 20]]
@@ -165,6 +166,12 @@ def test_same_as_detectron2_on_random_scenes(tmp_path, write_scene, detectron2_l
     images = assert_same(tmp_path, "train", detectron2_loader)
     pieces = [len(a["segmentation"]) for image in images for a in image["annotations"]]
     assert len(pieces) > 100 and max(pieces) > 1
+
+
+def test_same_as_detectron2_on_generated_streets(tmp_path, detectron2_loader):
+    generate_dataset(tmp_path, {"train": 6}, 128, 256, seed=1, num_workers=1)
+    images = assert_same(tmp_path, "train", detectron2_loader)
+    assert sum(len(image["annotations"]) for image in images) > 20
 
 
 def test_values_of_one_square(tmp_path, write_scene):

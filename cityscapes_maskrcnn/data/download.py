@@ -1,0 +1,82 @@
+"""Fetching the official archives with the official downloader, and unpacking them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tqdm import tqdm
+
+from cityscapes_maskrcnn.utils.errors import InputError
+
+FINE_PACKAGES: Final = ("gtFine_trainvaltest.zip", "leftImg8bit_trainvaltest.zip")
+COARSE_PACKAGES: Final = ("gtCoarse.zip", "leftImg8bit_trainextra.zip")
+
+_ACCOUNT: Final = "an account from https://www.cityscapes-dataset.com/register/ is needed"
+
+
+def download(folder: Path, packages: Sequence[str]) -> None:
+    """Hand over to the downloader of cityscapesscripts, which asks for name and password.
+
+    Args:
+        folder: where the archives go. Those that are there completely are kept, those that are
+            there in part are continued.
+        packages: names of archives.
+
+    Raises:
+        InputError: the downloader failed; it has said why.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [name for name in packages if not zipfile.is_zipfile(folder / name)]
+    if not missing:
+        return
+    # Not `python -m`: the downloader names the file with its stored password after its module.
+    program = "from cityscapesscripts.download.downloader import main; main()"
+    options = ["--destination_path", str(folder), "--resume", *missing]
+    if subprocess.run([sys.executable, "-c", program, *options], check=False).returncode:
+        raise InputError(f"could not download {', '.join(missing)} (reason above); {_ACCOUNT}")
+
+
+def unpack(archive: Path, folder: Path) -> int:
+    """Unpack a zip file; files that are there with the right size are left alone.
+
+    Args:
+        archive: the zip file.
+        folder: where its content goes.
+
+    Returns:
+        Number of files written.
+
+    Raises:
+        InputError: the archive is damaged, or a name in it leads out of ``folder``.
+    """
+    folder = folder.resolve()
+    written = 0
+    try:
+        with zipfile.ZipFile(archive) as content:
+            members = [member for member in content.infolist() if not member.is_dir()]
+            targets = [(folder / member.filename).resolve() for member in members]
+            for target in targets:
+                if not target.is_relative_to(folder):
+                    raise InputError(f"{archive}: {target} would lie outside {folder}")
+            for member, target in zip(
+                tqdm(members, f"Unpacking {archive.name}", delay=1.0), targets, strict=True
+            ):
+                if target.exists() and target.stat().st_size == member.file_size:
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with content.open(member) as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+                written += 1
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"{archive}: damaged ({error}); delete it and download again") from error
+    except OSError as error:
+        place = os.fspath(error.filename or folder)
+        raise InputError(f"{place}: cannot be unpacked: {error.strerror}") from error
+    return written

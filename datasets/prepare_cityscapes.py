@@ -1,0 +1,55 @@
+#!/usr/bin/env python
+"""Check a Cityscapes tree (counts, pairs, damaged files), after downloading it if asked to."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cityscapes_maskrcnn.data.annotations import dataset_root
+from cityscapes_maskrcnn.data.download import COARSE_PACKAGES, FINE_PACKAGES, download, unpack
+from cityscapes_maskrcnn.data.tree_check import check_tree, format_checks, tree_folder
+from cityscapes_maskrcnn.utils.run import run_tool
+
+EXAMPLES = """
+examples:
+  check the tree in $DETECTRON2_DATASETS (or ./datasets):
+    datasets/prepare_cityscapes.py
+  download, unpack and check the fine annotations and their images (11 GB):
+    datasets/prepare_cityscapes.py /data --download
+  check generated data, or a part of the official data:
+    datasets/prepare_cityscapes.py /data/synthetic --allow-subset
+"""
+
+
+def main() -> int:
+    """Download if asked to, check, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("root", nargs="?", default=dataset_root(), help="holds cityscapes/ (default: %(default)s)")
+    add("--download", action="store_true", help="first fetch and unpack what is missing")
+    add("--coarse", action="store_true", help="with --download: the coarse data too (46 GB more)")
+    add("--allow-subset", action="store_true", help="accept other counts and image sizes")
+    add("--num-workers", type=int, metavar="N", help="processes (default: one per core)")
+    args = parser.parse_args()
+
+    if args.download:
+        folder = Path(args.root, "cityscapes")
+        packages = FINE_PACKAGES + COARSE_PACKAGES * args.coarse
+        download(folder, packages)
+        for package in packages:
+            print(f"{unpack(folder / package, folder)} files unpacked from {folder / package}")
+        print("The zip files are no longer needed.")
+    folder = tree_folder(args.root)
+    checks = check_tree(folder, args.allow_subset, args.num_workers)
+    print(folder, format_checks(checks), sep="\n")
+    troubled = any(check.problems for check in checks)
+    print("\nThe tree is not in order." if troubled else "\nThe tree is in order.")
+    return int(troubled)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
