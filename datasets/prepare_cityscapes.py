@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Check a Cityscapes tree (counts, pairs, damaged files), after downloading it if asked to."""
 
 from __future__ import annotations
