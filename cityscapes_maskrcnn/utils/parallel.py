@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -52,7 +53,7 @@ def map_in_parallel(
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     chunk_size = max(1, min(32, len(items) // (workers * 8)))
     with ProcessPoolExecutor(
-        workers, multiprocessing.get_context(method), initializer=_ignore_interrupt
+        workers, multiprocessing.get_context(method), initializer=_start_worker
     ) as pool:
         results = pool.map(function, items, chunksize=chunk_size)
         return list(_with_progress(results, len(items), description))
@@ -64,6 +65,18 @@ def _with_progress(results: Iterable[Result], total: int, description: str) -> I
     return tqdm(results, description, total, mininterval=interval, delay=1.0, leave=False)
 
 
-def _ignore_interrupt() -> None:
-    """Leave Ctrl-C to the parent process, so that workers do not print tracebacks of their own."""
+def _start_worker() -> None:
+    """Let the parent process decide when a worker ends.
+
+    Ctrl-C reaches the parent alone, so that workers print no tracebacks of their own. When the
+    parent is killed, its workers would wait for work for ever; a thread ends them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
