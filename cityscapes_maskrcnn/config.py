@@ -24,10 +24,21 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Epochs between two evaluations; sets TEST.EVAL_PERIOD. 0: leave that key alone.
     cfg.TEST.EVAL_EPOCHS = 0
 
-    # ---- Optimizer ----------------------------------------------------------------------------
-    # "SGD" (Detectron2's, with SOLVER.MOMENTUM) or "AdamW" (betas 0.9 and 0.999). Both use
+    # ---- Optimizer and schedule ---------------------------------------------------------------
+    # "SGD" (Detectron2's, with SOLVER.MOMENTUM), "Adam" or "AdamW" (betas 0.9 and 0.999). All use
     # SOLVER.BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, BIAS_LR_FACTOR and CLIP_GRADIENTS.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # SOLVER.LR_SCHEDULER_NAME knows one more name, "ReduceLROnPlateau": the learning rate is
+    # multiplied by FACTOR when the validation loss found no new minimum in more than PATIENCE
+    # measurements in a row. It needs TEST.VALIDATION_LOSS; warm-up keys have no effect on it.
+    cfg.SOLVER.PLATEAU = CfgNode()
+    cfg.SOLVER.PLATEAU.FACTOR = 0.1
+    cfg.SOLVER.PLATEAU.PATIENCE = 3
+    # End training after PATIENCE measurements of the validation loss in a row without a new
+    # minimum. It needs TEST.VALIDATION_LOSS.
+    cfg.SOLVER.EARLY_STOPPING = CfgNode()
+    cfg.SOLVER.EARLY_STOPPING.ENABLED = False
+    cfg.SOLVER.EARLY_STOPPING.PATIENCE = 5
 
     # ---- Weights ------------------------------------------------------------------------------
     # Parameters, by prefix, that MODEL.WEIGHTS may hold in another shape, because they depend on
@@ -40,6 +51,9 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     )
 
     # ---- Evaluation ---------------------------------------------------------------------------
+    # Measure the training losses on DATASETS.TEST too, every TEST.EVAL_PERIOD iterations: scalars
+    # "validation/total_loss", "validation/loss_mask", ... beside the training losses.
+    cfg.TEST.VALIDATION_LOSS = False
     # Also report COCO-style AP of boxes and masks (keys "coco_bbox/..." and "coco_segm/...")
     # beside the official Cityscapes AP ("segm/..."), on the same predictions.
     cfg.TEST.COCO_STYLE = True

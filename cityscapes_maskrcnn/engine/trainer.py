@@ -6,6 +6,8 @@ import logging
 import math
 import weakref
 from collections import OrderedDict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data import transforms as T
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -30,14 +33,19 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.solver import build_optimizer, get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.hooks import AverageNormStatistics, SeedEveryStep, StopOnSignal
+from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
+from cityscapes_maskrcnn.engine.validation import ValidationLoss
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
 
 
 class Trainer(DefaultTrainer):
@@ -100,29 +108,77 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, SeedEveryStep):
                 self.stream.seed = hook.seed
 
-    def train(self) -> Any:
-        """Run the iterations that are left.
+    def train(self) -> dict[str, Any]:
+        """Run the iterations that are left, evaluating and saving on the way.
 
         Returns:
-            The results of the last evaluation, on the main process.
+            The results of the last evaluation; empty on other than the main process.
+
+        Raises:
+            InputError: a broken file, or a loss that became infinite.
         """
-        silence = _DropInputErrors()
-        loop_logger = logging.getLogger("detectron2.engine.train_loop")
-        loop_logger.addFilter(silence)
-        try:
-            return super().train()
-        finally:
-            loop_logger.removeFilter(silence)
+        logging.getLogger(__name__).info(
+            "Starting training from iteration %d of %d", self.start_iter, self.max_iter
+        )
+        self.iter = self.start_iter
+        # Detectron2's loop is fixed in length; this one ends earlier after stop_after().
+        with EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                while self.iter < self.max_iter:
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.iter += 1
+            except FloatingPointError as error:
+                raise InputError(
+                    f"training diverged: {error}; lower SOLVER.BASE_LR or lengthen "
+                    "SOLVER.WARMUP_ITERS"
+                ) from error
+            finally:
+                self.after_train()
+        results = getattr(self, "_last_eval_results", {})
+        if comm.is_main_process():
+            plot_training_curves(
+                Path(self.cfg.OUTPUT_DIR) / "metrics.json",
+                Path(self.cfg.OUTPUT_DIR) / "training_curves.png",
+            )
+            verify_results(self.cfg, results)
+        return results
+
+    def stop_after(self, iterations: int) -> None:
+        """End training when this many iterations are done, as if it had been planned so."""
+        self.max_iter = iterations
+        for hook in self._hooks:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.max_iter = iterations
 
     def build_hooks(self) -> list[HookBase]:
         """Build the hooks, in the order in which they run."""
         cfg = self.cfg
         main_process = comm.is_main_process()
+        validation = cfg.TEST.VALIDATION_LOSS
+        if not validation and (
+            cfg.SOLVER.EARLY_STOPPING.ENABLED or isinstance(self.scheduler, ReduceLROnPlateau)
+        ):
+            raise InputError(
+                "SOLVER.EARLY_STOPPING and ReduceLROnPlateau watch the validation loss: set "
+                "TEST.VALIDATION_LOSS True"
+            )
         built: list[HookBase | None] = [
             SeedEveryStep(self.seed),
             hooks.IterationTimer(),
-            hooks.LRScheduler(),
             AverageNormStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
+            ValidationLoss(cfg.TEST.EVAL_PERIOD, partial(self.build_validation_loader, cfg))
+            if validation
+            else None,
+            # What acts on the validation loss comes after it and before the checkpoint.
+            PlateauSchedule(self.scheduler)
+            if isinstance(self.scheduler, ReduceLROnPlateau)
+            else hooks.LRScheduler(),
+            EarlyStopping(cfg.SOLVER.EARLY_STOPPING.PATIENCE)
+            if cfg.SOLVER.EARLY_STOPPING.ENABLED
+            else None,
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             if main_process
             else None,
@@ -183,7 +239,6 @@ class Trainer(DefaultTrainer):
             cfg.SOLVER.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
-            persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
         )
         return stream, loader
 
@@ -195,12 +250,25 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
+    def build_validation_loader(cls, cfg: CfgNode) -> Any:
+        """Build a loader of ``DATASETS.TEST`` with ground truth, at the size of inference."""
+        dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
+        resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        mapper = CityscapesMapper(cfg, is_train=True, augmentations=[resize])
+        return build_detection_test_loader(
+            dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """Build the optimizer that ``SOLVER.OPTIMIZER`` names, for the trainable parameters."""
         if cfg.SOLVER.OPTIMIZER == "SGD":
             return build_optimizer(cfg, model)
-        if cfg.SOLVER.OPTIMIZER != "AdamW":
-            raise InputError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}: it must be SGD or AdamW")
+        adaptive = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+        if cfg.SOLVER.OPTIMIZER not in adaptive:
+            raise InputError(
+                f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}: it must be SGD, Adam or AdamW"
+            )
         parameters = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
@@ -208,8 +276,17 @@ class Trainer(DefaultTrainer):
             bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
             weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
         )
-        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        optimizer = maybe_add_gradient_clipping(cfg, adaptive[cfg.SOLVER.OPTIMIZER])
         return optimizer(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Build the schedule that ``SOLVER.LR_SCHEDULER_NAME`` names."""
+        if cfg.SOLVER.LR_SCHEDULER_NAME != "ReduceLROnPlateau":
+            return super().build_lr_scheduler(cfg, optimizer)
+        return ReduceLROnPlateau(
+            optimizer, "min", factor=cfg.SOLVER.PLATEAU.FACTOR, patience=cfg.SOLVER.PLATEAU.PATIENCE
+        )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -234,10 +311,3 @@ def without_nan(results: dict[str, Any]) -> dict[str, Any]:
         elif not math.isnan(value):
             kept[key] = value
     return kept
-
-
-class _DropInputErrors(logging.Filter):
-    """Keeps Detectron2's loop from logging a traceback for bad input, which gets one line."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], InputError))

@@ -1,0 +1,111 @@
+"""The training losses, measured on images that are not trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+PREFIX = "validation/"
+
+
+@contextmanager
+def losses_without_training(model: nn.Module) -> Iterator[None]:
+    """Let a model compute its training losses while nothing about it changes.
+
+    Detectron2's models return losses in training mode only. In that mode BatchNorm would move its
+    running statistics and dropout would add noise, so those layers alone stay in evaluation mode.
+    Random choices (which regions are sampled for a loss) are seeded, the same for every call, so
+    that two measurements differ by the weights only; the generators are put back afterwards, and
+    what the model reports to the event storage is dropped.
+
+    Args:
+        model: any Detectron2 model; its mode is restored at the end.
+    """
+    modes = {module: module.training for module in model.modules()}
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    try:
+        model.train()
+        for module in model.modules():
+            if isinstance(module, (_BatchNorm, _DropoutNd)):
+                module.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices), EventStorage():
+            torch.manual_seed(0)
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def validation_losses(
+    model: nn.Module, batches: Iterable[list[dict[str, Any]]]
+) -> dict[str, float]:
+    """Average the losses of a model over a validation set.
+
+    Must be called by all processes, each with its share of the images.
+
+    Args:
+        model: returns a dict of scalar losses in training mode. Wrapped by
+            DistributedDataParallel, its inner module is used: shares may differ in length.
+        batches: mapped examples with ground truth.
+
+    Returns:
+        Mean over all images of all processes of every loss, and their sum ``total_loss``. Empty if
+        there are no images.
+    """
+    model = getattr(model, "module", model)
+    sums: dict[str, float] = defaultdict(float)
+    images = 0
+    with losses_without_training(model):
+        for batch in batches:
+            for name, loss in model(batch).items():
+                sums[name] += float(loss) * len(batch)
+            images += len(batch)
+    shares = comm.all_gather((dict(sums), images))
+    total_images = sum(count for _, count in shares)
+    if not total_images:
+        return {}
+    names = sorted({name for part, _ in shares for name in part})
+    means = {name: sum(part.get(name, 0.0) for part, _ in shares) / total_images for name in names}
+    return {**means, "total_loss": sum(means.values())}
+
+
+class ValidationLoss(HookBase):
+    """Measure :func:`validation_losses` while training and put them beside the training losses.
+
+    The scalars ``validation/total_loss``, ``validation/loss_cls``, ... appear in ``metrics.json``
+    and TensorBoard.
+
+    Args:
+        period: iterations between two measurements; the last iteration is always measured.
+        build_loader: makes the loader of validation batches; called once per measurement.
+    """
+
+    def __init__(self, period: int, build_loader: Callable[[], Iterable[Any]]) -> None:
+        self._period = period
+        self._build_loader = build_loader
+
+    def after_step(self) -> None:
+        """Measure where the period or the training ends."""
+        done = self.trainer.iter + 1
+        if done != self.trainer.max_iter and not (self._period > 0 and done % self._period == 0):
+            return
+        losses = validation_losses(self.trainer.model, self._build_loader())
+        if losses and comm.is_main_process():
+            logging.getLogger(__name__).info(
+                "Validation: %s", "  ".join(f"{name}: {loss:.4g}" for name, loss in losses.items())
+            )
+        # On every process: what follows (schedule, early stopping) must decide alike everywhere.
+        self.trainer.storage.put_scalars(
+            **{PREFIX + name: loss for name, loss in losses.items()}, smoothing_hint=False
+        )
