@@ -90,13 +90,18 @@ def coco_image(truth: GroundTruth, predictions: Sequence[Prediction]) -> CocoIma
     return CocoImage(height, width, tuple(annotations), tuple(found))
 
 
-def coco_scores(images: Sequence[CocoImage], iou_type: Literal["bbox", "segm"]) -> dict[str, float]:
+def coco_scores(
+    images: Sequence[CocoImage],
+    iou_type: Literal["bbox", "segm"],
+    evaluation_class: type[COCOeval] = COCOeval,
+) -> dict[str, float]:
     """Compute COCO's scores.
 
     Args:
         images: in any order.
         iou_type: ``"bbox"`` compares boxes, ``"segm"`` masks. The size ranges of APs, APm and APl
             go by the area of the ground truth's mask for both, as in COCO.
+        evaluation_class: pycocotools' COCOeval or one that gives the same, faster.
 
     Returns:
         Fractions: AP, AP50, AP75, APs, APm, APl, AR100 and ``AP-<class>`` for the 8 classes. NaN
@@ -110,7 +115,7 @@ def coco_scores(images: Sequence[CocoImage], iou_type: Literal["bbox", "segm"]) 
     ]
     # pycocotools reports its progress with print.
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_dataset(images, truth), _dataset(images, found), iou_type)
+        evaluation = evaluation_class(_dataset(images, truth), _dataset(images, found), iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

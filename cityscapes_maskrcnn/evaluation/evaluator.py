@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.fast_eval_api import COCOeval_opt
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
@@ -151,8 +152,9 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         official = averages(average_precision([image.matches for image in images]))
         coco_images = [image.coco for image in images]
         coco = {
-            "coco_segm": coco_scores(coco_images, "segm"),
-            "coco_bbox": coco_scores(coco_images, "bbox"),
+            # Detectron2's C++ version takes a tenth of the time.
+            "coco_segm": coco_scores(coco_images, "segm", COCOeval_opt),
+            "coco_bbox": coco_scores(coco_images, "bbox", COCOeval_opt),
         }
         where = f"{self._dataset_name}, {len(images)} images"
         self._logger.info("%s\n%s", where, format_averages(official))

@@ -98,13 +98,15 @@ def run_lengths(mask: CroppedMask, height: int, width: int) -> npt.NDArray[np.in
     # With an empty row above and below, every run of a column has a start and an end.
     columns = np.zeros((box_width, box_height + 2), dtype=bool)
     columns[:, 1:-1] = mask.bitmap.T
-    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
+    steps = np.flatnonzero(columns[:, 1:] != columns[:, :-1])
+    column, row = np.divmod(steps, box_height + 1)
     # In every column starts and ends alternate, so in this order they do throughout.
     edges = (mask.x0 + column) * height + mask.y0 + row
-    # Where a run reaches the lower border and the next one begins at the upper border of the next
-    # column, an end and a start fall together: in column-major order they are one run.
-    joined = np.flatnonzero(edges[1:-1:2] == edges[2::2])
-    edges = np.delete(edges, np.concatenate([2 * joined + 1, 2 * joined + 2]))
+    if box_height == height:
+        # Where a run reaches the lower border and the next begins at the upper border of the next
+        # column, an end and a start fall together: in column-major order they are one run.
+        joined = np.flatnonzero(edges[1:-1:2] == edges[2::2])
+        edges = np.delete(edges, np.concatenate([2 * joined + 1, 2 * joined + 2]))
     lengths = np.diff(edges, prepend=0, append=height * width)
     return lengths[:-1] if len(lengths) > 1 and lengths[-1] == 0 else lengths
 

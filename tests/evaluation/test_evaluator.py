@@ -163,6 +163,25 @@ def test_counts_each_image_once_and_forgets_on_reset(case: dict[str, Any]) -> No
         evaluator.evaluate()
 
 
+def test_nothing_found_is_zero_in_every_protocol(case: dict[str, Any]) -> None:
+    results = score({**case, "outputs": [None] * len(case["files"])})
+    assert [results[task]["AP"] for task in results] == [0.0, 0.0, 0.0]
+    assert results["segm"]["AP-car"] == results["coco_segm"]["AR100"] == 0.0
+
+
+def test_split_without_instances_is_nan_in_every_protocol(tmp_path: Path) -> None:
+    folder = tmp_path / "ulm"
+    folder.mkdir()
+    Image.fromarray(np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)).save(
+        folder / "ulm_000000_000019_gtFine_instanceIds.png"
+    )
+    file = "/x/ulm/ulm_000000_000019_leftImg8bit.png"
+    empty = {"gt_dir": str(tmp_path), "files": [file], "outputs": [None]}
+    script.register("evaluator_test", empty)
+    results = score(empty)
+    assert all(math.isnan(value) for scores in results.values() for value in scores.values())
+
+
 def test_part_of_a_split(case: dict[str, Any]) -> None:
     part = {**case, "files": case["files"][:2], "outputs": case["outputs"][:2]}
     script.register("evaluator_test", part)
