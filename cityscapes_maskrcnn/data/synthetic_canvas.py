@@ -7,6 +7,7 @@ that is seen is a list of :class:`Part`, so that picture and annotation come fro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ Array = npt.NDArray[np.float64]
 Color = tuple[float, float, float]
 
 NEAREST_Z = 0.8
+_FARTHEST = 30000.0  # keeps OpenCV's fixed point from overflowing
 _SHIFT = 4
 _UNIT = 1 << _SHIFT
 
@@ -44,12 +46,12 @@ class Camera:
 
         Points nearer than ``NEAREST_Z`` are pushed there, so that nothing passes behind the camera.
         """
-        points = np.asarray(points, dtype=np.float64)
-        depth = np.maximum(points[:, 2], NEAREST_Z)
-        scale = self.focal / depth
-        u = self.center[0] + points[:, 0] * scale
-        v = self.center[1] + (self.elevation - points[:, 1]) * scale
-        return np.stack([u, v], axis=1)
+        world = np.asarray(points, dtype=np.float64)
+        scale = self.focal / np.maximum(world[:, 2], NEAREST_Z)
+        image = np.empty((len(world), 2))
+        image[:, 0] = self.center[0] + world[:, 0] * scale
+        image[:, 1] = self.center[1] + (self.elevation - world[:, 1]) * scale
+        return image.clip(-_FARTHEST, _FARTHEST)
 
     def pixels_per_metre(self, depth: float) -> float:
         """Length in pixels of one metre across the line of sight, ``depth`` metres away."""
@@ -65,14 +67,15 @@ class Part:
         color: RGB, 0 to 255; None for what only belongs to the outline (the air between spokes).
         solid: whether it belongs to the outline of the object.
         line: 0 to fill; otherwise the width in pixels of a line along ``points``.
-        alpha: opacity, 0 to 1.
+        sprite: (S, S) float32 brightness, 0 where transparent, stretched over the bounding box of
+            ``points`` instead of filling them.
     """
 
     points: Array
     color: Color | None
     solid: bool = True
     line: float = 0.0
-    alpha: float = 1.0
+    sprite: npt.NDArray[np.float32] | None = None
 
 
 def shade(color: Color, factor: float) -> Color:
@@ -90,10 +93,18 @@ def blend(a: Color, b: Color, weight: float) -> Color:
     )
 
 
-def circle(center: Sequence[float], radius: float, count: int = 14) -> Array:
-    """Points (count, 2) on a circle in the image; ``radius`` in pixels."""
+@functools.lru_cache
+def unit_circle(count: int) -> Array:
+    """Points (count, 2) on the circle of radius 1 around 0. Read only."""
     angles = np.arange(count) * (2 * np.pi / count)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius + np.asarray(center)
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    points.flags.writeable = False
+    return points
+
+
+def circle(center: Array, radius: float, count: int = 14) -> Array:
+    """Points (count, 2) on a circle in the image around ``center`` (2,); ``radius`` in pixels."""
+    return unit_circle(count) * radius + center
 
 
 def convex_hull(points: Array) -> Array:
@@ -118,15 +129,14 @@ def balls(
     image = camera.project(world)
     scale = camera.focal / np.maximum(world[:, 2], NEAREST_Z)
     sizes = np.maximum(np.asarray(radii) * scale, 0.45)
-    count = 10 if sizes.max() < 6 else 18
-    rim = np.concatenate([circle(p, r, count) for p, r in zip(image, sizes, strict=True)])
-    return Part(convex_hull(rim), color, solid)
+    unit = unit_circle(10 if sizes.max() < 6 else 18)
+    rims = image[:, None] + sizes[:, None, None] * unit
+    return Part(convex_hull(rims.reshape(-1, 2)), color, solid)
 
 
 def _fixed(points: Array, scale: float) -> npt.NDArray[np.int32]:
     """Continuous pixels to OpenCV's fixed point, whose whole numbers are pixel centres."""
-    limited = np.clip(points * scale - 0.5, -30000, 30000)
-    return np.asarray(np.round(limited * _UNIT), dtype=np.int32)
+    return np.rint(points * (scale * _UNIT) - 0.5 * _UNIT).astype(np.int32)
 
 
 class Canvas:
@@ -144,9 +154,9 @@ class Canvas:
         self.oversampling = oversampling
         self.pixels = np.zeros((height * oversampling, width * oversampling, 3), dtype=np.uint8)
 
-    def fill(self, polygons: Sequence[Array], color: Color) -> None:
+    def fill(self, polygons: Sequence[Array] | Array, color: Color) -> None:
         """Fill polygons (each (N, 2) continuous pixels) that do not overlap each other."""
-        if polygons:
+        if len(polygons):
             shapes = [_fixed(polygon, self.oversampling) for polygon in polygons]
             cv2.fillPoly(self.pixels, shapes, color, cv2.LINE_8, _SHIFT)
 
@@ -155,64 +165,34 @@ class Canvas:
         for part in parts:
             if part.color is None:
                 continue
-            if part.alpha < 1:
-                self.tint([part], part.color, part.alpha)
+            if part.sprite is not None:
+                self._stamp(part, part.color)
             elif part.line:
-                self._stroke(self.pixels, part, part.color)
+                thickness = max(1, round(part.line * self.oversampling))
+                path = [_fixed(part.points, self.oversampling)]
+                cv2.polylines(self.pixels, path, False, part.color, thickness, cv2.LINE_8, _SHIFT)
             else:
                 self.fill([part.points], part.color)
 
-    def tint(
-        self, parts: Sequence[Part], color: Color, opacity: float, softness: float = 0.0
-    ) -> None:
-        """Blend ``color`` over an area.
-
-        Args:
-            parts: the area.
-            color: RGB.
-            opacity: 0 to 1.
-            softness: standard deviation in pixels by which the edge of the area is blurred.
-        """
-        scale = self.oversampling
-        margin = 3 * softness + 2
-        points = np.concatenate([part.points for part in parts])
-        low = np.floor((points.min(axis=0) - margin) * scale).astype(int)
-        high = np.ceil((points.max(axis=0) + margin) * scale).astype(int)
-        x0, y0 = np.maximum(low, 0)
-        x1, y1 = np.minimum(high, (self.pixels.shape[1], self.pixels.shape[0]))
+    def _stamp(self, part: Part, color: Color) -> None:
+        """Paint the sprite of a part over the bounding box of its points."""
+        low = np.floor(part.points.min(axis=0) * self.oversampling).astype(int)
+        high = np.ceil(part.points.max(axis=0) * self.oversampling).astype(int)
+        columns, rows = (int(n) for n in np.maximum(high - low, 1))
+        x0, y0 = (int(n) for n in np.maximum(low, 0))
+        x1 = min(low[0] + columns, self.pixels.shape[1])
+        y1 = min(low[1] + rows, self.pixels.shape[0])
         if x0 >= x1 or y0 >= y1:
             return
-        # A soft edge needs no resolution: work on a coarse copy of the area.
-        step = max(1, int(softness * scale / 2))
-        mask = np.zeros((-(-(y1 - y0) // step), -(-(x1 - x0) // step)), dtype=np.uint8)
-        for part in parts:
-            moved = part.points * (scale / step) - np.array([x0, y0]) / step
-            shape = Part(moved, color, line=part.line * scale / step)
-            if part.line:
-                self._stroke(mask, shape, (255, 255, 255), 1)
-            else:
-                cv2.fillPoly(mask, [_fixed(moved, 1)], 255, cv2.LINE_8, _SHIFT)
-        if softness:
-            mask = cv2.GaussianBlur(mask, (0, 0), softness * scale / step)
-        if step > 1:
-            mask = cv2.resize(mask, (int(x1 - x0), int(y1 - y0)), interpolation=cv2.INTER_LINEAR)
+        assert part.sprite is not None
+        tone = cv2.resize(part.sprite, (columns, rows), interpolation=cv2.INTER_LINEAR)
+        tone = tone[y0 - low[1] : y1 - low[1], x0 - low[0] : x1 - low[0]]
         region = self.pixels[y0:y1, x0:x1]
-        weight = (mask.astype(np.uint16) * int(round(opacity * 256)) // 255)[:, :, None]
-        paint = np.array(color, dtype=np.float64).round().astype(np.uint32)
-        mixed = region * (256 - weight.astype(np.uint32)) + paint * weight
-        region[:] = (mixed >> 8).astype(np.uint8)
-
-    def _stroke(
-        self,
-        image: npt.NDArray[np.uint8],
-        part: Part,
-        color: Color,
-        scale: float | None = None,
-    ) -> None:
-        factor = self.oversampling if scale is None else scale
-        thickness = max(1, round(part.line * factor))
-        path = _fixed(part.points, factor)
-        cv2.polylines(image, [path], False, color, thickness, cv2.LINE_8, _SHIFT)
+        opaque = tone > 0.4
+        tone = np.maximum(tone, 0.55)  # or the rim, half transparent, would be a dark line
+        for channel in range(3):
+            shaded = np.minimum(tone * np.float32(color[channel]), 255).astype(np.uint8)
+            np.copyto(region[:, :, channel], shaded, where=opaque)
 
     def finished(self) -> npt.NDArray[np.uint8]:
         """The picture at its final size, (height, width, 3) uint8 RGB."""
@@ -244,7 +224,7 @@ def outline(parts: Sequence[Part], height: int, width: int) -> list[list[int]]:
         return []
     x0, y0 = np.maximum(np.floor(points.min(axis=0)).astype(int) - 3, -border)
     x1, y1 = np.minimum(
-        np.ceil(points.max(axis=0)).astype(int) + 3, (width, height) + np.int64(border)
+        np.ceil(points.max(axis=0)).astype(int) + 3, (width + border, height + border)
     )
     if x1 - x0 < 2 or y1 - y0 < 2:
         return []

@@ -85,9 +85,11 @@ class Figure:
         self._items: list[tuple[float, list[Part]]] = []
 
     def world(self, points: Sequence[Point3] | Array) -> Array:
+        """World points (N, 3) in metres of local points."""
         return self.pose.world(np.asarray(points, dtype=np.float64) * self.size)
 
     def image(self, points: Sequence[Point3] | Array) -> Array:
+        """Image points (N, 2) in pixels of local points."""
         return self.camera.project(self.world(points))
 
     def add(
@@ -154,10 +156,12 @@ def person_parts(camera: Camera, pose: Pose, rng: np.random.Generator, light: fl
         (-low, hem, 0.0),
         (low, hem, 0.0),
     ]
-    figure.add(chest, [0.085, 0.085, 0.09 * girth, 0.09 * girth], wear.top, 0.05)
+    figure.add(
+        chest, [0.085, 0.085, 0.09 * girth, 0.09 * girth], wear.top, 0.3 if long_coat else 0.2
+    )
     if skirt and not long_coat:
         figure.add([(-0.1, 0.94, 0.0), (0.1, 0.94, 0.0), (-0.17, 0.6, 0.0), (0.17, 0.6, 0.0)],
-                   [0.09, 0.09, 0.08, 0.08], wear.trousers, 0.04)  # fmt: skip
+                   [0.09, 0.09, 0.08, 0.08], wear.trousers, 0.3)  # fmt: skip
     _head(figure, wear, (0.0, 1.62, 0.02), rng.random() < 0.4)
     if bag < 0.2:
         figure.add([(0.0, 1.32, -0.2), (0.0, 1.05, -0.2)], [0.14, 0.16], wear.bag)

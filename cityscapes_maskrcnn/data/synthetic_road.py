@@ -1,15 +1,28 @@
-"""The ground of the synthetic street scenes: lanes, pavements, marks, rails; and the ego vehicle."""
+"""The ground of the synthetic street scenes: lanes, pavements, marks, rails; the own bonnet."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from cityscapes_maskrcnn.data.synthetic_canvas import Array, Camera, Canvas, Color, Part, shade
+from cityscapes_maskrcnn.data.synthetic_canvas import (
+    Array,
+    Camera,
+    Canvas,
+    Color,
+    Part,
+    shade,
+    unit_circle,
+)
 
 NEAR, FAR = 1.2, 260.0
+
+Values = float | npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -135,55 +148,59 @@ def paint_ground(
     return areas
 
 
+def _strips(camera: Camera, x0: Values, x1: Values, z0: Values, z1: Values) -> Array:
+    """Image outlines (N, 4, 2) of rectangles on the ground; numbers stand for equal values."""
+    sides = np.broadcast_arrays(*(np.asarray(v, dtype=np.float64) for v in (x0, x1, z0, z1)))
+    a, b, c, d = (np.atleast_1d(side) for side in sides)
+    x, z = np.stack([a, b, b, a], axis=1), np.stack([c, c, d, d], axis=1)
+    corners = np.stack([x, np.zeros_like(x), z], axis=2)
+    return camera.project(corners.reshape(-1, 3)).reshape(-1, 4, 2)
+
+
 def _paving_joints(canvas: Canvas, camera: Camera, street: Street, paving: Color) -> None:
     """Gaps between the slabs of the pavements, as far as they can be seen."""
     color = shade(paving, 0.88)
     along = np.concatenate([np.arange(4.0, 24, 1.2), np.arange(24.0, 50, 2.4)])
     for x0, x1 in ((street.left_wall, street.left), (street.right, street.right_wall)):
-        joints = [_strip(camera, x0, x1, z, z + 0.05) for z in along]
-        canvas.fill(joints, color)
-        for x in np.arange(x0 + 1.0, x1 - 0.4, 1.0):
-            canvas.fill([_strip(camera, x, x + 0.035, NEAR, 45)], color)
+        canvas.fill(_strips(camera, x0, x1, along, along + 0.05), color)
+        across = np.arange(x0 + 1.0, x1 - 0.4, 1.0)
+        canvas.fill(_strips(camera, across, across + 0.035, NEAR, 45), color)
 
 
 def paint_marks(canvas: Canvas, camera: Camera, street: Street, rng: np.random.Generator) -> None:
     """Lane marks, an edge line, the zebra crossing, arrows and manhole covers."""
     white = shade((206, 206, 200), rng.uniform(0.85, 1.05))
-    lanes = sorted([*street.ahead, *street.oncoming])
     phase = rng.uniform(0, 9)
     starts = np.arange(2 + phase, 130, 9.0)
-    for a, b in zip(lanes[:-1], lanes[1:], strict=True):
+    for a, b in pairwise(sorted([*street.ahead, *street.oncoming])):
         if street.rails is not None and a < street.rails < b:
-            for x in (street.rails - 1.5, street.rails + 1.5):
-                canvas.fill([_strip(camera, x - 0.06, x + 0.06, NEAR, 140)], white)
-            continue
-        x = (a + b) / 2
-        canvas.fill([_strip(camera, x - 0.07, x + 0.07, z, z + 4.0) for z in starts], white)
+            sides = np.array([street.rails - 1.5, street.rails + 1.5])
+            canvas.fill(_strips(camera, sides - 0.06, sides + 0.06, NEAR, 140), white)
+        else:
+            x = (a + b) / 2
+            canvas.fill(_strips(camera, x - 0.07, x + 0.07, starts, starts + 4.0), white)
+    dots, bays = np.arange(3, 70, 1.2), np.arange(2.6 + phase / 2, 60, 5.6)
     for x in street.parking:
-        edge = x - 1.2 if x > 0 else x + 1.2
-        canvas.fill(
-            [_strip(camera, edge - 0.05, edge + 0.05, z, z + 0.6) for z in np.arange(3, 70, 1.2)],
-            white,
-        )
-        for z in np.arange(2.6 + phase / 2, 60, 5.6):
-            side = sorted((edge, edge + (2.2 if x > 0 else -2.2)))
-            canvas.fill([_strip(camera, side[0], side[1], z, z + 0.1)], white)
+        side = 1.0 if x > 0 else -1.0
+        edge = x - side * 1.2
+        canvas.fill(_strips(camera, edge - 0.05, edge + 0.05, dots, dots + 0.6), white)
+        canvas.fill(_strips(camera, edge, edge + side * 2.2, bays, bays + 0.1), white)
     if street.crossing is not None:
         z = street.crossing
         bars = np.arange(street.left + 0.3, street.right - 0.4, 1.0)
-        canvas.fill([_strip(camera, x, x + 0.5, z, z + 3.0) for x in bars], white)
+        canvas.fill(_strips(camera, bars, bars + 0.5, z, z + 3.0), white)
         edge = street.ahead[-1] + street.lane / 2
         stop = street.ahead[0] - street.lane / 2
         canvas.fill([_strip(camera, stop, edge, z - 1.6, z - 1.2)], white)
     if rng.random() < 0.35:
-        z, x = rng.uniform(10, 26), street.ahead[0]
+        z, x = float(rng.uniform(10, 26)), street.ahead[0]
         shaft = _strip(camera, x - 0.07, x + 0.07, z, z + 2.6)
         head = camera.project([(x - 0.32, 0, z + 2.6), (x + 0.32, 0, z + 2.6), (x, 0, z + 4.2)])
         canvas.fill([shaft, head], white)
     for _ in range(int(rng.integers(1, 5))):
-        x, z = rng.uniform(street.left + 0.5, street.right - 0.5), rng.uniform(5, 40)
-        turn = np.arange(16) * (2 * np.pi / 16)
-        cover = np.stack([x + 0.34 * np.cos(turn), turn * 0, z + 0.34 * np.sin(turn)], axis=1)
+        x, z = float(rng.uniform(street.left + 0.5, street.right - 0.5)), float(rng.uniform(5, 40))
+        rim = unit_circle(16) * 0.34
+        cover = np.stack([x + rim[:, 0], 0 * rim[:, 0], z + rim[:, 1]], axis=1)
         canvas.fill([camera.project(cover)], (58, 56, 56))
 
 

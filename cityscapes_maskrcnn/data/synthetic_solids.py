@@ -6,8 +6,10 @@ is on the road below its middle. Each solid is a side view (a profile) drawn out
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -38,10 +40,11 @@ class Pose:
 
     def world(self, local: Array) -> Array:
         """Local (N, 3) to world (N, 3)."""
-        sin, cos = np.sin(self.heading), np.cos(self.heading)
-        x = self.x + local[:, 0] * cos + local[:, 2] * sin
-        z = self.z - local[:, 0] * sin + local[:, 2] * cos
-        return np.stack([x, local[:, 1], z], axis=1)
+        sin, cos = math.sin(self.heading), math.cos(self.heading)
+        result = local.copy()
+        result[:, 0] = self.x + local[:, 0] * cos + local[:, 2] * sin
+        result[:, 2] = self.z - local[:, 0] * sin + local[:, 2] * cos
+        return result
 
     def local(self, world: Array) -> Array:
         """World (N, 3) to local (N, 3)."""
@@ -119,6 +122,17 @@ def rectangle(low: Point2, high: Point2) -> list[Point2]:
     return [(low[0], low[1]), (high[0], low[1]), (high[0], high[1]), (low[0], high[1])]
 
 
+@dataclass(frozen=True)
+class _Area:
+    """A part before projection: (N, 3) local points; ``hull``: only their hull counts."""
+
+    points: Array
+    color: Color
+    solid: bool = True
+    hull: bool = False
+    line: float = 0.0
+
+
 class VehiclePainter:
     """Draws one vehicle at one place.
 
@@ -134,8 +148,7 @@ class VehiclePainter:
         self.pose = pose
         self.vehicle = vehicle
         self.eye = pose.local(np.array([[0.0, camera.elevation, 0.0]]))[0]
-        turned = Pose(0, 0, pose.heading)
-        self.sun = turned.local(sun[None])[0]
+        self.sun = Pose(0, 0, pose.heading).local(sun[None])[0]
         nearest = max(2.0, float(np.hypot(pose.x, pose.z)) - vehicle.length / 3)
         self.pixels = vehicle.height * camera.pixels_per_metre(nearest)
 
@@ -143,23 +156,15 @@ class VehiclePainter:
         """The vehicle from its far side to its near side, as the camera sees it."""
         side = 1.0 if self.eye[0] > 0 else -1.0
         wheels = sorted(self.vehicle.wheels, key=lambda wheel: -abs(wheel.z - self.eye[2]))
-        parts: list[Part] = []
-        for wheel in wheels:
-            parts += self._wheel(wheel, -side, False)
-        parts += self._underbody()
+        areas = [self._tyre(wheel, which) for which in (-side, side) for wheel in wheels]
+        areas.append(self._underbody())
         solids = sorted(self.vehicle.solids, key=lambda s: -abs(_middle(s) - self.eye[2]))
         for solid in solids:
-            parts += self._solid(solid)
-        if abs(self.eye[0]) > self.vehicle.width / 2 - 0.1:
+            areas += self._solid(solid)
+        if abs(self.eye[0]) > self.vehicle.width / 2:
             for wheel in wheels:
-                parts += self._wheel(wheel, side, True)
-        return parts
-
-    def footprint(self) -> list[Part]:
-        """The ground below the vehicle, for its shadow."""
-        e, w = self.vehicle.length / 2 + 0.05, self.vehicle.width / 2 + 0.08
-        corners = [(-w, 0.0, -e), (w, 0.0, -e), (w, 0.0, e), (-w, 0.0, e)]
-        return [Part(self._image(corners), (0, 0, 0))]
+                areas += self._wheel_face(wheel, side)
+        return self._project(areas)
 
     def plate(self) -> Array | None:
         """Image outline (4, 2) of the license plate, if it is large enough to be annotated."""
@@ -172,34 +177,42 @@ class VehiclePainter:
             low, high, z = 0.40, 0.51, end
         else:
             return None
-        return self._image([(-0.26, low, z), (0.26, low, z), (0.26, high, z), (-0.26, high, z)])
+        corners = [(-0.26, low, z), (0.26, low, z), (0.26, high, z), (-0.26, high, z)]
+        return self.camera.project(self.pose.world(np.array(corners)))
 
-    def _image(self, local: Sequence[Point3] | Array) -> Array:
-        return self.camera.project(self.pose.world(np.asarray(local, dtype=np.float64)))
+    def _project(self, areas: Sequence[_Area]) -> list[Part]:
+        """All areas at once: one projection of many points is much faster than many of few."""
+        image = self.camera.project(self.pose.world(np.concatenate([a.points for a in areas])))
+        parts, start = [], 0
+        for area in areas:
+            points = image[start : start + len(area.points)]
+            start += len(area.points)
+            if area.hull:
+                points = convex_hull(points)
+            parts.append(Part(points, area.color, area.solid, area.line))
+        return parts
 
     def _light(self, normal: Array) -> float:
-        return 0.64 + 0.4 * max(0.0, float(normal @ self.sun)) + 0.1 * float(normal[1])
+        return 0.62 + 0.4 * max(0.0, float(normal @ self.sun)) + 0.18 * float(normal[1])
 
-    def _solid(self, solid: Solid) -> list[Part]:
+    def _solid(self, solid: Solid) -> list[_Area]:
         rows = [(z, y, solid.half_width_at(y)) for z, y in solid.profile]
-        faces: list[tuple[float, list[Part]]] = []
-        for index, ((za, ya, wa), (zb, yb, wb)) in enumerate(zip(rows[:-1], rows[1:], strict=True)):
+        faces: list[tuple[float, list[_Area]]] = []
+        for index, ((za, ya, wa), (zb, yb, wb)) in enumerate(pairwise(rows)):
             normal = np.array([0.0, zb - za, ya - yb])
             normal /= max(float(np.linalg.norm(normal)), 1e-9)
             middle = np.array([0.0, (ya + yb) / 2, (za + zb) / 2])
             if normal @ (self.eye - middle) <= 0:
                 continue
             quad = np.array([(-wa, ya, za), (wa, ya, za), (wb, yb, zb), (-wb, yb, zb)])
-            strip = [Part(self._image(quad), shade(solid.color, self._light(normal)))]
+            strip = [_Area(quad, shade(solid.color, self._light(normal)))]
             if index in solid.glass and self.pixels > 6:
                 strip += self._pane(quad)
             faces.append((float(np.linalg.norm(middle - self.eye)), strip))
-        parts = [part for _, strip in sorted(faces, key=lambda face: -face[0]) for part in strip]
-        parts += self._ends(solid, rows)
-        parts += self._side(solid, rows)
-        return parts
+        areas = [area for _, strip in sorted(faces, key=lambda face: -face[0]) for area in strip]
+        return areas + self._ends(solid, rows) + self._side(solid, rows)
 
-    def _ends(self, solid: Solid, rows: Sequence[Point3]) -> list[Part]:
+    def _ends(self, solid: Solid, rows: Sequence[Point3]) -> list[_Area]:
         """Lamps, grille and plate of whichever end is seen."""
         low, high = min(z for z, _, _ in rows), max(z for z, _, _ in rows)
         if self.eye[2] < low:
@@ -210,68 +223,79 @@ class VehiclePainter:
             return []
         light = self._light(normal)
         return [
-            Part(self._image([(x, y, z) for x, y in d.points]), shade(d.color, light), False)
+            _Area(np.array([(x, y, z) for x, y in d.points]), shade(d.color, light), False)
             for d in decals
             if self.pixels >= d.detail
         ]
 
-    def _side(self, solid: Solid, rows: Sequence[Point3]) -> list[Part]:
+    def _side(self, solid: Solid, rows: Sequence[Point3]) -> list[_Area]:
         if abs(self.eye[0]) <= min(w for _, _, w in rows):
             return []
         sign = 1.0 if self.eye[0] > 0 else -1.0
         light = self._light(np.array([sign, 0.0, 0.0]))
-        paint = shade(solid.color, light)
-        parts = [Part(self._image([(sign * w, y, z) for z, y, w in rows]), paint)]
+        areas = [_Area(np.array([(sign * w, y, z) for z, y, w in rows]), shade(solid.color, light))]
         for decal in solid.sides:
             if self.pixels >= decal.detail:
                 points = [(sign * solid.half_width_at(y), y, z) for z, y in decal.points]
-                parts.append(Part(self._image(points), shade(decal.color, light), False))
-        return parts
+                areas.append(_Area(np.array(points), shade(decal.color, light), False))
+        return areas
 
-    def _pane(self, quad: Array) -> list[Part]:
+    def _pane(self, quad: Array) -> list[_Area]:
         """A window that leaves a frame of its strip free."""
         left, right = quad[0] + 0.09 * (quad[1] - quad[0]), quad[1] + 0.09 * (quad[0] - quad[1])
-        top_left, top_right = (
-            quad[3] + 0.09 * (quad[2] - quad[3]),
-            quad[2] + 0.09 * (quad[3] - quad[2]),
-        )
+        upper_left = quad[3] + 0.09 * (quad[2] - quad[3]) - left
+        upper_right = quad[2] + 0.09 * (quad[3] - quad[2]) - right
         glass = np.array([
-            left + 0.08 * (top_left - left), right + 0.08 * (top_right - right),
-            right + 0.93 * (top_right - right), left + 0.93 * (top_left - left),
+            left + 0.08 * upper_left, right + 0.08 * upper_right,
+            right + 0.93 * upper_right, left + 0.93 * upper_left,
         ])  # fmt: skip
-        parts = [Part(self._image(glass), GLASS, False)]
+        areas = [_Area(glass, GLASS, False)]
         if self.pixels > 30:
             shine = glass.copy()
             shine[0] = glass[0] + 0.5 * (glass[3] - glass[0])
             shine[1] = glass[1] + 0.72 * (glass[2] - glass[1])
-            parts.append(Part(self._image(shine), (104, 118, 130), False))
-        return parts
+            areas.append(_Area(shine, (104, 118, 130), False))
+        return areas
 
-    def _underbody(self) -> list[Part]:
+    def _underbody(self) -> _Area:
         e, w = self.vehicle.length / 2 - 0.35, self.vehicle.width / 2 - 0.08
         low, high = self.vehicle.bottom * 0.75, self.vehicle.bottom + 0.25
         corners = [(x, y, z) for x in (-w, w) for y in (low, high) for z in (-e, e)]
-        return [Part(convex_hull(self._image(corners)), (26, 26, 28))]
+        return _Area(np.array(corners), (26, 26, 28), hull=True)
 
-    def _wheel(self, wheel: Wheel, side: float, near: bool) -> list[Part]:
-        """A tyre, and on the near side its rim and hub."""
+    def _disc(self, wheel: Wheel, x: float, share: float) -> Array:
+        """Points (20, 3) on a circle around the hub of a wheel."""
         angles = np.arange(20) * (2 * np.pi / 20)
-        y, z = wheel.radius * (1 + np.sin(angles)), wheel.radius * np.cos(angles) + wheel.z
-        outside = side * (self.vehicle.width / 2 - 0.01)
-        inside = outside - side * wheel.width
-        outer = np.stack([np.full(20, outside), y, z], axis=1)
-        inner = np.stack([np.full(20, inside), y, z], axis=1)
-        parts = [Part(convex_hull(self._image(np.concatenate([outer, inner]))), RUBBER)]
-        if near and self.pixels > 7:
-            hub = np.array([outside, wheel.radius, wheel.z])
-            parts.append(Part(self._image(hub + (outer - hub) * 0.66), (150, 154, 158), False))
-            if self.pixels > 40:
-                parts.append(Part(self._image(hub + (outer - hub) * 0.52), (84, 88, 92), False))
-                for spoke in range(0, 20, 4):
-                    ends = np.stack([hub, hub + (outer[spoke] - hub) * 0.6])
-                    width = 0.06 * self.pixels / self.vehicle.height
-                    parts.append(Part(self._image(ends), (160, 164, 168), False, width))
-        return parts
+        radius = wheel.radius * share
+        y, z = wheel.radius + radius * np.sin(angles), wheel.z + radius * np.cos(angles)
+        return np.stack([np.full(20, x), y, z], axis=1)
+
+    def _tyre(self, wheel: Wheel, side: float) -> _Area:
+        outside = side * (self.vehicle.width / 2 - 0.02)
+        rims = (
+            self._disc(wheel, outside, 1.0),
+            self._disc(wheel, outside - side * wheel.width, 1.0),
+        )
+        return _Area(np.concatenate(rims), RUBBER, hull=True)
+
+    def _wheel_face(self, wheel: Wheel, side: float) -> list[_Area]:
+        """Wheel arch, tyre, rim and spokes on the side that is seen."""
+        x = side * self.vehicle.width / 2
+        arch = self._disc(wheel, x, 1.16)
+        arch[:, 1] = np.maximum(arch[:, 1], wheel.radius * 0.75)
+        areas = [_Area(arch, (20, 20, 22), False), _Area(self._disc(wheel, x, 1.0), RUBBER)]
+        if self.pixels > 7:
+            areas.append(_Area(self._disc(wheel, x, 0.66), (146, 150, 154), False))
+        slant = abs(float(self.eye[0]) - x) / max(abs(float(self.eye[2]) - wheel.z), 1e-6)
+        if self.pixels > 40 and slant > 0.3:
+            areas.append(_Area(self._disc(wheel, x, 0.54), (74, 78, 82), False))
+            hub = np.array([x, wheel.radius, wheel.z])
+            width = 0.05 * self.pixels / self.vehicle.height * min(1.0, slant)
+            areas += [
+                _Area(np.stack([hub, end]), (158, 162, 166), False, line=width)
+                for end in self._disc(wheel, x, 0.6)[::4]
+            ]
+        return areas
 
 
 def _middle(solid: Solid) -> float:
@@ -282,8 +306,6 @@ def _middle(solid: Solid) -> float:
 def hazed(parts: Sequence[Part], haze: Color, amount: float) -> list[Part]:
     """The same parts seen through air: every colour is drawn towards ``haze`` by ``amount``."""
     return [
-        part
-        if part.color is None
-        else Part(part.points, blend(part.color, haze, amount), part.solid, part.line, part.alpha)
+        part if part.color is None else replace(part, color=blend(part.color, haze, amount))
         for part in parts
     ]

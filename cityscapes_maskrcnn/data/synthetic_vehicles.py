@@ -80,6 +80,7 @@ def make_car(rng: np.random.Generator) -> Vehicle:
     body = Solid(
         profile, belt, width / 2, width / 2 * (0.9 if kind == "van" else 0.76), paint, glass=(3, 6)
     )
+    seam = shade(paint, 0.55)
     sill, top_glass = belt + 0.05, top - 0.1
     slope = top_glass - sill
     rear_low = tail[1][0] + (0.5 if kind != "saloon" else 0.3)
@@ -105,9 +106,10 @@ def make_car(rng: np.random.Generator) -> Vehicle:
             [(rear_low + 0.3, sill + slope * 0.6), (middle - 0.04, sill + slope * 0.6),
              (middle - 0.04, top_glass), (rear_high, top_glass)], (84, 98, 112), 30,
         ),
-        Decal(rectangle((middle - 0.01, 0.4), (middle + 0.015, sill)), shade(paint, 0.55), 45),
-        Decal(rectangle((front_low - 0.05, 0.4), (front_low - 0.025, sill)), shade(paint, 0.55), 45),
-        Decal(rectangle((middle + 0.12, belt - 0.2), (middle + 0.3, belt - 0.16)), shade(paint, 0.6), 60),
+        Decal(rectangle((middle - 0.01, 0.4), (middle + 0.015, sill)), seam, 45),
+        Decal(rectangle((front_low - 0.05, 0.4), (front_low - 0.025, sill)), seam, 45),
+        Decal(rectangle((middle + 0.12, belt - 0.2), (middle + 0.3, belt - 0.16)), seam, 60),
+        Decal(rectangle((rear_low + 0.3, belt - 0.2), (rear_low + 0.48, belt - 0.16)), seam, 60),
     ]  # fmt: skip
     w = width / 2
     red: Color = (196, 26, 22)
@@ -146,12 +148,15 @@ def make_truck(rng: np.random.Generator) -> Vehicle:
     e, w, cab_top = length / 2, 1.2, rng.uniform(2.6, 2.9)
     start = e - 1.9
     cab = Solid(
-        [(start, 0.5), (start, cab_top), (e - 0.35, cab_top), (e - 0.05, 1.65), (e, 1.5), (e, 0.42)],
+        [(start, 0.5), (start, cab_top), (e - 0.35, cab_top), (e - 0.05, 1.65), (e, 1.5),
+         (e, 0.42)],
         1.5, w - 0.04, w - 0.16, paint, glass=(2,),
     )  # fmt: skip
     cab.sides += [
         Decal(rectangle((start, 0.42), (e, 0.7)), (50, 50, 52), 12),
-        Decal([(start + 0.35, 1.6), (e - 0.22, 1.6), (e - 0.5, 2.35), (start + 0.35, 2.35)], GLASS, 8),
+        Decal(
+            [(start + 0.35, 1.6), (e - 0.22, 1.6), (e - 0.5, 2.35), (start + 0.35, 2.35)], GLASS, 8
+        ),
         Decal(rectangle((start + 0.25, 0.8), (start + 0.29, 2.4)), shade(paint, 0.6), 50),
     ]  # fmt: skip
     cab.front += [
@@ -169,7 +174,7 @@ def make_truck(rng: np.random.Generator) -> Vehicle:
         Decal(rectangle((-e + 0.5, 1.9), (start - 0.8, 2.5)), stripe, 16),
         *[
             Decal(rectangle((z, 1.1), (z + 0.03, top)), shade(cargo, 0.8), 60)
-            for z in np.arange(-e + 0.6, start - 0.3, 0.8)
+            for z in np.arange(-e + 0.6, start - 0.3, 0.8).tolist()
         ],
     ]
     box.rear += [
@@ -197,11 +202,11 @@ def _window_row(
 ) -> list[Decal]:
     """A row of side windows with lighter reflections in their upper part."""
     edges = np.linspace(start, end, count + 1)
-    panes = []
+    panes, tall = [], high - low
     for a, b in zip(edges[:-1] + 0.06, edges[1:] - 0.06, strict=True):
         panes.append(Decal(rectangle((a, low), (b, high)), GLASS, detail))
         panes.append(
-            Decal([(a, low + 0.6 * (high - low)), (b, low + 0.75 * (high - low)), (b, high), (a, high)],
+            Decal([(a, low + 0.6 * tall), (b, low + 0.75 * tall), (b, high), (a, high)],
                   (92, 108, 120), 40),
         )  # fmt: skip
     return panes
@@ -283,14 +288,15 @@ def make_train(rng: np.random.Generator) -> Vehicle:
             glass.append(len(rear) + 1)
         body = Solid([*rear, *nose], 1.2, w, w - 0.1, paint, glass=glass)
         left, right = a + (0.9 if index == 0 else 0.15), b - (0.9 if index + 1 == count else 0.15)
+        door = (a + b) / 2
         body.sides += [
             Decal(rectangle((a, 0.22), (b, 0.42)), (58, 60, 62), 8),
             Decal(rectangle((a + 0.02, 0.85), (b - 0.02, 1.12)), stripe, 8),
             Decal(rectangle((left, 1.32), (right, 2.72)), (28, 32, 36), 6),
             *_window_row(left + 0.1, right - 0.1, 1.4, 2.66, 5, 14),
             Decal(rectangle((a, top - 0.3), (b, top - 0.05)), shade(paint, 0.72), 16),
-            Decal(rectangle(((a + b) / 2 - 0.65, 0.45), ((a + b) / 2 + 0.65, 2.72)), (52, 60, 66), 24),
-            Decal(rectangle(((a + b) / 2 - 0.02, 0.45), ((a + b) / 2 + 0.02, 2.72)), stripe, 50),
+            Decal(rectangle((door - 0.65, 0.45), (door + 0.65, 2.72)), (52, 60, 66), 24),
+            Decal(rectangle((door - 0.02, 0.45), (door + 0.02, 2.72)), stripe, 50),
         ]  # fmt: skip
         lamps = [Decal(rectangle((w * 0.6, 0.62), (w * 0.9, 0.8)), (246, 244, 226), 8)]
         tails = [Decal(rectangle((w * 0.6, 0.62), (w * 0.9, 0.8)), (206, 30, 26), 8)]
