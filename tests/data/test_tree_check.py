@@ -204,7 +204,7 @@ def test_table():
 def test_unpacking_continues_where_it_stopped(tmp_path):
     archive, folder = tmp_path / "gtFine.zip", tmp_path / "cityscapes"
     with zipfile.ZipFile(archive, "w") as content:
-        content.mkdir("gtFine")
+        content.writestr("gtFine/", b"")
         content.writestr("gtFine/val/ulm/a.png", b"12345")
         content.writestr("gtFine/val/ulm/b.png", b"678")
         content.writestr("README", b"")
