@@ -225,7 +225,7 @@ class StreetVisualizer(Visualizer):
         self.output.ax.images[0].remove()
         self.output.fig.figimage(self.img, origin="upper", zorder=-1)
         self._points_per_pixel = 72 / self.output.dpi
-        self._text_height = float(np.clip(self.output.width / 110, 11, 18))
+        self._text_height = float(np.clip(self.output.width / 92, 11, 22))
         self._line_width = float(np.clip(self.output.width / 1000, 1.0, 1.6))
 
     def draw_objects(self, objects: Sequence[DrawnObject]) -> None:
@@ -240,6 +240,10 @@ class StreetVisualizer(Visualizer):
         """The official colour of a class with a share of white, RGB from 0 to 1."""
         color = np.array(self._class_colors[category]) / 255
         return tuple(color + (1 - color) * white)
+
+    def _is_light(self, category: int) -> bool:
+        """Whether black letters stand out better than white ones (luma, ITU-R BT.601)."""
+        return float(np.dot(self._class_color(category), (0.299, 0.587, 0.114))) > 0.6
 
     def _shades(self, objects: Sequence[DrawnObject]) -> list[float]:
         """A share of white per object, different for neighbours of a class."""
@@ -284,7 +288,7 @@ class StreetVisualizer(Visualizer):
         self.output.ax.add_collection(lines, autolim=False)
 
     def _draw_labels(self, objects: Sequence[DrawnObject]) -> None:
-        labelled = [item for item in objects if _height(item.box) >= 1.3 * self._text_height]
+        labelled = [item for item in objects if _height(item.box) >= 1.2 * self._text_height]
         labelled.sort(key=lambda item: -item.area)
         if not labelled:
             return
@@ -297,7 +301,7 @@ class StreetVisualizer(Visualizer):
                 item.label,
                 size=self._text_height * self._points_per_pixel,
                 family="sans-serif",
-                color="white",
+                color="black" if self._is_light(item.category) else "white",
                 verticalalignment="top",
                 bbox={
                     "facecolor": self._class_color(item.category, 0.1),

@@ -226,10 +226,10 @@ def test_labels_name_class_and_score():
 
 
 def test_tiny_objects_have_no_label():
-    # At a width of 1024 letters are 11 pixels high; 1.3 times that is 14.3.
+    # At a width of 1024 letters are 1024 / 92 = 11.1 pixels high; 1.2 times that is 13.4.
     assert texts(
-        [drawn(CAR, 100, 100, 400, 300, "large"), drawn(CAR, 500, 50, 520, 64, "tiny")]
-    ) == ["large"]
+        [drawn(CAR, 500, 300, 520, 314, "small"), drawn(CAR, 500, 50, 520, 63, "tiny")]
+    ) == ["small"]
 
 
 def test_groups_are_dashed_and_hatched_and_lie_below():

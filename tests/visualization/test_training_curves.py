@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import pytest
+from detectron2.utils.events import EventStorage, JSONWriter
+from PIL import Image
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves, read_curves
+
+
+def test_reads_what_detectron2_writes(tmp_path):
+    path = tmp_path / "metrics.json"
+    writer = JSONWriter(str(path), window_size=1)
+    with EventStorage() as storage:
+        for iteration, loss in enumerate([4.0, 2.0, math.nan]):
+            storage.iter = iteration
+            storage.put_scalar("total_loss", loss)
+            if iteration == 1:
+                storage.put_scalar("segm/AP", 12.5, smoothing_hint=False)
+            writer.write()
+    writer.close()
+    curves = read_curves(path)
+    assert curves["segm/AP"] == {1: 12.5}
+    assert list(curves["total_loss"]) == [0, 1, 2]
+    assert list(curves["total_loss"].values())[:2] == [4.0, 2.0]
+    assert math.isnan(curves["total_loss"][2])
+
+
+def test_after_a_resume_the_later_value_counts(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text(
+        '{"iteration": 19, "lr": 1.0}\n{"iteration": 39, "lr": 2.0}\n'
+        '{"iteration": 39, "segm/AP": 5}\n'
+        '{"iteration": 59, "lr": 3.0}\n{"iteration": 39, "lr": 2.5}\n'
+    )
+    curves = read_curves(path)
+    assert list(curves["lr"].items()) == [(19, 1.0), (39, 2.5), (59, 3.0)]
+    assert curves["segm/AP"] == {39: 5.0}
+
+
+def test_interrupted_lines_are_skipped_with_a_warning(tmp_path, caplog):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 19, "lr": 1.0}\n{"iteration": 39, "l\n[1]\n\n{"lr": 7}\n')
+    with caplog.at_level(logging.WARNING):
+        assert read_curves(path) == {"lr": {19: 1.0}}
+    assert "3 lines" in caplog.text
+
+
+def write_run(path):
+    lines = [
+        f'{{"iteration": {i}, "total_loss": {100 / (i + 1)}, "loss_cls": NaN, "lr": 0.001, '
+        f'"eta_seconds": 5.0, "segm/AP": {i / 10}, "segm/AP-car": 1.0}}'
+        for i in range(0, 100, 5)
+    ]
+    path.write_text("\n".join(lines))
+
+
+def test_draws_a_picture(tmp_path):
+    write_run(tmp_path / "metrics.json")
+    plot_training_curves(tmp_path / "metrics.json", tmp_path / "new" / "curves.png")
+    with Image.open(tmp_path / "new" / "curves.png") as image:
+        assert image.format == "PNG"
+        # 10 inches at 120 dots; 3 + 1.7 + 1.7 + 0.6 = 7 inches
+        assert image.size == (1200, 840)
+        colors = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0).tolist()
+    assert [0x22, 0x22, 0x22] in colors  # total loss
+    assert [0x00, 0x72, 0xB2] in colors  # AP and learning rate
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["curves.png"]
+
+
+def test_a_run_without_evaluation_has_two_rows(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 19, "lr": 1.0, "total_loss": NaN}\n')
+    plot_training_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as image:
+        # 3 + 1.7 + 0.6 = 5.3 inches
+        assert image.size == (1200, 636)
+
+
+@pytest.mark.parametrize("content", ["", '{"iteration": 3, "time": 1.0}\n', "\x00\x01"])
+def test_nothing_to_draw(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(InputError, match=r"metrics\.json: no loss"):
+        plot_training_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.json: cannot be read"):
+        plot_training_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    write_run(tmp_path / "metrics.json")
+    with pytest.raises(InputError, match=r"curves\.png: cannot be written"):
+        plot_training_curves(tmp_path / "metrics.json", tmp_path / "metrics.json" / "curves.png")
