@@ -112,9 +112,6 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
             InputError: the ground truth is missing or unreadable, or the predictions do not fit it.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            name = image_name(image["file_name"])
-            if name in self._images:
-                continue
             truth_file = ground_truth_file(self._gt_dir, image["file_name"])
             ids = read_instance_ids(truth_file)
             try:
@@ -127,7 +124,8 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
                 matches = match_image(truth, predictions)
             except InputError as error:
                 raise InputError(f"{truth_file}: {error}") from error
-            self._images[name] = _ImageResult(matches, coco_image(truth, predictions))
+            result = _ImageResult(matches, coco_image(truth, predictions))
+            self._images[image_name(image["file_name"])] = result
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Gather all processes' images and score them. Every process has to call this.

@@ -147,6 +147,13 @@ def test_perfect_prediction(iou_type: Any, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == ""
 
 
+def test_one_instance_in_all() -> None:
+    """pycocotools takes an annotation with the id 0 for none."""
+    ids = np.full((HEIGHT, WIDTH), 26000, dtype=np.uint16)
+    image = coco_image(ground_truth(ids), [Prediction(filled(0, HEIGHT, 0, WIDTH), CAR, 0.9)])
+    assert coco_scores([image], "segm")["AP"] == pytest.approx(1.0)
+
+
 def test_no_prediction_is_zero() -> None:
     empty = Prediction(CroppedMask(0, 0, np.zeros((0, 0), dtype=bool)), CAR, 0.9)
     for predictions in ([], [empty]):

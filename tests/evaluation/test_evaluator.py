@@ -77,7 +77,8 @@ def make_case(folder: Path, num_images: int = 7) -> dict[str, Any]:
             {
                 "masks": masks,
                 "classes": [LABEL_IDS.index(v if v < 1000 else v // 1000) for v in values],
-                "scores": random.random(len(values)).tolist(),
+                # Few values: between equal ones COCO's result depends on the images' order.
+                "scores": random.integers(1, 6, len(values)).astype(float).tolist(),
                 "boxes": [[5.5, 6.5, 30.25, 40.0]] * len(values),
             }
         )

@@ -290,7 +290,9 @@ def test_no_prediction_is_zero() -> None:
     ids = np.full((20, 20), 31000, dtype=np.uint16)
     empty = Prediction(CroppedMask(0, 0, np.zeros((0, 0), dtype=bool)), TRAIN, 0.9)
     for predictions in ([], [empty]):
-        ap = average_precision([match_image(ground_truth(ids), predictions)])
+        matches = match_image(ground_truth(ids), predictions)
+        assert len(matches.confidences) == 0
+        ap = average_precision([matches])
         assert ap[TRAIN].tolist() == [0.0] * 10
 
 
