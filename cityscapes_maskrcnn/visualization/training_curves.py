@@ -96,31 +96,40 @@ def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
 def _select(curves: Mapping[str, Curve]) -> list[tuple[str, dict[str, Curve]]]:
     """The rows of the picture: title and curves, the most important curve first."""
     losses = sorted(
-        (name for name in curves if "loss" in name.rpartition("/")[2]),
-        key=lambda name: (not name.endswith("total_loss"), name != "total_loss", name),
+        (name for name in curves if "loss" in _metric(name)),
+        key=lambda name: (_metric(name) != "total_loss", "/" in name, name),
     )
     precisions = sorted(
-        (name for name in curves if name.rpartition("/")[2] in ("AP", "AP50")),
+        (name for name in curves if _metric(name) in ("AP", "AP50")),
         key=lambda name: (not name.startswith("segm/"), name),
     )
     return [
         ("loss", {name: curves[name] for name in losses}),
-        ("AP", {name: curves[name] for name in precisions}),
+        ("average precision (%)", {name: curves[name] for name in precisions}),
         ("learning rate", {name: curves[name] for name in ("lr",) if name in curves}),
     ]
 
 
+def _metric(name: str) -> str:
+    """``loss_mask`` for ``validation/loss_mask``."""
+    return name.rpartition("/")[2]
+
+
 def _plot(axis: Axes, title: str, curves: Mapping[str, Curve]) -> None:
-    for number, (name, curve) in enumerate(curves.items()):
-        is_total = name.endswith("total_loss")
-        # Few points, as of evaluations, would be invisible as a line.
+    is_loss = title == "loss"
+    # A loss has one colour, in training and (dashed) in validation.
+    keys = sorted({_metric(name) for name in curves} - {"total_loss"}) if is_loss else list(curves)
+    colors = {key: _COLORS[number % len(_COLORS)] for number, key in enumerate(keys)}
+    for name, curve in curves.items():
+        key = _metric(name) if is_loss else name
         axis.plot(
             list(curve),
             list(curve.values()),
             label=name,
-            color=_INK if name == "total_loss" else _COLORS[number % len(_COLORS)],
-            linewidth=2.0 if is_total else 1.3,
-            linestyle="-" if number < len(_COLORS) else "--",
+            color=colors.get(key, _INK),
+            linewidth=1.3 if key in colors else 2.0,
+            linestyle="--" if is_loss and "/" in name else "-",
+            # Few points, as of evaluations, would be invisible as a line.
             marker="o" if len(curve) <= 30 else "",
             markersize=3.5,
         )
@@ -131,7 +140,7 @@ def _plot(axis: Axes, title: str, curves: Mapping[str, Curve]) -> None:
     axis.grid(axis="y", color="#dddddd", linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(colors=_INK, labelsize=9)
-    if len(curves) > 1 or title == "AP":
+    if title != "learning rate":
         axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
 
 

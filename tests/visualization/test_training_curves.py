@@ -72,6 +72,20 @@ def test_draws_a_picture(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["curves.png"]
 
 
+def test_validation_loss_is_drawn_in_the_color_of_its_training_loss(tmp_path):
+    def colors(name: str) -> int:
+        (tmp_path / "m.json").write_text(
+            f'{{"iteration": 1, "{name}": 1}}\n{{"iteration": 99, "{name}": 2}}\n'
+        )
+        plot_training_curves(tmp_path / "m.json", tmp_path / "m.png")
+        with Image.open(tmp_path / "m.png") as image:
+            plot = np.asarray(image.convert("RGB"))[:, :800]
+        return int((plot == (0x00, 0x72, 0xB2)).all(axis=2).sum())
+
+    # Dashes leave gaps, so there is less of the same colour.
+    assert 0 < colors("validation/loss_mask") < 0.9 * colors("loss_mask")
+
+
 def test_a_run_without_evaluation_has_two_rows(tmp_path):
     (tmp_path / "metrics.json").write_text('{"iteration": 19, "lr": 1.0, "total_loss": NaN}\n')
     plot_training_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
