@@ -149,7 +149,7 @@ def _shrunk(
     if not contours:
         return None
     largest = max(contours, key=cv2.contourArea)
-    simple = cv2.approxPolyDP(largest, max(0.7, gap * 0.7), True).reshape(-1, 2) - gap
+    simple = cv2.approxPolyDP(largest, max(1.2, gap * 0.8), True).reshape(-1, 2) - gap
     if len(simple) < 3 or cv2.contourArea(simple.astype(np.int32)) < smallest / 4:
         return None
     return np.asarray(simple, dtype=np.int32)

@@ -24,6 +24,8 @@ _FACADES: tuple[Color, ...] = (
     (160, 158, 154), (204, 172, 122), (184, 146, 130), (142, 120, 104), (176, 188, 178),
 )  # fmt: skip
 _ROOFS: tuple[Color, ...] = ((118, 62, 48), (82, 66, 60), (70, 72, 78), (136, 80, 58))
+ROOF_DEPTH = 5.5
+
 _SHOPS: tuple[Color, ...] = (
     (150, 32, 34),
     (36, 70, 120),
@@ -67,12 +69,16 @@ def make_light(rng: np.random.Generator) -> Light:
 
 @dataclass(frozen=True)
 class Wall:
-    """An upright plane from ``origin`` (x, z) along ``direction`` (x, z) for ``length`` metres."""
+    """An upright plane from ``origin`` (x, z) along ``direction`` (x, z) for ``length`` metres.
+
+    ``roof`` is the height of the roof above it, 0 for a flat one; its ridge is ROOF_DEPTH behind.
+    """
 
     origin: tuple[float, float]
     direction: tuple[float, float]
     length: float
     height: float
+    roof: float
 
     def quads(self, boxes: npt.ArrayLike) -> Array:
         """Corners in space (N, 4, 3) of upright boxes (N, 4): from s, y to s, y, in metres."""
@@ -104,7 +110,7 @@ def paint_sky(canvas: Canvas, camera: Camera, rng: np.random.Generator, light: L
     columns = canvas.pixels.shape[1]
     bottom = int(camera.center[1] * canvas.oversampling) + 2
     share = np.linspace(0, 1, 96, dtype=np.float32)[:, None]
-    clouds = noise_field(rng, 96, 256, (3, 6, 12, 24)) * 0.5 + rng.uniform(-0.5, 0.5)
+    clouds = noise_field(rng, 96, 96, (3, 6, 12, 24)) * 0.5 + rng.uniform(-0.5, 0.5)
     cover = np.clip(clouds, 0, 1) * 0.8
     planes = [
         (high * (1 - share) + low * share) * (1 - cover) + 246 * cover
@@ -227,11 +233,11 @@ def paint_wall(
     front = _Front(canvas, camera, wall, light)
     length, top = wall.length, wall.height
     covered = [Part(camera.project(wall.quads([(0, 0, length, top)])[0]), None)]
-    if rng.random() < 0.75:
+    if wall.roof:
         roof = wall.quads([(0, top, length, top)])[0]
-        # It leans away from the street, and away from the camera at the end of the street.
-        away = (0.0, 3.0) if wall.direction[0] else (3.0 * np.sign(wall.origin[0]), 0.0)
-        roof[2:] += (away[0], rng.uniform(1.6, 3.4), away[1])
+        # It leans away from the street, or away from the camera at the end of the street.
+        sideways = ROOF_DEPTH * np.sign(wall.origin[0])
+        roof[2:] += (0, wall.roof, ROOF_DEPTH) if wall.direction[0] else (sideways, wall.roof, 0)
         image = camera.project(roof)
         canvas.fill([image], front.tone(roof_color))
         covered.append(Part(image, None))

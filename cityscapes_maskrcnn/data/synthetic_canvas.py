@@ -239,8 +239,10 @@ def outline(parts: Sequence[Part], height: int, width: int) -> list[list[int]]:
             cv2.fillPoly(mask, [_fixed(moved, 1)], 1, cv2.LINE_8, _SHIFT)
     shorter = min(mask.shape)
     if shorter > 14:
-        # One-pixel spurs would become polygon edges that run forth and back on themselves.
-        opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
+        # One-pixel spurs would become polygon edges that run forth and back on themselves. The
+        # two anchors differ, or a kernel of even size would move the mask by a pixel.
+        kernel = np.ones((2, 2), np.uint8)
+        opened = cv2.dilate(cv2.erode(mask, kernel, anchor=(0, 0)), kernel, anchor=(1, 1))
         mask = opened if opened.any() else mask
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if not contours:

@@ -145,20 +145,14 @@ def person_parts(camera: Camera, pose: Pose, rng: np.random.Generator, light: fl
         figure.add([(ankle[0], ankle[1] - 0.04, ankle[2]), toe], [0.055, 0.04], wear.shoes)
         elbow = (side * 0.25 * girth, 1.12, -step * 0.4)
         hand = (side * 0.25 * girth, 0.87, -step * 0.75 + 0.12)
-        figure.add([(side * 0.2 * girth, 1.4, 0.0), elbow], [0.07, 0.06], wear.top)
-        figure.add([elbow, hand], [0.058, 0.045], wear.top)
-        figure.add([hand, (hand[0], hand[1] - 0.06, hand[2] + 0.02)], [0.042, 0.036], wear.skin)
-    hem = 0.58 if long_coat else 0.9
-    low = 0.17 * girth if long_coat else 0.13 * girth
-    chest = [
-        (-0.16 * girth, 1.38, 0.0),
-        (0.16 * girth, 1.38, 0.0),
-        (-low, hem, 0.0),
-        (low, hem, 0.0),
-    ]
-    figure.add(
-        chest, [0.085, 0.085, 0.09 * girth, 0.09 * girth], wear.top, 0.3 if long_coat else 0.2
-    )
+        figure.add([(side * 0.2 * girth, 1.4, 0.0), elbow], [0.07, 0.06], wear.top, 0.25)
+        figure.add([elbow, hand], [0.058, 0.045], wear.top, 0.25)
+        figure.add(
+            [hand, (hand[0], hand[1] - 0.06, hand[2] + 0.02)], [0.042, 0.036], wear.skin, 0.25
+        )
+    hem, low = (0.62, 0.12) if long_coat else (0.92, 0.1)
+    chest = [(-0.14 * girth, 1.4, 0.0), (0.14 * girth, 1.4, 0.0), (-low, hem, 0.0), (low, hem, 0.0)]
+    figure.add(chest, [0.09, 0.09, 0.1 * girth, 0.1 * girth], wear.top, 0.2)
     if skirt and not long_coat:
         figure.add([(-0.1, 0.94, 0.0), (0.1, 0.94, 0.0), (-0.17, 0.6, 0.0), (0.17, 0.6, 0.0)],
                    [0.09, 0.09, 0.08, 0.08], wear.trousers, 0.3)  # fmt: skip

@@ -104,7 +104,7 @@ def paint_ground(
         canvas.fill([polygon], color)
         areas.append((label, [Part(polygon, None)]))
 
-    wide = 60.0
+    wide = 200.0
     for side, wall, green in (
         (-1.0, street.left_wall, street.green[0]),
         (1.0, street.right_wall, street.green[1]),

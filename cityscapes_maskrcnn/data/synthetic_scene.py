@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from cityscapes_maskrcnn.data.synthetic_annotations import Annotation, visible_areas
 from cityscapes_maskrcnn.data.synthetic_backdrop import (
+    ROOF_DEPTH,
     Light,
     Wall,
     make_light,
@@ -20,7 +21,7 @@ from cityscapes_maskrcnn.data.synthetic_backdrop import (
     shadow_map,
     texture_ground,
 )
-from cityscapes_maskrcnn.data.synthetic_canvas import Camera, Canvas, Part, outline
+from cityscapes_maskrcnn.data.synthetic_canvas import Camera, Canvas, Part, blend, outline
 from cityscapes_maskrcnn.data.synthetic_furniture import Pieces
 from cityscapes_maskrcnn.data.synthetic_placing import Composer
 from cityscapes_maskrcnn.data.synthetic_road import (
@@ -113,9 +114,11 @@ def _paint_buildings(
 ) -> Pieces:
     """House fronts across the end of the street and along both sides, far to near."""
     pieces: Pieces = []
-    x = street.left_wall - 30.0
-    while x < street.right_wall + 30:
-        wall = Wall((x, street.length), (1.0, 0.0), rng.uniform(10, 18), rng.uniform(9, 17))
+    reach = 0.7 * camera.width / camera.pixels_per_metre(street.length)
+    x = min(street.left_wall - 5, -reach)
+    while x < max(street.right_wall + 5, reach):
+        size = rng.uniform((10, 9, -1.5), (18, 17, 5)).tolist()
+        wall = Wall((x, street.length), (1.0, 0.0), size[0], size[1], max(size[2], 0.0))
         pieces.append(("building", paint_wall(canvas, camera, wall, rng, light, 0.9)))
         x += wall.length
     rows: list[tuple[float, float, float]] = []
@@ -133,11 +136,18 @@ def _paint_buildings(
     for z, length, x in sorted(rows, reverse=True):
         side = 1.0 if x > 0 else -1.0
         lit = 0.78 + 0.34 * light.strength * max(0.0, -side * float(light.sun[0]))
-        height = rng.uniform(9, 19)
-        end = Wall((x, z), (side, 0.0), 11.0, height)
-        image = camera.project(end.quads([(0, 0, 11.0, height)])[0])
-        canvas.fill([image], (126, 116, 104))
-        wall = Wall((x, z), (0.0, 1.0), length, height)
+        height, roof = rng.uniform(9, 19), max(0.0, rng.uniform(-1.5, 5))
+        far, ridge = x + side * 2 * ROOF_DEPTH, x + side * ROOF_DEPTH
+        gable = [
+            (x, 0, z),
+            (far, 0, z),
+            (far, height, z),
+            (ridge, height + roof, z),
+            (x, height, z),
+        ]
+        image = camera.project(gable)
+        canvas.fill([image], blend((126, 116, 104), light.haze, light.haze_at(z)))
+        wall = Wall((x, z), (0.0, 1.0), length, height, roof)
         covered = paint_wall(canvas, camera, wall, rng, light, lit)
         pieces.append(("building", [Part(image, None), *covered]))
     return pieces

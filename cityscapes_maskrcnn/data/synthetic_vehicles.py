@@ -288,13 +288,13 @@ def make_train(rng: np.random.Generator) -> Vehicle:
             glass.append(len(rear) + 1)
         body = Solid([*rear, *nose], 1.2, w, w - 0.1, paint, glass=glass)
         left, right = a + (0.9 if index == 0 else 0.15), b - (0.9 if index + 1 == count else 0.15)
-        door = (a + b) / 2
+        door, eaves = (a + b) / 2, shade(paint, 0.72)
         body.sides += [
             Decal(rectangle((a, 0.22), (b, 0.42)), (58, 60, 62), 8),
             Decal(rectangle((a + 0.02, 0.85), (b - 0.02, 1.12)), stripe, 8),
             Decal(rectangle((left, 1.32), (right, 2.72)), (28, 32, 36), 6),
             *_window_row(left + 0.1, right - 0.1, 1.4, 2.66, 5, 14),
-            Decal(rectangle((a, top - 0.3), (b, top - 0.05)), shade(paint, 0.72), 16),
+            Decal(rectangle((left + 0.1, top - 0.3), (right - 0.1, top - 0.05)), eaves, 16),
             Decal(rectangle((door - 0.65, 0.45), (door + 0.65, 2.72)), (52, 60, 66), 24),
             Decal(rectangle((door - 0.02, 0.45), (door + 0.02, 2.72)), stripe, 50),
         ]  # fmt: skip
