@@ -183,7 +183,7 @@ class Composer:
                 x = rng.uniform(-1, 1) * min(self._visible_x(z), street.right_wall)
                 heading = (_SIDEWAYS if rng.random() < 0.5 else -_SIDEWAYS) + rng.normal(0, 0.35)
             self._figure("bicycle", bicycle_parts, Pose(x, z, heading), ridden=True)
-        for _ in range(rng.poisson(0.75 * busy)):
+        for _ in range(rng.poisson(1.15 * busy)):
             z = float(np.clip(rng.lognormal(np.log(20), 0.45), 7, 50))
             place = self._pavement_x(z)
             if place is None:
