@@ -22,6 +22,9 @@ from detectron2.engine import launch as detectron2_launch
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
 from cityscapes_maskrcnn.engine.epochs import resolve_epochs
+
+# These two are imported for the names that they add to Detectron2's registries.
+from cityscapes_maskrcnn.modeling import backbone, semantic_head  # noqa: F401
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.run import run_tool
 

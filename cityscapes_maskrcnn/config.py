@@ -49,6 +49,24 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
         "roi_heads.mask_head.predictor.",
         "sem_seg_head.predictor.",
     )
+    # Names of pickle files, with the wildcards * and ?, that MODEL.WEIGHTS may be; all others are
+    # refused. Detectron2's model zoo is made of them. Arrays alone are read: no code runs.
+    cfg.MODEL.WEIGHTS_ALLOW_PICKLE = ("detectron2://*", "https://dl.fbaipublicfiles.com/*")
+
+    # ---- Input --------------------------------------------------------------------------------
+    # False: as Detectron2, INPUT.CROP cuts first, and what is cut is resized to MIN_SIZE_TRAIN.
+    # True: the image is resized and flipped first; with INPUT.CROP.TYPE "absolute" all examples
+    # then have the same size, SIZE in pixels of the network's input, at every scale.
+    cfg.INPUT.CROP.AFTER_RESIZE = False
+
+    # ---- Semantic segmentation: MODEL.SEM_SEG_HEAD.NAME "TorchvisionDeepLabV3Head" ------------
+    # It also uses IN_FEATURES (one), NUM_CLASSES, CONVS_DIM (channels of every branch), NORM,
+    # IGNORE_VALUE and LOSS_WEIGHT of MODEL.SEM_SEG_HEAD.
+    # Dilations of the three 3x3 branches of its spatial pyramid pooling, in cells of the feature
+    # map, each of which is 8 x 8 pixels.
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_DILATIONS = [12, 24, 36]
+    # Probability with which a channel value is dropped after the pyramid, in training.
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_DROPOUT = 0.5
 
     # ---- Evaluation ---------------------------------------------------------------------------
     # Measure the training losses on DATASETS.TEST too, every TEST.EVAL_PERIOD iterations: scalars

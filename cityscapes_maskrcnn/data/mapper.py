@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
@@ -25,6 +26,19 @@ class CityscapesMapper(DatasetMapper):
 
     Built as Detectron2's: ``CityscapesMapper(cfg, is_train=True)``.
     """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Read the arguments from ``INPUT``, as Detectron2 does, and put the crop where it is due.
+
+        Returns:
+            The arguments of the constructor.
+        """
+        arguments = super().from_config(cfg, is_train)
+        if is_train and cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.AFTER_RESIZE:
+            crop, *others = arguments["augmentations"]
+            arguments["augmentations"] = [*others, crop]
+        return arguments
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one dataset dict.

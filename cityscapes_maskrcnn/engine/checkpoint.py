@@ -6,9 +6,10 @@ import io
 import logging
 import os
 import pickle
-import zipfile
+import re
 from collections import OrderedDict
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from cityscapes_maskrcnn.modeling.deeplab_weights import find_resnet, translate
+from cityscapes_maskrcnn.modeling.weight_files import (
+    TORCHVISION_SCHEME,
+    fetch_torchvision,
+    read_checkpoint,
+)
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
 
@@ -43,7 +50,10 @@ class SafeCheckpointer(DetectionCheckpointer):
     * A checkpoint appears under its name only when it is complete, and ``last_checkpoint`` is
       moved only after that.
     * ``.pth`` files are read with ``weights_only=True``; the ``.pkl`` files of Detectron2's model
-      zoo with an unpickler that knows arrays and nothing else.
+      zoo with an unpickler that knows arrays and nothing else, and other ``.pkl`` files not at all.
+    * A ResNet-50 comes from ``torchvision://deeplabv3_resnet50``, a file of torchvision's, a
+      ``.safetensors`` file or this project's own checkpoints, with an account of every tensor in
+      the log (:mod:`cityscapes_maskrcnn.modeling.deeplab_weights`).
     * A tensor of another shape is an error, except for the parameters named in
       ``MODEL.WEIGHTS_MAY_DIFFER``; so is a file of which no tensor fits the model.
 
@@ -51,6 +61,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         model: the model, plain or wrapped by DistributedDataParallel.
         save_dir: folder of the checkpoints; empty: nothing is saved.
         may_differ: prefixes of parameter names that may have another shape in a loaded file.
+        allow_pickle: names of ``.pkl`` files that may be loaded, with wildcards.
         checkpointables: see :class:`fvcore.common.checkpoint.Checkpointer`.
     """
 
@@ -60,10 +71,12 @@ class SafeCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         may_differ: Iterable[str] = (),
+        allow_pickle: Iterable[str] = ("detectron2://*", "https://dl.fbaipublicfiles.com/*"),
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._may_differ = tuple(may_differ)
+        self._allow_pickle = tuple(allow_pickle)
         self._path = ""
         self.logger = logging.getLogger(__name__)
 
@@ -100,7 +113,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Load a checkpoint into the model and the checkpointables.
 
         Args:
-            path: a file, or a URL that Detectron2 knows; empty: nothing is loaded.
+            path: a file, a URL that Detectron2 knows, or ``torchvision://deeplabv3_resnet50``;
+                empty: nothing is loaded.
             checkpointables: names to restore besides the model; None: all.
 
         Returns:
@@ -111,6 +125,16 @@ class SafeCheckpointer(DetectionCheckpointer):
                 another model, or (when resuming) of a training run with other parameters.
         """
         self._path = path
+        name = path.partition("?")[0]
+        if name.endswith(".pkl") and not any(
+            fnmatchcase(name, each) for each in self._allow_pickle
+        ):
+            raise InputError(
+                f"{path}: pickle files can hold code and are refused; save the weights as .pth, or "
+                "add the name to MODEL.WEIGHTS_ALLOW_PICKLE to have the arrays in it read"
+            )
+        if path.startswith(TORCHVISION_SCHEME):
+            path = str(fetch_torchvision(path))
         is_local = bool(path) and "://" not in path
         if is_local and not os.path.isfile(path.partition("?")[0]):  # noqa: PTH113
             raise InputError(f"{path}: no such file; MODEL.WEIGHTS must name a checkpoint")
@@ -154,27 +178,19 @@ class SafeCheckpointer(DetectionCheckpointer):
         return {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        try:
-            loaded = torch.load(f, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-            reason = str(error).partition("\n")[0] or "it is empty"
-            raise InputError(
-                f"{self._path or f}: not a checkpoint that can be loaded safely (damaged, or holds "
-                f"more than tensors): {reason}"
-            ) from error
-        if not isinstance(loaded, dict):
-            raise InputError(
-                f"{self._path or f}: not a checkpoint: it holds a {type(loaded).__name__}, not "
-                "tensors by name"
-            )
-        return loaded
+        return read_checkpoint(f, self._path)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state = checkpoint["model"]
         if not isinstance(state, dict) or not any(hasattr(v, "shape") for v in state.values()):
             raise InputError(f"{self._path}: not a checkpoint: holds no tensors by name")
-        total = len(self.model.state_dict())
+        shapes = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
+        has_resnet = find_resnet(shapes) is not None
+        if has_resnet and not self._path.endswith(".pkl"):
+            return self._load_resnet(checkpoint, shapes)
         incompatible = super()._load_model(checkpoint)
+        if has_resnet:
+            self._refuse_other_resnet(incompatible.unexpected_keys)
         wrong = [
             f"{name} is {tuple(theirs)} in the file and {tuple(ours)} in the model"
             for name, theirs, ours in incompatible.incorrect_shapes
@@ -182,7 +198,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         ]
         if wrong:
             raise InputError(f"{self._path}: weights of another model: {'; '.join(wrong[:4])}")
-        if len(incompatible.missing_keys) >= total:
+        if len(incompatible.missing_keys) >= len(shapes):
             raise InputError(
                 f"{self._path}: none of its tensors belongs to this model (its first is "
                 f"{next(iter(state), 'none')!r}); is it a checkpoint of another network?"
@@ -192,6 +208,38 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "%s starts anew: the file has it as %s, the model as %s", name, theirs, ours
             )
         return incompatible
+
+    def _load_resnet(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Any:
+        """Load a file into a model with a ResNet, and account for every tensor in the log."""
+        state, account = translate(checkpoint["model"], self._path, shapes, self._may_differ)
+        checkpoint["model"] = dict(state)
+        # The names are the model's now; Detectron2 shall not guess them.
+        checkpoint.pop("matching_heuristics", None)
+        incompatible = super()._load_model(checkpoint)
+        self.logger.info("%s", account.summary())
+        loaded = self.model.state_dict()
+        backbone = account.backbone
+        equal = sum(
+            torch.equal(loaded[name].cpu(), state[name].to(loaded[name].dtype)) for name in backbone
+        )
+        self.logger.info(
+            "%d of the %d backbone tensors in the model are bit-equal to the file's",
+            equal,
+            len(backbone),
+        )
+        # The account has them; fvcore would warn of them once more.
+        incompatible.missing_keys.clear()
+        return incompatible
+
+    def _refuse_other_resnet(self, unexpected: list[str]) -> None:
+        """Raise if a file of the zoo has blocks that found no place in the model's ResNet."""
+        blocks = [name for name in unexpected if re.search(r"(^|\.)res[2-5]\.\d+\.", name)]
+        extra = [name for name in blocks if not name.endswith("num_batches_tracked")]
+        if extra:
+            raise InputError(
+                f"{self._path}: weights of another ResNet than the model's: "
+                f"{len(extra)} of its tensors, first {extra[0]}, do not fit"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,154 @@
+"""Files of weights: fetched with their hash checked, read without running code from them."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import http.client
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+
+from cityscapes_maskrcnn.utils.errors import InputError
+
+TORCHVISION_SCHEME = "torchvision://"
+TORCHVISION_DEEPLAB = "torchvision://deeplabv3_resnet50"
+
+# Under which key a training script puts the weights beside optimizer, epoch and so on.
+_NESTING_KEYS = ("model", "model_state_dict", "state_dict")
+
+
+def fetch_torchvision(name: str) -> Path:
+    """Find torchvision's weights in its cache, or download them there.
+
+    Args:
+        name: ``torchvision://deeplabv3_resnet50``: trained on COCO with the labels of Pascal VOC.
+
+    Returns:
+        The file, in the folder where torchvision itself keeps it.
+
+    Raises:
+        InputError: another name, no connection, or a file that is not what its hash says.
+    """
+    if name != TORCHVISION_DEEPLAB:
+        raise InputError(
+            f"{name}: the only weights known by a name of this kind are those of "
+            f"{TORCHVISION_DEEPLAB}"
+        )
+    # Imported here, because everything else in this file needs torch alone.
+    from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
+
+    return download(DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1)
+
+
+def download(weights: Any) -> Path:
+    """Find or download the file of a torchvision weights enum, and check its hash.
+
+    Of many processes that ask at the same time, one downloads and the others wait.
+
+    Args:
+        weights: a member of a :class:`torchvision.models.WeightsEnum`. Its URL ends in
+            ``-<the first digits of the SHA-256>.pth``.
+
+    Returns:
+        ``<torch.hub.get_dir()>/checkpoints/<the URL's last part>``; ``TORCH_HOME`` moves it.
+
+    Raises:
+        InputError: it cannot be downloaded or stored, or its content does not fit its hash.
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urlparse(weights.url).path).name)
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.is_file():
+                    weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        # torchvision checks the hash of what it downloads, but not of what lies in the cache.
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise InputError(
+            f"{weights.url}: cannot be downloaded: {error}; without a connection, download it "
+            f"elsewhere and put it at {path}"
+        ) from error
+    expected = path.stem.rpartition("-")[2]
+    if not digest.startswith(expected):
+        raise InputError(
+            f"{path}: its SHA-256 begins with {digest[: len(expected)]}, not {expected}, so it is "
+            "damaged or another file; delete it and it is downloaded again"
+        )
+    return path
+
+
+def read_checkpoint(path: str | Path, shown_as: str = "") -> dict[str, Any]:
+    """Read a ``.safetensors`` file or anything that ``torch.save`` wrote, running no code from it.
+
+    Args:
+        path: the file.
+        shown_as: what to call it in messages; default: ``path``.
+
+    Returns:
+        What the file holds, with the tensors by name under ``"model"`` wherever they were: under
+        ``model``, ``model_state_dict`` or ``state_dict``, one in the other, or at the top.
+
+    Raises:
+        InputError: it is a pickle file, cannot be read, is damaged, would execute code, or holds
+            no tensors by name.
+    """
+    source = shown_as or str(path)
+    suffix = Path(path).suffix
+    if suffix == ".pkl":
+        raise InputError(
+            f"{source}: pickle files are refused, because loading one can execute code; save the "
+            "weights with torch.save(model.state_dict(), 'weights.pth')"
+        )
+    content = (
+        _read_safetensors(path, source) if suffix == ".safetensors" else _read_torch(path, source)
+    )
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{source}: not a checkpoint: holds a {type(content).__name__}, not tensors by name"
+        )
+    rest: dict[str, Any] = {}
+    while key := next((k for k in _NESTING_KEYS if isinstance(content.get(k), Mapping)), None):
+        rest = {**{name: value for name, value in content.items() if name != key}, **rest}
+        content = dict(content[key])
+    if not any(torch.is_tensor(value) for value in content.values()):
+        raise InputError(f"{source}: not a checkpoint: holds no tensors by name")
+    return {**rest, "model": content}
+
+
+def _read_torch(path: str | Path, source: str) -> Any:
+    try:
+        # Scripts of torchvision's kind save their command line too: a Namespace, mere values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read: {error}") from error
+    except Exception as error:
+        # Garbage makes the unpickler raise errors of any type.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{source}: not a checkpoint that can be loaded safely (damaged, or holds more than "
+            f"tensors): {reason}"
+        ) from error
+
+
+def _read_safetensors(path: str | Path, source: str) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise InputError(
+            f"{source}: reading it needs a package: pip install safetensors"
+        ) from error
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read: {error}") from error
+    except SafetensorError as error:
+        raise InputError(f"{source}: not a .safetensors file, or damaged: {error}") from error

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cityscapes_maskrcnn.data.synthetic import generate_dataset
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests neither read nor write the user's annotation caches."""
+    os.environ["CITYSCAPES_MASKRCNN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DETECTRON2_DATASETS folder with a small generated data set; never written to by tests."""
+    root = tmp_path_factory.mktemp("datasets")
+    counts = {"train": 8, "val": 6, "test": 2, "train_extra": 6}
+    generate_dataset(root, counts, height=96, width=192, seed=3)
+    return root
+
+
+def randomise(network: Any, seed: int = 0) -> None:
+    """Give a torchvision network random weights and BatchNorm statistics, none of them trivial.
+
+    Values are such that activations neither vanish nor explode over 50 layers.
+    """
+    import torch
+    from torch import nn
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                module.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+                if module.bias is not None:
+                    module.bias.normal_(0, 0.5, generator=generator)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.4, 0.9, generator=generator)
+                module.bias.normal_(0, 0.3, generator=generator)
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.6, 1.6, generator=generator)
+                module.num_batches_tracked.fill_(7)
+
+
+@pytest.fixture(scope="session")
+def deeplab() -> Any:
+    """torchvision's own deeplabv3_resnet50 of 19 classes with random weights, in evaluation mode.
+
+    Shared: do not change it.
+    """
+    import torch
+    from torchvision.models.segmentation import deeplabv3_resnet50
+
+    torch.set_num_threads(1)
+    network = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=19, aux_loss=True)
+    randomise(network)
+    return network.eval()

@@ -1,0 +1,205 @@
+"""SafeCheckpointer on models with a ResNet: every way in which the weights of stage 0 may come."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from safetensors.torch import save_file
+from torch import nn
+
+from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
+from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.modeling import backbone, semantic_head  # noqa: F401
+from cityscapes_maskrcnn.utils.errors import InputError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def remove_files(tmp_path: Path) -> Iterator[None]:
+    """The files are of 160 MB each; pytest would keep those of three runs."""
+    yield
+    shutil.rmtree(tmp_path)
+
+
+def build(file: str) -> nn.Module:
+    cfg = get_cfg()
+    add_cityscapes_maskrcnn_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / file), allow_unsafe=False)
+    cfg.MODEL.DEVICE = "cpu"
+    return build_model(cfg)
+
+
+@pytest.fixture(scope="module")
+def stage_0() -> nn.Module:
+    torch.set_num_threads(1)
+    return build("stage_0_backbone.yaml")
+
+
+@pytest.fixture(scope="module")
+def stage_1() -> nn.Module:
+    return build("stage_1_heads.yaml")
+
+
+def bit_equal_backbone(model: nn.Module, prefix: str, deeplab: nn.Module) -> int:
+    """How many tensors of torchvision's backbone the model holds, in order, bit for bit."""
+    ours = [
+        value
+        for name, value in model.state_dict().items()
+        if name.startswith((f"{prefix}stem.", f"{prefix}res")) and "num_batches" not in name
+    ]
+    # Detectron2 registers a block's shortcut before its convolutions, torchvision after them.
+    theirs = {
+        value.double().sum().item(): value
+        for name, value in deeplab.backbone.state_dict().items()
+        if "num_batches" not in name
+    }
+    return sum(
+        value.double().sum().item() in theirs
+        and torch.equal(value, theirs[value.double().sum().item()])
+        for value in ours
+    )
+
+
+@pytest.mark.parametrize("kind", ["plain", "nested", "wrapped", "safetensors"])
+def test_stage_0_takes_backbone_and_head(
+    kind: str, stage_0: nn.Module, deeplab: nn.Module, tmp_path: Path
+) -> None:
+    state = deeplab.state_dict()
+    path = tmp_path / f"weights.{'safetensors' if kind == 'safetensors' else 'pth'}"
+    if kind == "safetensors":
+        save_file(state, path)
+    elif kind == "wrapped":
+        torch.save({"state_dict": {f"module.{name}": each for name, each in state.items()}}, path)
+    else:
+        torch.save({"model": state, "epoch": 3} if kind == "nested" else state, path)
+    for parameter in stage_0.parameters():
+        nn.init.zeros_(parameter)
+    SafeCheckpointer(stage_0).load(str(path), checkpointables=[])
+    assert bit_equal_backbone(stage_0, "backbone.", deeplab) == 265
+    assert torch.equal(stage_0.sem_seg_head.predictor.bias, deeplab.classifier[4].bias)
+    branch = deeplab.classifier[0].convs[2]
+    assert torch.equal(stage_0.sem_seg_head.aspp.convs[2].weight, branch[0].weight)
+    assert torch.equal(stage_0.sem_seg_head.aspp.convs[2].norm.running_var, branch[1].running_var)
+
+
+def test_from_stage_0_to_stage_1(
+    stage_0: nn.Module,
+    stage_1: nn.Module,
+    deeplab: nn.Module,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.save(deeplab.state_dict(), tmp_path / "weights.pth")
+    SafeCheckpointer(stage_0, str(tmp_path)).load(str(tmp_path / "weights.pth"))
+    SafeCheckpointer(stage_0, str(tmp_path)).save("model_final", iteration=9)
+    heads = copy.deepcopy(stage_1.roi_heads.state_dict())
+    with caplog.at_level(logging.INFO, "cityscapes_maskrcnn.engine.checkpoint"):
+        SafeCheckpointer(stage_1).load(str(tmp_path / "model_final.pth"), checkpointables=[])
+    assert bit_equal_backbone(stage_1, "backbone.bottom_up.", deeplab) == 265
+    assert all(
+        torch.equal(heads[name], each) for name, each in stage_1.roi_heads.state_dict().items()
+    )
+    assert "265 of the 265 backbone tensors in the model are bit-equal to the file's" in caplog.text
+    assert "DeepLabv3 with a ResNet-50, 19 classes" in caplog.text
+    assert "left      30  of sem_seg_head.aspp, which this model does not have" in caplog.text
+    assert "of roi_heads.box_head: start anew" in caplog.text
+
+
+def test_resuming_restores_every_tensor(
+    stage_0: nn.Module, deeplab: nn.Module, tmp_path: Path
+) -> None:
+    torch.save(deeplab.state_dict(), tmp_path / "weights.pth")
+    SafeCheckpointer(stage_0, str(tmp_path)).load(str(tmp_path / "weights.pth"))
+    # Counters of BatchNorm come along too, though nothing depends on them.
+    assert stage_0.backbone.res3[1].conv2.norm.num_batches_tracked == 7
+    SafeCheckpointer(stage_0, str(tmp_path)).save("model_0000003", iteration=3)
+    before = copy.deepcopy(stage_0.state_dict())
+    for value in stage_0.state_dict().values():
+        value.zero_()
+    rest = SafeCheckpointer(stage_0, str(tmp_path)).resume_or_load("", resume=True)
+    assert rest["iteration"] == 3
+    assert all(torch.equal(before[name], each) for name, each in stage_0.state_dict().items())
+
+
+def test_half_precision_is_widened(stage_1: nn.Module, deeplab: nn.Module, tmp_path: Path) -> None:
+    half = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in deeplab.state_dict().items()
+    }
+    torch.save(half, tmp_path / "half.pth")
+    SafeCheckpointer(stage_1).load(str(tmp_path / "half.pth"))
+    weight = stage_1.backbone.bottom_up.stem.conv1.weight
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, deeplab.backbone.conv1.weight.half().float())
+
+
+def test_a_wrong_file_leaves_the_model_alone(
+    stage_1: nn.Module, deeplab: nn.Module, tmp_path: Path
+) -> None:
+    before = copy.deepcopy(stage_1.state_dict())
+    state = {**deeplab.state_dict(), "backbone.layer1.0.conv1.weight": torch.zeros(64, 256, 1, 1)}
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(
+        InputError, match=r"res2\.0\.conv1\.weight is \(64, 64, 1, 1\) in the model"
+    ):
+        SafeCheckpointer(stage_1).load(str(tmp_path / "weights.pth"))
+    torch.save({"a.weight": torch.zeros(3)}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"1 tensors without a ResNet among them, such as a\.w"):
+        SafeCheckpointer(stage_1).load(str(tmp_path / "weights.pth"))
+    assert all(torch.equal(before[name], each) for name, each in stage_1.state_dict().items())
+
+
+def test_torchvisions_name_is_fetched(
+    stage_0: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file cannot be faked (its hash is checked), so this shows where it is looked for."""
+    cached = tmp_path / "hub" / "checkpoints" / "deeplabv3_resnet50_coco-cd0a2569.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"another file")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="not cd0a2569"):
+        SafeCheckpointer(stage_0).load("torchvision://deeplabv3_resnet50")
+    with pytest.raises(InputError, match="torchvision://resnet18: the only weights known"):
+        SafeCheckpointer(stage_0).load("torchvision://resnet18")
+
+
+def zoo_file(path: Path, blocks_in_res4: int) -> None:
+    """An ImageNet ResNet as Detectron2's zoo has them: arrays, names without a prefix."""
+    shapes = {
+        name.removeprefix("backbone."): value.shape
+        for name, value in build("stage_0_backbone.yaml").state_dict().items()
+        if name.startswith("backbone.")
+    }
+    for name in [name for name in shapes if name.startswith("res4.5.")]:
+        for block in range(6, blocks_in_res4):
+            shapes[name.replace("res4.5.", f"res4.{block}.")] = shapes[name]
+    arrays = {name: torch.full(shape, 0.5).numpy() for name, shape in shapes.items()}
+    content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def test_pickle_files_only_by_name(stage_1: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "R-50.pkl"
+    zoo_file(path, blocks_in_res4=6)
+    with pytest.raises(InputError, match=r"add the name to MODEL\.WEIGHTS_ALLOW_PICKLE"):
+        SafeCheckpointer(stage_1).load(str(path))
+    SafeCheckpointer(stage_1, allow_pickle=[str(tmp_path / "R-*.pkl")]).load(str(path))
+    assert (stage_1.backbone.bottom_up.res5[2].conv3.weight == 0.5).all()
+
+
+def test_a_deeper_resnet_of_the_zoo_is_refused(stage_1: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "R-101.pkl"
+    zoo_file(path, blocks_in_res4=23)
+    # 17 blocks more, each of 3 convolutions with 1 + 4 tensors.
+    with pytest.raises(InputError, match=r"another ResNet than the model's: 255 of its tensors"):
+        SafeCheckpointer(stage_1, allow_pickle=["*"]).load(str(path))

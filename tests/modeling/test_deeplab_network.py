@@ -1,0 +1,199 @@
+"""The network and the loader against torchvision's own network, with the same random weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone.resnet import ResNet
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.models._utils import IntermediateLayerGetter
+
+from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
+from cityscapes_maskrcnn.modeling import backbone, semantic_head  # noqa: F401
+from cityscapes_maskrcnn.modeling.deeplab_weights import translate
+from cityscapes_maskrcnn.utils.errors import InputError
+
+MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
+STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+
+
+def config(file: str, *opts: Any) -> CfgNode:
+    cfg = get_cfg()
+    add_cityscapes_maskrcnn_config(cfg)
+    cfg.merge_from_file(f"configs/{file}", allow_unsafe=False)
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
+    return cfg
+
+
+def build(cfg: CfgNode, state: dict[str, Tensor]) -> nn.Module:
+    model = build_model(cfg)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    tensors, _ = translate(state, "torchvision's network", shapes)
+    model.load_state_dict(tensors, strict=False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def ours(deeplab: nn.Module) -> nn.Module:
+    return build(config("stage_0_backbone.yaml"), deeplab.state_dict()).eval()
+
+
+def image(height: int, width: int, seed: int = 0) -> Tensor:
+    """A smooth random image, uint8 RGB: neighbours are alike, as in photographs."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand((1, 3, height // 8 + 2, width // 8 + 2), generator=generator)
+    smooth = F.interpolate(coarse, size=(height, width), mode="bicubic")[0]
+    return (smooth * 255).clamp(0, 255).byte()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (33, 49), (96, 61), (7, 9)])
+def test_logits_equal_torchvisions(
+    deeplab: nn.Module, ours: nn.Module, size: tuple[int, int]
+) -> None:
+    picture = image(*size)
+    with torch.no_grad():
+        expected = deeplab(((picture - MEAN) / STD)[None])["out"][0]
+        logits = ours([{"image": picture}])[0]["sem_seg"]
+    assert logits.shape == (19, *size)
+    assert expected.std() > 0.1  # the comparison is of something
+    assert (logits - expected).abs().max() < 1e-4
+
+
+def test_other_dilations_would_give_other_logits(deeplab: nn.Module) -> None:
+    """The comparison above notices Detectron2's rule, all blocks of a stage dilated alike."""
+    model = build(config("stage_0_backbone.yaml"), deeplab.state_dict()).eval()
+    first = model.backbone.res5[0].conv2
+    assert first.dilation == (2, 2)
+    first.dilation = first.padding = (4, 4)
+    picture = image(64, 96)
+    with torch.no_grad():
+        expected = deeplab(((picture - MEAN) / STD)[None])["out"][0]
+        logits = model([{"image": picture}])[0]["sem_seg"]
+    assert (logits - expected).abs().max() > 1e-2
+
+
+def test_dilations_and_strides(ours: nn.Module) -> None:
+    def dilations(stage: nn.Module) -> list[int]:
+        return [block.conv2.dilation[0] for block in stage]
+
+    resnet = ours.backbone
+    assert isinstance(resnet, ResNet)
+    assert dilations(resnet.res4) == [1, 2, 2, 2, 2, 2]
+    assert dilations(resnet.res5) == [2, 4, 4]
+    assert resnet.output_shape()["res5"].stride == 8
+    assert resnet.output_shape()["res5"].channels == 2048
+    # 53 convolutions: 1 + 3 x (3 + 4 + 6 + 3) + 4 shortcuts.
+    assert sum(isinstance(each, nn.Conv2d) for each in resnet.modules()) == 53
+
+
+def test_one_training_steps_gradients_equal_torchvisions(deeplab: nn.Module) -> None:
+    """BatchNorm on batch statistics, the same dropout mask, ignored pixels; in double precision."""
+    theirs = copy.deepcopy(deeplab).double().train()
+    theirs.aux_classifier = None
+    ours = build(config("stage_0_backbone.yaml"), theirs.state_dict()).double().train()
+    pictures = [image(41, 57, seed) for seed in (1, 2)]
+    targets = torch.randint(0, 19, (2, 41, 57), generator=torch.Generator().manual_seed(3))
+    targets[:, :12] = 255
+
+    torch.manual_seed(5)
+    batch = torch.stack([(each - MEAN.double()) / STD.double() for each in pictures])
+    expected = F.cross_entropy(theirs(batch)["out"], targets, ignore_index=255)
+    expected.backward()
+    torch.manual_seed(5)
+    inputs = [
+        {"image": picture, "sem_seg": target}
+        for picture, target in zip(pictures, targets, strict=True)
+    ]
+    loss = ours(inputs)["loss_sem_seg"]
+    loss.backward()
+
+    assert abs(loss.item() - expected.item()) < 1e-6  # our logits are float32 from upsampling on
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    renamed, _ = translate({**theirs.state_dict(), **gradients}, "gradients")
+    compared = 0
+    for name, parameter in ours.named_parameters():
+        gradient = renamed[name.removeprefix("backbone.")]
+        assert gradient.norm() > 0, name
+        assert (parameter.grad - gradient).norm() < 1e-5 * gradient.norm(), name
+        compared += 1
+    # 53 convolutions and 53 x 2 of BatchNorm; 7 and 7 x 2 in the head, 2 of the classifier.
+    assert compared == 53 * 3 + 7 * 3 + 2
+    # The step also moved BatchNorm's statistics alike.
+    moved, _ = translate(theirs.state_dict(), "statistics")
+    for name, value in ours.state_dict().items():
+        if "running" in name:
+            reference = moved[name.removeprefix("backbone.")]
+            assert torch.allclose(value, reference, rtol=1e-6, atol=1e-9), name
+
+
+def test_the_frozen_backbone_gives_torchvisions_undilated_features(deeplab: nn.Module) -> None:
+    plain = resnet50(weights=None)
+    plain.load_state_dict(deeplab.backbone.state_dict(), strict=False)
+    layers = {f"layer{number}": f"res{number + 1}" for number in (1, 2, 3, 4)}
+    theirs = IntermediateLayerGetter(plain, layers).eval()
+    instance_model = build(config("stage_1_heads.yaml"), deeplab.state_dict())
+    bottom_up = instance_model.backbone.bottom_up
+    assert not any(parameter.requires_grad for parameter in bottom_up.parameters())
+    for size in [(64, 96), (65, 97)]:
+        batch = ((image(*size) - MEAN) / STD)[None]
+        with torch.no_grad():
+            expected, features = theirs(batch), bottom_up(batch)
+        assert set(features) == {"res2", "res3", "res4", "res5"}
+        for name, feature in features.items():
+            assert expected[name].std() > 0.1
+            assert (feature - expected[name]).abs().max() < 1e-4, name
+
+
+def test_freezing_stops_where_the_config_says(deeplab: nn.Module) -> None:
+    cfg = config("stage_0_backbone.yaml", "MODEL.BACKBONE.FREEZE_AT", 2)
+    model = build(cfg, deeplab.state_dict())
+    live = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
+    assert live.isdisjoint({"stem", "res2"})
+    assert {"res3", "res4", "res5", "predictor"} <= live
+
+
+def test_an_unlabelled_batch_has_loss_zero(ours: nn.Module) -> None:
+    head = copy.deepcopy(ours.sem_seg_head).train()
+    features = {"res5": torch.rand(2, 2048, 2, 3), "image": torch.rand(2, 3, 16, 24)}
+    _, losses = head(features, torch.full((2, 16, 24), 255))
+    losses["loss_sem_seg"].backward()
+    assert losses["loss_sem_seg"] == 0
+    assert all(p.grad.abs().max() == 0 for p in head.parameters())
+
+
+def test_labels_are_padded_with_ignored_pixels(ours: nn.Module) -> None:
+    """Images of different sizes in one batch: the smaller one's padding has no part in the loss."""
+    head = copy.deepcopy(ours.sem_seg_head).train()
+    head.aspp.dropout.p = 0.0
+    features = {"res5": torch.rand(2, 2048, 2, 3), "image": torch.rand(2, 3, 16, 24)}
+    targets = torch.randint(0, 19, (2, 16, 24))
+    targets[1, :, 8:] = 255
+    _, losses = head(features, targets)
+    logits = head.predictor(head.conv(head.aspp(features["res5"])))
+    logits = F.interpolate(logits, size=(16, 24), mode="bilinear")
+    log_p = logits.log_softmax(1).gather(1, targets.where(targets != 255, 0)[:, None])[:, 0]
+    # 16 x 24 pixels of the first image and 16 x 8 of the second count.
+    expected = -(log_p[0].sum() + log_p[1, :, :8].sum()) / (16 * 24 + 16 * 8)
+    assert losses["loss_sem_seg"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_bad_configs_and_batches_get_one_line(ours: nn.Module) -> None:
+    file = "stage_0_backbone.yaml"
+    with pytest.raises(InputError, match=r"MODEL\.RESNETS\.DEPTH 101: .* is a ResNet-50"):
+        build_model(config(file, "MODEL.RESNETS.DEPTH", 101))
+    with pytest.raises(InputError, match="needs the feature 'image'"):
+        build_model(config(file, "MODEL.BACKBONE.NAME", "build_resnet_backbone"))
+    with pytest.raises(InputError, match="classifies one feature"):
+        build_model(config(file, "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res4', 'res5']"))
+    training = copy.deepcopy(ours).train()
+    with pytest.raises(InputError, match="at least 2 training images in every process"):
+        training([{"image": image(16, 16), "sem_seg": torch.zeros(16, 16, dtype=torch.int64)}])
+    with pytest.raises(InputError, match="without semantic labels"):
+        training([{"image": image(16, 16)}] * 2)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import Weights, WeightsEnum
+from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
+
+from cityscapes_maskrcnn.modeling.weight_files import (
+    TORCHVISION_DEEPLAB,
+    download,
+    fetch_torchvision,
+    read_checkpoint,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+class Evil:
+    """Unpickling this creates a file: the proof that code was run."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.proof,))
+
+
+@pytest.fixture(autouse=True)
+def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torchvision's cache for this test; returns the folder of the files."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+def published(folder: Path, digits: str | None = None) -> WeightsEnum:
+    """A file as torchvision publishes its weights, and the enum that names it."""
+    folder.mkdir(parents=True)
+    torch.save({"layer.weight": torch.arange(3.0)}, folder / "new.pth")
+    if digits is None:
+        digits = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()[:8]
+    path = (folder / "new.pth").rename(folder / f"little_network-{digits}.pth")
+    url = path.as_uri()
+    return WeightsEnum("Little", {"V1": Weights(url=url, transforms=lambda x: x, meta={})}).V1
+
+
+def test_a_download_is_cached_where_torchvision_looks(tmp_path: Path, torch_home: Path) -> None:
+    weights = published(tmp_path / "server")
+    path = download(weights)
+    assert path.parent == torch_home
+    assert torch.equal(read_checkpoint(path)["model"]["layer.weight"], torch.arange(3.0))
+    # Now from the cache: torchvision itself finds it, and the server is not asked.
+    (tmp_path / "server" / path.name).unlink()
+    assert download(weights) == path
+    assert torch.equal(weights.get_state_dict()["layer.weight"], torch.arange(3.0))
+
+
+def test_many_ask_and_one_downloads(
+    tmp_path: Path, torch_home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    weights = published(tmp_path / "server")
+    with ThreadPoolExecutor(4) as pool:
+        paths = {*pool.map(download, [weights] * 8)}
+    assert len(paths) == 1
+    # torchvision prints one such line for every download.
+    assert capfd.readouterr().out.count("Downloading:") == 1
+    assert sorted(path.suffix for path in torch_home.iterdir()) == [".lock", ".pth"]
+
+
+def test_a_download_with_another_hash_is_refused(tmp_path: Path, torch_home: Path) -> None:
+    weights = published(tmp_path / "server", digits="0123abcd")
+    with pytest.raises(InputError, match="invalid hash value"):
+        download(weights)
+    assert not [*torch_home.glob("*.pth")]
+
+
+def test_a_cached_file_with_another_hash_is_refused(torch_home: Path) -> None:
+    """torchvision itself would load it; this is the real enum's file name."""
+    torch_home.mkdir(parents=True)
+    path = torch_home / "deeplabv3_resnet50_coco-cd0a2569.pth"
+    torch.save({"backbone.conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
+    with pytest.raises(InputError, match=r"SHA-256 begins with \w{8}, not cd0a2569") as caught:
+        fetch_torchvision(TORCHVISION_DEEPLAB)
+    assert str(path) in str(caught.value)
+
+
+def test_no_connection_is_one_line(monkeypatch: pytest.MonkeyPatch, torch_home: Path) -> None:
+    # A proxy on a port where nothing listens: the download fails at once, on every machine.
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="cannot be downloaded") as caught:
+        fetch_torchvision(TORCHVISION_DEEPLAB)
+    message = str(caught.value)
+    assert DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.url in message
+    assert str(torch_home / "deeplabv3_resnet50_coco-cd0a2569.pth") in message
+    assert "\n" not in message
+
+
+def test_other_names_of_torchvisions() -> None:
+    with pytest.raises(InputError, match=r"torchvision://resnet50: .*deeplabv3_resnet50"):
+        fetch_torchvision("torchvision://resnet50")
+
+
+TENSORS = {"a.weight": torch.arange(4.0), "a.bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TENSORS,
+        {"model": TENSORS, "epoch": 4},
+        {"state_dict": TENSORS, "epoch": 4},
+        {"model_state_dict": TENSORS, "optimizer": {"state": {}, "param_groups": []}},
+        {"model": {"state_dict": TENSORS}, "epoch": 4},
+        # What torchvision's reference scripts save.
+        {"model": TENSORS, "epoch": 4, "args": argparse.Namespace(lr=0.1, device="cuda")},
+    ],
+)
+def test_nested_checkpoints(tmp_path: Path, content: dict) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    read = read_checkpoint(tmp_path / "weights.pth")
+    assert {*read["model"]} == {"a.weight", "a.bias"}
+    assert torch.equal(read["model"]["a.weight"], TENSORS["a.weight"])
+    assert read.get("epoch") == content.get("epoch")
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(TENSORS, path)
+    read = read_checkpoint(path)["model"]
+    assert {*read} == {*TENSORS}
+    assert torch.equal(read["a.weight"], TENSORS["a.weight"])
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match=r"not a \.safetensors file, or damaged"):
+        read_checkpoint(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_checkpoint(tmp_path / "absent.safetensors")
+
+
+def test_no_code_is_run(tmp_path: Path) -> None:
+    proof, path = tmp_path / "proof", tmp_path / "weights.pth"
+    torch.save({"model": TENSORS, "args": Evil(proof)}, path)
+    with pytest.raises(InputError, match="not a checkpoint that can be loaded safely"):
+        read_checkpoint(path)
+    assert not proof.exists()
+    torch.load(path, weights_only=False)
+    assert proof.exists()  # so the file was armed
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    with pytest.raises(InputError, match="cannot be read"):
+        read_checkpoint(path)
+    random.seed(0)
+    for content in [b"", b"text", random.randbytes(1000), b"PK\x03\x04" + random.randbytes(99)]:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="not a checkpoint") as caught:
+            read_checkpoint(path, shown_as="its name")
+        assert str(caught.value).startswith("its name: ")
+        assert "\n" not in str(caught.value)
+    for content, message in [
+        ([1.0], "holds a list, not tensors by name"),
+        (torch.zeros(3), "holds a Tensor, not tensors by name"),
+        ({"model": {}}, "holds no tensors by name"),
+        ({"epoch": 3}, "holds no tensors by name"),
+    ]:
+        torch.save(content, path)
+        with pytest.raises(InputError, match=message):
+            read_checkpoint(path)
+    (tmp_path / "weights.pkl").write_bytes(b"")
+    with pytest.raises(InputError, match="pickle files are refused"):
+        read_checkpoint(tmp_path / "weights.pkl")

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone
+from torch import nn
+
+PROJECT = Path(__file__).parents[2]
+
+
+def convert(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, PROJECT / "tools" / "convert_weights.py", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(deeplab: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("weights") / "deeplab.pth"
+    torch.save({"model": deeplab.state_dict(), "epoch": 30}, path)
+    yield path
+    path.unlink()  # 160 MB; pytest would keep those of three runs
+
+
+def test_plain_detectron2_loads_the_output(
+    weights: Path, deeplab: nn.Module, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "converted.pth"
+    done = convert(weights, out, "--list")
+    assert done.returncode == 0, done.stderr
+    assert f"{weights}: DeepLabv3 with a ResNet-50, 19 classes" in done.stdout
+    assert "  used     265  of the backbone" in done.stdout
+    assert "used     backbone.layer4.2.bn3.bias -> res5.2.conv3.norm.bias" in done.stdout
+    assert "left     aux_classifier.4.bias: of the auxiliary classifier" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"302 tensors are in {out}"
+
+    # Detectron2's own configuration, backbone and checkpointer; nothing of this project.
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    model = nn.Module()
+    model.backbone = build_backbone(cfg)
+    DetectionCheckpointer(model).load(str(out))
+    bottom_up = model.backbone.bottom_up
+    theirs = deeplab.backbone
+    for ours, expected in [
+        (bottom_up.stem.conv1.weight, theirs.conv1.weight),
+        (bottom_up.stem.conv1.norm.running_var, theirs.bn1.running_var),
+        (bottom_up.res2[0].shortcut.weight, theirs.layer1[0].downsample[0].weight),
+        (bottom_up.res4[5].conv2.norm.bias, theirs.layer3[5].bn2.bias),
+        (bottom_up.res5[2].conv3.weight, theirs.layer4[2].conv3.weight),
+    ]:
+        assert torch.equal(ours, expected)
+    sums = {each.double().sum().item() for each in theirs.state_dict().values()}
+    loaded = [each.double().sum().item() for each in bottom_up.state_dict().values()]
+    assert len(loaded) == 265
+    assert sums.issuperset(loaded)
+    out.unlink()
+
+
+def test_bad_input_is_one_line(weights: Path, tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.zeros(2)}, tmp_path / "random.pth")
+    out = tmp_path / "out.pth"
+    for arguments, message in [
+        ((tmp_path / "absent.pth", out), "absent.pth: cannot be read"),
+        ((tmp_path / "random.pth", out), "1 tensors without a ResNet among them"),
+        (("torchvision://resnet50", out), "torchvision://resnet50: the only weights known"),
+        ((weights, tmp_path / "out.pkl"), "out.pkl: OUT must end in .pth"),
+    ]:
+        done = convert(*arguments)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert len(done.stderr.splitlines()) == 1
+        assert message in done.stderr
+    assert not out.exists()
+    assert not (tmp_path / "out.pkl").exists()
