@@ -38,6 +38,8 @@ WITHOUT_DETECTRON2 = [
     "data.partitions",
     "data.synthetic",
     "data.tree_check",
+    "modeling.deeplab_weights",
+    "modeling.weight_files",
     "evaluation.masks",
     "evaluation.instance_ap",
     "evaluation.result_files",

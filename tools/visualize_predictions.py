@@ -46,7 +46,8 @@ def main() -> None:
     predictor = Predictor(cfg, args.confidence_threshold)
     if not cfg.MODEL.WEIGHTS:
         print("warning: MODEL.WEIGHTS is empty, so the weights are random", file=sys.stderr)
-    SafeCheckpointer(predictor.model).load(cfg.MODEL.WEIGHTS)
+    allow_pickle = cfg.MODEL.WEIGHTS_ALLOW_PICKLE
+    SafeCheckpointer(predictor.model, allow_pickle=allow_pickle).load(cfg.MODEL.WEIGHTS)
     pictures = files.picture_files(images, folder, "_prediction")
     for image, picture in zip(tqdm(images, desc="Drawing", unit="image"), pictures, strict=True):
         files.write_picture(picture, predictor.draw(image))
