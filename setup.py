@@ -31,6 +31,8 @@ setup(
         "cityscapesscripts>=2.3",
         "shapely>=2.0",
         "fvcore>=0.1.5",
+        "matplotlib>=3.8",
+        "contourpy>=1.2",
         "tqdm>=4.60",
         "tabulate>=0.9",
     ],

@@ -18,6 +18,8 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.engine import launch as detectron2_launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
@@ -64,7 +66,7 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     cfg = get_cfg()
     add_cityscapes_maskrcnn_config(cfg)
     if config_file:
-        _merge_file(cfg, _find_config(config_file))
+        _merge_file(cfg, find_config(config_file))
     if len(opts) % 2:
         raise InputError(f"config options come as KEY VALUE pairs; one is incomplete in: {opts}")
     for key, value in zip(opts[0::2], opts[1::2], strict=True):
@@ -90,10 +92,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         InputError: see :func:`build_config` and :func:`.engine.epochs.resolve_epochs`.
     """
+    if args.config_file:
+        args.config_file = str(find_config(args.config_file))
     cfg = build_config(args.config_file, args.opts)
     epochs = "" if args.eval_only else resolve_epochs(cfg)
     cfg.freeze()
     default_setup(cfg, args)
+    # Detectron2 sets up its own log only; this project's lines go to the same places.
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="cityscapes_maskrcnn", abbrev_name="cm")
     if epochs:
         logging.getLogger(__name__).info("Length of training: %s", epochs)
     return cfg
@@ -151,8 +157,12 @@ def _process_main(main: Callable[[argparse.Namespace], Any], args: argparse.Name
         sys.exit(status)
 
 
-def _find_config(config_file: str) -> Path:
-    """Find a config file, or one of Detectron2's own behind ``model_zoo://``."""
+def find_config(config_file: str) -> Path:
+    """Find a config file, or one of Detectron2's own behind ``model_zoo://``.
+
+    Raises:
+        InputError: there is no such file.
+    """
     name = config_file.removeprefix("model_zoo://")
     if name != config_file:
         # Imported here: it needs pkg_resources, which newer setuptools lack; nothing else does.

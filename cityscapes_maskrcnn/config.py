@@ -72,6 +72,3 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Measure the training losses on DATASETS.TEST too, every TEST.EVAL_PERIOD iterations: scalars
     # "validation/total_loss", "validation/loss_mask", ... beside the training losses.
     cfg.TEST.VALIDATION_LOSS = False
-    # Also report COCO-style AP of boxes and masks (keys "coco_bbox/..." and "coco_segm/...")
-    # beside the official Cityscapes AP ("segm/..."), on the same predictions.
-    cfg.TEST.COCO_STYLE = True

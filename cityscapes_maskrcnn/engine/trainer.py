@@ -86,6 +86,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER,
+            allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -139,10 +140,11 @@ class Trainer(DefaultTrainer):
                 self.after_train()
         results = getattr(self, "_last_eval_results", {})
         if comm.is_main_process():
-            plot_training_curves(
-                Path(self.cfg.OUTPUT_DIR) / "metrics.json",
-                Path(self.cfg.OUTPUT_DIR) / "training_curves.png",
-            )
+            folder = Path(self.cfg.OUTPUT_DIR)
+            try:
+                plot_training_curves(folder / "metrics.json", folder / "training_curves.png")
+            except InputError as error:
+                logging.getLogger(__name__).warning("No training curves: %s", error)
             verify_results(self.cfg, results)
         return results
 
@@ -212,7 +214,10 @@ class Trainer(DefaultTrainer):
             raise InputError("DATASETS.TEST is empty: name a dataset to score on")
         model = cls.build_model(cfg)
         checkpointer = SafeCheckpointer(
-            model, cfg.OUTPUT_DIR, may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER
+            model,
+            cfg.OUTPUT_DIR,
+            may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER,
+            allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
         )
         if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
             raise InputError("MODEL.WEIGHTS is empty: name the checkpoint to score")
@@ -239,6 +244,9 @@ class Trainer(DefaultTrainer):
             cfg.SOLVER.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
+            # A generator of its own: starting a loader draws a number, which must not be one that
+            # the first step after a resume would have drawn.
+            seed=seed,
         )
         return stream, loader
 
@@ -294,9 +302,10 @@ class Trainer(DefaultTrainer):
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if kind != "cityscapes_instance":
             raise InputError(f"{dataset_name}: datasets of type {kind!r} cannot be scored here")
-        return CityscapesInstanceEvaluator(
-            dataset_name, output_dir=f"{cfg.OUTPUT_DIR}/inference", coco_style=cfg.TEST.COCO_STYLE
-        )
+        folder = Path(cfg.OUTPUT_DIR) / "inference"
+        if len(cfg.DATASETS.TEST) > 1:
+            folder /= dataset_name
+        return CityscapesInstanceEvaluator(dataset_name, folder)
 
 
 def without_nan(results: dict[str, Any]) -> dict[str, Any]:
