@@ -1,0 +1,266 @@
+"""The score against the real official function, on the same files."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official  # noqa: N813
+from cityscapesscripts.helpers.labels import labels
+from PIL import Image
+
+from cityscapes_maskrcnn.evaluation.pixel_iou import (
+    MEAN_AREAS,
+    ImageCounts,
+    count_image,
+    format_pixel_scores,
+    pixel_scores,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+
+Ids = npt.NDArray[Any]
+Triple = tuple[Ids, Ids, Ids]
+ALL_IDS = [label.id for label in labels if label.id >= 0]
+THING_IDS = [label.id for label in labels if label.hasInstances and label.id >= 0]
+ROAD, SIDEWALK, BUILDING, TREE, PERSON, RIDER, CAR, CARAVAN = 7, 8, 11, 21, 24, 25, 26, 29
+
+
+@pytest.fixture
+def official_score(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[list[Triple]], dict[str, Any]]:
+    """Write images and call the official evaluateImgLists on them."""
+    if not hasattr(np, "in1d"):  # gone from NumPy 2.4
+        monkeypatch.setattr(np, "in1d", np.isin, raising=False)
+
+    def score(images: list[Triple]) -> dict[str, Any]:
+        arguments = official.CArgs()
+        arguments.__dict__.update(official.args.__dict__)
+        arguments.quiet = True
+        arguments.JSONOutput = False
+        truth, predictions = [], []
+        for index, arrays in enumerate(images):
+            files = [
+                tmp_path / f"{index}_{kind}.png" for kind in ("labelIds", "instanceIds", "pred")
+            ]
+            for array, file in zip(arrays, files, strict=True):
+                Image.fromarray(array).save(file)
+            truth.append(str(files[0]))
+            predictions.append(str(files[2]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # np.in1d
+            result: dict[str, Any] = official.evaluateImgLists(predictions, truth, arguments)
+        return result
+
+    return score
+
+
+def score(images: list[Triple]) -> dict[str, Any]:
+    return pixel_scores([count_image(*arrays) for arrays in images])
+
+
+def random_images(seed: int) -> list[Triple]:
+    """Images with everything the protocol knows: ignored labels, groups, caravans, tiny things."""
+    random = np.random.default_rng(seed)
+    # Few classes leave many without a pixel.
+    label_choice = random.choice(ALL_IDS, size=random.integers(1, 20), replace=False)
+    thing_choice = random.choice(THING_IDS, size=random.integers(1, 6), replace=False)
+    images = []
+    for _ in range(random.integers(1, 4)):
+        shape = tuple(random.integers(1, 28, size=2).tolist())
+
+        def window(shape: tuple[int, ...] = shape) -> tuple[slice, slice]:
+            starts = [random.integers(0, size) for size in shape]
+            ends = [start + random.integers(1, 12) for start in starts]
+            return slice(starts[0], ends[0]), slice(starts[1], ends[1])
+
+        label_ids = np.full(shape, random.choice(label_choice), dtype=np.uint8)
+        for _ in range(random.integers(0, 6)):
+            label_ids[window()] = random.choice(label_choice)
+        instance_ids = label_ids.astype(np.uint16)
+        for number in range(random.integers(0, 7)):
+            thing, where = random.choice(thing_choice), window()
+            label_ids[where] = thing
+            is_group = random.random() < 0.2
+            instance_ids[where] = thing if is_group else thing * 1000 + random.choice([0, number])
+        predicted_ids = label_ids.copy()
+        for _ in range(random.integers(0, 6)):
+            predicted_ids[window()] = random.choice([*thing_choice, *label_choice])
+        noise = random.random(shape) < random.choice([0.0, 0.1, 1.0], p=[0.4, 0.5, 0.1])
+        predicted_ids[noise] = random.choice(ALL_IDS, size=int(noise.sum()))
+        images.append((label_ids, instance_ids, predicted_ids))
+    return images
+
+
+@pytest.mark.parametrize("seeds", [range(i, i + 40) for i in range(0, 160, 40)], ids=str)
+def test_same_bits_as_the_official_function(
+    seeds: range, official_score: Callable[[list[Triple]], dict[str, Any]]
+) -> None:
+    for seed in seeds:
+        images = random_images(seed)
+        with np.errstate(all="raise"):
+            mine = score(images)
+        # Exact; NaN equals NaN; the same keys.
+        np.testing.assert_equal(mine, official_score(images), err_msg=f"seed {seed}")
+
+
+def test_random_cases_reach_every_rule() -> None:
+    """Otherwise the comparison would show nothing."""
+    images = [triple for seed in range(160) for triple in random_images(seed)]
+    totals = np.sum([count_image(*triple).confusion for triple in images], axis=0)
+    assert (totals > 0).mean() > 0.95  # nearly every pair of truth and prediction
+    results = [score(random_images(seed)) for seed in range(160)]
+    for key in ("IoU", "classScores"), ("iIoU", "classInstScores"):
+        for name in ("person", "car", "train", "bicycle"):
+            values = np.array([result[key[1]][name] for result in results])
+            assert np.isnan(values).sum() > 20
+            assert (values == 0).sum() > 3
+            assert ((values > 0) & (values < 1)).sum() > 20
+    averages = {key for key in results[0] if key.startswith("average")}
+    assert all(len({result[key] for result in results}) > 100 for key in averages)
+
+
+def ids(rows: list[list[int]], dtype: Any = np.uint8) -> Ids:
+    return np.array(rows, dtype=dtype)
+
+
+def test_pixels_by_hand() -> None:
+    truth = ids([[ROAD, ROAD, ROAD, ROAD], [SIDEWALK, SIDEWALK, 0, 0], [TREE, TREE, TREE, TREE]])
+    found = ids([[ROAD, ROAD, ROAD, SIDEWALK], [SIDEWALK, 0, ROAD, 0], [BUILDING, 4, TREE, TREE]])
+    scores = score([(truth, truth.astype(np.uint16), found)])
+    # road: 3 of 4 found; the one predicted on unlabeled (0) is no false positive: 3 / 4.
+    assert scores["classScores"]["road"] == 0.75
+    # sidewalk: 1 of 2 found, 1 false on road; predicting unlabeled counts as missed: 1 / 3.
+    assert scores["classScores"]["sidewalk"] == 1 / 3
+    assert scores["classScores"]["vegetation"] == 2 / 4
+    assert scores["classScores"]["building"] == 0 / 1
+    assert math.isnan(scores["classScores"]["unlabeled"])
+    assert math.isnan(scores["classScores"]["car"])
+    assert scores["averageScoreClasses"] == (0.75 + 1 / 3 + 0.0 + 0.5) / 4
+    # flat, road and sidewalk as one: 5 of 6 pixels found, none false.
+    assert scores["categoryScores"]["flat"] == 5 / 6
+    assert scores["categoryScores"]["nature"] == 2 / 4
+    assert scores["categoryScores"]["construction"] == 0
+    assert scores["averageScoreCategories"] == (5 / 6 + 0.0 + 0.5) / 3
+    assert scores["confMatrix"][ROAD][ROAD] == 3
+    assert scores["priors"]["vegetation"] == 4 / 12
+    assert math.isnan(scores["averageScoreInstClasses"])  # no instances
+
+
+def test_instances_by_hand() -> None:
+    instance_ids = ids([[24000, 24000, 24000, 24000, 24001, 24001, 24, 7]], np.uint16)
+    truth = ids([[PERSON] * 7 + [ROAD]])
+    found = ids([[PERSON, PERSON, RIDER, ROAD, PERSON, ROAD, ROAD, PERSON]])
+    scores = score([(truth, instance_ids, found)])
+    # A pixel of the first person weighs mean / 4, of the second mean / 2; the group (24) nothing.
+    # Hit: mean * (2 / 4 + 1 / 2) = mean; missed as much; 1 false pixel on road.
+    mean = 3462.4756337644
+    assert scores["classInstScores"]["person"] == pytest.approx(mean / (2 * mean + 1))
+    assert scores["classScores"]["person"] == 3 / (7 + 1)
+    # As a human the rider's pixel is right too: 3 / 4 + 1 / 2 hit, 1 / 4 + 1 / 2 missed.
+    expected = pytest.approx(1.25 * mean / (2 * mean + 1))
+    assert scores["categoryInstScores"]["human"] == expected
+    assert math.isnan(scores["classInstScores"]["road"])
+    # Predicted on a person, but no instance of it is there: 0 weighed hits, 1 false pixel.
+    assert scores["classInstScores"]["rider"] == 0.0
+    assert math.isnan(scores["classInstScores"]["car"])
+
+
+def test_caravans_count_as_vehicles_only_in_the_instance_score_of_the_category() -> None:
+    instance_ids = ids([[26000, 26000, 29000, 7]], np.uint16)
+    found = ids([[CAR, CARAVAN, CARAVAN, CARAVAN]])
+    scores = score([(ids([[CAR, CAR, CARAVAN, ROAD]]), instance_ids, found)])
+    assert scores["classScores"]["car"] == 1 / 2
+    assert scores["categoryScores"]["vehicle"] == 1 / 2
+    # The car's area weighs its mean, all of it a vehicle; 1 false pixel on road.
+    mean = 12794.0202738185
+    assert scores["categoryInstScores"]["vehicle"] == pytest.approx(mean / (mean + 1))
+    assert math.isnan(scores["classInstScores"]["caravan"])
+
+
+def test_mean_areas_are_the_official_ones() -> None:
+    evaluated = [x.name for x in labels if x.hasInstances and not x.ignoreInEval]
+    assert {name: official.args.avgClassSize[name] for name in evaluated} == MEAN_AREAS
+
+
+def test_no_images_and_an_image_of_void(
+    official_score: Callable[[list[Triple]], dict[str, Any]],
+) -> None:
+    nothing = pixel_scores([])
+    assert np.sum(nothing["confMatrix"]) == 0
+    groups = [nothing["priors"], *(value for key, value in nothing.items() if "Scores" in key)]
+    assert all(math.isnan(value) for group in groups for value in group.values())
+    assert math.isnan(nothing["averageScoreClasses"])
+    void = [(ids([[4, 0]]), ids([[4, 0]], np.uint16), ids([[ROAD, CAR]]))]
+    assert math.isnan(score(void)["averageScoreClasses"])
+    np.testing.assert_equal(score(void), official_score(void))
+
+
+def test_counts_of_an_image_are_independent_of_its_arrays_and_leave_them_alone() -> None:
+    arrays = random_images(4)[0]
+    copies = [array.copy() for array in arrays]
+    counts = count_image(*arrays)
+    for array, copy in zip(arrays, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+        array[:] = 0
+    again = count_image(*copies)
+    for field in dataclasses.fields(ImageCounts):
+        mine = getattr(counts, field.name)
+        assert mine.dtype == np.int64
+        np.testing.assert_array_equal(mine, getattr(again, field.name))
+
+
+def test_wrong_values_and_shapes() -> None:
+    road = ids([[ROAD, ROAD]])
+    wide = road.astype(np.uint16)
+    with pytest.raises(InputError, match=r"the ground truth holds the label id 34"):
+        count_image(ids([[7, 34]]), wide, road)
+    with pytest.raises(InputError, match=r"the prediction holds the label id 255"):
+        count_image(road, wide, ids([[255, 7]]))
+    with pytest.raises(InputError, match=r"instance id 34001, which belongs to no official label"):
+        count_image(road, ids([[34001, 7]], np.uint16), road)
+    with pytest.raises(InputError, match=r"instance id 7001, which"):
+        count_image(road, ids([[7001, 7]], np.uint16), road)
+    with pytest.raises(InputError, match=r"prediction have shape \(1, 1\), the label ids \(1, 2\)"):
+        count_image(road, wide, road[:, 1:])
+    with pytest.raises(InputError, match=r"instance ids have shape \(2, 1\)"):
+        count_image(road, wide.T, road)
+
+
+def test_table() -> None:
+    truth = ids([[ROAD, ROAD, CAR]])
+    instance_ids = ids([[ROAD, ROAD, 26000]], np.uint16)
+    table = format_pixel_scores(score([(truth, instance_ids, ids([[ROAD, CAR, CAR]]))]))
+    lines = table.splitlines()
+    assert lines[0] == "Cityscapes pixel-level protocol (official), percent"
+    # Weighed, the car's one pixel is 12,794 and the false one 1: 12794.02 / 12795.02 = 99.992 %.
+    assert lines[1:3] == [
+        "class                IoU    iIoU",
+        "road               50.00       -",
+    ]
+    assert "car                50.00   99.99" in lines
+    assert "average            50.00   99.99" in lines
+    assert "train                  -       -" in lines
+    # heading, 19 classes and average; heading, 7 categories and average; the protocol.
+    assert len(lines) == 1 + 21 + 9
+    assert lines[22:24] == [
+        "category             IoU    iIoU",
+        "flat               50.00       -",
+    ]
+
+
+def test_works_without_detectron2_and_torch() -> None:
+    code = (
+        "import sys; sys.modules['detectron2'] = sys.modules['torch'] = None\n"
+        "import cityscapes_maskrcnn.evaluation.pixel_iou"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
