@@ -98,8 +98,8 @@ def count_image(
     for name, ids in (("instance ids", instance_ids), ("prediction", predicted_ids)):
         if ids.shape != label_ids.shape:
             raise InputError(
-                f"the {name} have shape {ids.shape}, the label ids {label_ids.shape}: both must"
-                " come at the original size"
+                f"{name} and label ids must have one shape, not {ids.shape} and"
+                f" {label_ids.shape}: predictions must come at the original size"
             )
     for name, ids in (("ground truth", label_ids), ("prediction", predicted_ids)):
         if ids.max(initial=0) >= NUM_IDS:

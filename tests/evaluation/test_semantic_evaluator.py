@@ -1,0 +1,245 @@
+"""Detectron2's evaluator: the official script's score of the same predictions as files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official  # noqa: N813
+from cityscapesscripts.helpers.labels import trainId2label
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import print_csv_format
+from PIL import Image
+
+from cityscapes_maskrcnn.data.registration import register_all, register_subset
+from cityscapes_maskrcnn.evaluation.semantic_evaluator import (
+    CityscapesSemanticEvaluator,
+    logits_to_label_ids,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("evaluate_semantic_on_processes.py")
+FINE, COARSE = "cityscapes_fine_semantic_val", "cityscapes_coarse_semantic_train_extra"
+AVERAGES = {
+    "IoU": "averageScoreClasses",
+    "iIoU": "averageScoreInstClasses",
+    "IoU_sup": "averageScoreCategories",
+    "iIoU_sup": "averageScoreInstCategories",
+}
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evaluate_semantic_on_processes", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+
+
+@pytest.fixture(autouse=True)
+def registered(small_root: Path) -> None:
+    register_all(str(small_root))
+
+
+def process(evaluator: CityscapesSemanticEvaluator, images: list[dict[str, Any]]) -> None:
+    for image in images:
+        # A mapper for inference leaves the ground truth out.
+        given = {"file_name": image["file_name"], "height": image["height"]}
+        evaluator.process([given], [{"sem_seg": script.make_logits(image)}])
+
+
+def score(dataset: str, output_dir: Path | None = None) -> dict[str, dict[str, float]]:
+    evaluator = CityscapesSemanticEvaluator(dataset, output_dir)
+    evaluator.reset()
+    process(evaluator, DatasetCatalog.get(dataset))
+    return evaluator.evaluate()
+
+
+def official_score(
+    images: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """What the official script makes of the predictions written by Detectron2's recipe."""
+    if not hasattr(np, "in1d"):  # gone from NumPy 2.4
+        monkeypatch.setattr(np, "in1d", np.isin, raising=False)
+    folder.mkdir()
+    predictions = []
+    for image in images:
+        train_ids = script.make_logits(image).argmax(dim=0).numpy()
+        pixels = np.full(train_ids.shape, 255, np.uint8)
+        for train_id in range(19):
+            pixels[train_ids == train_id] = trainId2label[train_id].id
+        predictions.append(str(folder / f"{Path(image['file_name']).stem}_pred.png"))
+        Image.fromarray(pixels).save(predictions[-1])
+    arguments = official.CArgs()
+    arguments.__dict__.update(official.args.__dict__)
+    arguments.quiet, arguments.JSONOutput = True, False
+    truth = [image["sem_seg_file_name"] for image in images]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # np.in1d
+        result: dict[str, Any] = official.evaluateImgLists(predictions, truth, arguments)
+    return result
+
+
+@pytest.mark.parametrize("dataset", [FINE, COARSE])
+def test_equals_the_official_score_of_the_written_files(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = score(dataset, tmp_path / "inference")
+    # The evaluator's order: by name.
+    images = sorted(DatasetCatalog.get(dataset), key=lambda image: Path(image["file_name"]).name)
+    expected = official_score(images, tmp_path / "files", monkeypatch)
+    assert list(results) == ["sem_seg"]
+    assert list(results["sem_seg"])[:4] == list(AVERAGES)
+    assert len(results["sem_seg"]) == 4 + 19
+    for mine, theirs in AVERAGES.items():
+        assert results["sem_seg"][mine] == 100 * expected[theirs]
+        assert 5 < results["sem_seg"][mine] < 95
+    for name in ("road", "car", "person", "vegetation"):
+        assert results["sem_seg"][f"IoU-{name}"] == 100 * expected["classScores"][name]
+    print_csv_format(results)
+
+    text = (tmp_path / "inference" / "cityscapes_semantic_results.json").read_text()
+    assert "NaN" not in text
+    written = json.loads(text)
+    assert written["classScores"]["road"] == expected["classScores"]["road"]
+    assert written["classInstScores"]["road"] is None
+    assert written["confMatrix"] == expected["confMatrix"]
+    assert written.keys() == expected.keys()
+
+
+def test_two_processes_and_a_padding_sampler_give_the_same_score(
+    small_root: Path, tmp_path: Path
+) -> None:
+    subprocess.run(
+        [sys.executable, SCRIPT, small_root, COARSE, "2", tmp_path / "out.json"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        check=True,
+        timeout=120,
+        capture_output=True,
+    )
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert out["processes"] == 2
+    np.testing.assert_equal(out["results"], dict(score(COARSE)))
+
+
+def test_counts_each_image_once_and_forgets_on_reset() -> None:
+    images = DatasetCatalog.get(FINE)
+    evaluator = CityscapesSemanticEvaluator(FINE)
+    process(evaluator, [*images[::-1], images[2], images[2]])
+    np.testing.assert_equal(dict(evaluator.evaluate()), dict(score(FINE)))
+    evaluator.reset()
+    with pytest.raises(InputError, match="6 images were not predicted"):
+        evaluator.evaluate()
+
+
+def test_part_of_a_split_and_missing_images() -> None:
+    register_subset("semantic_part", FINE, 2)
+    part = score("semantic_part")["sem_seg"]["IoU"]
+    assert not math.isnan(part)
+    assert part != score(FINE)["sem_seg"]["IoU"]
+
+    inside = DatasetCatalog.get("semantic_part")
+    names = [Path(image["file_name"]).name.removesuffix("_leftImg8bit.png") for image in inside]
+    evaluator = CityscapesSemanticEvaluator("semantic_part")
+    process(evaluator, inside[:1])
+    with pytest.raises(InputError) as error:
+        evaluator.evaluate()
+    assert str(error.value) == (
+        f"cannot score semantic_part: 1 images were not predicted: {names[1]}"
+    )
+    outside = [image for image in DatasetCatalog.get(FINE) if image not in inside]
+    with pytest.raises(InputError, match=r"cannot score semantic_part: \w+ does not belong to it"):
+        process(evaluator, outside[:1])
+
+
+def test_log_names_protocol_and_dataset(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="cityscapes_maskrcnn.evaluation"):
+        score(FINE)
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert f"{FINE}, 6 images\nCityscapes pixel-level protocol (official), percent" in text
+    assert re.search(r"^road +\d+\.\d\d +-$", text, re.MULTILINE)
+    assert re.search(r"^car +\d+\.\d\d +\d+\.\d\d$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["cityscapes_instance_val", "cityscapes_fine_sem_seg_test"])
+def test_dataset_without_semantic_labels(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} has no .*_labelIds.png to score against"):
+        CityscapesSemanticEvaluator(name)
+
+
+def test_dataset_of_other_classes() -> None:
+    MetadataCatalog.pop("semantic_pets", None)
+    MetadataCatalog.get("semantic_pets").set(stuff_classes=["lawn", "sofa"])
+    with pytest.raises(InputError, match=r"semantic_pets has not the 19 .*: lawn, sofa"):
+        CityscapesSemanticEvaluator("semantic_pets")
+
+
+def test_damaged_ground_truth(small_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_root, tmp_path / "copy")
+    register_all(str(tmp_path / "copy"))
+    images = DatasetCatalog.get(FINE)
+    logits = [script.make_logits(image) for image in images]
+    evaluator = CityscapesSemanticEvaluator(FINE)
+    labels, instances = (
+        [Path(image["sem_seg_file_name"].replace("labelIds", kind)) for image in images]
+        for kind in ("labelIds", "instanceIds")
+    )
+    instances[0].unlink()
+    labels[1].write_bytes(labels[1].read_bytes()[:200])
+    Image.fromarray(np.full((96, 192), 77, np.uint8)).save(labels[2])
+    for index, message in enumerate(
+        [instances[0].name, labels[1].name, f"{labels[2].name}: the ground truth holds .* 77"]
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluator.process([images[index]], [{"sem_seg": logits[index]}])
+
+
+def test_predictions_that_do_not_fit() -> None:
+    image = DatasetCatalog.get(FINE)[0]
+    evaluator = CityscapesSemanticEvaluator(FINE)
+    with pytest.raises(InputError, match=r"labelIds.png: prediction and .* not \(96, 191\)"):
+        evaluator.process([image], [{"sem_seg": torch.zeros(19, 96, 191)}])
+    with pytest.raises(InputError, match=r"shape \(21, 96, 192\); expected \(19, height, width\)"):
+        evaluator.process([image], [{"sem_seg": torch.zeros(21, 96, 192)}])
+    broken = torch.zeros(19, 96, 192)
+    broken[7, 5, 5] = math.nan
+    with pytest.raises(InputError, match="predicts NaN"):
+        evaluator.process([image], [{"sem_seg": broken}])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_logits_to_label_ids(dtype: torch.dtype) -> None:
+    logits = torch.full((19, 1, 4), -2.0)
+    for column, train_id in enumerate([0, 5, 13, 18]):
+        logits[train_id, 0, column] = -1.0
+    # The official ids of road, pole, car and bicycle.
+    found = logits_to_label_ids(logits.to(dtype))
+    assert found.dtype == np.uint8
+    assert found.tolist() == [[7, 17, 26, 33]]
+    assert logits_to_label_ids(torch.zeros(19, 0, 3)).shape == (0, 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_logits_on_a_gpu() -> None:
+    logits = script.make_logits(DatasetCatalog.get(FINE)[0])
+    np.testing.assert_array_equal(logits_to_label_ids(logits.cuda()), logits_to_label_ids(logits))
