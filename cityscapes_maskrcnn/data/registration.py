@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -20,6 +21,7 @@ from cityscapes_maskrcnn.data.annotations import (
     load_instances,
     load_semantic,
 )
+from cityscapes_maskrcnn.data.cities import CITIES
 from cityscapes_maskrcnn.data.labels import (
     ID_TO_CONTIGUOUS,
     IGNORE_TRAIN_ID,
@@ -42,6 +44,7 @@ class _Dataset(NamedTuple):
         annotations: ``"gtFine"``, ``"gtCoarse"``, or None for images without labels.
         part: (part, parts), or None for the whole split.
         cities: the cities to take, or None for all.
+        else_split: the split to take a city from that ``split`` has not.
     """
 
     task: str
@@ -49,10 +52,12 @@ class _Dataset(NamedTuple):
     annotations: str | None
     part: tuple[int, int] | None = None
     cities: tuple[str, ...] | None = None
+    else_split: str | None = None
 
 
 TRAIN_PARTS: Final = 8
 VAL_PARTS: Final = 4
+# In the official release Bremen is a city of train, whose images have coarse annotations as well.
 PRETRAIN_CITIES: Final = ("augsburg", "bremen", "dortmund", "dresden", "wuppertal")
 PRETRAIN_VAL_CITIES: Final = ("erlangen",)
 
@@ -68,12 +73,19 @@ _DATASETS: Final[dict[str, _Dataset]] = {
         for part in range(1, parts + 1)
     },
     "cityscapes_coarse_semantic_pretrain": _Dataset(
-        "semantic", "train_extra", "gtCoarse", cities=PRETRAIN_CITIES
+        "semantic", "train_extra", "gtCoarse", cities=PRETRAIN_CITIES, else_split="train"
     ),
     "cityscapes_coarse_semantic_pretrain_val": _Dataset(
         "semantic", "train_extra", "gtCoarse", cities=PRETRAIN_VAL_CITIES
     ),
     "cityscapes_coarse_semantic_train_extra": _Dataset("semantic", "train_extra", "gtCoarse"),
+    # One name a city, for other choices: DATASETS.TRAIN takes any number of names.
+    **{
+        f"cityscapes_coarse_semantic_{city}": _Dataset(
+            "semantic", "train_extra", "gtCoarse", cities=(city,)
+        )
+        for city in CITIES["train_extra"]
+    },
     "cityscapes_fine_semantic_train": _Dataset("semantic", "train", "gtFine"),
     "cityscapes_fine_semantic_val": _Dataset("semantic", "val", "gtFine"),
     # Detectron2's names. The test split's annotations are placeholders: nothing is read from them.
@@ -99,16 +111,14 @@ def register_all(root: str) -> None:
     for name, dataset in _DATASETS.items():
         image_dir = f"{root}/cityscapes/leftImg8bit/{dataset.split}"
         metadata = {**_class_metadata(), "image_dir": image_dir}
-        gt_dir = None
         if dataset.annotations is not None:
-            gt_dir = f"{root}/cityscapes/{dataset.annotations}/{dataset.split}"
-            metadata["gt_dir"] = gt_dir
+            metadata["gt_dir"] = f"{root}/cityscapes/{dataset.annotations}/{dataset.split}"
         if dataset.task == "instance":
             metadata["evaluator_type"] = "cityscapes_instance"
         else:
             metadata["evaluator_type"] = "cityscapes_sem_seg"
             metadata["ignore_label"] = IGNORE_TRAIN_ID
-        _register(name, partial(_load, name, dataset, image_dir, gt_dir), metadata)
+        _register(name, partial(_load, name, dataset, root), metadata)
 
 
 def register_subset(name: str, base: str, size: int, seed: int = 0) -> None:
@@ -169,8 +179,19 @@ def _class_metadata() -> dict[str, Any]:
     }
 
 
-def _load(name: str, dataset: _Dataset, image_dir: str, gt_dir: str | None) -> list[DatasetDict]:
+def _load(name: str, dataset: _Dataset, root: str) -> list[DatasetDict]:
     """Load one row of the table."""
+    image_dir = f"{root}/cityscapes/leftImg8bit/{dataset.split}"
+    gt_dir = f"{root}/cityscapes/{dataset.annotations}/{dataset.split}"
+    if dataset.else_split is not None and dataset.cities is not None:
+        moved = tuple(city for city in dataset.cities if not Path(image_dir, city).is_dir())
+        here = tuple(city for city in dataset.cities if city not in moved)
+        if moved and here:
+            rows = (
+                dataset._replace(cities=here, else_split=None),
+                dataset._replace(split=dataset.else_split, cities=moved, else_split=None),
+            )
+            return [image for row in rows for image in _load(name, row, root)]
 
     def take_part(image_ids: Sequence[str]) -> Sequence[str]:
         if dataset.part is None:
@@ -180,7 +201,7 @@ def _load(name: str, dataset: _Dataset, image_dir: str, gt_dir: str | None) -> l
         except InputError as error:
             raise InputError(f"{name}: {error} in {image_dir}") from error
 
-    if gt_dir is None or dataset.annotations is None:
+    if dataset.annotations is None:
         return load_images(image_dir, dataset.cities, take_part)
     if dataset.task == "instance":
         return load_instances(image_dir, gt_dir, dataset.cities, take_part)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
+from cityscapes_maskrcnn.data.cities import CITIES
 from cityscapes_maskrcnn.data.synthetic_annotations import (
     Annotation,
     coarsen,
@@ -37,7 +38,6 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
 
 __all__ = [
-    "CITIES",
     "Scene",
     "coarsen",
     "draw_colors",
@@ -54,27 +54,12 @@ MANIFEST: Final = "synthetic.json"
 SMALLEST: Final = (64, 128)
 LARGEST: Final = (4096, 8192)
 
-# Image i belongs to city i modulo their number. The cities of the recipe's stage 0 come first, so
-# that a small set has them: bremen is one of train, the others are of train_extra.
-CITIES: Final[Mapping[str, tuple[str, ...]]] = {
-    "train": (
-        "bremen", "aachen", "bochum", "cologne", "darmstadt", "dusseldorf", "erfurt", "hamburg",
-        "hanover", "jena", "krefeld", "monchengladbach", "strasbourg", "stuttgart", "tubingen",
-        "ulm", "weimar", "zurich",
-    ),
-    "val": ("frankfurt", "lindau", "munster"),
-    "test": ("berlin", "bielefeld", "bonn", "leverkusen", "mainz", "munich"),
-    "train_extra": (
-        "augsburg", "dortmund", "dresden", "wuppertal", "erlangen", "bad-honnef", "bamberg",
-        "bayreuth", "duisburg", "freiburg", "heidelberg", "heilbronn", "karlsruhe", "konigswinter",
-        "konstanz", "mannheim", "muhlheim-ruhr", "nuremberg", "oberhausen", "saarbrucken",
-        "schweinfurt", "troisdorf", "wurzburg",
-    ),
-}  # fmt: skip
-
 
 def image_name(split: str, index: int) -> tuple[str, str]:
-    """City and file stem (``city_sequence_frame``) of image ``index`` of a split."""
+    """City and file stem (``city_sequence_frame``) of image ``index`` of a split.
+
+    Image i belongs to city i modulo their number.
+    """
     cities = CITIES[split]
     city = cities[index % len(cities)]
     return city, f"{city}_{index // len(cities):06d}_000019"

@@ -127,6 +127,21 @@ def test_semantic_metadata(root):
     ]
 
 
+def test_a_city_of_train_is_found_there(tmp_path: Path, write_scene):
+    # As in the official release, where Bremen is in train and the other four are in train_extra.
+    for city in ["augsburg", "dortmund", "dresden", "wuppertal"]:
+        write_scene(tmp_path, "train_extra", city, 0, [], "gtCoarse")
+    write_scene(tmp_path, "train", "bremen", 0, [], "gtCoarse")
+    register_all(str(tmp_path))
+    found = ids("cityscapes_coarse_semantic_pretrain")
+    assert sorted(name.split("_")[0] for name in found) == COARSE_CITIES[:5]
+
+
+@pytest.mark.usefixtures("root")
+def test_every_city_has_a_name():
+    assert ids("cityscapes_coarse_semantic_bayreuth") == ["bayreuth_000000_000019_leftImg8bit.png"]
+
+
 def test_registering_again_and_elsewhere(root, tmp_path, write_scene):
     register_all(root)
     assert len(DatasetCatalog.get("cityscapes_instance_val")) == 5

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cityscapes_maskrcnn.data.cities import CITIES
 from cityscapes_maskrcnn.data.labels import INSTANCE_LABELS, resolve_label
 from cityscapes_maskrcnn.data.synthetic import (
-    CITIES,
     draw_instance_ids,
     draw_label_ids,
     find_dataset,
