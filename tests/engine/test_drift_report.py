@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from PIL import Image
+
+from cityscapes_maskrcnn.engine.drift_report import write_drift_report
+from cityscapes_maskrcnn.modeling.deeplab_weights import resnet50_shapes
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def constant_state(value):
+    """A ResNet-50 of one number; it takes no memory."""
+    return {name: torch.tensor(value).expand(shape) for name, shape in resnet50_shapes().items()}
+
+
+def test_writes_numbers_table_and_picture(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="cityscapes_maskrcnn"):
+        drift = write_drift_report(constant_state(2.0), constant_state(2.5), tmp_path / "out")
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == ["drift.csv", "drift.md", "drift.png"]
+    # (2.5 - 2) / 2 = 0.25
+    assert [row.parameters for row in drift] == [0.25] * 6
+    lines = (tmp_path / "out" / "drift.csv").read_text().splitlines()
+    assert lines[1] == "stem,9536,0.25,0.25,0.25,0.25"
+    table = (tmp_path / "out" / "drift.md").read_text()
+    assert table.startswith("| layers ")
+    (record,) = caplog.records
+    assert record.getMessage() == f"The backbone moved from its start by\n{table.rstrip()}"
+    with Image.open(tmp_path / "out" / "drift.png") as image:
+        assert image.format == "PNG"
+
+
+def test_nothing_is_written_for_what_is_no_resnet(tmp_path):
+    with pytest.raises(InputError, match="end of the drift report"):
+        write_drift_report(constant_state(1.0), {"w": torch.zeros(2)}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"drift\.csv: cannot be written"):
+        write_drift_report(constant_state(1.0), constant_state(1.0), tmp_path / "file")

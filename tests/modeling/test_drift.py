@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import csv
+import io
+import math
+import subprocess
+import sys
+from dataclasses import astuple
+
+import pytest
+import torch
+
+from cityscapes_maskrcnn.modeling.deeplab_weights import resnet50_shapes, translate
+from cityscapes_maskrcnn.modeling.drift import (
+    drift_to_csv,
+    format_drift,
+    format_percent,
+    measure_drift,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def constant_state(convolution=2.0, norm=1.0, statistic=4.0):
+    """A ResNet-50 of three numbers; it takes no memory."""
+    state = {}
+    for name, shape in resnet50_shapes().items():
+        value = convolution if ".norm." not in name else statistic if "running" in name else norm
+        state[name] = torch.tensor(value).expand(shape)
+    return state
+
+
+def by_group(drift):
+    return {row.group: row for row in drift}
+
+
+def test_nothing_moved():
+    state = constant_state()
+    drift = measure_drift(state, state)
+    assert [row.group for row in drift] == ["stem", "res2", "res3", "res4", "res5", "backbone"]
+    assert all(astuple(row)[2:] == (0, 0, 0, 0) for row in drift)
+    # 64 x 3 x 7 x 7 weights of the convolution; 64 weights and 64 biases of BatchNorm.
+    assert drift[0].num_parameters == 9408 + 128
+    # What torchvision says of resnet50, less its classifier: 25,557,032 - 2048 x 1000 - 1000.
+    assert drift[-1].num_parameters == 23508032
+
+
+def test_everything_moved_by_a_known_share():
+    # 2 -> 2.5 is 25 %, 1 -> 0.9 is 10 %, 4 -> 10 is 150 %.
+    drift = measure_drift(constant_state(), constant_state(2.5, 0.9, 10.0))
+    for row in drift:
+        assert row.convolutions == pytest.approx(0.25)
+        assert row.norms == pytest.approx(0.1)
+        assert row.statistics == pytest.approx(1.5)
+    # Of the stem: 9,408 x 0.5^2 + 128 x 0.1^2 of 9,408 x 2^2 + 128 x 1^2.
+    expected = math.sqrt((9408 * 0.25 + 128 * 0.01) / (9408 * 4 + 128))
+    assert drift[0].parameters == pytest.approx(expected)
+
+
+def test_one_tensor_moves_its_group_and_the_whole():
+    start = constant_state()
+    end = {**start, "res3.1.conv2.weight": torch.tensor(2.2).expand(128, 128, 3, 3)}
+    drift = by_group(measure_drift(start, end))
+    for group in ("stem", "res2", "res4", "res5"):
+        assert astuple(drift[group])[2:] == (0, 0, 0, 0)
+    # 1,219,584 parameters in res3. Its 13 BatchNorms are of 128 channels (8), 512 (5): 3,584
+    # channels, 7,168 parameters; the others belong to convolutions.
+    convolutions = 1219584 - 7168
+    moved = 128 * 128 * 9 * 0.2**2
+    assert drift["res3"].convolutions == pytest.approx(math.sqrt(moved / (convolutions * 4)))
+    length = convolutions * 4 + 7168 * 1
+    assert drift["res3"].parameters == pytest.approx(math.sqrt(moved / length))
+    assert drift["res3"].norms == drift["res3"].statistics == 0
+    assert 0 < drift["backbone"].parameters < drift["res3"].parameters
+
+
+def test_equals_what_torchvision_modules_say(deeplab):
+    """Groups and kinds taken from the modules, not from names; ends under Detectron2's names."""
+    start = deeplab.state_dict()
+    generator = torch.Generator().manual_seed(1)
+    end = {
+        name: value + 0.03 * torch.randn(value.shape, generator=generator)
+        if value.is_floating_point()
+        else value
+        for name, value in start.items()
+    }
+    canonical, _ = translate(end, "end")
+    renamed = {
+        f"module.backbone.{name}" if name.startswith(("stem", "res")) else f"module.{name}": value
+        for name, value in canonical.items()
+    }
+    drift = by_group(measure_drift(start, renamed))
+
+    backbone = deeplab.backbone
+    parts = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
+    for group, layer in parts.items():
+        module = getattr(backbone, layer)
+        for kind, tensors in (("parameters", module.parameters), ("statistics", module.buffers)):
+            ours = {id(tensor) for tensor in tensors() if tensor.is_floating_point()}
+            chosen = [name for name, value in _live(deeplab) if id(value) in ours]
+            first = torch.cat([start[name].double().flatten() for name in chosen])
+            last = torch.cat([end[name].double().flatten() for name in chosen])
+            expected = float((last - first).norm() / first.norm())
+            assert getattr(drift[group], kind) == pytest.approx(expected, rel=1e-9)
+    assert drift["stem"].parameters > 0
+
+
+def _live(network):
+    return [*network.named_parameters(), *network.named_buffers()]
+
+
+def test_from_zero_and_in_half_precision():
+    start = {name: value * 0 for name, value in constant_state().items()}
+    row = measure_drift(start, constant_state())[0]
+    assert row.parameters == row.statistics == math.inf
+    assert measure_drift(start, start)[0].parameters == 0
+    # Squared, 4,000 x 4,000 is more than float16 can hold.
+    big = {name: value.half() for name, value in constant_state(4000.0).items()}
+    assert measure_drift(big, constant_state(4400.0))[1].convolutions == pytest.approx(0.1)
+
+
+def test_csv_and_table():
+    drift = measure_drift(constant_state(), constant_state(2.5, 0.9, 100.0))
+    rows = list(csv.DictReader(io.StringIO(drift_to_csv(drift))))
+    assert [row["group"] for row in rows] == [row.group for row in drift]
+    assert float(rows[1]["parameters"]) == drift[1].parameters
+    assert rows[1]["num_parameters"] == "215808"
+    lines = format_drift(drift).splitlines()
+    assert lines[0].split("|")[1:4] == [" layers   ", "   parameters ", "   moved by (%) "]
+    # 4 -> 100 is 2,400 %.
+    cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
+    assert cells[:2] + cells[3:] == ["res2", "215,808", "25", "10", "2,400"]
+    assert len(lines) == 2 + 6
+
+
+def test_percent():
+    # 0.0000123 is 0.00123 %; 0.99 is 99 %; 12.5 is 1,250 %.
+    texts = [format_percent(fraction) for fraction in (0.0, 0.0000123, 0.99, 12.5, math.inf)]
+    assert texts == ["0", "0.00123", "99", "1,250", "inf"]
+
+
+def test_not_a_resnet_and_not_finite():
+    state = constant_state()
+    with pytest.raises(InputError, match="start of the drift report"):
+        measure_drift({"weight": torch.zeros(3)}, state)
+    broken = {**state, "res5.2.conv3.weight": torch.tensor(math.nan).expand(2048, 512, 1, 1)}
+    with pytest.raises(InputError, match=r"end of the drift report: res5\.2\.conv3\.weight"):
+        measure_drift(state, broken)
+
+
+def test_works_without_detectron2():
+    code = "import sys; sys.modules['detectron2'] = None; import cityscapes_maskrcnn.modeling.drift"
+    subprocess.run([sys.executable, "-c", code], check=True)
