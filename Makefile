@@ -10,9 +10,12 @@ DEMO ?= output/demo
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 export MPLBACKEND = Agg
+# On CPUs, waiting threads give way to the loading processes instead of spinning against them.
+export OMP_WAIT_POLICY = passive
 
-.PHONY: help demo test lint clean
+.PHONY: help setup demo test lint clean
 help:
+	@echo "make setup   create $(VENV) only"
 	@echo "make demo    train, score and draw on generated street scenes, on CPU or GPU"
 	@echo "make test    run the test suite"
 	@echo "make lint    check style and types"
@@ -24,13 +27,15 @@ $(READY): setup.py constraints.txt
 	  { echo "error: $(PYTHON) is not Python 3.10 to 3.12; name one: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@echo "Setting up $(VENV): about 5.5 GB, a few minutes, once"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt setuptools wheel ninja numpy torch torchvision
+	$(BIN)/pip install -q --no-compile -c constraints.txt setuptools wheel ninja numpy torch torchvision
 	@rm -rf $(VENV)/wheels
 	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w $(VENV)/wheels '$(DETECTRON2)' || \
 	  { echo "error: Detectron2 could not be had from $(DETECTRON2) (see pip's message above); give a git URL, a folder or a wheel: make DETECTRON2=/path/to/detectron2 ..." >&2; exit 1; }
 	DETECTRON2="file://$$(realpath $(VENV)/wheels/detectron2-*.whl)" \
-	  $(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[dev]'
+	  $(BIN)/pip install -q --no-compile --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
+
+setup: $(READY)
 
 demo: $(READY)
 	$(BIN)/python datasets/make_synthetic_cityscapes.py $(DEMO)/datasets \
