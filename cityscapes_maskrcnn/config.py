@@ -40,6 +40,10 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EARLY_STOPPING.ENABLED = False
     cfg.SOLVER.EARLY_STOPPING.PATIENCE = 5
 
+    # At the end of training, report how far every stage of the ResNet-50 moved from the weights it
+    # started with: drift.csv, drift.md and drift.png in OUTPUT_DIR.
+    cfg.SOLVER.DRIFT_REPORT = False
+
     # ---- Weights ------------------------------------------------------------------------------
     # Parameters, by prefix, that MODEL.WEIGHTS may hold in another shape, because they depend on
     # the number of classes; they start anew, and the log says so. Any other difference in shape

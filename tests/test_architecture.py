@@ -44,6 +44,8 @@ WITHOUT_DETECTRON2 = [
     "evaluation.instance_ap",
     "evaluation.result_files",
     "evaluation.coco_ap",
+    "evaluation.pixel_iou",
+    "modeling.drift",
 ]
 
 

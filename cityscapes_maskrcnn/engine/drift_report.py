@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from detectron2.engine import HookBase
 from torch import Tensor
 
 from cityscapes_maskrcnn.modeling.drift import (
@@ -49,3 +51,39 @@ def write_drift_report(
             raise InputError(f"{folder / name}: cannot be written: {error.strerror}") from error
     plot_drift(drift, folder / "drift.png")
     return drift
+
+
+class DriftReport(HookBase):
+    """Report at the end of training how far the backbone moved; main process only.
+
+    The start is kept in ``start_weights.pth`` in the output folder, so that a resumed run compares
+    with the first start and not with its own.
+
+    Args:
+        folder: the output folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._start_file = folder / "start_weights.pth"
+
+    def before_train(self) -> None:
+        """Keep the start, unless this run was resumed."""
+        if self.trainer.start_iter == 0:
+            with atomic_write(self._start_file) as file:
+                torch.save(self._weights(), file)
+
+    def after_train(self) -> None:
+        """Write the report, if training got to its end."""
+        if self.trainer.iter < self.trainer.max_iter:
+            return
+        if not self._start_file.exists():
+            logging.getLogger(__name__).warning("No drift report: %s is gone", self._start_file)
+            return
+        start = torch.load(self._start_file, map_location="cpu", weights_only=True)
+        write_drift_report(start, self._weights(), self._folder)
+
+    def _weights(self) -> dict[str, Tensor]:
+        model = self.trainer.model
+        model = getattr(model, "module", model)
+        return {name: value.detach().cpu() for name, value in model.backbone.state_dict().items()}

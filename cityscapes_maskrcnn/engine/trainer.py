@@ -40,10 +40,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.hooks import AverageNormStatistics, SeedEveryStep, StopOnSignal
 from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.validation import ValidationLoss
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
 
@@ -185,6 +187,7 @@ class Trainer(DefaultTrainer):
             if main_process
             else None,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate) if cfg.DATASETS.TEST else None,
+            DriftReport(Path(cfg.OUTPUT_DIR)) if cfg.SOLVER.DRIFT_REPORT and main_process else None,
             # Writers come after everything that produces numbers ...
             hooks.PeriodicWriter(self.build_writers(), period=20) if main_process else None,
             # ... and leaving comes last.
@@ -285,7 +288,13 @@ class Trainer(DefaultTrainer):
             weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
         )
         optimizer = maybe_add_gradient_clipping(cfg, adaptive[cfg.SOLVER.OPTIMIZER])
-        return optimizer(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+        # Fused: one pass over all parameters instead of a dozen operations for each tensor.
+        return optimizer(
+            parameters,
+            lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            fused=True,
+        )
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
@@ -300,12 +309,16 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Build the evaluator for a dataset by its ``evaluator_type``."""
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if kind != "cityscapes_instance":
+        evaluators = {
+            "cityscapes_instance": CityscapesInstanceEvaluator,
+            "cityscapes_sem_seg": CityscapesSemanticEvaluator,
+        }
+        if kind not in evaluators:
             raise InputError(f"{dataset_name}: datasets of type {kind!r} cannot be scored here")
         folder = Path(cfg.OUTPUT_DIR) / "inference"
         if len(cfg.DATASETS.TEST) > 1:
             folder /= dataset_name
-        return CityscapesInstanceEvaluator(dataset_name, folder)
+        return evaluators[kind](dataset_name, folder)
 
 
 def without_nan(results: dict[str, Any]) -> dict[str, Any]:
