@@ -40,9 +40,9 @@ setup: $(READY)
 
 demo: $(READY)
 	$(BIN)/python datasets/make_synthetic_cityscapes.py $(DEMO)/datasets \
-	  --train 96 --val 24 --test 0 --train-extra 0 --height 192 --width 384 --seed 7
+	  --train 160 --val 24 --test 0 --train-extra 0 --height 128 --width 256 --seed 7
 	DETECTRON2_DATASETS=$(DEMO)/datasets $(BIN)/python tools/train_net.py \
-	  --config-file configs/demo/mask_rcnn.yaml --resume OUTPUT_DIR $(DEMO)/training
+	  --config-file configs/demo/mask_rcnn_from_scratch.yaml --resume OUTPUT_DIR $(DEMO)/training
 	DETECTRON2_DATASETS=$(DEMO)/datasets $(BIN)/python tools/visualize_predictions.py \
 	  --config-file $(DEMO)/training/config.yaml --output $(DEMO)/pictures \
 	  --input '$(DEMO)/datasets/cityscapes/leftImg8bit/val/*/*_leftImg8bit.png' \
