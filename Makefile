@@ -44,8 +44,8 @@ demo: $(READY)
 	DETECTRON2_DATASETS=$(DEMO)/datasets $(BIN)/python tools/train_net.py \
 	  --config-file configs/demo/mask_rcnn_from_scratch.yaml --resume OUTPUT_DIR $(DEMO)/training
 	DETECTRON2_DATASETS=$(DEMO)/datasets $(BIN)/python tools/visualize_predictions.py \
-	  --config-file $(DEMO)/training/config.yaml --output $(DEMO)/pictures \
-	  --input '$(DEMO)/datasets/cityscapes/leftImg8bit/val/*/*_leftImg8bit.png' \
+	  --config-file $(DEMO)/training/config.yaml \
+	  --input $(DEMO)/datasets/cityscapes/leftImg8bit/val --output $(DEMO)/pictures \
 	  MODEL.WEIGHTS $(DEMO)/training/model_final.pth
 	@echo
 	@echo "Official scores    $(DEMO)/training/inference/  (table above)"
