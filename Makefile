@@ -1,8 +1,8 @@
 # `make demo` and `make test` set up .venv on the first call and reuse it afterwards.
 PYTHON ?= python3
 VENV ?= .venv
-# Where Detectron2 comes from: a git URL, a folder or a wheel. Example for a machine behind a
-# firewall: make demo DETECTRON2=/mnt/packages/detectron2
+# Where Detectron2 comes from: git+URL, a folder or a wheel. Example for a machine behind a firewall:
+# make demo DETECTRON2=/mnt/packages/detectron2
 DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833
 # Folder of the demo's data, training run and pictures.
 DEMO ?= output/demo
@@ -21,7 +21,7 @@ help:
 	@echo "make test    run the test suite"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove $(DEMO) and $(VENV)"
-	@echo "Variables: VENV=$(VENV) PYTHON=$(PYTHON) DEMO=$(DEMO) DETECTRON2=<git URL, folder or wheel>"
+	@echo "Variables: VENV=$(VENV) PYTHON=$(PYTHON) DEMO=$(DEMO) DETECTRON2=<git+URL, folder or wheel>"
 
 $(READY): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
@@ -30,8 +30,8 @@ $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --no-compile -c constraints.txt setuptools wheel ninja numpy torch torchvision
 	@rm -rf $(VENV)/wheels
-	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w $(VENV)/wheels '$(DETECTRON2)' || \
-	  { echo "error: Detectron2 could not be had from $(DETECTRON2) (see pip's message above); give a git URL, a folder or a wheel: make DETECTRON2=/path/to/detectron2 ..." >&2; exit 1; }
+	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w $(VENV)/wheels '$(or $(realpath $(DETECTRON2)),$(DETECTRON2))' || \
+	  { echo "error: Detectron2 could not be had from $(DETECTRON2) (see pip's message above); give git+URL, a folder or a wheel: make DETECTRON2=/path/to/detectron2 ..." >&2; exit 1; }
 	DETECTRON2="file://$$(realpath $(VENV)/wheels/detectron2-*.whl)" \
 	  $(BIN)/pip install -q --no-compile --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -55,7 +55,7 @@ demo: $(READY)
 	@echo "TensorBoard        $(BIN)/tensorboard --logdir $(DEMO)/training"
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["cityscapes_maskrcnn", "cityscapes_maskrcnn.*"]),
     python_requires=">=3.10,<3.13",
-    # The ranges were tested at their ends; constraints.txt pins one whole set that works together.
+    # constraints.txt pins one whole set that was tested together.
     install_requires=[
         f"detectron2 @ {DETECTRON2}",
         "torch>=2.10",
@@ -26,7 +26,7 @@ setup(
         "Pillow>=12",
         # detectron2.model_zoo imports pkg_resources, which setuptools 81 and later no longer have.
         "setuptools<81",
-        "opencv-python-headless>=4.10",
+        "opencv-python-headless>=4.11",
         "pycocotools>=2.0.8",
         "cityscapesscripts>=2.3",
         "shapely>=2.0",
@@ -35,6 +35,8 @@ setup(
         "contourpy>=1.2",
         "tqdm>=4.60",
         "tabulate>=0.9",
+        "safetensors>=0.4",
+        "PyYAML>=6",
     ],
     extras_require={
         "dev": ["pytest", "pytest-xdist", "ruff", "mypy"],

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import multiprocessing
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -28,6 +31,7 @@ from cityscapes_maskrcnn.engine.epochs import resolve_epochs
 # These two are imported for the names that they add to Detectron2's registries.
 from cityscapes_maskrcnn.modeling import backbone, semantic_head  # noqa: F401
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.parallel import available_cores
 from cityscapes_maskrcnn.utils.run import run_tool
 
 
@@ -72,7 +76,7 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     for key, value in zip(opts[0::2], opts[1::2], strict=True):
         try:
             cfg.merge_from_list([key, value])
-        except (KeyError, AssertionError, ValueError) as error:
+        except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
             raise InputError(_explain(cfg, error, f"command line, {key} {value}", key)) from error
     check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
@@ -97,11 +101,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = build_config(args.config_file, args.opts)
     epochs = "" if args.eval_only else resolve_epochs(cfg)
     cfg.freeze()
+    # The main process rewrites config.yaml now, which may be the very file that others still read.
+    comm.synchronize()
     default_setup(cfg, args)
     # Detectron2 sets up its own log only; this project's lines go to the same places.
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="cityscapes_maskrcnn", abbrev_name="cm")
+    logger = logging.getLogger(__name__)
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        logger.warning("Running on %s: no GPU was found or asked for", cfg.MODEL.DEVICE)
     if epochs:
-        logging.getLogger(__name__).info("Length of training: %s", epochs)
+        logger.info("Length of training: %s", epochs)
     return cfg
 
 
@@ -121,17 +130,20 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         raise InputError("several machines need the same --dist-url tcp://HOST:PORT of machine 0")
     if not 0 <= args.machine_rank < args.num_machines:
         raise InputError(f"--machine-rank must be between 0 and {args.num_machines - 1}")
-    if dict(zip(args.opts[0::2], args.opts[1::2])).get("MODEL.DEVICE") == "cpu":  # noqa: B905
-        # Detectron2 takes NCCL, which cannot work on CPU tensors, wherever it sees a GPU.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    gpus = torch.cuda.device_count()
+    # Built here too, so that a mistake in it is told once and not by every process.
+    on_cpu = build_config(args.config_file, args.opts).MODEL.DEVICE == "cpu"
+    gpus = 0 if on_cpu else torch.cuda.device_count()
     if gpus and args.num_gpus > gpus:
         raise InputError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
-    processes = args.num_gpus * args.num_machines
-    if processes > 1 and not gpus:
-        # Otherwise every process starts a thread per core and they fight for them.
-        threads = max(1, (os.cpu_count() or 1) // args.num_gpus)
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if args.num_gpus * args.num_machines > 1:
+        if on_cpu:
+            # Detectron2 takes NCCL, which cannot work on CPU tensors, wherever it sees a GPU.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+            # Otherwise every process starts a thread per core and they fight for them.
+            threads = max(1, available_cores() // args.num_gpus)
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        # The processes save and stop on SIGTERM; without this they would die with their parent.
+        signal.signal(signal.SIGTERM, _pass_on_sigterm)
     try:
         detectron2_launch(
             _process_main,
@@ -144,6 +156,11 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     except torch.multiprocessing.ProcessExitedException as error:
         return error.exit_code or 1
     return 0
+
+
+def _pass_on_sigterm(_number: int, _frame: FrameType | None) -> None:
+    for process in multiprocessing.active_children():
+        process.terminate()
 
 
 def _process_main(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:

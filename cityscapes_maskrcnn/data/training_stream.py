@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -71,6 +72,10 @@ class TrainingStream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        if info:
+            # A scheduler may signal the whole process group: the training process then finishes
+            # its step and saves, for which it needs its workers.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for position in self.positions(worker, num_workers):
             example = self._dicts[self.index(position)]
             with _seeded(self._entropy(position, _AUGMENT)):

@@ -149,7 +149,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                     "with the same config, or start a new OUTPUT_DIR with it as MODEL.WEIGHTS"
                 ) from error
             raise InputError(f"{path}: cannot be loaded: {error}") from error
-        except OSError as error:
+        except (OSError, AssertionError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from error
         finally:
             self._parsed_url_during_load = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
@@ -10,29 +11,38 @@ from detectron2.data import get_detection_dataset_dicts
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
-def count_training_images(cfg: CfgNode) -> int:
-    """Count the images that training goes through in one epoch.
+def training_dicts(cfg: CfgNode, log_classes: bool = False) -> list[dict[str, Any]]:
+    """Load the images that training goes through in one epoch.
 
     Args:
-        cfg: reads ``DATASETS.TRAIN`` and ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``.
+        cfg: reads ``DATASETS.TRAIN``, ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` and the meta
+            architecture, which says what kind of ground truth is needed.
+        log_classes: log the number of instances of every class.
+
+    Returns:
+        Detectron2 dataset dicts.
 
     Raises:
-        InputError: no dataset is named, or none of its images has an annotated instance.
+        InputError: no dataset is named, its labels are of another kind than the model learns, or
+            none of its images has an annotated instance.
     """
-    if not cfg.DATASETS.TRAIN:
+    names = tuple(cfg.DATASETS.TRAIN)
+    if not names:
         raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
+    semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    needed = "sem_seg_file_name" if semantic else "annotations"
     try:
-        return len(
-            get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN,
-                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-                check_consistency=False,
-            )
+        dicts = get_detection_dataset_dicts(
+            names,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            check_consistency=log_classes,
         )
     except AssertionError as error:
-        raise InputError(
-            f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image with an instance to learn"
-        ) from error
+        raise InputError(f"DATASETS.TRAIN {names} has no image with an instance") from error
+    if any(needed not in image for image in dicts):
+        kind = "semantic labels" if semantic else "instances"
+        raise InputError(f"DATASETS.TRAIN {names}: this model learns {kind}, which it has not")
+    return dicts
 
 
 def resolve_epochs(cfg: CfgNode) -> str:
@@ -59,7 +69,9 @@ def resolve_epochs(cfg: CfgNode) -> str:
     if not any(node[epochs_key] for _, node, epochs_key, _ in pairs):
         return ""
 
-    images = count_training_images(cfg)
+    if cfg.SOLVER.IMS_PER_BATCH < 1:
+        raise InputError(f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}: at least 1")
+    images = len(training_dicts(cfg))
     epoch = math.ceil(images / cfg.SOLVER.IMS_PER_BATCH)
     parts = [
         f"one epoch: {images} images / {cfg.SOLVER.IMS_PER_BATCH} a batch = {epoch} iterations"

@@ -80,7 +80,8 @@ class StopOnSignal(HookBase):
     """Save a checkpoint and end when the process is asked to terminate (SIGTERM).
 
     Job schedulers send SIGTERM some seconds before they kill. The step under way is finished; then
-    the main process saves and the run ends with status 143; ``--resume`` goes on from there.
+    the main process saves and the run ends with status 143; ``--resume`` goes on from there. With
+    several processes, all stop after the same step as soon as one of them was asked.
 
     Args:
         checkpointer: writes on the main process only.
@@ -97,9 +98,10 @@ class StopOnSignal(HookBase):
 
     def after_step(self) -> None:
         """End here if asked."""
-        if not self._asked:
+        if not self._anybody_asked():
             return
         iteration = self.trainer.iter
+        average_norm_statistics(self.trainer.model)
         logging.getLogger(__name__).warning(
             "SIGTERM: stopping after iteration %d; --resume goes on from there", iteration
         )
@@ -108,7 +110,16 @@ class StopOnSignal(HookBase):
 
     def after_train(self) -> None:
         """Stop to listen."""
-        signal.signal(signal.SIGTERM, self._previous)
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _anybody_asked(self) -> bool:
+        if comm.get_world_size() == 1:
+            return self._asked
+        device = next(self.trainer.model.parameters()).device
+        asked = torch.tensor(int(self._asked), device=device)
+        dist.all_reduce(asked)
+        return bool(asked)
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self._asked = True

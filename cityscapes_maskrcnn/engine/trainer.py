@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
+    DatasetCatalog,
     DatasetFromList,
     MetadataCatalog,
     build_batch_data_loader,
@@ -41,6 +42,7 @@ from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
+from cityscapes_maskrcnn.engine.epochs import training_dicts
 from cityscapes_maskrcnn.engine.hooks import AverageNormStatistics, SeedEveryStep, StopOnSignal
 from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.validation import ValidationLoss
@@ -67,6 +69,7 @@ class Trainer(DefaultTrainer):
         # and loads checkpoints by unpickling; the rest of it is repeated here.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        _refuse_unsupported(cfg)
         if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
             raise InputError(
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared equally by "
@@ -95,6 +98,10 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+        for name in cfg.DATASETS.TEST:
+            # What cannot be scored shall be told now, not after the first epoch.
+            self.build_evaluator(cfg, name)
+            DatasetCatalog.get(name)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load ``MODEL.WEIGHTS``, or everything from the last checkpoint of ``OUTPUT_DIR``.
@@ -187,9 +194,9 @@ class Trainer(DefaultTrainer):
             if main_process
             else None,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate) if cfg.DATASETS.TEST else None,
-            DriftReport(Path(cfg.OUTPUT_DIR)) if cfg.SOLVER.DRIFT_REPORT and main_process else None,
             # Writers come after everything that produces numbers ...
             hooks.PeriodicWriter(self.build_writers(), period=20) if main_process else None,
+            DriftReport(Path(cfg.OUTPUT_DIR)) if cfg.SOLVER.DRIFT_REPORT and main_process else None,
             # ... and leaving comes last.
             StopOnSignal(self.checkpointer),
         ]
@@ -233,9 +240,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_stream(cls, cfg: CfgNode, seed: int) -> tuple[TrainingStream, Any]:
         """Build the stream of training examples and the loader that batches it."""
-        dicts = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
+        dicts = training_dicts(cfg, log_classes=True)
         batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         # DatasetFromList keeps the dicts as one array, which worker processes share.
         stream = TrainingStream(
@@ -293,7 +298,8 @@ class Trainer(DefaultTrainer):
             parameters,
             lr=cfg.SOLVER.BASE_LR,
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-            fused=True,
+            # Under AMP a fused optimizer unscales gradients itself, after they would be clipped.
+            fused=not (cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.CLIP_GRADIENTS.ENABLED),
         )
 
     @classmethod
@@ -319,6 +325,27 @@ class Trainer(DefaultTrainer):
         if len(cfg.DATASETS.TEST) > 1:
             folder /= dataset_name
         return evaluators[kind](dataset_name, folder)
+
+
+def _refuse_unsupported(cfg: CfgNode) -> None:
+    """Raise for keys of Detectron2's that would be ignored here.
+
+    Raises:
+        InputError: one is set to something that this trainer does not do.
+    """
+    problems = {
+        "DATALOADER.SAMPLER_TRAIN: only TrainingSampler": cfg.DATALOADER.SAMPLER_TRAIN
+        != "TrainingSampler",
+        "MODEL.LOAD_PROPOSALS: not supported": cfg.MODEL.LOAD_PROPOSALS,
+        "MODEL.KEYPOINT_ON: not supported": cfg.MODEL.KEYPOINT_ON,
+        "TEST.PRECISE_BN.ENABLED: not supported": cfg.TEST.PRECISE_BN.ENABLED,
+        "TEST.AUG.ENABLED: not supported": cfg.TEST.AUG.ENABLED,
+        "SOLVER.AMP.ENABLED: needs a GPU": cfg.SOLVER.AMP.ENABLED
+        and not cfg.MODEL.DEVICE.startswith("cuda"),
+    }
+    for problem, is_set in problems.items():
+        if is_set:
+            raise InputError(f"{problem} in this project's trainer")
 
 
 def without_nan(results: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ class InputError(Exception):
     """Something the user gave cannot be used: a file, a folder, a flag, a config value.
 
     The message is one line that says which input, what is wrong with it and what to do. Tools print
-    it without a traceback and exit with status 1 (see :func:`cityscapes_maskrcnn.cli.run`); a
-    traceback therefore always means a defect of this project.
+    it without a traceback and exit with status 1, see
+    :func:`cityscapes_maskrcnn.utils.run.run_tool`; a traceback therefore always means a defect of
+    this project.
     """

@@ -13,15 +13,20 @@ import torch
 
 PROJECT = Path(__file__).parents[2]
 
-SMALL = """
-MODEL.DEVICE cpu DATALOADER.NUM_WORKERS 0 SOLVER.IMS_PER_BATCH 2
-INPUT.MAX_SIZE_TRAIN 192 INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 192
-""".split()
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "INPUT.MAX_SIZE_TRAIN": 192,
+    "INPUT.MIN_SIZE_TEST": 96,
+    "INPUT.MAX_SIZE_TEST": 192,
+}
 
 
 def train_net(root: Path, config: str, *options: object) -> str:
+    words = [word for pair in SMALL.items() for word in pair] + list(options)
     done = subprocess.run(
-        [sys.executable, "tools/train_net.py", "--config-file", config, *SMALL, *map(str, options)],
+        [sys.executable, "tools/train_net.py", "--config-file", config, *map(str, words)],
         env={**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"},
         cwd=PROJECT,
         capture_output=True,
