@@ -10,8 +10,8 @@ any number of workers, and with any number of processes that share the same tota
 from __future__ import annotations
 
 import itertools
+import os
 import random
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -73,9 +73,9 @@ class TrainingStream(IterableDataset[Any]):
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
         if info:
-            # A scheduler may signal the whole process group: the training process then finishes
-            # its step and saves, for which it needs its workers.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            # A signal to the whole process group (Ctrl-C, timeout) shall reach the training process
+            # only: it finishes its step and saves, for which it needs its workers.
+            os.setpgid(0, 0)
         for position in self.positions(worker, num_workers):
             example = self._dicts[self.index(position)]
             with _seeded(self._entropy(position, _AUGMENT)):
