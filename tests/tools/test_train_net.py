@@ -157,7 +157,7 @@ def test_two_processes_train(small_root: Path, tmp_path: Path) -> None:
 
 
 def test_resume_after_sigterm_equals_an_uninterrupted_run(small_root: Path, tmp_path: Path) -> None:
-    options = [*TINY, "SOLVER.EPOCHS", 0, "SOLVER.MAX_ITER", 30, "SOLVER.CHECKPOINT_EPOCHS", 0]
+    options = [*TINY, "SOLVER.EPOCHS", 0, "SOLVER.MAX_ITER", 14, "SOLVER.CHECKPOINT_EPOCHS", 0]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train_net(small_root, *options, "OUTPUT_DIR", whole).returncode == 0
 
