@@ -78,7 +78,7 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
             cfg.merge_from_list([key, value])
         except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
             raise InputError(_explain(cfg, error, f"command line, {key} {value}", key)) from error
-    check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON])
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg

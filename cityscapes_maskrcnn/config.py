@@ -72,6 +72,16 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Probability with which a channel value is dropped after the pyramid, in training.
     cfg.MODEL.SEM_SEG_HEAD.ASPP_DROPOUT = 0.5
 
+    # ---- What a model has seen ----------------------------------------------------------------
+    # Every checkpoint carries the names of the datasets, and a digest of each image, that it and
+    # the weights it started from were trained or tuned on.
+    # Datasets whose scores chose settings of this config, such as those of a search. DATASETS.TRAIN
+    # counts by itself, and so does DATASETS.TEST with early stopping or ReduceLROnPlateau.
+    cfg.DATASETS.TUNED_ON = ()
+    # False: scoring a model on images that it has seen is an error; so is training on images of
+    # DATASETS.TEST. True: it is done, and the log and scores.json say so.
+    cfg.TEST.ALLOW_SEEN_IMAGES = False
+
     # ---- Evaluation ---------------------------------------------------------------------------
     # Measure the training losses on DATASETS.TEST too, every TEST.EVAL_PERIOD iterations: scalars
     # "validation/total_loss", "validation/loss_mask", ... beside the training losses.
