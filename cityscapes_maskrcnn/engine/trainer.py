@@ -51,6 +51,7 @@ from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
 from cityscapes_maskrcnn.engine.validation import ValidationLoss
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
+from cityscapes_maskrcnn.modeling.freezing import format_parts, freeze_fpn, trainable_parts
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
 
@@ -80,6 +81,9 @@ class Trainer(DefaultTrainer):
             )
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         model = self.build_model(cfg)
+        logging.getLogger(__name__).info(
+            "What is trained:\n%s", format_parts(trainable_parts(model))
+        )
         optimizer = self.build_optimizer(cfg, model)
         self.stream, loader = self.build_train_stream(cfg, self.seed)
 
@@ -248,6 +252,14 @@ class Trainer(DefaultTrainer):
             write_scores(cfg, cfg.MODEL.WEIGHTS, without_nan(results), seen)
             verify_results(cfg, results)
         return results
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model, with the parts frozen that the config says."""
+        model = super().build_model(cfg)
+        if cfg.MODEL.FPN.FREEZE:
+            freeze_fpn(model)
+        return model
 
     @classmethod
     def build_train_stream(cls, cfg: CfgNode, seed: int) -> tuple[TrainingStream, Any]:
