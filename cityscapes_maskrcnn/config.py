@@ -13,6 +13,12 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     Args:
         cfg: the config to extend, in place.
     """
+    # ---- More files ---------------------------------------------------------------------------
+    # Yaml files, merged in this order after the config file and before the rest of the command
+    # line: best.yaml of a search, anchors.yaml. Paths are relative to the working directory. The
+    # saved OUTPUT_DIR/config.yaml has everything merged and an empty INCLUDE: it loads anywhere.
+    cfg.INCLUDE = ()
+
     # ---- Length of training, in passes over DATASETS.TRAIN ------------------------------------
     # One epoch is ceil(images / SOLVER.IMS_PER_BATCH) iterations, counting the images that are
     # left after DATALOADER.FILTER_EMPTY_ANNOTATIONS. At start-up these keys are turned into
