@@ -81,6 +81,9 @@ _DATASETS: Final[dict[str, _Dataset]] = {
         "semantic", "train_extra", "gtCoarse", cities=PRETRAIN_VAL_CITIES
     ),
     "cityscapes_coarse_semantic_train_extra": _Dataset("semantic", "train_extra", "gtCoarse"),
+    # Coarse annotations of the images that have fine ones too.
+    "cityscapes_coarse_semantic_train": _Dataset("semantic", "train", "gtCoarse"),
+    "cityscapes_coarse_semantic_val": _Dataset("semantic", "val", "gtCoarse"),
     # One name a city, for other choices: DATASETS.TRAIN takes any number of names.
     **{
         f"cityscapes_coarse_semantic_{city}": _Dataset(

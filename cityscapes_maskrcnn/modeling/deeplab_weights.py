@@ -117,6 +117,26 @@ def resnet50_shapes() -> dict[str, Shape]:
     return shapes
 
 
+def backbone_shapes(state: Mapping[str, Any], source: str) -> dict[str, Shape]:
+    """Get the 265 backbone tensors with the shapes they have in a file, which may be narrower.
+
+    Args:
+        state: the file's tensors by name, as :func:`translate` takes them.
+        source: the file, for messages.
+
+    Returns:
+        As :func:`resnet50_shapes`; tensors that the file lacks have torchvision's shapes.
+
+    Raises:
+        InputError: the file holds no ResNet.
+    """
+    names, _ = _canonical_names(state, source)
+    return {
+        name: tuple(state[names[name]].shape) if name in names else shape
+        for name, shape in resnet50_shapes().items()
+    }
+
+
 def head_shapes(num_classes: int) -> dict[str, Shape]:
     """Get the 37 tensors of DeepLabv3's head, as :mod:`.semantic_head` names them."""
     shapes: dict[str, Shape] = {}

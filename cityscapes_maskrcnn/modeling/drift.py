@@ -13,7 +13,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from cityscapes_maskrcnn.modeling.deeplab_weights import resnet50_shapes, translate
+from cityscapes_maskrcnn.modeling.deeplab_weights import backbone_shapes, translate
 
 GROUPS: Final = ("stem", "res2", "res3", "res4", "res5")
 WHOLE: Final = "backbone"
@@ -61,11 +61,13 @@ def measure_drift(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[Grou
     Raises:
         InputError: one of the two holds no ResNet-50 or values that are not finite.
     """
-    before, _ = translate(start, "start of the drift report")
-    after, _ = translate(end, "end of the drift report")
+    # Any width of ResNet-50, but the same one in both.
+    shapes = backbone_shapes(start, "start of the drift report")
+    before, _ = translate(start, "start of the drift report", shapes)
+    after, _ = translate(end, "end of the drift report", shapes)
     # Kind and group of layers -> squared lengths of the way and of the start, and count of values.
     sums = {(kind, group): [0.0, 0.0, 0] for kind in _KINDS for group in (*GROUPS, WHOLE)}
-    for name in resnet50_shapes():
+    for name in shapes:
         first, last = (_double(tensors[name]) for tensors in (before, after))
         moved, length = float((last - first).square().sum()), float(first.square().sum())
         for group in (name.partition(".")[0], WHOLE):
@@ -131,7 +133,7 @@ def format_percent(fraction: float) -> str:
 
 
 def _kind(name: str) -> str:
-    """Tell which of the kinds a tensor of :func:`resnet50_shapes` is."""
+    """Tell which of the kinds a tensor of the backbone is."""
     if ".norm." not in name:
         return "convolutions"
     return "statistics" if ".running_" in name else "norms"

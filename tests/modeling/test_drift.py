@@ -56,6 +56,17 @@ def test_everything_moved_by_a_known_share():
     assert drift[0].parameters == pytest.approx(expected)
 
 
+def test_a_narrow_resnet_is_measured_as_well():
+    # The demo's has half of the channels; of another width than the start's is an error.
+    whole = constant_state()
+    half = {name: tensor[tuple(slice(max(1, n // 2)) for n in tensor.shape)]
+            for name, tensor in whole.items()}  # fmt: skip
+    moved = {name: 1.5 * tensor for name, tensor in half.items()}
+    assert measure_drift(half, moved)[-1].parameters == pytest.approx(0.5)
+    with pytest.raises(InputError, match="end of the drift report"):
+        measure_drift(half, whole)
+
+
 def test_one_tensor_moves_its_group_and_the_whole():
     start = constant_state()
     end = {**start, "res3.1.conv2.weight": torch.tensor(2.2).expand(128, 128, 3, 3)}
