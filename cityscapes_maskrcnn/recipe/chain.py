@@ -13,13 +13,10 @@ from typing import Final, TextIO
 
 from cityscapes_maskrcnn.recipe.chain_status import LOG_FILE, ChainStatus
 from cityscapes_maskrcnn.recipe.child import Stopped, run_child
-from cityscapes_maskrcnn.recipe.stages import Step
-from cityscapes_maskrcnn.recipe.step_state import COMPLETE, begin, finish, read_state
+from cityscapes_maskrcnn.recipe.step_state import COMPLETE, Step, begin, finish, read_state
 from cityscapes_maskrcnn.utils.errors import InputError
 
 _LOCK: Final = ".train_stages.lock"
-# After a kill, the kernel ends the step under way; that takes a moment.
-_PATIENCE: Final = 20.0
 
 
 def read_states(steps: Sequence[Step]) -> dict[str, str]:
@@ -31,19 +28,21 @@ def read_states(steps: Sequence[Step]) -> dict[str, str]:
     return {step.name: read_state(step.folder, step.inputs(), step.makes) for step in steps}
 
 
-def run_chain(steps: Sequence[Step], output: Path, stream: TextIO) -> None:
+def run_chain(steps: Sequence[Step], output: Path, stream: TextIO, patience: float = 20.0) -> None:
     """Run what is not complete, in order, each command as a process of its own.
 
     Args:
         steps: in the order in which they depend on each other.
         output: where the lock is kept that lets one chain work at a time.
         stream: where the status is written.
+        patience: seconds to wait for another process that works on ``output``. After a kill, the
+            kernel ends the step that was under way, which may take a moment.
 
     Raises:
         InputError: a step failed or cannot start, or another process works on ``output``.
         SystemExit: the chain was asked to stop (Ctrl-C, SIGTERM), and the step under way has.
     """
-    with _locked(output) as lock:
+    with _locked(output, patience) as lock:
         states = read_states(steps)
         status = ChainStatus(steps, states, stream)
         for step in steps:
@@ -68,7 +67,7 @@ def run_chain(steps: Sequence[Step], output: Path, stream: TextIO) -> None:
 
 
 @contextmanager
-def _locked(output: Path) -> Iterator[int]:
+def _locked(output: Path, patience: float) -> Iterator[int]:
     """Hold a lock on the output folder; steps inherit it, so that it is free when they are gone.
 
     Raises:
@@ -80,7 +79,7 @@ def _locked(output: Path) -> Iterator[int]:
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {error.strerror}") from error
     try:
-        last = time.monotonic() + _PATIENCE
+        last = time.monotonic() + patience
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

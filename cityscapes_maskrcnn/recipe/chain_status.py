@@ -12,8 +12,7 @@ from typing import Any, Final, TextIO
 
 from tabulate import tabulate
 
-from cityscapes_maskrcnn.recipe.stages import Step
-from cityscapes_maskrcnn.recipe.step_state import COMPLETE, NEW
+from cityscapes_maskrcnn.recipe.step_state import COMPLETE, NEW, Step
 
 LOG_FILE: Final = "steps.log"
 RUNNING: Final = "running"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog
 
 from cityscapes_maskrcnn.engine.epochs import resolve_epochs, training_dicts
 from cityscapes_maskrcnn.engine.summary import SCORES_FILE
-from cityscapes_maskrcnn.recipe.step_state import COMPLETE_FILE, Inputs, file_digest
+from cityscapes_maskrcnn.recipe.step_state import COMPLETE_FILE, Step
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
 
@@ -53,46 +53,12 @@ _NOT_SETTINGS: Final = {
     "CUDNN_BENCHMARK",
     "TEST.ALLOW_SEEN_IMAGES",
 }
+# Of the keys of a search, those that say what is searched; the others say how.
+_SEARCHED: Final = ("SEARCH.PARAMETERS.", "SEARCH.OBJECTIVE")
 # The parts of a search's result that belong to the model and not to the schedule of stage 2.
 _MATCHING: Final = ("RPN", "ROI_HEADS", "ANCHOR_GENERATOR")
 
 BuildConfig = Callable[[str, list[str]], CfgNode]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the recipe.
-
-    Attributes:
-        name: ``stage_1``, ``search``, ``scores/stage_1``, ...
-        folder: where everything it writes is.
-        commands: run one after the other; all can be run again after an interruption.
-        settings: config keys and values, as text, that make it what it is.
-        needs: files of earlier steps, by a name without the output folder.
-        makes: files that must be there at its end, by name within ``folder``.
-        data: names of datasets, for the plan.
-        images: number of images it goes through.
-        iterations: training steps; 0 if it trains nothing.
-        amount: trials of a search, else 0.
-        after: called when the commands have ended.
-    """
-
-    name: str
-    folder: Path
-    commands: tuple[tuple[str, ...], ...]
-    settings: Mapping[str, str]
-    needs: Mapping[str, Path]
-    makes: tuple[str, ...]
-    data: str
-    images: int
-    iterations: int = 0
-    amount: int = 0
-    after: Callable[[], None] = field(default=lambda: None)
-
-    def inputs(self) -> Inputs:
-        """What the step would be made from now."""
-        digests = {name: file_digest(path) for name, path in self.needs.items()}
-        return Inputs(self.settings, digests, self.amount)
 
 
 class Recipe:
@@ -200,7 +166,8 @@ class Recipe:
         database = ("--study", STUDY, "--storage", f"sqlite:///{folder / 'study.db'}")
         tune = self._tool(
             *("tune.py", "--config-file", self._config_dir / CONFIGS["search"], *database),
-            *("--trials", self._trials, *self._options("search", weights, includes)),
+            *("--trials", self._trials, "--num-gpus", self._num_gpus),
+            *self._options("search", weights, includes),
         )
         analyze = self._tool("analyze_study.py", *database, "--output", folder)
         step = self._make(
@@ -245,7 +212,12 @@ class Recipe:
         commands: Sequence[tuple[str, ...]],
         makes: tuple[str, ...],
     ) -> Step:
-        settings = {key: value for key, value in flatten(cfg).items() if key not in _NOT_SETTINGS}
+        settings = {
+            key: value
+            for key, value in flatten(cfg).items()
+            if key not in _NOT_SETTINGS
+            and (not key.startswith("SEARCH.") or (name == "search" and key.startswith(_SEARCHED)))
+        }
         needs = dict(includes)
         if isinstance(weights, str):
             settings["MODEL.WEIGHTS"] = weights

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -52,6 +52,42 @@ def file_digest(path: Path) -> str | None:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the recipe.
+
+    Attributes:
+        name: ``stage_1``, ``search``, ``scores/stage_1``, ...
+        folder: where everything it writes is.
+        commands: run one after the other; all can be run again after an interruption.
+        settings: config keys and values, as text, that make it what it is.
+        needs: files of earlier steps, by a name without the output folder.
+        makes: files that must be there at its end, by name within ``folder``.
+        data: names of datasets, for the plan.
+        images: number of images it goes through.
+        iterations: training steps; 0 if it trains nothing.
+        amount: trials of a search, else 0.
+        after: called when the commands have ended.
+    """
+
+    name: str
+    folder: Path
+    commands: tuple[tuple[str, ...], ...]
+    settings: Mapping[str, str]
+    needs: Mapping[str, Path]
+    makes: tuple[str, ...]
+    data: str
+    images: int
+    iterations: int = 0
+    amount: int = 0
+    after: Callable[[], None] = field(default=lambda: None)
+
+    def inputs(self) -> Inputs:
+        """What the step would be made from now."""
+        digests = {name: file_digest(path) for name, path in self.needs.items()}
+        return Inputs(self.settings, digests, self.amount)
 
 
 def read_state(folder: Path, inputs: Inputs, outputs: Sequence[str]) -> str:
