@@ -21,11 +21,11 @@ _TAIL = 8192  # bytes from the end of a file that are looked at
 
 
 def format_plan(steps: Sequence[Step], states: Mapping[str, str]) -> str:
-    """Draw the plan: a row a step."""
+    """Draw the plan: a row a step. Names of datasets go without their common beginning."""
     rows = [
         (
             step.name,
-            step.data,
+            step.data.replace("cityscapes_", ""),
             f"{step.images:,}",
             f"{step.iterations:,}" if step.iterations else "-",
             str(step.folder),

@@ -91,8 +91,8 @@ def _with_semantic_score(row: Row, output: Path) -> Row:
 
 
 def _bars(rows: list[Row], protocol: str) -> list[Bar]:
-    """Bars for the picture: this run's stages first, then others, the best first."""
-    bars = []
+    """Bars for the picture: this run's stages, then others, the best first."""
+    bars: list[Bar] = []
     for row in rows:
         scores = row.official if protocol == "official" else row.coco
         if "AP" in scores:

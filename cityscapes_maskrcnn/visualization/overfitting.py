@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -112,7 +113,9 @@ def plot_overfitting(
 
 
 def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap | None) -> None:
-    axis.plot(list(training), list(training.values()), color=_TRAINING, lw=1.6, label="training")
+    steps, losses = list(training), np.array(list(training.values()))
+    axis.plot(steps, losses, color=_TRAINING, lw=0.8, alpha=0.35)
+    axis.plot(steps, _smooth(losses), color=_TRAINING, lw=1.8, label="training (smoothed)")
     if validation:
         axis.plot(
             list(validation),
@@ -131,7 +134,7 @@ def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap |
     high = min(high, max(2.5 * float(np.median(finite)), *validation.values(), 1e-12))
     room = 0.08 * (high - low) or 1.0
     axis.set_ylim(low - room, high + 3 * room)
-    axis.set_xlim(0, 1.22 * max(*training, *validation, 1))
+    axis.set_xlim(0, 1.3 * max(*training, *validation, 1))
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axis.grid(axis="y", color="#dddddd", linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
@@ -140,6 +143,13 @@ def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap |
         axis.text(0.98, 0.97, "no validation loss", transform=axis.transAxes, ha="right", va="top")
         return
     _mark_gap(axis, gap)
+
+
+def _smooth(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Average each value with its neighbours, a twentieth of the whole in all."""
+    half = len(values) // 40
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return np.array([window.mean() for window in windows])
 
 
 def _mark_gap(axis: Axes, gap: Gap) -> None:

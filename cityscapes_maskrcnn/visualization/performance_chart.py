@@ -16,6 +16,8 @@ from cityscapes_maskrcnn.utils.files import atomic_write
 _INK = "#222222"
 _OURS, _OTHERS, _PALE = "#0072B2", "#999999", "#e8eef4"
 
+_WARNING = "The protocols give the same predictions different numbers: compare within a chart only."
+
 # Name, AP in percent, whether it is one of this run's.
 Bar = tuple[str, float, bool]
 
@@ -50,8 +52,10 @@ def plot_performance(
     top, bottom = figure.subfigures(2, 1, height_ratios=[table_height, chart_height])
     _draw_table(top.subplots(), headings, cells)
     left, right = bottom.subplots(1, 2, width_ratios=[1.25, 1])
-    _draw_bars(left, "Official protocol: mask AP, %", official)
-    _draw_bars(right, "COCO-style protocol: mask AP, %", coco_style)
+    rows = max(len(official), len(coco_style))
+    _draw_bars(left, "Official protocol: mask AP, %", official, rows)
+    _draw_bars(right, "COCO-style protocol: mask AP, %", coco_style, rows)
+    figure.text(0.99, 0.02, _WARNING, ha="right", fontsize=10, color="#666666")
     if remark:
         figure.supxlabel(remark, x=0.01, ha="left", fontsize=9, color="#b00000")
     try:
@@ -68,7 +72,7 @@ def _draw_table(axis: Axes, headings: Sequence[str], cells: Sequence[Sequence[st
     # A long heading takes two lines; a column is as wide as its longest word asks for.
     titles = [heading.replace(" ", "\n", 1) for heading in headings]
     widths = [
-        max(len(line) for text in (title, *column) for line in text.split("\n")) + 2
+        max([1.25 * len(line) for line in title.split("\n")] + [len(text) for text in column]) + 2
         for title, column in zip(titles, zip(*cells, strict=True), strict=True)
     ]
     table = axis.table(
@@ -87,7 +91,8 @@ def _draw_table(axis: Axes, headings: Sequence[str], cells: Sequence[Sequence[st
         cell.set_height(cell.get_height() * (1.6 if row == 0 else 1))
 
 
-def _draw_bars(axis: Axes, title: str, bars: Sequence[Bar]) -> None:
+def _draw_bars(axis: Axes, title: str, bars: Sequence[Bar], rows: int) -> None:
+    """Draw bars from the top down, in a chart with room for ``rows`` of them."""
     axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
     names = [name for name, _, _ in bars]
     scores = [score for _, score, _ in bars]
@@ -99,9 +104,9 @@ def _draw_bars(axis: Axes, title: str, bars: Sequence[Bar]) -> None:
     )
     axis.bar_label(drawn, [f"{score:.1f}" for score in scores], padding=4, fontsize=9.5, color=_INK)
     axis.set_yticks(range(len(bars)), names)
-    axis.invert_yaxis()
+    axis.set_ylim(max(rows, 1) - 0.4, -0.6)
     axis.set_xlim(0, 1.12 * max(scores, default=1.0) or 1.0)
-    axis.spines[["top", "right", "bottom"]].set_visible(False)
+    axis.spines[["top", "right", "bottom", "left"]].set_visible(False)
     axis.tick_params(axis="x", bottom=False, labelbottom=False)
     axis.tick_params(axis="y", length=0, labelsize=10, colors=_INK)
     for label, (*_, ours) in zip(axis.get_yticklabels(), bars, strict=True):
