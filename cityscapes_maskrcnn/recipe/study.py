@@ -140,7 +140,7 @@ class Worker:
     total_iterations: int
     max_failures: int = 3
     patience: float = 2.0
-    _failures: list[str] = field(default_factory=list)
+    _failures: dict[int, str] = field(default_factory=dict)
 
     def run(self, budget: int) -> None:
         """Run trials until the study has ``budget`` finished ones, whoever ran them.
@@ -220,9 +220,13 @@ class Worker:
         finally:
             optuna.logging.set_verbosity(verbosity)
         if len(self._failures) >= self.max_failures:
+            # They say nothing about their parameters, so they shall run when the cause is gone.
+            for number in self._failures:
+                self._queue_again(number, None)
             raise InputError(
-                f"{len(self._failures)} trials failed in a row, the last: {self._failures[-1]} "
-                f"(see {self.folder}); the same command goes on when the cause is gone"
+                f"{len(self._failures)} trials failed in a row, the last: "
+                f"{list(self._failures.values())[-1]} (see {self.folder}); the same command goes "
+                "on when the cause is gone"
             )
 
     def _is_surplus(self, number: int, budget: int) -> bool:
@@ -285,7 +289,7 @@ class Worker:
         if outcome.state == FAILED:
             trial.set_user_attr(REASON, outcome.reason)
             logger.warning("Trial %d failed: %s", trial.number, outcome.reason)
-            self._failures.append(outcome.reason)
+            self._failures[trial.number] = outcome.reason
             raise _TrialFailed(outcome.reason)
         self._failures.clear()
         if outcome.state == PRUNED:
