@@ -200,8 +200,8 @@ def config_keys(
         settings["MODEL.RPN.IOU_THRESHOLDS"] = [negative, positive]
         settings["MODEL.RPN.IOU_LABELS"] = [0, -1, 1]
     if _FPN_FLOW in values:
-        settings["MODEL.FPN.FREEZE"] = not values[_FPN_FLOW]
-    if values.get(_KMEANS):
+        settings["MODEL.FPN.FREEZE"] = not _flag(_FPN_FLOW, values)
+    if _KMEANS in values and _flag(_KMEANS, values):
         # Without sizes they are fitted to the training boxes.
         settings["MODEL.ANCHOR_GENERATOR.NAME"] = "KMeansAnchorGenerator"
         settings["MODEL.ANCHOR_GENERATOR.SIZES"] = []
@@ -209,6 +209,15 @@ def config_keys(
         if key and name in values:
             settings[key] = values[name]
     return settings
+
+
+def _flag(name: str, values: Mapping[str, Any]) -> bool:
+    """Read True or False, also as other programs' studies may write it."""
+    flags = {"true": True, "1": True, "false": False, "0": False}
+    text = str(values[name]).lower()
+    if text not in flags:
+        raise InputError(f"{name} {values[name]!r}: it must be True or False")
+    return flags[text]
 
 
 def _check(name: str, parameter: Parameter) -> None:

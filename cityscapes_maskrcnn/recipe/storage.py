@@ -93,7 +93,8 @@ def open_study(url: str, name: str) -> Iterator[Study]:
             copy = Path(folder) / "copy.db"
             _copy_sqlite(url, copy)
             storage = RDBStorage(f"sqlite:///{copy}", skip_compatibility_check=True)
-            storage.upgrade()
+            if storage.get_current_version() != storage.get_head_version():
+                storage.upgrade()
         else:
             engine = sqlalchemy.create_engine(url, **_engine_options(url))
             with closing(engine.connect()) as connection:

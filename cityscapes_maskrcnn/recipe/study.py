@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ class Worker:
     total_iterations: int
     max_failures: int = 3
     patience: float = 2.0
-    _failures: list[str] = field(default_factory=list)
+    _failures: dict[int, str] = field(default_factory=dict)
 
     def run(self, budget: int) -> None:
         """Run trials until the study has ``budget`` finished ones, whoever ran them.
@@ -220,9 +221,13 @@ class Worker:
         finally:
             optuna.logging.set_verbosity(verbosity)
         if len(self._failures) >= self.max_failures:
+            # They say nothing about their parameters, so they shall run when the cause is gone.
+            for number in self._failures:
+                self._queue_again(number, None)
             raise InputError(
-                f"{len(self._failures)} trials failed in a row, the last: {self._failures[-1]} "
-                f"(see {self.folder}); the same command goes on when the cause is gone"
+                f"{len(self._failures)} trials failed in a row, the last: "
+                f"{list(self._failures.values())[-1]} (see {self.folder}); the same command goes "
+                "on when the cause is gone"
             )
 
     def _is_surplus(self, number: int, budget: int) -> bool:
@@ -262,12 +267,14 @@ class Worker:
         trial.set_user_attr(SETTINGS, settings)
 
         def prune(iterations: int, score: float) -> bool:
+            # Detectron2 counts one more when it evaluates after the last iteration.
+            done = min(iterations, self.total_iterations)
             logger.info(
                 "Trial %d: %d of %d iterations, score %.2f",
-                *(trial.number, iterations, self.total_iterations, score),
+                *(trial.number, done, self.total_iterations, score),
             )
-            trial.report(score, iterations)
-            return iterations < self.total_iterations and trial.should_prune()
+            trial.report(score, done)
+            return done < self.total_iterations and trial.should_prune()
 
         outcome = self.runner.run(folder, settings, _once(prune))
         return self._conclude(trial, outcome)
@@ -281,11 +288,11 @@ class Worker:
         """Tell Optuna how a trial ended: by a value or an exception."""
         if outcome.state == STOPPED:
             raise Stopped
-        trial.set_user_attr(ITERATIONS, outcome.iterations)
+        trial.set_user_attr(ITERATIONS, min(outcome.iterations, self.total_iterations))
         if outcome.state == FAILED:
             trial.set_user_attr(REASON, outcome.reason)
             logger.warning("Trial %d failed: %s", trial.number, outcome.reason)
-            self._failures.append(outcome.reason)
+            self._failures[trial.number] = outcome.reason
             raise _TrialFailed(outcome.reason)
         self._failures.clear()
         if outcome.state == PRUNED:
@@ -350,7 +357,9 @@ def best_trial(trials: Sequence[FrozenTrial], maximize: bool = True) -> FrozenTr
 
 
 def _retry_history(trial: FrozenTrial) -> list[int]:
-    return RetryHeartbeatStaleTrialCallback.retry_history(trial)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return RetryHeartbeatStaleTrialCallback.retry_history(trial)
 
 
 def _once(call: Callable[[int, float], bool]) -> Callable[[int, float], bool]:

@@ -1,8 +1,8 @@
 """A program that behaves as tools/train_net.py towards its parent, without training anything.
 
 Ten evaluations, one every 10 iterations; the score rises to a maximum that depends on the
-foreground threshold: 40 x (1 - |fg - 0.5|), less 5 with a frozen FPN. What else happens is said by the
-environment variable FAKE: a list of words, of which trial 0 takes the first and so on; trials after
+foreground threshold: 40 x (1 - |fg - 0.5|), less 5 with a frozen FPN. What else happens is said by
+the environment variable FAKE, a list of words: trial 0 takes the first and so on; trials after
 the last word take none.
 """
 
