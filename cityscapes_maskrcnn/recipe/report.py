@@ -58,6 +58,7 @@ def write_report(output: Path) -> str:
         [[cell(row, column) for column in _PICTURE_COLUMNS] for row in ours],
         _bars(rows, "official"),
         _bars(rows, "COCO-style"),
+        _size_bars(ours),
         "; ".join(remarks),
         output / "performance.png",
     )
@@ -100,3 +101,14 @@ def _bars(rows: list[Row], protocol: str) -> list[Bar]:
             bars.append((f"{row.name}{split}", scores["AP"], row.group == THIS_RUN))
     ours = [bar for bar in bars if bar[2]]
     return ours + sorted((bar for bar in bars if not bar[2]), key=lambda bar: -bar[1])
+
+
+def _size_bars(ours: list[Row]) -> list[Bar]:
+    """Bars for the picture: small, medium and large objects, in each the stages of this run."""
+    sizes = {"APs": "small", "APm": "medium", "APl": "large"}
+    return [
+        (f"{size}: {row.name}", row.coco[name], True)
+        for name, size in sizes.items()
+        for row in ours
+        if name in row.coco
+    ]

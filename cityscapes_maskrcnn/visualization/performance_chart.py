@@ -27,6 +27,7 @@ def plot_performance(
     cells: Sequence[Sequence[str]],
     official: Sequence[Bar],
     coco_style: Sequence[Bar],
+    by_size: Sequence[Bar],
     remark: str,
     output: str | os.PathLike[str],
 ) -> None:
@@ -37,27 +38,31 @@ def plot_performance(
         cells: the table, row by row, as text.
         official: bars of the official protocol, top to bottom.
         coco_style: bars of the COCO-style protocol.
+        by_size: bars of the COCO-style protocol for small, medium and large objects.
         remark: a line at the bottom; empty for none.
         output: the PNG file; it appears only when it is complete.
 
     Raises:
         InputError: ``output`` cannot be written.
     """
-    table_height = 0.34 * (len(cells) + 1) + 0.5
-    chart_height = max(2.2, 0.3 * max(len(official), len(coco_style)) + 0.8)
-    size = (14.0, table_height + chart_height + 0.9)
+    table_height = 0.42 * (len(cells) + 1) + 0.3
+    rows = max(len(official), len(coco_style) + len(by_size) + 2, 4)
+    size = (14.5, table_height + 0.3 * rows + 1.7)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle("Performance by stage", x=0.01, ha="left", fontsize=15, color=_INK)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[table_height, chart_height])
+    top, bottom = figure.subfigures(2, 1, height_ratios=[table_height, 0.3 * rows + 1.0])
     _draw_table(top.subplots(), headings, cells)
-    left, right = bottom.subplots(1, 2, width_ratios=[1.25, 1])
-    rows = max(len(official), len(coco_style))
-    _draw_bars(left, "Official protocol: mask AP, %", official, rows)
-    _draw_bars(right, "COCO-style protocol: mask AP, %", coco_style, rows)
-    figure.text(0.99, 0.02, _WARNING, ha="right", fontsize=10, color="#666666")
-    if remark:
-        figure.supxlabel(remark, x=0.01, ha="left", fontsize=9, color="#b00000")
+    left, right = bottom.subfigures(1, 2, width_ratios=[1.25, 1])
+    _draw_bars(left.subplots(), "Official protocol: mask AP, %", official)
+    first, second = right.subplots(
+        2, 1, height_ratios=[max(1, len(coco_style)), max(1, len(by_size))]
+    )
+    _draw_bars(first, "COCO-style protocol: mask AP, %", coco_style)
+    _draw_bars(second, "COCO-style protocol: mask AP by object size, %", by_size)
+    figure.supxlabel(
+        f"{_WARNING}\n{remark}".strip(), x=0.01, ha="left", fontsize=10, color="#555555"
+    )
     try:
         with atomic_write(output) as file:
             figure.savefig(file, format="png", dpi=140)
@@ -69,14 +74,19 @@ def _draw_table(axis: Axes, headings: Sequence[str], cells: Sequence[Sequence[st
     axis.axis("off")
     if not cells:
         return
-    # A long heading takes two lines; a column is as wide as its longest word asks for.
+    # A long text takes two lines; a column is as wide as its longest line asks for.
     titles = [heading.replace(" ", "\n", 1) for heading in headings]
+    texts = [[text.replace(" (", "\n(") for text in row] for row in cells]
     widths = [
-        max([1.25 * len(line) for line in title.split("\n")] + [len(text) for text in column]) + 2
-        for title, column in zip(titles, zip(*cells, strict=True), strict=True)
+        max(
+            *(1.25 * len(line) for line in title.split("\n")),
+            *(1.1 * len(line) for text in column for line in text.split("\n")),
+        )
+        + 2
+        for title, column in zip(titles, zip(*texts, strict=True), strict=True)
     ]
     table = axis.table(
-        [list(row) for row in cells],
+        texts,
         colLabels=titles,
         colWidths=[width / sum(widths) for width in widths],
         cellLoc="center",
@@ -91,8 +101,7 @@ def _draw_table(axis: Axes, headings: Sequence[str], cells: Sequence[Sequence[st
         cell.set_height(cell.get_height() * (1.6 if row == 0 else 1))
 
 
-def _draw_bars(axis: Axes, title: str, bars: Sequence[Bar], rows: int) -> None:
-    """Draw bars from the top down, in a chart with room for ``rows`` of them."""
+def _draw_bars(axis: Axes, title: str, bars: Sequence[Bar]) -> None:
     axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
     names = [name for name, _, _ in bars]
     scores = [score for _, score, _ in bars]
@@ -104,7 +113,7 @@ def _draw_bars(axis: Axes, title: str, bars: Sequence[Bar], rows: int) -> None:
     )
     axis.bar_label(drawn, [f"{score:.1f}" for score in scores], padding=4, fontsize=9.5, color=_INK)
     axis.set_yticks(range(len(bars)), names)
-    axis.set_ylim(max(rows, 1) - 0.4, -0.6)
+    axis.set_ylim(max(len(bars), 1) - 0.4, -0.6)
     axis.set_xlim(0, 1.12 * max(scores, default=1.0) or 1.0)
     axis.spines[["top", "right", "bottom", "left"]].set_visible(False)
     axis.tick_params(axis="x", bottom=False, labelbottom=False)
