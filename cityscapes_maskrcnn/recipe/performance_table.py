@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,7 @@ def stage_rows(output: Path) -> list[Row]:
                 Row(
                     THIS_RUN,
                     name,
-                    split.removeprefix("cityscapes_instance_"),
+                    _short(split),
                     _chosen(results.get("segm", {}), ("AP", "AP50")),
                     _chosen(results.get("coco_segm", {}), COCO_SCORES),
                     scored["images"],
@@ -241,6 +242,13 @@ _PUBLISHED_COLUMNS: Final = ("method", "split", "official AP", "official AP50", 
 def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     cells = [[cell(row, column) for column in columns] for row in rows]
     return tabulate(cells, columns, tablefmt="github", disable_numparse=True)
+
+
+def _short(dataset: str) -> str:
+    """``val parts 3-4 of 4`` for ``cityscapes_instance_val_part3and4of4``."""
+    name = dataset.removeprefix("cityscapes_instance_")
+    name = re.sub(r"_part(\d+)and(\d+)of(\d+)$", r" parts \1-\2 of \3", name)
+    return re.sub(r"_part(\d+)of(\d+)$", r" part \1 of \2", name)
 
 
 def _time(seconds: float) -> str:

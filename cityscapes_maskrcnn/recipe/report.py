@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cityscapes_maskrcnn.recipe.performance_table import (
-    PUBLISHED,
+    REFERENCE,
     STAGES,
     THIS_RUN,
     Row,
@@ -97,8 +97,9 @@ def _bars(rows: list[Row], protocol: str) -> list[Bar]:
     for row in rows:
         scores = row.official if protocol == "official" else row.coco
         if "AP" in scores:
-            split = f", {row.split}" if row.group == PUBLISHED else f", {row.group}"
-            bars.append((f"{row.name}{split}", scores["AP"], row.group == THIS_RUN))
+            whose = f", {row.group}" if row.group == REFERENCE else ""
+            name = f"{row.name}{whose}, {row.split}"
+            bars.append((name, scores["AP"], row.group == THIS_RUN))
     ours = [bar for bar in bars if bar[2]]
     return ours + sorted((bar for bar in bars if not bar[2]), key=lambda bar: -bar[1])
 
