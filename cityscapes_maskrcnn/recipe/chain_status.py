@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from cityscapes_maskrcnn.recipe.step_state import COMPLETE, NEW, Step
 LOG_FILE: Final = "steps.log"
 RUNNING: Final = "running"
 
-_TAIL = 8192  # bytes from the end of a file that are looked at
+# "[11/24 15:37:16 cm.recipe.study]: " before a line of Detectron2's logger.
+_LOG_PREFIX: Final = re.compile(r"^\[\d\d/\d\d [^\]]*\]: ")
+_TAIL: Final = 8192  # bytes from the end of a file that are looked at
 
 
 def format_plan(steps: Sequence[Step], states: Mapping[str, str]) -> str:
@@ -137,7 +140,7 @@ class ChainStatus:
                 parts.append(f"loss {metrics['total_loss']:.3g}")
         else:
             said = [line.strip() for line in _tail(step.folder / LOG_FILE) if line.strip()]
-            parts += [said[-1][:70]] if said else []
+            parts += [_LOG_PREFIX.sub("", said[-1])[:80]] if said else []
         parts.append(f"ETA {format_time(self.remaining(step))}")
         parts.append(f"of all about {format_time(self.remaining_of_all())}")
         return "  ".join(parts)
@@ -175,8 +178,10 @@ class ChainStatus:
             return None
         iteration = self._iteration(step)
         if iteration is None and self._states[step.name] == RUNNING and self._running:
-            # A search says nothing about iterations; its time does.
+            # A search says nothing about iterations; its time does, until it takes longer.
             iteration = round((self._now() - self._running.start) / rate)
+            if iteration >= step.iterations:
+                return None
         return rate * max(0, step.iterations - (iteration or 0))
 
     def remaining_of_all(self) -> float | None:
@@ -198,7 +203,8 @@ class ChainStatus:
         rates = []
         for step in self._steps:
             taken = self._taken(step) if self._states[step.name] == COMPLETE else None
-            if taken and step.iterations:
+            # A search has other work: its trials start anew again and again.
+            if taken and step.iterations and not step.amount:
                 rates.append(taken / step.iterations)
             elif rate := self._own_rate(step):
                 rates.append(rate)

@@ -219,7 +219,7 @@ def cell(row: Row, column: str) -> str:
         "split": row.split or None,
         "scored on": row.split and f"{row.split} ({row.scored_images} images)",
         "images": None if row.trained_images is None else f"{row.trained_images:,}",
-        "epochs": None if row.epochs is None else f"{row.epochs:g}",
+        "epochs": None if row.epochs is None else f"{row.epochs:.3g}",
         "parameters trained": None if row.trainable is None else f"{row.trainable / 1e6:.1f} M",
         "time": None if row.seconds is None else _time(row.seconds),
         "peak memory": None
