@@ -90,12 +90,3 @@ def test_another_config_is_refused_and_nothing_is_overwritten(
         f"{chain / 'stage_2'}: was made with SOLVER.BASE_LR 0.002, now 0.5; take another" in error
     )
     assert (chain / "stage_2" / "inputs.json").read_bytes() == before
-
-
-def test_missing_parent_weights_get_one_line(small_root: Path, tmp_path: Path) -> None:
-    done = train_stages(small_root, tmp_path / "out", "--stages", "stage_3", *TINY.split())
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(
-        f"error: stage_3 starts from the weights of stage_2, which is not complete in {tmp_path}"
-    )
-    assert not (tmp_path / "out").exists()
