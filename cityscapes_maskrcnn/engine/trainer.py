@@ -84,8 +84,7 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(
             model, broadcast_buffers=False, **({} if on_gpu else {"device_ids": None})
         )
-        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = step(model, loader, optimizer)
+        self._trainer = build_step(cfg, model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(
             model,
@@ -238,6 +237,12 @@ class Trainer(DefaultTrainer):
         return results
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model that the config names, in the memory format it names."""
+        model = super().build_model(cfg)
+        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+
+    @classmethod
     def build_train_stream(cls, cfg: CfgNode, seed: int) -> tuple[TrainingStream, Any]:
         """Build the stream of training examples and the loader that batches it."""
         dicts = training_dicts(cfg, log_classes=True)
@@ -325,6 +330,23 @@ class Trainer(DefaultTrainer):
         if len(cfg.DATASETS.TEST) > 1:
             folder /= dataset_name
         return evaluators[kind](dataset_name, folder)
+
+
+def build_step(
+    cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """Build what runs one iteration, in full or in mixed precision."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer(model, loader, optimizer)
+    precisions = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    if cfg.SOLVER.AMP.PRECISION not in precisions:
+        raise InputError(
+            f"SOLVER.AMP.PRECISION {cfg.SOLVER.AMP.PRECISION!r}: it must be float16 or bfloat16"
+        )
+    precision = precisions[cfg.SOLVER.AMP.PRECISION]
+    # bfloat16 has the range of float32: its gradients do not vanish, so nothing is to be scaled.
+    scaler = torch.amp.GradScaler("cuda", enabled=precision is torch.float16)
+    return AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=precision)
 
 
 def _refuse_unsupported(cfg: CfgNode) -> None:
