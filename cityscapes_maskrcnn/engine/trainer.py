@@ -43,7 +43,12 @@ from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.epochs import training_dicts
-from cityscapes_maskrcnn.engine.hooks import AverageNormStatistics, SeedEveryStep, StopOnSignal
+from cityscapes_maskrcnn.engine.hooks import (
+    AverageNormStatistics,
+    CheckFrozen,
+    SeedEveryStep,
+    StopOnSignal,
+)
 from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.validation import ValidationLoss
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
@@ -177,6 +182,7 @@ class Trainer(DefaultTrainer):
             )
         built: list[HookBase | None] = [
             SeedEveryStep(self.seed),
+            CheckFrozen() if main_process else None,
             hooks.IterationTimer(),
             AverageNormStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
             ValidationLoss(cfg.TEST.EVAL_PERIOD, partial(self.build_validation_loader, cfg))
