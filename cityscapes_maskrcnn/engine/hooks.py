@@ -150,6 +150,8 @@ class StopOnSignal(HookBase):
             "SIGTERM: stopping after iteration %d; --resume goes on from there", iteration
         )
         self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        # The first process that leaves has the others ended.
+        comm.synchronize()
         raise SystemExit(128 + signal.SIGTERM)
 
     def after_train(self) -> None:

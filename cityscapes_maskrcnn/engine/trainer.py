@@ -144,11 +144,16 @@ class Trainer(DefaultTrainer):
                     self.run_step()
                     self.after_step()
                     self.iter += 1
-            except FloatingPointError as error:
-                raise InputError(
-                    f"training diverged: {error}; lower SOLVER.BASE_LR or lengthen "
-                    "SOLVER.WARMUP_ITERS"
-                ) from error
+            except BaseException as error:
+                # EvalHook takes an error in the last iteration for the end of training and would
+                # evaluate, which hangs as soon as other processes wait for this one elsewhere.
+                self.max_iter = self.iter + 2
+                if isinstance(error, FloatingPointError):
+                    raise InputError(
+                        f"training diverged: {error}; lower SOLVER.BASE_LR or lengthen "
+                        "SOLVER.WARMUP_ITERS"
+                    ) from error
+                raise
             finally:
                 self.after_train()
         results = getattr(self, "_last_eval_results", {})
