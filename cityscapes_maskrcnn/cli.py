@@ -26,10 +26,12 @@ from detectron2.utils.logger import setup_logger
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
+from cityscapes_maskrcnn.engine.anchor_fitting import resolve_anchors
 from cityscapes_maskrcnn.engine.epochs import resolve_epochs
 
-# These two are imported for the names that they add to Detectron2's registries.
-from cityscapes_maskrcnn.modeling import backbone, semantic_head  # noqa: F401
+# These are imported for the names that they add to Detectron2's registries.
+from cityscapes_maskrcnn.modeling import anchor_generator, backbone, semantic_head  # noqa: F401
+from cityscapes_maskrcnn.modeling.thresholds import check_thresholds
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import available_cores
 from cityscapes_maskrcnn.utils.run import one_line
@@ -64,7 +66,7 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
 
     Raises:
         InputError: no such file, not yaml, a key that does not exist, a value of the wrong type,
-            an unknown dataset.
+            an unknown dataset, matching thresholds that make no sense.
     """
     register_all(dataset_root())
     cfg = get_cfg()
@@ -79,6 +81,7 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
         except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
             raise InputError(_explain(cfg, error, f"command line, {key} {value}", key)) from error
     check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    check_thresholds(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg
@@ -94,12 +97,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
         The frozen config, as also written to ``OUTPUT_DIR/config.yaml``.
 
     Raises:
-        InputError: see :func:`build_config` and :func:`.engine.epochs.resolve_epochs`.
+        InputError: see :func:`build_config`, :func:`.engine.epochs.resolve_epochs` and
+            :func:`.engine.anchor_fitting.resolve_anchors`.
     """
     if args.config_file:
         args.config_file = str(find_config(args.config_file))
     cfg = build_config(args.config_file, args.opts)
     epochs = "" if args.eval_only else resolve_epochs(cfg)
+    anchors = resolve_anchors(cfg, args.resume, args.eval_only)
     cfg.freeze()
     # The main process rewrites config.yaml now, which may be the very file that others still read.
     comm.synchronize()
@@ -111,6 +116,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         logger.warning("Running on %s: no GPU was found or asked for", cfg.MODEL.DEVICE)
     if epochs:
         logger.info("Length of training: %s", epochs)
+    if anchors:
+        logger.info("Anchors: %s", anchors)
     return cfg
 
 

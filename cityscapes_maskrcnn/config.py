@@ -79,6 +79,20 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Probability with which a channel value is dropped after the pyramid, in training.
     cfg.MODEL.SEM_SEG_HEAD.ASPP_DROPOUT = 0.5
 
+    # ---- Anchors: MODEL.ANCHOR_GENERATOR.NAME "KMeansAnchorGenerator" ------------------------
+    # It uses SIZES and ASPECT_RATIOS as they are. With SIZES [] both are fitted by k-means to the
+    # boxes of DATASETS.TRAIN at the size of inference, one size for each level of RPN.IN_FEATURES,
+    # unless the run that is resumed, or the one that MODEL.WEIGHTS comes from, has fitted anchors:
+    # then these are kept. What was chosen stands in OUTPUT_DIR/config.yaml.
+    # How many ratios to fit, which is the number of anchors in every cell of a feature map. With
+    # another number than the weights were trained with, loading them is an error.
+    cfg.MODEL.ANCHOR_GENERATOR.NUM_RATIOS = 3
+
+    # ---- Freezing -----------------------------------------------------------------------------
+    # Keep the FPN's own layers as they are, BatchNorm statistics included ("gradient flow" off);
+    # True or False. The ResNet below has MODEL.BACKBONE.FREEZE_AT: 5 freezes all of it.
+    cfg.MODEL.FPN.FREEZE = False
+
     # ---- Evaluation ---------------------------------------------------------------------------
     # Measure the training losses on DATASETS.TEST too, every TEST.EVAL_PERIOD iterations: scalars
     # "validation/total_loss", "validation/loss_mask", ... beside the training losses.

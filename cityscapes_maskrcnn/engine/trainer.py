@@ -53,6 +53,7 @@ from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.validation import ValidationLoss
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
+from cityscapes_maskrcnn.modeling.freezing import format_parts, freeze_fpn, trainable_parts
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
 
@@ -82,6 +83,9 @@ class Trainer(DefaultTrainer):
             )
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         model = self.build_model(cfg)
+        logging.getLogger(__name__).info(
+            "What is trained:\n%s", format_parts(trainable_parts(model))
+        )
         optimizer = self.build_optimizer(cfg, model)
         self.stream, loader = self.build_train_stream(cfg, self.seed)
 
@@ -249,8 +253,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model that the config names, in the memory format it names."""
+        """Build the model, its frozen FPN and its memory format as the config says."""
         model = super().build_model(cfg)
+        if cfg.MODEL.FPN.FREEZE:
+            freeze_fpn(model)
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
     @classmethod

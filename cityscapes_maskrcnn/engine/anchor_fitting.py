@@ -1,0 +1,168 @@
+"""Anchors fitted to the training data once, for all processes, resumes and evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+
+from cityscapes_maskrcnn.data.registration import check_dataset_names
+from cityscapes_maskrcnn.engine.epochs import training_dicts
+from cityscapes_maskrcnn.modeling.anchor_generator import K_MEANS
+from cityscapes_maskrcnn.modeling.anchors import (
+    DETECTRON2_DEFAULT,
+    Floats,
+    fit_anchors,
+    format_fit,
+    measure_fit,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def dataset_boxes(name: str, min_size: int, max_size: int) -> Floats:
+    """Get the boxes of a registered dataset at network scale; see :func:`boxes_at_network_scale`.
+
+    Raises:
+        InputError: there is no such dataset, or it has no boxes.
+    """
+    check_dataset_names([name])
+    boxes = boxes_at_network_scale(DatasetCatalog.get(name), min_size, max_size)
+    if not len(boxes):
+        raise InputError(f"{name}: it has no boxes to fit anchors to")
+    return boxes
+
+
+def boxes_at_network_scale(dicts: Sequence[dict[str, Any]], min_size: int, max_size: int) -> Floats:
+    """Get width and height of every box in pixels of the network's input at inference.
+
+    Args:
+        dicts: Detectron2 dataset dicts. Groups (``iscrowd``), which are no training examples, and
+            boxes without area are left out.
+        min_size: ``INPUT.MIN_SIZE_TEST``: the length of an image's shorter side; 0: as it is.
+        max_size: ``INPUT.MAX_SIZE_TEST``: what its longer side may not exceed.
+
+    Returns:
+        Shape (N, 2).
+    """
+    boxes = [np.zeros((0, 2))]
+    for image in dicts:
+        objects = [each for each in image.get("annotations", ()) if not each.get("iscrowd", 0)]
+        if not objects:
+            continue
+        height, width = image["height"], image["width"]
+        scale = np.ones(2)
+        if min_size:
+            new_height, new_width = ResizeShortestEdge.get_output_shape(
+                height, width, min_size, max_size
+            )
+            scale = np.array([new_width / width, new_height / height])
+        corners = np.array([each["bbox"] for each in objects], np.float64)
+        corners = BoxMode.convert(corners, objects[0]["bbox_mode"], BoxMode.XYXY_ABS)
+        boxes.append((corners[:, 2:] - corners[:, :2]) * scale)
+    stacked = np.concatenate(boxes)
+    return stacked[(stacked > 0).all(axis=1)]
+
+
+def resolve_anchors(cfg: CfgNode, resume: bool, eval_only: bool) -> str:
+    """Fill in the anchors of a config that asks for fitted ones and has none.
+
+    Call it in all processes: the main one decides, the others get what it found. In this order:
+
+    1. Anchors in the config are used. So are all of other generators than the k-means one.
+    2. A resumed run goes on with those in its ``OUTPUT_DIR/config.yaml``.
+    3. ``MODEL.WEIGHTS`` that were trained with fitted anchors go on with them: those in the
+       ``config.yaml`` beside the weights. Refinement of a model on other data keeps its anchors.
+    4. They are fitted to ``DATASETS.TRAIN``, in training only.
+
+    Args:
+        cfg: edited in place: ``MODEL.ANCHOR_GENERATOR.SIZES`` and ``ASPECT_RATIOS``.
+        resume: whether the run continues one in ``OUTPUT_DIR``, if there is one.
+        eval_only: whether a model is only scored.
+
+    Returns:
+        What was chosen and why, for the log; empty if there was nothing to choose.
+
+    Raises:
+        InputError: nothing to fit to, or too few different boxes; a model is to be scored whose
+            anchors are not known.
+    """
+    node = cfg.MODEL.ANCHOR_GENERATOR
+    if node.NAME != K_MEANS or node.SIZES:
+        return ""
+    chosen: _Choice | str = ""
+    if comm.is_main_process():
+        try:
+            chosen = _choose(cfg, resume, eval_only)
+        except InputError as error:
+            # The other processes wait: they must end as well.
+            chosen = str(error)
+    chosen = comm.all_gather(chosen)[0]
+    if isinstance(chosen, str):
+        raise InputError(chosen)
+    node.SIZES, node.ASPECT_RATIOS = chosen.sizes, chosen.ratios
+    return f"sizes {chosen.sizes}, height/width {chosen.ratios}, {chosen.reason}"
+
+
+class _Choice(NamedTuple):
+    """Anchors as lists of lists, as the config has them, and where they are from."""
+
+    sizes: list[list[float]]
+    ratios: list[list[float]]
+    reason: str
+
+
+def _choose(cfg: CfgNode, resume: bool, eval_only: bool) -> _Choice:
+    output = Path(cfg.OUTPUT_DIR)
+    resumed = resume and (output / "last_checkpoint").is_file()
+    folders = [output] if resume else []
+    if not resumed and cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS:
+        folders.append(Path(cfg.MODEL.WEIGHTS).parent)
+    for folder in folders:
+        found = _read_anchors(folder / "config.yaml")
+        if found is not None:
+            return found
+    if eval_only or resumed:
+        raise InputError(
+            f"MODEL.ANCHOR_GENERATOR.SIZES is empty, and {folders[-1] if folders else output} has "
+            "no config.yaml with the anchors that the model was trained with: set SIZES and "
+            "ASPECT_RATIOS to them"
+        )
+    boxes = boxes_at_network_scale(
+        training_dicts(cfg), cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    )
+    anchors = fit_anchors(
+        boxes,
+        num_sizes=len(cfg.MODEL.RPN.IN_FEATURES),
+        num_ratios=cfg.MODEL.ANCHOR_GENERATOR.NUM_RATIOS,
+        seed=max(0, cfg.SEED),
+    )
+    table = format_fit(measure_fit(boxes, DETECTRON2_DEFAULT), measure_fit(boxes, anchors))
+    return _Choice(
+        [[size] for size in anchors.sizes],
+        [list(anchors.ratios)],
+        f"fitted to {', '.join(cfg.DATASETS.TRAIN)}. From Detectron2's default anchors to these:\n"
+        f"{table}",
+    )
+
+
+def _read_anchors(config_yaml: Path) -> _Choice | None:
+    """Get the anchors from the config of an earlier run; None if there are no k-means ones."""
+    try:
+        node = yaml.safe_load(config_yaml.read_text(encoding="utf-8"))["MODEL"]["ANCHOR_GENERATOR"]
+        if node["NAME"] != K_MEANS or not node["SIZES"]:
+            return None
+        sizes, ratios = (
+            [[float(value) for value in level] for level in node[key]]
+            for key in ("SIZES", "ASPECT_RATIOS")
+        )
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return None
+    return _Choice(sizes, ratios, f"as in {config_yaml}")

@@ -1,0 +1,307 @@
+"""Anchors that fit the boxes of a dataset, found by k-means, and how well a set of anchors fits.
+
+The intersection over union (IoU) of a box with an anchor is here that of the two centred on each
+other: it compares their shapes and leaves out how well a network's grid of centres meets the box.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.cluster import KMeans
+from tabulate import tabulate
+
+from cityscapes_maskrcnn.utils.errors import InputError
+
+Floats = npt.NDArray[np.float64]
+
+ALL: Final = "all"
+# COCO's limits of the area in square pixels: small < 32^2 <= medium < 96^2 <= large.
+_SIZE_GROUPS: Final = (
+    ("small", 0, 32**2),
+    ("medium", 32**2, 96**2),
+    ("large", 96**2, math.inf),
+)
+_MAX_ROUNDS: Final = 100
+_ENOUGH: Final = 1e-5  # in mean IoU; a round of refinement that gains less is the last
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The shapes of a region proposal network's anchors, as Detectron2 describes them.
+
+    Attributes:
+        sizes: square roots of areas in pixels of the network's input, one for each level of the
+            feature pyramid, finest level first.
+        ratios: height / width, shared by all levels.
+    """
+
+    sizes: tuple[float, ...]
+    ratios: tuple[float, ...]
+
+    def shapes(self) -> Floats:
+        """Get width and height of every anchor: shape (sizes * ratios, 2), ratios run fastest."""
+        sizes = np.array(self.sizes, np.float64)[:, None]
+        roots = np.sqrt(np.array(self.ratios, np.float64))[None, :]
+        return np.stack([sizes / roots, sizes * roots], axis=-1).reshape(-1, 2)
+
+
+DETECTRON2_DEFAULT: Final = Anchors((32.0, 64.0, 128.0, 256.0, 512.0), (0.5, 1.0, 2.0))
+
+
+@dataclass(frozen=True)
+class AnchorFit:
+    """How well anchors fit a group of boxes.
+
+    Attributes:
+        group: :data:`ALL`, or ``small``, ``medium``, ``large`` by COCO's limits, applied to the
+            area of the box at network scale (COCO applies them to the mask in the file's image).
+        boxes: how many.
+        mean_iou: mean over the boxes of the IoU with the anchor that fits best.
+        above_50: share of the boxes whose best IoU is more than 0.5.
+        above_70: share of the boxes whose best IoU is more than 0.7.
+    """
+
+    group: str
+    boxes: int
+    mean_iou: float
+    above_50: float
+    above_70: float
+
+
+def fit_anchors(
+    boxes: npt.ArrayLike, num_sizes: int = 5, num_ratios: int = 3, seed: int = 0
+) -> Anchors:
+    """Find the sizes and ratios that fit boxes best.
+
+    The clustering happens in a scale-free space, with logarithms of size and of ratio as its axes:
+    there a distance says by what factor two shapes differ, which is what their IoU depends on. In
+    pixels a 300 pixel box that is off by 10 % would weigh as much as thirty boxes of 10 pixels that
+    are off by 10 % each (in squared distances as much as 900), so the clusters would go to the few
+    large boxes and the small ones would share what is left.
+
+    k-means (scikit-learn) over log sqrt(width * height) gives the sizes, k-means over
+    log(height / width) the ratios. Detectron2 combines every size with every ratio, which neither
+    of the two knows; so rounds of refinement follow. Each gives every box to the anchor of the best
+    IoU and moves every size, and every ratio, to the median of the boxes that it got (the median,
+    because IoU falls in proportion to the distance, not to its square), as long as the mean best
+    IoU rises.
+
+    Args:
+        boxes: width and height in pixels at network scale, shape (N, 2).
+        num_sizes: how many sizes: one for each level of the feature pyramid.
+        num_ratios: how many ratios; it is the number of anchors in every cell of a level.
+        seed: of the starts of k-means; the same seed and boxes give the same anchors.
+
+    Returns:
+        The anchors, both lists ascending, rounded to three significant digits (at most 0.5 %).
+
+    Raises:
+        InputError: no boxes, boxes that are not positive and finite, or fewer different ones than
+            sizes or ratios.
+    """
+    if num_sizes < 1 or num_ratios < 1:
+        raise InputError(f"anchors: {num_sizes} sizes and {num_ratios} ratios; at least 1 of each")
+    given = _checked(boxes)
+    log_sizes = 0.5 * np.log(given[:, 0] * given[:, 1])
+    log_ratios = np.log(given[:, 1] / given[:, 0])
+    sizes = _cluster(log_sizes, num_sizes, seed, "sizes")
+    ratios = _cluster(log_ratios, num_ratios, seed, "height/width ratios")
+    best, best_iou = _rounded(sizes, ratios), -1.0
+    for _ in range(_MAX_ROUNDS):
+        anchors = _rounded(sizes, ratios)
+        ious, chosen = _best(given, anchors.shapes())
+        gain = float(ious.mean()) - best_iou
+        if gain > 0:
+            best, best_iou = anchors, best_iou + gain
+        if gain < _ENOUGH:
+            break
+        by_size, by_ratio = np.divmod(chosen, num_ratios)
+        sizes = _medians(log_sizes, by_size, sizes)
+        ratios = _medians(log_ratios, by_ratio, ratios)
+    for values, what in ((best.sizes, "sizes"), (best.ratios, "height/width ratios")):
+        if len({*values}) < len(values):
+            raise _too_few(len(given), len({*values}), len(values), what)
+    return best
+
+
+def best_iou(boxes: npt.ArrayLike, anchors: Anchors) -> Floats:
+    """Get the IoU of every box with the anchor that fits it best, both centred on each other.
+
+    Args:
+        boxes: width and height in pixels at network scale, shape (N, 2).
+        anchors: the anchors.
+
+    Returns:
+        Shape (N,), between 0 and 1.
+
+    Raises:
+        InputError: no boxes, or boxes that are not positive and finite.
+    """
+    return _best(_checked(boxes), anchors.shapes())[0]
+
+
+def measure_fit(boxes: npt.ArrayLike, anchors: Anchors) -> list[AnchorFit]:
+    """Measure how well anchors fit boxes, overall and by size.
+
+    Args:
+        boxes: width and height in pixels at network scale, shape (N, 2).
+        anchors: the anchors.
+
+    Returns:
+        An entry for :data:`ALL` and one for each group of sizes that has boxes.
+
+    Raises:
+        InputError: no boxes, or boxes that are not positive and finite.
+    """
+    given = _checked(boxes)
+    ious = best_iou(given, anchors)
+    areas = given[:, 0] * given[:, 1]
+    limits = ((ALL, 0, math.inf), *_SIZE_GROUPS)
+    groups = [(name, (areas >= low) & (areas < high)) for name, low, high in limits]
+    return [
+        AnchorFit(
+            group=name,
+            boxes=int(inside.sum()),
+            mean_iou=float(ious[inside].mean()),
+            above_50=float((ious[inside] > 0.5).mean()),
+            above_70=float((ious[inside] > 0.7).mean()),
+        )
+        for name, inside in groups
+        if inside.any()
+    ]
+
+
+def format_fit(before: Sequence[AnchorFit], after: Sequence[AnchorFit]) -> str:
+    """Lay out two results of :func:`measure_fit` on the same boxes as a Markdown table.
+
+    Args:
+        before: of the anchors to compare with, usually :data:`DETECTRON2_DEFAULT`.
+        after: of the fitted anchors.
+    """
+    rows = [
+        (
+            new.group,
+            f"{new.boxes:,}",
+            f"{old.mean_iou:.3f} -> {new.mean_iou:.3f}",
+            f"{100 * old.above_50:.1f} -> {100 * new.above_50:.1f}",
+            f"{100 * old.above_70:.1f} -> {100 * new.above_70:.1f}",
+        )
+        for old, new in zip(before, after, strict=True)
+    ]
+    headers = ("boxes", "number", "mean best IoU", "best IoU > 0.5 (%)", "best IoU > 0.7 (%)")
+    align = ("left", *["right"] * 4)
+    return tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True)
+
+
+def read_boxes(path: str | os.PathLike[str]) -> Floats:
+    """Read boxes from a text file: ``width,height`` a line, in pixels at network scale.
+
+    Args:
+        path: the file. A first line of words is taken as a header, empty lines are skipped.
+
+    Returns:
+        Shape (N, 2).
+
+    Raises:
+        InputError: the file cannot be read, a line is not two positive numbers, or there is none.
+    """
+    boxes: list[tuple[float, float]] = []
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.reader(file), start=1):
+                if not row:
+                    continue
+                try:
+                    width, height = map(float, row)
+                except ValueError as error:
+                    if number == 1 and len(row) == 2:
+                        continue
+                    raise _bad_line(path, number, row) from error
+                if not (0 < width < math.inf and 0 < height < math.inf):
+                    raise _bad_line(path, number, row)
+                boxes.append((width, height))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a text file of width,height lines: {error}") from error
+    if not boxes:
+        raise InputError(f"{path}: no boxes in it; expected width,height in pixels, a box a line")
+    return np.array(boxes, np.float64)
+
+
+def _bad_line(path: str | os.PathLike[str], number: int, row: Sequence[str]) -> InputError:
+    text = ",".join(row)[:60]
+    return InputError(
+        f"{path}, line {number}: expected width,height, two positive numbers, found {text!r}"
+    )
+
+
+def _checked(boxes: npt.ArrayLike) -> Floats:
+    """Get the boxes as an array of shape (N, 2), or raise."""
+    array = np.asarray(boxes, np.float64)
+    if not array.size:
+        raise InputError("anchors: there are no boxes to fit them to")
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise InputError(f"anchors: boxes must have the shape (N, 2), not {array.shape}")
+    bad = np.flatnonzero(~(np.isfinite(array) & (array > 0)).all(axis=1))
+    if len(bad):
+        width, height = array[bad[0]]
+        raise InputError(
+            f"anchors: {len(bad)} of {len(array)} boxes have no area, first {width:g}x{height:g}"
+        )
+    return array
+
+
+def _cluster(values: Floats, number: int, seed: int, what: str) -> Floats:
+    """Get the ascending centres of k-means in one dimension; shape (number,)."""
+    # Equal shapes come out of products and quotients with different last bits.
+    different = len(np.unique(values.round(9)))
+    if different < number:
+        raise _too_few(len(values), different, number, what)
+    k_means = KMeans(number, n_init=10, random_state=seed).fit(values[:, None])
+    return np.sort(k_means.cluster_centers_[:, 0])
+
+
+def _too_few(boxes: int, different: int, wanted: int, what: str) -> InputError:
+    return InputError(
+        f"anchors: {boxes} boxes have {different} different {what}, too few for {wanted} clusters; "
+        "ask for fewer or give more boxes"
+    )
+
+
+def _medians(values: Floats, group: npt.NDArray[np.int64], otherwise: Floats) -> Floats:
+    """Get the median of every group, ascending; a group without values keeps what it had."""
+    medians = otherwise.copy()
+    for index in np.unique(group):
+        medians[index] = np.median(values[group == index])
+    return np.sort(medians)
+
+
+def _rounded(log_sizes: Floats, log_ratios: Floats) -> Anchors:
+    sizes, ratios = (
+        tuple(float(f"{value:.3g}") for value in np.exp(logs)) for logs in (log_sizes, log_ratios)
+    )
+    return Anchors(sizes, ratios)
+
+
+def _best(boxes: Floats, shapes: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Get the best IoU of every box and the index of the shape that has it."""
+    best = np.zeros(len(boxes))
+    index = np.zeros(len(boxes), np.int64)
+    areas = boxes[:, 0] * boxes[:, 1]
+    # One anchor at a time: all at once would take gigabytes for a million boxes.
+    for number, (width, height) in enumerate(shapes):
+        common = np.minimum(boxes[:, 0], width) * np.minimum(boxes[:, 1], height)
+        iou = common / (areas + width * height - common)
+        better = iou > best
+        best[better], index[better] = iou[better], number
+    return best, index

@@ -1,0 +1,112 @@
+"""Which parts of a model are trained, and how the feature pyramid is kept from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import FPN
+from tabulate import tabulate
+from torch import nn
+
+from cityscapes_maskrcnn.utils.errors import InputError
+
+# Part -> the prefixes of its modules' names; the first that fits counts.
+_PARTS = (
+    ("stem", ("backbone.bottom_up.stem.", "backbone.stem.")),
+    *(
+        (name, (f"backbone.bottom_up.{name}.", f"backbone.{name}."))
+        for name in ("res2", "res3", "res4", "res5")
+    ),
+    ("FPN", ("backbone.",)),
+    ("RPN", ("proposal_generator.",)),
+    ("box head", ("roi_heads.box_",)),
+    ("mask head", ("roi_heads.mask_",)),
+    ("semantic head", ("sem_seg_head.",)),
+)
+_TOTAL = "total"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model.
+
+    Attributes:
+        name: such as ``res2``, ``FPN`` or ``mask head``.
+        parameters: how many values it has, weights and biases of frozen BatchNorm among them.
+        trainable: how many of them an optimizer moves.
+    """
+
+    name: str
+    parameters: int
+    trainable: int
+
+
+def freeze_fpn(model: nn.Module) -> None:
+    """Keep the feature pyramid's own layers as they are, in place.
+
+    These are its lateral and output convolutions with their normalisation, whose BatchNorm
+    statistics stand still too. What is below, the ResNet, is left as it is: gradients flow through
+    the frozen layers to whatever of it is trained.
+
+    Args:
+        model: its ``backbone`` must be Detectron2's :class:`FPN`.
+
+    Raises:
+        InputError: it is not.
+    """
+    pyramid = getattr(model, "backbone", None)
+    if not isinstance(pyramid, FPN):
+        raise InputError(
+            "MODEL.FPN.FREEZE: the model has no feature pyramid; set it to False or "
+            "MODEL.BACKBONE.NAME to build_resnet_fpn_backbone"
+        )
+    for name, layer in pyramid.named_children():
+        if name == "bottom_up":
+            continue
+        for parameter in layer.parameters():
+            parameter.requires_grad = False
+        # Without gradients alone, BatchNorm would go on normalising by the batch and counting it.
+        FrozenBatchNorm2d.convert_frozen_batchnorm(layer)
+
+
+def trainable_parts(model: nn.Module) -> list[Part]:
+    """Count the parameters of every part of a model.
+
+    Args:
+        model: not wrapped by DistributedDataParallel.
+
+    Returns:
+        The parts that the model has, from the image to the output; others by the first word of
+        their module's name.
+    """
+    counts: dict[str, list[int]] = {name: [0, 0] for name, _ in _PARTS}
+    for prefix, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, FrozenBatchNorm2d):
+            # Buffers there; counted, so that freezing does not change the size of a part.
+            own += [module.weight, module.bias]
+        for tensor in own:
+            count = counts.setdefault(_part_of(f"{prefix}."), [0, 0])
+            count[0] += tensor.numel()
+            count[1] += tensor.numel() * tensor.requires_grad
+    return [Part(name, *count) for name, count in counts.items() if count[0]]
+
+
+def format_parts(parts: Sequence[Part]) -> str:
+    """Lay out the result of :func:`trainable_parts` as a Markdown table, with the total."""
+    total = Part(
+        _TOTAL, sum(part.parameters for part in parts), sum(part.trainable for part in parts)
+    )
+    rows = [(part.name, f"{part.parameters:,}", f"{part.trainable:,}") for part in (*parts, total)]
+    headers = ("part", "parameters", "trainable")
+    align = ("left", "right", "right")
+    return tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True)
+
+
+def _part_of(module: str) -> str:
+    for name, prefixes in _PARTS:
+        if module.startswith(prefixes):
+            return name
+    return module.partition(".")[0]

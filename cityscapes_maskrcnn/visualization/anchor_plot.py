@@ -1,0 +1,140 @@
+"""Boxes with anchors drawn over them, and how well the anchors fit, as one picture."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+from cityscapes_maskrcnn.modeling.anchors import DETECTRON2_DEFAULT, Anchors, Floats, best_iou
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
+
+_INK, _GRID = "#222222", "#dddddd"
+_BEFORE, _AFTER = "#8a8a8a", "#D55E00"  # grey, and a red of Okabe and Ito's palette
+_BLUES = ("#eaf2f9", "#9ac4e3", "#2b7bba", "#0b4a86")  # few to many boxes
+
+
+def plot_anchors(boxes: npt.ArrayLike, anchors: Anchors, output: str | os.PathLike[str]) -> None:
+    """Draw boxes by width and height, fitted and default anchors, and histograms of the best IoU.
+
+    Args:
+        boxes: width and height in pixels at network scale, shape (N, 2).
+        anchors: the fitted anchors.
+        output: the PNG file; it appears only when it is complete.
+
+    Raises:
+        InputError: no boxes, or boxes without area; or ``output`` cannot be written.
+    """
+    given = np.asarray(boxes, np.float64)
+    before, after = best_iou(given, DETECTRON2_DEFAULT), best_iou(given, anchors)
+    figure = Figure(figsize=(12, 5.6), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _plot_shapes(figure, left, given, anchors)
+    _plot_ious(right, before, after)
+    try:
+        with atomic_write(output) as file:
+            figure.savefig(file, format="png", dpi=120)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+
+
+def _plot_shapes(figure: Figure, axis: Axes, boxes: Floats, anchors: Anchors) -> None:
+    shapes, default = anchors.shapes(), DETECTRON2_DEFAULT.shapes()
+    # The same range in both directions: squares lie on the diagonal. A few odd boxes do not set it.
+    everything = np.concatenate(
+        [np.percentile(boxes, [0.1, 99.9]), shapes.ravel(), default.ravel()]
+    )
+    low, high = everything.min() / 1.25, everything.max() * 1.25
+    span = (np.log10(low), np.log10(high))
+    inside = ((boxes > low) & (boxes < high)).all(axis=1)
+    cells = axis.hexbin(
+        *boxes[inside].T,
+        xscale="log",
+        yscale="log",
+        gridsize=(44, 26),
+        extent=(*span, *span),
+        bins="log",
+        mincnt=1,
+        cmap=LinearSegmentedColormap.from_list("blues", _BLUES),
+        linewidths=0.2,
+    )
+    bar = figure.colorbar(cells, ax=axis, pad=0.01, aspect=35, format="{x:g}")
+    bar.set_label("boxes in a cell", color=_INK, fontsize=9)
+    bar.ax.spines["outline"].set_visible(False)
+    bar.ax.tick_params(colors=_INK, labelsize=8)
+    axis.plot([low, high], [low, high], color=_INK, linewidth=0.7, linestyle=(0, (1, 4)))
+    axis.plot(
+        *default.T, "x", color=_INK, markersize=7, markeredgewidth=1.4, label="Detectron2's default"
+    )
+    by_size = shapes.reshape(len(anchors.sizes), -1, 2)
+    for level, line in zip(anchors.sizes, by_size, strict=True):
+        axis.plot(*line.T, color=_AFTER, linewidth=1.2, zorder=3)
+        # To the right of the widest anchor of the size.
+        axis.annotate(
+            f"{level:g}",
+            line[0],
+            xytext=(7, -4),
+            textcoords="offset points",
+            color=_AFTER,
+            fontsize=10,
+            fontweight="bold",
+            bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.75, "lw": 0},
+            zorder=5,
+        )
+    axis.plot(
+        *shapes.T,
+        "o",
+        color=_AFTER,
+        markersize=8,
+        markeredgecolor="white",
+        markeredgewidth=1.2,
+        label="fitted, with their sizes",
+        zorder=4,
+    )
+    axis.set_xlim(low, high)
+    axis.set_ylim(low, high)
+    axis.set_aspect("equal")
+    ticks = [number for number in 2.0 ** np.arange(0, 16) if low <= number <= high]
+    for one in (axis.xaxis, axis.yaxis):
+        one.set_major_locator(FixedLocator(ticks))
+        one.set_minor_locator(NullLocator())
+        one.set_major_formatter("{x:g}")
+    axis.set_xlabel("width, pixels of the network's input", color=_INK)
+    axis.set_ylabel("height, pixels of the network's input", color=_INK)
+    _finish(axis, f"{len(boxes):,} boxes and the anchors")
+    axis.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
+
+
+def _plot_ious(axis: Axes, before: Floats, after: Floats) -> None:
+    edges = np.linspace(0, 1, 26).tolist()
+    for ious, color, name in (
+        (before, _BEFORE, "Detectron2's default"),
+        (after, _AFTER, "fitted"),
+    ):
+        weights = np.full(len(ious), 1 / len(ious))
+        label = f"{name}: mean {ious.mean():.3f}"
+        axis.hist(ious, edges, weights=weights, color=color, alpha=0.25)
+        axis.hist(ious, edges, weights=weights, color=color, histtype="step", lw=1.8, label=label)
+        axis.axvline(float(ious.mean()), color=color, linewidth=1.4, linestyle="--")
+    axis.set_xlim(0, 1)
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_xlabel("IoU of a box with the anchor that fits it best", color=_INK)
+    axis.set_ylabel("share of the boxes", color=_INK)
+    _finish(axis, "How well they fit")
+    axis.legend(loc="upper left", frameon=False, fontsize=10)
+
+
+def _finish(axis: Axes, title: str) -> None:
+    axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    axis.grid(color=_GRID, linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(colors=_INK, labelsize=9)

@@ -1,0 +1,61 @@
+#!/usr/bin/env python
+"""Fit anchors to the boxes of a dataset by k-means, and show how well they fit."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.engine.anchor_fitting import dataset_boxes
+from cityscapes_maskrcnn.engine.anchor_report import check_output, write_anchor_report
+from cityscapes_maskrcnn.modeling.anchors import fit_anchors, read_boxes
+from cityscapes_maskrcnn.utils.run import run_tool
+
+CONFIG = Path(__file__).parents[1] / "configs" / "Base-MaskRCNN-R50-FPN.yaml"
+EXAMPLES = """
+examples:
+  for the images as the recipe's configs resize them:
+    tools/cluster_anchors.py --dataset cityscapes_instance_train --output output/anchors.yaml
+  for smaller images:
+    tools/cluster_anchors.py --dataset cityscapes_instance_train --output output/anchors.yaml \\
+        INPUT.MIN_SIZE_TEST 512 INPUT.MAX_SIZE_TEST 1024
+  for boxes of your own, each a line "width,height" in pixels of the network's input:
+    tools/cluster_anchors.py --boxes boxes.csv --output output/anchors.yaml
+beside anchors.yaml, a fragment to merge into a config, are anchors.png and anchors.json
+"""
+
+
+def main() -> None:
+    """Gather the boxes, fit, write, and print how well the anchors fit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", metavar="NAME", help="such as cityscapes_instance_train")
+    source.add_argument("--boxes", metavar="CSV", help="a file of width,height lines")
+    add = parser.add_argument
+    add("--config-file", default=str(CONFIG), metavar="FILE", help="says how images are resized")
+    add("--num-sizes", type=int, default=5, metavar="N", help="one a pyramid level (default: 5)")
+    add("--num-ratios", type=int, default=3, metavar="N", help="anchors in a cell (default: 3)")
+    add("--seed", type=int, default=0, metavar="S", help="of the clustering (default: 0)")
+    add("--output", required=True, metavar="YAML", help="the config fragment to write")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    args = parser.parse_args()
+
+    check_output(args.output)
+    size = build_config(args.config_file, args.opts).INPUT
+    if args.boxes:
+        boxes, origin = read_boxes(args.boxes), args.boxes
+    else:
+        boxes = dataset_boxes(args.dataset, size.MIN_SIZE_TEST, size.MAX_SIZE_TEST)
+        origin = f"{args.dataset}, shorter side {size.MIN_SIZE_TEST}, longer {size.MAX_SIZE_TEST}"
+    anchors = fit_anchors(boxes, args.num_sizes, args.num_ratios, args.seed)
+    table = write_anchor_report(boxes, anchors, args.output, origin)
+    print(f"sizes {anchors.sizes}, height/width {anchors.ratios}")
+    print(f"{table}\n{args.output} is written; the table goes from Detectron2's default to these")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
