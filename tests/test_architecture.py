@@ -46,6 +46,9 @@ WITHOUT_DETECTRON2 = [
     "evaluation.coco_ap",
     "evaluation.pixel_iou",
     "modeling.drift",
+    "modeling.anchors",
+    "modeling.thresholds",
+    "visualization.anchor_plot",
 ]
 
 
