@@ -122,7 +122,7 @@ def test_anchors_in_the_config_are_used(tmp_path: Path) -> None:
     generator = build_anchor_generator(cfg, levels)
     assert type(generator).__name__ == "KMeansAnchorGenerator"
     assert generator.num_anchors == [3] * 5
-    first = [*generator.cell_anchors][0][0]
+    first = next(iter(generator.cell_anchors))[0]
     # 11 pixels, 0.6 times as high as wide.
     width, height = 11 / 0.6**0.5, 11 * 0.6**0.5
     assert first.tolist() == pytest.approx([-width / 2, -height / 2, width / 2, height / 2])

@@ -27,7 +27,7 @@ MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8 MODEL.RPN.POST_NMS_TOPK_TRAIN 20
 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MAX_SIZE_TRAIN 128 INPUT.MIN_SIZE_TEST 64
 SOLVER.IMS_PER_BATCH 2 SOLVER.EPOCHS 0 SOLVER.CHECKPOINT_EPOCHS 0 SOLVER.MAX_ITER 2
 SOLVER.WARMUP_ITERS 0 SOLVER.BASE_LR 0.01 TEST.EVAL_EPOCHS 0 DATALOADER.NUM_WORKERS 0
-""".split()
+"""
 
 
 def config(root: Path, output: Path, *options: object) -> CfgNode:
@@ -35,7 +35,7 @@ def config(root: Path, output: Path, *options: object) -> CfgNode:
     os.environ["DETECTRON2_DATASETS"] = str(root)
     try:
         last = ["MODEL.WEIGHTS", "", "DATASETS.TEST", "()", "OUTPUT_DIR", str(output)]
-        cfg = build_config(str(CONFIG), [*TINY, *last, *map(str, options)])
+        cfg = build_config(str(CONFIG), [*TINY.split(), *last, *map(str, options)])
     finally:
         os.environ.pop("DETECTRON2_DATASETS")
         if before is not None:
@@ -125,7 +125,7 @@ def test_the_parts_are_all_of_the_model(small_root: Path, tmp_path: Path) -> Non
     assert [part.trainable == 0 for part in frozen] == [True] * 5 + [False] * 4
     # The stem: 4 x 3 x 7 x 7 weights, 4 + 4 of its normalisation.
     assert parts[0].parameters == 588 + 8
-    assert format_parts(parts[:1]).splitlines()[-1].split() == "| total | 596 | 596 |".split()
+    assert format_parts(parts[:1]).splitlines()[-1].count(" 596 |") == 2
 
 
 def test_other_parts_get_their_own_names() -> None:
@@ -138,7 +138,8 @@ def test_other_parts_get_their_own_names() -> None:
 def test_no_fpn_to_freeze(small_root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"MODEL\.FPN\.FREEZE: the model has no feature pyramid"):
         freeze_fpn(nn.Linear(1, 1))
-    model = Trainer.build_model(config(small_root, tmp_path, "MODEL.FPN.NORM", "GN"))
+    keys = ("MODEL.FPN.NORM", "GN", "MODEL.FPN.OUT_CHANNELS", 32)
+    model = Trainer.build_model(config(small_root, tmp_path, *keys))
     freeze_fpn(model)  # GroupNorm has no statistics: its weights stop to be trained, that is all
     layers = [module for name, module in model.named_modules() if of_fpn(name)]
     assert not any(isinstance(layer, FrozenBatchNorm2d) for layer in layers)
