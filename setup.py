@@ -39,8 +39,12 @@ setup(
         "tabulate>=0.9",
         "safetensors>=0.4",
         "PyYAML>=6",
+        "optuna>=4.9",
+        "scikit-learn>=1.5",
     ],
     extras_require={
+        # A search by many workers on many machines; SQLite, for one machine, needs nothing.
+        "postgres": ["psycopg[binary]>=3.1"],
         "dev": ["pytest", "pytest-xdist", "ruff", "mypy"],
     },
 )

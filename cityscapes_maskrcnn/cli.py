@@ -53,7 +53,7 @@ def argument_parser(description: str, epilog: str | None = None) -> argparse.Arg
 
 
 def build_config(config_file: str, opts: list[str]) -> CfgNode:
-    """Register the datasets and merge defaults, config file and command line.
+    """Register the datasets and merge defaults, config file, ``INCLUDE`` files and command line.
 
     Args:
         config_file: a yaml file; ``model_zoo://Cityscapes/mask_rcnn_R_50_FPN.yaml`` and the like
@@ -66,7 +66,8 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
 
     Raises:
         InputError: no such file, not yaml, a key that does not exist, a value of the wrong type,
-            an unknown dataset, matching thresholds that make no sense.
+            an unknown dataset, matching thresholds that make no sense. Of the files of ``INCLUDE``
+            too.
     """
     register_all(dataset_root())
     cfg = get_cfg()
@@ -75,12 +76,12 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
         _merge_file(cfg, find_config(config_file))
     if len(opts) % 2:
         raise InputError(f"config options come as KEY VALUE pairs; one is incomplete in: {opts}")
-    for key, value in zip(opts[0::2], opts[1::2], strict=True):
-        try:
-            cfg.merge_from_list([key, value])
-        except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(_explain(cfg, error, f"command line, {key} {value}", key)) from error
-    check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    options = list(zip(opts[0::2], opts[1::2], strict=True))
+    # Which files to include may be said on the command line, whose other keys come after them.
+    _merge_options(cfg, [(key, value) for key, value in options if key == "INCLUDE"])
+    _merge_includes(cfg)
+    _merge_options(cfg, [(key, value) for key, value in options if key != "INCLUDE"])
+    check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON])
     check_thresholds(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -237,6 +238,25 @@ def _merge_file(cfg: CfgNode, config_file: Path) -> None:
         raise InputError(f"{config_file}: cannot be read: {error}") from error
     except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
         raise InputError(_explain(cfg, error, str(config_file))) from error
+
+
+def _merge_includes(cfg: CfgNode) -> None:
+    """Merge the files that ``INCLUDE`` names and empty it: what is saved needs them no longer."""
+    names, cfg.INCLUDE = tuple(cfg.INCLUDE), ()
+    for name in names:
+        if not Path(str(name)).is_file():
+            raise InputError(f"INCLUDE {name}: no such file")
+        _merge_file(cfg, Path(str(name)))
+        if cfg.INCLUDE:
+            raise InputError(f"{name}: an included file cannot include others; name them all")
+
+
+def _merge_options(cfg: CfgNode, options: list[tuple[str, str]]) -> None:
+    for key, value in options:
+        try:
+            cfg.merge_from_list([key, value])
+        except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(_explain(cfg, error, f"command line, {key} {value}", key)) from error
 
 
 def _explain(cfg: CfgNode, error: Exception, where: str, key: str = "") -> str:

@@ -13,6 +13,12 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     Args:
         cfg: the config to extend, in place.
     """
+    # ---- More files ---------------------------------------------------------------------------
+    # Yaml files, merged in this order after the config file and before the rest of the command
+    # line: best.yaml of a search, anchors.yaml. Paths are relative to the working directory. The
+    # saved OUTPUT_DIR/config.yaml has everything merged and an empty INCLUDE: it loads anywhere.
+    cfg.INCLUDE = ()
+
     # ---- Length of training, in passes over DATASETS.TRAIN ------------------------------------
     # One epoch is ceil(images / SOLVER.IMS_PER_BATCH) iterations, counting the images that are
     # left after DATALOADER.FILTER_EMPTY_ANNOTATIONS. At start-up these keys are turned into
@@ -79,6 +85,16 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Probability with which a channel value is dropped after the pyramid, in training.
     cfg.MODEL.SEM_SEG_HEAD.ASPP_DROPOUT = 0.5
 
+    # ---- What a model has seen ----------------------------------------------------------------
+    # Every checkpoint carries the names of the datasets, and a digest of each image, that it and
+    # the weights it started from were trained or tuned on.
+    # Datasets whose scores chose settings of this config, such as those of a search. DATASETS.TRAIN
+    # counts by itself, and so does DATASETS.TEST with early stopping or ReduceLROnPlateau.
+    cfg.DATASETS.TUNED_ON = ()
+    # False: scoring a model on images that it has seen is an error; so is training on images of
+    # DATASETS.TEST. True: it is done, and the log and scores.json say so.
+    cfg.TEST.ALLOW_SEEN_IMAGES = False
+
     # ---- Anchors: MODEL.ANCHOR_GENERATOR.NAME "KMeansAnchorGenerator" ------------------------
     # It uses SIZES and ASPECT_RATIOS as they are. With SIZES [] both are fitted by k-means to the
     # boxes of DATASETS.TRAIN at the size of inference, one size for each level of RPN.IN_FEATURES,
@@ -97,3 +113,91 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Measure the training losses on DATASETS.TEST too, every TEST.EVAL_PERIOD iterations: scalars
     # "validation/total_loss", "validation/loss_mask", ... beside the training losses.
     cfg.TEST.VALIDATION_LOSS = False
+
+    _add_search_config(cfg)
+
+
+def _add_search_config(cfg: CfgNode) -> None:
+    """Add what ``tools/tune.py`` reads: the search space, and how trials are run and judged."""
+    cfg.SEARCH = CfgNode()
+    # The score of a trial, as named in metrics.json; the larger the better. "segm/AP": official.
+    cfg.SEARCH.OBJECTIVE = "segm/AP"
+
+    # ---- Search space: a node for each parameter; its name is the parameter's in the study ----
+    # A yaml file may add nodes with any other name. Every node has:
+    #   ENABLED  whether the parameter is searched. False: the config's own value is used.
+    #   KEY      the config key that it sets. Empty for those below whose values
+    #            recipe/search_space.py turns into config keys.
+    #   TYPE     "float" or "int": a number from LOW to HIGH (both included); "categorical": one
+    #            of CHOICES, which are numbers, strings or True and False.
+    #   LOG      True: drawn evenly on a logarithmic scale.
+    #   FIRST    its value in the first trial. None: drawn.
+    # Anything may be changed by yaml or on the command line, for instance
+    # SEARCH.PARAMETERS.fg_iou_thresh.HIGH 0.6 SEARCH.PARAMETERS.base_lr.ENABLED True.
+    cfg.SEARCH.PARAMETERS = CfgNode(new_allowed=True)
+    space = cfg.SEARCH.PARAMETERS
+    # The first values are the best of 42 trials on Cityscapes.
+    # IoU from which a proposal is foreground for the box head. From half of it on, candidates are
+    # ignored; below, background: ROI_HEADS.IOU_THRESHOLDS [fg / 2, fg], IOU_LABELS [0, -1, 1].
+    space.fg_iou_thresh = _parameter("float", 0.3, 0.7, first=0.4154)
+    # IoU from which an anchor is foreground, and below which it is background, for the RPN:
+    # RPN.IOU_THRESHOLDS [negative, positive]; between them it is ignored.
+    space.rpn_positive_iou_thresh = _parameter("float", 0.6, 0.9, first=0.7889)
+    space.rpn_negative_iou_thresh = _parameter("float", 0.1, 0.4, first=0.2198)
+    # Whether the FPN's parameters are updated: FPN.FREEZE is its opposite.
+    space.fpn_grad_flow = _parameter("categorical", choices=(True, False), first=True)
+    # More that can be switched on: learning rate and weight decay (without a unit), and whether
+    # anchors are fitted to the boxes of DATASETS.TRAIN (False: those of the config).
+    space.base_lr = _parameter("float", 1e-5, 1e-3, log=True, key="SOLVER.BASE_LR", enabled=False)
+    space.weight_decay = _parameter(
+        "float", 1e-6, 1e-2, log=True, key="SOLVER.WEIGHT_DECAY", enabled=False
+    )
+    space.kmeans_anchors = _parameter("categorical", choices=(True, False), enabled=False)
+
+    # ---- Pruning: ending a trial early when its score after an evaluation is low ---------------
+    # The first trials that finish are never pruned, so that there is something to compare with.
+    cfg.SEARCH.PRUNER = CfgNode()
+    cfg.SEARCH.PRUNER.STARTUP_TRIALS = 4
+    # Evaluations after which a trial is never pruned: its first ones may say little.
+    cfg.SEARCH.PRUNER.WARMUP_EVALUATIONS = 0
+    # A trial goes on if its best score so far is among this share, in percent, of the scores
+    # that the completed trials had after as many iterations. 50: the median.
+    cfg.SEARCH.PRUNER.KEEP_PERCENT = 50.0
+
+    # ---- Running trials -----------------------------------------------------------------------
+    # Draws of the sampler follow from SEED and the number of the trial, whoever runs it.
+    # Trials drawn at random before the sampler learns from the results.
+    cfg.SEARCH.RANDOM_TRIALS = 10
+    # A worker gives up when this many of its trials in a row failed: the config is broken.
+    cfg.SEARCH.MAX_FAILURES = 3
+    # Minutes without a line of log after which a trial is ended as failed. 0: never.
+    cfg.SEARCH.STALL_MINUTES = 60.0
+    # Seconds between two signs of life of a worker. After three of them without one it counts as
+    # killed, and another worker takes over its trial. Workers of one study should agree.
+    cfg.SEARCH.HEARTBEAT_SECONDS = 30
+
+
+def _parameter(
+    kind: str,
+    low: float = 0.0,
+    high: float = 0.0,
+    *,
+    log: bool = False,
+    choices: tuple[object, ...] = (),
+    first: object = None,
+    key: str = "",
+    enabled: bool = True,
+) -> CfgNode:
+    """Make the node of one searched parameter; the comments above explain its keys."""
+    return CfgNode(
+        {
+            "ENABLED": enabled,
+            "KEY": key,
+            "TYPE": kind,
+            "LOW": low,
+            "HIGH": high,
+            "LOG": log,
+            "CHOICES": choices,
+            "FIRST": first,
+        }
+    )

@@ -36,6 +36,7 @@ WITHOUT_DETECTRON2 = [
     "data.annotations",
     "data.annotation_cache",
     "data.partitions",
+    "data.provenance",
     "data.synthetic",
     "data.tree_check",
     "modeling.deeplab_weights",

@@ -42,7 +42,7 @@ class _Dataset(NamedTuple):
         task: ``"instance"`` or ``"semantic"``.
         split: folder below ``leftImg8bit`` and the annotations.
         annotations: ``"gtFine"``, ``"gtCoarse"``, or None for images without labels.
-        part: (part, parts), or None for the whole split.
+        part: (part, parts), or None for the whole split. ((3, 4), 4): parts 3 and 4 of 4.
         cities: the cities to take, or None for all.
         else_split: the split to take a city from that ``split`` has not.
     """
@@ -50,7 +50,7 @@ class _Dataset(NamedTuple):
     task: str
     split: str
     annotations: str | None
-    part: tuple[int, int] | None = None
+    part: tuple[int | tuple[int, ...], int] | None = None
     cities: tuple[str, ...] | None = None
     else_split: str | None = None
 
@@ -72,6 +72,8 @@ _DATASETS: Final[dict[str, _Dataset]] = {
         for split, parts in [("train", TRAIN_PARTS), ("val", VAL_PARTS)]
         for part in range(1, parts + 1)
     },
+    # What no stage trains on or is tuned on; two names would be scored one by one.
+    "cityscapes_instance_val_part3and4of4": _Dataset("instance", "val", "gtFine", ((3, 4), 4)),
     "cityscapes_coarse_semantic_pretrain": _Dataset(
         "semantic", "train_extra", "gtCoarse", cities=PRETRAIN_CITIES, else_split="train"
     ),
@@ -199,8 +201,13 @@ def _load(name: str, dataset: _Dataset, root: str) -> list[DatasetDict]:
     def take_part(image_ids: Sequence[str]) -> Sequence[str]:
         if dataset.part is None:
             return image_ids
+        chosen, parts = dataset.part
         try:
-            return partition(image_ids, *dataset.part)
+            return sorted(
+                image_id
+                for part in ((chosen,) if isinstance(chosen, int) else chosen)
+                for image_id in partition(image_ids, part, parts)
+            )
         except InputError as error:
             raise InputError(f"{name}: {error} in {image_dir}") from error
 

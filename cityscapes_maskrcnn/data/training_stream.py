@@ -53,6 +53,11 @@ class TrainingStream(IterableDataset[Any]):
         #: Batches of this process that earlier runs have used up; set it before iterating.
         self.start_batch = 0
 
+    @property
+    def num_images(self) -> int:
+        """Number of images, the length of an epoch."""
+        return len(self._dicts)
+
     def positions(self, worker: int = 0, num_workers: int = 1) -> Iterator[int]:
         """Positions that one worker of this process loads, in order.
 

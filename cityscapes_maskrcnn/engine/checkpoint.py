@@ -17,6 +17,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from cityscapes_maskrcnn.data.provenance import UsedData, from_plain, to_plain
 from cityscapes_maskrcnn.modeling.deeplab_weights import find_resnet, translate
 from cityscapes_maskrcnn.modeling.weight_files import (
     TORCHVISION_SCHEME,
@@ -56,6 +57,8 @@ class SafeCheckpointer(DetectionCheckpointer):
       the log (:mod:`cityscapes_maskrcnn.modeling.deeplab_weights`).
     * A tensor of another shape is an error, except for the parameters named in
       ``MODEL.WEIGHTS_MAY_DIFFER``; so is a file of which no tensor fits the model.
+    * A checkpoint carries the list of images that the model and its ancestors have seen
+      (:mod:`cityscapes_maskrcnn.data.provenance`).
 
     Args:
         model: the model, plain or wrapped by DistributedDataParallel.
@@ -78,6 +81,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._may_differ = tuple(may_differ)
         self._allow_pickle = tuple(allow_pickle)
         self._path = ""
+        #: What the model has seen; loading replaces it by the file's list, saving writes it.
+        self.history: tuple[UsedData, ...] = ()
         self.logger = logging.getLogger(__name__)
 
     def save(self, name: str, **extra: Any) -> None:
@@ -92,7 +97,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
+        data = {"model": self.model.state_dict(), "history": to_plain(self.history)}
         data.update((key, item.state_dict()) for key, item in self.checkpointables.items())
         data.update(extra)
         path = Path(self.save_dir) / f"{name}.pth"
@@ -137,9 +142,11 @@ class SafeCheckpointer(DetectionCheckpointer):
             path = str(fetch_torchvision(path))
         is_local = bool(path) and "://" not in path
         if is_local and not os.path.isfile(path.partition("?")[0]):  # noqa: PTH113
-            raise InputError(f"{path}: no such file; MODEL.WEIGHTS must name a checkpoint")
+            raise InputError(_no_such_file(path))
         try:
-            return super().load(path, checkpointables)
+            rest = super().load(path, checkpointables)
+            self.history = from_plain(rest.get("history"), path)
+            return rest
         except InputError:
             raise
         except ValueError as error:
@@ -240,6 +247,17 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{self._path}: weights of another ResNet than the model's: "
                 f"{len(extra)} of its tensors, first {extra[0]}, do not fit"
             )
+
+
+def _no_such_file(path: str) -> str:
+    """Say that weights are missing and, for those of an earlier stage, how they are made."""
+    stage = re.fullmatch(r"stage_\d+", Path(path).parent.name)
+    if not stage:
+        return f"{path}: no such file; MODEL.WEIGHTS must name a checkpoint"
+    return (
+        f"{path}: no such file; it is what {stage.group()} ends with: train that first, with "
+        f"OUTPUT_DIR {Path(path).parent}, or name another checkpoint in MODEL.WEIGHTS"
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -39,6 +39,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED, merge
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
@@ -49,7 +50,9 @@ from cityscapes_maskrcnn.engine.hooks import (
     SeedEveryStep,
     StopOnSignal,
 )
+from cityscapes_maskrcnn.engine.provenance import data_of_run, refuse_seen_images
 from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
+from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
 from cityscapes_maskrcnn.engine.validation import ValidationLoss
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
@@ -118,9 +121,14 @@ class Trainer(DefaultTrainer):
             resume: continue from the last checkpoint if there is one.
 
         Raises:
-            InputError: see :meth:`SafeCheckpointer.load`.
+            InputError: see :meth:`SafeCheckpointer.load`; or the model has been, or would be,
+                trained on images of ``DATASETS.TEST``.
         """
         super().resume_or_load(resume)
+        history = merge(self.checkpointer.history, data_of_run(self.cfg))
+        self.checkpointer.history = history
+        # What is scored while training may steer it, but the weights must not know it by heart.
+        refuse_seen_images(self.cfg, history, roles=(TRAINED,))
         self.stream.start_batch = self.start_iter
         for hook in self._hooks:
             if isinstance(hook, SeedEveryStep):
@@ -211,6 +219,7 @@ class Trainer(DefaultTrainer):
             # Writers come after everything that produces numbers ...
             hooks.PeriodicWriter(self.build_writers(), period=20) if main_process else None,
             DriftReport(Path(cfg.OUTPUT_DIR)) if cfg.SOLVER.DRIFT_REPORT and main_process else None,
+            RunSummary(cfg, self.stream.num_images) if main_process else None,
             # ... and leaving comes last.
             StopOnSignal(self.checkpointer),
         ]
@@ -232,7 +241,8 @@ class Trainer(DefaultTrainer):
             The results on the main process, an empty dict on others.
 
         Raises:
-            InputError: there are no weights or no dataset to score on.
+            InputError: there are no weights or no dataset to score on, or the model has seen
+                images of it.
         """
         if not cfg.DATASETS.TEST:
             raise InputError("DATASETS.TEST is empty: name a dataset to score on")
@@ -246,8 +256,10 @@ class Trainer(DefaultTrainer):
         if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
             raise InputError("MODEL.WEIGHTS is empty: name the checkpoint to score")
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        seen = refuse_seen_images(cfg, checkpointer.history, roles=(TRAINED, TUNED))
         results = cls.test(cfg, model)
         if comm.is_main_process():
+            write_scores(cfg, cfg.MODEL.WEIGHTS, without_nan(results), seen)
             verify_results(cfg, results)
         return results
 

@@ -98,8 +98,15 @@ class ValidationLoss(HookBase):
     def after_step(self) -> None:
         """Measure where the period or the training ends."""
         done = self.trainer.iter + 1
-        if done != self.trainer.max_iter and not (self._period > 0 and done % self._period == 0):
-            return
+        if done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0):
+            self._measure()
+
+    def after_train(self) -> None:
+        """Measure again what a run that was killed after its last step did not get to write."""
+        if self.trainer.start_iter >= self.trainer.max_iter:
+            self._measure()
+
+    def _measure(self) -> None:
         losses = validation_losses(self.trainer.model, self._build_loader())
         if losses and comm.is_main_process():
             logging.getLogger(__name__).info(

@@ -1,0 +1,73 @@
+"""What a run uses its data for, and the refusal to score a model on images that it has seen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from cityscapes_maskrcnn.data.provenance import (
+    TRAINED,
+    TUNED,
+    SeenImages,
+    UsedData,
+    find_seen,
+    used_data,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def data_of_run(cfg: CfgNode) -> list[UsedData]:
+    """Say what training with a config uses, and what for.
+
+    Args:
+        cfg: reads ``DATASETS.TRAIN`` (trained on), ``DATASETS.TUNED_ON`` (tuned on) and
+            ``DATASETS.TEST``, which is tuned on where its validation loss steers the run: with
+            early stopping, or a learning rate that follows it. Watching alone is no tuning.
+    """
+    tuned = list(cfg.DATASETS.TUNED_ON)
+    if cfg.SOLVER.EARLY_STOPPING.ENABLED or cfg.SOLVER.LR_SCHEDULER_NAME == "ReduceLROnPlateau":
+        tuned += cfg.DATASETS.TEST
+    names = [(name, TRAINED) for name in cfg.DATASETS.TRAIN]
+    names += [(name, TUNED) for name in dict.fromkeys(tuned)]
+    return [used_data(name, role, _image_ids(name)) for name, role in names]
+
+
+def refuse_seen_images(
+    cfg: CfgNode, history: Iterable[UsedData], roles: Collection[str]
+) -> list[SeenImages]:
+    """Make sure that a model is scored on images that it has not seen.
+
+    Args:
+        cfg: reads ``DATASETS.TEST`` and ``TEST.ALLOW_SEEN_IMAGES``.
+        history: of the model.
+        roles: ``("trained",)`` during training, whose scores may steer it; both for a final score.
+
+    Returns:
+        What was seen; not empty only if ``TEST.ALLOW_SEEN_IMAGES`` is set.
+
+    Raises:
+        InputError: it has seen some, and that is not allowed.
+    """
+    history = list(history)
+    seen = [
+        entry
+        for name in cfg.DATASETS.TEST
+        for entry in find_seen(history, name, _image_ids(name), roles)
+    ]
+    if not seen:
+        return []
+    said = "; ".join(map(str, seen))
+    if not cfg.TEST.ALLOW_SEEN_IMAGES:
+        raise InputError(
+            f"the model has seen what it shall be scored on: {said}. Name other images in "
+            "DATASETS.TEST, or set TEST.ALLOW_SEEN_IMAGES True for a score that says so"
+        )
+    logging.getLogger(__name__).warning("These scores are of images the model has seen: %s", said)
+    return seen
+
+
+def _image_ids(dataset: str) -> list[str]:
+    return [str(image["image_id"]) for image in DatasetCatalog.get(dataset)]

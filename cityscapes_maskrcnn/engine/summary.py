@@ -1,0 +1,125 @@
+"""What a finished run and a finished evaluation leave for the performance table."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase
+
+from cityscapes_maskrcnn.data.provenance import SeenImages
+from cityscapes_maskrcnn.utils.files import atomic_write
+
+SUMMARY_FILE = "summary.json"
+SCORES_FILE = "scores.json"
+
+
+class RunSummary(HookBase):
+    """Write ``OUTPUT_DIR/summary.json`` when training got to its end; main process only.
+
+    It holds ``train`` (names of datasets), ``images`` (trained on in an epoch), ``iterations``,
+    ``epochs``, ``parameters``, ``trainable_parameters``, ``seconds`` (training with its evaluations
+    and checkpoints; what a killed run did after its last checkpoint is not counted),
+    ``peak_memory_bytes`` and ``memory`` (which: ``"GPU"``, allocated by the main process, or
+    ``"RAM"``, resident, of the main process).
+
+    Args:
+        cfg: the frozen config.
+        images: number of images of an epoch.
+    """
+
+    def __init__(self, cfg: CfgNode, images: int) -> None:
+        self._cfg = cfg
+        self._images = images
+        self._seconds_before = 0.0
+        self._peak_before = 0
+        self._start = time.monotonic()
+
+    def before_train(self) -> None:
+        """Start the clock."""
+        self._start = time.monotonic()
+
+    def after_train(self) -> None:
+        """Write the file."""
+        if self.trainer.iter < self.trainer.max_iter:
+            return
+        model = self.trainer.model
+        sizes = [(each.numel(), each.requires_grad) for each in model.parameters()]
+        iterations = self.trainer.iter
+        state = self.state_dict()
+        write_json(
+            Path(self._cfg.OUTPUT_DIR) / SUMMARY_FILE,
+            {
+                "train": list(self._cfg.DATASETS.TRAIN),
+                "images": self._images,
+                "iterations": iterations,
+                "epochs": round(iterations * self._cfg.SOLVER.IMS_PER_BATCH / self._images, 3),
+                "parameters": sum(size for size, _ in sizes),
+                "trainable_parameters": sum(size for size, trainable in sizes if trainable),
+                "seconds": round(state["seconds"], 1),
+                "peak_memory_bytes": state["peak_memory_bytes"],
+                "memory": "GPU" if _on_gpu(model) else "RAM",
+            },
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep what a resumed run adds to."""
+        return {
+            "seconds": self._seconds_before + time.monotonic() - self._start,
+            "peak_memory_bytes": max(self._peak_before, _peak_memory(self.trainer.model)),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what earlier parts of the run needed."""
+        self._seconds_before = float(state["seconds"])
+        self._peak_before = int(state["peak_memory_bytes"])
+
+
+def write_scores(
+    cfg: CfgNode, weights: str, results: Mapping[str, Any], seen: Iterable[SeenImages]
+) -> None:
+    """Write ``OUTPUT_DIR/scores.json``, the score of a checkpoint.
+
+    Args:
+        cfg: the frozen config.
+        weights: the file that was scored.
+        results: Detectron2's results without NaN, in percent: by task, and before that by dataset
+            if there are several.
+        seen: the images of ``DATASETS.TEST`` that the model has seen.
+    """
+    names = tuple(cfg.DATASETS.TEST)
+    by_dataset = {names[0]: results} if len(names) == 1 else results
+    content = {
+        "weights": weights,
+        "datasets": {
+            name: {"images": len(DatasetCatalog.get(name)), "results": by_dataset[name]}
+            for name in names
+        },
+        "seen": [str(entry) for entry in seen],
+    }
+    write_json(Path(cfg.OUTPUT_DIR) / SCORES_FILE, content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that appears only when it is complete."""
+    with atomic_write(path, "w") as file:
+        json.dump(content, file, indent=2, allow_nan=False)
+        file.write("\n")
+
+
+def _on_gpu(model: torch.nn.Module) -> bool:
+    return next(model.parameters()).is_cuda
+
+
+def _peak_memory(model: torch.nn.Module) -> int:
+    """Peak of this process in bytes: on its GPU if the model is there, else resident in RAM."""
+    if _on_gpu(model):
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes

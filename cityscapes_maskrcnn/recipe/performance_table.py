@@ -1,0 +1,273 @@
+"""The performance table: what each stage reached and cost, beside what others have published.
+
+Official and COCO-style numbers differ a lot on the same predictions; every column says which it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tabulate import tabulate
+
+from cityscapes_maskrcnn.utils.errors import InputError
+
+COCO_SCORES: Final = ("AP", "AP50", "APs", "APm", "APl", "AR100")
+STAGES: Final = {
+    "stage_0": "0 backbone",
+    "stage_1": "1 heads",
+    "stage_2": "2 tuned",
+    "stage_3": "3 refined",
+}
+THIS_RUN: Final = "this run"
+REFERENCE: Final = "reference study"
+PUBLISHED: Final = "published"
+
+_REFERENCE_SPLIT = "val parts 3-4"
+_REFERENCE_SOURCE = "the study that this recipe follows"
+_REFERENCE_SCORES: Final = {
+    "1 heads": (27.06, 50.81, 4.97, 20.63, 46.90, 37.6),
+    "2 tuned": (27.51, 50.37, 3.60, 21.83, 46.65, 38.3),
+    "3 refined": (29.78, 52.90, 9.50, 23.52, 50.33, 40.2),
+}
+# Method, AP on val, AP on test, AP50 on test, source. The official protocol, in percent.
+_PUBLISHED: Final = (
+    ("Mask R-CNN R50-FPN, ImageNet", 31.5, 26.2, 49.9, "He et al., Mask R-CNN, ICCV 2017"),
+    ("Mask R-CNN R50-FPN, COCO", 36.4, 32.0, 58.1, "He et al., Mask R-CNN, ICCV 2017"),
+    ("Mask R-CNN R50-FPN, COCO (Detectron2)", 36.5, None, None, "Detectron2 model zoo"),
+    ("PointRend R50", 35.9, None, None, "Kirillov et al., PointRend, CVPR 2020"),
+    ("PANet", 36.5, 31.8, 57.1, "Liu et al., PANet, CVPR 2018"),
+    ("PANet, COCO", 41.4, 36.4, 63.1, "Liu et al., PANet, CVPR 2018"),
+    ("Deep Watershed Transform", None, 19.4, 35.3, "Bai and Urtasun, CVPR 2017"),
+    ("UPSNet", None, 33.0, 59.6, "Xiong et al., UPSNet, CVPR 2019"),
+    ("PolyTransform + SegFix + BPR", None, 42.7, 66.5, "Tang et al., BPR, CVPR 2021"),
+    ("Mask2Former R50", 37.4, None, None, "Cheng et al., Mask2Former, CVPR 2022"),
+    ("Mask2Former Swin-L", 43.7, None, None, "Cheng et al., Mask2Former, CVPR 2022"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. Scores are in percent; None is unknown or does not exist.
+
+    Attributes:
+        group: ``"this run"``, ``"reference study"`` or ``"published"``.
+        name: the stage or the method.
+        split: what was scored.
+        official: ``AP`` and ``AP50`` of the official protocol.
+        coco: :data:`COCO_SCORES` of the COCO-style protocol, for masks.
+        scored_images: number of images of ``split``.
+        trained_images: number of images of an epoch of training.
+        epochs: length of training.
+        trainable: number of parameters that were trained.
+        seconds: wall time of training, with its evaluations.
+        memory_bytes: peak memory of training.
+        memory: which: ``"GPU"`` or ``"RAM"``.
+        source: where the numbers are from.
+        note: what must be said about them.
+    """
+
+    group: str
+    name: str
+    split: str = ""
+    official: Mapping[str, float] = field(default_factory=dict)
+    coco: Mapping[str, float] = field(default_factory=dict)
+    scored_images: int | None = None
+    trained_images: int | None = None
+    epochs: float | None = None
+    trainable: int | None = None
+    seconds: float | None = None
+    memory_bytes: int | None = None
+    memory: str = ""
+    source: str = ""
+    note: str = ""
+
+
+def stage_rows(output: Path) -> list[Row]:
+    """Read what a chain of stages left behind.
+
+    Args:
+        output: holds ``stage_N/summary.json`` and ``scores/stage_N/scores.json``. A stage without
+            a summary has no row.
+
+    Returns:
+        One row a stage and dataset it was scored on.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    rows = []
+    for stage, name in STAGES.items():
+        summary = _read(output / stage / "summary.json")
+        if not summary:
+            continue
+        cost = {
+            "trained_images": summary["images"],
+            "epochs": summary["epochs"],
+            "trainable": summary["trainable_parameters"],
+            "seconds": summary["seconds"],
+            "memory_bytes": summary["peak_memory_bytes"],
+            "memory": summary["memory"],
+            "source": str(output / stage),
+        }
+        scores = _read(output / "scores" / stage / "scores.json")
+        seen = "; ".join(scores.get("seen", []))
+        for split, scored in scores.get("datasets", {"": {"images": None, "results": {}}}).items():
+            results = scored["results"]
+            rows.append(
+                Row(
+                    THIS_RUN,
+                    name,
+                    _short(split),
+                    _chosen(results.get("segm", {}), ("AP", "AP50")),
+                    _chosen(results.get("coco_segm", {}), COCO_SCORES),
+                    scored["images"],
+                    **cost,
+                    note=f"not honest: {seen}" if seen else "",
+                )
+            )
+    return rows
+
+
+def other_rows() -> list[Row]:
+    """The reference study's and published results, with their sources."""
+    rows = [
+        Row(
+            REFERENCE,
+            name,
+            _REFERENCE_SPLIT,
+            coco=dict(zip(COCO_SCORES, scores, strict=True)),
+            source=_REFERENCE_SOURCE,
+        )
+        for name, scores in _REFERENCE_SCORES.items()
+    ]
+    for name, val, test, test_50, source in _PUBLISHED:
+        if val is not None:
+            rows.append(Row(PUBLISHED, name, "val", {"AP": val}, source=source))
+        if test is not None and test_50 is not None:
+            official = {"AP": test, "AP50": test_50}
+            rows.append(Row(PUBLISHED, name, "test", official, source=source))
+    return rows
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Write the table for people: a section a group, and the notes below."""
+    sections = ["# Performance", "Scores in percent; - is not known or does not exist."]
+    ours = [row for row in rows if row.group == THIS_RUN]
+    if ours:
+        sections += ["## This run", _table(ours, _OUR_COLUMNS)]
+        sections += [
+            f"**{', '.join(filter(None, (row.name, row.split)))}**: {row.note}"
+            for row in ours
+            if row.note
+        ]
+    for group, title, columns in [
+        (REFERENCE, "The reference study, COCO-style protocol", _REFERENCE_COLUMNS),
+        (PUBLISHED, "Published, official protocol", _PUBLISHED_COLUMNS),
+    ]:
+        chosen = [row for row in rows if row.group == group]
+        if chosen:
+            sections += [f"## {title}", _table(chosen, columns)]
+    return "\n\n".join(sections) + "\n"
+
+
+def to_csv(rows: Iterable[Row]) -> str:
+    """Write the table for programs: one line a row, raw numbers, empty where nothing is known."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for row in rows:
+        values = (
+            *(row.group, row.name, row.split, row.scored_images),
+            *(row.official.get(name) for name in ("AP", "AP50")),
+            *(row.coco.get(name) for name in COCO_SCORES),
+            *(row.trained_images, row.epochs, row.trainable, row.seconds, row.memory_bytes),
+            *(row.memory, row.source, row.note),
+        )
+        writer.writerow("" if value is None else value for value in values)
+    return file.getvalue()
+
+
+_CSV_COLUMNS: Final = (
+    *("group", "name", "split", "scored_images", "official_AP", "official_AP50"),
+    *(f"coco_{name}" for name in COCO_SCORES),
+    *("trained_images", "epochs", "trainable_parameters", "seconds", "peak_memory_bytes"),
+    *("memory", "source", "note"),
+)
+
+
+def cell(row: Row, column: str) -> str:
+    """Format one value of a row for people.
+
+    Args:
+        row: of the table.
+        column: its heading, such as ``"COCO-style APs"``, ``"parameters trained"``, ``"time"``.
+    """
+    protocol, _, name = column.rpartition(" ")
+    if protocol in ("official", "COCO-style"):
+        score = (row.official if protocol == "official" else row.coco).get(name)
+        return "-" if score is None else f"{score:.1f}"
+    values: dict[str, str | None] = {
+        "stage": row.name,
+        "method": row.name,
+        "split": row.split or None,
+        "scored on": row.split and f"{row.split} ({row.scored_images} images)",
+        "images": None if row.trained_images is None else f"{row.trained_images:,}",
+        "epochs": None if row.epochs is None else f"{row.epochs:.3g}",
+        "parameters trained": None if row.trainable is None else f"{row.trainable / 1e6:.1f} M",
+        "time": None if row.seconds is None else _time(row.seconds),
+        "peak memory": None
+        if row.memory_bytes is None
+        else f"{row.memory_bytes / 2**30:.1f} GiB {row.memory}",
+        "source": row.source or None,
+    }
+    return values[column] or "-"
+
+
+_COCO_COLUMNS: Final = tuple(f"COCO-style {name}" for name in COCO_SCORES)
+_OUR_COLUMNS: Final = (
+    *("stage", "scored on", "official AP", "official AP50", *_COCO_COLUMNS),
+    *("images", "epochs", "parameters trained", "time", "peak memory"),
+)
+_REFERENCE_COLUMNS: Final = ("stage", "split", *_COCO_COLUMNS, "source")
+_PUBLISHED_COLUMNS: Final = ("method", "split", "official AP", "official AP50", "source")
+
+
+def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    cells = [[cell(row, column) for column in columns] for row in rows]
+    return tabulate(cells, columns, tablefmt="github", disable_numparse=True)
+
+
+def _short(dataset: str) -> str:
+    """``val parts 3-4 of 4`` for ``cityscapes_instance_val_part3and4of4``."""
+    name = dataset.removeprefix("cityscapes_instance_")
+    name = re.sub(r"_part(\d+)and(\d+)of(\d+)$", r" parts \1-\2 of \3", name)
+    return re.sub(r"_part(\d+)of(\d+)$", r" part \1 of \2", name)
+
+
+def _time(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes else f"{seconds:.0f} s"
+
+
+def _chosen(scores: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
+    return {name: float(scores[name]) for name in names if name in scores}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: is no JSON object")
+    return content

@@ -1,0 +1,115 @@
+"""What the recipe ends with: performance table, picture of overfitting, and where all is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from cityscapes_maskrcnn.recipe.performance_table import (
+    REFERENCE,
+    STAGES,
+    THIS_RUN,
+    Row,
+    cell,
+    other_rows,
+    stage_rows,
+    to_csv,
+    to_markdown,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.visualization.overfitting import plot_overfitting
+from cityscapes_maskrcnn.visualization.performance_chart import Bar, plot_performance
+from cityscapes_maskrcnn.visualization.training_curves import read_curves
+
+_PICTURE_COLUMNS = (
+    *("stage", "scored on", "official AP", "official AP50"),
+    *(f"COCO-style {name}" for name in ("AP", "AP50", "APs", "APm", "APl", "AR100")),
+    *("images", "epochs", "parameters trained", "time", "peak memory"),
+)
+
+
+def write_report(output: Path) -> str:
+    """Write ``performance.md``, ``.csv``, ``.png`` and ``overfitting.png`` for a chain of stages.
+
+    Args:
+        output: of :func:`.chain.run_chain`.
+
+    Returns:
+        The table of this run and a line for every file and folder, for the terminal.
+
+    Raises:
+        InputError: no stage is complete, or a file is damaged or cannot be written.
+    """
+    ours = stage_rows(output)
+    if not ours:
+        raise InputError(f"{output}: no stage has ended, so there is nothing to report")
+    ours = [_with_semantic_score(row, output) for row in ours]
+    rows = ours + other_rows()
+    for name, text in (("performance.md", to_markdown(rows)), ("performance.csv", to_csv(rows))):
+        try:
+            with atomic_write(output / name, "w") as file:
+                file.write(text)
+        except OSError as error:
+            raise InputError(f"{output / name}: cannot be written: {error.strerror}") from error
+    remarks = [f"{row.name}: {row.note}" for row in ours if row.note and row.coco]
+    plot_performance(
+        _PICTURE_COLUMNS,
+        [[cell(row, column) for column in _PICTURE_COLUMNS] for row in ours],
+        _bars(rows, "official"),
+        _bars(rows, "COCO-style"),
+        _size_bars(ours),
+        "; ".join(remarks),
+        output / "performance.png",
+    )
+    stages = [stage for stage in STAGES if (output / stage / "metrics.json").is_file()]
+    plot_overfitting(
+        {STAGES[stage]: read_curves(output / stage / "metrics.json") for stage in stages},
+        output / "overfitting.png",
+    )
+    places = [
+        ("Performance", output / "performance.md"),
+        ("  as a picture", output / "performance.png"),
+        ("  for programs", output / "performance.csv"),
+        ("Overfitting", output / "overfitting.png"),
+        ("Anchors", output / "anchors"),
+        ("Search", output / "search"),
+        *((f"Stage {STAGES[stage]}", output / stage) for stage in stages),
+    ]
+    found = [f"{what:<18} {where}" for what, where in places if where.exists()]
+    return "\n".join([to_markdown(ours), *found])
+
+
+def _with_semantic_score(row: Row, output: Path) -> Row:
+    """Give stage 0, which has no masks to score, its mean IoU as a note."""
+    if row.name != STAGES["stage_0"]:
+        return row
+    curve = read_curves(output / "stage_0" / "metrics.json").get("sem_seg/IoU", {})
+    if not curve:
+        return row
+    note = f"no masks; mean IoU {list(curve.values())[-1]:.1f} % on its validation images"
+    return replace(row, note=note)
+
+
+def _bars(rows: list[Row], protocol: str) -> list[Bar]:
+    """Bars for the picture: this run's stages, then others, the best first."""
+    bars: list[Bar] = []
+    for row in rows:
+        scores = row.official if protocol == "official" else row.coco
+        if "AP" in scores:
+            whose = f", {row.group}" if row.group == REFERENCE else ""
+            name = f"{row.name}{whose}, {row.split}"
+            bars.append((name, scores["AP"], row.group == THIS_RUN))
+    ours = [bar for bar in bars if bar[2]]
+    return ours + sorted((bar for bar in bars if not bar[2]), key=lambda bar: -bar[1])
+
+
+def _size_bars(ours: list[Row]) -> list[Bar]:
+    """Bars for the picture: small, medium and large objects, in each the stages of this run."""
+    sizes = {"APs": "small", "APm": "medium", "APl": "large"}
+    return [
+        (f"{size}: {row.name}", row.coco[name], True)
+        for name, size in sizes.items()
+        for row in ours
+        if name in row.coco
+    ]

@@ -1,0 +1,321 @@
+"""The steps of the recipe: what each runs, from what, into which folder.
+
+    stage_0 -> stage_1 -> anchors -> search -> stage_2 -> stage_3
+
+Each is one or two commands anybody could type; nothing is trained in this process.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from cityscapes_maskrcnn.engine.epochs import resolve_epochs, training_dicts
+from cityscapes_maskrcnn.engine.summary import SCORES_FILE
+from cityscapes_maskrcnn.recipe.step_state import COMPLETE_FILE, Step
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
+
+STEPS: Final = ("stage_0", "stage_1", "anchors", "search", "stage_2", "stage_3")
+TRAINED_STEPS: Final = ("stage_0", "stage_1", "stage_2", "stage_3")
+CONFIGS: Final = {
+    "stage_0": "stage_0_backbone.yaml",
+    "stage_1": "stage_1_heads.yaml",
+    "anchors": "stage_2_tuned.yaml",
+    "search": "stage_2_search.yaml",
+    "stage_2": "stage_2_tuned.yaml",
+    "stage_3": "stage_3_refine.yaml",
+}
+PARENTS: Final = {
+    "stage_1": "stage_0",
+    "search": "stage_1",
+    "stage_2": "stage_1",
+    "stage_3": "stage_2",
+}
+STUDY: Final = "thresholds"
+WEIGHTS: Final = "model_final.pth"
+
+# What may change between two calls without making another model: where things lie and on what
+# they run. Weights and included files count by their content.
+_NOT_SETTINGS: Final = {
+    "OUTPUT_DIR",
+    "INCLUDE",
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "CUDNN_BENCHMARK",
+    "TEST.ALLOW_SEEN_IMAGES",
+}
+# Of the keys of a search, those that say what is searched; the others say how.
+_SEARCHED: Final = ("SEARCH.PARAMETERS.", "SEARCH.OBJECTIVE")
+# The parts of a search's result that belong to the model and not to the schedule of stage 2.
+_MATCHING: Final = ("RPN", "ROI_HEADS", "ANCHOR_GENERATOR")
+
+BuildConfig = Callable[[str, list[str]], CfgNode]
+
+
+class Recipe:
+    """The steps for one set of configs and one output folder.
+
+    Args:
+        config_dir: holds the files of ``CONFIGS``.
+        output: each step gets a folder in it.
+        tools: folder of ``train_net.py`` and the others.
+        build_config: makes a config from a file and KEY VALUE pairs.
+        opts: KEY VALUE pairs for every step. ``MODEL.WEIGHTS`` is for the first stage whose parent
+            is not part of the chain.
+        selected: the steps to do; those that are complete in ``output`` are used too.
+        trials: of the search.
+        num_gpus: processes of each training.
+
+    Raises:
+        InputError: ``opts`` sets what the chain sets itself, or a step is unknown.
+    """
+
+    def __init__(
+        self,
+        config_dir: Path,
+        output: Path,
+        tools: Path,
+        build_config: BuildConfig,
+        opts: Sequence[str] = (),
+        selected: Sequence[str] = STEPS,
+        trials: int = 42,
+        num_gpus: int = 1,
+    ) -> None:
+        unknown = sorted(set(selected) - set(STEPS))
+        if unknown:
+            raise InputError(f"--stages {unknown[0]}: there is no such step, only {list(STEPS)}")
+        if trials < 1:
+            raise InputError(f"--trials {trials}: at least 1")
+        if len(opts) % 2:
+            raise InputError(f"config options come as KEY VALUE pairs; one is incomplete: {opts}")
+        pairs = list(zip(opts[0::2], opts[1::2], strict=True))
+        for key, _ in pairs:
+            if key in ("OUTPUT_DIR", "INCLUDE"):
+                raise InputError(f"{key}: the chain sets it for every step; leave it out")
+        self._weights = [value for key, value in pairs if key == "MODEL.WEIGHTS"]
+        self._opts = [word for pair in pairs if pair[0] != "MODEL.WEIGHTS" for word in pair]
+        self._config_dir = config_dir
+        self._output = output
+        self._tools = tools
+        self._build_config = build_config
+        self._selected = [name for name in STEPS if name in selected]
+        self._trials = trials
+        self._num_gpus = num_gpus
+
+    def steps(self) -> list[Step]:
+        """Build the selected steps, in order, and the scoring of every stage with masks.
+
+        Raises:
+            InputError: a config is wrong, data are missing, or a stage has nothing to start from.
+        """
+        steps = [self._step(name) for name in self._selected]
+        return steps + [self._scoring(name) for name in TRAINED_STEPS[1:] if self._has(name)]
+
+    def _step(self, name: str) -> Step:
+        if name == "anchors":
+            return self._anchors()
+        return self._search() if name == "search" else self._training(name)
+
+    def _training(self, name: str) -> Step:
+        cfg, weights = self._config(name), self._start(name)
+        includes = self._includes("anchors", "search") if name in ("stage_2", "stage_3") else {}
+        if name == "stage_3" and "search/best.yaml" in includes:
+            # A learning rate or a frozen FPN that were found for stage 2 are not for stage 3.
+            del includes["search/best.yaml"]
+            includes["search/matching.yaml"] = self._output / "search" / "matching.yaml"
+        command = self._tool(
+            *("train_net.py", "--config-file", self._config_dir / CONFIGS[name]),
+            *("--num-gpus", self._num_gpus, "--resume"),
+            *self._options(name, weights, includes),
+        )
+        return self._make(name, cfg, weights, includes, [command], (WEIGHTS, "summary.json"))
+
+    def _anchors(self) -> Step:
+        cfg, folder = self._config("anchors"), self._output / "anchors"
+        if len(cfg.DATASETS.TRAIN) != 1:
+            raise InputError(
+                f"anchors: they are fitted to one dataset; DATASETS.TRAIN is {cfg.DATASETS.TRAIN}"
+            )
+        command = self._tool(
+            *("cluster_anchors.py", "--dataset", cfg.DATASETS.TRAIN[0]),
+            *("--config-file", self._config_dir / CONFIGS["anchors"]),
+            *("--output", folder / "anchors.yaml", *self._opts),
+        )
+        kept = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "DATASETS.TRAIN")
+        settings = {key: value for key, value in flatten(cfg).items() if key in kept}
+        data = cfg.DATASETS.TRAIN[0]
+        images = len(training_dicts(cfg))
+        return Step("anchors", folder, (command,), settings, {}, ("anchors.yaml",), data, images)
+
+    def _search(self) -> Step:
+        cfg, weights, folder = (
+            self._config("search"),
+            self._start("search"),
+            self._output / "search",
+        )
+        includes = self._includes("anchors")
+        database = ("--study", STUDY, "--storage", f"sqlite:///{folder / 'study.db'}")
+        tune = self._tool(
+            *("tune.py", "--config-file", self._config_dir / CONFIGS["search"], *database),
+            *("--trials", self._trials, "--num-gpus", self._num_gpus),
+            *self._options("search", weights, includes),
+        )
+        analyze = self._tool("analyze_study.py", *database, "--output", folder)
+        step = self._make(
+            *("search", cfg, weights, includes, [tune, analyze]), ("best.yaml", "matching.yaml")
+        )
+        return replace(
+            step,
+            iterations=self._trials * step.iterations,
+            amount=self._trials,
+            after=lambda: keep_matching(folder / "best.yaml", folder / "matching.yaml"),
+        )
+
+    def _scoring(self, stage: str) -> Step:
+        """Score a stage on what the last stage reports on: images that no stage has seen."""
+        cfg = self._config("stage_3")
+        names = tuple(cfg.DATASETS.TEST)
+        weights = self._output / stage / WEIGHTS
+        folder = self._output / "scores" / stage
+        command = self._tool(
+            *("train_net.py", "--config-file", self._output / stage / "config.yaml", "--eval-only"),
+            *("--num-gpus", self._num_gpus, "MODEL.WEIGHTS", weights, "DATASETS.TEST", names),
+            *("MODEL.DEVICE", cfg.MODEL.DEVICE, "OUTPUT_DIR", folder),
+            *("TEST.ALLOW_SEEN_IMAGES", cfg.TEST.ALLOW_SEEN_IMAGES),
+        )
+        return Step(
+            name=f"scores/{stage}",
+            folder=folder,
+            commands=(command,),
+            settings={"DATASETS.TEST": str(names)},
+            needs={f"{stage}/{WEIGHTS}": weights},
+            makes=(SCORES_FILE,),
+            data=" ".join(names),
+            images=sum(len(DatasetCatalog.get(name)) for name in names),
+        )
+
+    def _make(
+        self,
+        name: str,
+        cfg: CfgNode,
+        weights: tuple[str, Path] | str,
+        includes: Mapping[str, Path],
+        commands: Sequence[tuple[str, ...]],
+        makes: tuple[str, ...],
+    ) -> Step:
+        settings = {
+            key: value
+            for key, value in flatten(cfg).items()
+            if key not in _NOT_SETTINGS
+            and (not key.startswith("SEARCH.") or (name == "search" and key.startswith(_SEARCHED)))
+        }
+        needs = dict(includes)
+        if isinstance(weights, str):
+            settings["MODEL.WEIGHTS"] = weights
+        else:
+            needs[weights[0]] = weights[1]
+        resolve_epochs(cfg)
+        return Step(
+            name=name,
+            folder=self._output / name,
+            commands=tuple(commands),
+            settings=settings,
+            needs=needs,
+            makes=makes,
+            data=f"{' '.join(cfg.DATASETS.TRAIN)} -> {' '.join(cfg.DATASETS.TEST)}",
+            images=len(training_dicts(cfg)),
+            iterations=cfg.SOLVER.MAX_ITER,
+        )
+
+    def _config(self, name: str) -> CfgNode:
+        return self._build_config(str(self._config_dir / CONFIGS[name]), list(self._opts))
+
+    def _has(self, name: str) -> bool:
+        """Whether a step is done in this chain, or was done before."""
+        return name in self._selected or (self._output / name / COMPLETE_FILE).is_file()
+
+    def _start(self, name: str) -> tuple[str, Path] | str:
+        """Weights to start from: a file of an earlier step, with its name, or what the user says.
+
+        Raises:
+            InputError: there are none.
+        """
+        parent = PARENTS.get(name)
+        if parent and self._has(parent):
+            return f"{parent}/{WEIGHTS}", self._output / parent / WEIGHTS
+        if parent and not self._weights:
+            raise InputError(
+                f"{name} starts from the weights of {parent}, which is not complete in "
+                f"{self._output / parent}: add {parent} to --stages, or name weights with "
+                "MODEL.WEIGHTS"
+            )
+        return self._weights[-1] if self._weights else self._config(name).MODEL.WEIGHTS
+
+    def _includes(self, *names: str) -> dict[str, Path]:
+        files = {"anchors": "anchors.yaml", "search": "best.yaml"}
+        return {
+            f"{name}/{files[name]}": self._output / name / files[name]
+            for name in names
+            if self._has(name)
+        }
+
+    def _options(
+        self, name: str, weights: tuple[str, Path] | str, includes: Mapping[str, Path]
+    ) -> list[object]:
+        """KEY VALUE pairs: the user's, then what the chain hands on."""
+        start = weights if isinstance(weights, str) else weights[1]
+        options: list[object] = [
+            *self._opts,
+            "MODEL.WEIGHTS",
+            start,
+            "OUTPUT_DIR",
+            self._output / name,
+        ]
+        if includes:
+            options += ["INCLUDE", tuple(map(str, includes.values()))]
+        return options
+
+    def _tool(self, name: str, *arguments: object) -> tuple[str, ...]:
+        return (sys.executable, str(self._tools / name), *map(str, arguments))
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split ``stage_1 anchors SOLVER.BASE_LR 0.1`` into names of steps and KEY VALUE pairs.
+
+    Config keys are upper case, names of steps are not.
+    """
+    end = next((i for i, word in enumerate(words) if word != word.lower()), len(words))
+    return list(words[:end]), list(words[end:])
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Turn a config into ``{"SOLVER.BASE_LR": "0.0001", ...}``."""
+    flat: dict[str, str] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat
+
+
+def keep_matching(best: Path, output: Path) -> None:
+    """Write the part of a search's result that describes the model: thresholds and anchors.
+
+    Args:
+        best: the config fragment of a search; it may hold learning rates and what is frozen.
+        output: the fragment for the stages after the one that was searched for.
+    """
+    content = yaml.safe_load(best.read_text(encoding="utf-8")) or {}
+    model = {key: value for key, value in content.get("MODEL", {}).items() if key in _MATCHING}
+    with atomic_write(output, "w") as file:
+        yaml.safe_dump({"MODEL": model} if model else {}, file)

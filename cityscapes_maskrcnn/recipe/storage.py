@@ -1,0 +1,190 @@
+"""Where Optuna keeps studies: database URLs in any spelling, and what can go wrong with them."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy
+from optuna import Study, exceptions, load_study, logging
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from sqlalchemy.engine import make_url
+
+from cityscapes_maskrcnn.utils.errors import InputError
+
+# How often a trial whose worker was killed is taken up again.
+MAX_RETRIES: Final = 3
+# Heartbeats that may be missing before a worker counts as killed.
+_MISSED_HEARTBEATS = 3
+
+
+def storage_url(text: str) -> str:
+    """Bring the address of a database into SQLAlchemy's form.
+
+    Args:
+        text: a URL. ``postgres://``, ``postgresql://`` and ``postgresql+psycopg2://`` become
+            ``postgresql+psycopg://``, the driver that this project uses. Without ``://``: the path
+            of an SQLite file.
+
+    Raises:
+        InputError: it is no URL.
+    """
+    text = text.strip()
+    if "://" not in text:
+        return f"sqlite:///{text}"
+    text = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", text, flags=re.IGNORECASE)
+    try:
+        make_url(text)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise InputError(
+            "--storage: not a database URL such as sqlite:///search.db or "
+            "postgresql://user:password@host/database"
+        ) from error
+    return text
+
+
+def without_password(url: str) -> str:
+    """Get a URL for the eyes of others."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def open_storage(url: str, heartbeat_seconds: int) -> RDBStorage:
+    """Open a database to search with, making its tables when missing.
+
+    Args:
+        url: from :func:`storage_url`.
+        heartbeat_seconds: a worker leaves a sign of life this often. After three of these times
+            without one, its trial is given to another, three times at most.
+
+    Raises:
+        InputError: see :func:`database_errors`.
+    """
+    with database_errors(url):
+        return RDBStorage(
+            url,
+            engine_kwargs=_engine_options(url),
+            heartbeat_interval=heartbeat_seconds,
+            grace_period=_MISSED_HEARTBEATS * heartbeat_seconds,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
+        )
+
+
+@contextmanager
+def open_study(url: str, name: str) -> Iterator[Study]:
+    """Open a study to read, without changing anything in its database.
+
+    An SQLite file is copied first, and the copy is brought to the tables of the installed Optuna,
+    so that studies of older versions can be read. Other databases are read where they are.
+
+    Args:
+        url: from :func:`storage_url`.
+        name: of the study.
+
+    Raises:
+        InputError: there is no such study, or see :func:`database_errors`.
+    """
+    with tempfile.TemporaryDirectory() as folder, database_errors(url):
+        if url.startswith("sqlite"):
+            copy = Path(folder) / "copy.db"
+            _copy_sqlite(url, copy)
+            storage = RDBStorage(f"sqlite:///{copy}", skip_compatibility_check=True)
+            if storage.get_current_version() != storage.get_head_version():
+                storage.upgrade()
+        else:
+            engine = sqlalchemy.create_engine(url, **_engine_options(url))
+            with closing(engine.connect()) as connection:
+                # Optuna would make its tables.
+                _require_studies(url, sqlalchemy.inspect(connection).has_table("studies"))
+            engine.dispose()
+            storage = RDBStorage(url, engine_kwargs=_engine_options(url))
+        names = [study.study_name for study in storage.get_all_studies()]
+        if name not in names:
+            listed = ", ".join(sorted(names)) or "none"
+            raise InputError(f"{without_password(url)}: no study {name!r}; it has: {listed}")
+        try:
+            yield load_study(study_name=name, storage=storage)
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+@contextmanager
+def database_errors(url: str) -> Iterator[None]:
+    """Turn what goes wrong with a database in a ``with`` block into one clear line.
+
+    Raises:
+        InputError: it cannot be reached or written, has no driver, is no database, was made by an
+            older or newer Optuna.
+    """
+    where = without_password(url)
+    verbosity = logging.get_verbosity()
+    # Optuna logs the whole statement and traceback of what is told here in a line.
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    except ImportError as error:
+        driver = error.name or str(error)
+        extra = "pip install 'cityscapes_maskrcnn[postgres]'" if "psycopg" in driver else driver
+        raise InputError(f"{where}: the database's driver is missing: {extra}") from error
+    except sqlalchemy.exc.NoSuchModuleError as error:
+        raise InputError(f"{where}: there is no such kind of database") from error
+    except (sqlalchemy.exc.SQLAlchemyError, exceptions.StorageInternalError) as error:
+        cause: BaseException = error
+        while isinstance(cause, exceptions.StorageInternalError) and cause.__cause__:
+            cause = cause.__cause__
+        reason = getattr(cause, "orig", None) or cause
+        raise InputError(f"{where}: cannot use the database: {_first_line(reason)}") from error
+    except RuntimeError as error:
+        if "storage upgrade" not in str(error) and "updating optuna" not in str(error):
+            raise
+        todo = (
+            f"run once: optuna storage upgrade --storage {where}"
+            if "storage upgrade" in str(error)
+            else "install a newer Optuna"
+        )
+        raise InputError(f"{where}: its tables are of another version of Optuna; {todo}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _engine_options(url: str) -> dict[str, object]:
+    if url.startswith("sqlite"):
+        # Other processes may hold the file for a moment.
+        return {"connect_args": {"timeout": 60}}
+    if url.startswith("postgresql"):
+        # Trials take long: notice a connection that was closed meanwhile, and open another.
+        return {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True}
+    return {"pool_pre_ping": True}
+
+
+def _copy_sqlite(url: str, copy: Path) -> None:
+    """Copy a database file as it is at one moment, also while others write to it."""
+    path = Path(make_url(url).database or "")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with (
+            closing(sqlite3.connect(f"file:{path.resolve()}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+            tables = target.execute("select 1 from sqlite_master where name = 'studies'")
+            _require_studies(str(path), tables.fetchone() is not None)
+    except sqlite3.Error as error:
+        raise InputError(f"{path}: cannot be read as an SQLite database: {error}") from error
+
+
+def _require_studies(where: str, found: bool) -> None:
+    if not found:
+        shown = without_password(where) if "://" in where else where
+        raise InputError(f"{shown}: holds no Optuna studies")
+
+
+def _first_line(error: object) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,379 @@
+"""A search that any number of workers share: joining a study, its budget, its trials."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState
+
+from cityscapes_maskrcnn.recipe.search_space import SearchSpace, Value, config_keys
+from cityscapes_maskrcnn.recipe.storage import MAX_RETRIES
+from cityscapes_maskrcnn.recipe.trial import (
+    FAILED,
+    PRUNED,
+    STOPPED,
+    Outcome,
+    TrialRunner,
+    claim_folder,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.process_identity import is_gone, this_process
+
+logger = logging.getLogger(__name__)
+
+# Attributes of a study and of its trials.
+SPACE: Final = "search_space"
+CONFIG: Final = "config"
+REASON: Final = "reason"
+ITERATIONS: Final = "iterations"
+SETTINGS: Final = "config_keys"
+WORKER: Final = "worker"
+SURPLUS: Final = "surplus"
+
+# Seconds after which a trial that nobody has claimed counts as one whose worker was killed.
+_UNCLAIMED = 60.0
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The search was asked to stop and has done so; the same command goes on."""
+
+
+class _Surplus(Exception):  # noqa: N818 - not an error
+    """Another worker started the last trial of the budget at the same moment."""
+
+
+class _TrialFailed(Exception):  # noqa: N818 - Optuna's word is failed
+    """Tells Optuna that a trial failed; the reason is in its attributes."""
+
+
+def join_study(
+    storage: BaseStorage,
+    name: str,
+    space: SearchSpace,
+    config: Mapping[str, Any],
+    sampler: BaseSampler,
+    pruner: BasePruner,
+) -> optuna.Study:
+    """Make a study, or join one of the same search space and config.
+
+    Args:
+        storage: where it is kept.
+        name: of the study.
+        space: what is searched; its first values become the first trial.
+        config: what all trials have in common, by key; values that JSON can hold.
+        sampler: chooses parameters.
+        pruner: ends trials early.
+
+    Raises:
+        InputError: the study searches another space, or with another config, or was made by
+            another program.
+    """
+    try:
+        study = optuna.create_study(
+            study_name=name, storage=storage, sampler=sampler, pruner=pruner, direction="maximize"
+        )
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+        for _ in range(20):
+            # Whoever makes a study describes it a moment later.
+            if SPACE in study.user_attrs or study.get_trials(deepcopy=False):
+                break
+            time.sleep(0.1)
+    there = study.user_attrs
+    if SPACE not in there:
+        if study.get_trials(deepcopy=False):
+            raise InputError(
+                f"study {name!r} was made by another program, which did not say what it searches; "
+                "take another --study"
+            )
+        if space.first:
+            study.enqueue_trial(space.first, skip_if_exists=True)
+        study.set_user_attr(CONFIG, dict(config))
+        study.set_user_attr(SPACE, space.to_json())
+        return study
+    difference = space.difference(SearchSpace.from_json(there[SPACE]))
+    if difference:
+        raise InputError(
+            f"study {name!r} is of another search space: {difference}; take another --study"
+        )
+    before = there.get(CONFIG, {})
+    # A key that one of the two does not have came with another version of this project.
+    other = [key for key in sorted(before.keys() & config.keys()) if before[key] != config[key]]
+    if other:
+        key = other[0]
+        raise InputError(
+            f"study {name!r} trains with {key} {before[key]}, not {config[key]}: its scores "
+            "cannot be compared; take another --study or the same config"
+        )
+    return study
+
+
+@dataclass
+class Worker:
+    """Runs trials of a study until its budget is used up.
+
+    Attributes:
+        study: shared with other workers.
+        space: what is searched.
+        runner: trains.
+        folder: holds a folder for each trial, ``0007`` for trial 7.
+        total_iterations: of a whole trial; after the last one it is too late to prune.
+        max_failures: give up after so many failed trials in a row.
+        patience: seconds between two looks at the trials of other workers.
+    """
+
+    study: optuna.Study
+    space: SearchSpace
+    runner: TrialRunner
+    folder: Path
+    total_iterations: int
+    max_failures: int = 3
+    patience: float = 2.0
+    _failures: dict[int, str] = field(default_factory=dict)
+
+    def run(self, budget: int) -> None:
+        """Run trials until the study has ``budget`` finished ones, whoever ran them.
+
+        Complete, pruned and failed trials count; a killed or interrupted one that was given back
+        does not. Trials of killed workers are taken over.
+
+        Args:
+            budget: number of trials of the whole study.
+
+        Raises:
+            InputError: trials fail one after the other, or a folder cannot be used.
+            Stopped: this process was asked to stop; its trial was given back.
+        """
+        waiting = False
+        while True:
+            if self.runner.stop.signals:
+                raise Stopped
+            self._take_over()
+            trials = self.study.get_trials(deepcopy=False)
+            running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+            done = len(finished_trials(trials))
+            if done >= budget:
+                return
+            if done + len(running) < budget:
+                waiting = False
+                self._run_one(budget)
+                logger.info("%s", progress(self.study.get_trials(deepcopy=False), budget))
+                continue
+            if not waiting:
+                numbers = ", ".join(str(trial.number) for trial in running)
+                logger.info("Waiting for trials of other, or killed, workers: %s", numbers)
+                waiting = True
+            time.sleep(self.patience)
+
+    def _take_over(self) -> None:
+        """Queue the trials of killed workers again.
+
+        On other machines these show by their missing heartbeats. On this machine there is no need
+        to wait for that.
+        """
+        fail_stale_trials(self.study)
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            worker = trial.user_attrs.get(WORKER)
+            started = trial.datetime_start or datetime.now()
+            unclaimed = worker is None and (datetime.now() - started).total_seconds() > _UNCLAIMED
+            if unclaimed or (worker and is_gone(worker)):
+                # Another worker may have been quicker: then the trial is no longer running.
+                with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+                    self._queue_again(trial.number, MAX_RETRIES)
+
+    def _run_one(self, budget: int) -> None:
+        started: list[int] = []
+
+        def objective(trial: optuna.Trial) -> float:
+            started.append(trial.number)
+            trial.set_user_attr(WORKER, this_process())
+            if self._is_surplus(trial.number, budget):
+                trial.set_user_attr(SURPLUS, True)
+                raise _Surplus
+            return self._train(trial)
+
+        verbosity = optuna.logging.get_verbosity()
+        # Optuna logs failed trials with a traceback; the reason is in the log already.
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            self.study.optimize(objective, n_trials=1, catch=(_TrialFailed, _Surplus))
+        except (Stopped, InputError):
+            self._queue_again(started[0], None)
+            logger.info("Trial %d was given back; the same command goes on with it", started[0])
+            raise
+        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+            if not started or not self._trial(started[0]).state.is_finished():
+                raise
+            logger.warning("Trial %d was given to another worker: no sign of life", started[0])
+        finally:
+            optuna.logging.set_verbosity(verbosity)
+        if len(self._failures) >= self.max_failures:
+            # They say nothing about their parameters, so they shall run when the cause is gone.
+            for number in self._failures:
+                self._queue_again(number, None)
+            raise InputError(
+                f"{len(self._failures)} trials failed in a row, the last: "
+                f"{list(self._failures.values())[-1]} (see {self.folder}); the same command goes "
+                "on when the cause is gone"
+            )
+
+    def _is_surplus(self, number: int, budget: int) -> bool:
+        """Whether a trial that has just started is one more than the budget.
+
+        Two workers may both have seen room for one more. The one that started first goes on.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+
+        def start(trial: FrozenTrial) -> tuple[datetime, int]:
+            return trial.datetime_start or datetime.min, trial.number
+
+        mine = start(trials[number])
+        earlier = [
+            trial for trial in trials if trial.state == TrialState.RUNNING and start(trial) < mine
+        ]
+        return len(finished_trials(trials)) + len(earlier) >= budget
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=True)[number]
+
+    def _queue_again(self, number: int, max_retries: int | None) -> None:
+        """Queue a failed trial again; whoever takes it goes on in its folder."""
+        RetryHeartbeatStaleTrialCallback(max_retries)(self.study, self._trial(number))
+
+    def _train(self, trial: optuna.Trial) -> float:
+        """Train one trial; its score."""
+        values = self.space.suggest(trial)
+        number = original_number(self._trial(trial.number))
+        folder = self.folder / f"{number:04d}"
+        again = f" (again trial {number})" if number != trial.number else ""
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+        logger.info("Trial %d%s: %s", trial.number, again, shown)
+        identity = {"study": self.study.study_name, "config": self.study.user_attrs[CONFIG]}
+        claim_folder(folder, {**identity, "trial": number, "parameters": values})
+        settings = self._settings(values)
+        trial.set_user_attr(SETTINGS, settings)
+
+        def prune(iterations: int, score: float) -> bool:
+            # Detectron2 counts one more when it evaluates after the last iteration.
+            done = min(iterations, self.total_iterations)
+            logger.info(
+                "Trial %d: %d of %d iterations, score %.2f",
+                *(trial.number, done, self.total_iterations, score),
+            )
+            trial.report(score, done)
+            return done < self.total_iterations and trial.should_prune()
+
+        outcome = self.runner.run(folder, settings, _once(prune))
+        return self._conclude(trial, outcome)
+
+    def _settings(self, values: Mapping[str, Value]) -> dict[str, Any]:
+        keys = {name: parameter.key for name, parameter in self.space.parameters.items()}
+        negative, positive = self.study.user_attrs[CONFIG]["MODEL.RPN.IOU_THRESHOLDS"]
+        return config_keys(values, keys, (negative, positive))
+
+    def _conclude(self, trial: optuna.Trial, outcome: Outcome) -> float:
+        """Tell Optuna how a trial ended: by a value or an exception."""
+        if outcome.state == STOPPED:
+            raise Stopped
+        trial.set_user_attr(ITERATIONS, min(outcome.iterations, self.total_iterations))
+        if outcome.state == FAILED:
+            trial.set_user_attr(REASON, outcome.reason)
+            logger.warning("Trial %d failed: %s", trial.number, outcome.reason)
+            self._failures[trial.number] = outcome.reason
+            raise _TrialFailed(outcome.reason)
+        self._failures.clear()
+        if outcome.state == PRUNED:
+            logger.info("Trial %d pruned after %d iterations", trial.number, outcome.iterations)
+            raise optuna.TrialPruned
+        return outcome.value
+
+
+def finished_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that ended, less those that were queued again and those one too many."""
+    retried = {number for trial in trials for number in _retry_history(trial)}
+    return [
+        trial
+        for trial in trials
+        if trial.state.is_finished()
+        and trial.number not in retried
+        and SURPLUS not in trial.user_attrs
+    ]
+
+
+def original_number(trial: FrozenTrial) -> int:
+    """Number of the trial that a retried trial was at first; another trial's own number."""
+    return min([trial.number, *_retry_history(trial)])
+
+
+def progress(trials: Sequence[FrozenTrial], budget: int, now: datetime | None = None) -> str:
+    """Describe in one line how far a study is.
+
+    Args:
+        trials: all of the study.
+        budget: number of trials that shall finish.
+        now: for the time of arrival; default: the present.
+
+    Returns:
+        Such as ``12 of 42 trials (7 pruned, 1 failed), best 20.21 of trial 3, ETA 5:20:00 (at
+        14:05)``.
+    """
+    done = finished_trials(trials)
+    counts = {
+        word: sum(trial.state == state for trial in done)
+        for word, state in (("pruned", TrialState.PRUNED), ("failed", TrialState.FAIL))
+    }
+    some = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    line = f"{len(done)} of {budget} trials{f' ({some})' if some else ''}"
+    best = best_trial(trials)
+    line += f", best {best.value:.2f} of trial {best.number}" if best else ", none complete yet"
+    left = budget - len(done)
+    seconds = [trial.duration.total_seconds() for trial in done[-10:] if trial.duration]
+    if left <= 0 or not seconds:
+        return line
+    workers = max(1, sum(trial.state == TrialState.RUNNING for trial in trials))
+    # The mean of the last ten: pruning makes later trials shorter.
+    rest = timedelta(seconds=round(sum(seconds) / len(seconds) * left / workers))
+    return f"{line}, ETA {rest} (at {(now or datetime.now()) + rest:%a %H:%M})"
+
+
+def best_trial(trials: Sequence[FrozenTrial], maximize: bool = True) -> FrozenTrial | None:
+    """The complete trial with the best value, the earliest of equals; None if none is complete."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    sign = 1 if maximize else -1
+    return max(complete, key=lambda trial: (sign * trial.values[0], -trial.number), default=None)
+
+
+def _retry_history(trial: FrozenTrial) -> list[int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return RetryHeartbeatStaleTrialCallback.retry_history(trial)
+
+
+def _once(call: Callable[[int, float], bool]) -> Callable[[int, float], bool]:
+    """Make a call for new iterations only; for others False."""
+    seen: set[int] = set()
+
+    def new_only(iterations: int, score: float) -> bool:
+        if iterations in seen:
+            return False
+        seen.add(iterations)
+        return call(iterations, score)
+
+    return new_only
+
+
+def _short(value: Value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

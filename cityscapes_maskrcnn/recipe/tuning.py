@@ -1,0 +1,146 @@
+"""The search as the config describes it: from keys to a study and a worker."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.utils.logger import setup_logger
+from optuna.pruners import BasePruner, NopPruner, PercentilePruner
+
+from cityscapes_maskrcnn.engine.epochs import resolve_epochs, training_dicts
+from cityscapes_maskrcnn.recipe.sampler import SeededByTrial
+from cityscapes_maskrcnn.recipe.search_space import SearchSpace
+from cityscapes_maskrcnn.recipe.storage import (
+    database_errors,
+    open_storage,
+    storage_url,
+    without_password,
+)
+from cityscapes_maskrcnn.recipe.study import Worker, join_study, progress
+from cityscapes_maskrcnn.recipe.trial import StopRequests, TrialRunner
+from cityscapes_maskrcnn.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Keys that may differ between the workers of a study: where and how fast, not what.
+_FREE = ("OUTPUT_DIR", "INCLUDE", "MODEL.DEVICE", "MODEL.WEIGHTS", "CUDNN_BENCHMARK", "VIS_PERIOD")
+_FREE_NODES = ("DATALOADER.", "SEARCH.PARAMETERS.", "SEARCH.PRUNER.", "SOLVER.CHECKPOINT_")
+
+
+def tune(
+    cfg: CfgNode,
+    study_name: str,
+    storage: str,
+    budget: int,
+    prune: bool,
+    train_command: Sequence[str],
+    stop: StopRequests,
+) -> optuna.Study:
+    """Search: join or make the study, then run trials until its budget is used up.
+
+    Args:
+        cfg: from :func:`.cli.build_config`; ``OUTPUT_DIR`` gets the folders of the trials.
+        study_name: of the study.
+        storage: database in any spelling; empty: ``OUTPUT_DIR/search.db``.
+        budget: finished trials that the study shall have in all.
+        prune: end bad trials early.
+        train_command: program and flags that train; the config file is added.
+        stop: requests to stop.
+
+    Returns:
+        The study.
+
+    Raises:
+        InputError: the config, the data, the database or the study cannot be used, or trials fail
+            one after the other.
+        Stopped: this process was asked to stop.
+    """
+    space = SearchSpace.from_config(cfg.SEARCH.PARAMETERS)
+    iterations, period = _check(cfg, budget)
+    output = Path(cfg.OUTPUT_DIR)
+    url = storage_url(storage or str(output / "search.db"))
+    text = cfg.dump()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"OUTPUT_DIR {output}: cannot be made: {error.strerror}") from error
+    with database_errors(url), warnings.catch_warnings():
+        # Heartbeats have been experimental since Optuna 2.8.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = join_study(
+            open_storage(url, cfg.SEARCH.HEARTBEAT_SECONDS),
+            study_name,
+            space,
+            _shared(yaml.safe_load(text)),
+            SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
+            _pruner(cfg, period) if prune else NopPruner(),
+        )
+        setup_logger(cfg.OUTPUT_DIR, name="cityscapes_maskrcnn", abbrev_name="cm")
+        logger.info("Study %r in %s", study_name, without_password(url))
+        for name, parameter in space.parameters.items():
+            logger.info("  %s: %s", name, parameter)
+        # Trials train with the config as it is now, whatever happens to the files it came from.
+        runner = TrialRunner(
+            train_command, text, cfg.SEARCH.OBJECTIVE, stop, 60 * cfg.SEARCH.STALL_MINUTES
+        )
+        worker = Worker(
+            study, space, runner, output / "trials", iterations, cfg.SEARCH.MAX_FAILURES
+        )
+        logger.info("%s", progress(study.get_trials(deepcopy=False), budget))
+        worker.run(budget)
+    return study
+
+
+def _check(cfg: CfgNode, budget: int) -> tuple[int, int]:
+    """Raise for what would make every trial fail; iterations of a trial and between scores."""
+    if budget < 1:
+        raise InputError(f"--trials {budget}: at least 1")
+    if len(cfg.DATASETS.TEST) != 1:
+        raise InputError(
+            f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: a search needs one dataset to score on"
+        )
+    if cfg.SEARCH.HEARTBEAT_SECONDS < 1 or cfg.SEARCH.MAX_FAILURES < 1:
+        raise InputError("SEARCH.HEARTBEAT_SECONDS and SEARCH.MAX_FAILURES must be at least 1")
+    if not 0 <= cfg.SEARCH.PRUNER.KEEP_PERCENT <= 100:
+        raise InputError(
+            f"SEARCH.PRUNER.KEEP_PERCENT {cfg.SEARCH.PRUNER.KEEP_PERCENT}: from 0 to 100"
+        )
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise InputError(f"MODEL.WEIGHTS {weights}: no such file; train the stage before first")
+    trial = cfg.clone()
+    training_dicts(trial)
+    resolve_epochs(trial)
+    DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    return trial.SOLVER.MAX_ITER, trial.TEST.EVAL_PERIOD
+
+
+def _pruner(cfg: CfgNode, period: int) -> BasePruner:
+    pruner = cfg.SEARCH.PRUNER
+    return PercentilePruner(
+        pruner.KEEP_PERCENT,
+        n_startup_trials=pruner.STARTUP_TRIALS,
+        n_warmup_steps=pruner.WARMUP_EVALUATIONS * period + 1,
+    )
+
+
+def _shared(nodes: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The keys that all workers of a study must agree on, flat: MODEL.RPN.IOU_THRESHOLDS."""
+    flat: dict[str, Any] = {}
+    for key, value in nodes.items():
+        name = prefix + key
+        if name in _FREE or f"{name}.".startswith(_FREE_NODES) or name.startswith(_FREE_NODES):
+            continue
+        if isinstance(value, dict):
+            flat.update(_shared(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat

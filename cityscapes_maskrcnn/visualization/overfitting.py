@@ -1,0 +1,185 @@
+"""Training and validation loss of several runs in one picture, the gap between them marked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.visualization.training_curves import Curve
+
+_INK = "#222222"
+_TRAINING, _VALIDATION = "#0072B2", "#D55E00"  # of Okabe and Ito's palette
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far validation lies above training at the end of a run.
+
+    Attributes:
+        training: mean training loss since the last but one measurement of the validation loss.
+        validation: the last validation loss.
+        lowest: the iteration of the lowest validation loss.
+        last: the iteration of the last one.
+    """
+
+    training: float
+    validation: float
+    lowest: int
+    last: int
+
+
+def find_gap(training: Curve, validation: Curve) -> Gap | None:
+    """Compare the two losses of a run at its end.
+
+    Args:
+        training: loss by iteration.
+        validation: loss by iteration, measured now and then.
+
+    Returns:
+        None if one of them has no finite value.
+    """
+    training = {at: loss for at, loss in training.items() if np.isfinite(loss)}
+    validation = {at: loss for at, loss in validation.items() if np.isfinite(loss)}
+    if not training or not validation:
+        return None
+    last = max(validation)
+    begin = max((at for at in validation if at < last), default=-1)
+    recent = [loss for at, loss in training.items() if begin < at <= last]
+    recent = recent or [training[max(training)]]
+    lowest = min(validation, key=lambda at: (validation[at], at))
+    return Gap(float(np.mean(recent)), validation[last], lowest, last)
+
+
+def plot_overfitting(
+    runs: Mapping[str, Mapping[str, Curve]], output: str | os.PathLike[str]
+) -> dict[str, Gap]:
+    """Draw a panel a run: both losses, and an arrow where they end apart.
+
+    The validation loss is that of the weights at a moment, without augmentation; the training loss
+    is that of the batches on the way there. A gap that grows while the training loss falls is
+    overfitting.
+
+    Args:
+        runs: by title, the curves of :func:`.training_curves.read_curves`; ``total_loss`` and
+            ``validation/total_loss`` are drawn.
+        output: the PNG file; it appears only when it is complete.
+
+    Returns:
+        The gaps, of the runs that have both losses.
+
+    Raises:
+        InputError: no run has a loss, or ``output`` cannot be written.
+    """
+    drawn = {
+        title: (curves.get("total_loss", {}), curves.get("validation/total_loss", {}))
+        for title, curves in runs.items()
+        if curves.get("total_loss")
+    }
+    if not drawn:
+        raise InputError(f"{output}: there is no loss to draw")
+    figure = Figure(figsize=(3.4 * len(drawn) + 0.6, 4.2), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.suptitle(
+        "Training and validation loss of every stage", x=0.01, ha="left", fontsize=13, color=_INK
+    )
+    axes = figure.subplots(1, len(drawn), squeeze=False)[0]
+    gaps = {}
+    for axis, (title, (training, validation)) in zip(axes, drawn.items(), strict=True):
+        gap = find_gap(training, validation)
+        _plot(axis, title, training, validation, gap)
+        if gap:
+            gaps[title] = gap
+    axes[0].set_ylabel("total loss", color=_INK)
+    handles, labels = max(
+        (axis.get_legend_handles_labels() for axis in axes), key=lambda h: len(h[1])
+    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    try:
+        with atomic_write(output) as file:
+            figure.savefig(file, format="png", dpi=140)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+    return gaps
+
+
+def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap | None) -> None:
+    steps, losses = list(training), np.array(list(training.values()))
+    axis.plot(steps, losses, color=_TRAINING, lw=0.8, alpha=0.35)
+    axis.plot(steps, _smooth(losses), color=_TRAINING, lw=1.8, label="training (smoothed)")
+    if validation:
+        axis.plot(
+            list(validation),
+            list(validation.values()),
+            color=_VALIDATION,
+            lw=1.6,
+            marker="o",
+            markersize=4,
+            label="validation",
+        )
+    axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
+    axis.set_xlabel("iteration", color=_INK, fontsize=9)
+    finite = [v for v in (*training.values(), *validation.values()) if np.isfinite(v)]
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
+    # The first iterations lie far above all others.
+    high = min(high, max(2.5 * float(np.median(finite)), *validation.values(), 1e-12))
+    room = 0.08 * (high - low) or 1.0
+    axis.set_ylim(low - room, high + 3 * room)
+    axis.set_xlim(0, 1.3 * max(*training, *validation, 1))
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axis.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(colors=_INK, labelsize=9)
+    if gap is None:
+        axis.text(0.98, 0.97, "no validation loss", transform=axis.transAxes, ha="right", va="top")
+        return
+    _mark_gap(axis, gap)
+
+
+def _smooth(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Average each value with its neighbours, a twentieth of the whole in all."""
+    half = len(values) // 40
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return np.array([window.mean() for window in windows])
+
+
+def _mark_gap(axis: Axes, gap: Gap) -> None:
+    """Draw an arrow from the training loss up (or down) to the validation loss, with its length."""
+    place = 1.05 * gap.last
+    axis.annotate(
+        "",
+        xy=(place, gap.validation),
+        xytext=(place, gap.training),
+        arrowprops={"arrowstyle": "<->", "color": _INK, "shrinkA": 0, "shrinkB": 0, "lw": 1.4},
+    )
+    for level in (gap.training, gap.validation):
+        axis.hlines(level, 0.97 * gap.last, 1.08 * gap.last, color=_INK, lw=1)
+    difference = gap.validation - gap.training
+    axis.text(
+        1.09 * gap.last,
+        (gap.training + gap.validation) / 2,
+        f"gap\n{difference:+.2g}\n({100 * difference / max(gap.training, 1e-12):+.0f} %)",
+        va="center",
+        fontsize=9,
+        color=_INK,
+    )
+    lowest = "at the end" if gap.lowest == gap.last else f"at iteration {gap.lowest + 1:,}"
+    axis.text(
+        0.98,
+        0.98,
+        f"validation lowest {lowest}",
+        transform=axis.transAxes,
+        ha="right",
+        va="top",
+        fontsize=8.5,
+        color=_VALIDATION,
+    )

@@ -1,0 +1,122 @@
+"""The performance table as one picture for a talk: the table itself, and two bar charts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
+
+_INK = "#222222"
+_OURS, _OTHERS, _PALE = "#0072B2", "#999999", "#e8eef4"
+
+_WARNING = "The protocols give the same predictions different numbers: compare within a chart only."
+
+# Name, AP in percent, whether it is one of this run's.
+Bar = tuple[str, float, bool]
+
+
+def plot_performance(
+    headings: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    official: Sequence[Bar],
+    coco_style: Sequence[Bar],
+    by_size: Sequence[Bar],
+    remark: str,
+    output: str | os.PathLike[str],
+) -> None:
+    """Draw the table of a run and its place among others, each protocol in a chart of its own.
+
+    Args:
+        headings: of the table's columns.
+        cells: the table, row by row, as text.
+        official: bars of the official protocol, top to bottom.
+        coco_style: bars of the COCO-style protocol.
+        by_size: bars of the COCO-style protocol for small, medium and large objects.
+        remark: a line at the bottom; empty for none.
+        output: the PNG file; it appears only when it is complete.
+
+    Raises:
+        InputError: ``output`` cannot be written.
+    """
+    table_height = 0.42 * (len(cells) + 1) + 0.3
+    rows = max(len(official), len(coco_style) + len(by_size) + 2, 4)
+    size = (14.5, table_height + 0.3 * rows + 1.7)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.suptitle("Performance by stage", x=0.01, ha="left", fontsize=15, color=_INK)
+    top, bottom = figure.subfigures(2, 1, height_ratios=[table_height, 0.3 * rows + 1.0])
+    _draw_table(top.subplots(), headings, cells)
+    left, right = bottom.subfigures(1, 2, width_ratios=[1.25, 1])
+    _draw_bars(left.subplots(), "Official protocol: mask AP, %", official)
+    first, second = right.subplots(
+        2, 1, height_ratios=[max(1, len(coco_style)), max(1, len(by_size))]
+    )
+    _draw_bars(first, "COCO-style protocol: mask AP, %", coco_style)
+    _draw_bars(second, "COCO-style protocol: mask AP by object size, %", by_size)
+    figure.supxlabel(
+        f"{_WARNING}\n{remark}".strip(), x=0.01, ha="left", fontsize=10, color="#555555"
+    )
+    try:
+        with atomic_write(output) as file:
+            figure.savefig(file, format="png", dpi=140)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+
+
+def _draw_table(axis: Axes, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    axis.axis("off")
+    if not cells:
+        return
+    # A long text takes two lines; a column is as wide as its longest line asks for.
+    titles = [heading.replace(" ", "\n", 1) for heading in headings]
+    texts = [[text.replace(" (", "\n(") for text in row] for row in cells]
+    widths = [
+        max(
+            *(1.25 * len(line) for line in title.split("\n")),
+            *(1.1 * len(line) for text in column for line in text.split("\n")),
+        )
+        + 2
+        for title, column in zip(titles, zip(*texts, strict=True), strict=True)
+    ]
+    table = axis.table(
+        texts,
+        colLabels=titles,
+        colWidths=[width / sum(widths) for width in widths],
+        cellLoc="center",
+        bbox=Bbox.unit(),
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(10)
+    for (row, _), cell in table.get_celld().items():
+        cell.set_edgecolor("#cccccc")
+        cell.set_text_props(color=_INK, weight="bold" if row == 0 else "normal")
+        cell.set_facecolor(_PALE if row == 0 else "white")
+        cell.set_height(cell.get_height() * (1.6 if row == 0 else 1))
+
+
+def _draw_bars(axis: Axes, title: str, bars: Sequence[Bar]) -> None:
+    axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    names = [name for name, _, _ in bars]
+    scores = [score for _, score, _ in bars]
+    drawn = axis.barh(
+        range(len(bars)),
+        scores,
+        color=[_OURS if ours else _OTHERS for *_, ours in bars],
+        height=0.7,
+    )
+    axis.bar_label(drawn, [f"{score:.1f}" for score in scores], padding=4, fontsize=9.5, color=_INK)
+    axis.set_yticks(range(len(bars)), names)
+    axis.set_ylim(max(len(bars), 1) - 0.4, -0.6)
+    axis.set_xlim(0, 1.12 * max(scores, default=1.0) or 1.0)
+    axis.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    axis.tick_params(axis="x", bottom=False, labelbottom=False)
+    axis.tick_params(axis="y", length=0, labelsize=10, colors=_INK)
+    for label, (*_, ours) in zip(axis.get_yticklabels(), bars, strict=True):
+        label.set_fontweight("bold" if ours else "normal")

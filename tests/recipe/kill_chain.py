@@ -1,0 +1,108 @@
+#!/usr/bin/env python
+"""Kill the real chain at random moments, and see that the same command ends it all the same.
+
+Run by hand, because it trains the whole demo more than twice:
+
+    python tests/recipe/kill_chain.py OUTPUT --kills 10 -- --config-dir configs/demo --trials 2
+
+It runs the chain once undisturbed into OUTPUT/whole, then into OUTPUT/killed with SIGKILL at random
+moments, and compares the weights that every stage ended with, bit by bit. What follows ``--`` goes
+to tools/train_stages.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+PROJECT = Path(__file__).parents[2]
+STAGES = ("stage_0", "stage_1", "stage_2", "stage_3")
+
+
+def start(output: Path, words: list[str]) -> subprocess.Popen[bytes]:
+    output.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(PROJECT / "tools" / "train_stages.py"), "--output", str(output)]
+    with (output / "terminal.log").open("ab") as log:
+        return subprocess.Popen(
+            [*command, *words], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def left_over(output: Path) -> list[str]:
+    """Command lines of processes that still work on a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(output) in line and str(os.getpid()) != path.parent.name:
+            found.append(line[:120])
+    return found
+
+
+def complete(output: Path) -> list[str]:
+    return sorted(str(path.parent.relative_to(output)) for path in output.rglob("complete.json"))
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = (torch.load(path, weights_only=True)["model"] for path in (first, second))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("words", nargs="*", help="after --: for train_stages.py")
+    args = parser.parse_args()
+    whole, killed = args.output.resolve() / "whole", args.output.resolve() / "killed"
+
+    begin = time.monotonic()
+    if start(whole, args.words).wait():
+        sys.exit(f"the undisturbed chain failed, see {whole / 'terminal.log'}")
+    length = time.monotonic() - begin
+    print(f"undisturbed: {length:.0f} s", flush=True)
+    moments = random.Random(args.seed)
+    for number in range(args.kills):
+        # Every start costs some seconds before anything is trained; so the moments lie late enough
+        # for progress, and early enough for all of them to come before the end.
+        process = start(killed, args.words)
+        try:
+            status = process.wait(moments.uniform(0.05, 0.35) * length)
+            print(f"the chain ended with status {status} after {number} kills", flush=True)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        for _ in range(100):
+            if not left_over(killed):
+                break
+            time.sleep(0.1)
+        else:
+            sys.exit(f"these outlived the chain: {left_over(killed)}")
+        print(f"kill {number + 1}: complete so far {complete(killed)}", flush=True)
+    status = start(killed, args.words).wait()
+    print(f"the same command at last: status {status}")
+    if status:
+        return 1
+    equal = {
+        stage: same_weights(whole / stage / "model_final.pth", killed / stage / "model_final.pth")
+        for stage in STAGES
+        if (whole / stage).is_dir()
+    }
+    print(f"weights bit-equal to the undisturbed chain's: {equal}")
+    return int(not all(equal.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The driver, with steps that are real processes but count instead of training."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FAKE_CHAIN = Path(__file__).with_name("fake_chain.py")
+STEPS = {"first": 8, "second": 5, "third": 8}
+
+
+def command(output: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(FAKE_CHAIN), str(output), *(arguments or ("0.02",))]
+
+
+def run(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(output, *arguments), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def results(output: Path) -> dict[str, str]:
+    return {name: (output / name / "result").read_text() for name in STEPS}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+    except OSError:
+        return False
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chain that nobody disturbed."""
+    output = tmp_path_factory.mktemp("whole")
+    done = run(output)
+    assert done.returncode == 0, done.stderr
+    (output / "stdout").write_text(done.stdout)
+    return output
+
+
+def test_steps_run_in_order_and_hand_on(whole: Path) -> None:
+    said = (whole / "stdout").read_text()
+    places = [said.index(f"{name}: complete") for name in STEPS]
+    assert places == sorted(places)
+    assert len(set(results(whole).values())) == 3
+    for name, count in STEPS.items():
+        counted = (whole / name / "counted").read_text().split()
+        assert counted == [str(number) for number in range(count)]
+        assert f"at {count - 1}" in (whole / name / "steps.log").read_text()
+
+
+def test_what_is_complete_is_not_repeated(whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    done = run(whole)
+    assert done.returncode == 0
+    assert "complete after" not in done.stdout
+    after = {path: path.stat().st_mtime_ns for path in before}
+    changed = [path.name for path in before if before[path] != after[path]]
+    assert changed == []
+
+
+def test_killed_at_random_moments_it_ends_alike(whole: Path, tmp_path: Path) -> None:
+    """SIGKILL at random moments: nothing survives it, and the same command goes on."""
+    moments = random.Random(4)
+    kills = 0
+    while kills < 8:
+        process = subprocess.Popen(
+            command(tmp_path, "0.1"), stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            process.wait(moments.uniform(0.2, 1.5))
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        for file in tmp_path.glob("*/pid"):
+            end = time.monotonic() + 10
+            while alive(int(file.read_text() or 0)):
+                assert time.monotonic() < end, "a step outlived its chain"
+                time.sleep(0.01)
+    assert kills >= 2
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path) == results(whole)
+
+
+def test_sigterm_and_ctrl_c_let_the_step_save(whole: Path, tmp_path: Path) -> None:
+    for number, name in ((signal.SIGTERM, "first"), (signal.SIGINT, "second")):
+        process = subprocess.Popen(command(tmp_path, "0.2"), stdout=subprocess.PIPE, text=True)
+        wait_for(tmp_path / name / "saved")
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert "the same command goes on" in said
+        assert not (tmp_path / name / "complete.json").exists()
+    assert run(tmp_path).returncode == 0
+    assert results(tmp_path) == results(whole)
+    # Saved when asked: no number was counted twice.
+    assert len((tmp_path / "second" / "counted").read_text().split()) == STEPS["second"]
+
+
+def test_a_step_that_fails_gets_one_line(tmp_path: Path) -> None:
+    done = run(tmp_path, "0", "first", "failing", "third")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: fake_step.py: exit status 1: no weights")
+    assert f"(log: {tmp_path / 'failing' / 'steps.log'})" in done.stderr
+    assert not (tmp_path / "third").exists()
+
+
+def test_one_chain_works_on_a_folder_at_a_time(tmp_path: Path) -> None:
+    process = subprocess.Popen(command(tmp_path, "5"), stdout=subprocess.DEVNULL)
+    wait_for(tmp_path / "first" / "pid")
+    done = run(tmp_path)
+    process.kill()
+    assert done.returncode == 1
+    assert "another train_stages.py is at work here" in done.stderr.splitlines()[-1]
+
+
+def test_another_parent_is_refused(whole: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, "0", "first", "second").returncode == 0
+    (tmp_path / "first" / "complete.json").unlink()
+    (tmp_path / "first" / "saved").write_text("7 other")
+    done = run(tmp_path, "0", "first", "second")
+    assert done.returncode == 1
+    assert f"{tmp_path / 'second'}: was made with another first/result" in done.stderr
+    # The work of the old second step is still there.
+    assert (tmp_path / "second" / "result").read_text() == (whole / "second" / "result").read_text()

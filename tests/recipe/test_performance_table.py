@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from cityscapes_maskrcnn.recipe.performance_table import (
+    other_rows,
+    stage_rows,
+    to_csv,
+    to_markdown,
+)
+from cityscapes_maskrcnn.recipe.report import write_report
+from cityscapes_maskrcnn.utils.errors import InputError
+
+SUMMARY = {
+    "train": ["cityscapes_instance_train"],
+    "images": 2965,
+    "iterations": 2968,
+    "epochs": 4.004,
+    "parameters": 44_000_000,
+    "trainable_parameters": 20_500_000,
+    "seconds": 5400.0,
+    "peak_memory_bytes": 13 * 2**30,
+    "memory": "GPU",
+}
+RESULTS = {
+    "segm": {"AP": 20.04, "AP50": 40.0, "AP-car": 50.0},
+    "coco_segm": {"AP": 27.06, "AP50": 50.81, "APs": 4.97, "APm": 20.63, "AR100": 37.6},
+    "coco_bbox": {"AP": 99.0},
+}
+
+
+def write_stage(output: Path, stage: str, seen: list[str] | None = None) -> None:
+    (output / stage).mkdir(parents=True)
+    (output / stage / "summary.json").write_text(json.dumps(SUMMARY))
+    lines = [{"iteration": i, "total_loss": 2 - i / 100} for i in range(0, 100, 20)]
+    lines += [{"iteration": i, "validation/total_loss": 2.0, "sem_seg/IoU": 30.5} for i in (49, 99)]
+    (output / stage / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    if stage != "stage_0":
+        (output / "scores" / stage).mkdir(parents=True)
+        part = {"images": 250, "results": RESULTS}
+        scores = {"datasets": {"cityscapes_instance_val_part3and4of4": part}, "seen": seen or []}
+        (output / "scores" / stage / "scores.json").write_text(json.dumps(scores))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    write_stage(tmp_path, "stage_0")
+    write_stage(tmp_path, "stage_1")
+    write_stage(tmp_path, "stage_3", ["125 of the 250 images of val were tuned on, as part1"])
+    return tmp_path
+
+
+def test_protocols_are_kept_apart(output: Path) -> None:
+    rows = stage_rows(output)
+    assert [row.name for row in rows] == ["0 backbone", "1 heads", "3 refined"]
+    assert rows[1].official == {"AP": 20.04, "AP50": 40.0}
+    # No large objects in this split: no score, and not a zero.
+    assert rows[1].coco == RESULTS["coco_segm"]
+    assert "APl" not in rows[1].coco
+
+
+def test_the_csv_holds_raw_numbers(output: Path) -> None:
+    lines = list(csv.DictReader(io.StringIO(to_csv([*stage_rows(output), *other_rows()]))))
+    stage_1 = lines[1]
+    assert stage_1["official_AP"] == "20.04"
+    assert stage_1["coco_AP"] == "27.06"
+    assert stage_1["coco_APl"] == ""
+    assert (stage_1["scored_images"], stage_1["trained_images"]) == ("250", "2965")
+    assert (stage_1["trainable_parameters"], stage_1["seconds"]) == ("20500000", "5400.0")
+    published = [line for line in lines if line["group"] == "published"]
+    # Every published number has a source, and is of the official protocol.
+    assert all(line["source"] and line["official_AP"] and not line["coco_AP"] for line in published)
+    mask_rcnn = [line for line in published if line["name"] == "Mask R-CNN R50-FPN, COCO"]
+    assert [(x["split"], x["official_AP"], x["official_AP50"]) for x in mask_rcnn] == [
+        ("val", "36.4", ""),
+        ("test", "32.0", "58.1"),
+    ]
+    assert sum(line["group"] == "reference study" for line in lines) == 3
+
+
+def test_the_markdown_names_protocols_and_units(output: Path) -> None:
+    text = to_markdown([*stage_rows(output), *other_rows()])
+    heading, _, _, stage_1, _ = [line for line in text.splitlines() if line.startswith("|")][:5]
+    cells = [cell.strip() for cell in heading.strip("|").split("|")]
+    values = dict(zip(cells, (cell.strip() for cell in stage_1.strip("|").split("|")), strict=True))
+    assert values == {
+        "stage": "1 heads",
+        "scored on": "val parts 3-4 of 4 (250 images)",
+        "official AP": "20.0",
+        "official AP50": "40.0",
+        "COCO-style AP": "27.1",
+        "COCO-style AP50": "50.8",
+        "COCO-style APs": "5.0",
+        "COCO-style APm": "20.6",
+        "COCO-style APl": "-",
+        "COCO-style AR100": "37.6",
+        "images": "2,965",
+        "epochs": "4",
+        "parameters trained": "20.5 M",
+        "time": "1 h 30 min",
+        "peak memory": "13.0 GiB GPU",
+    }
+    assert "**3 refined, val parts 3-4 of 4**: not honest: 125 of the 250 images" in text
+
+
+def test_the_report_writes_all_and_says_where(output: Path) -> None:
+    said = write_report(output)
+    for name in ("performance.md", "performance.csv", "performance.png", "overfitting.png"):
+        assert (output / name).stat().st_size > 300
+        assert str(output / name) in said
+    assert "mean IoU 30.5 %" in said
+    assert "Swin-L" in (output / "performance.md").read_text()
+    assert str(output / "stage_3") in said
+
+
+def test_nothing_to_report(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no stage has ended"):
+        write_report(tmp_path)
+
+
+def test_a_damaged_file_gets_one_line(output: Path) -> None:
+    (output / "stage_1" / "summary.json").write_text("{")
+    with pytest.raises(InputError, match=r"summary\.json: cannot be read"):
+        stage_rows(output)

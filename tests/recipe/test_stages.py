@@ -1,0 +1,184 @@
+"""The steps as the recipe builds them: what starts from what, and what counts as a change."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.recipe.chain import read_states
+from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, keep_matching, split_words
+from cityscapes_maskrcnn.recipe.step_state import COMPLETE, NEW, UNFINISHED, begin, finish
+from cityscapes_maskrcnn.utils.errors import InputError
+
+PROJECT = Path(__file__).parents[2]
+CONFIGS = PROJECT / "configs" / "demo"
+
+
+@pytest.fixture(autouse=True)
+def data(small_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
+
+
+def recipe(output: Path, *opts: str, stages: tuple[str, ...] = STEPS, trials: int = 3) -> Recipe:
+    return Recipe(
+        *(CONFIGS, output, PROJECT / "tools", build_config, ["MODEL.DEVICE", "cpu", *opts]),
+        *(stages, trials),
+    )
+
+
+def options(command: tuple[str, ...]) -> dict[str, str]:
+    """The words after the tool's name, in pairs, but for flags without a value."""
+    words = [word for word in command[2:] if word not in ("--resume", "--eval-only")]
+    return dict(zip(words[0::2], words[1::2], strict=True))
+
+
+def test_every_step_hands_on(tmp_path: Path) -> None:
+    steps = {step.name: step for step in recipe(tmp_path).steps()}
+    assert list(steps) == [*STEPS, "scores/stage_1", "scores/stage_2", "scores/stage_3"]
+
+    def said(name: str, command: int = 0) -> dict[str, str]:
+        assert steps[name].commands[command][0] == sys.executable
+        return options(steps[name].commands[command])
+
+    weights = {name: str(tmp_path / name / "model_final.pth") for name in STEPS}
+    anchors = str(tmp_path / "anchors" / "anchors.yaml")
+    best, matching = (str(tmp_path / "search" / f"{x}.yaml") for x in ("best", "matching"))
+    assert said("stage_0")["MODEL.WEIGHTS"] == ""  # the demo's config says so
+    assert said("stage_1")["MODEL.WEIGHTS"] == weights["stage_0"]
+    assert "INCLUDE" not in said("stage_1")
+    assert said("anchors")["--output"] == anchors
+    assert said("anchors")["--dataset"] == "cityscapes_instance_train"
+    assert said("search")["MODEL.WEIGHTS"] == weights["stage_1"]
+    assert said("search")["INCLUDE"] == str((anchors,))
+    assert said("search")["--trials"] == "3"
+    assert said("search")["--storage"] == said("search", 1)["--storage"]
+    assert said("search", 1)["--output"] == str(tmp_path / "search")
+    # Both stages start from their parent, with the same anchors and thresholds.
+    assert said("stage_2")["MODEL.WEIGHTS"] == weights["stage_1"]
+    assert said("stage_2")["INCLUDE"] == str((anchors, best))
+    assert said("stage_3")["MODEL.WEIGHTS"] == weights["stage_2"]
+    assert said("stage_3")["INCLUDE"] == str((anchors, matching))
+    # Every stage is scored on what the last one reports on.
+    for stage in ("stage_1", "stage_2", "stage_3"):
+        score = said(f"scores/{stage}")
+        assert score["DATASETS.TEST"] == "('cityscapes_instance_val_part3and4of4',)"
+        assert score["MODEL.WEIGHTS"] == weights[stage]
+        assert score["--config-file"] == str(tmp_path / stage / "config.yaml")
+
+
+def test_the_plan_counts(tmp_path: Path) -> None:
+    steps = {step.name: step for step in recipe(tmp_path, "SOLVER.EPOCHS", "2").steps()}
+    # 8 images of train, 2 a batch: 2 x 4 iterations; an image or two may have no instance.
+    images = steps["stage_1"].images
+    assert 6 <= images <= 8
+    assert steps["stage_1"].iterations == 2 * -(-images // 2)
+    assert steps["search"].iterations == 3 * 2 * 1  # 3 trials, 2 epochs of 1 image
+    assert steps["scores/stage_1"].images == 2  # of 6 in 4 parts: 2 2 1 1
+
+
+def complete(folder: Path, step: object) -> None:
+    begin(folder, step.inputs())
+    for name in step.makes:
+        (folder / name).write_text(name)
+    finish(folder, step.inputs(), step.makes)
+
+
+def test_what_is_complete_is_used_by_later_calls(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="stage_2 starts from the weights of stage_1, which"):
+        recipe(tmp_path, stages=("stage_2",)).steps()
+    own = recipe(tmp_path, "MODEL.WEIGHTS", "mine.pth", stages=("stage_2",)).steps()[0]
+    assert options(own.commands[0])["MODEL.WEIGHTS"] == "mine.pth"
+    assert own.settings["MODEL.WEIGHTS"] == "mine.pth"
+
+    stage_1 = recipe(tmp_path, "MODEL.WEIGHTS", "", stages=("stage_1",)).steps()[0]
+    complete(tmp_path / "stage_1", stage_1)
+    steps = recipe(tmp_path, stages=("stage_2",)).steps()
+    assert [step.name for step in steps] == ["stage_2", "scores/stage_1", "scores/stage_2"]
+    assert options(steps[0].commands[0])["MODEL.WEIGHTS"] == str(
+        tmp_path / "stage_1" / "model_final.pth"
+    )
+    assert "INCLUDE" not in options(steps[0].commands[0])
+
+
+def test_what_counts_as_another_config(tmp_path: Path) -> None:
+    def state(*opts: str, trials: int = 3) -> dict[str, str]:
+        chosen = recipe(tmp_path, *opts, stages=("stage_0", "search"), trials=trials)
+        stage_0, search = recipe_steps = chosen.steps()[:2]
+        assert (stage_0.name, search.name) == ("stage_0", "search")
+        return read_states(recipe_steps)
+
+    complete(tmp_path / "stage_1", recipe(tmp_path, stages=("stage_0", "stage_1")).steps()[1])
+    for step in recipe(tmp_path, stages=("stage_0", "search")).steps()[:2]:
+        complete(tmp_path / step.name, step)
+    assert state() == {"stage_0": COMPLETE, "search": COMPLETE}
+    # Where and how, not what.
+    assert state("DATALOADER.NUM_WORKERS", "2")["stage_0"] == COMPLETE
+    assert state("SEARCH.HEARTBEAT_SECONDS", "9")["search"] == COMPLETE
+    assert state(trials=4) == {"stage_0": COMPLETE, "search": UNFINISHED}
+    with pytest.raises(InputError, match=r"stage_0: was made with SEED 42, now 7; take another"):
+        state("SEED", "7")
+    with pytest.raises(InputError, match=r"search: .*PARAMETERS.fg_iou_thresh.HIGH 0.7, now"):
+        state("SEARCH.PARAMETERS.fg_iou_thresh.HIGH", "0.6")
+
+
+def test_nothing_is_there_at_first(tmp_path: Path) -> None:
+    assert set(read_states(recipe(tmp_path / "none").steps()).values()) == {NEW}
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("opts", "settings", "message"),
+    [
+        (["OUTPUT_DIR", "x"], {}, "OUTPUT_DIR: the chain sets it"),
+        (["SEED"], {}, "KEY VALUE pairs; one is incomplete"),
+        ([], {"stages": ("stage_9",)}, "--stages stage_9: there is no such step"),
+        ([], {"trials": 0}, "--trials 0: at least 1"),
+        (
+            ["DATASETS.TRAIN", "('cityscapes_instance_val_part4of4','cityscapes_instance_val')"],
+            {"stages": ("anchors",)},
+            "anchors: they are fitted to one dataset",
+        ),
+    ],
+)
+def test_bad_input(tmp_path: Path, opts: list[str], settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        recipe(tmp_path, *opts, **settings).steps()
+
+
+def test_an_empty_partition_is_told_in_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cityscapes_maskrcnn.data.synthetic import generate_dataset
+
+    generate_dataset(tmp_path, {"train": 8, "val": 2}, 96, 192, seed=3)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(InputError, match=r"val_part3and4of4: part 3 of 4 is empty"):
+        recipe(tmp_path / "output", stages=("stage_0", "stage_1")).steps()
+
+
+def test_stage_3_takes_the_model_and_not_the_schedule(tmp_path: Path) -> None:
+    best = {
+        "MODEL": {
+            "RPN": {"IOU_THRESHOLDS": [0.2, 0.8]},
+            "ROI_HEADS": {"IOU_LABELS": [0, -1, 1]},
+            "FPN": {"FREEZE": True},
+        },
+        "SOLVER": {"BASE_LR": 0.5},
+    }
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump(best))
+    keep_matching(tmp_path / "best.yaml", tmp_path / "matching.yaml")
+    assert yaml.safe_load((tmp_path / "matching.yaml").read_text()) == {
+        "MODEL": {"RPN": {"IOU_THRESHOLDS": [0.2, 0.8]}, "ROI_HEADS": {"IOU_LABELS": [0, -1, 1]}}
+    }
+
+
+def test_words_are_split() -> None:
+    assert split_words(["stage_1", "anchors", "SEED", "3"]) == (
+        ["stage_1", "anchors"],
+        ["SEED", "3"],
+    )
+    assert split_words(["stage_1"]) == (["stage_1"], [])

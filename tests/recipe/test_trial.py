@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cityscapes_maskrcnn.recipe.trial import (
+    COMPLETE,
+    FAILED,
+    PRUNED,
+    STOPPED,
+    Outcome,
+    StopRequests,
+    TrialRunner,
+    claim_folder,
+    failure_reason,
+    last_iteration,
+    read_scores,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+
+FAKE = str(Path(__file__).with_name("fake_train_net.py"))
+SETTINGS = {"MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.25, 0.5], "MODEL.FPN.FREEZE": False}
+
+
+def runner(stop: StopRequests | None = None, stall: float = 0) -> TrialRunner:
+    stop = stop or StopRequests()
+    return TrialRunner([sys.executable, FAKE], "SEED: 1\n", "segm/AP", stop, stall, interval=0.05)
+
+
+def never(_iterations: int, _score: float) -> bool:
+    return False
+
+
+def run(folder: Path, behaviour: str, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    monkeypatch.setenv("FAKE", behaviour)
+    return runner().run(folder / "0000", SETTINGS, never)
+
+
+def wait_for(path: Path) -> None:
+    """The machine may be busy: wait for what happens, not for a time."""
+    for _ in range(1200):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear")
+
+
+def signal_after(path: Path, *numbers: signal.Signals) -> None:
+    """Send signals to this process, half a second apart, as soon as a file appears."""
+
+    def send() -> None:
+        wait_for(path)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
+
+    threading.Thread(target=send).start()
+
+
+def test_a_trial_ends_with_its_last_score_and_without_checkpoints(tmp_path: Path) -> None:
+    seen = []
+    outcome = runner().run(tmp_path / "0000", SETTINGS, lambda *each: bool(seen.append(each)))
+    # 40 x (1 - |0.5 - 0.5|) = 40, after 100 of 100 iterations
+    assert outcome == Outcome(COMPLETE, 40.0, 100)
+    # Every evaluation was told: a tenth of the score after a tenth of the iterations.
+    assert sorted(set(seen)) == [(10 * i, pytest.approx(4.0 * i)) for i in range(1, 11)]
+    names = {path.name for path in (tmp_path / "0000").iterdir()}
+    assert names == {"metrics.json", "console.txt", "runs.txt", "lock", "search_config.yaml"}
+
+
+def test_a_bad_trial_is_ended_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "0.3")
+    outcome = runner().run(tmp_path / "0000", SETTINGS, lambda done, _: done >= 20)
+    assert outcome.state == PRUNED
+    assert 20 <= outcome.iterations <= 30
+    assert not list((tmp_path / "0000").glob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "iterations", "reason"),
+    [
+        ("crash", 50, "exit status 1: RuntimeError: index 8 is out of bounds"),
+        ("memory", 50, "out of memory: torch.OutOfMemoryError: CUDA out of memory. Tried to"),
+        ("diverge", 50, "exit status 1: training diverged: loss became infinite; lower SOLVER"),
+        ("killed", 0, "killed by SIGKILL, most likely for want of memory"),
+        ("scoreless", 100, "no segm/AP in "),
+    ],
+)
+def test_failures_have_a_reason(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    behaviour: str,
+    iterations: int,
+    reason: str,
+) -> None:
+    outcome = run(tmp_path, behaviour, monkeypatch)
+    assert (outcome.state, outcome.iterations) == (FAILED, iterations)
+    assert outcome.reason.startswith(reason)
+    assert "\n" not in outcome.reason
+
+
+def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
+    lost = TrialRunner(["/no/such/program"], "", "segm/AP", StopRequests(), interval=0.05)
+    outcome = lost.run(tmp_path / "0000", SETTINGS, never)
+    assert outcome.state == FAILED
+    assert "No such file" in outcome.reason
+
+
+def test_a_hanging_trial_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE", "hang")
+    # Long enough for a Python to start on a busy machine.
+    outcome = runner(stall=6.0).run(tmp_path / "0000", SETTINGS, never)
+    assert outcome.state == FAILED
+    assert outcome.reason == "hung: it logged nothing for 0.1 minutes"
+    pid = int((tmp_path / "0000" / "runs.txt").read_text().split()[0])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_stopped_trial_saves_and_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "0.2")
+    stop = StopRequests()
+    with stop.listening():
+        signal_after(tmp_path / "0000" / "last_checkpoint", signal.SIGINT)
+        outcome = runner(stop).run(tmp_path / "0000", SETTINGS, never)
+    assert outcome.state == STOPPED
+    assert stop.signals == [signal.SIGINT]
+    assert (tmp_path / "0000" / "last_checkpoint").exists()
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    assert runner().run(tmp_path / "0000", SETTINGS, never) == Outcome(COMPLETE, 40.0, 100)
+    starts = [int(line.split()[1]) for line in (tmp_path / "0000" / "runs.txt").open()]
+    assert starts[0] == 0
+    assert starts[1] >= 10
+    assert len(read_scores(tmp_path / "0000" / "metrics.json", "segm/AP")) == 10
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE", "hang")
+    stop = StopRequests()
+    with stop.listening():
+        signal_after(tmp_path / "0000" / "hangs", signal.SIGTERM, signal.SIGINT)
+        start = time.monotonic()
+        # It ignores SIGTERM and would sleep for ten minutes.
+        outcome = runner(stop).run(tmp_path / "0000", SETTINGS, never)
+    assert outcome.state == STOPPED
+    assert stop.signals == [signal.SIGTERM, signal.SIGINT]
+    assert time.monotonic() - start < 100
+
+
+def test_the_trial_dies_with_its_worker(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from cityscapes_maskrcnn.recipe.trial import StopRequests, TrialRunner\n"
+        f"runner = TrialRunner([sys.executable, {FAKE!r}], '', 'segm/AP', StopRequests())\n"
+        f"runner.run(Path({str(tmp_path / '0000')!r}), {SETTINGS!r}, lambda *_: False)\n"
+    )
+    environment = {**os.environ, "FAKE": "hang"}
+    worker = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    runs = tmp_path / "0000" / "runs.txt"
+    try:
+        wait_for(tmp_path / "0000" / "hangs")
+        pid = int(runs.read_text().split()[0])
+        os.kill(pid, 0)  # it lives
+    finally:
+        worker.kill()
+        worker.wait()
+    for _ in range(100):
+        status = Path(f"/proc/{pid}/status")
+        # An orphan is reaped by whoever adopts it; until then it is a zombie.
+        if not status.exists() or "zombie" in status.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("the trial lives on")
+
+
+def test_one_process_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was taken for dead may still train in the folder."""
+    monkeypatch.setenv("FAKE_SECONDS", "0.4")
+    results: list[Outcome] = []
+    other = TrialRunner([sys.executable, FAKE], "", "segm/AP", StopRequests(), interval=0.02)
+    first = threading.Thread(
+        target=lambda: results.append(runner().run(tmp_path / "0000", SETTINGS, never))
+    )
+    first.start()
+    wait_for(tmp_path / "0000" / "runs.txt")
+    second = other.run(tmp_path / "0000", SETTINGS, never)
+    first.join()
+    assert second.state == FAILED
+    assert "another process still trains there" in second.reason
+    assert results[0].state == COMPLETE
+    assert len((tmp_path / "0000" / "runs.txt").read_text().splitlines()) == 1
+
+
+def test_scores_of_a_file_that_is_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    assert read_scores(path, "segm/AP") == {}
+    assert last_iteration(path) == 0
+    path.write_text(
+        '{"iteration": 19, "segm/AP": 1.0}\n{"iteration": 39, "segm/AP": NaN}\n'
+        '{"iteration": 59, "segm/AP": 3}\n{"iteration": 59, "segm/AP": 4}\n'
+        '{"iteration": 79, "lr": 1}\n[1]\n{"segm/AP": 9}\n{"iteration": 99, "segm/A'
+    )
+    assert read_scores(path, "segm/AP") == {20: 1.0, 60: 4.0}
+    assert last_iteration(path) == 80
+
+
+def test_a_folder_belongs_to_one_trial(tmp_path: Path) -> None:
+    identity = {"study": "a", "trial": 7, "parameters": {"fg": 0.1 + 0.2}, "config": {"SEED": 1}}
+    claim_folder(tmp_path / "0007", identity)
+    claim_folder(tmp_path / "0007", identity)
+    before = (tmp_path / "0007" / "trial.json").read_bytes()
+    for key, value in (("study", "b"), ("parameters", {"fg": 0.3}), ("config", {"SEED": 2})):
+        with pytest.raises(InputError, match="0007: holds a trial of another study or config"):
+            claim_folder(tmp_path / "0007", {**identity, key: value})
+    assert (tmp_path / "0007" / "trial.json").read_bytes() == before
+    (tmp_path / "0008").mkdir()
+    (tmp_path / "0008" / "metrics.json").write_text(json.dumps({"iteration": 1}))
+    with pytest.raises(InputError, match="0008: holds another training run"):
+        claim_folder(tmp_path / "0008", identity)
+    (tmp_path / "0009").mkdir()
+    (tmp_path / "0009" / "trial.json").write_text("{")
+    with pytest.raises(InputError, match=r"trial\.json: cannot be read"):
+        claim_folder(tmp_path / "0009", identity)
+
+
+def test_reasons() -> None:
+    assert failure_reason(2, "") == "exit status 2: it printed nothing"
+    assert failure_reason(-15, "bye") == "killed by SIGTERM"
+    text = "error: one\nwarning\n  error: two  words\nlast line\n"
+    assert failure_reason(1, text) == "exit status 1: two  words"
+    assert failure_reason(1, "MemoryError\nerror: x") == "out of memory: MemoryError"
+    assert math.isclose(len(failure_reason(1, "x" * 9999)), 500)

@@ -1,0 +1,84 @@
+"""How the config comes together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.utils.errors import InputError
+
+STAGE_1 = str(Path(__file__).parents[1] / "configs" / "stage_1_heads.yaml")
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two fragments, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    Path("best.yaml").write_text("MODEL: {RPN: {IOU_THRESHOLDS: [0.2, 0.8]}}\nSEED: 5\n")
+    Path("sub/anchors.yaml").write_text(
+        "MODEL: {ANCHOR_GENERATOR: {SIZES: [[31], [73], [131], [210], [330]]}}\nSEED: 6\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.usefixtures("files")
+def test_included_files_come_between_the_config_file_and_the_command_line() -> None:
+    both = ["INCLUDE", "('best.yaml','sub/anchors.yaml')"]
+    plain = build_config(STAGE_1, [])
+    assert plain.MODEL.RPN.IOU_THRESHOLDS == [0.3, 0.7]
+    cfg = build_config(STAGE_1, both)
+    assert cfg.MODEL.RPN.IOU_THRESHOLDS == [0.2, 0.8]
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[31], [73], [131], [210], [330]]
+    # The later file of the two, which both set SEED; the config file says 42.
+    assert (plain.SEED, cfg.SEED) == (42, 6)
+    # Everything else is the config file's.
+    assert cfg.SOLVER == plain.SOLVER
+    # The command line wins, wherever INCLUDE stands in it.
+    for opts in (["SEED", "7", *both], [*both, "SEED", "7"]):
+        assert build_config(STAGE_1, opts).SEED == 7
+
+
+def test_a_config_file_may_include(files: Path) -> None:
+    (files / "child.yaml").write_text(f"_BASE_: {STAGE_1}\nINCLUDE: ['best.yaml']\nSEED: 8\n")
+    assert build_config("child.yaml", []).SEED == 5
+    # The command line's INCLUDE replaces the file's, as with every key.
+    assert build_config("child.yaml", ["INCLUDE", "()"]).SEED == 8
+    assert build_config("child.yaml", ["INCLUDE", "['sub/anchors.yaml']"]).SEED == 6
+
+
+def test_the_saved_config_needs_no_other_file(files: Path) -> None:
+    cfg = build_config(STAGE_1, ["INCLUDE", "('best.yaml',)"])
+    (files / "saved.yaml").write_text(cfg.dump())
+    (files / "best.yaml").unlink()
+    assert "INCLUDE: []" in (files / "saved.yaml").read_text()
+    again = build_config("saved.yaml", [])
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+
+
+@pytest.mark.parametrize(
+    ("content", "opts", "message"),
+    [
+        (None, ["INCLUDE", "('missing.yaml',)"], "INCLUDE missing.yaml: no such file"),
+        (None, ["INCLUDE", "('sub',)"], "INCLUDE sub: no such file"),
+        (None, ["INCLUDE", "(3,)"], "INCLUDE 3: no such file"),
+        (None, ["INCLUDE", "missing.yaml"], "command line, INCLUDE missing.yaml: Type mismatch"),
+        ("MODEL: {RPM: 1}", None, "bad.yaml: there is no config key MODEL.RPM; did you mean"),
+        ("SEED: [1", None, "bad.yaml is not plain yaml"),
+        ("SEED: !!python/object/apply:os.getcwd []", None, "bad.yaml is not plain yaml"),
+        ("SEED: many", None, "bad.yaml: Type mismatch"),
+        ("[1, 2]", None, "bad.yaml: "),
+        ("INCLUDE: ['best.yaml']", None, "bad.yaml: an included file cannot include others"),
+    ],
+)
+def test_bad_includes_get_one_line(
+    files: Path, content: str | None, opts: list[str] | None, message: str
+) -> None:
+    if content is not None:
+        (files / "bad.yaml").write_text(content)
+    with pytest.raises(InputError) as caught:
+        build_config(STAGE_1, opts or ["INCLUDE", "('best.yaml','bad.yaml')"])
+    assert str(caught.value).startswith(message)

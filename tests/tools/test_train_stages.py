@@ -1,0 +1,101 @@
+"""train_stages.py as a user runs it: a short chain, a second call, and mistakes.
+
+The whole chain, with anchors and search, is what `make demo` runs, and tests/recipe/kill_chain.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+TINY = (
+    "MODEL.DEVICE cpu MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16 "
+    "MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.RESNETS.NORM BN MODEL.FPN.OUT_CHANNELS 16 "
+    "MODEL.ROI_BOX_HEAD.FC_DIM 32 MODEL.ROI_MASK_HEAD.CONV_DIM 16 INPUT.MIN_SIZE_TRAIN (64,) "
+    "INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 192 SOLVER.EPOCHS 0 SOLVER.MAX_ITER 2 "
+    "SOLVER.IMS_PER_BATCH 2 SOLVER.WARMUP_ITERS 0 TEST.DETECTIONS_PER_IMAGE 10 TEST.EVAL_PERIOD 1"
+)
+
+
+def train_stages(root: Path, output: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            *(sys.executable, "tools/train_stages.py", "--config-dir", "configs/demo"),
+            *("--output", str(output), *words),
+        ],
+        env={**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"},
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def chain(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stages 2 and 3, from random weights."""
+    output = tmp_path_factory.mktemp("chain")
+    words = ["--stages", "stage_2", "stage_3", "MODEL.WEIGHTS", "", *TINY.split()]
+    done = train_stages(small_root, output, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (output / "stdout").write_text(done.stdout)
+    return output
+
+
+def test_it_plans_trains_scores_and_reports(chain: Path) -> None:
+    said = (chain / "stdout").read_text()
+    plan, _, rest = said.partition("stage_2: complete")
+    assert plan.index("iterations") < plan.index("running")
+    assert "scores/stage_3: complete" in rest
+    assert "COCO-style AP50" in rest
+    for name in ("performance.md", "performance.csv", "performance.png", "overfitting.png"):
+        assert (chain / name).stat().st_size > 0
+    for stage in ("stage_2", "stage_3"):
+        scores = json.loads((chain / "scores" / stage / "scores.json").read_text())
+        assert list(scores["datasets"]) == ["cityscapes_instance_val_part3and4of4"]
+        assert scores["seen"] == []
+        assert (chain / stage / "steps.log").stat().st_size > 1000
+
+
+def test_weights_and_what_they_have_seen_are_handed_on(chain: Path) -> None:
+    import torch
+
+    log = (chain / "stage_3" / "log.txt").read_text()
+    assert str(chain / "stage_2" / "model_final.pth") in log
+    history = torch.load(chain / "stage_3" / "model_final.pth", weights_only=True)["history"]
+    assert [(used["dataset"], used["role"]) for used in history] == [
+        ("cityscapes_instance_train", "trained"),
+        ("cityscapes_instance_val_part1of4", "tuned"),
+        ("cityscapes_instance_val_part1of4", "trained"),
+        ("cityscapes_instance_val_part2of4", "trained"),
+    ]
+
+
+def test_another_config_is_refused_and_nothing_is_overwritten(
+    chain: Path, small_root: Path
+) -> None:
+    before = (chain / "stage_2" / "inputs.json").read_bytes()
+    words = ["--stages", "stage_2", "MODEL.WEIGHTS", "", *TINY.split(), "SOLVER.BASE_LR", "0.5"]
+    done = train_stages(small_root, chain, "--dry-run", *words)
+    assert done.returncode == 1
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert (
+        f"{chain / 'stage_2'}: was made with SOLVER.BASE_LR 0.002, now 0.5; take another" in error
+    )
+    assert (chain / "stage_2" / "inputs.json").read_bytes() == before
+
+
+def test_missing_parent_weights_get_one_line(small_root: Path, tmp_path: Path) -> None:
+    done = train_stages(small_root, tmp_path / "out", "--stages", "stage_3", *TINY.split())
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        f"error: stage_3 starts from the weights of stage_2, which is not complete in {tmp_path}"
+    )
+    assert not (tmp_path / "out").exists()

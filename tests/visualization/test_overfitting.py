@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.overfitting import find_gap, plot_overfitting
+
+TRAINING = {0: 9.0, 20: 5.0, 40: 3.0, 60: 2.0, 80: 1.0, 95: 1.4}
+VALIDATION = {49: 2.5, 99: 3.0}
+
+
+def test_the_gap_is_that_of_the_last_interval() -> None:
+    gap = find_gap(TRAINING, VALIDATION)
+    assert gap is not None
+    # Losses of iterations 60, 80, 95, after the validation at 49: (2 + 1 + 1.4) / 3.
+    assert gap.training == pytest.approx(4.4 / 3)
+    assert (gap.validation, gap.lowest, gap.last) == (3.0, 49, 99)
+
+
+def test_without_one_of_the_losses_there_is_no_gap() -> None:
+    assert find_gap({}, VALIDATION) is None
+    assert find_gap(TRAINING, {}) is None
+    assert find_gap(TRAINING, {9: math.nan}) is None
+
+
+def test_one_measurement_is_enough() -> None:
+    gap = find_gap({0: 4.0, 9: 2.0}, {9: 2.5})
+    assert gap is not None
+    assert (gap.training, gap.lowest) == (3.0, 9)
+
+
+def count(path: Path, color: tuple[int, int, int]) -> int:
+    with Image.open(path) as image:
+        return int((np.asarray(image.convert("RGB")) == color).all(axis=2).sum())
+
+
+def test_a_panel_a_run_with_both_losses(tmp_path: Path) -> None:
+    run = {"total_loss": TRAINING, "validation/total_loss": VALIDATION, "lr": {0: 1.0}}
+    one = plot_overfitting({"a": run}, tmp_path / "one.png")
+    both = plot_overfitting({"a": run, "b": run, "none": {"lr": {0: 1}}}, tmp_path / "two.png")
+    assert (list(one), list(both)) == (["a"], ["a", "b"])
+    with Image.open(tmp_path / "one.png") as a, Image.open(tmp_path / "two.png") as b:
+        # 3.4 inches at 140 dots
+        assert b.width - a.width == 476
+    for color in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
+        assert 0 < count(tmp_path / "one.png", color) < count(tmp_path / "two.png", color)
+
+
+def test_a_run_without_validation_is_drawn_without_a_gap(tmp_path: Path) -> None:
+    assert plot_overfitting({"a": {"total_loss": {0: math.nan, 5: 1.0}}}, tmp_path / "x.png") == {}
+    assert (tmp_path / "x.png").exists()
+
+
+def test_nothing_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no loss to draw"):
+        plot_overfitting({"a": {}}, tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()

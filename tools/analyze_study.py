@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Report what a search found: summary, pictures, top trials, and best.yaml for stage 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cityscapes_maskrcnn.recipe.storage import open_study, storage_url, without_password
+from cityscapes_maskrcnn.recipe.study_report import write_report
+from cityscapes_maskrcnn.utils.run import run_tool
+
+EXAMPLES = """
+examples:
+  a search by tools/tune.py:
+    tools/analyze_study.py --storage sqlite:///output/search/search.db --study thresholds \\
+        --output output/search
+  then train with what it found:
+    tools/train_net.py --config-file configs/stage_2_tuned.yaml \\
+        INCLUDE "('output/search/best.yaml',)"
+
+Studies of other programs are read too, whatever Optuna made them. Nothing in them is changed.
+"""
+
+
+def main() -> None:
+    """Read the study, write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--storage", required=True, metavar="URL", help="sqlite:///FILE or postgresql://..."
+    )
+    parser.add_argument("--study", default="search", help="name of the study (default: search)")
+    parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="for the report")
+    args = parser.parse_args()
+    url = storage_url(args.storage)
+    with open_study(url, args.study) as study:
+        files = write_report(study, without_password(url), args.output)
+    print("\n".join(map(str, files)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))

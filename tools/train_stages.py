@@ -1,0 +1,59 @@
+#!/usr/bin/env python
+"""Run the whole recipe: stage 0, stage 1, anchors, threshold search, stage 2, stage 3, scores."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.recipe.chain import read_states, run_chain
+from cityscapes_maskrcnn.recipe.chain_status import format_plan
+from cityscapes_maskrcnn.recipe.report import write_report
+from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, split_words
+from cityscapes_maskrcnn.utils.run import run_tool
+
+EXAMPLES = """
+examples:
+  see what would be done:
+    tools/train_stages.py --output output --dry-run
+  do it; the same command goes on after an interruption:
+    tools/train_stages.py --output output
+  a part of it, from weights of your own:
+    tools/train_stages.py --output output --stages stage_1 anchors stage_2 MODEL.WEIGHTS my.pth
+every step has a folder with its log, steps.log, in it; a complete step is not repeated, and one
+that was made with another config or parent is an error
+"""
+
+
+def main() -> None:
+    """Print the plan, run it, and print what came of it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-dir", type=Path, default="configs", metavar="DIR", help="default: configs")
+    add("--output", type=Path, required=True, metavar="DIR", help="a folder for every step")
+    add("--stages", nargs="+", default=STEPS, metavar="STEP", help=f"of {' '.join(STEPS)}")
+    add("--trials", type=int, default=42, metavar="N", help="of the search (default: 42)")
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes a training (default: 1)")
+    add("--dry-run", action="store_true", help="print the plan only")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys for all stages")
+    args = parser.parse_args()
+
+    stages, opts = split_words(args.stages)
+    recipe = Recipe(
+        *(args.config_dir, args.output, Path(__file__).parent, build_config),
+        *([*opts, *args.opts], stages, args.trials, args.num_gpus),
+    )
+    steps = recipe.steps()
+    print(format_plan(steps, read_states(steps)), flush=True)
+    if args.dry_run:
+        return
+    run_chain(steps, args.output, sys.stdout)
+    print(f"\n{write_report(args.output)}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))

@@ -1,0 +1,61 @@
+#!/usr/bin/env python
+"""Search for the best matching thresholds with Optuna, in as many processes as you like."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.recipe.study import Stopped, progress
+from cityscapes_maskrcnn.recipe.trial import StopRequests
+from cityscapes_maskrcnn.recipe.tuning import tune
+from cityscapes_maskrcnn.utils.run import run_tool
+
+EXAMPLES = """
+examples:
+  search on this machine; the same command goes on after an interruption, or joins as a worker:
+    tools/tune.py --config-file configs/stage_2_search.yaml --study thresholds --trials 42 \\
+        OUTPUT_DIR output/search MODEL.WEIGHTS output/stage_1/model_final.pth
+  a worker of a search on many machines:
+    tools/tune.py --config-file configs/stage_2_search.yaml --study thresholds --trials 42 \\
+        --storage postgresql://user:password@host/optuna OUTPUT_DIR output/search
+  search the learning rate too, in a study of its own:
+    tools/tune.py --config-file configs/stage_2_search.yaml --study with_rate \\
+        OUTPUT_DIR output/search_rate SEARCH.PARAMETERS.base_lr.ENABLED True
+"""
+
+
+def main() -> int:
+    """Parse the flags and search."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="what a trial trains")
+    parser.add_argument("--study", default="search", help="name of the study (default: search)")
+    help_storage = "database URL: sqlite:///FILE, postgresql://... (default: OUTPUT_DIR/search.db)"
+    parser.add_argument("--storage", default="", metavar="URL", help=help_storage)
+    help_trials = "trials of the whole study, those of other workers included (default: 42)"
+    parser.add_argument("--trials", type=int, default=42, metavar="N", help=help_trials)
+    parser.add_argument("--no-prune", action="store_true", help="train every trial to its end")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes a trial (default: 1)")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, as in training")
+    args = parser.parse_args()
+
+    cfg = build_config(args.config_file, args.opts)
+    train_net = str(Path(__file__).resolve().with_name("train_net.py"))
+    command = [sys.executable, train_net, "--num-gpus", str(args.num_gpus)]
+    with StopRequests().listening() as stop:
+        try:
+            study = tune(
+                cfg, args.study, args.storage, args.trials, not args.no_prune, command, stop
+            )
+        except Stopped:
+            return 128 + stop.signals[0]
+    print(f"Done: {progress(study.get_trials(deepcopy=False), args.trials)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
