@@ -201,6 +201,10 @@ def _process_main(
     problems: SimpleQueue[str],
 ) -> None:
     """Run one process of several."""
+    if "fork" in multiprocessing.get_all_start_methods():
+        # As where training is a single process: this one was spawned, and would otherwise spawn
+        # its loading workers, each of which would import everything again.
+        multiprocessing.set_start_method("fork", force=True)
     try:
         main(args)
     except InputError as error:
