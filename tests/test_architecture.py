@@ -44,6 +44,11 @@ WITHOUT_DETECTRON2 = [
     "evaluation.instance_ap",
     "evaluation.result_files",
     "evaluation.coco_ap",
+    "evaluation.error_analysis",
+    "evaluation.error_tables",
+    "evaluation.submission",
+    "evaluation.submission_check",
+    "visualization.evaluation_plots",
     "evaluation.pixel_iou",
     "modeling.drift",
 ]

@@ -51,7 +51,7 @@ def plot_errors(folder: str | os.PathLike[str]) -> list[Path]:
             ("misses", _misses),
         ]:
             figures[name] = draw(_read(folder / f"{name}.csv"), per_class, threshold)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InputError(f"{folder}: not the tables of an evaluation: {error!r}") from error
     written = []
     for name, figure in figures.items():
