@@ -11,7 +11,6 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -21,6 +20,7 @@ from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.test_time_augmentation import with_test_time_augmentation
+from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import instances_to_predictions
 from cityscapes_maskrcnn.evaluation.result_files import image_name
 from cityscapes_maskrcnn.evaluation.submission import SubmissionWriter
@@ -66,7 +66,7 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
         setup_logger(distributed_rank=comm.get_rank(), name=name)
     logger = logging.getLogger(__name__)
     images = expected_images(dataset_name)
-    model = build_model(cfg).eval()
+    model = Trainer.build_model(cfg).eval()
     SafeCheckpointer(
         model,
         may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER,
