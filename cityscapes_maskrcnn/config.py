@@ -113,6 +113,9 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Measure the training losses on DATASETS.TEST too, every TEST.EVAL_PERIOD iterations: scalars
     # "validation/total_loss", "validation/loss_mask", ... beside the training losses.
     cfg.TEST.VALIDATION_LOSS = False
+    # Lowest score, 0 to 1, of the predictions whose errors are sorted into the tables and pictures
+    # of OUTPUT_DIR/inference/analysis. The scores themselves count all predictions.
+    cfg.TEST.ANALYSIS_CONFIDENCE = 0.5
 
     _add_search_config(cfg)
 
