@@ -23,6 +23,7 @@ FLOORS = {
     "engine": 3,
     "recipe": 4,
     "cli": 4,
+    "benchmarks": 5,
 }
 
 # Files of numbers and file formats only, for people who do not use Detectron2.

@@ -21,10 +21,8 @@ from detectron2.data import (
 )
 from detectron2.data import transforms as T
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
     HookBase,
-    SimpleTrainer,
     TrainerBase,
     create_ddp_model,
     hooks,
@@ -50,6 +48,7 @@ from cityscapes_maskrcnn.engine.hooks import (
     SeedEveryStep,
     StopOnSignal,
 )
+from cityscapes_maskrcnn.engine.precision import build_step
 from cityscapes_maskrcnn.engine.provenance import data_of_run, refuse_seen_images
 from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
@@ -377,23 +376,6 @@ class Trainer(DefaultTrainer):
         Its files go to a folder of ``OUTPUT_DIR``; with several datasets, each has one in it.
         """
         return build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR) / folder_name)
-
-
-def build_step(
-    cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
-    """Build what runs one iteration, in full or in mixed precision."""
-    if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer(model, loader, optimizer)
-    precisions = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-    if cfg.SOLVER.AMP.PRECISION not in precisions:
-        raise InputError(
-            f"SOLVER.AMP.PRECISION {cfg.SOLVER.AMP.PRECISION!r}: it must be float16 or bfloat16"
-        )
-    precision = precisions[cfg.SOLVER.AMP.PRECISION]
-    # bfloat16 has the range of float32: its gradients do not vanish, so nothing is to be scaled.
-    scaler = torch.amp.GradScaler("cuda", enabled=precision is torch.float16)
-    return AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=precision)
 
 
 def without_nan(results: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.engine.trainer import Trainer, build_step
+from cityscapes_maskrcnn.engine.precision import build_step
+from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.utils.errors import InputError
 
 NARROW = [
