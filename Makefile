@@ -7,8 +7,13 @@ DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e
 # Folder of the demo's data, training run and pictures.
 DEMO ?= output/demo
 
+# File with the versions to install; `CONSTRAINTS=` takes the newest that setup.py allows.
+CONSTRAINTS ?= constraints.txt
+
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+PINS = $(CONSTRAINTS:%=-c %)
+export PYTHON
 export MPLBACKEND = Agg
 # On CPUs, let waiting threads sleep soon: spinning for long, as by default, slows training tenfold
 # as soon as anything else runs on the same cores.
@@ -21,19 +26,25 @@ help:
 	@echo "make test    run the test suite"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove $(DEMO) and $(VENV)"
-	@echo "Variables: VENV=$(VENV) PYTHON=$(PYTHON) DEMO=$(DEMO) DETECTRON2=<git+URL, folder or wheel>"
+	@echo "Variables: VENV=$(VENV) PYTHON=$(PYTHON) DEMO=$(DEMO) CONSTRAINTS=$(CONSTRAINTS)"
+	@echo "           DETECTRON2=<git+URL, folder or wheel>"
 
-$(READY): setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+# What cannot work is refused before gigabytes are installed.
+$(READY): setup.py $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null || \
 	  { echo "error: $(PYTHON) is not Python 3.10 to 3.12; name one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@.ci/detectron2 check '$(DETECTRON2)' $(VENV)
 	@echo "Setting up $(VENV): about 5.5 GB, a few minutes, once"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --no-compile -c constraints.txt setuptools wheel ninja numpy torch torchvision
-	@rm -rf $(VENV)/wheels
-	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w $(VENV)/wheels '$(or $(realpath $(DETECTRON2)),$(DETECTRON2))' || \
-	  { echo "error: Detectron2 could not be had from $(DETECTRON2) (see pip's message above); give git+URL, a folder or a wheel: make DETECTRON2=/path/to/detectron2 ..." >&2; exit 1; }
+	$(BIN)/pip install -q --no-compile $(PINS) 'setuptools<81' wheel ninja numpy torch torchvision
+	@# What else is needed is installed while Detectron2 compiles.
+	@$(if $(CONSTRAINTS),$(BIN)/pip install -q --no-compile -r $(CONSTRAINTS) & )others=$$!; \
+	  .ci/detectron2 build '$(DETECTRON2)' $(VENV) || exit 1; \
+	  $(if $(CONSTRAINTS),wait $$others)
 	DETECTRON2="file://$$(realpath $(VENV)/wheels/detectron2-*.whl)" \
-	  $(BIN)/pip install -q --no-compile --no-build-isolation -c constraints.txt -e '.[dev]'
+	  $(BIN)/pip install -q --no-compile --no-build-isolation $(PINS) -e '.[dev]'
 	@touch $@
 
 setup: $(READY)

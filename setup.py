@@ -32,6 +32,8 @@ setup(
         "shapely>=2.0",
         "fvcore>=0.1.5",
         "matplotlib>=3.8",
+        "scikit-learn>=1.5",
+        "scipy>=1.11",
         "contourpy>=1.2",
         "tqdm>=4.60",
         "tabulate>=0.9",

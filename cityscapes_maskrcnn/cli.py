@@ -9,8 +9,8 @@ import multiprocessing
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,7 +34,7 @@ from cityscapes_maskrcnn.modeling import anchor_generator, backbone, semantic_he
 from cityscapes_maskrcnn.modeling.thresholds import check_thresholds
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import available_cores
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.run import one_line
 
 
 def argument_parser(description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -131,6 +131,9 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
 
     Returns:
         The exit status of the tool.
+
+    Raises:
+        InputError: any process found bad input, or was killed; the others are ended.
     """
     if args.num_gpus < 1 or args.num_machines < 1:
         raise InputError("--num-gpus and --num-machines count processes and machines: at least 1")
@@ -143,15 +146,20 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     gpus = 0 if on_cpu else torch.cuda.device_count()
     if gpus and args.num_gpus > gpus:
         raise InputError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
-    if args.num_gpus * args.num_machines > 1:
-        if on_cpu:
-            # Detectron2 takes NCCL, which cannot work on CPU tensors, wherever it sees a GPU.
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-            # Otherwise every process starts a thread per core and they fight for them.
-            threads = max(1, available_cores() // args.num_gpus)
-            os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        # The processes save and stop on SIGTERM; without this they would die with their parent.
-        signal.signal(signal.SIGTERM, _pass_on_sigterm)
+    if args.num_gpus * args.num_machines == 1:
+        main(args)
+        return 0
+    if on_cpu:
+        # Detectron2 takes NCCL, which cannot work on CPU tensors, wherever it sees a GPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # Otherwise every process starts a thread per core and they fight for them.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // args.num_gpus)))
+    # The processes save and stop on SIGTERM; without this they would die with their parent.
+    signal.signal(signal.SIGTERM, _pass_on_sigterm)
+    # Only the parent speaks: the processes hand it what is wrong with the input.
+    problems = multiprocessing.get_context("spawn").SimpleQueue()
+    # It would tell that it ends the processes that a failed one leaves behind.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
         detectron2_launch(
             _process_main,
@@ -159,27 +167,49 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(main, args),
+            args=(main, args, problems),
         )
-    except torch.multiprocessing.ProcessExitedException as error:
-        return error.exit_code or 1
+    except (
+        torch.multiprocessing.ProcessExitedException,
+        torch.multiprocessing.ProcessRaisedException,
+    ) as error:
+        # Whatever the processes stumbled over later follows from the first problem.
+        if not problems.empty():
+            raise InputError(problems.get()) from error
+        if isinstance(error, torch.multiprocessing.ProcessRaisedException):
+            raise
+        if error.exit_code == -signal.SIGKILL:
+            raise InputError(
+                f"process {error.error_index} was killed, perhaps because memory ran out"
+            ) from error
+        # As a shell reports a process that a signal ended: 143 for SIGTERM, also before training.
+        return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
     return 0
 
 
-def _pass_on_sigterm(_number: int, _frame: FrameType | None) -> None:
-    for process in multiprocessing.active_children():
+def _pass_on_sigterm(number: int, _frame: FrameType | None) -> None:
+    processes = multiprocessing.active_children()
+    if not processes:
+        raise SystemExit(128 + number)
+    for process in processes:
         process.terminate()
 
 
-def _process_main(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
-    """Run one process, ending it with the tool's status so that bad input stays one line."""
-
-    def call() -> None:
+def _process_main(
+    main: Callable[[argparse.Namespace], Any],
+    args: argparse.Namespace,
+    problems: SimpleQueue[str],
+) -> None:
+    """Run one process of several."""
+    if "fork" in multiprocessing.get_all_start_methods():
+        # As where training is a single process: this one was spawned, and would otherwise spawn
+        # its loading workers, each of which would import everything again.
+        multiprocessing.set_start_method("fork", force=True)
+    try:
         main(args)
-
-    status = run_tool(call)
-    if status:
-        sys.exit(status)
+    except InputError as error:
+        problems.put(one_line(error))
+        raise
 
 
 def find_config(config_file: str) -> Path:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cityscapes_maskrcnn.data.synthetic import generate_dataset
@@ -13,6 +14,16 @@ from cityscapes_maskrcnn.data.synthetic import generate_dataset
 def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests neither read nor write the user's annotation caches."""
     os.environ["CITYSCAPES_MASKRCNN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def numpy_for_the_official_scripts() -> None:
+    """The scripts that tests compare with call np.in1d, which NumPy 2.4 dropped for np.isin.
+
+    That the package itself does not call it is ruff's rule NPY201.
+    """
+    if not hasattr(np, "in1d"):
+        np.in1d = lambda values, test, **options: np.isin(np.ravel(values), test, **options)  # noqa: NPY201
 
 
 @pytest.fixture(scope="session")

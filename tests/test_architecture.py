@@ -23,6 +23,7 @@ FLOORS = {
     "engine": 3,
     "recipe": 4,
     "cli": 4,
+    "benchmarks": 5,
 }
 
 # Files of numbers and file formats only, for people who do not use Detectron2.
@@ -45,8 +46,16 @@ WITHOUT_DETECTRON2 = [
     "evaluation.instance_ap",
     "evaluation.result_files",
     "evaluation.coco_ap",
+    "evaluation.error_analysis",
+    "evaluation.error_tables",
+    "evaluation.submission",
+    "evaluation.submission_check",
+    "visualization.evaluation_plots",
     "evaluation.pixel_iou",
     "modeling.drift",
+    "modeling.anchors",
+    "modeling.thresholds",
+    "visualization.anchor_plot",
 ]
 
 

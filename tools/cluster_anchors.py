@@ -23,7 +23,6 @@ examples:
         INPUT.MIN_SIZE_TEST 512 INPUT.MAX_SIZE_TEST 1024
   for boxes of your own, each a line "width,height" in pixels of the network's input:
     tools/cluster_anchors.py --boxes boxes.csv --output output/anchors.yaml
-beside anchors.yaml, a fragment to merge into a config, are anchors.png and anchors.json
 """
 
 
@@ -40,7 +39,7 @@ def main() -> None:
     add("--num-sizes", type=int, default=5, metavar="N", help="one a pyramid level (default: 5)")
     add("--num-ratios", type=int, default=3, metavar="N", help="anchors in a cell (default: 3)")
     add("--seed", type=int, default=0, metavar="S", help="of the clustering (default: 0)")
-    add("--output", required=True, metavar="YAML", help="the config fragment to write")
+    add("--output", required=True, metavar="YAML", help="config fragment; .png, .json beside it")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     args = parser.parse_args()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import signal
 from types import FrameType
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from torch import nn
 
@@ -76,6 +78,48 @@ def average_norm_statistics(model: nn.Module) -> None:
                 statistic /= comm.get_world_size()
 
 
+class CheckFrozen(HookBase):
+    """Say in the log after training whether what was frozen is what training started with.
+
+    Frozen are parameters that the optimizer does not get, and all of FrozenBatchNorm2d, whose
+    statistics are no parameters. Digests are compared, so no second copy of the weights is held.
+    """
+
+    def before_train(self) -> None:
+        """Note the frozen tensors."""
+        self._before = self._digests()
+
+    def after_train(self) -> None:
+        """Compare them."""
+        after = self._digests()
+        changed = [name for name, digest in self._before.items() if after.get(name) != digest]
+        logger = logging.getLogger(__name__)
+        if changed:
+            logger.error(
+                "%d of %d frozen tensors changed in training, such as %s",
+                *(len(changed), len(self._before), changed[0]),
+            )
+        elif self._before:
+            logger.info(
+                "All %d frozen tensors are bit-equal to those that training started with",
+                len(self._before),
+            )
+
+    def _digests(self) -> dict[str, bytes]:
+        model = self.trainer.model
+        model = getattr(model, "module", model)
+        frozen = {
+            name: value for name, value in model.named_parameters() if not value.requires_grad
+        }
+        for prefix, module in model.named_modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                frozen |= {f"{prefix}.{name}": value for name, value in module.named_buffers()}
+        return {
+            name: hashlib.blake2b(value.detach().cpu().contiguous().numpy().tobytes()).digest()
+            for name, value in frozen.items()
+        }
+
+
 class StopOnSignal(HookBase):
     """Save a checkpoint and end when the process is asked to terminate (SIGTERM).
 
@@ -106,6 +150,8 @@ class StopOnSignal(HookBase):
             "SIGTERM: stopping after iteration %d; --resume goes on from there", iteration
         )
         self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        # The first process that leaves has the others ended.
+        comm.synchronize()
         raise SystemExit(128 + signal.SIGTERM)
 
     def after_train(self) -> None:

@@ -15,17 +15,14 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
-    MetadataCatalog,
     build_batch_data_loader,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.data import transforms as T
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
     HookBase,
-    SimpleTrainer,
     TrainerBase,
     create_ddp_model,
     hooks,
@@ -44,13 +41,20 @@ from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.epochs import training_dicts
-from cityscapes_maskrcnn.engine.hooks import AverageNormStatistics, SeedEveryStep, StopOnSignal
+from cityscapes_maskrcnn.engine.evaluators import build_evaluator
+from cityscapes_maskrcnn.engine.hooks import (
+    AverageNormStatistics,
+    CheckFrozen,
+    SeedEveryStep,
+    StopOnSignal,
+)
+from cityscapes_maskrcnn.engine.precision import build_step
 from cityscapes_maskrcnn.engine.provenance import data_of_run, refuse_seen_images
 from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
+from cityscapes_maskrcnn.engine.test_time_augmentation import with_test_time_augmentation
+from cityscapes_maskrcnn.engine.unsupported import refuse_unsupported
 from cityscapes_maskrcnn.engine.validation import ValidationLoss
-from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
-from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
 from cityscapes_maskrcnn.modeling.freezing import format_parts, freeze_fpn, trainable_parts
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
@@ -73,7 +77,7 @@ class Trainer(DefaultTrainer):
         # and loads checkpoints by unpickling; the rest of it is repeated here.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        _refuse_unsupported(cfg)
+        refuse_unsupported(cfg)
         if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
             raise InputError(
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared equally by "
@@ -91,8 +95,7 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(
             model, broadcast_buffers=False, **({} if on_gpu else {"device_ids": None})
         )
-        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = step(model, loader, optimizer)
+        self._trainer = build_step(cfg, model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(
             model,
@@ -152,11 +155,16 @@ class Trainer(DefaultTrainer):
                     self.run_step()
                     self.after_step()
                     self.iter += 1
-            except FloatingPointError as error:
-                raise InputError(
-                    f"training diverged: {error}; lower SOLVER.BASE_LR or lengthen "
-                    "SOLVER.WARMUP_ITERS"
-                ) from error
+            except BaseException as error:
+                # EvalHook takes an error in the last iteration for the end of training and would
+                # evaluate, which hangs as soon as other processes wait for this one elsewhere.
+                self.max_iter = self.iter + 2
+                if isinstance(error, FloatingPointError):
+                    raise InputError(
+                        f"training diverged: {error}; lower SOLVER.BASE_LR or lengthen "
+                        "SOLVER.WARMUP_ITERS"
+                    ) from error
+                raise
             finally:
                 self.after_train()
         results = getattr(self, "_last_eval_results", {})
@@ -190,6 +198,7 @@ class Trainer(DefaultTrainer):
             )
         built: list[HookBase | None] = [
             SeedEveryStep(self.seed),
+            CheckFrozen() if main_process else None,
             hooks.IterationTimer(),
             AverageNormStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
             ValidationLoss(cfg.TEST.EVAL_PERIOD, partial(self.build_validation_loader, cfg))
@@ -206,6 +215,10 @@ class Trainer(DefaultTrainer):
             if main_process
             else None,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate) if cfg.DATASETS.TEST else None,
+            # Period 0: at the end of training only.
+            hooks.EvalHook(0, lambda: without_nan(self.test_with_TTA(cfg, self.model)))
+            if cfg.DATASETS.TEST and cfg.TEST.AUG.ENABLED
+            else None,
             # Writers come after everything that produces numbers ...
             hooks.PeriodicWriter(self.build_writers(), period=20) if main_process else None,
             DriftReport(Path(cfg.OUTPUT_DIR)) if cfg.SOLVER.DRIFT_REPORT and main_process else None,
@@ -248,6 +261,8 @@ class Trainer(DefaultTrainer):
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         seen = refuse_seen_images(cfg, checkpointer.history, roles=(TRAINED, TUNED))
         results = cls.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(cls.test_with_TTA(cfg, model))
         if comm.is_main_process():
             write_scores(cfg, cfg.MODEL.WEIGHTS, without_nan(results), seen)
             verify_results(cfg, results)
@@ -255,11 +270,28 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model, with the parts frozen that the config says."""
+        """Build the model, its frozen FPN and its memory format as the config says."""
         model = super().build_model(cfg)
         if cfg.MODEL.FPN.FREEZE:
             freeze_fpn(model)
-        return model
+        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # noqa: N802
+        """Score on ``DATASETS.TEST`` with test-time augmentation, as ``TEST.AUG`` describes it.
+
+        Detectron2's name and conventions: plain inference is scored too, by :meth:`test`.
+
+        Returns:
+            As :meth:`test`, each name ending in ``_TTA``. The files are in ``inference_TTA``.
+
+        Raises:
+            InputError: the model is not one that can be augmented.
+        """
+        augmented = with_test_time_augmentation(cfg, model)
+        evaluators = [cls.build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, augmented, evaluators)
+        return OrderedDict((f"{name}_TTA", scores) for name, scores in results.items())
 
     @classmethod
     def build_train_stream(cls, cfg: CfgNode, seed: int) -> tuple[TrainingStream, Any]:
@@ -336,40 +368,14 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Build the evaluator for a dataset by its ``evaluator_type``."""
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        evaluators = {
-            "cityscapes_instance": CityscapesInstanceEvaluator,
-            "cityscapes_sem_seg": CityscapesSemanticEvaluator,
-        }
-        if kind not in evaluators:
-            raise InputError(f"{dataset_name}: datasets of type {kind!r} cannot be scored here")
-        folder = Path(cfg.OUTPUT_DIR) / "inference"
-        if len(cfg.DATASETS.TEST) > 1:
-            folder /= dataset_name
-        return evaluators[kind](dataset_name, folder)
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, folder_name: str = "inference"
+    ) -> DatasetEvaluator:
+        """Build the evaluator for a dataset by its ``evaluator_type``.
 
-
-def _refuse_unsupported(cfg: CfgNode) -> None:
-    """Raise for keys of Detectron2's that would be ignored here.
-
-    Raises:
-        InputError: one is set to something that this trainer does not do.
-    """
-    problems = {
-        "DATALOADER.SAMPLER_TRAIN: only TrainingSampler": cfg.DATALOADER.SAMPLER_TRAIN
-        != "TrainingSampler",
-        "MODEL.LOAD_PROPOSALS: not supported": cfg.MODEL.LOAD_PROPOSALS,
-        "MODEL.KEYPOINT_ON: not supported": cfg.MODEL.KEYPOINT_ON,
-        "TEST.PRECISE_BN.ENABLED: not supported": cfg.TEST.PRECISE_BN.ENABLED,
-        "TEST.AUG.ENABLED: not supported": cfg.TEST.AUG.ENABLED,
-        "SOLVER.AMP.ENABLED: needs a GPU": cfg.SOLVER.AMP.ENABLED
-        and not cfg.MODEL.DEVICE.startswith("cuda"),
-    }
-    for problem, is_set in problems.items():
-        if is_set:
-            raise InputError(f"{problem} in this project's trainer")
+        Its files go to a folder of ``OUTPUT_DIR``; with several datasets, each has one in it.
+        """
+        return build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR) / folder_name)
 
 
 def without_nan(results: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,14 @@ from cityscapes_maskrcnn.evaluation.coco_ap import (
     coco_scores,
     format_coco_scores,
 )
+from cityscapes_maskrcnn.evaluation.error_analysis import (
+    ImageErrors,
+    analyse_image,
+    summarise_errors,
+)
+from cityscapes_maskrcnn.evaluation.error_tables import write_error_tables
 from cityscapes_maskrcnn.evaluation.instance_ap import (
+    FloatArray,
     ImageMatches,
     Prediction,
     average_precision,
@@ -44,6 +51,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
 
 RESULTS_FILE = "cityscapes_results.json"
+ANALYSIS_FOLDER = "analysis"
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class _ImageResult:
 
     matches: ImageMatches
     coco: CocoImage
+    errors: ImageErrors
 
 
 class CityscapesInstanceEvaluator(DatasetEvaluator):
@@ -69,12 +78,21 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         output_dir: where the main process writes ``cityscapes_results.json``, the official
             averages as fractions (null for NaN); Detectron2 uses ``OUTPUT_DIR/inference``. None:
             no file.
+        analysis_confidence: lowest confidence of the predictions whose errors are sorted by cause,
+            see :mod:`.error_analysis`; the tables go to ``output_dir/analysis``.
+        draw: called in the main process with that folder when the tables are in it.
 
     Raises:
         InputError: the dataset has no labels, or other classes.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | os.PathLike[str] | None = None,
+        analysis_confidence: float = 0.5,
+        draw: Callable[[Path], object] | None = None,
+    ) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         gt_dir = metadata.get("gt_dir")
         if gt_dir is None:
@@ -90,6 +108,8 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         self._dataset_name = dataset_name
         self._gt_dir = Path(gt_dir)
         self._output_dir = None if output_dir is None else Path(output_dir)
+        self._analysis_confidence = analysis_confidence
+        self._draw = draw
         self._logger = logging.getLogger(__name__)
         self._images: dict[str, _ImageResult] = {}
 
@@ -122,9 +142,10 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
                     else []
                 )
                 matches = match_image(truth, predictions)
+                errors = analyse_image(truth, predictions, matches, self._analysis_confidence)
             except InputError as error:
                 raise InputError(f"{truth_file}: {error}") from error
-            result = _ImageResult(matches, coco_image(truth, predictions))
+            result = _ImageResult(matches, coco_image(truth, predictions), errors)
             self._images[image_name(image["file_name"])] = result
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
@@ -147,7 +168,8 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         # Between equal scores COCO's order is the images': keep it independent of the processes.
         images = [by_name[name] for name in sorted(by_name)]
 
-        official = averages(average_precision([image.matches for image in images]))
+        ap = average_precision([image.matches for image in images])
+        official = averages(ap)
         coco_images = [image.coco for image in images]
         coco = {
             # Detectron2's C++ version takes a tenth of the time.
@@ -161,6 +183,7 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         if self._output_dir is not None:
             with atomic_write(self._output_dir / RESULTS_FILE, "w") as file:
                 file.write(averages_to_json(official))
+            self._write_analysis(self._output_dir / ANALYSIS_FOLDER, images, ap)
 
         segm = {"AP": official["allAp"], "AP50": official["allAp50%"]}
         segm |= {f"AP-{name}": score["ap"] for name, score in official["classes"].items()}
@@ -169,6 +192,20 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
             (task, {key: 100 * score for key, score in scores.items()})
             for task, scores in {"segm": segm, **coco}.items()
         )
+
+    def _write_analysis(self, folder: Path, images: Sequence[_ImageResult], ap: FloatArray) -> None:
+        summary = summarise_errors(
+            [image.matches for image in images],
+            [image.errors for image in images],
+            self._analysis_confidence,
+        )
+        try:
+            write_error_tables(folder, summary, ap)
+            if self._draw is not None:
+                self._draw(folder)
+        except (OSError, InputError) as error:
+            # The scores, and a training that is under way, are worth more than the pictures.
+            self._logger.warning("%s: the error analysis is incomplete: %s", folder, error)
 
     def _check_images(self, found: Mapping[str, Any]) -> None:
         """Make sure that exactly the dataset's images were predicted."""

@@ -14,9 +14,10 @@ import json
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -265,21 +266,38 @@ def write_image_results(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stem = Path(image_file).stem
+    for name, content in image_results(image_file, predictions, height, width):
+        text_file = folder / name
+        if text_file.suffix == ".txt":
+            with atomic_write(text_file) as file:
+                file.write(content)
+        else:
+            text_file.write_bytes(content)
+    return text_file
+
+
+def image_results(
+    image_file: str | os.PathLike[str], predictions: Sequence[Prediction], height: int, width: int
+) -> Iterator[tuple[str, bytes]]:
+    """Make the files of :func:`write_image_results` one by one, the text file last.
+
+    Yields:
+        Name, without folder and spaces, and content of every mask and of the text file.
+    """
+    stem = Path(image_file).stem.replace(" ", "_")
     lines = []
     for index, prediction in enumerate(predictions):
         mask = prediction.mask
         box_height, box_width = mask.bitmap.shape
         frame = np.zeros((height, width), dtype=np.uint8)
         frame[mask.y0 : mask.y0 + box_height, mask.x0 : mask.x0 + box_width] = mask.bitmap * 255
-        mask_file = folder / f"{stem}_{index}_{THING_CLASSES[prediction.category]}.png"
-        Image.fromarray(frame).save(mask_file, compress_level=1)
+        png = BytesIO()
+        Image.fromarray(frame).save(png, format="PNG", compress_level=1)
+        name = f"{stem}_{index}_{THING_CLASSES[prediction.category]}.png"
         label_id = CONTIGUOUS_TO_ID[prediction.category]
-        lines.append(f"{mask_file.name} {label_id} {float(prediction.confidence)!r}\n")
-    text_file = folder / f"{stem}_pred.txt"
-    with atomic_write(text_file, "w") as file:
-        file.writelines(lines)
-    return text_file
+        lines.append(f"{name} {label_id} {float(prediction.confidence)!r}\n")
+        yield name, png.getvalue()
+    yield f"{stem}_pred.txt", "".join(lines).encode()
 
 
 def match_result_files(

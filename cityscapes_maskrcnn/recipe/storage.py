@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import subprocess
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -88,13 +91,20 @@ def open_study(url: str, name: str) -> Iterator[Study]:
     Raises:
         InputError: there is no such study, or see :func:`database_errors`.
     """
-    with tempfile.TemporaryDirectory() as folder, database_errors(url):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        database_errors(url),
+        warnings.catch_warnings(),
+    ):
+        # Of Optuna about the names that its older versions used.
+        warnings.simplefilter("ignore", FutureWarning)
         if url.startswith("sqlite"):
             copy = Path(folder) / "copy.db"
             _copy_sqlite(url, copy)
             storage = RDBStorage(f"sqlite:///{copy}", skip_compatibility_check=True)
-            if storage.get_current_version() != storage.get_head_version():
-                storage.upgrade()
+            if storage.get_current_version() in storage.get_all_versions()[1:]:
+                _upgrade(copy, url)
+            storage = RDBStorage(f"sqlite:///{copy}")
         else:
             engine = sqlalchemy.create_engine(url, **_engine_options(url))
             with closing(engine.connect()) as connection:
@@ -177,6 +187,23 @@ def _copy_sqlite(url: str, copy: Path) -> None:
             _require_studies(str(path), tables.fetchone() is not None)
     except sqlite3.Error as error:
         raise InputError(f"{path}: cannot be read as an SQLite database: {error}") from error
+
+
+def _upgrade(copy: Path, url: str) -> None:
+    """Bring the tables of an SQLite file to the installed Optuna.
+
+    In a process of its own: it sets up logging anew, for all of the process.
+    """
+    code = (
+        "import sys; from optuna.storages import RDBStorage; "
+        "RDBStorage(sys.argv[1], skip_compatibility_check=True).upgrade()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"sqlite:///{copy}"], capture_output=True, text=True
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise InputError(f"{without_password(url)}: cannot be brought up to date: {said[0]}")
 
 
 def _require_studies(where: str, found: bool) -> None:

@@ -36,7 +36,7 @@ def plot_anchors(boxes: npt.ArrayLike, anchors: Anchors, output: str | os.PathLi
     before, after = best_iou(given, DETECTRON2_DEFAULT), best_iou(given, anchors)
     figure = Figure(figsize=(12, 5.6), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.07})
     _plot_shapes(figure, left, given, anchors)
     _plot_ious(right, before, after)
     try:
@@ -114,7 +114,7 @@ def _plot_shapes(figure: Figure, axis: Axes, boxes: Floats, anchors: Anchors) ->
 
 
 def _plot_ious(axis: Axes, before: Floats, after: Floats) -> None:
-    edges = np.linspace(0, 1, 26).tolist()
+    edges = np.linspace(0, 1, 21).tolist()  # 0.5 and 0.7, which the tables count from, are edges
     for ious, color, name in (
         (before, _BEFORE, "Detectron2's default"),
         (after, _AFTER, "fitted"),

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 
+import pytest
 import torch
+from detectron2.layers import FrozenBatchNorm2d
+from torch import nn
 
-from cityscapes_maskrcnn.engine.hooks import SeedEveryStep
+from cityscapes_maskrcnn.engine.hooks import CheckFrozen, SeedEveryStep
 
 
 def drawn(seed: int, iteration: int) -> list[float]:
@@ -31,3 +35,19 @@ def test_a_resumed_run_takes_over_the_seed() -> None:
     hook = SeedEveryStep(5)
     hook.load_state_dict(SeedEveryStep(9).state_dict())
     assert hook.seed == 9
+
+
+def test_a_frozen_part_that_changed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), FrozenBatchNorm2d(2), nn.Conv2d(2, 1, 1))
+    model[0].requires_grad_(False)
+    hook = CheckFrozen()
+    hook.trainer = SimpleNamespace(model=model)
+    hook.before_train()
+    model[2].weight.data += 1.0
+    hook.after_train()
+    # Weight and bias of the first convolution, and weight, bias, mean and variance of the norm.
+    assert "All 6 frozen tensors are bit-equal" in caplog.text
+    model[1].running_var += 1e-6
+    hook.after_train()
+    assert "1 of 6 frozen tensors changed in training, such as 1.running_var" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import logging
@@ -216,6 +217,29 @@ def test_log_has_one_table_a_protocol(
     assert "evaluator_test, 7 images\nCityscapes instance protocol (official)" in first
     assert "motorcycle" in first
     assert "evaluator_test, 7 images\nCOCO-style protocol (pycocotools)" in second
+
+
+def test_analysis_lies_beside_the_score(case: dict[str, Any], tmp_path: Path) -> None:
+    drawn: list[Path] = []
+    evaluator = CityscapesInstanceEvaluator("evaluator_test", tmp_path, 0.0, drawn.append)
+    process(evaluator, case, list(range(7)))
+    results = evaluator.evaluate()
+    assert drawn == [tmp_path / "analysis"]
+    with (tmp_path / "analysis" / "per_class.csv").open() as file:
+        car = list(csv.DictReader(file))[2]
+    assert float(car["AP50"]) == results["segm"]["AP50-car"]
+    assert (car["class"], car["confidence_threshold"]) == ("car", "0.0")
+    assert int(car["objects"]) == int(car["found"]) + int(car["missed"]) > 0
+
+
+def test_analysis_that_cannot_be_written_costs_no_score(
+    case: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "analysis").write_text("a file in its place")
+    with caplog.at_level(logging.WARNING, logger="cityscapes_maskrcnn"):
+        results = score(case, tmp_path)
+    assert results["segm"]["AP"] > 0
+    assert "the error analysis is incomplete" in caplog.text
 
 
 def test_dataset_without_labels() -> None:

@@ -34,4 +34,5 @@ def test_it_learns() -> None:
     """After its random trials it looks where the minimum is, x = 0.3 and y = 0."""
     last = search([40])[-20:]
     assert sum(each["y"] == 0 for each in last) > 15
-    assert sum(abs(each["x"] - 0.3) < 0.15 for each in last) > 12
+    # 6 of 20 would be there at random.
+    assert sum(abs(each["x"] - 0.3) < 0.15 for each in last) >= 11

@@ -241,27 +241,53 @@ def test_bad_input_gets_one_line(
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_truncated_image_in_training_gets_one_line(tmp_path: Path) -> None:
+def test_one_of_two_processes_finds_a_truncated_image(tmp_path: Path) -> None:
     from cityscapes_maskrcnn.data.synthetic import generate_dataset
 
     generate_dataset(tmp_path, {"train": 2, "val": 1}, 96, 192, seed=3)
-    for image in (tmp_path / "cityscapes" / "leftImg8bit" / "train").rglob("*.png"):
-        image.write_bytes(image.read_bytes()[:500])
+    image = min((tmp_path / "cityscapes" / "leftImg8bit" / "train").rglob("*.png"))
+    image.write_bytes(image.read_bytes()[:500])
+    # One image each, in the only iteration: the end of training must not evaluate, which would
+    # wait for ever, and the process that merely lost its partner has nothing to say.
     done = train_net(
         tmp_path,
-        *TINY,
-        "SOLVER.EPOCHS",
-        1,
-        "DATALOADER.NUM_WORKERS",
-        1,
-        "OUTPUT_DIR",
-        tmp_path / "o",
+        *("--num-gpus", 2, *TINY, "SOLVER.EPOCHS", 1),
+        *("DATALOADER.NUM_WORKERS", 1, "OUTPUT_DIR", tmp_path / "o"),
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "_leftImg8bit.png: truncated" in errors[0]
+    assert f"{image}: truncated" in errors[0]
+    assert not (tmp_path / "o" / "model_final.pth").exists()
+
+
+def test_sigterm_reaches_every_process(small_root: Path, tmp_path: Path) -> None:
+    arguments = command(
+        *("--num-gpus", 2, *TINY, "SOLVER.EPOCHS", 0, "SOLVER.MAX_ITER", 100_000),
+        *("SOLVER.CHECKPOINT_EPOCHS", 0, "TEST.EVAL_EPOCHS", 0, "OUTPUT_DIR", tmp_path),
+    )
+    with subprocess.Popen(
+        arguments,
+        env=environment(small_root),
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            if "Starting training from iteration 0" in line:
+                time.sleep(1)
+                process.send_signal(signal.SIGTERM)
+                break
+        log, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in log + errors
+    assert "error: " not in errors
+    (checkpoint,) = tmp_path.glob("model_*.pth")
+    assert (tmp_path / "last_checkpoint").read_text() == checkpoint.name
+    iteration = torch.load(checkpoint, weights_only=True)["iteration"]
+    assert checkpoint.name == f"model_{iteration:07d}.pth"
 
 
 def test_help_shows_detectron2s_flags() -> None:

@@ -72,6 +72,7 @@ def test_stage_1_takes_and_keeps_the_backbone(
         *("INPUT.MIN_SIZE_TRAIN", "(96,)", "OUTPUT_DIR", tmp_path),
     )
     assert "265 of the 265 backbone tensors in the model are bit-equal" in log
+    assert "All 265 frozen tensors are bit-equal to those that training started with" in log
     before = torch.load(stage_0 / "model_final.pth", weights_only=True)["model"]
     after = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     prefix = "backbone.bottom_up."

@@ -1,0 +1,184 @@
+"""A training step of stage 0 against torchvision's own DeepLabv3 in a plain loop."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+from tabulate import tabulate
+from torchvision.models.segmentation import deeplabv3_resnet50
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.data.registration import register_all
+from cityscapes_maskrcnn.data.synthetic import generate_dataset
+from cityscapes_maskrcnn.engine.precision import build_step
+from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.modeling.deeplab_weights import translate
+
+Batch = list[dict[str, Any]]
+Step = Callable[[Batch], None]
+
+OURS, PLAIN = "this project", "torchvision, plain loop"
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of the steps of one system, and the most memory it held.
+
+    Attributes:
+        seconds: one per step, without the first.
+        peak_bytes: resident memory of a process that did one step (CPU), or the largest memory
+            that torch had allocated on the GPU.
+    """
+
+    seconds: tuple[float, ...]
+    peak_bytes: int
+
+
+def benchmark_stage_0(config_file: str, opts: list[str], steps: int) -> str:
+    """Time both systems on the same batches in turn, in one process.
+
+    Ours is the trainer's step with the config's model, optimizer and precision. The other is what
+    one would write by hand: torchvision's model, the same normalisation and cross-entropy, Adam
+    with torch's defaults, float32. Loading images is in neither.
+
+    Args:
+        config_file: a config of stage 0 at its full width.
+        opts: changes to it, KEY VALUE in turn.
+        steps: steps of each system that are timed.
+
+    Returns:
+        A Markdown table: images per second from the median step, ratio, peak memory.
+    """
+    with tempfile.TemporaryDirectory() as root:
+        batches = _load_batches(config_file, opts, root, count=min(steps, 4))
+    size = tuple(batches[0][0]["image"].shape[1:])
+    systems = {name: _build(name, config_file, opts) for name in (OURS, PLAIN)}
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    for index in range(steps + 1):
+        for name, step in systems.items():
+            start = _now()
+            step(batches[index % len(batches)])
+            seconds[name].append(_now() - start)
+    del systems
+    times = {
+        name: StepTimes(tuple(each[1:]), _peak_bytes(name, config_file, opts, batches[0]))
+        for name, each in seconds.items()
+    }
+    return _table(times, len(batches[0]), size)
+
+
+def _load_batches(config_file: str, opts: list[str], root: str, count: int) -> list[Batch]:
+    """Load the first training batches of generated coarse data."""
+    cfg = build_config(config_file, opts)
+    height, width = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    generate_dataset(root, {"train_extra": 4}, height, width, seed=0)
+    register_all(root)
+    cfg.DATASETS.TRAIN = ("cityscapes_coarse_semantic_train_extra",)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.freeze()
+    _, loader = Trainer.build_train_stream(cfg, seed=0)
+    batches = iter(loader)
+    return [next(batches) for _ in range(count)]
+
+
+def _build(name: str, config_file: str, opts: list[str]) -> Step:
+    cfg = build_config(config_file, opts)
+    torch.manual_seed(0)
+    theirs = deeplabv3_resnet50(
+        weights=None, weights_backbone=None, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    )
+    return _plain_step(cfg, theirs) if name == PLAIN else _our_step(cfg, theirs.state_dict())
+
+
+def _plain_step(cfg: CfgNode, model: torch.nn.Module) -> Step:
+    device = torch.device(cfg.MODEL.DEVICE)
+    model.train().to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=cfg.SOLVER.BASE_LR)
+    mean = torch.tensor(cfg.MODEL.PIXEL_MEAN, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(cfg.MODEL.PIXEL_STD, device=device).view(1, 3, 1, 1)
+
+    def step(batch: Batch) -> None:
+        images = torch.stack([item["image"] for item in batch]).to(device)
+        labels = torch.stack([item["sem_seg"] for item in batch]).to(device)
+        logits = model((images - mean) / std)["out"]
+        loss = F.cross_entropy(logits, labels, ignore_index=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _our_step(cfg: CfgNode, state: dict[str, torch.Tensor]) -> Step:
+    cfg.freeze()
+    model = Trainer.build_model(cfg).train()
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    model.load_state_dict(translate(state, "torchvision", shapes)[0], strict=False)
+    batches: list[Batch] = []
+    # The trainer asks its loader for the next batch; this one hands out what the caller gave.
+    loader = iter(batches.pop, None)
+    trainer = build_step(cfg, model, loader, Trainer.build_optimizer(cfg, model))
+
+    def step(batch: Batch) -> None:
+        batches.append(batch)
+        with EventStorage() as trainer.storage:
+            trainer.run_step()
+
+    trainer.iter = 0
+    return step
+
+
+def _peak_bytes(name: str, config_file: str, opts: list[str], batch: Batch) -> int:
+    """Measure one step in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure_memory, (name, config_file, opts, batch))
+
+
+def _measure_memory(name: str, config_file: str, opts: list[str], batch: Batch) -> int:
+    _build(name, config_file, opts)(batch)
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _table(times: dict[str, StepTimes], batch_size: int, size: tuple[int, ...]) -> str:
+    medians = {name: statistics.median(each.seconds) for name, each in times.items()}
+    rows = [
+        (
+            name,
+            f"{batch_size / medians[name]:.3g}",
+            f"{medians[PLAIN] / medians[name]:.2f}x",
+            f"{times[name].peak_bytes / 2**30:.2f} GB",
+        )
+        for name in times
+    ]
+    headers = (
+        f"stage 0, batch {batch_size} of {size[0]}x{size[1]}",
+        "images/s",
+        "speed",
+        "peak memory",
+    )
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def default_config() -> Path:
+    """Find the recipe's own config, beside the package in a checkout."""
+    return Path(__file__).parents[2] / "configs" / "stage_0_backbone.yaml"

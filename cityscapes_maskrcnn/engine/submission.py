@@ -1,0 +1,131 @@
+"""From a config and a checkpoint to the zip file for the benchmark's server."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from cityscapes_maskrcnn.data.labels import THING_CLASSES
+from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
+from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.test_time_augmentation import with_test_time_augmentation
+from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.evaluation.evaluator import instances_to_predictions
+from cityscapes_maskrcnn.evaluation.result_files import image_name
+from cityscapes_maskrcnn.evaluation.submission import SubmissionWriter
+from cityscapes_maskrcnn.evaluation.submission_check import ExpectedImage
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def expected_images(dataset_name: str) -> list[ExpectedImage]:
+    """List the images that a submission for a registered dataset needs.
+
+    Raises:
+        InputError: there is no such dataset, or its images are missing.
+    """
+    register_all(dataset_root())
+    check_dataset_names([dataset_name])
+    return [
+        ExpectedImage(image_name(image["file_name"]), image["height"], image["width"])
+        for image in DatasetCatalog.get(dataset_name)
+    ]
+
+
+def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[str]) -> None:
+    """Predict a dataset and write the results; goes on where an earlier run was interrupted.
+
+    Every process calls this. With ``TEST.AUG.ENABLED`` each image is augmented.
+
+    Args:
+        cfg: the model's config and ``MODEL.WEIGHTS``.
+        dataset_name: a registered dataset, with or without labels.
+        output: the zip file; it appears when it is complete and was read back.
+
+    Raises:
+        InputError: no weights, another dataset's model, a broken image, a full disk.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError("MODEL.WEIGHTS is empty: name the checkpoint to predict with")
+    if not cfg.MODEL.MASK_ON or len(THING_CLASSES) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise InputError(
+            "a submission needs masks (MODEL.MASK_ON True) of the 8 Cityscapes instance classes"
+            f" (MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES})"
+        )
+    for name in ("fvcore", "detectron2", "cityscapes_maskrcnn"):
+        setup_logger(distributed_rank=comm.get_rank(), name=name)
+    logger = logging.getLogger(__name__)
+    images = expected_images(dataset_name)
+    model = Trainer.build_model(cfg).eval()
+    SafeCheckpointer(
+        model,
+        may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER,
+        allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
+    ).load(cfg.MODEL.WEIGHTS)
+    run = {
+        "weights": weights_digest(model),
+        "config": config_digest(cfg),
+        "dataset": dataset_name,
+    }
+    writer = SubmissionWriter(output, images, run)
+    if comm.is_main_process():
+        writer.prepare()
+    comm.synchronize()
+    dicts = DatasetCatalog.get(dataset_name)
+    left = [image for image in dicts if not writer.is_done(image["file_name"])]
+    logger.info("%d of %d images of %s are left to predict", len(left), len(dicts), dataset_name)
+    # Nobody may write before all have looked.
+    comm.synchronize()
+    if left:
+        loader = build_detection_test_loader(
+            left,
+            mapper=CityscapesMapper(cfg, is_train=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        augmented = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
+        inference_on_dataset(augmented, loader, _WriteResults(writer))
+    comm.synchronize()
+    if comm.is_main_process():
+        writer.finish()
+        logger.info("%s: %d images, complete, read back and valid", output, len(images))
+
+
+class _WriteResults(DatasetEvaluator):
+    """Hands predictions to the writer as they come."""
+
+    def __init__(self, writer: SubmissionWriter) -> None:
+        self._writer = writer
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            size = image["height"], image["width"]
+            predictions = instances_to_predictions(output["instances"], *size)
+            self._writer.write(image["file_name"], predictions, *size)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def config_digest(cfg: CfgNode) -> str:
+    """SHA-256 over the part of the config that predictions depend on; weights are told apart."""
+    relevant = CfgNode({key: cfg[key].clone() for key in ("MODEL", "INPUT", "TEST")})
+    relevant.MODEL.WEIGHTS = ""
+    return hashlib.sha256(relevant.dump().encode()).hexdigest()

@@ -1,0 +1,367 @@
+"""Find everything that the benchmark's server would not like about a submission, of any model.
+
+Works on a zip file or a folder, without a model and without unpacking: nothing is written and no
+path of the archive is followed outside of it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import posixpath
+import re
+import stat
+import zipfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from cityscapes_maskrcnn.data.annotation_files import read_size
+from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, INSTANCE_LABELS, LABELS
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.parallel import map_in_parallel
+
+# Kind of violation -> what would be right. The report follows this order.
+KINDS: Final[dict[str, str]] = {
+    "damaged archive": "pack the zip again",
+    "unsafe path in the archive": "paths are relative, with /, and stay inside",
+    "doubled entry": "a path occurs once in the archive",
+    "space in a path": "the text files separate their fields by spaces",
+    "missing text file": "every image has one, an empty one where nothing was found",
+    "doubled text file": "an image has one text file",
+    "text file of no image": "only the images of the list are scored",
+    "text file in a folder": "text files lie at the top, masks beside or below them",
+    "unreadable text file": "plain text in UTF-8",
+    "malformed line": "relative/path.png labelID confidence, separated by one space",
+    "unknown label": "a regular label id: "
+    + ", ".join(f"{label.id} {label.name}" for label in INSTANCE_LABELS),
+    "confidence that is no number": "any finite number",
+    "mask path outside": "relative to its text file, inside the archive or folder",
+    "missing mask": "the file that the line names",
+    "mask used twice": "each line has a mask of its own",
+    "unreadable mask": "a PNG file of one 8 bit or 1 bit channel",
+    "mask of the wrong size": "that of its image",
+    "mask that is not binary": "0 and one other value",
+    "unused file": "nothing but text files and the masks they name",
+}
+_LARGEST_FILE: Final = 64 * 2**20  # bytes; a decompression bomb is larger
+_LABEL_NAMES: Final = {label.id: label.name for label in LABELS}
+_TRAIN_ID_LABELS: Final = {label.trainId: label for label in INSTANCE_LABELS}
+_NAME: Final = r"[^_/]+_[^_/]+_\d+"  # of an image: city_sequence_frame
+_IMAGES_A_CHUNK: Final = 32
+
+
+@dataclass(frozen=True)
+class ExpectedImage:
+    """An image that needs a text file: ``<city>_<sequence>_<frame>`` and its size in pixels."""
+
+    name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Something wrong: a key of :data:`KINDS`, the file and line, and what was found there."""
+
+    kind: str
+    where: str
+    detail: str = ""
+
+
+def check_submission(
+    submission: str | os.PathLike[str],
+    images: Sequence[ExpectedImage],
+    num_workers: int | None = None,
+) -> list[Violation]:
+    """Read a whole submission, every line and every mask, and list what is wrong.
+
+    Shows a progress bar on stderr.
+
+    Args:
+        submission: a zip file or a folder.
+        images: those that it has to have results of.
+        num_workers: processes; default one per core.
+
+    Returns:
+        The violations, in the order of :data:`KINDS`, then of files; empty if all is well.
+
+    Raises:
+        InputError: there is no such file or folder.
+    """
+    path = Path(submission)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    try:
+        with _open(path) as files:
+            names, violations = files.names, files.problems()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        return [Violation("damaged archive", str(path), str(error))]
+    violations += [Violation("space in a path", name) for name in names if " " in name]
+    texts, more = _assign_texts(names, images)
+    violations += more
+
+    chunks = [texts[i : i + _IMAGES_A_CHUNK] for i in range(0, len(texts), _IMAGES_A_CHUNK)]
+    used: dict[str, list[str]] = defaultdict(list)
+    for found, masks in map_in_parallel(
+        partial(_check_texts, path), chunks, f"Checking {path.name}", num_workers
+    ):
+        violations += found
+        for mask, where in masks:
+            used[mask].append(where)
+    violations += [
+        Violation("mask used twice", mask, f"by {'; '.join(lines)}")
+        for mask, lines in used.items()
+        if len(lines) > 1
+    ]
+    unused = [name for name in names if name not in used and not name.endswith(".txt")]
+    violations += [Violation("unused file", name) for name in unused]
+    order = {kind: number for number, kind in enumerate(KINDS)}
+    return sorted(violations, key=lambda each: (order[each.kind], each.where))
+
+
+def read_image_list(file: str | os.PathLike[str]) -> list[ExpectedImage]:
+    """Read which images there have to be.
+
+    Args:
+        file: a line an image, its name or any of its files:
+            ``.../ulm_000003_000019_leftImg8bit.png``. Where that is a PNG file that exists the
+            image has its size, else 1024 x 2048, as all of Cityscapes.
+
+    Raises:
+        InputError: the file cannot be read, is empty, or a line is no such name.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from error
+    images = []
+    for line in lines:
+        match = re.match(_NAME, posixpath.basename(line))
+        if not match:
+            raise InputError(f"{file}: {line!r} does not begin with city_sequence_frame")
+        height, width = 1024, 2048
+        if line.endswith(".png") and Path(line).is_file():
+            record = read_size(line)
+            height, width = record.height, record.width
+        images.append(ExpectedImage(match.group(), height, width))
+    if not images:
+        raise InputError(f"{file}: names no image")
+    return images
+
+
+def format_violations(violations: Sequence[Violation], limit: int | None = 10) -> str:
+    """Lay out violations for reading: kind by kind, with counts.
+
+    Args:
+        violations: from :func:`check_submission`.
+        limit: lines listed of each kind; None: all.
+    """
+    by_kind: dict[str, list[Violation]] = defaultdict(list)
+    for violation in violations:
+        by_kind[violation.kind].append(violation)
+    lines = [f"{len(violations):,} violations" if violations else "valid: no violations"]
+    lines += [f"{len(those):>8,}  {kind}" for kind, those in by_kind.items()]
+    for kind, those in by_kind.items():
+        lines += ["", f"{kind} ({len(those):,}); expected: {KINDS[kind]}"]
+        lines += [f"  {each.where}" + f": {each.detail}" * bool(each.detail) for each in those][
+            : None if limit is None else limit + 1
+        ]
+        if limit is not None and len(those) > limit:
+            lines.append(f"  ... and {len(those) - limit:,} more")
+    return "\n".join(lines)
+
+
+class _Zip:
+    """The files of a zip archive."""
+
+    def __init__(self, path: Path) -> None:
+        self._zip = zipfile.ZipFile(path)
+        self._entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
+        self.names = list(dict.fromkeys(entry.filename for entry in self._entries))
+
+    def problems(self) -> list[Violation]:
+        """What is wrong with the archive itself."""
+        doubled = Counter(entry.filename for entry in self._entries)
+        found = [
+            Violation("doubled entry", name, f"{count} times")
+            for name, count in doubled.items()
+            if count > 1
+        ]
+        for entry in self._entries:
+            name = entry.filename
+            if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
+                found.append(Violation("unsafe path in the archive", name))
+            elif stat.S_ISLNK(entry.external_attr >> 16):
+                found.append(Violation("unsafe path in the archive", name, "a link"))
+        return found
+
+    def read(self, name: str) -> bytes:
+        """Raise OSError with a reason where a file cannot be read."""
+        entry = self._zip.getinfo(name)
+        if entry.file_size > _LARGEST_FILE:
+            raise OSError(f"it unpacks to {entry.file_size:,} bytes")
+        try:
+            return self._zip.read(entry)
+        # Encrypted, compressed in an unknown way, another checksum, or cut off.
+        except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise OSError(str(error)) from error
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+class _Folder:
+    """The files of a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.names = sorted(
+            Path(root, name).relative_to(path).as_posix()
+            for root, _, files in os.walk(path)
+            for name in files
+        )
+
+    def problems(self) -> list[Violation]:
+        """A folder has no structure that could be damaged."""
+        return []
+
+    def read(self, name: str) -> bytes:
+        """Raise OSError with a reason where a file cannot be read."""
+        file = self._path / name
+        if file.stat().st_size > _LARGEST_FILE:
+            raise OSError(f"it has {file.stat().st_size:,} bytes")
+        return file.read_bytes()
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[_Zip | _Folder]:
+    files = _Folder(path) if path.is_dir() else _Zip(path)
+    try:
+        yield files
+    finally:
+        files.close()
+
+
+def _assign_texts(
+    names: Sequence[str], images: Sequence[ExpectedImage]
+) -> tuple[list[tuple[str, ExpectedImage]], list[Violation]]:
+    """Find every image's text files, and what is wrong with their names."""
+    expected = {image.name: image for image in images}
+    texts: dict[str, list[str]] = {name: [] for name in expected}
+    violations = []
+    for text in names:
+        if not text.endswith(".txt"):
+            continue
+        # As in the official script, anything may follow the frame's number.
+        match = re.match(_NAME, posixpath.basename(text))
+        if match and match.group() in texts:
+            texts[match.group()].append(text)
+        else:
+            violations.append(Violation("text file of no image", text))
+        if "/" in text:
+            violations.append(Violation("text file in a folder", text))
+    violations += [Violation("missing text file", name) for name, own in texts.items() if not own]
+    violations += [
+        Violation("doubled text file", name, ", ".join(own))
+        for name, own in texts.items()
+        if len(own) > 1
+    ]
+    return [(text, expected[name]) for name, own in texts.items() for text in own], violations
+
+
+def _check_texts(
+    path: Path, texts: Sequence[tuple[str, ExpectedImage]]
+) -> tuple[list[Violation], list[tuple[str, str]]]:
+    """Check some text files and their masks: violations, and (mask, line that names it) pairs."""
+    violations: list[Violation] = []
+    masks: list[tuple[str, str]] = []
+    with _open(path) as files:
+        names = set(files.names)
+        for text, image in texts:
+            try:
+                lines = files.read(text).decode("utf-8").removesuffix("\n").split("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                violations.append(Violation("unreadable text file", text, str(error)))
+                continue
+            for number, line in enumerate(lines if lines != [""] else [], start=1):
+                where = f"{text}, line {number}"
+                violations += _check_fields(where, line)
+                named = line.split(" ")[0]
+                if not named:
+                    continue
+                mask = posixpath.normpath(posixpath.join(posixpath.dirname(text), named))
+                if named.startswith("/") or mask.startswith("..") or re.match(r"\w:", named):
+                    violations.append(Violation("mask path outside", where, named))
+                elif mask not in names:
+                    violations.append(Violation("missing mask", where, named))
+                else:
+                    masks.append((mask, where))
+                    violations += _check_mask(files, mask, image)
+    return violations, masks
+
+
+def _check_fields(where: str, line: str) -> list[Violation]:
+    fields = line.split(" ")
+    if len(fields) != 3 or not all(fields):
+        return [Violation("malformed line", where, repr(line))]
+    _, label, confidence = fields
+    violations = []
+    number = _number(label)
+    if number not in ID_TO_CONTIGUOUS:
+        detail = label
+        if number in _TRAIN_ID_LABELS:
+            right = _TRAIN_ID_LABELS[int(number)]
+            detail = (
+                f"{label} is {_LABEL_NAMES.get(int(number))}; if it is meant as a train id, "
+                f"{right.name}, write {right.id}"
+            )
+        elif number in _LABEL_NAMES:
+            detail = f"{label} is {_LABEL_NAMES[int(number)]}, which is not scored"
+        violations.append(Violation("unknown label", where, detail))
+    if not math.isfinite(_number(confidence)):
+        violations.append(Violation("confidence that is no number", where, confidence))
+    return violations
+
+
+def _number(text: str) -> float:
+    """NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _check_mask(files: _Zip | _Folder, name: str, expected: ExpectedImage) -> list[Violation]:
+    try:
+        # A forged size may ask for more memory than there is: compare it before decoding.
+        with Image.open(BytesIO(files.read(name)), formats=["PNG"]) as image:
+            if image.size != (expected.width, expected.height):
+                detail = (
+                    f"{image.width} x {image.height}, the image is "
+                    f"{expected.width} x {expected.height} (width x height)"
+                )
+                return [Violation("mask of the wrong size", name, detail)]
+            if image.mode not in ("1", "L"):
+                return [Violation("unreadable mask", name, f"its pixels are {image.mode}")]
+            pixels = np.asarray(image)
+    # A broken PNG is a SyntaxError for Pillow.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        return [Violation("unreadable mask", name, str(error))]
+    if ((pixels == 0) | (pixels == pixels.max())).all():
+        return []
+    values = np.unique(pixels).tolist()
+    shown = ", ".join(map(str, values[:6])) + ", ..." * (len(values) > 6)
+    return [Violation("mask that is not binary", name, f"it has {len(values)} values: {shown}")]

@@ -1,0 +1,268 @@
+"""Every violation is named; good submissions have none."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cityscapes_maskrcnn.evaluation.submission_check import (
+    KINDS,
+    ExpectedImage,
+    Violation,
+    check_submission,
+    format_violations,
+    read_image_list,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+
+HEIGHT, WIDTH = 20, 30
+ULM, BONN = "ulm_000001_000019", "bonn_000002_000019"
+IMAGES = [ExpectedImage(ULM, HEIGHT, WIDTH), ExpectedImage(BONN, HEIGHT, WIDTH)]
+TEXT = f"{ULM}_pred.txt"
+Files = dict[str, bytes]
+
+
+def png(values: np.ndarray | None = None, **save: object) -> bytes:
+    if values is None:
+        values = np.zeros((HEIGHT, WIDTH), np.uint8)
+        values[3:9, 4:20] = 255
+    stream = BytesIO()
+    Image.fromarray(values).save(stream, format=str(save.pop("format", "PNG")))
+    return stream.getvalue()
+
+
+def good() -> Files:
+    return {
+        TEXT: b"car.png 26 0.9\nmasks/person.png 24.0 1e-3\n",
+        "car.png": png(),
+        "masks/person.png": png(np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 7 == 0),
+        f"{BONN}.txt": b"",
+    }
+
+
+def as_folder(path: Path, files: Files) -> Path:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def as_zip(path: Path, files: Files) -> Path:
+    with zipfile.ZipFile(path.with_suffix(".zip"), "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path.with_suffix(".zip")
+
+
+@pytest.fixture(params=[as_folder, as_zip])
+def check(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Files], list[Violation]]:
+    return lambda files: check_submission(request.param(tmp_path / "s", files), IMAGES, 1)
+
+
+def test_good_ones(check: Callable[[Files], list[Violation]]) -> None:
+    assert check(good()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({f"{BONN}.txt": None}, [("missing text file", BONN, "")]),
+        (
+            {f"{BONN}_more.txt": b""},
+            [("doubled text file", BONN, f"{BONN}.txt, {BONN}_more.txt")],
+        ),
+        (
+            {"koeln_000000_000019.txt": b"", "notes.txt": b"hello\n"},
+            [
+                ("text file of no image", "koeln_000000_000019.txt", ""),
+                ("text file of no image", "notes.txt", ""),
+            ],
+        ),
+        (
+            {f"{BONN}.txt": None, f"results/{BONN}.txt": b""},
+            [("text file in a folder", f"results/{BONN}.txt", "")],
+        ),
+        ({f"{BONN}.txt": b"\xff\xfe"}, [("unreadable text file", f"{BONN}.txt", "utf-8")]),
+        ({"unused.png": png()}, [("unused file", "unused.png", "")]),
+        ({"masks/person.png": png(np.zeros((9, 30), np.uint8))}, [
+            ("mask of the wrong size", "masks/person.png", "30 x 9, the image is 30 x 20"),
+        ]),
+        ({"car.png": png(np.zeros((HEIGHT, WIDTH, 3), np.uint8))}, [
+            ("unreadable mask", "car.png", "RGB"),
+        ]),
+        ({"car.png": png(np.full((HEIGHT, WIDTH), 900, np.uint16))}, [
+            ("unreadable mask", "car.png", "I;16"),
+        ]),
+        ({"car.png": png(format="JPEG")}, [("unreadable mask", "car.png", "")]),
+        ({"car.png": png()[:60]}, [("unreadable mask", "car.png", "")]),
+        ({"car.png": png(np.arange(600).reshape(20, 30).astype(np.uint8))}, [
+            ("mask that is not binary", "car.png", "it has 256 values: 0, 1, 2, 3, 4, 5, ..."),
+        ]),
+        ({"car.png": png(np.tile(np.uint8([1, 2]), (20, 15)))}, [
+            ("mask that is not binary", "car.png", "it has 2 values: 1, 2"),
+        ]),
+        ({"car.png": png(np.zeros((HEIGHT, WIDTH), np.uint8))}, []),
+    ],
+)  # fmt: skip
+def test_files(
+    check: Callable[[Files], list[Violation]],
+    changes: dict[str, bytes | None],
+    expected: list[tuple[str, str, str]],
+) -> None:
+    files = {
+        name: content for name, content in {**good(), **changes}.items() if content is not None
+    }
+    assert_violations(check(files), expected)
+
+
+def assert_violations(found: list[Violation], expected: list[tuple[str, str, str]]) -> None:
+    assert [(each.kind, each.where) for each in found] == [each[:2] for each in expected]
+    for each, (_, _, detail) in zip(found, expected, strict=True):
+        assert detail in each.detail
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("car.png 26", [("malformed line", "'car.png 26'")]),
+        ("car.png  26 0.5", [("malformed line", "'car.png  26 0.5'")]),
+        ("", [("malformed line", "''"), ("unused file", "")]),
+        ("car.png 13 0.5", [("unknown label", "13 is fence; if it is meant as a train id, car")]),
+        ("car.png 7 0.5", [("unknown label", "7 is road, which is not scored")]),
+        ("car.png 99 0.5", [("unknown label", "99")]),
+        ("car.png 26.5 0.5", [("unknown label", "26.5")]),
+        ("car.png car 0.5", [("unknown label", "car")]),
+        ("car.png 26 high", [("confidence that is no number", "high")]),
+        ("car.png 26 nan", [("confidence that is no number", "nan")]),
+        ("car.png 26 inf", [("confidence that is no number", "inf")]),
+        ("/car.png 26 0.5", [("mask path outside", "/car.png"), ("unused file", "")]),
+        ("../car.png 26 0.5", [("mask path outside", "../car.png"), ("unused file", "")]),
+        ("C:/car.png 26 0.5", [("mask path outside", "C:/car.png"), ("unused file", "")]),
+        ("masks/../../s/car.png 26 0.5", [("mask path outside", ""), ("unused file", "")]),
+        ("bus.png 26 0.5", [("missing mask", "bus.png"), ("unused file", "")]),
+        ("masks/../car.png 26 0.5\r", []),
+        ("car.png 99 nan", [("unknown label", "99"), ("confidence that is no number", "nan")]),
+    ],
+)
+def test_lines(tmp_path: Path, line: str, expected: list[tuple[str, str]]) -> None:
+    files = {**good(), TEXT: f"masks/person.png 24 0.5\n{line}\n".encode()}
+    found = check_submission(as_zip(tmp_path / "s", files), IMAGES, 1)
+    assert [each.kind for each in found] == [kind for kind, _ in expected]
+    for each, (kind, detail) in zip(found, expected, strict=True):
+        assert each.where == ("car.png" if kind == "unused file" else f"{TEXT}, line 2")
+        assert detail in each.detail
+
+
+def test_mask_used_twice(check: Callable[[Files], list[Violation]]) -> None:
+    found = check({**good(), f"{BONN}.txt": b"car.png 26 0.5\n./car.png 26 0.4\n"})
+    assert_violations(
+        found,
+        [
+            (
+                "mask used twice",
+                "car.png",
+                f"by {TEXT}, line 1; {BONN}.txt, line 1; {BONN}.txt, line 2",
+            )
+        ],
+    )
+
+
+def test_spaces(check: Callable[[Files], list[Violation]]) -> None:
+    files = {**good(), "my car.png": png(), f"{BONN}.txt": b"my car.png 26 0.5\n"}
+    kinds = [each.kind for each in check(files)]
+    assert kinds == ["space in a path", "malformed line", "missing mask", "unused file"]
+
+
+def test_archives_that_bite(tmp_path: Path) -> None:
+    path = as_zip(tmp_path / "s", good())
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("../../evil.png", "/etc/evil.png", "..\\evil.png", "C:/evil.png"):
+            archive.writestr(name, b"")
+        link = zipfile.ZipInfo("link.png")
+        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("car.png", png())
+    found = check_submission(path, IMAGES, 1)
+    kinds = [each.kind for each in found if each.kind != "unused file"]
+    assert kinds == ["unsafe path in the archive"] * 5 + ["doubled entry"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_corrupt_archives(tmp_path: Path) -> None:
+    content = as_zip(tmp_path / "s", good()).read_bytes()
+    for keep in (0, 10, len(content) - 30):
+        (tmp_path / "cut.zip").write_bytes(content[:keep])
+        (violation,) = check_submission(tmp_path / "cut.zip", IMAGES, 1)
+        assert violation.kind == "damaged archive"
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        offset = archive.getinfo("car.png").header_offset
+    damaged = bytearray(content)
+    damaged[offset + 30 + len("car.png") + 40] ^= 255
+    (tmp_path / "s.zip").write_bytes(damaged)
+    (violation,) = check_submission(tmp_path / "s.zip", IMAGES, 1)
+    assert (violation.kind, violation.where) == ("unreadable mask", "car.png")
+    assert "CRC" in violation.detail
+
+
+def test_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(as_zip(tmp_path / "s", good()), "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(65 * 2**20))
+        archive.writestr(f"{ULM}_b.txt", b"bomb.png 26 0.5\n")
+    kinds = {each.kind: each for each in check_submission(tmp_path / "s.zip", IMAGES, 1)}
+    assert set(kinds) == {"doubled text file", "unreadable mask"}
+    assert kinds["unreadable mask"].detail == "it unpacks to 68,157,440 bytes"
+
+
+def test_workers_find_the_same(tmp_path: Path) -> None:
+    images = [ExpectedImage(f"ulm_{i:06}_000019", HEIGHT, WIDTH) for i in range(32 * 17)]
+    files = {f"{image.name}.txt": b"" for image in images[:-1]}
+    files[f"{images[5].name}.txt"] = b"car.png 26 nan\n"
+    path = as_zip(tmp_path / "s", {**files, "car.png": png()})
+    found = [check_submission(path, images, workers) for workers in (1, 2)]
+    assert found[0] == found[1]
+    assert [each.kind for each in found[0]] == ["missing text file", "confidence that is no number"]
+
+
+def test_report_is_short_and_complete() -> None:
+    violations = [Violation("missing text file", f"ulm_{i:06}_000019") for i in range(1500)]
+    violations.append(Violation("unknown label", "a.txt, line 3", "99"))
+    short = format_violations(violations)
+    assert len(short.splitlines()) < 25
+    assert "1,501 violations" in short
+    assert "   1,500  missing text file" in short
+    assert "... and 1,490 more" in short
+    assert "  a.txt, line 3: 99" in short
+    everything = format_violations(violations, None)
+    assert all(each.where in everything for each in violations)
+    assert format_violations([]) == "valid: no violations"
+
+
+def test_every_kind_is_tested() -> None:
+    text = Path(__file__).read_text()
+    assert [kind for kind in KINDS if f'"{kind}"' not in text] == []
+
+
+def test_image_list(tmp_path: Path) -> None:
+    image = tmp_path / f"{ULM}_leftImg8bit.png"
+    image.write_bytes(png())
+    (tmp_path / "list.txt").write_text(f"{image}\n{BONN}\n\n")
+    assert read_image_list(tmp_path / "list.txt") == [
+        ExpectedImage(ULM, HEIGHT, WIDTH),
+        ExpectedImage(BONN, 1024, 2048),
+    ]
+    for content, message in [("", "names no image"), ("photo.png", "'photo.png' does not begin")]:
+        (tmp_path / "list.txt").write_text(content)
+        with pytest.raises(InputError, match=message):
+            read_image_list(tmp_path / "list.txt")
+    with pytest.raises(InputError, match=r"gone.txt: cannot be read"):
+        read_image_list(tmp_path / "gone.txt")
+    with pytest.raises(InputError, match=r"gone.zip: no such file or folder"):
+        check_submission(tmp_path / "gone.zip", IMAGES)

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import csv
+import math
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+from PIL import Image
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.recipe.search_space import Parameter, SearchSpace
+from cityscapes_maskrcnn.recipe.storage import open_study, storage_url
+from cityscapes_maskrcnn.recipe.study import CONFIG, REASON, SPACE
+from cityscapes_maskrcnn.recipe.study_report import (
+    best_config,
+    parameter_importances,
+    write_report,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+
+PICTURES = {"history.png", "importances.png", "slices.png", "parallel_coordinates.png"}
+TEXTS = {"report.md", "trials.csv", "best.yaml"}
+DISTRIBUTIONS = {
+    "fg_iou_thresh": FloatDistribution(0.3, 0.7),
+    "fpn_grad_flow": CategoricalDistribution([True, False]),
+}
+
+
+def add(study: optuna.Study, fg: float, flow: bool, value: float | None, **user: object) -> None:
+    study.add_trial(
+        create_trial(
+            state=TrialState.FAIL if value is None else TrialState.COMPLETE,
+            value=value,
+            params={"fg_iou_thresh": fg, "fpn_grad_flow": flow},
+            distributions=DISTRIBUTIONS,
+            user_attrs=user,
+        )
+    )
+
+
+@pytest.fixture
+def study() -> optuna.Study:
+    """Twenty trials whose score depends on the first parameter alone."""
+    study = optuna.create_study(study_name="s", direction="maximize")
+    for number in range(20):
+        fg = 0.3 + 0.02 * number
+        add(study, fg, number % 2 == 0, 20 - 40 * abs(fg - 0.5))
+    add(study, 0.5, True, None, **{REASON: "out of memory: a|b"})
+    return study
+
+
+def test_the_report_of_a_study(study: optuna.Study, tmp_path: Path) -> None:
+    files = write_report(study, "sqlite:///s.db", tmp_path / "r")
+    assert {path.name for path in files} == PICTURES | TEXTS
+    assert {path.name for path in (tmp_path / "r").iterdir()} == PICTURES | TEXTS
+    for name in PICTURES:
+        with Image.open(tmp_path / "r" / name) as image:
+            assert image.width >= 600
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 20
+    text = (tmp_path / "r" / "report.md").read_text()
+    # 0.3 + 0.02 x 10 = 0.5 is best, with the full score; three quarters of 21 are not shown.
+    assert "Best: **20**, trial 10 (largest is best)" in text
+    assert "Trials: 20 complete, 1 failed" in text
+    assert "## Best 10 of 20 complete trials" in text
+    # The best five: 0.5, and 0.02 and 0.04 to both sides.
+    assert "0.46 to 0.54" in text
+    assert "out of memory: a\\|b" in text
+
+    rows = list(csv.DictReader((tmp_path / "r" / "trials.csv").open()))
+    assert len(rows) == 21
+    assert rows[0]["trial"] == "10"
+    values = [float(row["value"]) for row in rows[:20]]
+    assert values == sorted(values, reverse=True)
+    assert (rows[20]["state"], rows[20]["reason"]) == ("fail", "out of memory: a|b")
+
+
+def test_best_yaml_is_taken_by_the_config(study: optuna.Study, tmp_path: Path) -> None:
+    write_report(study, "sqlite:///s.db", tmp_path)
+    text = (tmp_path / "best.yaml").read_text()
+    comment = [line for line in text.splitlines() if line.startswith("#")]
+    assert "study 's'" in comment[0]
+    assert "trial 10, objective 20" in comment[1]
+    cfg = build_config("", ["INCLUDE", f"('{tmp_path / 'best.yaml'}',)"])
+    assert cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS == [0.25, 0.5]
+    assert cfg.MODEL.ROI_HEADS.IOU_LABELS == [0, -1, 1]
+    assert cfg.MODEL.FPN.FREEZE is False
+    # What was not searched is left alone.
+    assert "RPN" not in yaml.safe_load(text)["MODEL"]
+
+
+def test_importances(study: optuna.Study) -> None:
+    importances, remark = parameter_importances(study)
+    assert sum(importances.values()) == pytest.approx(1)
+    # The second parameter has no influence.
+    assert importances["fg_iou_thresh"] > 0.9
+    assert remark == "Measured on 20 complete trials."
+    assert parameter_importances(study)[0] == importances
+    # One infinite score must not spoil them.
+    add(study, 0.6, True, math.inf)
+    assert parameter_importances(study)[0] == importances
+
+
+def test_an_old_study_of_another_program(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "old.db")
+    connection.executescript(Path(__file__).with_name("study_of_optuna_2.sql").read_text())
+    connection.close()
+    with open_study(storage_url(str(tmp_path / "old.db")), "maskrcnn-thresholds") as study:
+        write_report(study, "old", tmp_path / "r")
+        best = best_config(study, study.best_trial)
+    assert {path.name for path in (tmp_path / "r").iterdir()} == PICTURES | TEXTS
+    fragment = yaml.safe_load((tmp_path / "r" / "best.yaml").read_text())
+    assert fragment == {**best, "VERSION": 2}
+    # Trial 2 of that file.
+    assert best["MODEL"]["RPN"]["IOU_THRESHOLDS"] == [0.16133567491945525, 0.8055658501190278]
+    assert best["MODEL"]["FPN"] == {"FREEZE": False}
+
+
+def test_minimized_and_unknown_parameters(tmp_path: Path) -> None:
+    study = optuna.create_study(study_name="loss", sampler=optuna.samplers.RandomSampler(seed=0))
+
+    def objective(trial: optuna.Trial) -> float:
+        rate = trial.suggest_float("rate", 1e-5, 1e-1, log=True)
+        return abs(math.log10(rate) + 3) + trial.suggest_int("depth", 1, 3)
+
+    study.optimize(objective, n_trials=8)
+    write_report(study, "memory", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == (PICTURES | TEXTS) - {"best.yaml"}
+    text = (tmp_path / "report.md").read_text()
+    assert f"Best: **{study.best_value:.6g}**, trial {study.best_trial.number} (smallest" in text
+    assert "there is no `best.yaml`" in text
+
+
+def test_config_keys_of_a_widened_search(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+    space = SearchSpace(
+        {
+            "base_lr": Parameter("float", 1e-5, 1e-3, True, key="SOLVER.BASE_LR"),
+            "rpn_positive_iou_thresh": Parameter("float", 0.5, 0.9),
+        }
+    )
+    study.set_user_attr(SPACE, space.to_json())
+    study.set_user_attr(CONFIG, {"MODEL.RPN.IOU_THRESHOLDS": [0.2, 0.7], "SEARCH.OBJECTIVE": "AP"})
+    study.optimize(lambda trial: float(len(space.suggest(trial))), n_trials=1)
+    write_report(study, "memory", tmp_path)
+    rate, positive = study.best_params.values()
+    fragment = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert fragment["SOLVER"] == {"BASE_LR": rate}
+    # The other threshold is the one that its trials trained with.
+    assert fragment["MODEL"]["RPN"]["IOU_THRESHOLDS"] == [0.2, positive]
+    assert "AP (%)" in (tmp_path / "report.md").read_text()
+
+
+def test_one_trial(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+    add(study, 0.4, True, 3.0)
+    write_report(study, "memory", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == (PICTURES | TEXTS) - {"importances.png"}
+    text = (tmp_path / "report.md").read_text()
+    assert "Importances cannot be measured: 1 complete, 1 different scores, 0 parameters" in text
+
+
+def test_studies_without_a_result(tmp_path: Path) -> None:
+    study = optuna.create_study(study_name="s", direction="maximize")
+    with pytest.raises(InputError, match=r"study 's' has no complete trial \(no trials\)"):
+        write_report(study, "memory", tmp_path / "r")
+    add(study, 0.4, True, None, **{REASON: "diverged"})
+    add(study, 0.4, True, math.inf)
+    with pytest.raises(InputError, match=r"1 failed, 1 complete\).*the last failure: diverged"):
+        write_report(study, "memory", tmp_path / "r")
+    several = optuna.create_study(study_name="two", directions=["maximize", "minimize"])
+    with pytest.raises(InputError, match="'two' has 2 objectives"):
+        write_report(several, "memory", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_thresholds_in_the_wrong_order_give_no_best_yaml(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+
+    def objective(trial: optuna.Trial) -> float:
+        low = trial.suggest_float("rpn_negative_iou_thresh", 0.8, 0.9)
+        return low + trial.suggest_float("rpn_positive_iou_thresh", 0.5, 0.6)
+
+    study.optimize(objective, n_trials=1)
+    with pytest.raises(InputError, match="thresholds in the wrong order"):
+        write_report(study, "memory", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_folder_that_cannot_be_made(study: optuna.Study, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/r: cannot be written"):
+        write_report(study, "memory", tmp_path / "file" / "r")
+
+
+def test_parameters_that_only_some_trials_have(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        return x + (trial.suggest_float("y", 0, 1) if trial.number % 2 else 0)
+
+    study.optimize(objective, n_trials=6)
+    write_report(study, "memory", tmp_path)
+    assert set(parameter_importances(study)[0]) == {"x"}
+    assert len(list(tmp_path.iterdir())) == 6

@@ -1,0 +1,101 @@
+"""Setting up with `make`: what cannot work is refused at once, with one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def setup_fails(folder: Path, *variables: str, **environment: str) -> str:
+    """`make setup` must fail and leave nothing behind; returns its one line."""
+    venv = folder / "venv"
+    done = subprocess.run(
+        ["make", "setup", f"PYTHON={sys.executable}", f"VENV={venv}", *variables],
+        env={**os.environ, **environment},
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode
+    assert not venv.exists()
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("git+file:///nowhere/detectron2.git@0123abc", "no repository there"),
+        ("nowhere/detectron2", "there is no such folder"),
+        ("empty", "the folder has no setup.py"),
+        ("nowhere.whl", "there is no such file"),
+        ("junk.whl", "not a wheel of Detectron2"),
+        ("other.whl", "not a wheel of Detectron2"),
+    ],
+)
+def test_a_place_without_detectron2(tmp_path: Path, place: str, reason: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk.whl").write_bytes(b"no zip file")
+    with zipfile.ZipFile(tmp_path / "other.whl", "w") as wheel:
+        wheel.writestr("another/__init__.py", "")
+    if "+" not in place:
+        place = str(tmp_path / place)
+    line = setup_fails(tmp_path, f"DETECTRON2={place}")
+    assert f"no Detectron2 from {place}: " in line
+    assert reason in line
+    assert "Give a git+URL, a folder or a wheel: make DETECTRON2=" in line
+
+
+def test_git_is_missing(tmp_path: Path) -> None:
+    for name in ("bash", "sh", "env", "make"):
+        program = shutil.which(name)
+        assert program
+        (tmp_path / name).symlink_to(program)
+    assert "git is not installed" in setup_fails(tmp_path, PATH=str(tmp_path))
+
+
+def test_python_is_no_good(tmp_path: Path) -> None:
+    line = setup_fails(tmp_path, f"PYTHON={tmp_path}/python9")
+    assert "is not Python 3.10 to 3.12; name one: make PYTHON=" in line
+    # Debian's Python comes without ensurepip.
+    (tmp_path / "ensurepip.py").write_text("raise ImportError")
+    line = setup_fails(tmp_path, PYTHONPATH=str(tmp_path))
+    assert "has no venv module; on Debian and Ubuntu: apt install python3-venv" in line
+
+
+def test_a_folder_becomes_a_wheel_and_is_not_written_to(tmp_path: Path) -> None:
+    source, venv = tmp_path / "work tree", tmp_path / "venv"
+    (source / "detectron2").mkdir(parents=True)
+    (source / "detectron2" / "__init__.py").touch()
+    (source / "setup.py").write_text(
+        "from setuptools import setup\nsetup(name='detectron2', packages=['detectron2'])\n"
+    )
+    before = sorted(source.rglob("*"))
+    venv.mkdir()
+    (venv / "bin").symlink_to(Path(sys.prefix) / "bin")
+
+    def detectron2(action: str, place: Path) -> None:
+        command = [PROJECT / ".ci" / "detectron2", action, place, venv]
+        subprocess.run(command, check=True, capture_output=True)
+
+    detectron2("check", source)
+    detectron2("build", source)
+    (wheel,) = (venv / "wheels").glob("detectron2-*.whl")
+    assert sorted(source.rglob("*")) == before
+
+    given = Path(shutil.copy(wheel, tmp_path))
+    detectron2("check", given)
+    detectron2("build", given)
+    assert wheel.read_bytes() == given.read_bytes()

@@ -1,0 +1,264 @@
+"""make_submission.py: from weights to a valid zip file, on two processes, and --check."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.evaluation.evaluator import instances_to_predictions
+from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, ground_truth, match_image
+from cityscapes_maskrcnn.evaluation.result_files import (
+    ground_truth_file,
+    match_result_files,
+    read_instance_ids,
+)
+from cityscapes_maskrcnn.utils.run import run_tool
+
+PROJECT = Path(__file__).parents[2]
+TOOL = PROJECT / "tools" / "make_submission.py"
+
+# Mask R-CNN on a narrow ResNet-18, for images of 96 x 192.
+CONFIG = """
+MODEL:
+  META_ARCHITECTURE: GeneralizedRCNN
+  DEVICE: cpu
+  MASK_ON: True
+  BACKBONE: {NAME: build_resnet_fpn_backbone}
+  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res2, res3, res4, res5]}
+  FPN: {IN_FEATURES: [res2, res3, res4, res5], OUT_CHANNELS: 16}
+  ANCHOR_GENERATOR: {SIZES: [[16], [32], [64], [128], [256]]}
+  RPN: {IN_FEATURES: [p2, p3, p4, p5, p6], POST_NMS_TOPK_TEST: 20}
+  ROI_HEADS:
+    {NAME: StandardROIHeads, IN_FEATURES: [p2, p3, p4, p5], NUM_CLASSES: 8, SCORE_THRESH_TEST: 0.0}
+  ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 1, FC_DIM: 32}
+  ROI_MASK_HEAD: {NAME: MaskRCNNConvUpsampleHead, NUM_CONV: 1, CONV_DIM: 16}
+TEST: {DETECTIONS_PER_IMAGE: 6}
+INPUT: {MIN_SIZE_TEST: 96}
+DATASETS: {TRAIN: [], TEST: []}
+DATALOADER: {NUM_WORKERS: 0}
+"""
+
+Start = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """config.yaml and random weights that find something."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.yaml").write_text(CONFIG)
+    torch.manual_seed(0)
+    model = build_model(build_config(str(folder / "config.yaml"), []))
+    with torch.no_grad():
+        for name, parameter in model.backbone.named_parameters():
+            if name.startswith("fpn_output"):
+                parameter.mul_(0.01)
+        model.roi_heads.mask_head.predictor.weight.mul_(500)
+    torch.save({"model": model.state_dict()}, folder / "model.pth")
+    return folder
+
+
+@pytest.fixture
+def root(small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the data set that may be damaged."""
+    shutil.copytree(small_root / "cityscapes", tmp_path / "data" / "cityscapes")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Loggers write to the stdout of the test that sets them up, and to no later one's."""
+
+    def clear() -> None:
+        setup_logger.cache_clear()
+        for name in ("fvcore", "detectron2", "cityscapes_maskrcnn"):
+            logging.getLogger(name).handlers.clear()
+            logging.getLogger(name).propagate = True
+
+    clear()
+    yield
+    clear()
+
+
+@pytest.fixture
+def start(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Start the tool in this process, which saves the seconds that importing takes."""
+
+    def start(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+        specification = importlib.util.spec_from_file_location("make_submission", TOOL)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        try:
+            status = run_tool(module.main)
+        except SystemExit as end:
+            status = end.code
+        return status, *capfd.readouterr()
+
+    return start
+
+
+def flags(model_folder: Path, output: Path, *more: object) -> list[object]:
+    return [
+        *("--config-file", model_folder / "config.yaml", "--output", output),
+        *more,
+        *("MODEL.WEIGHTS", model_folder / "model.pth"),
+    ]
+
+
+def test_two_processes_and_check(root: Path, model_folder: Path, tmp_path: Path) -> None:
+    """As a user starts it; also with test-time augmentation."""
+    output = tmp_path / "submission.zip"
+    done = subprocess.run(
+        [
+            *(sys.executable, str(TOOL)),
+            *map(str, flags(model_folder, output, "--num-gpus", 2)),
+            *("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(96,)"),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 images of cityscapes_instance_test are left to predict" in done.stdout
+    assert "submission.zip: 2 images, complete, read back and valid" in done.stdout
+    with zipfile.ZipFile(output) as archive:
+        names = archive.namelist()
+    assert sum(name.endswith("_pred.txt") for name in names) == 2
+    assert len(names) > 4
+
+    # The check works where there is neither Detectron2 nor the data set.
+    (tmp_path / "list.txt").write_text(
+        "\n".join(map(str, sorted((root / "cityscapes/leftImg8bit/test").rglob("*.png"))))
+    )
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['detectron2'] = sys.modules['torch'] = None\n"
+    )
+    done = subprocess.run(
+        [sys.executable, TOOL, "--check", output, "--image-list", tmp_path / "list.txt"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PROJECT)])},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "valid: no violations\n"), done.stderr
+
+
+def test_what_is_read_back_scores_as_in_memory(
+    root: Path, model_folder: Path, tmp_path: Path, start: Start
+) -> None:
+    output = tmp_path / "val.zip"
+    status, _, stderr = start(
+        *flags(model_folder, output, "--dataset", "cityscapes_instance_val_part1of4")
+    )
+    assert status == 0, stderr
+    with zipfile.ZipFile(output) as archive:
+        archive.extractall(tmp_path / "unpacked")
+
+    weights = ["MODEL.WEIGHTS", str(model_folder / "model.pth")]
+    cfg = build_config(str(model_folder / "config.yaml"), weights)
+    model = build_model(cfg).eval()
+    model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS, weights_only=True)["model"])
+    mapper = CityscapesMapper(cfg, is_train=False)
+    val, part = root / "cityscapes/gtFine/val", tmp_path / "gtFine"
+    matches = []
+    for image in sorted(
+        DatasetCatalog.get("cityscapes_instance_val_part1of4"), key=lambda each: each["file_name"]
+    ):
+        truth_file = ground_truth_file(val, image["file_name"])
+        ids = read_instance_ids(truth_file)
+        with torch.no_grad():
+            instances = model([mapper(image)])[0]["instances"]
+        found = instances_to_predictions(instances, *ids.shape)
+        matches.append(match_image(ground_truth(ids), found))
+        (part / truth_file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(truth_file, part / truth_file.parent.name)
+    read_back = match_result_files(tmp_path / "unpacked", part, num_workers=1)
+    assert sum(len(image.overlaps) for image in matches) > 5
+    for one, other in zip(read_back, matches, strict=True):
+        for name in ("categories", "confidences", "overlaps", "targets", "ignored"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    np.testing.assert_array_equal(average_precision(read_back), average_precision(matches))
+
+
+def test_goes_on_after_a_failure(
+    root: Path, model_folder: Path, tmp_path: Path, start: Start
+) -> None:
+    assert start(*flags(model_folder, tmp_path / "whole.zip"))[0] == 0
+    output = tmp_path / "parts.zip"
+    second = sorted((root / "cityscapes/leftImg8bit/test").rglob("*.png"))[1]
+    content = second.read_bytes()
+    second.write_bytes(content[:3000])
+    status, _, stderr = start(*flags(model_folder, output))
+    assert status == 1
+    assert f"{second.name}: truncated" in stderr.splitlines()[-1]
+    assert not output.exists()
+    assert len(list((tmp_path / "parts.zip.parts").glob("*.zip"))) == 1
+
+    second.write_bytes(content)
+    status, stdout, _ = start(*flags(model_folder, output))
+    assert status == 0
+    assert "1 of 2 images of cityscapes_instance_test are left to predict" in stdout
+    assert output.read_bytes() == (tmp_path / "whole.zip").read_bytes()
+    assert not (tmp_path / "parts.zip.parts").exists()
+
+
+@pytest.mark.usefixtures("root")
+def test_check_names_what_is_wrong(tmp_path: Path, start: Start) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "notes.txt").write_text("hello")
+    status, stdout, _ = start("--check", tmp_path / "results")
+    assert status == 1
+    assert "3 violations" in stdout
+    assert "missing text file (2)" in stdout
+    assert "  notes.txt" in stdout
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--dataset": "cityscapes_instance_tset"}, "did you mean cityscapes_instance_test"),
+        ({"MODEL.WEIGHTS": ""}, "MODEL.WEIGHTS is empty"),
+        ({"MODEL.WEIGHTS": "gone.pth"}, "gone.pth: no such file"),
+        ({"MODEL.MASK_ON": "False"}, "MODEL.MASK_ON True"),
+        ({"MODEL.ROI_HEADS.NUM_CLASSES": "80"}, "MODEL.ROI_HEADS.NUM_CLASSES is 80"),
+        ({"--output": "."}, "a folder; --output must name a zip file"),
+    ],
+)
+def test_bad_input(
+    model_folder: Path, tmp_path: Path, start: Start, change: dict[str, str], words: str
+) -> None:
+    arguments = {
+        "--config-file": str(model_folder / "config.yaml"),
+        "--output": str(tmp_path / "s.zip"),
+        "MODEL.WEIGHTS": str(model_folder / "model.pth"),
+    }
+    changed = {**{k: v for k, v in change.items() if k.startswith("--")}, **arguments, **change}
+    status, _, stderr = start(*(word for pair in changed.items() for word in pair))
+    assert status == 1
+    assert "Traceback" not in stderr
+    assert words in stderr.splitlines()[-1]
+    assert not (tmp_path / "s.zip").exists()
+
+
+def test_nothing_to_do_is_a_wrong_flag(start: Start) -> None:
+    status, _, stderr = start()
+    assert status == 2
+    assert "or --check" in stderr

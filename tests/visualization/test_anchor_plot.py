@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from cityscapes_maskrcnn.modeling.anchors import Anchors
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.anchor_plot import plot_anchors
+
+FITTED = (0xD5, 0x5E, 0x00)
+
+
+def marks(file, color):
+    """Centres (x, y) of the largest spots of a colour in the left half, from left to right."""
+    with Image.open(file) as image:
+        assert image.size == (1440, 672)  # 12 x 5.6 inches at 120 dots
+        pixels = np.asarray(image.convert("RGB"))[:, :720]
+    spots, count = ndimage.label((pixels == color).all(axis=2))
+    numbers = np.arange(1, count + 1)
+    areas = ndimage.sum_labels(np.ones_like(spots), spots, numbers)
+    # A mark covers more than the letters beside it.
+    centres = ndimage.center_of_mass(np.ones_like(spots), spots, numbers[areas > 60])
+    return sorted((x, y) for y, x in centres)
+
+
+def test_anchors_stand_where_their_width_and_height_are(tmp_path):
+    boxes = np.exp(np.random.default_rng(0).normal(4, 0.6, (300, 2)))
+    plot_anchors(boxes, Anchors((16.0, 64.0, 256.0), (1.0,)), tmp_path / "new" / "anchors.png")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["anchors.png"]
+    # The legend's mark is at the top left; the squares lie on a diagonal, a factor of 4 apart.
+    legend, *found = marks(tmp_path / "new" / "anchors.png", FITTED)
+    assert legend[1] < 100
+    steps = np.diff(np.array(found), axis=0)
+    assert len(found) == 3
+    assert steps[0] == pytest.approx(steps[1], abs=1.5)
+    assert steps[:, 0] == pytest.approx(-steps[:, 1], abs=1.5)
+    assert steps[0][0] > 50
+
+
+def test_equal_boxes_and_odd_ones(tmp_path):
+    plot_anchors([[8, 8]], Anchors((8.0,), (1.0,)), tmp_path / "one.png")
+    plot_anchors([[1e-3, 1e6], [20, 30]] * 3, Anchors((20.0,), (1.0,)), tmp_path / "odd.png")
+    assert (tmp_path / "one.png").stat().st_size > 1000
+    assert (tmp_path / "odd.png").stat().st_size > 1000
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"a\.png: cannot be written"):
+        plot_anchors([[8, 8]], Anchors((8.0,), (1.0,)), tmp_path / "file" / "a.png")

@@ -1,0 +1,92 @@
+"""The pictures of an evaluation: which there are, from what, and that numbers end up in them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cityscapes_maskrcnn.data.labels import THING_CLASSES
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
+
+CAUSES = ("duplicate", "wrong class", "poor mask", "background")
+PICTURES = ["precision_recall.png", "confusion.png", "false_positives.png", "misses.png"]
+
+
+def write_tables(folder: Path, cars: int) -> Path:
+    """Tables in which there are cars only; half of them are found."""
+    folder.mkdir()
+    found = cars // 2
+    per_class, confusion, false, misses = [], [], [], []
+    for name in THING_CLASSES:
+        n = cars if name == "car" else 0
+        ap = "50.0" if n else ""
+        per_class.append(f"{name},{ap},{ap},0.5,{n},{n // 2},{n - n // 2},{n},,")
+        answers = [found if name == each == "car" else 0 for each in THING_CLASSES]
+        confusion.append([name, *answers, n - n // 2])
+        false.append([name, n, 0, 0, 0])
+        misses += [f"{name},size,{group},{n},{n // 2}" for group in ("small", "medium", "large")]
+        misses += [f"{name},occlusion,{group},{n},{n // 2}" for group in ("none", "heavy")]
+    confusion.append(["background", *[0] * 9])
+    curve = ["car,0.5,0.5,0.5", "car,inf,0.0,1.0"] if cars else []
+    for file, header, rows in [
+        (
+            "per_class",
+            "class,AP,AP50,confidence_threshold,objects,found,missed,false_positives,"
+            "precision,recall",
+            per_class,
+        ),
+        ("precision_recall", "class,confidence,recall,precision", curve),
+        ("confusion", ",".join(["truth", *THING_CLASSES, "missed"]), confusion),
+        ("false_positives", ",".join(["class", *CAUSES]), false),
+        ("misses", "class,by,group,objects,missed", misses),
+    ]:
+        lines = [row if isinstance(row, str) else ",".join(map(str, row)) for row in rows]
+        (folder / f"{file}.csv").write_text("\n".join([header, *lines]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Folders with pictures: of 10 cars, and of nothing at all."""
+    folders = {cars: tmp_path_factory.mktemp("tables") / str(cars) for cars in (10, 0)}
+    for cars, folder in folders.items():
+        written = plot_errors(write_tables(folder, cars))
+        assert [path.name for path in written] == PICTURES
+    return folders
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_numbers_change_the_picture(drawn: dict[int, Path], name: str) -> None:
+    some, nothing = (np.asarray(Image.open(drawn[cars] / name).convert("L")) for cars in (10, 0))
+    assert min(some.shape) > 400
+    assert some.shape != nothing.shape or (some != nothing).mean() > 0.001
+    for picture in (some, nothing):
+        assert picture.std() > 5  # not an empty page
+
+
+def test_confusion_is_dark_where_the_counts_are(drawn: dict[int, Path]) -> None:
+    pixels = np.asarray(Image.open(drawn[10] / "confusion.png").convert("RGB")).astype(int)
+    blue = (pixels[..., 2] - pixels[..., 0] > 60).mean(axis=1)
+    # Cars are the only row of nine with coloured cells: half of them found, half missed.
+    rows = np.flatnonzero(blue > 0.05)
+    assert 0.25 * len(pixels) < rows.mean() < 0.4 * len(pixels)
+    assert 0.06 * len(pixels) < len(rows) < 0.12 * len(pixels)
+
+
+@pytest.mark.parametrize("name", ["per_class", "confusion", "misses"])
+def test_missing_or_damaged_table(drawn: dict[int, Path], tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "tables"
+    shutil.copytree(drawn[10], folder, ignore=shutil.ignore_patterns("*.png"))
+    table = folder / f"{name}.csv"
+    table.write_text("nonsense\n1\n")
+    with pytest.raises(InputError, match="not the tables of an evaluation"):
+        plot_errors(folder)
+    table.unlink()
+    with pytest.raises(InputError, match=f"{name}.csv: cannot be read"):
+        plot_errors(folder)
+    assert not list(folder.glob("*.png"))

@@ -1,0 +1,60 @@
+#!/usr/bin/env python
+"""Predict a split into the zip file that the Cityscapes server takes, or check such a file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from cityscapes_maskrcnn.evaluation import submission_check
+from cityscapes_maskrcnn.utils.run import run_tool
+
+EXAMPLES = """
+examples (after an interruption, give the same command again; a list makes do without the data):
+    tools/make_submission.py --config-file s1/config.yaml --output s1.zip MODEL.WEIGHTS s1/final.pth
+    tools/make_submission.py --check anybodys_results/ --image-list test.txt
+"""
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Run in every process."""
+    from cityscapes_maskrcnn.cli import build_config
+    from cityscapes_maskrcnn.engine.submission import make_submission
+
+    make_submission(build_config(args.config_file, args.opts), args.dataset, args.output)
+
+
+def main() -> int:
+    """Predict in --num-gpus processes, or check."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    add, dataset = parser.add_argument, "cityscapes_instance_test"
+    add("--config-file", default="", metavar="FILE", help="the model's config")
+    add("--output", metavar="ZIP", help="the file to make")
+    add("--dataset", default=dataset, metavar="NAME", help=f"default: {dataset}")
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes, with or without GPUs")
+    add("--check", metavar="PATH", help="a zip file or folder: name all that is wrong with it")
+    add("--image-list", metavar="FILE", help="instead of --dataset: an image's name or file a line")
+    add("--list-all", action="store_true", help="with --check: do not shorten long lists")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto")
+    args = parser.parse_args()
+    if not args.check and not (args.output and args.config_file):
+        parser.error("give --config-file and --output to predict, or --check to check")
+    if not args.check:
+        from cityscapes_maskrcnn.cli import launch
+
+        return launch(predict, args)
+    if args.image_list:
+        images = submission_check.read_image_list(args.image_list)
+    else:
+        from cityscapes_maskrcnn.engine.submission import expected_images
+
+        images = expected_images(args.dataset)
+    violations = submission_check.check_submission(args.check, images)
+    print(submission_check.format_violations(violations, None if args.list_all else 10))
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
