@@ -80,7 +80,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self._may_differ = tuple(may_differ)
         self._allow_pickle = tuple(allow_pickle)
-        self._path = ""
+        #: The file that was loaded last, as it was named.
+        self.path = ""
         #: What the model has seen; loading replaces it by the file's list, saving writes it.
         self.history: tuple[UsedData, ...] = ()
         self.logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             InputError: there is no such file, it is no checkpoint, it would execute code, it is of
                 another model, or (when resuming) of a training run with other parameters.
         """
-        self._path = path
+        self.path = path
         name = path.partition("?")[0]
         if name.endswith(".pkl") and not any(
             fnmatchcase(name, each) for each in self._allow_pickle
@@ -173,10 +174,10 @@ class SafeCheckpointer(DetectionCheckpointer):
             ).load()
         except Exception as error:
             raise InputError(
-                f"{self._path or filename}: not loaded, it is no file of plain arrays: {error}"
+                f"{self.path or filename}: not loaded, it is no file of plain arrays: {error}"
             ) from error
         if not isinstance(data, dict):
-            raise InputError(f"{self._path or filename}: not a checkpoint: holds no dictionary")
+            raise InputError(f"{self.path or filename}: not a checkpoint: holds no dictionary")
         if "model" in data and "__author__" in data:
             return data
         # Caffe2's and torchvision's ImageNet files of the zoo hold the arrays themselves.
@@ -185,15 +186,15 @@ class SafeCheckpointer(DetectionCheckpointer):
         return {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        return read_checkpoint(f, self._path)
+        return read_checkpoint(f, self.path)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state = checkpoint["model"]
         if not isinstance(state, dict) or not any(hasattr(v, "shape") for v in state.values()):
-            raise InputError(f"{self._path}: not a checkpoint: holds no tensors by name")
+            raise InputError(f"{self.path}: not a checkpoint: holds no tensors by name")
         shapes = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
         has_resnet = find_resnet(shapes) is not None
-        if has_resnet and not self._path.endswith(".pkl"):
+        if has_resnet and not self.path.endswith(".pkl"):
             return self._load_resnet(checkpoint, shapes)
         incompatible = super()._load_model(checkpoint)
         if has_resnet:
@@ -204,10 +205,10 @@ class SafeCheckpointer(DetectionCheckpointer):
             if not name.startswith(self._may_differ or ("\0",))
         ]
         if wrong:
-            raise InputError(f"{self._path}: weights of another model: {'; '.join(wrong[:4])}")
+            raise InputError(f"{self.path}: weights of another model: {'; '.join(wrong[:4])}")
         if len(incompatible.missing_keys) >= len(shapes):
             raise InputError(
-                f"{self._path}: none of its tensors belongs to this model (its first is "
+                f"{self.path}: none of its tensors belongs to this model (its first is "
                 f"{next(iter(state), 'none')!r}); is it a checkpoint of another network?"
             )
         for name, theirs, ours in incompatible.incorrect_shapes:
@@ -218,7 +219,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_resnet(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Any:
         """Load a file into a model with a ResNet, and account for every tensor in the log."""
-        state, account = translate(checkpoint["model"], self._path, shapes, self._may_differ)
+        state, account = translate(checkpoint["model"], self.path, shapes, self._may_differ)
         checkpoint["model"] = dict(state)
         # The names are the model's now; Detectron2 shall not guess them.
         checkpoint.pop("matching_heuristics", None)
@@ -244,7 +245,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         extra = [name for name in blocks if not name.endswith("num_batches_tracked")]
         if extra:
             raise InputError(
-                f"{self._path}: weights of another ResNet than the model's: "
+                f"{self.path}: weights of another ResNet than the model's: "
                 f"{len(extra)} of its tensors, first {extra[0]}, do not fit"
             )
 

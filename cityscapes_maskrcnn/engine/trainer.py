@@ -264,7 +264,7 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.AUG.ENABLED:
             results.update(cls.test_with_TTA(cfg, model))
         if comm.is_main_process():
-            write_scores(cfg, cfg.MODEL.WEIGHTS, without_nan(results), seen)
+            write_scores(cfg, checkpointer.path, without_nan(results), seen)
             verify_results(cfg, results)
         return results
 

@@ -78,6 +78,9 @@ def test_parts_make_up_the_split():
     train = DatasetCatalog.get("cityscapes_instance_train")
     assert DatasetCatalog.get("cityscapes_instance_train_part1of8") == train[0::8]
     assert DatasetCatalog.get("cityscapes_instance_train_part3of8") == train[2::8]
+    val = DatasetCatalog.get("cityscapes_instance_val")
+    both = [image for number, image in enumerate(val) if number % 4 in (2, 3)]
+    assert DatasetCatalog.get("cityscapes_instance_val_part3and4of4") == both
 
 
 @pytest.mark.usefixtures("root")
