@@ -23,7 +23,7 @@ def numpy_for_the_official_scripts() -> None:
     That the package itself does not call it is ruff's rule NPY201.
     """
     if not hasattr(np, "in1d"):
-        np.in1d = lambda values, test, **options: np.isin(np.ravel(values), test, **options)  # noqa: NPY201
+        np.in1d = lambda values, *test, **how: np.isin(np.ravel(values), *test, **how)  # noqa: NPY201
 
 
 @pytest.fixture(scope="session")
