@@ -16,8 +16,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
-from sklearn.cluster import KMeans
 from tabulate import tabulate
 
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -260,6 +258,9 @@ def _cluster(values: Floats, number: int, seed: int, what: str) -> Floats:
     different = len(np.unique(values.round(9)))
     if different < number:
         raise _too_few(len(values), different, number, what)
+    # Imported where needed: it takes seconds, which every tool would wait for.
+    from sklearn.cluster import KMeans
+
     k_means = KMeans(number, n_init=10, random_state=seed).fit(values[:, None])
     return np.sort(k_means.cluster_centers_[:, 0])
 
@@ -273,6 +274,7 @@ def _too_few(boxes: int, different: int, wanted: int, what: str) -> InputError:
 
 def _refine(boxes: Floats, start: Floats, num_sizes: int) -> Floats:
     """Move logarithms of sizes, then of ratios, to the nearest maximum of the mean best IoU."""
+    from scipy.optimize import minimize  # here for the same reason as scikit-learn in _cluster
 
     def loss(logs: Floats) -> float:
         sizes, ratios = np.exp(logs[:num_sizes]), np.exp(logs[num_sizes:])
