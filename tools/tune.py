@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.recipe.study import Stopped, progress
+from cityscapes_maskrcnn.recipe.study import Stopped
 from cityscapes_maskrcnn.recipe.trial import StopRequests
 from cityscapes_maskrcnn.recipe.tuning import tune
 from cityscapes_maskrcnn.utils.run import run_tool
@@ -48,12 +48,9 @@ def main() -> int:
     command = [sys.executable, train_net, "--num-gpus", str(args.num_gpus)]
     with StopRequests().listening() as stop:
         try:
-            study = tune(
-                cfg, args.study, args.storage, args.trials, not args.no_prune, command, stop
-            )
+            tune(cfg, args.study, args.storage, args.trials, not args.no_prune, command, stop)
         except Stopped:
             return 128 + stop.signals[0]
-    print(f"Done: {progress(study.get_trials(deepcopy=False), args.trials)}")
     return 0
 
 

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -22,6 +23,8 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 # How often a trial whose worker was killed is taken up again.
 MAX_RETRIES: Final = 3
+# How often to try to make the tables of an empty database.
+_ATTEMPTS = 5
 # Heartbeats that may be missing before a worker counts as killed.
 _MISSED_HEARTBEATS = 3
 
@@ -68,13 +71,25 @@ def open_storage(url: str, heartbeat_seconds: int) -> RDBStorage:
         InputError: see :func:`database_errors`.
     """
     with database_errors(url):
-        return RDBStorage(
-            url,
-            engine_kwargs=_engine_options(url),
-            heartbeat_interval=heartbeat_seconds,
-            grace_period=_MISSED_HEARTBEATS * heartbeat_seconds,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
-        )
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return _rdb_storage(url, heartbeat_seconds)
+            except sqlalchemy.exc.DBAPIError as error:
+                # Several workers that start on an empty database all try to make the tables.
+                if not re.search("already exists|duplicate key|UNIQUE constraint", str(error.orig)):
+                    raise
+                time.sleep(1.0)
+        return _rdb_storage(url, heartbeat_seconds)
+
+
+def _rdb_storage(url: str, heartbeat_seconds: int) -> RDBStorage:
+    return RDBStorage(
+        url,
+        engine_kwargs=_engine_options(url),
+        heartbeat_interval=heartbeat_seconds,
+        grace_period=_MISSED_HEARTBEATS * heartbeat_seconds,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
+    )
 
 
 @contextmanager

@@ -196,9 +196,17 @@ class Worker:
 
     def _run_one(self, budget: int) -> None:
         started: list[int] = []
+        lost: list[optuna.exceptions.StorageInternalError] = []
 
         def objective(trial: optuna.Trial) -> float:
             started.append(trial.number)
+            try:
+                return train(trial)
+            except optuna.exceptions.StorageInternalError as error:
+                lost.append(error)
+                raise
+
+        def train(trial: optuna.Trial) -> float:
             trial.set_user_attr(WORKER, this_process())
             if self._is_surplus(trial.number, budget):
                 trial.set_user_attr(SURPLUS, True)
@@ -214,8 +222,12 @@ class Worker:
             self._queue_again(started[0], None)
             logger.info("Trial %d was given back; the same command goes on with it", started[0])
             raise
-        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-            if not started or not self._trial(started[0]).state.is_finished():
+        except Exception as error:
+            if lost:
+                # Optuna 5 fails in a way of its own when it cannot store how a trial ended.
+                raise lost[0] from lost[0].__cause__
+            taken = isinstance(error, (ValueError, optuna.exceptions.UpdateFinishedTrialError))
+            if not (taken and started and self._trial(started[0]).state.is_finished()):
                 raise
             logger.warning("Trial %d was given to another worker: no sign of life", started[0])
         finally:

@@ -43,7 +43,7 @@ def tune(
     prune: bool,
     train_command: Sequence[str],
     stop: StopRequests,
-) -> optuna.Study:
+) -> None:
     """Search: join or make the study, then run trials until its budget is used up.
 
     Args:
@@ -54,9 +54,6 @@ def tune(
         prune: end bad trials early.
         train_command: program and flags that train; the config file is added.
         stop: requests to stop.
-
-    Returns:
-        The study.
 
     Raises:
         InputError: the config, the data, the database or the study cannot be used, or trials fail
@@ -96,7 +93,11 @@ def tune(
         )
         logger.info("%s", progress(study.get_trials(deepcopy=False), budget))
         worker.run(budget)
-    return study
+        logger.info(
+            "Done. Report and best.yaml: tools/analyze_study.py --storage '%s' --study %s "
+            "--output %s",
+            *(without_password(url), study_name, cfg.OUTPUT_DIR),
+        )
 
 
 def _check(cfg: CfgNode, budget: int) -> tuple[int, int]:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -115,7 +117,7 @@ def test_a_broken_config_does_not_burn_the_budget(
     assert [trial.params for trial in done] == [trial.params for trial in before[:4]]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_is_lost_when_a_worker_ends(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, 3, FAKE_SECONDS="0.15")
     wait_for(tmp_path / "t" / "0001" / "last_checkpoint")
@@ -204,6 +206,27 @@ def test_one_trial_too_many_is_dropped(worker: ModuleType, tmp_path: Path) -> No
     assert [trial.state.name for trial in trials] == ["COMPLETE", "RUNNING", "FAIL"]
     assert SURPLUS in trials[2].user_attrs
     assert len(finished_trials(trials)) == 1
+
+
+def test_a_lost_database_ends_the_search_in_one_line(
+    worker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "0.1")
+    path = tmp_path / "s.db"
+
+    def lose() -> None:
+        wait_for(tmp_path / "t" / "0000" / "last_checkpoint")
+        with sqlite3.connect(path, timeout=60) as connection:
+            connection.execute("drop table trials")
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    with pytest.raises(InputError, match=r"s\.db: cannot use the database: no such table: trials"):
+        worker.search(str(path), tmp_path / "t", 2)
+    thread.join()
+    # Nothing trains on unwatched, and the checkpoint is kept.
+    assert len(runs(tmp_path, 0)) == 1
+    assert (tmp_path / "t" / "0000" / "last_checkpoint").exists()
 
 
 def test_bad_trials_are_pruned(

@@ -1,0 +1,172 @@
+"""tune.py and analyze_study.py as a user runs them: two real trials of a tiny network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.recipe.trial import StopRequests
+from cityscapes_maskrcnn.recipe.tuning import tune
+from cityscapes_maskrcnn.utils.errors import InputError
+
+PROJECT = Path(__file__).parents[2]
+
+TINY = f"""
+_BASE_: "{PROJECT}/configs/stage_1_heads.yaml"
+MODEL:
+  WEIGHTS: ""
+  DEVICE: cpu
+  BACKBONE: {{FREEZE_AT: 0}}
+  RESNETS: {{NORM: BN, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, WIDTH_PER_GROUP: 8}}
+  FPN: {{NORM: BN, OUT_CHANNELS: 16}}
+  ROI_BOX_HEAD: {{FC_DIM: 32}}
+  ROI_MASK_HEAD: {{CONV_DIM: 16}}
+  ROI_HEADS: {{BATCH_SIZE_PER_IMAGE: 16, SCORE_THRESH_TEST: 0.0}}
+  RPN: {{POST_NMS_TOPK_TEST: 50}}
+INPUT: {{MIN_SIZE_TRAIN: [96], MAX_SIZE_TRAIN: 192, MIN_SIZE_TEST: 96, MAX_SIZE_TEST: 192}}
+SOLVER: {{IMS_PER_BATCH: 2, WARMUP_ITERS: 0, EPOCHS: 0, MAX_ITER: 4, CHECKPOINT_EPOCHS: 0}}
+TEST: {{DETECTIONS_PER_IMAGE: 10, EVAL_EPOCHS: 0, EVAL_PERIOD: 2}}
+DATALOADER: {{NUM_WORKERS: 0}}
+SEARCH: {{PARAMETERS: {{fpn_grad_flow: {{ENABLED: False}}}}}}
+"""
+
+
+def run(
+    tool: str, *arguments: object, root: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DETECTRON2_DATASETS": str(root or "/none"),
+    }
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "tools" / tool), *map(str, arguments)],
+        env=environment,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def searched(config: Path, small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trials; a worker on each of two machines would do the same."""
+    output = tmp_path_factory.mktemp("search") / "out"
+    options = ["--config-file", config, "--trials", 2, "OUTPUT_DIR", output]
+    # A key that yaml or the command line adds to the search.
+    options += ["SEARCH.PARAMETERS.base_lr.ENABLED", True, "SEARCH.PARAMETERS.base_lr.HIGH", 5e-4]
+    done = run("tune.py", *options, root=small_root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (output / "stdout").write_text(done.stdout)
+    return output
+
+
+def test_a_search(searched: Path) -> None:
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{searched}/search.db")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    first = study.trials[0]
+    assert first.params["rpn_negative_iou_thresh"] == 0.2198
+    assert all(1e-5 <= trial.params["base_lr"] <= 5e-4 for trial in study.trials)
+    # Evaluated after 2 and after all 4 iterations.
+    assert list(first.intermediate_values) == [2, 4]
+    for trial in study.trials:
+        folder = searched / "trials" / f"{trial.number:04d}"
+        # Each is an ordinary training run, with its parameters in its config.
+        trained = yaml.safe_load((folder / "config.yaml").read_text())
+        fg = trial.params["fg_iou_thresh"]
+        assert trained["MODEL"]["ROI_HEADS"]["IOU_THRESHOLDS"] == [fg / 2, fg]
+        assert trained["MODEL"]["RPN"]["IOU_THRESHOLDS"] == [
+            trial.params["rpn_negative_iou_thresh"],
+            trial.params["rpn_positive_iou_thresh"],
+        ]
+        assert trained["SOLVER"]["BASE_LR"] == trial.params["base_lr"]
+        assert (folder / "metrics.json").exists()
+        assert not list(folder.glob("*.pth"))
+    log = (searched / "stdout").read_text()
+    assert "Trial 1: 4 of 4 iterations, score" in log
+    assert "1 of 2 trials, best" in log
+    assert "ETA" in log
+    assert "2 of 2 trials, best" in (searched / "log.txt").read_text()
+
+
+def test_another_search_space_is_refused(searched: Path, config: Path, small_root: Path) -> None:
+    before = (searched / "search.db").read_bytes()
+    done = run("tune.py", "--config-file", config, "OUTPUT_DIR", searched, root=small_root)
+    assert "study 'search' is of another search space: base_lr: not searched here" in last_line(
+        done
+    )
+    assert (searched / "search.db").read_bytes() == before
+
+
+def test_the_report(searched: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{searched}/search.db"
+    done = run("analyze_study.py", "--storage", url, "--output", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    names = {Path(line).name for line in done.stdout.splitlines()}
+    assert {"report.md", "trials.csv", "best.yaml", "history.png"} <= names
+    best = yaml.safe_load((tmp_path / "r" / "best.yaml").read_text())
+    assert set(best) == {"MODEL", "SOLVER", "VERSION"}
+
+    done = run("analyze_study.py", "--storage", url, "--study", "x", "--output", tmp_path / "n")
+    assert "no study 'x'; it has: search" in last_line(done)
+    assert not (tmp_path / "n").exists()
+
+
+def test_thresholds_in_the_wrong_order(config: Path, small_root: Path, tmp_path: Path) -> None:
+    range_ = ["SEARCH.PARAMETERS.rpn_negative_iou_thresh.HIGH", "0.8"]
+    options = ["--config-file", config, *range_, "OUTPUT_DIR", tmp_path]
+    assert "in the wrong order" in last_line(run("tune.py", *options, root=small_root))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "storage", "trials", "message"),
+    [
+        ([], "postgres://u:secret@127.0.0.1:1/d", 2, "127.0.0.1:1/d: cannot use the database: c"),
+        ([], "", 0, "--trials 0: at least 1"),
+        (["MODEL.WEIGHTS", "s/model_final.pth"], "", 2, "s/model_final.pth: no such file; train"),
+        (["DATASETS.TEST", "()"], "", 2, "a search needs one dataset to score on"),
+        (["SEARCH.PRUNER.KEEP_PERCENT", "101.0"], "", 2, "KEEP_PERCENT 101.0: from 0 to 100"),
+        (["SEARCH.MAX_FAILURES", "0"], "", 2, "must be at least 1"),
+    ],
+)
+def test_bad_input(
+    config: Path,
+    small_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    storage: str,
+    trials: int,
+    message: str,
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
+    cfg = build_config(str(config), [*options, "OUTPUT_DIR", str(tmp_path / "out")])
+    with pytest.raises(InputError) as caught:
+        tune(cfg, "search", storage, trials, True, ["no program"], StopRequests())
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.*"))
