@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from cityscapes_maskrcnn.data.provenance import TRAINED, used_data
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -130,3 +131,21 @@ def test_a_truncated_checkpoint_gets_one_line(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="not a checkpoint"):
         SafeCheckpointer(net()).load(str(path))
+
+
+def test_missing_weights_of_a_stage_say_how_they_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "stage_0" / "model_final.pth"
+    with pytest.raises(InputError, match=rf"what stage_0 ends with: .*OUTPUT_DIR {path.parent}"):
+        SafeCheckpointer(net()).load(str(path))
+
+
+def test_what_the_model_has_seen_is_saved_and_replaced_by_loading(tmp_path: Path) -> None:
+    checkpointer = SafeCheckpointer(net(), str(tmp_path))
+    checkpointer.history = (used_data("train", TRAINED, ["a.png"]),)
+    checkpointer.save("seen")
+    torch.save({"model": net().state_dict()}, tmp_path / "foreign.pth")
+    other = SafeCheckpointer(net())
+    other.load(str(tmp_path / "seen.pth"))
+    assert other.history == checkpointer.history
+    other.load(str(tmp_path / "foreign.pth"))
+    assert other.history == ()

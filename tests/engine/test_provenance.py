@@ -184,3 +184,24 @@ def test_coarse_images_count_for_fine_ones() -> None:
     cfg = config("DATASETS.TEST", f"('{VAL_3}',)")
     with pytest.raises(InputError, match=f"1 of the 1 images of {VAL_3} were trained on, as city"):
         refuse_seen_images(cfg, data_of_run(coarse), ("trained",))
+
+
+def test_what_a_kill_after_the_last_step_lost_is_written_again(tmp_path: Path) -> None:
+    """The weights are saved before the last losses and scores are written."""
+    options = ["DATASETS.TRAIN", f"('{TRAIN}',)", "DATASETS.TEST", f"('{VAL_3}',)"]
+    options += ["SOLVER.MAX_ITER", 1, "TEST.VALIDATION_LOSS", True]
+    train(tmp_path, *options)
+    lost = ("validation/total_loss", "segm/AP")
+
+    def written() -> dict[str, float]:
+        merged: dict[str, float] = {}
+        for line in (tmp_path / "metrics.json").read_text().splitlines():
+            merged |= json.loads(line)
+        return {name: merged[name] for name in lost}
+
+    before = written()
+    (tmp_path / "metrics.json").unlink()
+    (tmp_path / "summary.json").unlink()
+    train(tmp_path, *options, resume=True)
+    assert written() == before
+    assert json.loads((tmp_path / "summary.json").read_text())["iterations"] == 1

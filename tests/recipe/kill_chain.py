@@ -63,12 +63,12 @@ def main() -> int:
     parser.add_argument("output", type=Path)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("words", nargs="*", help="after --: for train_stages.py")
-    args = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args, words = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
     whole, killed = args.output.resolve() / "whole", args.output.resolve() / "killed"
 
     begin = time.monotonic()
-    if start(whole, args.words).wait():
+    if start(whole, words).wait():
         sys.exit(f"the undisturbed chain failed, see {whole / 'terminal.log'}")
     length = time.monotonic() - begin
     print(f"undisturbed: {length:.0f} s", flush=True)
@@ -76,7 +76,7 @@ def main() -> int:
     for number in range(args.kills):
         # Every start costs some seconds before anything is trained; so the moments lie late enough
         # for progress, and early enough for all of them to come before the end.
-        process = start(killed, args.words)
+        process = start(killed, words)
         try:
             status = process.wait(moments.uniform(0.05, 0.35) * length)
             print(f"the chain ended with status {status} after {number} kills", flush=True)
@@ -91,7 +91,7 @@ def main() -> int:
         else:
             sys.exit(f"these outlived the chain: {left_over(killed)}")
         print(f"kill {number + 1}: complete so far {complete(killed)}", flush=True)
-    status = start(killed, args.words).wait()
+    status = start(killed, words).wait()
     print(f"the same command at last: status {status}")
     if status:
         return 1
