@@ -45,6 +45,9 @@ class SubmissionWriter:
         images: all of the split.
         run: what the results depend on (digests of the weights, the config, ...), by name. Parts
             that an earlier run with another ``run`` or other images left are not used.
+
+    Raises:
+        InputError: the output is a folder.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class SubmissionWriter:
         run: Mapping[str, str],
     ) -> None:
         self.output = Path(output)
+        if self.output.is_dir():
+            raise InputError(f"{self.output}: a folder; --output must name a zip file")
         self.work = self.output.with_name(self.output.name + ".parts")
         self._images = sorted(images, key=lambda image: image.name)
         listing = "\n".join(f"{i.name} {i.height} {i.width}" for i in self._images)
@@ -66,8 +71,6 @@ class SubmissionWriter:
         Raises:
             InputError: the output cannot be written, or the folder is not one of this class's.
         """
-        if self.output.is_dir():
-            raise InputError(f"{self.output}: a folder; --output must name a zip file")
         with self._clear_errors(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
             different = self._differences()
