@@ -38,6 +38,7 @@ setup(
         "tqdm>=4.60",
         "tabulate>=0.9",
         "safetensors>=0.4",
+        "zlib-ng>=0.5",
         "PyYAML>=6",
         "optuna>=4.9",
         "scikit-learn>=1.5",

@@ -8,31 +8,24 @@ pickled objects, so that reading it never executes code.
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.data.array_cache import (
+    build_lock,
+    pack_names,
+    read_arrays,
+    unpack_names,
+    write_arrays,
+)
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: simultaneous first builds then repeat each other's work
-    fcntl = None  # type: ignore[assignment]
-
-logger = logging.getLogger(__name__)
-
-CACHE_VARIABLE = "CITYSCAPES_MASKRCNN_CACHE"
 FORMAT_VERSION = 1
 
 IntArray = npt.NDArray[np.int64]
@@ -182,32 +175,6 @@ def join_records(records: Sequence[Record]) -> Table:
     )
 
 
-def cache_folder() -> Path:
-    """Folder of the cache files.
-
-    Returns:
-        ``$CITYSCAPES_MASKRCNN_CACHE`` if set, else ``cityscapes_maskrcnn`` in ``$XDG_CACHE_HOME``
-        or ``~/.cache``. It need not exist.
-    """
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
-    parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(parent).expanduser() / "cityscapes_maskrcnn"
-
-
-def cache_file(name: str, folders: Sequence[str | os.PathLike[str]]) -> Path:
-    """Path of the cache file of one split.
-
-    Args:
-        name: readable first part of the file name, for instance ``gtFine-train-instances``.
-        folders: what the split is read from; their absolute paths go into a digest.
-    """
-    text = "\n".join(str(Path(folder).absolute()) for folder in folders)
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return cache_folder() / f"{name}-{digest}.npz"
-
-
 def load_table(
     path: Path,
     folder: str | os.PathLike[str],
@@ -239,7 +206,7 @@ def load_table(
     cached = _read(path, signature, warn=False)
     if cached is not None and cached[0] == sources:
         return cached[1]
-    with _lock(path):
+    with build_lock(path):
         cached = _read(path, signature, warn=True)
         if cached is not None and cached[0] == sources:
             return cached[1]
@@ -262,74 +229,27 @@ def _running_sum(counts: IntArray) -> IntArray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Let one process at a time build a cache file; without effect where locking is impossible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_suffix(".lock").open("a")
-    except OSError:
-        yield  # _write will say that the folder is of no use
-        return
-    with file:
-        if fcntl is not None:
-            try:
-                # Not flock: forked children would inherit it, and one that outlives a killed parent
-                # would keep everybody else waiting for ever.
-                fcntl.lockf(file, fcntl.LOCK_EX)
-            except OSError as error:
-                logger.debug("%s cannot be locked: %s", file.name, error)
-        yield
-
-
 def _read(path: Path, signature: str, warn: bool) -> tuple[list[Source], Table] | None:
     """Content of a cache file, or None if it is missing, outdated or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if str(arrays["signature"]) != signature:
-                return None
-            names = arrays["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
-            stamps = arrays["stamps"].tolist()
-            table = Table(**{field.name: arrays[field.name] for field in fields(Table)})
+
+    def convert(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[list[Source], Table]:
+        names = unpack_names(arrays["names"])
+        stamps = arrays["stamps"].tolist()
+        table = Table(**{field.name: arrays[field.name] for field in fields(Table)})
         if len(stamps) != len(names) or len(table.heights) != len(names):
             raise ValueError("it lists other files than it has records for")
         if not table.is_consistent():
             raise ValueError("its arrays do not fit together")
-        sources = [Source(name, *stamp) for name, stamp in zip(names, stamps, strict=True)]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as e:
-        if warn:
-            logger.warning("Ignoring the annotation cache %s, which cannot be read: %s", path, e)
-        return None
-    return sources, table
+        return [Source(name, *stamp) for name, stamp in zip(names, stamps, strict=True)], table
+
+    return read_arrays(path, signature, convert, warn)
 
 
 def _write(path: Path, signature: str, sources: Sequence[Source], table: Table) -> None:
     """Write a cache file; a failure is only logged."""
-    names = "".join(f"{source.name}\0" for source in sources)
-    try:
-        with atomic_write(path) as file:
-            np.savez(
-                file,
-                signature=np.array(signature),
-                names=np.frombuffer(names.encode("utf-8", "surrogateescape"), np.uint8),
-                stamps=np.array([source[1:] for source in sources], np.int64).reshape(-1, 2),
-                **{field.name: getattr(table, field.name) for field in fields(Table)},
-            )
-    except OSError as error:
-        logger.warning(
-            "The annotations cannot be cached in %s (%s), so that every start parses them again; "
-            "set %s to a folder that can be written",
-            path.parent,
-            error,
-            CACHE_VARIABLE,
-        )
+    arrays = {
+        "names": pack_names([source.name for source in sources]),
+        "stamps": np.array([source[1:] for source in sources], np.int64).reshape(-1, 2),
+        **{field.name: getattr(table, field.name) for field in fields(Table)},
+    }
+    write_arrays(path, signature, arrays)

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import shapely
 
-from cityscapes_maskrcnn.data.annotation_cache import Source, Table, cache_file, load_table
+from cityscapes_maskrcnn.data.annotation_cache import Source, Table, load_table
 from cityscapes_maskrcnn.data.annotation_files import read_instances, read_size
+from cityscapes_maskrcnn.data.array_cache import cache_file
 from cityscapes_maskrcnn.utils.errors import InputError
 
 XYXY_ABS: Final = 0  # detectron2.structures.BoxMode.XYXY_ABS, an IntEnum, is equal to it

@@ -9,9 +9,11 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from torch import nn
 
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
+from cityscapes_maskrcnn.evaluation.unpasted import leave_masks_unpasted
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
 
@@ -31,13 +33,32 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
     evaluators: dict[str, Callable[..., DatasetEvaluator]] = {
         "cityscapes_instance": partial(
             CityscapesInstanceEvaluator,
+            num_workers=cfg.TEST.NUM_WORKERS,
             analysis_confidence=cfg.TEST.ANALYSIS_CONFIDENCE,
             draw=plot_errors,
         ),
-        "cityscapes_sem_seg": CityscapesSemanticEvaluator,
+        "cityscapes_sem_seg": partial(
+            CityscapesSemanticEvaluator, num_workers=cfg.TEST.NUM_WORKERS
+        ),
     }
     if kind not in evaluators:
         raise InputError(f"{dataset_name}: datasets of type {kind!r} cannot be scored here")
     return evaluators[kind](
         dataset_name, folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder
     )
+
+
+def fit_to_evaluators(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Let a model leave its masks unpasted, if all evaluators of the config understand that.
+
+    Args:
+        cfg: ``TEST.UNPASTED_MASKS`` and ``DATASETS.TEST``.
+        model: plain or wrapped by DistributedDataParallel.
+
+    Returns:
+        The model to score.
+    """
+    kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
+    if cfg.TEST.UNPASTED_MASKS and kinds == {"cityscapes_instance"}:
+        return leave_masks_unpasted(model)
+    return model

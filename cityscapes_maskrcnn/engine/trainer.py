@@ -41,7 +41,7 @@ from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.epochs import training_dicts
-from cityscapes_maskrcnn.engine.evaluators import build_evaluator
+from cityscapes_maskrcnn.engine.evaluators import build_evaluator, fit_to_evaluators
 from cityscapes_maskrcnn.engine.hooks import (
     AverageNormStatistics,
     CheckFrozen,
@@ -275,6 +275,13 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.FPN.FREEZE:
             freeze_fpn(model)
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """Score on ``DATASETS.TEST``; ``evaluators``, if given, get what Detectron2's get."""
+        return super().test(cfg, model if evaluators else fit_to_evaluators(cfg, model), evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # noqa: N802

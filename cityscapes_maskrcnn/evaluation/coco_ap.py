@@ -22,7 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.evaluation.instance_ap import GroundTruth, Prediction
-from cityscapes_maskrcnn.evaluation.masks import coco_rle, tight_box
+from cityscapes_maskrcnn.evaluation.masks import coco_rles, tight_box
 
 PROTOCOL: Final = "COCO-style protocol (pycocotools)"
 # Where pycocotools puts them in COCOeval.stats.
@@ -55,25 +55,10 @@ def coco_image(truth: GroundTruth, predictions: Sequence[Prediction]) -> CocoIma
         predictions: of the image; those with an empty mask are left out, as in the official
             protocol. Without a box of its own a prediction gets its mask's.
     """
-    height, width = truth.codes.shape
-    annotations = []
-    for index, (category, area, is_group) in enumerate(
-        zip(truth.categories.tolist(), truth.areas.tolist(), truth.is_group.tolist(), strict=True)
-    ):
-        x0, y0, x1, y1 = truth.boxes[index].tolist()
-        annotations.append(
-            {
-                "category_id": category + 1,
-                "segmentation": coco_rle(truth.instance_mask(index), height, width),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": area,
-                "iscrowd": int(is_group),
-            }
-        )
+    kept = [prediction for prediction in predictions if prediction.mask.area()]
+    rles = coco_rles([prediction.mask for prediction in kept], truth.height, truth.width)
     found = []
-    for prediction in predictions:
-        if not prediction.mask.area():
-            continue
+    for prediction, rle in zip(kept, rles, strict=True):
         if prediction.box is None:
             box = list(tight_box(prediction.mask))
         else:
@@ -82,12 +67,33 @@ def coco_image(truth: GroundTruth, predictions: Sequence[Prediction]) -> CocoIma
         found.append(
             {
                 "category_id": prediction.category + 1,
-                "segmentation": coco_rle(prediction.mask, height, width),
+                "segmentation": rle,
                 "bbox": box,
                 "score": prediction.confidence,
             }
         )
-    return CocoImage(height, width, tuple(annotations), tuple(found))
+    return CocoImage(truth.height, truth.width, coco_truth(truth), tuple(found))
+
+
+def coco_truth(truth: GroundTruth) -> tuple[dict[str, Any], ...]:
+    """Put one image's ground truth into COCO's terms; see :class:`CocoImage`."""
+    return tuple(
+        {
+            "category_id": category + 1,
+            "segmentation": {"size": [truth.height, truth.width], "counts": counts},
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "area": area,
+            "iscrowd": int(is_group),
+        }
+        for category, counts, (x0, y0, x1, y1), area, is_group in zip(
+            truth.categories.tolist(),
+            truth.rles,
+            truth.boxes.tolist(),
+            truth.areas.tolist(),
+            truth.is_group.tolist(),
+            strict=True,
+        )
+    )
 
 
 def coco_scores(

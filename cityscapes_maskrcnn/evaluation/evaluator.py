@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.fast_eval_api import COCOeval_opt
-from detectron2.structures import Instances
-from detectron2.utils import comm
+from detectron2.structures import Instances, ROIMasks
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.evaluation.coco_ap import (
@@ -30,47 +29,42 @@ from cityscapes_maskrcnn.evaluation.error_analysis import (
     summarise_errors,
 )
 from cityscapes_maskrcnn.evaluation.error_tables import write_error_tables
+from cityscapes_maskrcnn.evaluation.ground_truth_cache import load_ground_truth
+from cityscapes_maskrcnn.evaluation.image_evaluator import ImageEvaluator
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     FloatArray,
+    GroundTruth,
     ImageMatches,
     Prediction,
     average_precision,
     averages,
     format_averages,
-    ground_truth,
     match_image,
 )
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask, crop_mask, occupied_span
-from cityscapes_maskrcnn.evaluation.result_files import (
-    averages_to_json,
-    ground_truth_file,
-    image_name,
-    read_instance_ids,
-)
+from cityscapes_maskrcnn.evaluation.masks import CroppedMask, Mask, crop_mask, occupied_span
+from cityscapes_maskrcnn.evaluation.pasting import paste_masks
+from cityscapes_maskrcnn.evaluation.result_files import ground_truth_file, image_name
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
 
 RESULTS_FILE = "cityscapes_results.json"
 ANALYSIS_FOLDER = "analysis"
 
 
 @dataclass(frozen=True)
-class _ImageResult:
-    """What is kept of an image until the end: a few kilobytes."""
+class ImageResult:
+    """What is kept of an image until the end: some ten kilobytes."""
 
     matches: ImageMatches
-    coco: CocoImage
-    errors: ImageErrors
+    coco: CocoImage | None
+    errors: ImageErrors | None
 
 
-class CityscapesInstanceEvaluator(DatasetEvaluator):
+class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
     """Score instance segmentation with the official protocol, and beside it COCO's.
 
     Every image is matched with its ground truth as soon as it is predicted; no mask outlives that.
-    Works on any device, on any number of processes and machines, and on any part of a split.
-
-    The official protocol reads confidences as text; Detectron2's evaluator printed them with fewer
-    digits than they have. Here a float32 score keeps its value.
+    The ground truth comes through a cache, see :mod:`.ground_truth_cache`. Works on any device, on
+    any number of processes and machines, and on any part of a split.
 
     Args:
         dataset_name: a registered dataset with labels. Its metadata give ``gt_dir``, such as
@@ -78,8 +72,10 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         output_dir: where the main process writes ``cityscapes_results.json``, the official
             averages as fractions (null for NaN); Detectron2 uses ``OUTPUT_DIR/inference``. None:
             no file.
+        num_workers: processes that match while the model predicts; 0: this process does it.
+        coco: compute COCO's scores too.
         analysis_confidence: lowest confidence of the predictions whose errors are sorted by cause,
-            see :mod:`.error_analysis`; the tables go to ``output_dir/analysis``.
+            see :mod:`.error_analysis`; the tables go to ``output_dir/analysis``. None: no analysis.
         draw: called in the main process with that folder when the tables are in it.
 
     Raises:
@@ -90,9 +86,12 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         self,
         dataset_name: str,
         output_dir: str | os.PathLike[str] | None = None,
-        analysis_confidence: float = 0.5,
+        num_workers: int = 0,
+        coco: bool = True,
+        analysis_confidence: float | None = 0.5,
         draw: Callable[[Path], object] | None = None,
     ) -> None:
+        super().__init__(dataset_name, output_dir, num_workers)
         metadata = MetadataCatalog.get(dataset_name)
         gt_dir = metadata.get("gt_dir")
         if gt_dir is None:
@@ -105,17 +104,27 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
                 f"dataset {dataset_name} has not the 8 Cityscapes instance classes in official"
                 f" order: {', '.join(metadata.thing_classes)}"
             )
-        self._dataset_name = dataset_name
-        self._gt_dir = Path(gt_dir)
-        self._output_dir = None if output_dir is None else Path(output_dir)
-        self._analysis_confidence = analysis_confidence
+        self._gt_dir = gt_dir
+        self._coco = coco
+        self._analysis_confidence = None if output_dir is None else analysis_confidence
         self._draw = draw
-        self._logger = logging.getLogger(__name__)
-        self._images: dict[str, _ImageResult] = {}
+        self._truths: dict[str, GroundTruth] | None = None
 
     def reset(self) -> None:
-        """Forget all images."""
-        self._images = {}
+        """Forget all images, and compare the ground truth with its files again."""
+        super().reset()
+        self._truths = None
+
+    def _image_names(self) -> Iterable[str]:
+        return self._load_truths()
+
+    def _load_truths(self) -> dict[str, GroundTruth]:
+        if self._truths is None:
+            images = [image["file_name"] for image in DatasetCatalog.get(self._dataset_name)]
+            files = [ground_truth_file(self._gt_dir, image) for image in images]
+            truths = load_ground_truth(self._gt_dir, files)
+            self._truths = dict(zip(map(image_name, images), truths, strict=True))
+        return self._truths
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -125,80 +134,66 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         Args:
             inputs: Detectron2's dataset dicts; ``file_name`` is used.
             outputs: Detectron2's predictions: ``{"instances": Instances}`` at the image's original
-                size with ``pred_masks`` (N, height, width), ``pred_classes`` (N,), ``scores`` (N,)
-                and ``pred_boxes``; without ``"instances"`` nothing was found.
+                size with ``pred_classes`` (N,), ``scores`` (N,), ``pred_boxes`` and ``pred_masks``:
+                (N, height, width), or unpasted, see :mod:`.unpasted`.
 
         Raises:
-            InputError: the ground truth is missing or unreadable, or the predictions do not fit it.
+            InputError: an image is not of the dataset, its ground truth is missing or unreadable,
+                or predictions (of an earlier image, with worker processes) are of no use.
         """
+        truths = self._load_truths()
         for image, output in zip(inputs, outputs, strict=True):
-            truth_file = ground_truth_file(self._gt_dir, image["file_name"])
-            ids = read_instance_ids(truth_file)
-            try:
-                truth = ground_truth(ids)
-                predictions = (
-                    instances_to_predictions(output["instances"], *ids.shape)
-                    if "instances" in output
-                    else []
+            name = image_name(image["file_name"])
+            if name not in truths:
+                raise InputError(f"cannot score {self._dataset_name}: {name} does not belong to it")
+            if "instances" not in output:
+                raise InputError(
+                    f"the model predicts {' and '.join(output) or 'nothing'}, but no instances to"
+                    f" score on {self._dataset_name}; name a dataset of its task in DATASETS.TEST"
                 )
-                matches = match_image(truth, predictions)
-                errors = analyse_image(truth, predictions, matches, self._analysis_confidence)
+            try:
+                compact = compact_instances(output["instances"])
             except InputError as error:
-                raise InputError(f"{truth_file}: {error}") from error
-            result = _ImageResult(matches, coco_image(truth, predictions), errors)
-            self._images[image_name(image["file_name"])] = result
+                raise InputError(f"{name}: {error}") from error
+            options = self._coco, self._analysis_confidence
+            self._score_image(image["file_name"], _score, name, truths[name], compact, *options)
 
-    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Gather all processes' images and score them. Every process has to call this.
+    def _summarise(self, images: list[ImageResult]) -> OrderedDict[str, dict[str, float]]:
+        """Score the dataset.
 
         Returns:
-            In the main process, in percent: ``"segm"``, the official protocol: ``AP``, ``AP50``,
-            ``AP-<class>``, ``AP50-<class>``; ``"coco_segm"`` and ``"coco_bbox"``, see
-            :func:`.coco_ap.coco_scores`. NaN for what has no ground truth. Elsewhere nothing.
-
-        Raises:
-            InputError: images of the dataset were not predicted, or others were.
+            ``"segm"``, the official protocol: ``AP``, ``AP50``, ``AP-<class>``, ``AP50-<class>``;
+            ``"coco_segm"`` and ``"coco_bbox"``, see :func:`.coco_ap.coco_scores`. NaN for what has
+            no ground truth.
         """
-        gathered = comm.gather(self._images)
-        if not comm.is_main_process():
-            return OrderedDict()
-        # A sampler may give an image to two processes, so that all have equally many.
-        by_name = {name: image for part in gathered for name, image in part.items()}
-        self._check_images(by_name)
-        # Between equal scores COCO's order is the images': keep it independent of the processes.
-        images = [by_name[name] for name in sorted(by_name)]
-
         ap = average_precision([image.matches for image in images])
         official = averages(ap)
-        coco_images = [image.coco for image in images]
-        coco = {
-            # Detectron2's C++ version takes a tenth of the time.
-            "coco_segm": coco_scores(coco_images, "segm", COCOeval_opt),
-            "coco_bbox": coco_scores(coco_images, "bbox", COCOeval_opt),
-        }
-        where = f"{self._dataset_name}, {len(images)} images"
-        self._logger.info("%s\n%s", where, format_averages(official))
-        table = format_coco_scores({"masks": coco["coco_segm"], "boxes": coco["coco_bbox"]})
-        self._logger.info("%s\n%s", where, table)
-        if self._output_dir is not None:
-            with atomic_write(self._output_dir / RESULTS_FILE, "w") as file:
-                file.write(averages_to_json(official))
-            self._write_analysis(self._output_dir / ANALYSIS_FOLDER, images, ap)
-
+        self._log_table(format_averages(official), len(images))
+        self._write_json(RESULTS_FILE, {"averages": official}, indent=4)
+        self._write_analysis(images, ap)
         segm = {"AP": official["allAp"], "AP50": official["allAp50%"]}
         segm |= {f"AP-{name}": score["ap"] for name, score in official["classes"].items()}
         segm |= {f"AP50-{name}": score["ap50%"] for name, score in official["classes"].items()}
+        results = {"segm": segm}
+        coco_images = [image.coco for image in images if image.coco is not None]
+        if self._coco:
+            # Detectron2's C++ version takes a tenth of the time.
+            results["coco_segm"] = coco_scores(coco_images, "segm", COCOeval_opt)
+            results["coco_bbox"] = coco_scores(coco_images, "bbox", COCOeval_opt)
+            both = {"masks": results["coco_segm"], "boxes": results["coco_bbox"]}
+            self._log_table(format_coco_scores(both), len(images))
         return OrderedDict(
             (task, {key: 100 * score for key, score in scores.items()})
-            for task, scores in {"segm": segm, **coco}.items()
+            for task, scores in results.items()
         )
 
-    def _write_analysis(self, folder: Path, images: Sequence[_ImageResult], ap: FloatArray) -> None:
-        summary = summarise_errors(
-            [image.matches for image in images],
-            [image.errors for image in images],
-            self._analysis_confidence,
-        )
+    def _write_analysis(self, images: list[ImageResult], ap: FloatArray) -> None:
+        errors = [image.errors for image in images if image.errors is not None]
+        if self._output_dir is None or self._analysis_confidence is None:
+            return
+        folder = self._output_dir / ANALYSIS_FOLDER
+        matches = [image.matches for image in images]
+        summary = summarise_errors(matches, errors, self._analysis_confidence)
         try:
             write_error_tables(folder, summary, ap)
             if self._draw is not None:
@@ -207,28 +202,88 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
             # The scores, and a training that is under way, are worth more than the pictures.
             self._logger.warning("%s: the error analysis is incomplete: %s", folder, error)
 
-    def _check_images(self, found: Mapping[str, Any]) -> None:
-        """Make sure that exactly the dataset's images were predicted."""
-        expected = {
-            image_name(image["file_name"]) for image in DatasetCatalog.get(self._dataset_name)
-        }
-        for names, what in [
-            (sorted(expected - found.keys()), "were not predicted"),
-            (sorted(found.keys() - expected), "were predicted but do not belong to it"),
-        ]:
-            if names:
-                examples = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-                raise InputError(
-                    f"cannot score {self._dataset_name}: {len(names)} images {what}: {examples}"
-                )
+
+@dataclass(frozen=True)
+class CompactInstances:
+    """One image's predictions as they go to a worker process: without a full frame.
+
+    Attributes:
+        size: height and width of the image in pixels.
+        categories: N contiguous class ids.
+        scores: N confidences.
+        boxes: shape (N, 4), dtype float32: (x0, y0, x1, y1); None if the model has none.
+        masks: N masks cut down to their boxes, or shape (N, M, M), dtype float32: unpasted.
+    """
+
+    size: tuple[int, int]
+    categories: list[int]
+    scores: list[float]
+    boxes: npt.NDArray[np.float32] | None
+    masks: list[CroppedMask] | npt.NDArray[np.float32]
+
+    def predictions(self, height: int, width: int) -> list[Prediction]:
+        """Get the predictions, pasting what is unpasted.
+
+        Args:
+            height: of the ground truth in pixels.
+            width: of the ground truth in pixels.
+
+        Raises:
+            InputError: the predictions are of another size, or not finite.
+        """
+        if self.size != (height, width):
+            raise InputError(
+                f"the predicted masks are {self.size[0]} x {self.size[1]} (height x width), the"
+                f" ground truth {height} x {width}: predictions must come at the original size"
+            )
+        masks: Sequence[Mask]
+        boxes: list[Any] = [None] * len(self.scores)
+        if self.boxes is not None:
+            boxes = [tuple(box) for box in self.boxes.tolist()]
+        if isinstance(self.masks, list):
+            masks = self.masks
+        else:
+            assert self.boxes is not None
+            masks = paste_masks(self.masks, self.boxes, height, width)
+        return [
+            Prediction(mask, category, score, box)
+            for mask, category, score, box in zip(
+                masks, self.categories, self.scores, boxes, strict=True
+            )
+        ]
+
+
+def compact_instances(instances: Instances) -> CompactInstances:
+    """Bring Detectron2's predictions of one image to main memory, without full frames.
+
+    Args:
+        instances: on any device, with ``pred_masks`` (N, height, width) or :class:`ROIMasks`,
+            ``pred_classes``, ``scores`` and, if the model has them, ``pred_boxes``.
+
+    Raises:
+        InputError: there are no masks.
+    """
+    if not instances.has("pred_masks"):
+        raise InputError("the model predicts no masks; set MODEL.MASK_ON True to score them")
+    masks, boxes = instances.pred_masks, None
+    if instances.has("pred_boxes"):
+        boxes = instances.pred_boxes.tensor.float().cpu().numpy()
+    size = tuple(instances.image_size)
+    if isinstance(masks, ROIMasks):
+        compact: Any = masks.tensor.float().cpu().numpy()
+    else:
+        size = tuple(masks.shape[1:])
+        crop = crop_on_cpu if masks.device.type == "cpu" else crop_on_device
+        compact = crop(masks.bool())
+    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    return CompactInstances(size, classes, scores, boxes, compact)
 
 
 def instances_to_predictions(instances: Instances, height: int, width: int) -> list[Prediction]:
-    """Turn Detectron2's predictions of one image into compact ones.
+    """Turn Detectron2's predictions of one image into this project's.
 
     Args:
-        instances: on any device, with ``pred_masks`` (N, height, width), ``pred_classes``,
-            ``scores`` and, if the model has them, ``pred_boxes`` (x0, y0, x1, y1).
+        instances: see :func:`compact_instances`.
         height: of the image in pixels.
         width: of the image in pixels.
 
@@ -238,25 +293,26 @@ def instances_to_predictions(instances: Instances, height: int, width: int) -> l
     Raises:
         InputError: there are no masks, or they have another size.
     """
-    if not instances.has("pred_masks"):
-        raise InputError("the model predicts no masks; set MODEL.MASK_ON True to score them")
-    masks = instances.pred_masks
-    if len(masks) and tuple(masks.shape[1:]) != (height, width):
-        raise InputError(
-            f"the predicted masks are {masks.shape[1]} x {masks.shape[2]} (height x width), the"
-            f" ground truth {height} x {width}: predictions must come at the original size"
-        )
-    boxes: list[Any] = [None] * len(masks)
-    if instances.has("pred_boxes"):
-        boxes = [tuple(box) for box in instances.pred_boxes.tensor.tolist()]
-    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
-    crop = crop_on_cpu if masks.device.type == "cpu" else crop_on_device
-    return [
-        Prediction(mask, category, score, box)
-        for mask, category, score, box in zip(
-            crop(masks.bool()), classes, scores, boxes, strict=True
-        )
-    ]
+    return compact_instances(instances).predictions(height, width)
+
+
+def _score(
+    name: str,
+    truth: GroundTruth,
+    compact: CompactInstances,
+    coco: bool,
+    analysis_confidence: float | None,
+) -> ImageResult:
+    """Match one image; runs in a worker process if there are any."""
+    errors = None
+    try:
+        predictions = compact.predictions(truth.height, truth.width)
+        matches = match_image(truth, predictions)
+        if analysis_confidence is not None:
+            errors = analyse_image(truth, predictions, matches, analysis_confidence)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    return ImageResult(matches, coco_image(truth, predictions) if coco else None, errors)
 
 
 def crop_on_cpu(masks: torch.Tensor) -> list[CroppedMask]:

@@ -3,9 +3,10 @@
 Gives the same bits as ``evaluateImgLists`` of ``cityscapesscripts``'
 ``evaluation/evalInstanceLevelSemanticLabeling.py`` (without distances, which only the benchmark's
 server has). That function loops over images, overlaps, classes, ground truth and predictions with
-full-frame masks. Here one pass over a prediction's box counts its overlap with everything
-(:func:`match_image`); what the score needs of a prediction is then five numbers, and the score is
-array arithmetic over all images at once (:func:`average_precision`).
+full-frame masks. Here ground truth and predictions are runs of pixels, and one pass over the runs
+counts every prediction's overlap with everything (:func:`match_image`); what the score needs of a
+prediction is then five numbers, and the score is array arithmetic over all images at once
+(:func:`average_precision`).
 
 One difference: where a class has ground truth and predictions but every prediction lies on ignored
 regions, the official function stops with an IndexError; here the AP is 0.
@@ -15,8 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -27,7 +30,7 @@ from cityscapes_maskrcnn.data.labels import (
     THING_CLASSES,
     VOID_IDS,
 )
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask
+from cityscapes_maskrcnn.evaluation.masks import Mask, RunMask, coco_rles, to_runs
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PROTOCOL: Final = "Cityscapes instance protocol (official)"
@@ -48,30 +51,46 @@ class GroundTruth:
     """One image's ground truth, ready for matching.
 
     Attributes:
-        codes: shape (height, width), dtype uint8 (uint16 beyond 254 instances): 2 + k where
-            instance k is, 1 on void, 0 elsewhere.
+        height: pixels.
+        width: pixels.
+        run_starts: shape (R,), integers: positions (``x * height + y``, see :mod:`.masks`) where
+            runs of pixels with the same code begin, ascending from 0. They cover the frame.
+        run_codes: shape (R,), dtype uint8 (uint16 beyond 254 instances): 2 + k where instance k is,
+            1 on void, 0 elsewhere.
         ids: shape (K,), dtype int64: pixel value of every instance or group of the 8 classes,
             ascending. Below 1000 it is a group.
         categories: shape (K,), dtype int64: contiguous class ids, 0 to 7.
         areas: shape (K,), dtype int64: pixels.
         boxes: shape (K, 4), dtype int64: (x0, y0, x1, y1), the last two exclusive.
+        rles: K compressed run-lengths of the full frame, as COCO has them in ``counts``.
     """
 
-    codes: npt.NDArray[Any]
+    height: int
+    width: int
+    run_starts: npt.NDArray[np.integer[Any]]
+    run_codes: npt.NDArray[np.unsignedinteger[Any]]
     ids: IntArray
     categories: IntArray
     areas: IntArray
     boxes: IntArray
+    rles: tuple[bytes, ...]
+
+    @cached_property
+    def codes(self) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """The code of every pixel, shape (height, width); made when first asked for."""
+        lengths = np.diff(self.run_starts, append=self.height * self.width)
+        return np.repeat(self.run_codes, lengths).reshape(self.width, self.height).T
 
     @property
     def is_group(self) -> npt.NDArray[np.bool_]:
         """Which of the K are groups: several objects that could not be told apart."""
         return self.ids < FIRST_INSTANCE_ID
 
-    def instance_mask(self, index: int) -> CroppedMask:
-        """Cut instance ``index`` (0 to K - 1) out of the frame."""
-        x0, y0, x1, y1 = self.boxes[index].tolist()
-        return CroppedMask(x0, y0, self.codes[y0:y1, x0:x1] == _FIRST + index)
+    def instance_mask(self, index: int) -> RunMask:
+        """Get the mask of instance ``index`` (0 to K - 1)."""
+        return _instance_mask(
+            self.run_starts, self.run_codes, _FIRST + index, self.height, self.width
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +104,7 @@ class Prediction:
         box: (x0, y0, x1, y1) in pixels as the model gave it, for box AP; None takes the mask's.
     """
 
-    mask: CroppedMask
+    mask: Mask
     category: int
     confidence: float
     box: tuple[float, float, float, float] | None = None
@@ -130,12 +149,12 @@ def ground_truth(instance_ids: npt.NDArray[Any]) -> GroundTruth:
     """
     height, width = instance_ids.shape
     # A label image is a few ten thousand runs of equal pixels: count and translate these, not the
-    # two million pixels. A run ends with its row.
-    begins = np.ones((height, width), dtype=bool)
-    np.not_equal(instance_ids[:, 1:], instance_ids[:, :-1], out=begins[:, 1:])
-    starts = np.flatnonzero(begins)
+    # two million pixels. A run goes down its column and on in the next.
+    # OpenCV's transpose takes a tenth of NumPy's time.
+    columns = cv2.transpose(instance_ids).reshape(-1)
+    starts = np.concatenate([[0], np.flatnonzero(columns[1:] != columns[:-1]) + 1])
     lengths = np.diff(starts, append=height * width)
-    values = instance_ids.reshape(-1)[starts].astype(np.int64)
+    values = columns[starts].astype(np.int64)
     present, run_to_present = np.unique(values, return_inverse=True)
     areas = np.bincount(run_to_present, weights=lengths, minlength=len(present)).astype(np.int64)
 
@@ -151,21 +170,39 @@ def ground_truth(instance_ids: npt.NDArray[Any]) -> GroundTruth:
     code_of[chosen] = _FIRST + np.arange(len(chosen))
     run_codes: npt.NDArray[Any] = code_of[run_to_present]
 
-    instance_runs = np.greater_equal(run_codes, _FIRST)
+    instance_runs = np.flatnonzero(run_codes >= _FIRST)
     instance = run_codes[instance_runs].astype(np.int64) - _FIRST
-    rows, columns = np.divmod(starts[instance_runs], width)
-    boxes = np.zeros((len(chosen), 4), dtype=np.int64)
-    boxes[:, :2] = max(height, width)
-    np.minimum.at(boxes, (instance, 0), columns)
-    np.minimum.at(boxes, (instance, 1), rows)
-    np.maximum.at(boxes, (instance, 2), columns + lengths[instance_runs])
-    np.maximum.at(boxes, (instance, 3), rows + 1)
+    column, row = np.divmod(starts[instance_runs], height)
+    last_column, last_row = np.divmod(starts[instance_runs] + lengths[instance_runs] - 1, height)
+    # A run that goes on in the next column touches both borders.
+    is_whole = last_column > column
+    y0, y1 = np.where(is_whole, 0, row), np.where(is_whole, height, last_row + 1)
+    boxes = np.empty((4, len(chosen)), dtype=np.int64)
+    for edge, reduce, start, found in [
+        (0, np.minimum, width, column),
+        (1, np.minimum, height, y0),
+        (2, np.maximum, 0, last_column + 1),
+        (3, np.maximum, 0, y1),
+    ]:
+        boxes[edge] = start
+        reduce.at(boxes[edge], instance, found)
+    # Most runs are of other classes: neighbours of the same code are one.
+    first = np.flatnonzero(np.append(True, run_codes[1:] != run_codes[:-1]))
+    starts, run_codes = starts[first], run_codes[first]
+    masks = [
+        _instance_mask(starts, run_codes, code, height, width)
+        for code in range(_FIRST, _FIRST + len(chosen))
+    ]
     return GroundTruth(
-        codes=np.repeat(run_codes, lengths).reshape(height, width),
+        height=height,
+        width=width,
+        run_starts=starts,
+        run_codes=run_codes,
         ids=present[chosen],
         categories=np.array([ID_TO_CONTIGUOUS[i] for i in label_ids[chosen].tolist()], np.int64),
         areas=areas[chosen],
-        boxes=boxes,
+        boxes=boxes.T.copy(),
+        rles=tuple(rle["counts"] for rle in coco_rles(masks, height, width)),
     )
 
 
@@ -180,34 +217,27 @@ def match_image(truth: GroundTruth, predictions: Sequence[Prediction]) -> ImageM
         The matches, P being the number of predictions with a mask.
 
     Raises:
-        InputError: a confidence is NaN, so that the predictions have no order.
-        ValueError: a mask does not lie inside the frame.
+        InputError: a confidence is NaN, so that the predictions have no order; a class is not one
+            of the 8; a mask does not lie inside the frame.
     """
     evaluated = ~truth.is_group & (truth.areas >= MIN_REGION_PIXELS)
-    areas_list: list[int] = []
-    kept: list[Prediction] = []
-    counts_list: list[IntArray] = []
-    num_codes = _FIRST + len(truth.ids)
+    kept, masks = [], []
     for prediction in predictions:
-        mask = prediction.mask
-        area = mask.area()
-        if not area:
-            continue
-        height, width = mask.bitmap.shape
-        window = truth.codes[mask.y0 : mask.y0 + height, mask.x0 : mask.x0 + width]
-        if window.shape != mask.bitmap.shape:
-            raise ValueError("a mask reaches out of the image's frame")
-        # Pixels off the mask are counted as code 0, which nobody asks for.
-        counts_list.append(np.bincount((window * mask.bitmap).ravel(), minlength=num_codes))
-        areas_list.append(area)
-        kept.append(prediction)
-
+        mask = to_runs(prediction.mask, truth.height, truth.width)
+        if len(mask.starts):
+            kept.append(prediction)
+            masks.append(mask)
     categories = np.array([prediction.category for prediction in kept], dtype=np.int64)
+    unknown = categories[(categories < 0) | (categories >= len(THING_CLASSES))]
+    if len(unknown):
+        raise InputError(
+            f"a prediction has the class {unknown[0]}; the 8 Cityscapes classes are 0 to 7"
+        )
     confidences = np.array([prediction.confidence for prediction in kept], dtype=np.float64)
     if np.isnan(confidences).any():
         raise InputError("a prediction's confidence is NaN: it cannot be ranked")
-    areas = np.array(areas_list, dtype=np.int64)
-    counts = np.array(counts_list, dtype=np.int64).reshape(len(kept), num_codes)
+    counts = _count_codes(truth, masks)
+    areas = counts.sum(axis=1)
 
     same_class = categories[:, None] == truth.categories[None, :]
     intersections = counts[:, _FIRST:] * same_class
@@ -228,6 +258,43 @@ def match_image(truth: GroundTruth, predictions: Sequence[Prediction]) -> ImageM
         ignored=ignored_pixels / areas,
         num_ground_truth=np.bincount(truth.categories[evaluated], minlength=len(THING_CLASSES)),
     )
+
+
+def _instance_mask(
+    run_starts: npt.NDArray[np.integer[Any]],
+    run_codes: npt.NDArray[np.unsignedinteger[Any]],
+    code: int,
+    height: int,
+    width: int,
+) -> RunMask:
+    runs = np.flatnonzero(run_codes == code)
+    ends = np.append(run_starts, height * width)[runs + 1]
+    return RunMask(run_starts[runs].astype(np.int64), ends.astype(np.int64), height)
+
+
+def _count_codes(truth: GroundTruth, masks: Sequence[RunMask]) -> IntArray:
+    """Count the pixels of every code under every mask.
+
+    Returns:
+        Shape (len(masks), 2 + K).
+    """
+    num_codes = _FIRST + len(truth.ids)
+    none = np.zeros(0, dtype=np.int64)
+    starts = np.concatenate([none, *(mask.starts for mask in masks)])
+    ends = np.concatenate([none, *(mask.ends for mask in masks)])
+    owner = np.repeat(np.arange(len(masks)), [len(mask.starts) for mask in masks])
+    # Cut the masks' runs at the borders of the ground truth's.
+    first = np.searchsorted(truth.run_starts, starts, side="right") - 1
+    pieces = np.searchsorted(truth.run_starts, ends, side="left") - first
+    piece_ends = np.cumsum(pieces)
+    under = np.arange(pieces.sum()) - np.repeat(piece_ends - pieces - first, pieces)
+    begin = truth.run_starts[under].astype(np.int64)
+    begin[piece_ends - pieces] = starts
+    end = np.append(begin[1:], 0)
+    end[piece_ends - 1] = ends
+    keys = np.repeat(owner * num_codes, pieces) + truth.run_codes[under]
+    counts = np.bincount(keys, weights=end - begin, minlength=len(masks) * num_codes)
+    return counts.astype(np.int64).reshape(len(masks), num_codes)
 
 
 def average_precision(matches: Sequence[ImageMatches]) -> FloatArray:

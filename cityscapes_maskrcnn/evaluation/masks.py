@@ -1,17 +1,27 @@
-"""Masks held inside their boxes, and their run-lengths.
+"""Masks held as runs of pixels or inside their boxes; the full frame is never made.
 
-An instance covers a few percent of a 1024 x 2048 frame. Everything here works on the part of the
-frame that a mask occupies; the full frame is never made.
+An instance covers a few percent of a 1024 x 2048 frame. Two forms hold only what it covers:
+:class:`RunMask` lists its runs, which takes a few numbers for every column that it touches and is
+what the scores are computed from; :class:`CroppedMask` has the pixels of its box.
+
+Runs go down the columns, as in COCO: the pixel in column x and row y of a frame has the position
+``x * height + y``, and a run may go on at the top of the next column.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
+
+from cityscapes_maskrcnn.utils.errors import InputError
+
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,56 @@ class CroppedMask:
     def area(self) -> int:
         """Count the pixels of the mask."""
         return int(np.count_nonzero(self.bitmap))
+
+
+@dataclass(frozen=True)
+class RunMask:
+    """A binary mask as runs of set pixels.
+
+    Attributes:
+        starts: shape (R,), dtype int64: position of every run's first pixel, ascending.
+        ends: shape (R,), dtype int64: position after every run's last pixel. It is less than the
+            next start: runs neither overlap nor touch.
+        height: of the frame in pixels.
+    """
+
+    starts: IntArray
+    ends: IntArray
+    height: int
+
+    def area(self) -> int:
+        """Count the pixels of the mask."""
+        return int((self.ends - self.starts).sum())
+
+    @cached_property
+    def cropped(self) -> CroppedMask:
+        """The same mask as pixels in its tight box."""
+        if not len(self.starts):
+            return CroppedMask(0, 0, np.zeros((0, 0), dtype=bool))
+        x0, x1 = int(self.starts[0] // self.height), int((self.ends[-1] - 1) // self.height) + 1
+        edges = np.stack([self.starts, self.ends], axis=1).ravel()
+        lengths = np.diff(edges, prepend=x0 * self.height, append=x1 * self.height)
+        pixels = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+        inner = crop_mask(pixels.reshape(x1 - x0, self.height).T)
+        return CroppedMask(x0 + inner.x0, inner.y0, inner.bitmap)
+
+    @property
+    def x0(self) -> int:
+        """As in :class:`CroppedMask`."""
+        return self.cropped.x0
+
+    @property
+    def y0(self) -> int:
+        """As in :class:`CroppedMask`."""
+        return self.cropped.y0
+
+    @property
+    def bitmap(self) -> npt.NDArray[np.bool_]:
+        """As in :class:`CroppedMask`."""
+        return self.cropped.bitmap
+
+
+Mask: TypeAlias = CroppedMask | RunMask
 
 
 def crop_mask(full: npt.NDArray[np.bool_]) -> CroppedMask:
@@ -65,7 +125,7 @@ def occupied_span(occupied: npt.NDArray[np.bool_]) -> tuple[int, int]:
     return int(occupied.argmax()), len(occupied) - int(occupied[::-1].argmax())
 
 
-def tight_box(mask: CroppedMask) -> tuple[float, float, float, float]:
+def tight_box(mask: Mask) -> tuple[float, float, float, float]:
     """Find the smallest box around a mask's pixels, in COCO's form.
 
     Args:
@@ -82,19 +142,24 @@ def tight_box(mask: CroppedMask) -> tuple[float, float, float, float]:
     return (float(mask.x0 + inner.x0), float(mask.y0 + inner.y0), float(width), float(height))
 
 
-def run_lengths(mask: CroppedMask, height: int, width: int) -> npt.NDArray[np.int64]:
-    """Count the frame's pixels in runs of equal value, column by column.
+def to_runs(mask: Mask, height: int, width: int) -> RunMask:
+    """List the runs of a mask.
 
     Args:
         mask: lies inside the frame.
         height: of the frame in pixels.
         width: of the frame in pixels.
 
-    Returns:
-        Lengths of the runs of 0, 1, 0, ... in column-major order, dtype int64. The first is 0 when
-        the frame's first pixel is set; they add up to ``height * width``.
+    Raises:
+        InputError: it does not lie inside.
     """
+    if isinstance(mask, RunMask):
+        if mask.height != height or (len(mask.ends) and mask.ends[-1] > height * width):
+            raise InputError(f"a mask reaches out of the image's frame of {height} x {width}")
+        return mask
     box_height, box_width = mask.bitmap.shape
+    if not (0 <= mask.x0 <= width - box_width and 0 <= mask.y0 <= height - box_height):
+        raise InputError(f"a mask reaches out of the image's frame of {height} x {width}")
     # With an empty row above and below, every run of a column has a start and an end.
     columns = np.zeros((box_width, box_height + 2), dtype=bool)
     columns[:, 1:-1] = mask.bitmap.T
@@ -107,22 +172,31 @@ def run_lengths(mask: CroppedMask, height: int, width: int) -> npt.NDArray[np.in
         # column, an end and a start fall together: in column-major order they are one run.
         joined = np.flatnonzero(edges[1:-1:2] == edges[2::2])
         edges = np.delete(edges, np.concatenate([2 * joined + 1, 2 * joined + 2]))
-    lengths = np.diff(edges, prepend=0, append=height * width)
-    return lengths[:-1] if len(lengths) > 1 and lengths[-1] == 0 else lengths
+    return RunMask(edges[0::2], edges[1::2], height)
 
 
-def coco_rle(mask: CroppedMask, height: int, width: int) -> dict[str, Any]:
-    """Encode a mask as COCO's compressed run-lengths of the full frame.
+def coco_rles(masks: Sequence[Mask], height: int, width: int) -> list[dict[str, Any]]:
+    """Encode masks as COCO's compressed run-lengths of the full frame.
 
     Args:
-        mask: lies inside the frame.
+        masks: inside the frame.
         height: of the frame in pixels.
         width: of the frame in pixels.
 
     Returns:
-        ``{"size": [height, width], "counts": bytes}``, equal to what ``pycocotools.mask.encode``
-        gives for the full frame.
+        ``{"size": [height, width], "counts": bytes}`` for every mask, equal to what
+        ``pycocotools.mask.encode`` gives for the full frame.
     """
-    uncompressed = {"size": [height, width], "counts": run_lengths(mask, height, width)}
-    encoded: dict[str, Any] = coco_mask.frPyObjects(uncompressed, height, width)
+    if not masks:
+        return []  # which pycocotools cannot encode
+    uncompressed = []
+    for mask in masks:
+        runs = to_runs(mask, height, width)
+        # Lengths of the runs of 0, 1, 0, ...; the last of 0 is left out when there is none.
+        edges = np.stack([runs.starts, runs.ends], axis=1).ravel()
+        lengths = np.diff(edges, prepend=0, append=height * width)
+        if len(edges) and lengths[-1] == 0:
+            lengths = lengths[:-1]
+        uncompressed.append({"size": [height, width], "counts": lengths})
+    encoded: list[dict[str, Any]] = coco_mask.frPyObjects(uncompressed, height, width)
     return encoded

@@ -10,7 +10,6 @@ Source: the head of ``cityscapesscripts/evaluation/evalInstanceLevelSemanticLabe
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from bisect import bisect_left
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from cityscapes_maskrcnn.data.labels import (
@@ -37,9 +35,10 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     ground_truth,
     match_image,
 )
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask, crop_mask
+from cityscapes_maskrcnn.evaluation.mask_files import read_instance_ids, read_mask
+from cityscapes_maskrcnn.evaluation.masks import CroppedMask
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import atomic_write, to_json
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 INSTANCE_IDS_SUFFIX: Final = "_gtFine_instanceIds.png"
@@ -229,22 +228,6 @@ def read_predictions(
     ]
 
 
-def read_instance_ids(file: str | os.PathLike[str]) -> npt.NDArray[np.uint16]:
-    """Read a ``*_gtFine_instanceIds.png``.
-
-    Returns:
-        Shape (height, width), dtype uint16.
-
-    Raises:
-        InputError: the file is missing, unreadable or no image of instance ids.
-    """
-    image = _read_image(Path(file))
-    ids = np.asarray(image)
-    if ids.ndim != 2 or ids.dtype == bool or ids.min() < 0 or ids.max() >= 2**16:
-        raise InputError(f"{file}: not an image of 16 bit instance ids (mode {image.mode})")
-    return ids.astype(np.uint16)
-
-
 def write_image_results(
     folder: str | os.PathLike[str],
     image_file: str | os.PathLike[str],
@@ -341,13 +324,7 @@ def averages_to_json(averages: Mapping[str, Any]) -> str:
         ``{"averages": {...}}`` in the official structure, as fractions. NaN, which JSON does not
         know, becomes null: a class without ground truth.
     """
-    return json.dumps({"averages": _nan_to_none(averages)}, indent=4, allow_nan=False) + "\n"
-
-
-def _nan_to_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _nan_to_none(item) for key, item in value.items()}
-    return None if math.isnan(value) else value
+    return to_json({"averages": averages}, indent=4)
 
 
 def _match_files(results_dir: Path, files: tuple[Path, Path]) -> ImageMatches:
@@ -365,22 +342,4 @@ def _read_mask(
 ) -> CroppedMask:
     if not file.is_file():
         raise InputError(f"{text_file} names the mask {file}, which does not exist")
-    image = _read_image(file)
-    if image.size != (width, height):
-        raise InputError(
-            f"{file}: the mask is {image.height} x {image.width} (height x width), its image"
-            f" {height} x {width}"
-        )
-    # The official code converts to grey first: an index into a palette is not what counts.
-    return crop_mask(np.asarray(image.convert("L")) != 0)
-
-
-def _read_image(file: Path) -> Image.Image:
-    """Open and decode an image."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return image
-    # A broken PNG is a SyntaxError for Pillow.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"cannot read {file} as an image: {error}") from error
+    return read_mask(file, height, width)

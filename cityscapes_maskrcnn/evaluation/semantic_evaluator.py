@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import math
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 
 from cityscapes_maskrcnn.data.images import read_label_image
 from cityscapes_maskrcnn.data.labels import SEMANTIC_LABELS
+from cityscapes_maskrcnn.evaluation.image_evaluator import ImageEvaluator
+from cityscapes_maskrcnn.evaluation.mask_files import read_instance_ids
 from cityscapes_maskrcnn.evaluation.pixel_iou import (
     ImageCounts,
     count_image,
     format_pixel_scores,
     pixel_scores,
 )
-from cityscapes_maskrcnn.evaluation.result_files import image_name, read_instance_ids
+from cityscapes_maskrcnn.evaluation.result_files import image_name
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
 
 RESULTS_FILE = "cityscapes_semantic_results.json"
 _LABEL_IDS_SUFFIX = "_labelIds.png"
@@ -41,7 +37,7 @@ _AVERAGES = {
 }
 
 
-class CityscapesSemanticEvaluator(DatasetEvaluator):
+class CityscapesSemanticEvaluator(ImageEvaluator[ImageCounts]):
     """Score semantic segmentation with the official pixel-level protocol.
 
     Every image is compared with its ground truth as soon as it is predicted; a confusion matrix is
@@ -55,12 +51,19 @@ class CityscapesSemanticEvaluator(DatasetEvaluator):
         output_dir: where the main process writes ``cityscapes_semantic_results.json``, the official
             result as fractions (null for NaN), see :func:`.pixel_iou.pixel_scores`; Detectron2 uses
             ``OUTPUT_DIR/inference``. None: no file.
+        num_workers: processes that count while the model predicts; 0: this process does it.
 
     Raises:
         InputError: the dataset has no semantic labels, or other classes.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | os.PathLike[str] | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(dataset_name, output_dir, num_workers)
         classes = tuple(label.name for label in SEMANTIC_LABELS)
         metadata = MetadataCatalog.get(dataset_name)
         if tuple(metadata.get("stuff_classes", classes)) != classes:
@@ -77,14 +80,9 @@ class CityscapesSemanticEvaluator(DatasetEvaluator):
                     " with semantic labels, such as cityscapes_coarse_semantic_pretrain_val"
                 )
             self._truth_files[image_name(image["file_name"])] = Path(file)
-        self._dataset_name = dataset_name
-        self._output_dir = None if output_dir is None else Path(output_dir)
-        self._logger = logging.getLogger(__name__)
-        self._images: dict[str, ImageCounts] = {}
 
-    def reset(self) -> None:
-        """Forget all images."""
-        self._images = {}
+    def _image_names(self) -> Iterable[str]:
+        return self._truth_files
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -104,49 +102,23 @@ class CityscapesSemanticEvaluator(DatasetEvaluator):
             name = image_name(image["file_name"])
             if name not in self._truth_files:
                 raise InputError(f"cannot score {self._dataset_name}: {name} does not belong to it")
-            file = self._truth_files[name]
-            instance_file = file.with_name(
-                file.name.removesuffix(_LABEL_IDS_SUFFIX) + "_instanceIds.png"
-            )
-            label_ids, instance_ids = read_label_image(file), read_instance_ids(instance_file)
             try:
                 predicted_ids = logits_to_label_ids(output["sem_seg"])
-                self._images[name] = count_image(label_ids, instance_ids, predicted_ids)
             except InputError as error:
-                raise InputError(f"{file}: {error}") from error
+                raise InputError(f"{name}: {error}") from error
+            self._score_image(image["file_name"], _count, self._truth_files[name], predicted_ids)
 
-    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Gather all processes' images and score them. Every process has to call this.
+    def _summarise(self, images: list[ImageCounts]) -> OrderedDict[str, dict[str, float]]:
+        """Score the dataset.
 
         Returns:
-            In the main process ``{"sem_seg": scores}`` in percent, named as Detectron2 names them:
-            ``IoU`` and ``iIoU`` (means over classes), ``IoU_sup`` and ``iIoU_sup`` (means over
-            categories); and ``IoU-<class>`` for the 19 classes. NaN for what appears neither in
-            the ground truth nor predicted on it. Elsewhere nothing.
-
-        Raises:
-            InputError: images of the dataset were not predicted.
+            ``{"sem_seg": scores}``, named as Detectron2 names them: ``IoU`` and ``iIoU`` (means
+            over classes), ``IoU_sup`` and ``iIoU_sup`` (means over categories); ``IoU-<class>`` for
+            the 19 classes. NaN for what appears neither in the ground truth nor predicted on it.
         """
-        gathered = comm.gather(self._images)
-        if not comm.is_main_process():
-            return OrderedDict()
-        # A sampler may give an image to two processes, so that all have equally many.
-        by_name = {name: image for part in gathered for name, image in part.items()}
-        missing = sorted(self._truth_files.keys() - by_name.keys())
-        if missing:
-            examples = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise InputError(
-                f"cannot score {self._dataset_name}: {len(missing)} images were not predicted:"
-                f" {examples}"
-            )
-        # The order of images decides on the last bits: keep it independent of the processes.
-        official = pixel_scores([by_name[name] for name in sorted(by_name)])
-        self._logger.info(
-            "%s, %d images\n%s", self._dataset_name, len(by_name), format_pixel_scores(official)
-        )
-        if self._output_dir is not None:
-            with atomic_write(self._output_dir / RESULTS_FILE, "w") as file:
-                file.write(_to_json(official))
+        official = pixel_scores(images)
+        self._log_table(format_pixel_scores(official), len(images))
+        self._write_json(RESULTS_FILE, official)
         scores = {key: 100 * official[name] for key, name in _AVERAGES.items()}
         for label in SEMANTIC_LABELS:
             scores[f"IoU-{label.name}"] = 100 * official["classScores"][label.name]
@@ -180,12 +152,11 @@ def logits_to_label_ids(logits: torch.Tensor) -> npt.NDArray[np.uint8]:
     return ids
 
 
-def _to_json(official: Mapping[str, Any]) -> str:
-    """Write the official result as JSON; NaN, which JSON does not know, becomes null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: clean(item) for key, item in value.items()}
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return json.dumps(clean(official), allow_nan=False) + "\n"
+def _count(file: Path, predicted_ids: npt.NDArray[np.uint8]) -> ImageCounts:
+    """Count one image's pixels; runs in a worker process if there are any."""
+    instance_file = file.with_name(file.name.removesuffix(_LABEL_IDS_SUFFIX) + "_instanceIds.png")
+    label_ids, instance_ids = read_label_image(file), read_instance_ids(instance_file)
+    try:
+        return count_image(label_ids, instance_ids, predicted_ids)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error

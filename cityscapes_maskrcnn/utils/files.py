@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -43,3 +45,22 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Write results as JSON; NaN, which JSON does not know, becomes null.
+
+    Args:
+        value: nested mappings, lists, strings and numbers.
+        indent: spaces a level; None: all in one line.
+
+    Raises:
+        ValueError: a number is infinite.
+    """
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

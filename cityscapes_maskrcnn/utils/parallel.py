@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -48,15 +49,91 @@ def map_in_parallel(
     workers = min(num_workers or available_cores(), len(items) // 8)
     if workers <= 1 or multiprocessing.current_process().daemon:
         return list(_with_progress(map(function, items), len(items), description))
+    chunk_size = max(1, min(32, len(items) // (workers * 8)))
+    with _start_pool(workers) as pool:
+        results = pool.map(function, items, chunksize=chunk_size)
+        return list(_with_progress(results, len(items), description))
+
+
+class TaskQueue:
+    """Work that other processes do while the caller goes on, a bounded amount of it at a time.
+
+    Args:
+        num_workers: processes; 0, and any number inside a daemonic process, which may not have
+            children, makes the caller do the work itself.
+        initializer: called once in every worker process.
+    """
+
+    def __init__(
+        self, num_workers: int = 0, initializer: Callable[[], object] | None = None
+    ) -> None:
+        daemon = multiprocessing.current_process().daemon
+        self._num_workers = 0 if daemon else num_workers
+        self._initializer = initializer
+        self._pool: ProcessPoolExecutor | None = None
+        self._pending: deque[tuple[str, Future[Any]]] = deque()
+        self._results: dict[str, Any] = {}
+
+    def put(self, name: str, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have ``function(*arguments)`` called; its result replaces an earlier one of that name.
+
+        Waits while every worker has work for some time: what waits takes memory.
+
+        Args:
+            name: of the result.
+            function: a module-level function (it is sent to other processes, as are its arguments).
+            arguments: for it.
+
+        Raises:
+            Exception: what an earlier call raised.
+        """
+        if not self._num_workers:
+            self._results[name] = function(*arguments)
+            return
+        if self._pool is None:
+            self._pool = _start_pool(self._num_workers, self._initializer)
+        while len(self._pending) >= 2 * self._num_workers + 2:
+            self._collect()
+        self._pending.append((name, self._pool.submit(function, *arguments)))
+
+    def results(self) -> dict[str, Any]:
+        """Wait for all work and end the worker processes.
+
+        Returns:
+            All results by name, in the order in which the names were first given.
+
+        Raises:
+            Exception: what a call raised.
+        """
+        while self._pending:
+            self._collect()
+        self.close()
+        return self._results
+
+    def close(self) -> None:
+        """End the worker processes; work that has not begun is dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+        self._pending.clear()
+
+    def _collect(self) -> None:
+        name, future = self._pending.popleft()
+        try:
+            self._results[name] = future.result()
+        except BaseException:
+            self.close()
+            raise
+
+
+def _start_pool(
+    num_workers: int, initializer: Callable[[], object] | None = None
+) -> ProcessPoolExecutor:
     # Fork where there is one: the other start methods import the caller's main module again, which
     # fails for scripts without a guard and for notebooks.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    chunk_size = max(1, min(32, len(items) // (workers * 8)))
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context(method), initializer=_start_worker
-    ) as pool:
-        results = pool.map(function, items, chunksize=chunk_size)
-        return list(_with_progress(results, len(items), description))
+    context = multiprocessing.get_context(method)
+    return ProcessPoolExecutor(num_workers, context, _start_worker, (initializer,))
 
 
 def _with_progress(results: Iterable[Result], total: int, description: str) -> Iterable[Result]:
@@ -65,7 +142,7 @@ def _with_progress(results: Iterable[Result], total: int, description: str) -> I
     return tqdm(results, description, total, mininterval=interval, delay=1.0, leave=False)
 
 
-def _start_worker() -> None:
+def _start_worker(initializer: Callable[[], object] | None) -> None:
     """Let the parent process decide when a worker ends.
 
     Ctrl-C reaches the parent alone, so that workers print no tracebacks of their own. When the
@@ -73,6 +150,8 @@ def _start_worker() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if initializer is not None:
+        initializer()
 
 
 def _end_with_parent() -> None:

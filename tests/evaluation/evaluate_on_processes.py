@@ -21,10 +21,8 @@ from detectron2.utils import comm
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 
 
-def to_output(arrays: dict[str, Any] | None) -> dict[str, Any]:
-    """A Detectron2 model's output for an image; None stands for one without instances."""
-    if arrays is None:
-        return {}
+def to_output(arrays: dict[str, Any]) -> dict[str, Any]:
+    """A Detectron2 model's output for an image."""
     instances = Instances(arrays["masks"].shape[1:])
     instances.pred_masks = torch.from_numpy(arrays["masks"])
     instances.pred_classes = torch.tensor(arrays["classes"], dtype=torch.int64)
@@ -50,7 +48,7 @@ def work(rank: int, size: int, case_file: str, out: str) -> None:
     comm.create_local_process_group(size)
     case = pickle.loads(Path(case_file).read_bytes())
     register("case", case)
-    evaluator = CityscapesInstanceEvaluator("case")
+    evaluator = CityscapesInstanceEvaluator("case", num_workers=1)
     evaluator.reset()
     files = case["files"]
     share = list(range(rank, len(files), size))

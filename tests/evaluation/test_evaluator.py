@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import importlib.util
 import json
@@ -19,8 +20,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import print_csv_format
-from detectron2.structures import Instances
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import Boxes, ImageList, Instances
 from PIL import Image
 
 from cityscapes_maskrcnn.evaluation.evaluator import (
@@ -30,13 +32,24 @@ from cityscapes_maskrcnn.evaluation.evaluator import (
     instances_to_predictions,
 )
 from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages
-from cityscapes_maskrcnn.evaluation.result_files import match_result_files, write_image_results
+from cityscapes_maskrcnn.evaluation.result_files import (
+    ground_truth_file,
+    match_result_files,
+    write_image_results,
+)
+from cityscapes_maskrcnn.evaluation.unpasted import UnpastedInference, leave_masks_unpasted
 from cityscapes_maskrcnn.utils.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("evaluate_on_processes.py")
 HEIGHT, WIDTH = 60, 90
 LABEL_IDS = (24, 25, 26, 27, 28, 31, 32, 33)
+NOTHING = {
+    "masks": np.zeros((0, HEIGHT, WIDTH), dtype=bool),
+    "classes": [],
+    "scores": [],
+    "boxes": [],
+}
 
 
 def load_script() -> ModuleType:
@@ -83,10 +96,7 @@ def make_case(folder: Path, num_images: int = 7) -> dict[str, Any]:
                 "boxes": [[5.5, 6.5, 30.25, 40.0]] * len(values),
             }
         )
-    case["outputs"][3] = None  # a model's output without "instances"
-    case["outputs"][4] = {
-        "masks": np.zeros((0, HEIGHT, WIDTH), dtype=bool), "classes": [], "scores": [], "boxes": []
-    }  # fmt: skip
+    case["outputs"][4] = NOTHING
     return case
 
 
@@ -116,9 +126,7 @@ def test_equals_the_score_of_the_written_files(case: dict[str, Any], tmp_path: P
     results = score(case, tmp_path / "inference")
     for file, arrays in zip(case["files"], case["outputs"], strict=True):
         output = script.to_output(arrays)
-        predictions = []
-        if output:
-            predictions = instances_to_predictions(output["instances"], HEIGHT, WIDTH)
+        predictions = instances_to_predictions(output["instances"], HEIGHT, WIDTH)
         write_image_results(tmp_path / "results", file, predictions, HEIGHT, WIDTH)
     matches = match_result_files(tmp_path / "results", case["gt_dir"], num_workers=1)
     expected = averages(average_precision(matches))
@@ -166,7 +174,7 @@ def test_counts_each_image_once_and_forgets_on_reset(case: dict[str, Any]) -> No
 
 
 def test_nothing_found_is_zero_in_every_protocol(case: dict[str, Any]) -> None:
-    results = score({**case, "outputs": [None] * len(case["files"])})
+    results = score({**case, "outputs": [NOTHING] * len(case["files"])})
     assert [results[task]["AP"] for task in results] == [0.0, 0.0, 0.0]
     assert results["segm"]["AP-car"] == results["coco_segm"]["AR100"] == 0.0
 
@@ -178,7 +186,7 @@ def test_split_without_instances_is_nan_in_every_protocol(tmp_path: Path) -> Non
         folder / "ulm_000000_000019_gtFine_instanceIds.png"
     )
     file = "/x/ulm/ulm_000000_000019_leftImg8bit.png"
-    empty = {"gt_dir": str(tmp_path), "files": [file], "outputs": [None]}
+    empty = {"gt_dir": str(tmp_path), "files": [file], "outputs": [NOTHING]}
     script.register("evaluator_test", empty)
     results = score(empty)
     assert all(math.isnan(value) for scores in results.values() for value in scores.values())
@@ -193,19 +201,134 @@ def test_part_of_a_split(case: dict[str, Any]) -> None:
     assert results["segm"]["AP"] != score(case)["segm"]["AP"]
 
 
-def test_missing_and_foreign_images(case: dict[str, Any]) -> None:
+def test_missing_images_are_listed(case: dict[str, Any]) -> None:
     evaluator = CityscapesInstanceEvaluator("evaluator_test")
     process(evaluator, case, [1])
     with pytest.raises(InputError) as error:
         evaluator.evaluate()
     assert str(error.value) == (
         "cannot score evaluator_test: 6 images were not predicted: bonn_000003_000019, "
-        "bonn_000005_000019, ulm_000000_000019, ulm_000002_000019, ulm_000004_000019, ..."
+        "bonn_000005_000019, ulm_000000_000019, ulm_000002_000019, ulm_000004_000019, "
+        "ulm_000006_000019"
     )
+
+
+def test_foreign_image(case: dict[str, Any]) -> None:
     script.register("evaluator_test", {**case, "files": case["files"][:1]})
-    process(evaluator, case, [0])
-    with pytest.raises(InputError, match=r"1 images were predicted but do not belong to it: bonn"):
+    with pytest.raises(InputError, match="bonn_000001_000019 does not belong to it"):
+        process(CityscapesInstanceEvaluator("evaluator_test"), case, [1])
+
+
+def test_model_of_another_task(case: dict[str, Any]) -> None:
+    evaluator = CityscapesInstanceEvaluator("evaluator_test")
+    with pytest.raises(InputError, match="predicts sem_seg, but no instances to score on eval"):
+        evaluator.process([{"file_name": case["files"][0]}], [{"sem_seg": torch.zeros(19, 2, 2)}])
+
+
+def test_workers_give_the_same_score_and_their_errors(case: dict[str, Any]) -> None:
+    torch.set_num_threads(2)
+    # Threads of torch that exist before the fork must not make the workers hang.
+    torch.nn.functional.conv2d(torch.ones(1, 8, 200, 200), torch.ones(8, 8, 3, 3))
+    expected = score(case)
+    evaluator = CityscapesInstanceEvaluator("evaluator_test", num_workers=2)
+    evaluator.reset()
+    process(evaluator, case, [*range(7), 6])
+    np.testing.assert_equal(dict(evaluator.evaluate()), dict(expected))
+    evaluator.reset()
+    broken = {**case["outputs"][0], "scores": [float("nan")] * len(case["outputs"][0]["scores"])}
+    process(evaluator, {**case, "outputs": [broken] * 7}, list(range(3)))
+    with pytest.raises(InputError, match="ulm_000000_000019: a prediction's confidence is NaN"):
         evaluator.evaluate()
+
+
+def test_predictions_of_no_use(case: dict[str, Any]) -> None:
+    evaluator = CityscapesInstanceEvaluator("evaluator_test")
+    good = case["outputs"][0]
+    for bad, message in [
+        ({**good, "classes": [8] * len(good["classes"])}, "has the class 8; the 8 Cityscapes"),
+        ({**good, "classes": [-1] * len(good["classes"])}, "has the class -1"),
+        ({**good, "scores": [math.nan] * len(good["scores"])}, "confidence is NaN"),
+    ]:
+        with pytest.raises(InputError, match=f"ulm_000000_000019: .*{message}"):
+            process(evaluator, {**case, "outputs": [bad]}, [0])
+
+
+def test_ground_truth_that_changes_is_noticed(case: dict[str, Any]) -> None:
+    before = score(case)
+    name = "ulm_000000_000019"
+    file = Path(case["gt_dir"]) / "ulm" / f"{name}_gtFine_instanceIds.png"
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    ids = np.asarray(Image.open(file)).copy()
+    ids[ids >= 1000] = 7
+    Image.fromarray(ids).save(file)
+    os.utime(file, ns=times)  # the time alone would not tell
+    assert score(case)["segm"]["AP"] != before["segm"]["AP"]
+    file.unlink()
+    with pytest.raises(InputError, match=f"cannot read the ground truth .*{name}"):
+        score(case)
+
+
+def unpasted(random: np.random.Generator, truth_file: Path) -> Instances:
+    """What a Mask R-CNN's heads give for an image that was resized by 1.5."""
+    ids = np.asarray(Image.open(truth_file))
+    boxes, classes = [[-9.0, -9.0, -1.0, -1.0]], [2]  # outside: Detectron2 drops it
+    for value in np.unique(ids[ids >= 1000]).tolist() * 2:
+        rows, columns = np.nonzero(ids == value)
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        boxes.append((np.array(box) * 1.5 + random.uniform(-3, 3, size=4)).tolist())
+        classes.append(LABEL_IDS.index(value // 1000))
+    instances = Instances((HEIGHT * 3 // 2, WIDTH * 3 // 2))
+    instances.pred_boxes = Boxes(torch.tensor(boxes))
+    masks = np.clip(random.normal(0.8, 0.2, size=(len(boxes), 1, 28, 28)), 0, 1)
+    instances.pred_masks = torch.tensor(masks, dtype=torch.float32)
+    instances.pred_classes = torch.tensor(classes)
+    instances.scores = torch.from_numpy(random.random(len(boxes), dtype=np.float32))
+    return instances
+
+
+def test_unpasted_masks_score_like_pasted_ones(case: dict[str, Any]) -> None:
+    """The same raw outputs through Detectron2's own post-processing and without pasting."""
+    random = np.random.default_rng(0)
+    raw = {
+        file: unpasted(random, ground_truth_file(case["gt_dir"], file)) for file in case["files"]
+    }
+
+    class Heads(GeneralizedRCNN):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+        def preprocess_image(self, batched_inputs: Any) -> Any:
+            size = (HEIGHT * 3 // 2, WIDTH * 3 // 2)
+            self.batch = batched_inputs
+            return ImageList(torch.zeros(1, 3, *size), [size] * len(batched_inputs))
+
+        def backbone(self, tensor: Any) -> Any:
+            return tensor
+
+        def proposal_generator(self, *_: Any) -> Any:
+            return None, None
+
+        def roi_heads(self, *_: Any) -> Any:
+            given = [raw[image["file_name"]] for image in self.batch]
+            return [Instances(i.image_size, **copy.deepcopy(i.get_fields())) for i in given], None
+
+    model = Heads().eval()
+    wrapped = leave_masks_unpasted(torch.nn.Sequential())
+    assert not isinstance(wrapped, UnpastedInference)
+    loader = [[{"file_name": file, "height": HEIGHT, "width": WIDTH}] for file in case["files"]]
+    results = []
+    for each in (model, leave_masks_unpasted(model)):
+        evaluator = CityscapesInstanceEvaluator("evaluator_test")
+        results.append(inference_on_dataset(each, loader, evaluator))
+    np.testing.assert_equal(results[0], results[1])
+    assert 5 < results[0]["segm"]["AP"] < 95
+
+    (output,) = leave_masks_unpasted(model)(loader[0])
+    instances, (pasted,) = output["instances"], model(loader[0])
+    assert instances.image_size == (HEIGHT, WIDTH)
+    assert len(instances) == len(raw[case["files"][0]]) - 1
+    full = instances.pred_masks.to_bitmasks(instances.pred_boxes, HEIGHT, WIDTH).tensor
+    assert torch.equal(full, pasted["instances"].pred_masks)
 
 
 def test_log_has_one_table_a_protocol(
@@ -221,7 +344,9 @@ def test_log_has_one_table_a_protocol(
 
 def test_analysis_lies_beside_the_score(case: dict[str, Any], tmp_path: Path) -> None:
     drawn: list[Path] = []
-    evaluator = CityscapesInstanceEvaluator("evaluator_test", tmp_path, 0.0, drawn.append)
+    evaluator = CityscapesInstanceEvaluator(
+        "evaluator_test", tmp_path, analysis_confidence=0.0, draw=drawn.append
+    )
     process(evaluator, case, list(range(7)))
     results = evaluator.evaluate()
     assert drawn == [tmp_path / "analysis"]
@@ -253,13 +378,6 @@ def test_dataset_of_other_classes(tmp_path: Path) -> None:
     MetadataCatalog.get("evaluator_pets").set(gt_dir=str(tmp_path), thing_classes=["cat", "dog"])
     with pytest.raises(InputError, match=r"evaluator_pets has not the 8 .*: cat, dog"):
         CityscapesInstanceEvaluator("evaluator_pets")
-
-
-def test_image_without_ground_truth(case: dict[str, Any]) -> None:
-    evaluator = CityscapesInstanceEvaluator("evaluator_test")
-    file = "/leftImg8bit/val/ulm/ulm_000099_000019_leftImg8bit.png"
-    with pytest.raises(InputError, match=r"ulm_000099_000019_gtFine_instanceIds.png"):
-        evaluator.process([{"file_name": file}], [script.to_output(case["outputs"][0])])
 
 
 def test_masks_of_another_size(case: dict[str, Any]) -> None:

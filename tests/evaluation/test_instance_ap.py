@@ -343,7 +343,7 @@ def test_confidence_that_is_no_number() -> None:
 
 def test_mask_outside_of_the_frame() -> None:
     truth = ground_truth(np.full((5, 5), 7, dtype=np.uint16))
-    with pytest.raises(ValueError, match="frame"):
+    with pytest.raises(InputError, match=r"a mask reaches out of .* 5 x 5"):
         match_image(truth, [Prediction(mask(0, 2, 4, 7), CAR, 0.5)])
 
 

@@ -1,0 +1,143 @@
+"""Pasted masks against Detectron2's paste_masks_in_image, pixel for pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from detectron2.layers.mask_ops import paste_masks_in_image
+
+from cityscapes_maskrcnn.evaluation.masks import RunMask, crop_mask, to_runs
+from cityscapes_maskrcnn.evaluation.pasting import paste_masks
+from cityscapes_maskrcnn.utils.errors import InputError
+
+Float32 = np.ndarray
+# 0.5 and its neighbours in float32: which side a pixel falls on depends on the last bits.
+NEAR_HALF = np.float32(0.5) + np.arange(-2, 3, dtype=np.float32) * np.float32(2.0**-24)
+
+
+def random_masks(random: np.random.Generator, kind: str, number: int) -> Float32:
+    size = int(random.choice([1, 2, 14, 28, 28, 56]))
+    shape = (number, size, size)
+    if kind == "smooth":  # like a network's
+        coarse = torch.from_numpy(random.normal(0, 3, size=(number, 1, 7, 7)).astype(np.float32))
+        fine = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
+        return fine[:, 0].sigmoid().numpy()
+    values = {
+        "noise": random.random(shape),
+        "binary": random.integers(0, 2, shape),
+        "all": np.ones(shape),
+        "half": np.full(shape, 0.5),
+        "near half": random.choice(NEAR_HALF, shape),
+        "few values": random.choice([0, 0.25, 0.5, 0.75, 1], shape),
+        "no probabilities": random.normal(0, 50, shape),
+    }
+    return values[kind].astype(np.float32)
+
+
+def random_boxes(random: np.random.Generator, number: int, height: int, width: int) -> Float32:
+    """Tiny to huge, inside and partly outside, some exactly on pixels or without area."""
+    centres = random.uniform(-0.2, 1.2, size=(number, 2)) * [width, height]
+    sizes = np.exp(random.uniform(np.log(0.02), np.log(600), size=(number, 2)))
+    boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1)
+    grid = random.choice([0, 0, 1, 2])
+    boxes = np.round(boxes * grid) / grid if grid else boxes
+    if random.random() < 0.5:  # as detector_postprocess does
+        boxes = np.clip(boxes, 0, [width, height, width, height])
+    boxes = boxes.astype(np.float32)
+    # Detectron2 fails where no pixel lies near a box.
+    low, high = np.floor(boxes[:, :2]) - 1, np.ceil(boxes[:, 2:]) + 1
+    return boxes[((low <= [width, height]) & (high >= 0)).all(axis=1)]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["smooth", "noise", "binary", "all", "half", "near half", "few values", "no probabilities"],
+)
+def test_same_pixels_as_detectron2(kind: str) -> None:
+    torch.set_num_threads(1)
+    random = np.random.default_rng(len(kind))
+    compared = inside = 0
+    for _ in range(60):
+        height, width = random.integers(1, 130, size=2).tolist()
+        boxes = random_boxes(random, 8, height, width)
+        if not len(boxes):
+            continue
+        probabilities = random_masks(random, kind, len(boxes))
+        expected = paste_masks_in_image(
+            torch.from_numpy(probabilities), torch.from_numpy(boxes), (height, width)
+        )
+        pasted = paste_masks(probabilities, boxes, height, width)
+        for mask, full, box in zip(pasted, expected.numpy(), boxes, strict=True):
+            runs = to_runs(crop_mask(full), height, width)
+            np.testing.assert_array_equal(mask.starts, runs.starts, str(box))
+            np.testing.assert_array_equal(mask.ends, runs.ends, str(box))
+            compared += 1
+            inside += int(full.any())
+    assert compared > 250
+    assert inside > 60 or kind == "near half"
+
+
+def test_same_pixels_in_a_full_size_image() -> None:
+    random = np.random.default_rng(0)
+    probabilities = np.concatenate([random_masks(random, "smooth", 6) for _ in range(1)])
+    boxes = np.array(
+        [
+            [0, 0, 2048, 1024],
+            [0.3, 0.6, 2047.7, 1023.2],
+            [2040.5, 1000.25, 2048, 1024],
+            [100.1, 200.2, 900.3, 700.4],
+            [17.5, 33.5, 18.25, 900],
+            [1e-3, 1e-3, 2e-3, 2e-3],
+        ],
+        dtype=np.float32,
+    )
+    full = paste_masks_in_image(
+        torch.from_numpy(probabilities), torch.from_numpy(boxes), (1024, 2048)
+    )
+    for mask, expected in zip(paste_masks(probabilities, boxes, 1024, 2048), full, strict=True):
+        runs = to_runs(crop_mask(expected.numpy()), 1024, 2048)
+        assert (mask.starts.tolist(), mask.ends.tolist()) == (
+            runs.starts.tolist(),
+            runs.ends.tolist(),
+        )
+
+
+def test_a_whole_box_by_hand() -> None:
+    # One cell of 1 over rows 2 to 6 (exclusive): the value falls off linearly to 0 at half a cell,
+    # 2 pixels, outside; it is above 0.5 inside the box. The same for columns.
+    (mask,) = paste_masks(
+        np.ones((1, 1, 1), dtype=np.float32), np.array([[1, 2, 5, 6]], dtype=np.float32), 9, 9
+    )
+    # At the corners 0.875 * 0.875 is left of it, between 1 and 5 wide: rows 2 to 5, columns 1 to 4.
+    assert (mask.x0, mask.y0) == (1, 2)
+    # The pixel at a corner is 1.5 from the centre, of 4: (1 - 1.5 / 4) ** 2 = 0.39, so outside.
+    assert mask.bitmap.astype(int).tolist() == [
+        [0, 1, 1, 0],
+        [1, 1, 1, 1],
+        [1, 1, 1, 1],
+        [0, 1, 1, 0],
+    ]
+
+
+def test_degenerate_boxes_are_empty() -> None:
+    boxes = np.array(
+        [[5, 5, 5, 9], [5, 5, 9, 5], [9, 9, 5, 5], [-50, 0, -40, 9], [0, 500, 9, 510]],
+        dtype=np.float32,
+    )
+    for mask in paste_masks(np.ones((5, 28, 28), dtype=np.float32), boxes, 20, 20):
+        assert isinstance(mask, RunMask)
+        assert mask.area() == 0
+    none = np.zeros((0, 4), dtype=np.float32)
+    assert paste_masks(np.zeros((0, 28, 28), dtype=np.float32), none, 20, 20) == []
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite(bad: float) -> None:
+    masks, boxes = np.ones((2, 28, 28), np.float32), np.array([[0, 0, 9, 9]] * 2, np.float32)
+    masks[1, 3, 3] = bad
+    with pytest.raises(InputError, match="NaN or infinite"):
+        paste_masks(masks, boxes, 20, 20)
+    boxes[1, 2], masks[1, 3, 3] = bad, 1
+    with pytest.raises(InputError, match="NaN or infinite"):
+        paste_masks(masks, boxes, 20, 20)
