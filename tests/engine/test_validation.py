@@ -1,0 +1,157 @@
+"""Validation losses are the training losses, and measuring them leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.engine.validation import ValidationLoss, validation_losses
+
+HEIGHT, WIDTH = 64, 96
+NARROW = [
+    *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "MODEL.FPN.OUT_CHANNELS", "16"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"),
+    *("INPUT.MASK_FORMAT", "bitmask"),
+]
+
+
+def build(stage: str, *options: str) -> nn.Module:
+    torch.manual_seed(5)
+    return Trainer.build_model(build_config(f"configs/{stage}.yaml", [*NARROW, *options]))
+
+
+def semantic_batch(images: int) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(images)
+    batch = []
+    for _ in range(images):
+        labels = torch.randint(20, (HEIGHT // 8, WIDTH // 8), generator=generator)
+        labels[labels == 19] = 255
+        large = labels.repeat_interleave(8, 0).repeat_interleave(8, 1)
+        image = torch.randint(256, (3, HEIGHT, WIDTH), generator=generator, dtype=torch.uint8)
+        batch.append({"image": image, "sem_seg": large, "height": HEIGHT, "width": WIDTH})
+    return batch
+
+
+def instance_batch(images: int) -> list[dict[str, Any]]:
+    batch = semantic_batch(images)
+    for number, image in enumerate(batch):
+        boxes = torch.tensor([[4.0, 8.0, 40.0, 50.0], [50.0 + number, 10.0, 80.0, 60.0]])
+        masks = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[y0:y1, x0:x1] = True
+        image["instances"] = Instances(
+            (HEIGHT, WIDTH),
+            gt_boxes=Boxes(boxes),
+            gt_classes=torch.tensor([2, number % 8]),
+            gt_masks=BitMasks(masks),
+        )
+    return batch
+
+
+@pytest.fixture(scope="module")
+def semantic_model() -> nn.Module:
+    return build("stage_0_backbone")
+
+
+@pytest.fixture(scope="module")
+def instance_model() -> nn.Module:
+    norm = ("MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0")
+    return build("stage_1_heads", *norm)
+
+
+def test_equals_the_cross_entropy_of_the_model_in_use(semantic_model: nn.Module) -> None:
+    batch = semantic_batch(2)
+    semantic_model.eval()
+    with torch.no_grad():
+        logits = torch.stack([output["sem_seg"] for output in semantic_model(batch)])
+    labels = torch.stack([image["sem_seg"] for image in batch])
+    by_hand = F.cross_entropy(logits, labels, ignore_index=255)
+    losses = validation_losses(semantic_model, [batch])
+    assert losses == pytest.approx({"loss_sem_seg": float(by_hand), "total_loss": float(by_hand)})
+
+
+def test_equals_the_loss_of_a_training_step() -> None:
+    # Frozen BatchNorm and every region sampled: a training step has nothing left to chance.
+    model = build(
+        "stage_1_heads",
+        *("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000"),
+        *("MODEL.RPN.POSITIVE_FRACTION", "1.0", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0"),
+        *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "100000"),
+    )
+    batch = instance_batch(2)
+    model.train()
+    with EventStorage():
+        by_hand = {name: loss.item() for name, loss in model(batch).items()}
+    assert len(by_hand) == 5
+    by_hand["total_loss"] = sum(by_hand.values())
+    assert validation_losses(model, [batch]) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_is_the_mean_over_images_not_over_batches(semantic_model: nn.Module) -> None:
+    one, two = semantic_batch(1), semantic_batch(2)
+    of_one = validation_losses(semantic_model, [one])["total_loss"]
+    of_two = validation_losses(semantic_model, [two])["total_loss"]
+    assert of_one != of_two
+    both = validation_losses(semantic_model, [two, one])["total_loss"]
+    assert both == pytest.approx((of_one + 2 * of_two) / 3)
+    assert validation_losses(semantic_model, []) == {}
+
+
+@pytest.mark.parametrize(
+    ("fixture", "make_batch"),
+    [("semantic_model", semantic_batch), ("instance_model", instance_batch)],
+)
+def test_leaves_no_trace(
+    request: pytest.FixtureRequest, fixture: str, make_batch: Callable[[int], Any]
+) -> None:
+    model = request.getfixturevalue(fixture)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    model.train()
+    model.backbone.eval()  # somebody's frozen part must not be woken up
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batches = [make_batch(2)]
+    with EventStorage() as storage:
+        first = validation_losses(model, batches)
+        torch.rand(100)  # whatever was drawn before, the same regions are sampled
+        random_state = torch.get_rng_state()
+        assert validation_losses(model, batches) == first
+        assert storage.latest() == {}
+    assert [module.training for module in model.modules()] == modes
+    after = model.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_modes_come_back_after_an_error(semantic_model: nn.Module) -> None:
+    semantic_model.eval()
+    with pytest.raises(KeyError, match="image"):
+        validation_losses(semantic_model, [[{}]])
+    assert not any(module.training for module in semantic_model.modules())
+
+
+def test_measures_every_period_and_at_the_end(semantic_model: nn.Module) -> None:
+    hook = ValidationLoss(3, lambda: [semantic_batch(1)])
+    with EventStorage() as storage:
+        hook.trainer = SimpleNamespace(model=semantic_model, max_iter=8, storage=storage, iter=0)
+        for iteration in range(8):
+            hook.trainer.iter = storage.iter = iteration
+            hook.after_step()
+    measured = storage.history("validation/total_loss").values()
+    # After 3 and 6 iterations, and after the last one, the eighth; iterations count from 0.
+    assert [iteration for _, iteration in measured] == [2, 5, 7]
+    assert len({loss for loss, _ in measured}) == 1
+    assert "validation/loss_sem_seg" in storage.histories()
