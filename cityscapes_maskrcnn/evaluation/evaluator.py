@@ -246,10 +246,8 @@ class CompactInstances:
             assert self.boxes is not None
             masks = paste_masks(self.masks, self.boxes, height, width)
         return [
-            Prediction(mask, category, score, box)
-            for mask, category, score, box in zip(
-                masks, self.categories, self.scores, boxes, strict=True
-            )
+            Prediction(mask, self.categories[index], self.scores[index], boxes[index])
+            for index, mask in enumerate(masks)
         ]
 
 
