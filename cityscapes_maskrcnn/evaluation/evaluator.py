@@ -236,18 +236,20 @@ class CompactInstances:
                 f"the predicted masks are {self.size[0]} x {self.size[1]} (height x width), the"
                 f" ground truth {height} x {width}: predictions must come at the original size"
             )
-        masks: Sequence[Mask]
+        masks: list[Mask] = []
         boxes: list[Any] = [None] * len(self.scores)
         if self.boxes is not None:
             boxes = [tuple(box) for box in self.boxes.tolist()]
         if isinstance(self.masks, list):
-            masks = self.masks
+            masks += self.masks
         else:
             assert self.boxes is not None
-            masks = paste_masks(self.masks, self.boxes, height, width)
+            masks += paste_masks(self.masks, self.boxes, height, width)
         return [
-            Prediction(mask, self.categories[index], self.scores[index], boxes[index])
-            for index, mask in enumerate(masks)
+            Prediction(mask, category, score, box)
+            for mask, category, score, box in zip(
+                masks, self.categories, self.scores, boxes, strict=True
+            )
         ]
 
 
