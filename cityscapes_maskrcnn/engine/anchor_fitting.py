@@ -44,8 +44,10 @@ def boxes_at_network_scale(dicts: Sequence[dict[str, Any]], min_size: int, max_s
     """Get width and height of every box in pixels of the network's input at inference.
 
     Args:
-        dicts: Detectron2 dataset dicts. Groups (``iscrowd``), which are no training examples, and
-            boxes without area are left out.
+        dicts: Detectron2 dataset dicts. Groups (``iscrowd``), which are no training examples, are
+            left out, and so are boxes with a side of less than a pixel of the network's input: what
+            is left of an object behind another one. Far from all others on a logarithmic scale, a
+            few of them would get a cluster of their own.
         min_size: ``INPUT.MIN_SIZE_TEST``: the length of an image's shorter side; 0: as it is.
         max_size: ``INPUT.MAX_SIZE_TEST``: what its longer side may not exceed.
 
@@ -68,7 +70,7 @@ def boxes_at_network_scale(dicts: Sequence[dict[str, Any]], min_size: int, max_s
         corners = BoxMode.convert(corners, objects[0]["bbox_mode"], BoxMode.XYXY_ABS)
         boxes.append((corners[:, 2:] - corners[:, :2]) * scale)
     stacked = np.concatenate(boxes)
-    return stacked[(stacked > 0).all(axis=1)]
+    return stacked[(stacked >= 1).all(axis=1)]
 
 
 def resolve_anchors(cfg: CfgNode, resume: bool, eval_only: bool) -> str:
