@@ -207,8 +207,10 @@ def _process_main(
         multiprocessing.set_start_method("fork", force=True)
     try:
         main(args)
-    except InputError as error:
-        problems.put(one_line(error))
+    except (InputError, OSError) as error:
+        problem = one_line(error)
+        if problem is not None:
+            problems.put(problem)
         raise
 
 

@@ -54,8 +54,11 @@ def _decode(path: str | os.PathLike[str], flags: int) -> npt.NDArray[np.uint8]:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    # OpenCV has no exception for this: it decodes nothing, and writes why to stderr.
+    # OpenCV has no exception for a broken file: it decodes nothing, and writes to stderr.
+    log = cv2.utils.logging
+    level = log.setLogLevel(log.LOG_LEVEL_SILENT)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    log.setLogLevel(level)
     if image is None:
         raise InputError(f"{path}: truncated, or not an image; fetch or unpack it again")
     return image

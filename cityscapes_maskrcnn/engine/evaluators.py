@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+from cityscapes_maskrcnn.evaluation.result_files import ground_truth_file
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
 from cityscapes_maskrcnn.evaluation.unpasted import leave_masks_unpasted
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -27,7 +28,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
         folder: for the files that the evaluator writes.
 
     Raises:
-        InputError: datasets of this type, or without labels, cannot be scored.
+        InputError: datasets of this type, or without labels, cannot be scored, a file with labels
+            is missing, or the model predicts something else.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     evaluators: dict[str, Callable[..., DatasetEvaluator]] = {
@@ -43,9 +45,33 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
     }
     if kind not in evaluators:
         raise InputError(f"{dataset_name}: datasets of type {kind!r} cannot be scored here")
-    return evaluators[kind](
+    # Other architectures, such as PanopticFPN, may predict both.
+    not_predicted = {
+        "GeneralizedRCNN": "cityscapes_sem_seg",
+        "SemanticSegmentor": "cityscapes_instance",
+    }
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if not_predicted.get(architecture) == kind:
+        labels = "instances" if kind == "cityscapes_instance" else "semantic labels"
+        raise InputError(
+            f"DATASETS.TEST {dataset_name}: its {labels} are not what MODEL.META_ARCHITECTURE "
+            f"{architecture} predicts"
+        )
+    evaluator = evaluators[kind](
         dataset_name, folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder
     )
+    if kind == "cityscapes_instance":
+        _check_ground_truth(dataset_name)
+    return evaluator
+
+
+def _check_ground_truth(dataset_name: str) -> None:
+    """Make sure that there is ground truth for every image, before any is predicted."""
+    gt_dir = MetadataCatalog.get(dataset_name).gt_dir
+    for image in DatasetCatalog.get(dataset_name):
+        file = ground_truth_file(gt_dir, image["file_name"])
+        if not file.is_file():
+            raise InputError(f"{file}: no such file, which {image['file_name']} is scored against")
 
 
 def fit_to_evaluators(cfg: CfgNode, model: nn.Module) -> nn.Module:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetCatalog,
     DatasetFromList,
     build_batch_data_loader,
     build_detection_test_loader,
@@ -111,7 +110,6 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             # What cannot be scored shall be told now, not after the first epoch.
             self.build_evaluator(cfg, name)
-            DatasetCatalog.get(name)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load ``MODEL.WEIGHTS``, or everything from the last checkpoint of ``OUTPUT_DIR``.

@@ -130,11 +130,11 @@ def _read_torch(path: str | Path, source: str) -> Any:
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error}") from error
     except Exception as error:
-        # Garbage makes the unpickler raise errors of any type.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # Garbage makes the unpickler raise errors of any type. Their text stays out of the message:
+        # torch advises to load without its protection.
         raise InputError(
-            f"{source}: not a checkpoint that can be loaded safely (damaged, or holds more than "
-            f"tensors): {reason}"
+            f"{source}: not a checkpoint that can be loaded safely: it is damaged, or holds more "
+            "than tensors"
         ) from error
 
 

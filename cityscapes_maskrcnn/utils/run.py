@@ -16,25 +16,33 @@ def run_tool(main: Callable[[], int | None]) -> int:
 
     Returns:
         What ``main`` returned; 1 after an :class:`InputError`, whose message goes to stderr as one
-        line; 130 after Ctrl-C. Every other exception is a defect and passes through.
+        line, and after a file system said no (no permission, a file where a folder should be); 130
+        after Ctrl-C. Every other exception is a defect and passes through.
     """
     try:
         return main() or 0
-    except InputError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)  # noqa: T201
+    except (InputError, OSError) as error:
+        problem = one_line(error)
+        if problem is None:
+            raise
+        print(f"error: {problem}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return 130
 
 
-def one_line(error: InputError) -> str:
+def one_line(error: InputError | OSError) -> str | None:
     """Get the message of an error as one line.
 
-    torch's DataLoader raises an exception of a worker process anew with the worker's whole
-    traceback as its message; the original message is what follows the last class name.
+    Returns:
+        None for an error of the operating system that concerns no file: not the user's to mend.
     """
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else None
     message = str(error)
+    # torch's DataLoader raises an exception of a worker process anew with the worker's whole
+    # traceback as its message; the original message is what follows the last class name.
     if "Original Traceback" in message:
         message = message.rpartition(f"{InputError.__name__}: ")[2]
     return " ".join(message.split())

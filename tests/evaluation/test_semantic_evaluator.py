@@ -133,7 +133,7 @@ def test_two_processes_and_a_padding_sampler_give_the_same_score(
         [sys.executable, SCRIPT, small_root, COARSE, "2", tmp_path / "out.json"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         check=True,
-        timeout=120,
+        timeout=300,
         capture_output=True,
     )
     out = json.loads((tmp_path / "out.json").read_text())
