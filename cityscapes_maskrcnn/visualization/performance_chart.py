@@ -59,7 +59,7 @@ def plot_performance(
         2, 1, height_ratios=[max(1, len(coco_style)), max(1, len(by_size))]
     )
     _draw_bars(first, "COCO-style protocol: mask AP, %", coco_style)
-    _draw_bars(second, "COCO-style protocol: mask AP by object size, %", by_size)
+    _draw_bars(second, "COCO-style: mask AP by size, %", by_size)
     figure.supxlabel(
         f"{_WARNING}\n{remark}".strip(), x=0.01, ha="left", fontsize=10, color="#555555"
     )
