@@ -33,7 +33,7 @@ def train_stages(root: Path, output: Path, *words: str) -> subprocess.CompletedP
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
         check=False,
     )
 
