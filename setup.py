@@ -41,7 +41,6 @@ setup(
         "zlib-ng>=0.5",
         "PyYAML>=6",
         "optuna>=4.9",
-        "scikit-learn>=1.5",
     ],
     extras_require={
         # A search by many workers on many machines; SQLite, for one machine, needs nothing.
