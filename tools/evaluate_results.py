@@ -6,8 +6,13 @@ from __future__ import annotations
 import argparse
 import sys
 
+from cityscapes_maskrcnn.evaluation.coco_ap import coco_scores, format_coco_scores, match_and_coco
 from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages, format_averages
-from cityscapes_maskrcnn.evaluation.result_files import averages_to_json, match_result_files
+from cityscapes_maskrcnn.evaluation.result_files import (
+    averages_to_json,
+    map_result_files,
+    match_result_files,
+)
 from cityscapes_maskrcnn.utils.files import atomic_write
 from cityscapes_maskrcnn.utils.run import run_tool
 
@@ -16,7 +21,8 @@ def main() -> None:
     """Match, average, print, and write the JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: evaluate_results.py --results results/ --gt-dir cityscapes/gtFine/val",
+        epilog="example: evaluate_results.py --results results/ --gt-dir cityscapes/gtFine/val"
+        " --coco --json scores.json",
     )
     parser.add_argument("--results", required=True, help="folder with the text files and masks")
     parser.add_argument(
@@ -28,12 +34,22 @@ def main() -> None:
         "--json", help="write the official averages here: fractions, null where a class is absent"
     )
     parser.add_argument("--num-workers", type=int, help="processes (default: one per core)")
+    parser.add_argument(
+        "--coco", action="store_true", help="print COCO-style scores too, from the same masks"
+    )
     args = parser.parse_args()
 
-    matches = match_result_files(args.results, args.gt_dir, args.num_workers)
+    coco = []
+    if args.coco:
+        both = map_result_files(match_and_coco, args.results, args.gt_dir, args.num_workers)
+        matches, coco = [image for image, _ in both], [image for _, image in both]
+    else:
+        matches = match_result_files(args.results, args.gt_dir, args.num_workers)
     scores = averages(average_precision(matches))
     print(f"{len(matches)} images of {args.gt_dir}")
     print(format_averages(scores))
+    if coco:
+        print(format_coco_scores({"masks": coco_scores(coco, "segm")}))
     if args.json:
         with atomic_write(args.json, "w") as file:
             file.write(averages_to_json(scores))

@@ -21,7 +21,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
-from cityscapes_maskrcnn.evaluation.instance_ap import GroundTruth, Prediction
+from cityscapes_maskrcnn.evaluation.instance_ap import (
+    GroundTruth,
+    ImageMatches,
+    Prediction,
+    match_image,
+)
 from cityscapes_maskrcnn.evaluation.masks import coco_rles, tight_box
 
 PROTOCOL: Final = "COCO-style protocol (pycocotools)"
@@ -73,6 +78,13 @@ def coco_image(truth: GroundTruth, predictions: Sequence[Prediction]) -> CocoIma
             }
         )
     return CocoImage(truth.height, truth.width, coco_truth(truth), tuple(found))
+
+
+def match_and_coco(
+    truth: GroundTruth, predictions: Sequence[Prediction]
+) -> tuple[ImageMatches, CocoImage]:
+    """Prepare one image for both protocols."""
+    return match_image(truth, predictions), coco_image(truth, predictions)
 
 
 def coco_truth(truth: GroundTruth) -> tuple[dict[str, Any], ...]:

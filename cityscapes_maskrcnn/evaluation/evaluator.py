@@ -29,7 +29,7 @@ from cityscapes_maskrcnn.evaluation.error_analysis import (
     summarise_errors,
 )
 from cityscapes_maskrcnn.evaluation.error_tables import write_error_tables
-from cityscapes_maskrcnn.evaluation.ground_truth_cache import load_ground_truth
+from cityscapes_maskrcnn.evaluation.ground_truth_cache import read_ground_truth
 from cityscapes_maskrcnn.evaluation.image_evaluator import ImageEvaluator
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     FloatArray,
@@ -116,13 +116,14 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         self._truths = None
 
     def _image_names(self) -> Iterable[str]:
-        return self._load_truths()
+        return self.load_ground_truth()
 
-    def _load_truths(self) -> dict[str, GroundTruth]:
+    def load_ground_truth(self) -> dict[str, GroundTruth]:
+        """Read the ground truth of the dataset now, by image, and not at the first image."""
         if self._truths is None:
             images = [image["file_name"] for image in DatasetCatalog.get(self._dataset_name)]
             files = [ground_truth_file(self._gt_dir, image) for image in images]
-            truths = load_ground_truth(self._gt_dir, files)
+            truths = read_ground_truth(self._gt_dir, files)
             self._truths = dict(zip(map(image_name, images), truths, strict=True))
         return self._truths
 
@@ -141,7 +142,7 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
             InputError: an image is not of the dataset, its ground truth is missing or unreadable,
                 or predictions (of an earlier image, with worker processes) are of no use.
         """
-        truths = self._load_truths()
+        truths = self.load_ground_truth()
         for image, output in zip(inputs, outputs, strict=True):
             name = image_name(image["file_name"])
             if name not in truths:

@@ -47,7 +47,7 @@ class _Entry(NamedTuple):
     truth: GroundTruth
 
 
-def load_ground_truth(
+def read_ground_truth(
     gt_dir: str | os.PathLike[str],
     files: Sequence[str | os.PathLike[str]],
     num_workers: int | None = None,

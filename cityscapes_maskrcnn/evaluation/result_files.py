@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -30,6 +30,7 @@ from cityscapes_maskrcnn.data.labels import (
     THING_CLASSES,
 )
 from cityscapes_maskrcnn.evaluation.instance_ap import (
+    GroundTruth,
     ImageMatches,
     Prediction,
     ground_truth,
@@ -42,6 +43,7 @@ from cityscapes_maskrcnn.utils.files import atomic_write, to_json
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 INSTANCE_IDS_SUFFIX: Final = "_gtFine_instanceIds.png"
+Result = TypeVar("Result")
 _KNOWN_LABEL_IDS: Final = frozenset(label.id for label in LABELS)
 
 
@@ -283,23 +285,24 @@ def image_results(
     yield f"{stem}_pred.txt", "".join(lines).encode()
 
 
-def match_result_files(
+def map_result_files(
+    function: Callable[[GroundTruth, list[Prediction]], Result],
     results_dir: str | os.PathLike[str],
     gt_dir: str | os.PathLike[str],
     num_workers: int | None = None,
-) -> list[ImageMatches]:
-    """Match a folder of result files with every image of a split's ground truth.
+) -> list[Result]:
+    """Compare a folder of result files with every image of a split's ground truth.
 
     Shows a progress bar on stderr.
 
     Args:
+        function: what to do with an image's ground truth and predictions; a module-level function.
         results_dir: the official result files.
         gt_dir: a split's folder, such as ``gtFine/val``.
-        num_workers: processes that read and match; default one per available core.
+        num_workers: processes that read and compare; default one per available core.
 
     Returns:
-        One :class:`.instance_ap.ImageMatches` per image, for
-        :func:`.instance_ap.average_precision`.
+        What ``function`` returned for each image.
 
     Raises:
         InputError: see the functions above. That every image has a result file is checked first.
@@ -307,11 +310,23 @@ def match_result_files(
     truth_files = find_ground_truth(gt_dir)
     text_files = find_result_files(results_dir, [image_name(file) for file in truth_files])
     return map_in_parallel(
-        partial(_match_files, Path(results_dir)),
+        partial(_map_files, function, Path(results_dir)),
         list(zip(truth_files, text_files, strict=True)),
         "Matching images",
         num_workers,
     )
+
+
+def match_result_files(
+    results_dir: str | os.PathLike[str],
+    gt_dir: str | os.PathLike[str],
+    num_workers: int | None = None,
+) -> list[ImageMatches]:
+    """Match result files with ground truth, for :func:`.instance_ap.average_precision`.
+
+    Arguments and errors are those of :func:`map_result_files`.
+    """
+    return map_result_files(match_image, results_dir, gt_dir, num_workers)
 
 
 def averages_to_json(averages: Mapping[str, Any]) -> str:
@@ -327,12 +342,16 @@ def averages_to_json(averages: Mapping[str, Any]) -> str:
     return to_json({"averages": averages}, indent=4)
 
 
-def _match_files(results_dir: Path, files: tuple[Path, Path]) -> ImageMatches:
+def _map_files(
+    function: Callable[[GroundTruth, list[Prediction]], Result],
+    results_dir: Path,
+    files: tuple[Path, Path],
+) -> Result:
     truth_file, text_file = files
     ids = read_instance_ids(truth_file)
     predictions = read_predictions(text_file, results_dir, *ids.shape)
     try:
-        return match_image(ground_truth(ids), predictions)
+        return function(ground_truth(ids), predictions)
     except InputError as error:
         raise InputError(f"{truth_file}: {error}") from error
 

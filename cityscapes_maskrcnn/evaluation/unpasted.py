@@ -33,7 +33,13 @@ class UnpastedInference(nn.Module):
         """Predict; input and output are Detectron2's."""
         results = self.model.inference(batched_inputs, do_postprocess=False)
         return [
-            {"instances": _to_image(instances, image)}
+            {
+                "instances": to_image_scale(
+                    instances,
+                    image.get("height", instances.image_size[0]),
+                    image.get("width", instances.image_size[1]),
+                )
+            }
             for instances, image in zip(results, batched_inputs, strict=True)
         ]
 
@@ -57,10 +63,17 @@ def leave_masks_unpasted(model: nn.Module) -> nn.Module:
     return UnpastedInference(inner)
 
 
-def _to_image(instances: Instances, image: Mapping[str, Any]) -> Instances:
-    """Bring boxes to the original image's scale by Detectron2's own function."""
-    height = image.get("height", instances.image_size[0])
-    width = image.get("width", instances.image_size[1])
+def to_image_scale(instances: Instances, height: int, width: int) -> Instances:
+    """Bring boxes to the original image's scale by Detectron2's own function.
+
+    Args:
+        instances: a model's, not post-processed; changed in place.
+        height: of the original image in pixels.
+        width: of the original image in pixels.
+
+    Returns:
+        The instances inside the image, with ``pred_masks``, if there are any, as ROIMasks.
+    """
     masks = instances.get_fields().get("pred_masks")
     if masks is None:
         return detector_postprocess(instances, height, width)

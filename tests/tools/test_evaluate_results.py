@@ -49,12 +49,16 @@ def case(tmp_path: Path) -> tuple[Path, Path]:
 def test_scores_and_writes_json(tmp_path: Path, case: tuple[Path, Path]) -> None:
     results, gt_dir = case
     done = run(
-        tmp_path, "--results", str(results), "--gt-dir", str(gt_dir), "--json", "out/scores.json"
-    )
+        tmp_path, "--results", str(results), "--gt-dir", str(gt_dir), "--json", "out/scores.json",
+        "--coco", "--num-workers", "1",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Cityscapes instance protocol (official)" in done.stdout
     # Precision 1 up to recall 1/2: the stepwise area is (1 + 1) * 1/4 = 1/2.
     assert "car            50.00   50.00" in done.stdout
+    assert "COCO-style protocol (pycocotools), percent" in done.stdout
+    # COCO's precision is 1 at the recalls 0, 0.01, ..., 0.5: 51 of 101.
+    assert "AP-car             50.50" in done.stdout
     averages = json.loads((tmp_path / "out" / "scores.json").read_text())["averages"]
     assert set(averages) == {"allAp", "allAp50%", "classes"}
     assert averages["allAp"] == averages["allAp50%"] == 0.5

@@ -1,0 +1,265 @@
+"""Scoring: this project against Detectron2's evaluator and the official script, in one run."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import CityscapesInstanceEvaluator as Detectron2Evaluator
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from tabulate import tabulate
+
+from cityscapes_maskrcnn.benchmarks.official_evaluation import (
+    result_folder,
+    runnable_official_code,
+    score_result_files,
+)
+from cityscapes_maskrcnn.benchmarks.predictions import RawPredictions, predict_from_truth
+from cityscapes_maskrcnn.data.array_cache import CACHE_VARIABLE
+from cityscapes_maskrcnn.data.labels import THING_CLASSES
+from cityscapes_maskrcnn.data.synthetic import generate_dataset
+from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+from cityscapes_maskrcnn.evaluation.instance_ap import (
+    average_precision,
+    averages,
+    ground_truth,
+)
+from cityscapes_maskrcnn.evaluation.mask_files import read_instance_ids
+from cityscapes_maskrcnn.evaluation.result_files import match_result_files
+from cityscapes_maskrcnn.evaluation.unpasted import to_image_scale
+from cityscapes_maskrcnn.utils.errors import InputError
+
+DATASET = "benchmark_evaluation"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Images with ground truth, and what a model's heads predict for them.
+
+    Attributes:
+        gt_dir: the split's folder.
+        images: names of image files (which nobody opens), one per ground truth.
+        truth_files: the ``*_instanceIds.png``, in the same order.
+        raw: the predictions, in the same order.
+        size: height and width of the images in pixels.
+    """
+
+    gt_dir: Path
+    images: list[str]
+    truth_files: list[Path]
+    raw: list[RawPredictions]
+    size: tuple[int, int]
+
+    def instances(self, index: int) -> Instances:
+        """What ``GeneralizedRCNN.inference(do_postprocess=False)`` returns, on the CPU."""
+        raw = self.raw[index]
+        instances = Instances(self.size)
+        instances.pred_boxes = Boxes(torch.from_numpy(raw.boxes).clone())
+        instances.pred_masks = torch.from_numpy(raw.probabilities)[:, None]
+        instances.pred_classes = torch.from_numpy(raw.categories)
+        instances.scores = torch.from_numpy(raw.scores)
+        return instances
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one image: on the clock, and of the processor in this process."""
+
+    wall: float
+    processor: float
+
+
+def benchmark_evaluation(
+    num_images: int, num_predictions: int, height: int, width: int, repeats: int
+) -> str:
+    """Measure everything and lay it out.
+
+    Args:
+        num_images: generated scenes.
+        num_predictions: per image.
+        height: of the images in pixels.
+        width: of the images in pixels.
+        repeats: how often everything is measured; the median is shown.
+
+    Returns:
+        A table, and what is compared in it.
+
+    Raises:
+        InputError: a number is out of range, or the scores differ, which would make the times void.
+    """
+    if min(num_images, num_predictions, repeats) < 1:
+        raise InputError("--images, --predictions and --repeats must be 1 or more")
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory(prefix="benchmark_evaluation_") as folder:
+        case = make_case(Path(folder), num_images, num_predictions, height, width)
+        before = os.environ.get(CACHE_VARIABLE)
+        os.environ[CACHE_VARIABLE] = str(Path(folder) / "cache")
+        try:
+            with runnable_official_code(Path(folder)) as official:
+                runs = [measure(case, official) for _ in range(repeats)]
+        finally:
+            if before is None:
+                del os.environ[CACHE_VARIABLE]
+            else:
+                os.environ[CACHE_VARIABLE] = before
+    middle = {
+        step: Times(
+            float(np.median([run[step].wall for run in runs])),
+            float(np.median([run[step].processor for run in runs])),
+        )
+        for step in runs[0]
+    }
+    return _report(middle, f"{num_images} images of {height}x{width}, {num_predictions} a image")
+
+
+def make_case(folder: Path, num_images: int, num_predictions: int, height: int, width: int) -> Case:
+    """Generate scenes, and predictions from their ground truth; register them as a dataset."""
+    counts = {"train": 0, "val": num_images, "test": 0, "train_extra": 0}
+    root = generate_dataset(folder / "data", counts, height, width, seed=5)
+    gt_dir = root / "gtFine" / "val"
+    truth_files = sorted(gt_dir.glob("*/*_instanceIds.png"))
+    random = np.random.default_rng(0)
+    truths = [ground_truth(read_instance_ids(file)) for file in truth_files]
+    images = [
+        str(file).replace("gtFine_instanceIds", "leftImg8bit").replace("/gtFine/", "/leftImg8bit/")
+        for file in truth_files
+    ]
+    raw = [predict_from_truth(truth, num_predictions, random) for truth in truths]
+    register(images, gt_dir)
+    return Case(gt_dir, images, truth_files, raw, (height, width))
+
+
+def register(images: Sequence[str], gt_dir: Path) -> None:
+    """Register the dataset, in the place of an earlier one."""
+    DatasetCatalog.pop(DATASET, None)
+    MetadataCatalog.pop(DATASET, None)
+    DatasetCatalog.register(DATASET, lambda: [{"file_name": image} for image in images])
+    MetadataCatalog.get(DATASET).set(gt_dir=str(gt_dir), thing_classes=list(THING_CLASSES))
+
+
+def measure(case: Case, official: list[dict[str, Any]]) -> dict[str, Times]:
+    """Measure every step once, on one core and without worker processes.
+
+    Raises:
+        InputError: the scores are not the same, bit by bit.
+    """
+    times: dict[str, Times] = {}
+    num_images = len(case.images)
+
+    def timed(step: str, function: Callable[[], Any]) -> Any:
+        gc.collect()
+        wall, processor = time.perf_counter(), time.process_time()
+        result = function()
+        spent = time.perf_counter() - wall, time.process_time() - processor
+        before = times.get(step, Times(0, 0))
+        times[step] = Times(
+            before.wall + spent[0] / num_images, before.processor + spent[1] / num_images
+        )
+        return result
+
+    reference = Detectron2Evaluator(DATASET)
+    reference.reset()
+    ours: dict[str, CityscapesInstanceEvaluator] = {
+        name: CityscapesInstanceEvaluator(DATASET, coco=False)
+        for name in ("first", "cached", "full masks")
+    }
+    with_coco = CityscapesInstanceEvaluator(DATASET)
+    cache = Path(os.environ[CACHE_VARIABLE])
+    for file in cache.glob("*"):
+        file.unlink()
+    for name, evaluator in [*ours.items(), ("with coco", with_coco)]:
+        evaluator.reset()
+        # The first one fills the cache; the others find it and compare it with the files.
+        timed(name, evaluator.load_ground_truth)
+    for index, image in enumerate(case.images):
+        inputs = [{"file_name": image}]
+        full = timed(
+            "paste", lambda index=index: detector_postprocess(case.instances(index), *case.size)
+        )
+        outputs = [{"instances": full}]
+        timed("write", partial(reference.process, inputs, outputs))
+        timed("full masks", partial(ours["full masks"].process, inputs, outputs))
+        del full, outputs
+        for name, evaluator in [
+            ("first", ours["first"]),
+            ("cached", ours["cached"]),
+            ("with coco", with_coco),
+        ]:
+
+            def score(
+                evaluator: CityscapesInstanceEvaluator = evaluator,
+                index: int = index,
+                inputs: list[dict[str, str]] = inputs,
+            ) -> None:
+                unpasted = to_image_scale(case.instances(index), *case.size)
+                evaluator.process(inputs, [{"instances": unpasted}])
+
+            timed(name, score)
+    scores = {name: timed(name, evaluator.evaluate) for name, evaluator in ours.items()}
+    scores["with coco"] = timed("with coco", with_coco.evaluate)
+    results = result_folder(reference)
+    matches = timed("files", lambda: match_result_files(results, case.gt_dir, num_workers=1))
+    timed("official", score_result_files(results, case.truth_files))
+    from_files = averages(average_precision(matches))
+    np.testing.assert_equal(from_files, official[-1])
+    for name, found in scores.items():
+        expected = {"AP": official[-1]["allAp"], "AP50": official[-1]["allAp50%"]}
+        for category, score_of in official[-1]["classes"].items():
+            expected[f"AP-{category}"] = score_of["ap"]
+            expected[f"AP50-{category}"] = score_of["ap50%"]
+        for key, value in expected.items():
+            if not np.array_equal(found["segm"][key], 100 * value, equal_nan=True):
+                raise InputError(f"{name}: {key} is {found['segm'][key]}, officially {100 * value}")
+    return times
+
+
+def _report(times: dict[str, Times], what: str) -> str:
+    """Lay out the medians as a table."""
+
+    def total(*steps: str) -> Times:
+        return Times(sum(times[s].wall for s in steps), sum(times[s].processor for s in steps))
+
+    from_heads = total("paste", "write", "official")
+    from_masks = total("write", "official")
+    rows: list[list[Any]] = [
+        ["Detectron2: paste", times["paste"], None],
+        ["Detectron2: write PNG files", times["write"], None],
+        ["official script", times["official"], None],
+        ["Detectron2 + official, from boxes and 28x28 masks", from_heads, None],
+        ["here, first time", times["first"], from_heads],
+        ["here, cached ground truth", times["cached"], from_heads],
+        ["here, cached, and COCO's masks and boxes", times["with coco"], from_heads],
+        ["Detectron2 + official, from full-frame masks", from_masks, None],
+        ["here, from full-frame masks", times["full masks"], from_masks],
+        ["here, from result files (against the script)", times["files"], times["official"]],
+    ]
+    table = tabulate(
+        [
+            [
+                name,
+                f"{1000 * own.wall:.1f}",
+                f"{1000 * own.processor:.1f}",
+                "" if other is None else f"{other.wall / own.wall:.0f}x",
+                "" if other is None else f"{other.processor / own.processor:.0f}x",
+            ]
+            for name, own, other in rows
+        ],
+        ["", "ms/image, clock", "ms/image, processor", "ratio, clock", "ratio, processor"],
+        "github",
+        disable_numparse=True,
+        colalign=("left", "right", "right", "right", "right"),
+    )
+    return f"{what}; one core, no worker processes; scores equal bit by bit\n\n{table}"
