@@ -27,13 +27,30 @@ def evaluation_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", type=int, default=60, help="per image")
     parser.add_argument("--height", type=int, default=1024, help="of the images, in pixels")
     parser.add_argument("--width", type=int, default=2048, help="of the images, in pixels")
-    parser.add_argument("--repeats", type=int, default=5, help="the median is shown")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="of `evaluation`: the median is shown"
+    )
+
+
+def evaluation_at_scale(args: argparse.Namespace) -> str:
+    """Scoring in worker processes: time and memory over many images."""
+    from cityscapes_maskrcnn.benchmarks.evaluation_at_scale import benchmark_scale
+
+    return benchmark_scale(args.images, args.predictions, args.height, args.width, args.workers)
+
+
+def scale_flags(parser: argparse.ArgumentParser) -> None:
+    """Sizes of the case, and how many workers."""
+    evaluation_flags(parser)
+    parser.set_defaults(images=500, predictions=100)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
 
 
 # Name -> what it runs, and its flags. Imports wait until a benchmark is chosen.
 Benchmark = Callable[[argparse.Namespace], str]
 BENCHMARKS: dict[str, tuple[Benchmark, Callable[[argparse.ArgumentParser], None]]] = {
     "evaluation": (evaluation, evaluation_flags),
+    "evaluation-at-scale": (evaluation_at_scale, scale_flags),
 }
 
 

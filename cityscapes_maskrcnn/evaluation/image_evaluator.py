@@ -45,8 +45,8 @@ class ImageEvaluator(DatasetEvaluator, Generic[Result]):
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._logger = logging.getLogger(type(self).__module__)
         # The threads that torch had before a fork are gone in a worker: it must not wait for them.
-        self._tasks = TaskQueue(num_workers, partial(torch.set_num_threads, 1))
         self._new_tasks = partial(TaskQueue, num_workers, partial(torch.set_num_threads, 1))
+        self._tasks = self._new_tasks()
 
     def _image_names(self) -> Iterable[str]:
         """Names of the dataset's images, see :func:`.result_files.image_name`."""

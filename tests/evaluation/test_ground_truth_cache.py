@@ -19,7 +19,7 @@ from cityscapes_maskrcnn.evaluation.mask_files import read_instance_ids
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CITYSCAPES_MASKRCNN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -84,7 +84,7 @@ def test_parts_of_a_split_share_one_file(
 
 @pytest.mark.parametrize("keep_time", [True, False])
 def test_changed_file_is_decoded_again(
-    folder: Path, files: list[Path], decoded: list[str], keep_time: bool
+    files: list[Path], decoded: list[str], keep_time: bool
 ) -> None:
     before = read(files)[1]
     ids = read_instance_ids(files[1]).copy()
@@ -144,7 +144,7 @@ def test_missing_and_broken_files(folder: Path, files: list[Path]) -> None:
     assert not list(folder.glob("*.npz"))
 
 
-def test_no_instances_at_all(folder: Path, tmp_path: Path) -> None:
+def test_no_instances_at_all(tmp_path: Path) -> None:
     (tmp_path / "val" / "ulm").mkdir(parents=True)
     file = tmp_path / "val" / "ulm" / "ulm_000000_000019_gtFine_instanceIds.png"
     Image.fromarray(np.full((4, 5), 7, np.uint16)).save(file)

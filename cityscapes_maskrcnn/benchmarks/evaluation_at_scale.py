@@ -1,0 +1,149 @@
+"""Scoring many images in worker processes: how long it takes and how much memory it holds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from cityscapes_maskrcnn.benchmarks.evaluation import DATASET, Case, make_case, register
+from cityscapes_maskrcnn.data.array_cache import CACHE_VARIABLE
+from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+from cityscapes_maskrcnn.evaluation.unpasted import to_image_scale
+from cityscapes_maskrcnn.utils.errors import InputError
+
+_SCENES = 8
+_MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one process measured.
+
+    Attributes:
+        load: seconds until the ground truth was there.
+        process: seconds until all images were handed over; but for a few, they are matched then.
+        evaluate: seconds for the last of them, the scores of all protocols and the error analysis.
+        growth: bytes, by how much the largest resident memory exceeded that before the evaluator.
+        half: the same, when half of the images were done.
+        worker: bytes, the largest resident memory of a worker, shared pages included.
+    """
+
+    load: float
+    process: float
+    evaluate: float
+    growth: int
+    half: int
+    worker: int
+
+
+def benchmark_scale(
+    num_images: int, num_predictions: int, height: int, width: int, workers: Sequence[int]
+) -> str:
+    """Score the same images once for every number of workers, each in a process of its own.
+
+    A few generated scenes are used again under other names; no model runs beside.
+
+    Args:
+        num_images: scored.
+        num_predictions: per image.
+        height: of the images in pixels.
+        width: of the images in pixels.
+        workers: numbers of worker processes to try; 0 is the calling process.
+
+    Returns:
+        A table.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+    if min(num_images, num_predictions) < 1 or min(workers) < 0:
+        raise InputError("--images and --predictions must be 1 or more, --workers 0 or more")
+    with tempfile.TemporaryDirectory(prefix="benchmark_evaluation_") as folder:
+        case = make_case(Path(folder), min(_SCENES, num_images), num_predictions, height, width)
+        case = _repeat(case, num_images)
+        rows = []
+        for number in [workers[0], *workers]:
+            # The first one fills the cache of the ground truth and is not counted.
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, spawn) as pool:
+                run = pool.submit(_measure, case, number, folder).result()
+            rows.append([number, *_cells(run, num_images)])
+    head = ["workers", "load, s", "match, s", "images/s", "score, s"]
+    head += ["memory, half", "memory, all", "worker"]
+    table = tabulate(rows[1:], head, "github")
+    first = rows[0][1]
+    return (
+        f"{num_images} images of {height}x{width}, {num_predictions} predictions each; memory in MB"
+        " above that of the process before\nFirst time, decoding the ground truth on all cores:"
+        f" {first} s\n\n{table}"
+    )
+
+
+def _cells(run: Run, num_images: int) -> list[str]:
+    memory = [f"{size / _MEGABYTE:.0f}" for size in (run.half, run.growth, run.worker)]
+    seconds = [f"{run.load:.2f}", f"{run.process:.1f}", f"{num_images / run.process:.1f}"]
+    return [*seconds, f"{run.evaluate:.1f}", *memory]
+
+
+def _repeat(case: Case, num_images: int) -> Case:
+    """Give the scenes more names."""
+    images, truth_files = [], []
+    for index in range(num_images):
+        source = case.truth_files[index % len(case.images)]
+        city = source.parent.name
+        name = source.parent / f"{city}_{100000 + index}_000019_gtFine_instanceIds.png"
+        name.hardlink_to(source)
+        truth_files.append(name)
+        images.append(f"/none/{city}/{city}_{100000 + index}_000019_leftImg8bit.png")
+    raw = [case.raw[index % len(case.raw)] for index in range(num_images)]
+    return replace(case, images=images, truth_files=truth_files, raw=raw)
+
+
+def _measure(case: Case, num_workers: int, folder: str) -> Run:
+    """Score everything once."""
+    torch.set_num_threads(1)
+    os.environ[CACHE_VARIABLE] = str(Path(folder) / "cache")
+    register(case.images, case.gt_dir)
+    evaluator = CityscapesInstanceEvaluator(DATASET, Path(folder) / "inference", num_workers)
+    # One image, so that whatever is loaded on first use is not taken for growth.
+    to_image_scale(case.instances(0), *case.size)
+    before = _peak()
+    start = time.perf_counter()
+    evaluator.reset()
+    evaluator.load_ground_truth()
+    loaded = time.perf_counter()
+    half = before
+    for index, image in enumerate(case.images):
+        unpasted = to_image_scale(case.instances(index), *case.size)
+        evaluator.process([{"file_name": image}], [{"instances": unpasted}])
+        if index == len(case.images) // 2:
+            half = _peak()
+    matched = time.perf_counter()
+    evaluator.evaluate()
+    end = time.perf_counter()
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return Run(
+        load=loaded - start,
+        process=matched - loaded,
+        evaluate=end - matched,
+        growth=_peak() - before,
+        half=half - before,
+        worker=worker if num_workers else 0,
+    )
+
+
+def _peak() -> int:
+    """Largest resident memory of this process so far, in bytes; Linux."""
+    # Unlike getrusage's number it does not start with the memory of the parent.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
