@@ -148,9 +148,15 @@ class Recipe:
         command = self._tool(
             *("cluster_anchors.py", "--dataset", cfg.DATASETS.TRAIN[0]),
             *("--config-file", self._config_dir / CONFIGS["anchors"]),
+            # As many as the stage has in its config: another number would not fit its RPN.
+            *("--num-sizes", len(cfg.MODEL.RPN.IN_FEATURES)),
+            *("--num-ratios", len(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS[0])),
             *("--output", folder / "anchors.yaml", *self._opts),
         )
-        kept = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "DATASETS.TRAIN")
+        kept = (
+            *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "DATASETS.TRAIN"),
+            *("MODEL.RPN.IN_FEATURES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
+        )
         settings = {key: value for key, value in flatten(cfg).items() if key in kept}
         data = cfg.DATASETS.TRAIN[0]
         images = len(training_dicts(cfg))
