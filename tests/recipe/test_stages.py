@@ -52,8 +52,8 @@ def test_every_step_hands_on(tmp_path: Path) -> None:
     assert "INCLUDE" not in said("stage_1")
     assert said("anchors")["--output"] == anchors
     assert said("anchors")["--dataset"] == "cityscapes_instance_train"
-    # Five levels, three ratios: as in stage_2_tuned.yaml.
-    assert (said("anchors")["--num-sizes"], said("anchors")["--num-ratios"]) == ("5", "3")
+    # Three levels and ratios: as in the demo's stage_2_tuned.yaml.
+    assert (said("anchors")["--num-sizes"], said("anchors")["--num-ratios"]) == ("3", "3")
     assert said("search")["MODEL.WEIGHTS"] == weights["stage_1"]
     assert said("search")["INCLUDE"] == str((anchors,))
     assert said("search")["--trials"] == "3"
