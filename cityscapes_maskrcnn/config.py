@@ -165,14 +165,12 @@ def _add_search_config(cfg: CfgNode) -> None:
     space.kmeans_anchors = _parameter("categorical", choices=(True, False), enabled=False)
 
     # ---- Pruning: ending a trial early when its score after an evaluation is low ---------------
-    # The first trials that finish are never pruned, so that there is something to compare with.
+    # Successive halving: of all trials that came so far, the best 1 / REDUCTION go on; asked after
+    # MIN_EVALUATIONS evaluations, REDUCTION times as many, REDUCTION ^ 2 times, ... The more often
+    # trials are evaluated (TEST.EVAL_PERIOD), the earlier a bad one ends.
     cfg.SEARCH.PRUNER = CfgNode()
-    cfg.SEARCH.PRUNER.STARTUP_TRIALS = 4
-    # Evaluations after which a trial is never pruned: its first ones may say little.
-    cfg.SEARCH.PRUNER.WARMUP_EVALUATIONS = 0
-    # A trial goes on if its best score so far is among this share, in percent, of the scores
-    # that the completed trials had after as many iterations. 50: the median.
-    cfg.SEARCH.PRUNER.KEEP_PERCENT = 50.0
+    cfg.SEARCH.PRUNER.MIN_EVALUATIONS = 1
+    cfg.SEARCH.PRUNER.REDUCTION = 4
 
     # ---- Running trials -----------------------------------------------------------------------
     # Draws of the sampler follow from SEED and the number of the trial, whoever runs it.

@@ -61,6 +61,8 @@ def test_stage_2_search_against_stage_1() -> None:
         "SOLVER.EPOCHS": 5,
         "SOLVER.BASE_LR": 4e-5,
         "SOLVER.WARMUP_ITERS": 46,
+        "TEST.EVAL_EPOCHS": 0,
+        "TEST.EVAL_PERIOD": 47,
         "TEST.VALIDATION_LOSS": False,
     }
 

@@ -196,17 +196,9 @@ class Worker:
 
     def _run_one(self, budget: int) -> None:
         started: list[int] = []
-        lost: list[optuna.exceptions.StorageInternalError] = []
 
         def objective(trial: optuna.Trial) -> float:
             started.append(trial.number)
-            try:
-                return train(trial)
-            except optuna.exceptions.StorageInternalError as error:
-                lost.append(error)
-                raise
-
-        def train(trial: optuna.Trial) -> float:
             trial.set_user_attr(WORKER, this_process())
             if self._is_surplus(trial.number, budget):
                 trial.set_user_attr(SURPLUS, True)
@@ -223,9 +215,9 @@ class Worker:
             logger.info("Trial %d was given back; the same command goes on with it", started[0])
             raise
         except Exception as error:
+            lost = _storage_error(error)
             if lost:
-                # Optuna 5 fails in a way of its own when it cannot store how a trial ended.
-                raise lost[0] from lost[0].__cause__
+                raise lost from lost.__cause__
             taken = isinstance(error, (ValueError, optuna.exceptions.UpdateFinishedTrialError))
             if not (taken and started and self._trial(started[0]).state.is_finished()):
                 raise
@@ -372,6 +364,18 @@ def _retry_history(trial: FrozenTrial) -> list[int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return RetryHeartbeatStaleTrialCallback.retry_history(trial)
+
+
+def _storage_error(error: BaseException | None) -> optuna.exceptions.StorageInternalError | None:
+    """Find the failure of the database behind another.
+
+    Optuna 5 stumbles over its own variables when it cannot store how a trial ended.
+    """
+    while error is not None:
+        if isinstance(error, optuna.exceptions.StorageInternalError):
+            return error
+        error = error.__context__
+    return None
 
 
 def _once(call: Callable[[int, float], bool]) -> Callable[[int, float], bool]:

@@ -13,7 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
-from optuna.pruners import BasePruner, NopPruner, PercentilePruner
+from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 
 from cityscapes_maskrcnn.engine.epochs import resolve_epochs, training_dicts
 from cityscapes_maskrcnn.recipe.sampler import SeededByTrial
@@ -78,7 +78,7 @@ def tune(
             space,
             _shared(yaml.safe_load(text)),
             SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
-            _pruner(cfg, period) if prune else NopPruner(),
+            build_pruner(cfg, period) if prune and period else NopPruner(),
         )
         setup_logger(cfg.OUTPUT_DIR, name="cityscapes_maskrcnn", abbrev_name="cm")
         logger.info("Study %r in %s", study_name, without_password(url))
@@ -110,10 +110,8 @@ def _check(cfg: CfgNode, budget: int) -> tuple[int, int]:
         )
     if cfg.SEARCH.HEARTBEAT_SECONDS < 1 or cfg.SEARCH.MAX_FAILURES < 1:
         raise InputError("SEARCH.HEARTBEAT_SECONDS and SEARCH.MAX_FAILURES must be at least 1")
-    if not 0 <= cfg.SEARCH.PRUNER.KEEP_PERCENT <= 100:
-        raise InputError(
-            f"SEARCH.PRUNER.KEEP_PERCENT {cfg.SEARCH.PRUNER.KEEP_PERCENT}: from 0 to 100"
-        )
+    if cfg.SEARCH.PRUNER.MIN_EVALUATIONS < 1 or cfg.SEARCH.PRUNER.REDUCTION < 2:
+        raise InputError("SEARCH.PRUNER: MIN_EVALUATIONS must be at least 1, REDUCTION at least 2")
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not Path(weights).is_file():
         raise InputError(f"MODEL.WEIGHTS {weights}: no such file; train the stage before first")
@@ -124,12 +122,16 @@ def _check(cfg: CfgNode, budget: int) -> tuple[int, int]:
     return trial.SOLVER.MAX_ITER, trial.TEST.EVAL_PERIOD
 
 
-def _pruner(cfg: CfgNode, period: int) -> BasePruner:
-    pruner = cfg.SEARCH.PRUNER
-    return PercentilePruner(
-        pruner.KEEP_PERCENT,
-        n_startup_trials=pruner.STARTUP_TRIALS,
-        n_warmup_steps=pruner.WARMUP_EVALUATIONS * period + 1,
+def build_pruner(cfg: CfgNode, period: int) -> BasePruner:
+    """Build the pruner that ``SEARCH.PRUNER`` describes.
+
+    Args:
+        cfg: the config.
+        period: iterations between two evaluations.
+    """
+    return SuccessiveHalvingPruner(
+        min_resource=cfg.SEARCH.PRUNER.MIN_EVALUATIONS * period,
+        reduction_factor=cfg.SEARCH.PRUNER.REDUCTION,
     )
 
 

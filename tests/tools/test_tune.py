@@ -149,7 +149,7 @@ def test_thresholds_in_the_wrong_order(config: Path, small_root: Path, tmp_path:
         ([], "", 0, "--trials 0: at least 1"),
         (["MODEL.WEIGHTS", "s/model_final.pth"], "", 2, "s/model_final.pth: no such file; train"),
         (["DATASETS.TEST", "()"], "", 2, "a search needs one dataset to score on"),
-        (["SEARCH.PRUNER.KEEP_PERCENT", "101.0"], "", 2, "KEEP_PERCENT 101.0: from 0 to 100"),
+        (["SEARCH.PRUNER.REDUCTION", "1"], "", 2, "REDUCTION at least 2"),
         (["SEARCH.MAX_FAILURES", "0"], "", 2, "must be at least 1"),
     ],
 )

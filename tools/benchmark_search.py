@@ -1,0 +1,60 @@
+#!/usr/bin/env python
+"""Measure what pruning saves: run recorded trials again with it, in many orders."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tabulate import tabulate
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.recipe.pruning_replay import (
+    recorded_curves,
+    replay_orders,
+    simulated_curves,
+    summary,
+)
+from cityscapes_maskrcnn.recipe.storage import open_study, storage_url
+from cityscapes_maskrcnn.recipe.tuning import build_pruner
+from cityscapes_maskrcnn.utils.run import run_tool
+
+EXAMPLES = """
+examples:
+  record the learning curves once, then replay them with the pruner of the config:
+    tools/tune.py --config-file configs/demo/stage_2_search.yaml --study curves --trials 20 \\
+        --no-prune OUTPUT_DIR output/curves TEST.EVAL_PERIOD 6 SEARCH.RANDOM_TRIALS 20
+    tools/benchmark_search.py --storage output/curves/search.db --study curves
+  another pruner:
+    tools/benchmark_search.py --storage output/curves/search.db --study curves \\
+        SEARCH.PRUNER.REDUCTION 3
+  without a recorded study, on simulated learning curves of 42 trials, 10 evaluations each:
+    tools/benchmark_search.py --simulated 42
+"""
+
+
+def main() -> None:
+    """Read the curves, replay, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--storage", metavar="URL", help="of the recorded study")
+    source.add_argument("--simulated", type=int, metavar="N", help="simulate N trials instead")
+    parser.add_argument("--study", default="search", help="its name (default: search)")
+    parser.add_argument("--orders", type=int, default=200, help="random orders (default: 200)")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys of SEARCH.PRUNER")
+    args = parser.parse_args()
+    cfg = build_config("", args.opts)
+    if args.simulated:
+        curves = simulated_curves(args.simulated)
+    else:
+        with open_study(storage_url(args.storage), args.study) as study:
+            curves = recorded_curves(study.get_trials(deepcopy=False))
+    replays = replay_orders(curves, lambda: build_pruner(cfg, min(curves[0])), args.orders)
+    print(f"{len(curves)} trials of {max(curves[0])} iterations, with pruning / without")
+    print(tabulate(summary(replays), tablefmt="plain"))
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
