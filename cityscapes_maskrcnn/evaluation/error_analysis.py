@@ -45,6 +45,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     ImageMatches,
     IntArray,
     Prediction,
+    common_pixels,
 )
 from cityscapes_maskrcnn.evaluation.masks import CroppedMask
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -60,7 +61,6 @@ OCCLUSION_LIMITS: Final = {"none": 0.0, "partial": 0.01, "heavy": 0.35}
 _NOT_COUNTED, _FALSE, _TRUE = -1, 0, 1  # verdicts
 _DUPLICATE, _WRONG_CLASS, _POOR_MASK, _BACKGROUND = range(len(CAUSES))
 _NUM_CLASSES: Final = len(THING_CLASSES)
-_FIRST: Final = 2  # of the codes of instances in GroundTruth.codes
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _verdicts(matches: ImageMatches) -> IntArray:
 def _covered_by(truth: GroundTruth, masks: Sequence[CroppedMask]) -> IntArray:
     """Index of the ground truth of any class that each mask covers, -1 where there is none."""
     areas = np.array([mask.area() for mask in masks], dtype=np.int64)
-    common = _common_pixels(truth, masks)
+    common = common_pixels(truth, masks)
     overlaps = common / (truth.areas + areas[:, None] - common)
     # A first column stands for no ground truth: it wins where no other exceeds the threshold.
     overlaps = np.concatenate([np.full((len(masks), 1), IOU_THRESHOLD), overlaps], axis=1)
@@ -298,19 +298,7 @@ def _occlusions(truth: GroundTruth, objects: IntArray) -> FloatArray:
         for (x0, y0), (width, height) in zip(boxes[:, :2].tolist(), sizes.tolist(), strict=True)
     ]
     is_closer = truth.boxes[:, 3] > boxes[:, 3:]
-    return (_common_pixels(truth, filled) * is_closer).sum(axis=1) / sizes.prod(axis=1)
-
-
-def _common_pixels(truth: GroundTruth, masks: Sequence[CroppedMask]) -> IntArray:
-    """Count the pixels that each of N masks has in common with each ground truth: (N, K)."""
-    counts = np.zeros((len(masks), len(truth.ids)), dtype=np.int64)
-    for row, mask in enumerate(masks):
-        height, width = mask.bitmap.shape
-        window = truth.codes[mask.y0 : mask.y0 + height, mask.x0 : mask.x0 + width]
-        # Pixels off the mask are counted as code 0, which no instance has.
-        codes = (window * mask.bitmap).ravel()
-        counts[row] = np.bincount(codes, minlength=_FIRST + len(truth.ids))[_FIRST:]
-    return counts
+    return (common_pixels(truth, filled) * is_closer).sum(axis=1) / sizes.prod(axis=1)
 
 
 def _curve(

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
 import cv2
@@ -75,12 +74,6 @@ class GroundTruth:
     boxes: IntArray
     rles: tuple[bytes, ...]
 
-    @cached_property
-    def codes(self) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """The code of every pixel, shape (height, width); made when first asked for."""
-        lengths = np.diff(self.run_starts, append=self.height * self.width)
-        return np.repeat(self.run_codes, lengths).reshape(self.width, self.height).T
-
     @property
     def is_group(self) -> npt.NDArray[np.bool_]:
         """Which of the K are groups: several objects that could not be told apart."""
@@ -88,9 +81,8 @@ class GroundTruth:
 
     def instance_mask(self, index: int) -> RunMask:
         """Get the mask of instance ``index`` (0 to K - 1)."""
-        return _instance_mask(
-            self.run_starts, self.run_codes, _FIRST + index, self.height, self.width
-        )
+        size = self.height, self.width
+        return _mask_of(_FIRST + index, self.run_starts, self.run_codes, *size)
 
 
 @dataclass(frozen=True)
@@ -190,7 +182,7 @@ def ground_truth(instance_ids: npt.NDArray[Any]) -> GroundTruth:
     first = np.flatnonzero(np.append(True, run_codes[1:] != run_codes[:-1]))
     starts, run_codes = starts[first], run_codes[first]
     masks = [
-        _instance_mask(starts, run_codes, code, height, width)
+        _mask_of(code, starts, run_codes, height, width)
         for code in range(_FIRST, _FIRST + len(chosen))
     ]
     return GroundTruth(
@@ -260,24 +252,33 @@ def match_image(truth: GroundTruth, predictions: Sequence[Prediction]) -> ImageM
     )
 
 
-def _instance_mask(
-    run_starts: npt.NDArray[np.integer[Any]],
-    run_codes: npt.NDArray[np.unsignedinteger[Any]],
-    code: int,
-    height: int,
-    width: int,
+def _mask_of(
+    code: int, starts: npt.NDArray[Any], codes: npt.NDArray[Any], height: int, width: int
 ) -> RunMask:
-    runs = np.flatnonzero(run_codes == code)
-    ends = np.append(run_starts, height * width)[runs + 1]
-    return RunMask(run_starts[runs].astype(np.int64), ends.astype(np.int64), height)
+    runs = np.flatnonzero(codes == code)
+    ends = np.append(starts, height * width)[runs + 1]
+    return RunMask(starts[runs].astype(np.int64), ends.astype(np.int64), height)
+
+
+def common_pixels(truth: GroundTruth, masks: Sequence[Mask]) -> IntArray:
+    """Count the pixels that masks have in common with every ground truth of an image.
+
+    Args:
+        truth: of the image.
+        masks: N masks inside its frame; they may overlap.
+
+    Returns:
+        Shape (N, K).
+
+    Raises:
+        InputError: a mask does not lie inside the frame.
+    """
+    runs = [to_runs(mask, truth.height, truth.width) for mask in masks]
+    return _count_codes(truth, runs)[:, _FIRST:]
 
 
 def _count_codes(truth: GroundTruth, masks: Sequence[RunMask]) -> IntArray:
-    """Count the pixels of every code under every mask.
-
-    Returns:
-        Shape (len(masks), 2 + K).
-    """
+    """Count the pixels of every code of :class:`GroundTruth` under N masks, shape (N, 2 + K)."""
     num_codes = _FIRST + len(truth.ids)
     none = np.zeros(0, dtype=np.int64)
     starts = np.concatenate([none, *(mask.starts for mask in masks)])

@@ -15,6 +15,7 @@ from PIL import Image
 
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     OVERLAPS,
+    GroundTruth,
     Prediction,
     average_precision,
     averages,
@@ -34,6 +35,12 @@ INSTANCE_IDS = [24, 25, 26, 27, 28, 31, 32, 33]
 def mask(y0: int, y1: int, x0: int, x1: int) -> CroppedMask:
     """A filled rectangle; y1 and x1 are exclusive."""
     return CroppedMask(x0, y0, np.ones((y1 - y0, x1 - x0), dtype=bool))
+
+
+def codes(truth: GroundTruth) -> np.ndarray:
+    """The runs as an image."""
+    lengths = np.diff(truth.run_starts, append=truth.height * truth.width)
+    return np.repeat(truth.run_codes, lengths).reshape(truth.width, truth.height).T
 
 
 @pytest.fixture
@@ -308,20 +315,20 @@ def test_ground_truth_holds_boxes_areas_and_masks() -> None:
     assert truth.boxes.tolist() == [[2, 2, 3, 3], [1, 1, 5, 3], [0, 4, 1, 5]]
     assert truth.is_group.tolist() == [True, False, False]
     assert truth.instance_mask(1).bitmap.tolist() == [[True] * 4, [True, False, True, True]]
-    assert truth.codes.dtype == np.uint8
-    np.testing.assert_array_equal(truth.codes == 1, ids == 0)
+    assert truth.run_codes.dtype == np.uint8
+    np.testing.assert_array_equal(codes(truth) == 1, ids == 0)
 
 
 def test_void_is_every_ignored_label_id_but_no_instance_id() -> None:
     ids = np.array([[label.id for label in labels if label.id >= 0] + [29000]], dtype=np.uint16)
-    void = ground_truth(ids).codes[0] == 1
+    void = codes(ground_truth(ids))[0] == 1
     assert ids[0, void].tolist() == [0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30]
 
 
 def test_more_instances_than_a_byte_holds() -> None:
     ids = np.repeat(24000 + np.arange(400, dtype=np.uint16), 100).reshape(400, 100)
     truth = ground_truth(ids)
-    assert truth.codes.dtype == np.uint16
+    assert truth.run_codes.dtype == np.uint16
     predictions = [Prediction(crop_mask(ids == 24399), PERSON, 0.5)]
     matches = match_image(truth, predictions)
     assert matches.targets.tolist() == [399]
