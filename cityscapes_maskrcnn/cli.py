@@ -242,6 +242,8 @@ def _merge_file(cfg: CfgNode, config_file: Path) -> None:
         raise InputError(f"{config_file} is not plain yaml: {error}") from error
     except OSError as error:
         raise InputError(f"{config_file}: cannot be read: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{config_file}: its _BASE_ leads back to itself") from error
     except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
         raise InputError(_explain(cfg, error, str(config_file))) from error
 

@@ -71,6 +71,7 @@ def test_the_saved_config_needs_no_other_file(files: Path) -> None:
         ("SEED: !!python/object/apply:os.getcwd []", None, "bad.yaml is not plain yaml"),
         ("SEED: many", None, "bad.yaml: Type mismatch"),
         ("[1, 2]", None, "bad.yaml: "),
+        ("_BASE_: bad.yaml", None, "bad.yaml: its _BASE_ leads back to itself"),
         ("INCLUDE: ['best.yaml']", None, "bad.yaml: an included file cannot include others"),
     ],
 )

@@ -53,7 +53,7 @@ from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
 from cityscapes_maskrcnn.engine.test_time_augmentation import with_test_time_augmentation
 from cityscapes_maskrcnn.engine.unsupported import refuse_unsupported
-from cityscapes_maskrcnn.engine.validation import ValidationLoss
+from cityscapes_maskrcnn.engine.validation import ValidationLoss, check_validation
 from cityscapes_maskrcnn.modeling.freezing import format_parts, freeze_fpn, trainable_parts
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
@@ -77,6 +77,9 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         refuse_unsupported(cfg)
+        check_validation(cfg)
+        if cfg.SOLVER.IMS_PER_BATCH < 1:
+            raise InputError(f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}: at least 1")
         if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
             raise InputError(
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared equally by "
@@ -110,6 +113,8 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             # What cannot be scored shall be told now, not after the first epoch.
             self.build_evaluator(cfg, name)
+        if cfg.DATASETS.TEST and cfg.TEST.AUG.ENABLED:
+            with_test_time_augmentation(cfg, model)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load ``MODEL.WEIGHTS``, or everything from the last checkpoint of ``OUTPUT_DIR``.
@@ -186,21 +191,13 @@ class Trainer(DefaultTrainer):
         """Build the hooks, in the order in which they run."""
         cfg = self.cfg
         main_process = comm.is_main_process()
-        validation = cfg.TEST.VALIDATION_LOSS
-        if not validation and (
-            cfg.SOLVER.EARLY_STOPPING.ENABLED or isinstance(self.scheduler, ReduceLROnPlateau)
-        ):
-            raise InputError(
-                "SOLVER.EARLY_STOPPING and ReduceLROnPlateau watch the validation loss: set "
-                "TEST.VALIDATION_LOSS True"
-            )
         built: list[HookBase | None] = [
             SeedEveryStep(self.seed),
             CheckFrozen() if main_process else None,
             hooks.IterationTimer(),
             AverageNormStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
             ValidationLoss(cfg.TEST.EVAL_PERIOD, partial(self.build_validation_loader, cfg))
-            if validation
+            if cfg.TEST.VALIDATION_LOSS
             else None,
             # What acts on the validation loss comes after it and before the checkpoint.
             PlateauSchedule(self.scheduler)

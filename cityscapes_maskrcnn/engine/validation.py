@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -16,7 +17,28 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from cityscapes_maskrcnn.utils.errors import InputError
+
 PREFIX = "validation/"
+
+
+def check_validation(cfg: CfgNode) -> None:
+    """Make sure that the validation loss is measured where a run needs it, and can be.
+
+    Raises:
+        InputError: it is not, or there is no dataset to measure it on.
+    """
+    plateau = cfg.SOLVER.LR_SCHEDULER_NAME == "ReduceLROnPlateau"
+    if (plateau or cfg.SOLVER.EARLY_STOPPING.ENABLED) and not cfg.TEST.VALIDATION_LOSS:
+        raise InputError(
+            "SOLVER.EARLY_STOPPING and ReduceLROnPlateau watch the validation loss: set "
+            "TEST.VALIDATION_LOSS True"
+        )
+    if cfg.TEST.VALIDATION_LOSS and not cfg.DATASETS.TEST:
+        raise InputError(
+            "TEST.VALIDATION_LOSS is measured on DATASETS.TEST, which is empty: name a dataset, or "
+            "set TEST.VALIDATION_LOSS False"
+        )
 
 
 @contextmanager

@@ -53,8 +53,8 @@ class Parameter:
         if self.type == "categorical":
             return value in self.choices
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        whole = number and (self.type == "float" or value == int(value))
-        return whole and self.low <= value <= self.high
+        inside = number and self.low <= value <= self.high
+        return inside and (self.type == "float" or value == int(value))
 
     def __str__(self) -> str:
         if self.type == "categorical":
@@ -113,12 +113,16 @@ class SearchSpace:
             unknown = [key.upper() for key in fields if key not in Parameter.__annotations__]
             if unknown:
                 raise InputError(f"{where}.{unknown[0]}: there is no such key")
-            fields["choices"] = tuple(fields.get("choices", ()))
+            choices = fields.get("choices", ())
+            if not isinstance(choices, (list, tuple)):
+                raise InputError(f"{where}.CHOICES must be a list, not {choices!r}")
+            fields["choices"] = tuple(choices)
             for bound in ("low", "high"):
                 # Plain yaml reads 1e-5 as text; only 1.0e-5 is a number to it.
                 with suppress(ValueError, TypeError):
                     fields[bound] = float(fields.get(bound, 0.0))
             parameters[name] = Parameter(**fields)
+            _check(name, parameters[name])
             if value is not None:
                 # A first value outside of a range that was made smaller is left out, not an error.
                 first.update({name: value} if parameters[name].contains(value) else {})

@@ -88,12 +88,12 @@ def join_study(
         study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
         for _ in range(20):
             # Whoever makes a study describes it a moment later.
-            if SPACE in study.user_attrs or study.get_trials(deepcopy=False):
+            if SPACE in study.user_attrs or _has_begun(study):
                 break
             time.sleep(0.1)
     there = study.user_attrs
     if SPACE not in there:
-        if study.get_trials(deepcopy=False):
+        if _has_begun(study):
             raise InputError(
                 f"study {name!r} was made by another program, which did not say what it searches; "
                 "take another --study"
@@ -118,6 +118,11 @@ def join_study(
             "cannot be compared; take another --study or the same config"
         )
     return study
+
+
+def _has_begun(study: optuna.Study) -> bool:
+    """Whether trials were run; the first one is queued before a study is described."""
+    return any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
 
 
 @dataclass

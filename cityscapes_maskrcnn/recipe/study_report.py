@@ -147,6 +147,8 @@ def parameter_importances(study: optuna.Study) -> tuple[dict[str, float], str]:
 def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
     """Turn the parameters of a trial into nested config keys.
 
+    With them comes ``DATASETS.TUNED_ON``, if the study says by which datasets they were chosen.
+
     Raises:
         InputError: its thresholds make no sense.
     """
@@ -161,6 +163,8 @@ def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
         for name in nodes:
             node = node.setdefault(name, {})
         node[leaf] = value
+    if nested and config.get("DATASETS.TEST"):
+        nested["DATASETS"] = {"TUNED_ON": list(config["DATASETS.TEST"])}
     return nested
 
 
@@ -177,11 +181,12 @@ def _fragment_text(
     lines = [
         f"The best of {len(finished_trials(study.trials))} trials of study {study.study_name!r}",
         f"in {where}: trial {best.number}, {label} {best.values[0]:.6g}.",
-        *(f"  {name}: {value}" for name, value in best.params.items()),
+        *(f"- {name}: {value}" for name, value in best.params.items()),
         *(f"No config key is known for: {', '.join(unused)}" for _ in unused[:1]),
         "Use: tools/train_net.py --config-file ... INCLUDE \"('best.yaml',)\"",
     ]
-    comment = "".join(f"# {' '.join(line.split()) if line[0] != ' ' else line}\n" for line in lines)
+    # Names and values of other programs may hold line breaks, which would end the comment.
+    comment = "".join(f"# {' '.join(line.split())}\n" for line in lines)
     return comment + yaml.safe_dump({**fragment, "VERSION": 2}, sort_keys=True)
 
 

@@ -61,6 +61,7 @@ def tune(
         Stopped: this process was asked to stop.
     """
     space = SearchSpace.from_config(cfg.SEARCH.PARAMETERS)
+    _check_keys(cfg, space)
     iterations, period = _check(cfg, budget)
     output = Path(cfg.OUTPUT_DIR)
     url = storage_url(storage or str(output / "search.db"))
@@ -98,6 +99,18 @@ def tune(
             "--output %s",
             *(without_password(url), study_name, cfg.OUTPUT_DIR),
         )
+
+
+def _check_keys(cfg: CfgNode, space: SearchSpace) -> None:
+    """Raise for a parameter that sets a key which the config does not have."""
+    for name, parameter in space.parameters.items():
+        node: Any = cfg
+        for part in parameter.key.split(".") if parameter.key else ():
+            node = node.get(part) if isinstance(node, CfgNode) else None
+        if node is None or (parameter.key and isinstance(node, CfgNode)):
+            raise InputError(
+                f"SEARCH.PARAMETERS.{name}.KEY {parameter.key}: there is no such config key"
+            )
 
 
 def _check(cfg: CfgNode, budget: int) -> tuple[int, int]:

@@ -15,7 +15,12 @@ from torch import nn
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.trainer import Trainer
-from cityscapes_maskrcnn.engine.validation import ValidationLoss, validation_losses
+from cityscapes_maskrcnn.engine.validation import (
+    ValidationLoss,
+    check_validation,
+    validation_losses,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
 
 HEIGHT, WIDTH = 64, 96
 NARROW = [
@@ -155,3 +160,21 @@ def test_measures_every_period_and_at_the_end(semantic_model: nn.Module) -> None
     assert [iteration for _, iteration in measured] == [2, 5, 7]
     assert len({loss for loss, _ in measured}) == 1
     assert "validation/loss_sem_seg" in storage.histories()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["DATASETS.TEST", "()"], "TEST.VALIDATION_LOSS is measured on DATASETS.TEST, which is em"),
+        (["TEST.VALIDATION_LOSS", "False"], "watch the validation loss: set TEST.VALIDATION_LOSS"),
+        (["SOLVER.IMS_PER_BATCH", "0", "SOLVER.EPOCHS", "0"], "SOLVER.IMS_PER_BATCH is 0: at lea"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_training(options: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Trainer(build_config("configs/stage_0_backbone.yaml", [*NARROW, *options]))
+
+
+def test_a_loss_that_is_not_asked_for_needs_no_dataset() -> None:
+    options = ["TEST.VALIDATION_LOSS", "False", "DATASETS.TEST", "()"]
+    check_validation(build_config("configs/stage_1_heads.yaml", options))

@@ -131,6 +131,8 @@ def test_a_space_is_widened_by_config() -> None:
         ({"x": {"KEY": "SEED", "TYPE": "real"}}, "x.TYPE 'real': it must be float, int or"),
         ({"x": {"KEY": "SEED", "LOWER": 1}}, "x.LOWER: there is no such key"),
         ({"x": {"KEY": "SEED", "TYPE": "categorical"}}, "x.CHOICES is empty"),
+        ({"x": {"KEY": "SEED", "CHOICES": 5}}, "x.CHOICES must be a list, not 5"),
+        ({"x": {"KEY": "SEED", "LOW": "few", "FIRST": 1}}, "LOW and HIGH must be numbers"),
         (
             {"x": {"KEY": "SEED", "TYPE": "categorical", "CHOICES": [[1]]}},
             "x.CHOICES: only numbers, strings, True and False",
@@ -170,3 +172,4 @@ def test_contains() -> None:
     assert not number.contains(True)
     assert not number.contains("0.5")
     assert not Parameter("int", 1, 3).contains(1.5)
+    assert not Parameter("int", 1, 3).contains(float("inf"))

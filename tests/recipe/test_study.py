@@ -273,6 +273,18 @@ def test_only_the_same_search_can_be_joined(worker: ModuleType, tmp_path: Path) 
     assert [trial.state for trial in after.trials] == [TrialState.WAITING]
 
 
+def test_a_study_whose_maker_was_killed_before_describing_it(
+    worker: ModuleType, tmp_path: Path
+) -> None:
+    url = storage_url(str(tmp_path / "s.db"))
+    study = optuna.create_study(study_name="search", storage=url, direction="maximize")
+    study.enqueue_trial(worker.space().first)
+    join(worker, url)
+    trials = read(tmp_path)
+    assert [trial.state for trial in trials] == [TrialState.WAITING]
+    assert optuna.load_study(study_name="search", storage=url).user_attrs.keys() >= {"search_space"}
+
+
 def test_studies_of_other_programs_are_not_joined(worker: ModuleType, tmp_path: Path) -> None:
     url = storage_url(str(tmp_path / "s.db"))
     study = optuna.create_study(study_name="search", storage=url)

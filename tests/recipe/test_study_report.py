@@ -144,7 +144,8 @@ def test_config_keys_of_a_widened_search(tmp_path: Path) -> None:
         }
     )
     study.set_user_attr(SPACE, space.to_json())
-    study.set_user_attr(CONFIG, {"MODEL.RPN.IOU_THRESHOLDS": [0.2, 0.7], "SEARCH.OBJECTIVE": "AP"})
+    config = {"MODEL.RPN.IOU_THRESHOLDS": [0.2, 0.7], "SEARCH.OBJECTIVE": "AP"}
+    study.set_user_attr(CONFIG, {**config, "DATASETS.TEST": ["cityscapes_instance_val_part3of4"]})
     study.optimize(lambda trial: float(len(space.suggest(trial))), n_trials=1)
     write_report(study, "memory", tmp_path)
     rate, positive = study.best_params.values()
@@ -152,7 +153,23 @@ def test_config_keys_of_a_widened_search(tmp_path: Path) -> None:
     assert fragment["SOLVER"] == {"BASE_LR": rate}
     # The other threshold is the one that its trials trained with.
     assert fragment["MODEL"]["RPN"]["IOU_THRESHOLDS"] == [0.2, positive]
+    # What trains with them carries on by what they were chosen.
+    assert fragment["DATASETS"] == {"TUNED_ON": ["cityscapes_instance_val_part3of4"]}
     assert "AP (%)" in (tmp_path / "report.md").read_text()
+
+
+def test_text_in_a_study_cannot_become_config_keys(tmp_path: Path) -> None:
+    study = optuna.create_study(study_name="s\nSEED: 1", direction="maximize")
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_categorical("note", ["a\nSEED: 2\nMODEL: {WEIGHTS: other.pth}"])
+        trial.suggest_categorical("x\nSEED: 3", [1])
+        return trial.suggest_float("fg_iou_thresh", 0.3, 0.7)
+
+    study.optimize(objective, n_trials=1)
+    write_report(study, "memory\nSEED: 4", tmp_path)
+    fragment = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert fragment == {**best_config(study, study.best_trial), "VERSION": 2}
 
 
 def test_one_trial(tmp_path: Path) -> None:

@@ -128,7 +128,8 @@ def test_the_report(searched: Path, tmp_path: Path) -> None:
     names = {Path(line).name for line in done.stdout.splitlines()}
     assert {"report.md", "trials.csv", "best.yaml", "history.png"} <= names
     best = yaml.safe_load((tmp_path / "r" / "best.yaml").read_text())
-    assert set(best) == {"MODEL", "SOLVER", "VERSION"}
+    assert set(best) == {"DATASETS", "MODEL", "SOLVER", "VERSION"}
+    assert best["DATASETS"] == {"TUNED_ON": ["cityscapes_instance_val"]}
 
     done = run("analyze_study.py", "--storage", url, "--study", "x", "--output", tmp_path / "n")
     assert "no study 'x'; it has: search" in last_line(done)
@@ -151,6 +152,10 @@ def test_thresholds_in_the_wrong_order(config: Path, small_root: Path, tmp_path:
         (["DATASETS.TEST", "()"], "", 2, "a search needs one dataset to score on"),
         (["SEARCH.PRUNER.REDUCTION", "1"], "", 2, "REDUCTION at least 2"),
         (["SEARCH.MAX_FAILURES", "0"], "", 2, "must be at least 1"),
+        (
+            ["SEARCH.PARAMETERS.fg_iou_thresh.KEY", "SOLVER.RATE"],
+            *("", 2, "fg_iou_thresh.KEY SOLVER.RATE: there is no such config key"),
+        ),
     ],
 )
 def test_bad_input(

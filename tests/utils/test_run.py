@@ -40,6 +40,17 @@ def test_a_path_that_cannot_be_used_is_one_line(
     assert capsys.readouterr().err == f"error: {tmp_path}/file/folder: Not a directory\n"
 
 
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        with Path("/dev/full").open("w") as file:
+            file.write("x")
+
+    assert run_tool(main) == 1
+    assert (
+        capsys.readouterr().err == "error: No space left on device: a file could not be written\n"
+    )
+
+
 def test_other_errors_are_defects_and_keep_their_traceback() -> None:
     def main(error: Exception) -> None:
         raise error
