@@ -17,8 +17,8 @@ def run_tool(main: Callable[[], int | None]) -> int:
 
     Returns:
         What ``main`` returned; 1 after an :class:`InputError`, whose message goes to stderr as one
-        line, and after a file system said no (no permission, a file where a folder should be, a full
-        disk); 130 after Ctrl-C. Every other exception is a defect and passes through.
+        line, and after a file system said no (no permission, a file where a folder should be, a
+        full disk); 130 after Ctrl-C. Every other exception is a defect and passes through.
     """
     try:
         return main() or 0
