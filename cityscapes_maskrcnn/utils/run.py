@@ -39,7 +39,9 @@ def one_line(error: InputError | OSError) -> str | None:
         None for an error of the operating system that concerns no file: not the user's to mend.
     """
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else None
+        # Renaming knows two files, of which the second has the name that the user gave.
+        file = error.filename2 or error.filename
+        return None if file is None else f"{file}: {error.strerror}"
     message = str(error)
     # torch's DataLoader raises an exception of a worker process anew with the worker's whole
     # traceback as its message; the original message is what follows the last class name.
