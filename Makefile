@@ -41,7 +41,7 @@ $(READY): setup.py $(CONSTRAINTS)
 	$(BIN)/pip install -q --no-compile $(PINS) 'setuptools<81' wheel ninja numpy torch torchvision
 	@# What else is needed is installed while Detectron2 compiles.
 	@$(if $(CONSTRAINTS),$(BIN)/pip install -q --no-compile -r $(CONSTRAINTS) & )others=$$!; \
-	  .ci/detectron2 build '$(DETECTRON2)' $(VENV) || exit 1; \
+	  .ci/detectron2 build '$(DETECTRON2)' $(VENV) || { $(if $(CONSTRAINTS),kill $$others;) exit 1; }; \
 	  $(if $(CONSTRAINTS),wait $$others)
 	DETECTRON2="file://$$(realpath $(VENV)/wheels/detectron2-*.whl)" \
 	  $(BIN)/pip install -q --no-compile --no-build-isolation $(PINS) -e '.[dev]'

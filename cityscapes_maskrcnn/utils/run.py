@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Callable
 
@@ -17,8 +16,8 @@ def run_tool(main: Callable[[], int | None]) -> int:
 
     Returns:
         What ``main`` returned; 1 after an :class:`InputError`, whose message goes to stderr as one
-        line, and after a file system said no (no permission, a file where a folder should be, a
-        full disk); 130 after Ctrl-C. Every other exception is a defect and passes through.
+        line, and after a file system said no (no permission, a file where a folder should be); 130
+        after Ctrl-C. Every other exception is a defect and passes through.
     """
     try:
         return main() or 0
@@ -40,10 +39,9 @@ def one_line(error: InputError | OSError) -> str | None:
         None for an error of the operating system that concerns no file: not the user's to mend.
     """
     if isinstance(error, OSError):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-            # A write that fails, unlike an open, does not know the name of its file.
-            return f"{error.strerror}: a file could not be written"
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else None
+        # Renaming knows two files, of which the second has the name that the user gave.
+        file = error.filename2 or error.filename
+        return None if file is None else f"{file}: {error.strerror}"
     message = str(error)
     # torch's DataLoader raises an exception of a worker process anew with the worker's whole
     # traceback as its message; the original message is what follows the last class name.

@@ -7,6 +7,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
 from cityscapes_maskrcnn.utils.run import run_tool
 
 
@@ -38,6 +39,14 @@ def test_a_path_that_cannot_be_used_is_one_line(
     (tmp_path / "file").touch()
     assert run_tool((tmp_path / "file" / "folder").mkdir) == 1
     assert capsys.readouterr().err == f"error: {tmp_path}/file/folder: Not a directory\n"
+
+    def write_over_a_folder() -> None:
+        with atomic_write(tmp_path, "w") as file:
+            file.write("scores")
+
+    # The temporary file that could not be renamed is nobody's concern.
+    assert run_tool(write_over_a_folder) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"
 
 
 def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
