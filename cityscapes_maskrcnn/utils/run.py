@@ -41,6 +41,9 @@ def one_line(error: InputError | OSError) -> str | None:
     if isinstance(error, OSError):
         # Renaming knows two files, of which the second has the name that the user gave.
         file = error.filename2 or error.filename
+        if file is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # A write that fails, unlike an open, does not know the name of its file.
+            return f"{error.strerror}: a file could not be written"
         return None if file is None else f"{file}: {error.strerror}"
     message = str(error)
     # torch's DataLoader raises an exception of a worker process anew with the worker's whole
