@@ -1,70 +1,59 @@
 #!/usr/bin/env python3
-"""Measure this project against Detectron2 and the official scripts, both in the same run."""
+"""Measure this project against Detectron2, torchvision and the official scripts, in one run."""
 
 from __future__ import annotations
 
 import argparse
 import platform
 import sys
-from collections.abc import Callable
+from pathlib import Path
 
 from cityscapes_maskrcnn.utils.parallel import available_cores
 from cityscapes_maskrcnn.utils.run import run_tool
 
-
-def evaluation(args: argparse.Namespace) -> str:
-    """Scoring, on one core."""
-    from cityscapes_maskrcnn.benchmarks.evaluation import benchmark_evaluation
-
-    return benchmark_evaluation(
-        args.images, args.predictions, args.height, args.width, args.repeats
-    )
+EXAMPLES = """
+examples:
+  benchmark.py evaluation --images 8
+  benchmark.py stage-0 --steps 6 SOLVER.IMS_PER_BATCH 2 INPUT.CROP.SIZE "[256,512]"
+"""
+STAGE_0 = Path(__file__).parents[1] / "configs" / "stage_0_backbone.yaml"
 
 
-def evaluation_flags(parser: argparse.ArgumentParser) -> None:
-    """Sizes of the generated case."""
-    parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--predictions", type=int, default=60, help="per image")
-    parser.add_argument("--height", type=int, default=1024, help="of the images, in pixels")
-    parser.add_argument("--width", type=int, default=2048, help="of the images, in pixels")
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="of `evaluation`: the median is shown"
-    )
+def run(args: argparse.Namespace) -> str:
+    """Run the chosen benchmark, importing only what it needs."""
+    if args.benchmark == "stage-0":
+        from cityscapes_maskrcnn.benchmarks.stage_0 import benchmark_stage_0
 
+        return benchmark_stage_0(str(STAGE_0), args.opts, args.steps)
+    case = (args.images, args.predictions, args.height, args.width)
+    if args.benchmark == "evaluation":
+        from cityscapes_maskrcnn.benchmarks.evaluation import benchmark_evaluation
 
-def evaluation_at_scale(args: argparse.Namespace) -> str:
-    """Scoring in worker processes: time and memory over many images."""
+        return benchmark_evaluation(*case, args.repeats)
     from cityscapes_maskrcnn.benchmarks.evaluation_at_scale import benchmark_scale
 
-    return benchmark_scale(args.images, args.predictions, args.height, args.width, args.workers)
-
-
-def scale_flags(parser: argparse.ArgumentParser) -> None:
-    """Sizes of the case, and how many workers."""
-    evaluation_flags(parser)
-    parser.set_defaults(images=500, predictions=100)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-
-
-# Name -> what it runs, and its flags. Imports wait until a benchmark is chosen.
-Benchmark = Callable[[argparse.Namespace], str]
-BENCHMARKS: dict[str, tuple[Benchmark, Callable[[argparse.ArgumentParser], None]]] = {
-    "evaluation": (evaluation, evaluation_flags),
-    "evaluation-at-scale": (evaluation_at_scale, scale_flags),
-}
+    return benchmark_scale(*case, args.workers)
 
 
 def main() -> None:
     """Parse, measure, print the table with the machine named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example: benchmark.py evaluation --images 8"
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     chosen = parser.add_subparsers(dest="benchmark", required=True)
-    for name, (run, add_flags) in BENCHMARKS.items():
-        add_flags(chosen.add_parser(name, help=run.__doc__, description=run.__doc__))
+    once = chosen.add_parser("evaluation", help="scoring, on one core")
+    once.add_argument("--repeats", type=int, default=5, help="the median of them is shown")
+    scale = chosen.add_parser("evaluation-at-scale", help="scoring in workers: time and memory")
+    scale.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    for each, images, predictions in ((once, 4, 60), (scale, 500, 100)):
+        each.add_argument("--images", type=int, default=images)
+        each.add_argument("--predictions", type=int, default=predictions, help="per image")
+        each.add_argument("--height", type=int, default=1024, help="of the images, in pixels")
+        each.add_argument("--width", type=int, default=2048, help="of the images, in pixels")
+    stage_0 = chosen.add_parser("stage-0", help="a training step, and its memory")
+    stage_0.add_argument("--steps", type=int, default=5, help="of each system; the median is shown")
+    stage_0.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
     args = parser.parse_args()
-    table = BENCHMARKS[args.benchmark][0](args)
-    print(f"{platform.processor() or platform.machine()}, {available_cores()} cores\n{table}")
+    print(f"{platform.processor() or platform.machine()}, {available_cores()} cores\n{run(args)}")
 
 
 if __name__ == "__main__":

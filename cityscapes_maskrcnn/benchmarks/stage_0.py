@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -177,8 +176,3 @@ def _table(times: dict[str, StepTimes], batch_size: int, size: tuple[int, ...]) 
         "peak memory",
     )
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-
-
-def default_config() -> Path:
-    """Find the recipe's own config, beside the package in a checkout."""
-    return Path(__file__).parents[2] / "configs" / "stage_0_backbone.yaml"
