@@ -188,9 +188,7 @@ def measure(case: Case, official: list[dict[str, Any]]) -> dict[str, Times]:
         timed(name, evaluator.load_ground_truth)
     for index, image in enumerate(case.images):
         inputs = [{"file_name": image}]
-        full = timed(
-            "paste", lambda index=index: detector_postprocess(case.instances(index), *case.size)
-        )
+        full = timed("paste", partial(detector_postprocess, case.instances(index), *case.size))
         outputs = [{"instances": full}]
         timed("write", partial(reference.process, inputs, outputs))
         timed("full masks", partial(ours["full masks"].process, inputs, outputs))
@@ -200,16 +198,7 @@ def measure(case: Case, official: list[dict[str, Any]]) -> dict[str, Times]:
             ("cached", ours["cached"]),
             ("everything", everything),
         ]:
-
-            def score(
-                evaluator: CityscapesInstanceEvaluator = evaluator,
-                index: int = index,
-                inputs: list[dict[str, str]] = inputs,
-            ) -> None:
-                unpasted = to_image_scale(case.instances(index), *case.size)
-                evaluator.process(inputs, [{"instances": unpasted}])
-
-            timed(name, score)
+            timed(name, partial(_process_unpasted, evaluator, case, index))
     scores = {name: timed(name, evaluator.evaluate) for name, evaluator in ours.items()}
     scores["everything"] = timed("everything", everything.evaluate)
     results = result_folder(reference)
@@ -226,6 +215,11 @@ def measure(case: Case, official: list[dict[str, Any]]) -> dict[str, Times]:
             if not np.array_equal(found["segm"][key], 100 * value, equal_nan=True):
                 raise InputError(f"{name}: {key} is {found['segm'][key]}, officially {100 * value}")
     return times
+
+
+def _process_unpasted(evaluator: CityscapesInstanceEvaluator, case: Case, index: int) -> None:
+    unpasted = to_image_scale(case.instances(index), *case.size)
+    evaluator.process([{"file_name": case.images[index]}], [{"instances": unpasted}])
 
 
 def _report(times: dict[str, Times], what: str) -> str:

@@ -51,7 +51,8 @@ def predict_from_truth(
     weights = np.sqrt(np.minimum(truth.areas, 5000).astype(np.float64))
     for index in range(number):
         if not len(truth.ids) or random.random() < 0.1:
-            width, height = np.exp(random.uniform(np.log(10), np.log(300), size=2))
+            largest = min(300, truth.height, truth.width)
+            width, height = np.exp(random.uniform(np.log(10), np.log(largest), size=2))
             x0 = random.uniform(0, truth.width - width)
             y0 = random.uniform(0, truth.height - height)
             box = np.array([x0, y0, x0 + width, y0 + height])

@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.parallel import available_cores, map_in_parallel
+from cityscapes_maskrcnn.utils.parallel import TaskQueue, available_cores, map_in_parallel
 
 
 def square_and_process(number: int) -> tuple[int, int]:
@@ -61,3 +62,44 @@ def test_workers_end_when_their_parent_is_killed():
     parent.send_signal(signal.SIGKILL)
     # The workers hold the other end of the pipe too: it closes when the last of them is gone.
     parent.communicate(timeout=20)
+
+
+def square_or_fail(number: int) -> int:
+    if number == 13:
+        raise InputError("13 is unlucky")
+    return number**2
+
+
+def process_id() -> int:
+    return os.getpid()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_task_queue_keeps_the_last_result_of_each_name(num_workers: int) -> None:
+    tasks = TaskQueue(num_workers)
+    for number in [*range(12), 3]:
+        tasks.put(str(number % 10), square_or_fail, number)
+    expected = {str(number): number**2 for number in range(10)} | {"0": 100, "1": 121, "3": 9}
+    assert tasks.results() == expected
+    tasks.put("more", square_or_fail, 2)
+    assert tasks.results() == {**expected, "more": 4}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_task_queue_raises_what_a_task_raised(num_workers: int) -> None:
+    tasks = TaskQueue(num_workers)
+    with pytest.raises(InputError, match="13 is unlucky"):
+        for number in range(40):
+            tasks.put(str(number), square_or_fail, number)
+    tasks.close()
+
+
+def test_task_queue_works_elsewhere_and_ends_its_processes() -> None:
+    tasks = TaskQueue(1, partial(os.nice, 1))
+    tasks.put("worker", process_id)
+    tasks.put("niceness", os.nice, 0)
+    results = tasks.results()
+    assert results["worker"] != os.getpid()
+    assert results["niceness"] == os.nice(0) + 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(results["worker"], 0)

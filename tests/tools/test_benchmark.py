@@ -1,0 +1,73 @@
+"""The benchmark tool on a tiny case: it compares the scores itself, so it can fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cityscapes_maskrcnn.benchmarks import evaluation
+from cityscapes_maskrcnn.benchmarks.evaluation import benchmark_evaluation
+from cityscapes_maskrcnn.benchmarks.evaluation_at_scale import benchmark_scale
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "benchmark.py"), *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+SMALL = ("--predictions", "12", "--height", "96", "--width", "192")
+
+
+def test_evaluation_prints_ratios_and_leaves_nothing(tmp_path: Path) -> None:
+    done = run(tmp_path, "evaluation", "--images", "2", "--repeats", "1", *SMALL)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| here")]
+    assert len(rows) == 5
+    # Times, then ratios to the other system.
+    assert all(float(row[1]) > 0 and row[4].strip().endswith("x") for row in rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_at_scale_has_a_row_for_every_number_of_workers() -> None:
+    row = benchmark_scale(9, 12, 96, 192, [1]).splitlines()[-1]
+    workers, _, _, images_per_second, *_ = [float(cell) for cell in row.split("|")[1:-1]]
+    assert workers == 1
+    assert images_per_second > 0
+
+
+def test_scores_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    real = evaluation.to_image_scale
+
+    def off_by_a_pixel(*arguments: object) -> object:
+        instances = real(*arguments)  # type: ignore[arg-type]
+        instances.pred_boxes.tensor[:, 0] += 1
+        return instances
+
+    monkeypatch.setattr(evaluation, "to_image_scale", off_by_a_pixel)
+    with pytest.raises(evaluation.InputError, match=r"first: AP.* is .*, officially"):
+        benchmark_evaluation(1, 12, 96, 192, 1)
+    assert Path.cwd() == tmp_path
+    assert "deeplearning" not in sys.modules
+
+
+def test_bad_numbers(tmp_path: Path) -> None:
+    with pytest.raises(evaluation.InputError, match="--images, .* must be 1 or more"):
+        benchmark_evaluation(0, 12, 96, 192, 1)
+    with pytest.raises(evaluation.InputError, match="--workers 0 or more"):
+        benchmark_scale(9, 12, 96, 192, [-1])
+    done = run(tmp_path, "evaluation", "--images", "few")
+    assert done.returncode == 2
+    assert "argument --images: invalid int value: 'few'" in done.stderr
