@@ -43,13 +43,15 @@ def setup_fails(folder: Path, *variables: str, **environment: str) -> str:
         ("nowhere.whl", "there is no such file"),
         ("junk.whl", "not a wheel of Detectron2"),
         ("other.whl", "not a wheel of Detectron2"),
+        ("detectron2-0.6-cp27-cp27mu-linux_x86_64.whl", "the wheel is for another Python"),
     ],
 )
 def test_a_place_without_detectron2(tmp_path: Path, place: str, reason: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk.whl").write_bytes(b"no zip file")
-    with zipfile.ZipFile(tmp_path / "other.whl", "w") as wheel:
-        wheel.writestr("another/__init__.py", "")
+    for name in ("other.whl", "detectron2-0.6-cp27-cp27mu-linux_x86_64.whl"):
+        with zipfile.ZipFile(tmp_path / name, "w") as wheel:
+            wheel.writestr(f"{name.partition('-')[0]}/__init__.py", "")
     if "+" not in place:
         place = str(tmp_path / place)
     line = setup_fails(tmp_path, f"DETECTRON2={place}")
