@@ -18,6 +18,7 @@ import numpy.typing as npt
 from zlib_ng import zlib_ng
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_MOST_PIXELS: Final = 2**27  # 64 times a Cityscapes image; a forged header may ask for any memory
 
 
 class GreyPng(NamedTuple):
@@ -45,13 +46,15 @@ def inflate_grey(data: bytes) -> GreyPng | None:
         or no PNG at all.
 
     Raises:
-        ValueError: the file is truncated or damaged.
+        ValueError: the file is truncated, damaged or absurdly large.
     """
     if data[:8] != _SIGNATURE or data[12:16] != b"IHDR" or len(data) < 33:
         return None
     width, height, depth, colour, *_, interlace = struct.unpack(">IIBBBBB", data[16:29])
     if colour or interlace or depth not in (8, 16):
         return None
+    if width * height > _MOST_PIXELS:
+        raise ValueError(f"it claims to have {width} x {height} pixels")
     parts = []
     position, kind = 8, b""
     while kind != b"IEND":

@@ -86,5 +86,5 @@ def _decode(file: Path, data: bytes) -> Image.Image:
             image.load()
             return image
     # A broken PNG is a SyntaxError for Pillow.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read {file} as an image: {error}") from error

@@ -149,13 +149,18 @@ def _grid(pixels: npt.NDArray[Any], begin: FloatArray, end: FloatArray) -> Float
 def _sample(
     probabilities: FloatArray, boxes: FloatArray, mask: IntArray, column: IntArray, row: IntArray
 ) -> FloatArray:
-    """Interpolate as Detectron2 does at single pixels, given by mask, column and row."""
+    """Interpolate as Detectron2 does at single pixels, given by mask (ascending), column and row."""
     grid_x = _grid(column, boxes[mask, 0], boxes[mask, 2])
     grid_y = _grid(row, boxes[mask, 1], boxes[mask, 3])
-    grid = torch.from_numpy(np.stack([grid_x, grid_y], axis=1)).reshape(-1, 1, 1, 2)
-    # A copy of the mask for every pixel: one call costs less than one for every mask.
-    source = torch.from_numpy(probabilities[mask])[:, None]
-    values: FloatArray = F.grid_sample(source, grid, align_corners=False).flatten().numpy()
+    grid = torch.from_numpy(np.stack([grid_x, grid_y], axis=1))
+    values = np.empty(len(mask), dtype=np.float32)
+    # One call a mask: an untrained mask head gives 0.5 nearly everywhere, so that there are
+    # millions of these pixels, too many for a copy of the mask each.
+    present, first = np.unique(mask, return_index=True)
+    for index, (begin, end) in zip(present, pairwise([*first, len(mask)]), strict=True):
+        source = torch.from_numpy(probabilities[None, None, index])
+        points = grid[begin:end].reshape(1, -1, 1, 2)
+        values[begin:end] = F.grid_sample(source, points, align_corners=False).flatten()
     return values
 
 
