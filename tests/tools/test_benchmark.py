@@ -64,7 +64,7 @@ def test_scores_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_bad_numbers(tmp_path: Path) -> None:
-    with pytest.raises(evaluation.InputError, match="--images, .* must be 1 or more"):
+    with pytest.raises(evaluation.InputError, match=r"--images, .* must be 1 or more"):
         benchmark_evaluation(0, 12, 96, 192, 1)
     with pytest.raises(evaluation.InputError, match="--workers 0 or more"):
         benchmark_scale(9, 12, 96, 192, [-1])
