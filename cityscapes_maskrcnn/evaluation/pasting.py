@@ -149,7 +149,7 @@ def _grid(pixels: npt.NDArray[Any], begin: FloatArray, end: FloatArray) -> Float
 def _sample(
     probabilities: FloatArray, boxes: FloatArray, mask: IntArray, column: IntArray, row: IntArray
 ) -> FloatArray:
-    """Interpolate as Detectron2 does at single pixels: by mask (ascending), column and row."""
+    """Interpolate as Detectron2 does at single pixels; masks (ascending), columns and rows."""
     grid_x = _grid(column, boxes[mask, 0], boxes[mask, 2])
     grid_y = _grid(row, boxes[mask, 1], boxes[mask, 3])
     grid = torch.from_numpy(np.stack([grid_x, grid_y], axis=1))
