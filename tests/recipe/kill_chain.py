@@ -74,16 +74,23 @@ def main() -> int:
     print(f"undisturbed: {length:.0f} s", flush=True)
     moments = random.Random(args.seed)
     for number in range(args.kills):
-        # Every start costs some seconds before anything is trained; so the moments lie late enough
-        # for progress, and early enough for all of them to come before the end.
         process = start(killed, words)
-        try:
-            status = process.wait(moments.uniform(0.05, 0.35) * length)
-            print(f"the chain ended with status {status} after {number} kills", flush=True)
+        if number % 2:
+            # Any moment; mostly while a process starts, which is most of a small chain's time.
+            end = time.monotonic() + moments.uniform(0.05, 0.35) * length
+            known: set[Path] | None = None
+        else:
+            # In the middle of a training: a moment after its next checkpoint.
+            end, known = time.monotonic() + length, set(killed.rglob("model_*.pth"))
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+            if known is not None and set(killed.rglob("model_*.pth")) - known:
+                end, known = time.monotonic() + moments.uniform(0, 5), None
+        if process.poll() is not None:
+            print(f"the chain ended with status {process.returncode} after {number} kills")
             break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
         for _ in range(100):
             if not left_over(killed):
                 break
