@@ -18,6 +18,8 @@ export MPLBACKEND = Agg
 # On CPUs, let waiting threads sleep soon: spinning for long, as by default, slows training tenfold
 # as soon as anything else runs on the same cores.
 export GOMP_SPINCOUNT = 10000
+# Where it is set, every start of a tool would compile torch and all else anew: 17 s instead of 7 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test lint clean
 help:

@@ -9,11 +9,17 @@ import multiprocessing
 import os
 import re
 import signal
+import warnings
 from collections.abc import Callable
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+with warnings.catch_warnings():
+    # Importing these calls torch.jit.script, which torch reports as deprecated.
+    warnings.simplefilter("ignore", FutureWarning)
+    import detectron2.modeling  # noqa: F401
 
 import torch
 import torch.multiprocessing

@@ -11,13 +11,22 @@ import argparse
 import sys
 
 from cityscapes_maskrcnn.data.synthetic import find_dataset, generate_dataset
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.run import count, run_tool
+
+EXAMPLES = """
+examples:
+  a small data set to try things with:
+    datasets/make_synthetic_cityscapes.py /tmp/streets --train 96 --val 24
+  the official size, with images for stage 0 and for a submission:
+    datasets/make_synthetic_cityscapes.py /tmp/large --train 80 --val 40 --test 8 \\
+        --train-extra 80 --height 1024 --width 2048
+"""
 
 
 def main() -> int | None:
     """Parse the command line and generate."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("root", help="folder in which cityscapes/ is made")
     parser.add_argument("--train", type=int, default=96, help="number of images (default: 96)")
@@ -27,7 +36,9 @@ def main() -> int | None:
     parser.add_argument("--height", type=int, default=256, help="rows of an image (default: 256)")
     parser.add_argument("--width", type=int, default=512, help="columns of an image (default: 512)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
-    parser.add_argument("--num-workers", type=int, help="processes (default: one per core)")
+    parser.add_argument(
+        "--num-workers", type=count, metavar="N", help="processes (default: one per core)"
+    )
     args = parser.parse_args()
     counts = {
         "train": args.train,

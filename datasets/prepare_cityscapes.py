@@ -10,7 +10,7 @@ from pathlib import Path
 from cityscapes_maskrcnn.data.annotations import dataset_root
 from cityscapes_maskrcnn.data.download import COARSE_PACKAGES, FINE_PACKAGES, download, unpack
 from cityscapes_maskrcnn.data.tree_check import check_tree, format_checks, tree_folder
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.run import count, run_tool
 
 EXAMPLES = """
 examples:
@@ -33,7 +33,7 @@ def main() -> int:
     add("--download", action="store_true", help="first fetch and unpack what is missing")
     add("--coarse", action="store_true", help="with --download: the coarse data too (46 GB more)")
     add("--allow-subset", action="store_true", help="accept other counts and image sizes")
-    add("--num-workers", type=int, metavar="N", help="processes (default: one per core)")
+    add("--num-workers", type=count, metavar="N", help="processes (default: one per core)")
     args = parser.parse_args()
 
     if args.download:
@@ -47,6 +47,8 @@ def main() -> int:
     checks = check_tree(folder, args.allow_subset, args.num_workers)
     print(folder, format_checks(checks), sep="\n")
     troubled = any(check.problems for check in checks)
+    if any(check.subset for check in checks):
+        print("\nA part of the official data, or generated data, is checked with --allow-subset.")
     print("\nThe tree is not in order." if troubled else "\nThe tree is in order.")
     return int(troubled)
 

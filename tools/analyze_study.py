@@ -14,7 +14,7 @@ from cityscapes_maskrcnn.utils.run import run_tool
 EXAMPLES = """
 examples:
   a search by tools/tune.py:
-    tools/analyze_study.py --storage sqlite:///output/search/search.db --study thresholds \\
+    tools/analyze_study.py --storage output/search/search.db --study thresholds \\
         --output output/search
   then train with what it found:
     tools/train_net.py --config-file configs/stage_2_tuned.yaml \\
@@ -30,7 +30,7 @@ def main() -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--storage", required=True, metavar="URL", help="sqlite:///FILE or postgresql://..."
+        "--storage", required=True, metavar="URL", help="an SQLite file, or postgresql://..."
     )
     parser.add_argument("--study", default="search", help="name of the study (default: search)")
     parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="for the report")

@@ -13,10 +13,10 @@ from cityscapes_maskrcnn.utils.run import run_tool
 
 EXAMPLES = """
 examples:
-  benchmark.py evaluation --images 8
-  benchmark.py stage-0 --steps 6 SOLVER.IMS_PER_BATCH 2 INPUT.CROP.SIZE "[256,512]"
+  tools/benchmark.py evaluation --images 8
+  tools/benchmark.py stage-0 --steps 6 SOLVER.IMS_PER_BATCH 2 INPUT.CROP.SIZE "[256,512]"
 """
-STAGE_0 = Path(__file__).parents[1] / "configs" / "stage_0_backbone.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def run(args: argparse.Namespace) -> str:
@@ -24,15 +24,14 @@ def run(args: argparse.Namespace) -> str:
     if args.benchmark == "stage-0":
         from cityscapes_maskrcnn.benchmarks.stage_0 import benchmark_stage_0
 
-        return benchmark_stage_0(str(STAGE_0), args.opts, args.steps)
+        return benchmark_stage_0(f"{CONFIGS}/stage_0_backbone.yaml", args.opts, args.steps)
     case = (args.images, args.predictions, args.height, args.width)
+    from cityscapes_maskrcnn.benchmarks import evaluation, evaluation_at_scale
+
     if args.benchmark == "evaluation":
-        from cityscapes_maskrcnn.benchmarks.evaluation import benchmark_evaluation
-
-        return benchmark_evaluation(*case, args.repeats)
-    from cityscapes_maskrcnn.benchmarks.evaluation_at_scale import benchmark_scale
-
-    return benchmark_scale(*case, args.workers)
+        return evaluation.benchmark_evaluation(*case, args.repeats)
+    model = (CONFIGS / "stage_1_heads.yaml", args.model_side)
+    return evaluation_at_scale.benchmark_scale(*case, args.workers, *model)
 
 
 def main() -> None:
@@ -43,9 +42,10 @@ def main() -> None:
     once = chosen.add_parser("evaluation", help="scoring, on one core")
     once.add_argument("--repeats", type=int, default=5, help="the median of them is shown")
     scale = chosen.add_parser("evaluation-at-scale", help="scoring in workers: time and memory")
-    scale.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    scale.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    scale.add_argument("--model-side", type=int, default=0, help="height of a model's images")
     for each, images, predictions in ((once, 4, 60), (scale, 500, 100)):
-        each.add_argument("--images", type=int, default=images)
+        each.add_argument("--images", type=int, default=images, help="scored")
         each.add_argument("--predictions", type=int, default=predictions, help="per image")
         each.add_argument("--height", type=int, default=1024, help="of the images, in pixels")
         each.add_argument("--width", type=int, default=2048, help="of the images, in pixels")

@@ -14,29 +14,25 @@ from cityscapes_maskrcnn.evaluation.result_files import (
     match_result_files,
 )
 from cityscapes_maskrcnn.utils.files import atomic_write
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.run import count, run_tool
 
 
 def main() -> None:
     """Match, average, print, and write the JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: evaluate_results.py --results results/ --gt-dir cityscapes/gtFine/val"
+        epilog="example: tools/evaluate_results.py --results results/ --gt-dir gtFine/val"
         " --coco --json scores.json",
     )
-    parser.add_argument("--results", required=True, help="folder with the text files and masks")
-    parser.add_argument(
-        "--gt-dir",
-        required=True,
-        help="a split's ground truth, such as gtFine/val; each of its images is scored",
-    )
-    parser.add_argument(
-        "--json", help="write the official averages here: fractions, null where a class is absent"
-    )
-    parser.add_argument("--num-workers", type=int, help="processes (default: one per core)")
-    parser.add_argument(
-        "--coco", action="store_true", help="print COCO-style scores too, from the same masks"
-    )
+    add = parser.add_argument
+    add("--results", required=True, metavar="DIR", help="folder with the text files and masks")
+    help_gt = "a split's ground truth, such as gtFine/val; each of its images is scored"
+    add("--gt-dir", required=True, metavar="DIR", help=help_gt)
+    help_json = "write the official averages here: fractions, null where a class is absent"
+    add("--json", metavar="FILE", help=help_json)
+    help_workers = "processes (default: one per core)"
+    add("--num-workers", type=count, metavar="N", help=help_workers)
+    add("--coco", action="store_true", help="print COCO-style scores too, from the same masks")
     args = parser.parse_args()
 
     coco = []

@@ -41,15 +41,14 @@ def main() -> int:
     args = parser.parse_args()
     if not args.check and not (args.output and args.config_file):
         parser.error("give --config-file and --output to predict, or --check to check")
-    if not args.check:
+    if not (args.check and args.image_list):
         from cityscapes_maskrcnn.cli import launch
-
+        from cityscapes_maskrcnn.engine.submission import expected_images
+    if not args.check:
         return launch(predict, args)
     if args.image_list:
         images = submission_check.read_image_list(args.image_list)
     else:
-        from cityscapes_maskrcnn.engine.submission import expected_images
-
         images = expected_images(args.dataset)
     violations = submission_check.check_submission(args.check, images)
     print(submission_check.format_violations(violations, None if args.list_all else 10))

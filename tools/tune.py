@@ -34,12 +34,14 @@ def main() -> int:
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="what a trial trains")
     parser.add_argument("--study", default="search", help="name of the study (default: search)")
-    help_storage = "database URL: sqlite:///FILE, postgresql://... (default: OUTPUT_DIR/search.db)"
+    help_storage = "postgresql://... or an SQLite file (default: OUTPUT_DIR/search.db)"
     parser.add_argument("--storage", default="", metavar="URL", help=help_storage)
     help_trials = "trials of the whole study, those of other workers included (default: 42)"
     parser.add_argument("--trials", type=int, default=42, metavar="N", help=help_trials)
     parser.add_argument("--no-prune", action="store_true", help="train every trial to its end")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes a trial (default: 1)")
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="processes a trial (default: 1)"
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, as in training")
     args = parser.parse_args()
 

@@ -7,7 +7,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,9 @@ import torch
 from tabulate import tabulate
 
 from cityscapes_maskrcnn.benchmarks.evaluation import DATASET, Case, make_case, register
+from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.array_cache import CACHE_VARIABLE
+from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.unpasted import to_image_scale
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -31,14 +33,18 @@ class Run:
 
     Attributes:
         load: seconds until the ground truth was there.
-        process: seconds until all images were handed over; but for a few, they are matched then.
+        model: seconds that the model took for all images; 0 without one.
+        process: seconds until all images were handed over, the model's included; but for a few,
+            they are matched then.
         evaluate: seconds for the last of them, the scores of all protocols and the error analysis.
-        growth: bytes, by how much the largest resident memory exceeded that before the evaluator.
+        growth: bytes, by how much the largest resident memory exceeded that before the evaluator,
+            when the model had predicted once.
         half: the same, when half of the images were done.
         worker: bytes, the largest resident memory of a worker, shared pages included.
     """
 
     load: float
+    model: float
     process: float
     evaluate: float
     growth: int
@@ -47,11 +53,19 @@ class Run:
 
 
 def benchmark_scale(
-    num_images: int, num_predictions: int, height: int, width: int, workers: Sequence[int]
+    num_images: int,
+    num_predictions: int,
+    height: int,
+    width: int,
+    workers: Sequence[int],
+    config_file: Path,
+    model_side: int = 0,
 ) -> str:
     """Score the same images once for every number of workers, each in a process of its own.
 
-    A few generated scenes are used again under other names; no model runs beside.
+    A few generated scenes are used again under other names. With a model, a Mask R-CNN with
+    random weights predicts before each image is scored, on one thread; what is scored are the
+    same prepared predictions as without.
 
     Args:
         num_images: scored.
@@ -59,6 +73,9 @@ def benchmark_scale(
         height: of the images in pixels.
         width: of the images in pixels.
         workers: numbers of worker processes to try; 0 is the calling process.
+        config_file: of the model.
+        model_side: height in pixels of the image that the model gets, half of its width; 0: no
+            model runs.
 
     Returns:
         A table.
@@ -66,32 +83,36 @@ def benchmark_scale(
     Raises:
         InputError: a number is out of range.
     """
-    if min(num_images, num_predictions) < 1 or min(workers) < 0:
-        raise InputError("--images and --predictions must be 1 or more, --workers 0 or more")
+    if min(num_images, num_predictions) < 1 or min(*workers, model_side) < 0:
+        raise InputError(
+            "--images and --predictions must be 1 or more, --workers and --model-side 0 or more"
+        )
     with tempfile.TemporaryDirectory(prefix="benchmark_evaluation_") as folder:
         case = make_case(Path(folder), min(_SCENES, num_images), num_predictions, height, width)
         case = _repeat(case, num_images)
         rows = []
-        for number in [workers[0], *workers]:
-            # The first one fills the cache of the ground truth and is not counted.
+        # The first one fills the cache of the ground truth and is not counted.
+        for number, side in [(workers[0], 0), *((number, model_side) for number in workers)]:
             spawn = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, spawn) as pool:
-                run = pool.submit(_measure, case, number, folder).result()
+                run = pool.submit(_measure, case, number, folder, config_file, side).result()
             rows.append([number, *_cells(run, num_images)])
-    head = ["workers", "load, s", "match, s", "images/s", "score, s"]
+    head = ["workers", "load, s", "model, s", "model and match, s", "images/s", "score, s"]
     head += ["memory, half", "memory, all", "worker"]
     table = tabulate(rows[1:], head, "github")
     first = rows[0][1]
     return (
         f"{num_images} images of {height}x{width}, {num_predictions} predictions each; memory in MB"
-        " above that of the process before\nFirst time, decoding the ground truth on all cores:"
+        " above that of the process before, with its model\n"
+        "First time, decoding the ground truth on all cores:"
         f" {first} s\n\n{table}"
     )
 
 
 def _cells(run: Run, num_images: int) -> list[str]:
     memory = [f"{size / _MEGABYTE:.0f}" for size in (run.half, run.growth, run.worker)]
-    seconds = [f"{run.load:.2f}", f"{run.process:.1f}", f"{num_images / run.process:.1f}"]
+    seconds = [f"{run.load:.2f}", f"{run.model:.1f}", f"{run.process:.1f}"]
+    seconds.append(f"{num_images / run.process:.1f}")
     return [*seconds, f"{run.evaluate:.1f}", *memory]
 
 
@@ -109,9 +130,27 @@ def _repeat(case: Case, num_images: int) -> Case:
     return replace(case, images=images, truth_files=truth_files, raw=raw)
 
 
-def _measure(case: Case, num_workers: int, folder: str) -> Run:
+def _build_model(config_file: Path, side: int) -> Callable[[], None]:
+    """Make what predicts one image."""
+    if not side:
+        return lambda: None
+    cfg = build_config(str(config_file), ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
+    model = Trainer.build_model(cfg).eval()
+    image = torch.randint(0, 256, (3, side, 2 * side), dtype=torch.uint8)
+
+    def predict() -> None:
+        with torch.no_grad():
+            model.inference([{"image": image}], do_postprocess=False)
+
+    return predict
+
+
+def _measure(case: Case, num_workers: int, folder: str, config_file: Path, model_side: int) -> Run:
     """Score everything once."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
+    predict = _build_model(config_file, model_side)
+    predict()
     os.environ[CACHE_VARIABLE] = str(Path(folder) / "cache")
     register(case.images, case.gt_dir)
     evaluator = CityscapesInstanceEvaluator(DATASET, Path(folder) / "inference", num_workers)
@@ -122,8 +161,11 @@ def _measure(case: Case, num_workers: int, folder: str) -> Run:
     evaluator.reset()
     evaluator.load_ground_truth()
     loaded = time.perf_counter()
-    half = before
+    half, model = before, 0.0
     for index, image in enumerate(case.images):
+        began = time.perf_counter()
+        predict()
+        model += time.perf_counter() - began
         unpasted = to_image_scale(case.instances(index), *case.size)
         evaluator.process([{"file_name": image}], [{"instances": unpasted}])
         if index == len(case.images) // 2:
@@ -134,6 +176,7 @@ def _measure(case: Case, num_workers: int, folder: str) -> Run:
     worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return Run(
         load=loaded - start,
+        model=model,
         process=matched - loaded,
         evaluate=end - matched,
         growth=_peak() - before,

@@ -113,7 +113,7 @@ def read_arrays(
         zlib.error,
     ) as e:
         if warn:
-            logger.warning("Ignoring the annotation cache %s, which cannot be read: %s", path, e)
+            logger.warning("Ignoring the cache file %s, which cannot be read: %s", path, e)
         return None
 
 
@@ -125,7 +125,7 @@ def write_arrays(path: Path, signature: str, arrays: Mapping[str, npt.NDArray[An
             np.savez(file, **contents)
     except OSError as error:
         logger.warning(
-            "The annotations cannot be cached in %s (%s), so that every start parses them again; "
+            "Nothing can be cached in %s (%s), so that every start reads all annotations again; "
             "set %s to a folder that can be written",
             path.parent,
             error,

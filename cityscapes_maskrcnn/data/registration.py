@@ -7,10 +7,16 @@ are registered again here, so that existing configs work.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+with warnings.catch_warnings():
+    # Importing these calls torch.jit.script, which torch reports as deprecated.
+    warnings.simplefilter("ignore", FutureWarning)
+    import fvcore.nn  # noqa: F401
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 

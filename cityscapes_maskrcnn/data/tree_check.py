@@ -19,6 +19,9 @@ from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 OFFICIAL_SIZE: Final = (1024, 2048)  # height, width
 
+# What Pillow raises for files that are no images, or claim to have any number of pixels.
+_BROKEN: Final = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
 
 class _Split(NamedTuple):
     """What the official release holds.
@@ -59,6 +62,7 @@ class SplitCheck(NamedTuple):
         official: number of images in the official release.
         problems: one line each, naming the file.
         note: why it is no trouble that the split is not there, or empty.
+        subset: there are problems that ``allow_subset`` would accept.
     """
 
     name: str
@@ -67,6 +71,19 @@ class SplitCheck(NamedTuple):
     official: int
     problems: tuple[str, ...]
     note: str = ""
+    subset: bool = False
+
+
+class _Files(NamedTuple):
+    """What was found in the files of one image.
+
+    Attributes:
+        problems: one line each, naming the file.
+        other_size: the image and its size, where that is whole but not the official one.
+    """
+
+    problems: list[str]
+    other_size: str
 
 
 def tree_folder(root: str | os.PathLike[str]) -> Path:
@@ -139,7 +156,7 @@ def _check_split(
     shares_images = split.kind == "gtCoarse" and split.name != "train_extra"
     if not annotated and (not images or shares_images):
         if split.required and not allow_subset:
-            return result._replace(problems=(f"not there; unpack {split.packages}",))
+            return result._replace(problems=(f"not there; unpack {split.packages}",), subset=True)
         return result._replace(note=f"not there (only needed for some jobs: {split.packages})")
     needed = suffixes if annotated or split.name != "test" else []
 
@@ -161,7 +178,15 @@ def _check_split(
         size=None if allow_subset else OFFICIAL_SIZE,
     )
     found = map_in_parallel(read, sorted(images), f"Checking {result.name}", num_workers)
-    return result._replace(problems=(*problems, *(text for texts in found for text in texts)))
+    others = [files.other_size for files in found if files.other_size]
+    if others:
+        # One cause, however many images: a line for each would hide the rest.
+        first = f", the first: {others[0]}" if len(others) > 1 else f": {others[0]}"
+        problems.append(f"{len(others)} images are not {_text(OFFICIAL_SIZE)} pixels{first}")
+    return result._replace(
+        problems=(*problems, *(text for files in found for text in files.problems)),
+        subset=not allow_subset and (bool(others) or len(images) != split.images),
+    )
 
 
 def _stems(folder: Path, suffix: str) -> set[str]:
@@ -177,7 +202,7 @@ def _check_files(
     suffixes: Sequence[str],
     check_image: bool,
     size: tuple[int, int] | None,
-) -> list[str]:
+) -> _Files:
     """Read one image and those of its annotation files that exist.
 
     Args:
@@ -187,17 +212,14 @@ def _check_files(
         suffixes: of the annotation files.
         check_image: False: take the image's size from its header and do not read the rest.
         size: height and width the image must have; None: any.
-
-    Returns:
-        One line for everything that is wrong.
     """
     image = f"{image_dir}/{stem}{IMAGE_SUFFIX}"
     problems = []
-    expected = None
+    expected, other_size = None, ""
     try:
         expected = _read_whole(image) if check_image else read_size(image)[:2]
         if size is not None and expected != size:
-            problems.append(f"{image}: {_text(expected)} pixels instead of {_text(size)}")
+            other_size = f"{image} ({_text(expected)})"
     except InputError as error:
         problems.append(str(error))
     for path in [f"{gt_dir}/{stem}{suffix}" for suffix in suffixes]:
@@ -216,7 +238,7 @@ def _check_files(
             continue
         if expected is not None and found != expected:
             problems.append(f"{path}: {_text(found)} pixels, but its image is {_text(expected)}")
-    return problems
+    return _Files(problems, other_size)
 
 
 def _read_whole(path: str) -> tuple[int, int]:
@@ -226,7 +248,7 @@ def _read_whole(path: str) -> tuple[int, int]:
             width, height = image.size
             mode = image.mode
             image.verify()
-    except (OSError, SyntaxError, ValueError) as error:
+    except _BROKEN as error:
         raise InputError(f"{path}: not a whole PNG file ({error}); unpack it again") from error
     if mode != "RGB":
         raise InputError(f"{path}: an 8 bit RGB image is expected, not mode {mode}")
@@ -238,7 +260,7 @@ def _check_ids(path: str) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             ids = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except _BROKEN as error:
         raise InputError(f"{path}: not a whole PNG file ({error}); unpack it again") from error
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"{path}: one channel of whole numbers is expected")

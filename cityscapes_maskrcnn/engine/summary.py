@@ -95,7 +95,18 @@ def write_scores(
         seen: the images of ``DATASETS.TEST`` that the model has seen.
     """
     names = tuple(cfg.DATASETS.TEST)
-    by_dataset = {names[0]: results} if len(names) == 1 else results
+    by_dataset = {names[0]: results}
+    if len(names) > 1:
+        # Detectron2 puts _TTA behind the outer names, which are the datasets' then.
+        by_dataset = {
+            name: {
+                **results[name],
+                **{
+                    f"{task}_TTA": scores for task, scores in results.get(f"{name}_TTA", {}).items()
+                },
+            }
+            for name in names
+        }
     content = {
         "weights": weights,
         "datasets": {

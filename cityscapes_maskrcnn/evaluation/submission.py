@@ -175,6 +175,8 @@ class SubmissionWriter:
             before = json.loads(run_file.read_text(encoding="utf-8"))
         except ValueError:
             return [_RUN_FILE]
+        if not isinstance(before, dict):
+            return [_RUN_FILE]
         return [name for name, value in self._run.items() if before.get(name) != value]
 
     @contextmanager

@@ -303,7 +303,7 @@ def _check_texts(
                 if not named:
                     continue
                 mask = posixpath.normpath(posixpath.join(posixpath.dirname(text), named))
-                if named.startswith("/") or mask.startswith("..") or re.match(r"\w:", named):
+                if named.startswith("/") or mask.split("/")[0] == ".." or re.match(r"\w:", named):
                     violations.append(Violation("mask path outside", where, named))
                 elif mask not in names:
                     violations.append(Violation("missing mask", where, named))

@@ -104,7 +104,7 @@ def stage_rows(output: Path) -> list[Row]:
     """
     rows = []
     for stage, name in STAGES.items():
-        summary = _read(output / stage / "summary.json")
+        summary = _read(output / stage / "summary.json", _SUMMARY_KEYS)
         if not summary:
             continue
         cost = {
@@ -116,7 +116,7 @@ def stage_rows(output: Path) -> list[Row]:
             "memory": summary["memory"],
             "source": str(output / stage),
         }
-        scores = _read(output / "scores" / stage / "scores.json")
+        scores = _read(output / "scores" / stage / "scores.json", ("datasets",))
         seen = "; ".join(scores.get("seen", []))
         for split, scored in scores.get("datasets", {"": {"images": None, "results": {}}}).items():
             results = scored["results"]
@@ -234,6 +234,10 @@ def cell(row: Row, column: str) -> str:
     return values[column] or "-"
 
 
+_SUMMARY_KEYS: Final = (
+    *("images", "epochs", "trainable_parameters"),
+    *("seconds", "peak_memory_bytes", "memory"),
+)
 _COCO_COLUMNS: Final = tuple(f"COCO-style {name}" for name in COCO_SCORES)
 _OUR_COLUMNS: Final = (
     *("stage", "scored on", "official AP", "official AP50", *_COCO_COLUMNS),
@@ -264,8 +268,8 @@ def _chosen(scores: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]
     return {name: float(scores[name]) for name in names if name in scores}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one if there is no such file."""
+def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Read a JSON object that has to have some keys; an empty one if there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -274,4 +278,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: is no JSON object")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise InputError(f"{path}: has no {missing[0]!r}; another program or version wrote it")
     return content

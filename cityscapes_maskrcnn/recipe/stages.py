@@ -169,7 +169,7 @@ class Recipe:
             self._output / "search",
         )
         includes = self._includes("anchors")
-        database = ("--study", STUDY, "--storage", f"sqlite:///{folder / 'study.db'}")
+        database = ("--study", STUDY, "--storage", f"sqlite:///{folder / 'search.db'}")
         tune = self._tool(
             *("tune.py", "--config-file", self._config_dir / CONFIGS["search"], *database),
             *("--trials", self._trials, "--num-gpus", self._num_gpus),

@@ -114,10 +114,10 @@ def read_state(folder: Path, inputs: Inputs, outputs: Sequence[str]) -> str:
                 "--output, or move the folder away"
             )
         return NEW
-    _refuse_other_inputs(folder, _read_json(folder / INPUTS_FILE), inputs)
+    _refuse_other_inputs(folder, _read_json(folder / INPUTS_FILE, "settings", "files"), inputs)
     if not (folder / COMPLETE_FILE).is_file():
         return UNFINISHED
-    done = _read_json(folder / COMPLETE_FILE)
+    done = _read_json(folder / COMPLETE_FILE, "amount", "outputs")
     for name in outputs:
         digest = file_digest(folder / name)
         if digest is None or digest != done["outputs"].get(name):
@@ -174,11 +174,14 @@ def _refuse_other_inputs(folder: Path, before: Any, now: Inputs) -> None:
         )
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, *keys: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}; delete the folder") from error
+    if not isinstance(content, dict) or not all(key in content for key in keys):
+        raise InputError(f"{path}: has no {' and '.join(keys)}; delete the folder")
+    return content
 
 
 def _write_json(path: Path, content: Any) -> None:

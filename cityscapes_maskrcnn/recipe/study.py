@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
@@ -20,6 +18,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cityscapes_maskrcnn.recipe.search_space import SearchSpace, Value, config_keys
 from cityscapes_maskrcnn.recipe.storage import MAX_RETRIES
+from cityscapes_maskrcnn.recipe.study_state import (
+    CONFIG,
+    ITERATIONS,
+    REASON,
+    SETTINGS,
+    SPACE,
+    SURPLUS,
+    WORKER,
+    finished_trials,
+    original_number,
+    progress,
+)
 from cityscapes_maskrcnn.recipe.trial import (
     FAILED,
     PRUNED,
@@ -33,16 +43,7 @@ from cityscapes_maskrcnn.utils.process_identity import is_gone, this_process
 
 logger = logging.getLogger(__name__)
 
-# Attributes of a study and of its trials.
-SPACE: Final = "search_space"
-CONFIG: Final = "config"
-REASON: Final = "reason"
-ITERATIONS: Final = "iterations"
-SETTINGS: Final = "config_keys"
-WORKER: Final = "worker"
-SURPLUS: Final = "surplus"
-
-# Seconds after which a trial that nobody has claimed counts as one whose worker was killed.
+# A trial that is seen unclaimed for so many seconds counts as one whose worker was killed.
 _UNCLAIMED = 60.0
 
 
@@ -147,6 +148,7 @@ class Worker:
     max_failures: int = 3
     patience: float = 2.0
     _failures: dict[int, str] = field(default_factory=dict)
+    _unclaimed: dict[int, float] = field(default_factory=dict)
 
     def run(self, budget: int) -> None:
         """Run trials until the study has ``budget`` finished ones, whoever ran them.
@@ -189,11 +191,17 @@ class Worker:
         to wait for that.
         """
         fail_stale_trials(self.study)
+        now, before = time.monotonic(), self._unclaimed
+        self._unclaimed = {}
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker = trial.user_attrs.get(WORKER)
-            started = trial.datetime_start or datetime.now()
-            unclaimed = worker is None and (datetime.now() - started).total_seconds() > _UNCLAIMED
-            if unclaimed or (worker and is_gone(worker)):
+            if worker is None:
+                # Not by when it started: clocks of machines differ, and Optuna's are local times.
+                self._unclaimed[trial.number] = before.get(trial.number, now)
+                gone = now - self._unclaimed[trial.number] > _UNCLAIMED
+            else:
+                gone = is_gone(worker)
+            if gone:
                 # Another worker may have been quicker: then the trial is no longer running.
                 with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
                     self.study.tell(trial.number, state=TrialState.FAIL)
@@ -204,10 +212,10 @@ class Worker:
 
         def objective(trial: optuna.Trial) -> float:
             started.append(trial.number)
-            trial.set_user_attr(WORKER, this_process())
             if self._is_surplus(trial.number, budget):
                 trial.set_user_attr(SURPLUS, True)
                 raise _Surplus
+            trial.set_user_attr(WORKER, this_process())
             return self._train(trial)
 
         verbosity = optuna.logging.get_verbosity()
@@ -242,18 +250,17 @@ class Worker:
     def _is_surplus(self, number: int, budget: int) -> bool:
         """Whether a trial that has just started is one more than the budget.
 
-        Two workers may both have seen room for one more. The one that started first goes on.
+        Two workers may both have seen room for one more. Who has claimed a trial goes on, else the
+        one with the lower number.
         """
         trials = self.study.get_trials(deepcopy=False)
-
-        def start(trial: FrozenTrial) -> tuple[datetime, int]:
-            return trial.datetime_start or datetime.min, trial.number
-
-        mine = start(trials[number])
-        earlier = [
-            trial for trial in trials if trial.state == TrialState.RUNNING and start(trial) < mine
+        before = [
+            trial
+            for trial in trials
+            if trial.state == TrialState.RUNNING
+            and (trial.number < number or (WORKER in trial.user_attrs and trial.number != number))
         ]
-        return len(finished_trials(trials)) + len(earlier) >= budget
+        return len(finished_trials(trials)) + len(before) >= budget
 
     def _trial(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=True)[number]
@@ -308,67 +315,6 @@ class Worker:
             logger.info("Trial %d pruned after %d iterations", trial.number, outcome.iterations)
             raise optuna.TrialPruned
         return outcome.value
-
-
-def finished_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that ended, less those that were queued again and those one too many."""
-    retried = {number for trial in trials for number in _retry_history(trial)}
-    return [
-        trial
-        for trial in trials
-        if trial.state.is_finished()
-        and trial.number not in retried
-        and SURPLUS not in trial.user_attrs
-    ]
-
-
-def original_number(trial: FrozenTrial) -> int:
-    """Number of the trial that a retried trial was at first; another trial's own number."""
-    return min([trial.number, *_retry_history(trial)])
-
-
-def progress(trials: Sequence[FrozenTrial], budget: int, now: datetime | None = None) -> str:
-    """Describe in one line how far a study is.
-
-    Args:
-        trials: all of the study.
-        budget: number of trials that shall finish.
-        now: for the time of arrival; default: the present.
-
-    Returns:
-        Such as ``12 of 42 trials (7 pruned, 1 failed), best 20.21 of trial 3, ETA 5:20:00 (at
-        14:05)``.
-    """
-    done = finished_trials(trials)
-    counts = {
-        word: sum(trial.state == state for trial in done)
-        for word, state in (("pruned", TrialState.PRUNED), ("failed", TrialState.FAIL))
-    }
-    some = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    line = f"{len(done)} of {budget} trials{f' ({some})' if some else ''}"
-    best = best_trial(trials)
-    line += f", best {best.value:.2f} of trial {best.number}" if best else ", none complete yet"
-    left = budget - len(done)
-    seconds = [trial.duration.total_seconds() for trial in done[-10:] if trial.duration]
-    if left <= 0 or not seconds:
-        return line
-    workers = max(1, sum(trial.state == TrialState.RUNNING for trial in trials))
-    # The mean of the last ten: pruning makes later trials shorter.
-    rest = timedelta(seconds=round(sum(seconds) / len(seconds) * left / workers))
-    return f"{line}, ETA {rest} (at {(now or datetime.now()) + rest:%a %H:%M})"
-
-
-def best_trial(trials: Sequence[FrozenTrial], maximize: bool = True) -> FrozenTrial | None:
-    """The complete trial with the best value, the earliest of equals; None if none is complete."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    sign = 1 if maximize else -1
-    return max(complete, key=lambda trial: (sign * trial.values[0], -trial.number), default=None)
-
-
-def _retry_history(trial: FrozenTrial) -> list[int]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return RetryHeartbeatStaleTrialCallback.retry_history(trial)
 
 
 def _storage_error(error: BaseException | None) -> optuna.exceptions.StorageInternalError | None:

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tabulate import tabulate
 
 from cityscapes_maskrcnn.recipe.search_space import RPN_DEFAULTS, config_keys
-from cityscapes_maskrcnn.recipe.study import (
+from cityscapes_maskrcnn.recipe.study_state import (
     CONFIG,
     ITERATIONS,
     REASON,

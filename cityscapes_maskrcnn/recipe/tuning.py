@@ -24,7 +24,8 @@ from cityscapes_maskrcnn.recipe.storage import (
     storage_url,
     without_password,
 )
-from cityscapes_maskrcnn.recipe.study import Worker, join_study, progress
+from cityscapes_maskrcnn.recipe.study import Worker, join_study
+from cityscapes_maskrcnn.recipe.study_state import progress
 from cityscapes_maskrcnn.recipe.trial import StopRequests, TrialRunner
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -123,6 +124,8 @@ def _check(cfg: CfgNode, budget: int) -> tuple[int, int]:
         )
     if cfg.SEARCH.HEARTBEAT_SECONDS < 1 or cfg.SEARCH.MAX_FAILURES < 1:
         raise InputError("SEARCH.HEARTBEAT_SECONDS and SEARCH.MAX_FAILURES must be at least 1")
+    if cfg.SEARCH.STALL_MINUTES < 0:
+        raise InputError("SEARCH.STALL_MINUTES must be at least 0, which means never")
     if cfg.SEARCH.PRUNER.MIN_EVALUATIONS < 1 or cfg.SEARCH.PRUNER.REDUCTION < 2:
         raise InputError("SEARCH.PRUNER: MIN_EVALUATIONS must be at least 1, REDUCTION at least 2")
     weights = cfg.MODEL.WEIGHTS

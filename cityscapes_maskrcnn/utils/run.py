@@ -33,6 +33,18 @@ def run_tool(main: Callable[[], int | None]) -> int:
         return 130
 
 
+def count(text: str) -> int:
+    """Read a flag's value that counts something; for argparse's ``type``.
+
+    Raises:
+        ValueError: it is no whole number of at least 1.
+    """
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def one_line(error: InputError | OSError) -> str | None:
     """Get the message of an error as one line.
 

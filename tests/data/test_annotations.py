@@ -488,7 +488,7 @@ def test_damaged_cache_is_ignored_with_a_warning_and_replaced(split, cache_folde
     with caplog.at_level(logging.WARNING):
         assert load_instances(image_dir, gt_dir) == first
     assert [r.getMessage().split(",")[0] for r in caplog.records] == [
-        f"Ignoring the annotation cache {path}"
+        f"Ignoring the cache file {path}"
     ]
     caplog.clear()
     assert load_instances(image_dir, gt_dir) == first

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +48,12 @@ def test_counts_and_sizes_of_the_official_release(tree):
     assert checks["gtFine/train"].problems == (
         "not there; unpack leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip",
     )
-    count, *sizes = checks["gtFine/val"].problems
-    assert count == "3 images where the official release has 500"
-    assert [text[-36:] for text in sizes] == ["png: 128x64 pixels instead of 2048x1024"[-36:]] * 3
+    first = tree / "leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png"
+    assert checks["gtFine/val"].problems == (
+        "3 images where the official release has 500",
+        f"3 images are not 2048x1024 pixels, the first: {first} (128x64)",
+    )
+    assert checks["gtFine/train"].subset and checks["gtFine/val"].subset
     for name in ["gtFine/test", "gtCoarse/train", "gtCoarse/train_extra"]:
         assert not checks[name].problems and checks[name].note.startswith(ABSENT)
 
@@ -93,6 +98,13 @@ def save(array: np.ndarray, path: Path) -> None:
     Image.fromarray(array).save(path)
 
 
+def claim_a_hundred_thousand_pixels_a_side(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 100_000, 100_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(bytes(content))
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
 
@@ -111,6 +123,8 @@ SMALL = np.zeros((32, 128), np.uint8)
     [
         (IMAGE, truncate, "not a whole PNG file"),
         (IMAGE, flip_a_byte, "not a whole PNG file"),
+        (IMAGE, claim_a_hundred_thousand_pixels_a_side, "not a whole PNG file"),
+        (f"{TRUTH}labelIds.png", claim_a_hundred_thousand_pixels_a_side, "not a whole PNG file"),
         (IMAGE, lambda path: path.write_bytes(b""), "not a whole PNG file"),
         (IMAGE, lambda path: path.write_text("<html>log in first</html>"), "not a whole PNG file"),
         (IMAGE, lambda path: save(SMALL, path), "an 8 bit RGB image is expected, not mode L"),

@@ -125,6 +125,15 @@ def test_parts_of_another_model_are_not_used(
     assert not list(writer.work.glob("*.zip"))
 
 
+@pytest.mark.parametrize("content", ["[]", "{", "3"])
+def test_a_damaged_note_starts_anew(tmp_path: Path, content: str) -> None:
+    writer = write(tmp_path / "s.zip", NAMES[:1])
+    (writer.work / "run.json").write_text(content)
+    again = SubmissionWriter(tmp_path / "s.zip", IMAGES, RUN)
+    again.prepare()
+    assert not again.is_done(image_file(NAMES[0]))
+
+
 def test_folder_of_somebody_else_stays(tmp_path: Path) -> None:
     (tmp_path / "s.zip.parts").mkdir()
     (tmp_path / "s.zip.parts" / "thesis.tex").write_text("years of work")

@@ -146,6 +146,7 @@ def assert_violations(found: list[Violation], expected: list[tuple[str, str, str
         ("../car.png 26 0.5", [("mask path outside", "../car.png"), ("unused file", "")]),
         ("C:/car.png 26 0.5", [("mask path outside", "C:/car.png"), ("unused file", "")]),
         ("masks/../../s/car.png 26 0.5", [("mask path outside", ""), ("unused file", "")]),
+        ("..car.png 26 0.5", [("missing mask", "..car.png"), ("unused file", "")]),
         ("bus.png 26 0.5", [("missing mask", "bus.png"), ("unused file", "")]),
         ("masks/../car.png 26 0.5\r", []),
         ("car.png 99 nan", [("unknown label", "99"), ("confidence that is no number", "nan")]),

@@ -127,3 +127,6 @@ def test_a_damaged_file_gets_one_line(output: Path) -> None:
     (output / "stage_1" / "summary.json").write_text("{")
     with pytest.raises(InputError, match=r"summary\.json: cannot be read"):
         stage_rows(output)
+    (output / "stage_1" / "summary.json").write_text('{"images": 3}')
+    with pytest.raises(InputError, match=r"stage_1/summary\.json: has no 'epochs'"):
+        stage_rows(output)

@@ -118,6 +118,12 @@ def test_damaged_notes_get_one_line(complete: Path) -> None:
     (complete / "complete.json").write_text("{")
     with pytest.raises(InputError, match=r"complete\.json: cannot be read"):
         read_state(complete, INPUTS, OUTPUTS)
+    (complete / "complete.json").write_text('{"amount": 0}')
+    with pytest.raises(InputError, match=r"complete\.json: has no amount and outputs"):
+        read_state(complete, INPUTS, OUTPUTS)
+    (complete / "inputs.json").write_text("[]")
+    with pytest.raises(InputError, match=r"inputs\.json: has no settings and files"):
+        read_state(complete, INPUTS, OUTPUTS)
 
 
 def test_digest(tmp_path: Path) -> None:

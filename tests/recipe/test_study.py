@@ -18,14 +18,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cityscapes_maskrcnn.recipe.search_space import Parameter, SearchSpace
 from cityscapes_maskrcnn.recipe.storage import open_storage, storage_url
-from cityscapes_maskrcnn.recipe.study import (
+from cityscapes_maskrcnn.recipe.study import join_study
+from cityscapes_maskrcnn.recipe.study_state import (
     REASON,
     SETTINGS,
     SURPLUS,
     WORKER,
     best_trial,
     finished_trials,
-    join_study,
     original_number,
     progress,
 )
@@ -205,6 +205,41 @@ def test_one_trial_too_many_is_dropped(worker: ModuleType, tmp_path: Path) -> No
     assert [trial.state.name for trial in trials] == ["COMPLETE", "RUNNING", "FAIL"]
     assert SURPLUS in trials[2].user_attrs
     assert len(finished_trials(trials)) == 1
+
+
+def test_an_unclaimed_trial_is_taken_over_by_this_clock(worker: ModuleType, tmp_path: Path) -> None:
+    """Optuna notes local times: nine hours ago may be now in another time zone."""
+    url = storage_url(str(tmp_path / "s.db"))
+    worker.search(url, tmp_path / "t", 1)
+    study = optuna.load_study(study_name="search", storage=open_storage(url, 60))
+    study.ask()
+    study.ask().set_user_attr(WORKER, "another machine 1 1")
+
+    with sqlite3.connect(tmp_path / "s.db") as connection:
+        moment = str(datetime.now() - timedelta(hours=9))
+        connection.execute("update trials set datetime_start = ? where number > 0", (moment,))
+    fresh = optuna.load_study(study_name="search", storage=open_storage(url, 60))
+    mine = worker.Worker(fresh, worker.space(), None, tmp_path / "t", 100)
+    mine._take_over()
+    assert [trial.state.name for trial in read(tmp_path)] == ["COMPLETE", "RUNNING", "RUNNING"]
+    mine._unclaimed[1] -= 61.0  # as if a minute ago
+    mine._take_over()
+    states = ["COMPLETE", "FAIL", "RUNNING", "WAITING"]
+    assert [trial.state.name for trial in read(tmp_path)] == states
+
+
+def test_a_surplus_trial_is_known_without_a_clock(worker: ModuleType, tmp_path: Path) -> None:
+    study = optuna.create_study(storage=storage_url(str(tmp_path / "s.db")))
+    for _ in range(3):
+        study.ask()
+    study.tell(0, 1.0)
+    mine = worker.Worker(study, worker.space(), None, tmp_path / "t", 100)
+    # One is complete; of the two that start together the lower number goes on ...
+    assert [mine._is_surplus(number, 2) for number in (1, 2)] == [False, True]
+    # ... but not when the other has been claimed.
+    study._storage.set_trial_user_attr(study.trials[2]._trial_id, WORKER, "a 1 1")
+    assert mine._is_surplus(1, 2)
+    assert not mine._is_surplus(1, 3)
 
 
 @pytest.mark.parametrize("step", ["_settings", "_conclude"])

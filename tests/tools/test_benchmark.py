@@ -14,6 +14,7 @@ from cityscapes_maskrcnn.benchmarks.evaluation import benchmark_evaluation
 from cityscapes_maskrcnn.benchmarks.evaluation_at_scale import benchmark_scale
 
 ROOT = Path(__file__).parents[2]
+STAGE_1 = ROOT / "configs" / "stage_1_heads.yaml"
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,9 +42,10 @@ def test_evaluation_prints_ratios_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_at_scale_has_a_row_for_every_number_of_workers() -> None:
-    row = benchmark_scale(9, 12, 96, 192, [1]).splitlines()[-1]
-    workers, _, _, images_per_second, *_ = [float(cell) for cell in row.split("|")[1:-1]]
+    row = benchmark_scale(9, 12, 96, 192, [1], STAGE_1, model_side=32).splitlines()[-1]
+    workers, _, model, both, images_per_second, *_ = map(float, row.split("|")[1:-1])
     assert workers == 1
+    assert 0 < model <= both
     assert images_per_second > 0
 
 
@@ -66,8 +68,8 @@ def test_scores_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_bad_numbers(tmp_path: Path) -> None:
     with pytest.raises(evaluation.InputError, match=r"--images, .* must be 1 or more"):
         benchmark_evaluation(0, 12, 96, 192, 1)
-    with pytest.raises(evaluation.InputError, match=r"--workers 0 or more"):
-        benchmark_scale(9, 12, 96, 192, [-1])
+    with pytest.raises(evaluation.InputError, match=r"--workers and --model-side 0 or"):
+        benchmark_scale(9, 12, 96, 192, [-1], STAGE_1)
     done = run(tmp_path, "evaluation", "--images", "few")
     assert done.returncode == 2
     assert "argument --images: invalid int value: 'few'" in done.stderr

@@ -57,6 +57,8 @@ def test_subset_is_trouble_unless_allowed(root):
     result = run(root)
     assert result.returncode == 1
     assert "20 images where the official release has 500" in result.stdout
+    assert result.stdout.count("pixels") == 1  # one line for one cause
+    assert "--allow-subset" in result.stdout
     assert result.stdout.endswith("\nThe tree is not in order.\n")
     assert result.stderr == ""
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.run import count, run_tool
 
 
 class Broken(Dataset[int]):
@@ -80,3 +80,10 @@ def test_interrupted(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert run_tool(main) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_counts() -> None:
+    assert count("3") == 3
+    for text in ("0", "-2", "1.5", "x"):
+        with pytest.raises(ValueError):
+            count(text)

@@ -1,0 +1,82 @@
+"""What a study says about itself: its attributes, which trials count, the best, how far it is."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import optuna
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+
+# Attributes of a study and of its trials.
+SPACE: Final = "search_space"
+CONFIG: Final = "config"
+REASON: Final = "reason"
+ITERATIONS: Final = "iterations"
+SETTINGS: Final = "config_keys"
+WORKER: Final = "worker"
+SURPLUS: Final = "surplus"
+
+
+def finished_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that ended, less those that were queued again and those one too many."""
+    retried = {number for trial in trials for number in _retry_history(trial)}
+    return [
+        trial
+        for trial in trials
+        if trial.state.is_finished()
+        and trial.number not in retried
+        and SURPLUS not in trial.user_attrs
+    ]
+
+
+def original_number(trial: FrozenTrial) -> int:
+    """Number of the trial that a retried trial was at first; another trial's own number."""
+    return min([trial.number, *_retry_history(trial)])
+
+
+def progress(trials: Sequence[FrozenTrial], budget: int, now: datetime | None = None) -> str:
+    """Describe in one line how far a study is.
+
+    Args:
+        trials: all of the study.
+        budget: number of trials that shall finish.
+        now: for the time of arrival; default: the present.
+
+    Returns:
+        Such as ``12 of 42 trials (7 pruned, 1 failed), best 20.21 of trial 3, ETA 5:20:00 (at
+        14:05)``.
+    """
+    done = finished_trials(trials)
+    counts = {
+        word: sum(trial.state == state for trial in done)
+        for word, state in (("pruned", TrialState.PRUNED), ("failed", TrialState.FAIL))
+    }
+    some = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    line = f"{len(done)} of {budget} trials{f' ({some})' if some else ''}"
+    best = best_trial(trials)
+    line += f", best {best.value:.2f} of trial {best.number}" if best else ", none complete yet"
+    left = budget - len(done)
+    seconds = [trial.duration.total_seconds() for trial in done[-10:] if trial.duration]
+    if left <= 0 or not seconds:
+        return line
+    workers = max(1, sum(trial.state == TrialState.RUNNING for trial in trials))
+    # The mean of the last ten: pruning makes later trials shorter.
+    rest = timedelta(seconds=round(sum(seconds) / len(seconds) * left / workers))
+    return f"{line}, ETA {rest} (at {(now or datetime.now()) + rest:%a %H:%M})"
+
+
+def best_trial(trials: Sequence[FrozenTrial], maximize: bool = True) -> FrozenTrial | None:
+    """The complete trial with the best value, the earliest of equals; None if none is complete."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    sign = 1 if maximize else -1
+    return max(complete, key=lambda trial: (sign * trial.values[0], -trial.number), default=None)
+
+
+def _retry_history(trial: FrozenTrial) -> list[int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return RetryHeartbeatStaleTrialCallback.retry_history(trial)
