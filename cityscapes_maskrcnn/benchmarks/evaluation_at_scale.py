@@ -20,7 +20,7 @@ from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.array_cache import CACHE_VARIABLE
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
-from cityscapes_maskrcnn.evaluation.unpasted import to_image_scale
+from cityscapes_maskrcnn.evaluation.unpasted import leave_masks_unpasted, to_image_scale
 from cityscapes_maskrcnn.utils.errors import InputError
 
 _SCENES = 8
@@ -135,12 +135,12 @@ def _build_model(config_file: Path, side: int) -> Callable[[], None]:
     if not side:
         return lambda: None
     cfg = build_config(str(config_file), ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
-    model = Trainer.build_model(cfg).eval()
+    model = leave_masks_unpasted(Trainer.build_model(cfg).eval())
     image = torch.randint(0, 256, (3, side, 2 * side), dtype=torch.uint8)
 
     def predict() -> None:
         with torch.no_grad():
-            model.inference([{"image": image}], do_postprocess=False)
+            model([{"image": image}])
 
     return predict
 
