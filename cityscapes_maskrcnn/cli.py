@@ -282,6 +282,14 @@ def _explain(cfg: CfgNode, error: Exception, where: str, key: str = "") -> str:
         near = difflib.get_close_matches(key, _all_keys(cfg), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{where}: there is no config key {key}{hint}"
+    types = re.match(
+        r"Type mismatch \(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \((.*) vs\. .*\) "
+        r"for config key: (\S+)",
+        message,
+    )
+    if types:
+        wanted, found, value, name = types.groups()
+        return f"{where}: {name} must be of type {wanted}, such as {value}, not {found}"
     return f"{where}: {message}"
 
 

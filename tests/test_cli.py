@@ -65,11 +65,15 @@ def test_the_saved_config_needs_no_other_file(files: Path) -> None:
         (None, ["INCLUDE", "('missing.yaml',)"], "INCLUDE missing.yaml: no such file"),
         (None, ["INCLUDE", "('sub',)"], "INCLUDE sub: no such file"),
         (None, ["INCLUDE", "(3,)"], "INCLUDE 3: no such file"),
-        (None, ["INCLUDE", "missing.yaml"], "command line, INCLUDE missing.yaml: Type mismatch"),
+        (
+            None,
+            ["INCLUDE", "missing.yaml"],
+            "command line, INCLUDE missing.yaml: INCLUDE must be of type tuple",
+        ),
         ("MODEL: {RPM: 1}", None, "bad.yaml: there is no config key MODEL.RPM; did you mean"),
         ("SEED: [1", None, "bad.yaml is not plain yaml"),
         ("SEED: !!python/object/apply:os.getcwd []", None, "bad.yaml is not plain yaml"),
-        ("SEED: many", None, "bad.yaml: Type mismatch"),
+        ("SEED: many", None, "bad.yaml: SEED must be of type int, such as 42, not str"),
         ("[1, 2]", None, "bad.yaml: "),
         ("_BASE_: bad.yaml", None, "bad.yaml: its _BASE_ leads back to itself"),
         ("INCLUDE: ['best.yaml']", None, "bad.yaml: an included file cannot include others"),
@@ -83,3 +87,11 @@ def test_bad_includes_get_one_line(
     with pytest.raises(InputError) as caught:
         build_config(STAGE_1, opts or ["INCLUDE", "('best.yaml','bad.yaml')"])
     assert str(caught.value).startswith(message)
+
+
+def test_a_value_of_another_type() -> None:
+    with pytest.raises(InputError) as caught:
+        build_config(STAGE_1, ["SOLVER.EPOCHS", "four"])
+    assert str(caught.value) == (
+        "command line, SOLVER.EPOCHS four: SOLVER.EPOCHS must be of type int, such as 4, not str"
+    )

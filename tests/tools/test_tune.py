@@ -151,7 +151,7 @@ def test_thresholds_in_the_wrong_order(config: Path, small_root: Path, tmp_path:
         (["MODEL.WEIGHTS", "s/model_final.pth"], "", 2, "s/model_final.pth: no such file; train"),
         (["DATASETS.TEST", "()"], "", 2, "a search needs one dataset to score on"),
         (["SEARCH.PRUNER.REDUCTION", "1"], "", 2, "REDUCTION at least 2"),
-        (["SEARCH.STALL_MINUTES", "-1"], "", 2, "SEARCH.STALL_MINUTES must be at least 0"),
+        (["SEARCH.STALL_MINUTES", "-1.0"], "", 2, "SEARCH.STALL_MINUTES must be at least 0"),
         (["SEARCH.MAX_FAILURES", "0"], "", 2, "must be at least 1"),
         (
             ["SEARCH.PARAMETERS.fg_iou_thresh.KEY", "SOLVER.RATE"],
