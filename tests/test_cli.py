@@ -73,7 +73,7 @@ def test_the_saved_config_needs_no_other_file(files: Path) -> None:
         ("MODEL: {RPM: 1}", None, "bad.yaml: there is no config key MODEL.RPM; did you mean"),
         ("SEED: [1", None, "bad.yaml is not plain yaml"),
         ("SEED: !!python/object/apply:os.getcwd []", None, "bad.yaml is not plain yaml"),
-        ("SEED: many", None, "bad.yaml: SEED must be of type int, such as 42, not str"),
+        ("SEED: many", None, "bad.yaml: SEED must be of type int, such as 5, not str"),
         ("[1, 2]", None, "bad.yaml: "),
         ("_BASE_: bad.yaml", None, "bad.yaml: its _BASE_ leads back to itself"),
         ("INCLUDE: ['best.yaml']", None, "bad.yaml: an included file cannot include others"),
