@@ -261,7 +261,9 @@ def _short(dataset: str) -> str:
 
 def _time(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes else f"{seconds:.0f} s"
+    if minutes < 10:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _chosen(scores: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from cityscapes_maskrcnn.recipe.performance_table import (
+    Row,
+    cell,
     other_rows,
     stage_rows,
     to_csv,
@@ -106,6 +108,14 @@ def test_the_markdown_names_protocols_and_units(output: Path) -> None:
         "peak memory": "13.0 GiB GPU",
     }
     assert "**3 refined, val parts 3-4 of 4**: not honest: 125 of the 250 images" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(42.4, "42 s"), (160.0, "160 s"), (690.0, "12 min"), (3599.0, "1 h 00 min")],
+)
+def test_time(seconds: float, expected: str) -> None:
+    assert cell(Row("this run", "1 heads", seconds=seconds), "time") == expected
 
 
 def test_the_report_writes_all_and_says_where(output: Path) -> None:
