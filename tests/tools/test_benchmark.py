@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cityscapes_maskrcnn.benchmarks import evaluation
+from cityscapes_maskrcnn.benchmarks import evaluation, loading
 from cityscapes_maskrcnn.benchmarks.evaluation import benchmark_evaluation
 from cityscapes_maskrcnn.benchmarks.evaluation_at_scale import benchmark_scale
+from cityscapes_maskrcnn.benchmarks.loading import benchmark_loading
 
 ROOT = Path(__file__).parents[2]
 STAGE_1 = ROOT / "configs" / "stage_1_heads.yaml"
@@ -49,6 +50,26 @@ def test_at_scale_has_a_row_for_every_number_of_workers() -> None:
     assert images_per_second > 0
 
 
+def test_loading_compares_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = benchmark_loading(4, 30, 1).splitlines()
+    assert [line.split("|")[1].strip() for line in table[-3:]] == [
+        "Detectron2, four processes",
+        "here, first time",
+        "here, from the cache",
+    ]
+    real = loading.load_instances
+
+    def lose_an_object(*arguments: object) -> object:
+        images = real(*arguments)  # type: ignore[arg-type]
+        images[2]["annotations"].pop()
+        return images
+
+    monkeypatch.setattr(loading, "load_instances", lose_an_object)
+    with pytest.raises(evaluation.InputError, match="the loaders differ"):
+        benchmark_loading(4, 30, 1)
+    assert "deeplearning" not in sys.modules
+
+
 def test_scores_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     real = evaluation.to_image_scale
@@ -70,6 +91,8 @@ def test_bad_numbers(tmp_path: Path) -> None:
         benchmark_evaluation(0, 12, 96, 192, 1)
     with pytest.raises(evaluation.InputError, match=r"--workers and --model-side 0 or"):
         benchmark_scale(9, 12, 96, 192, [-1], STAGE_1)
+    with pytest.raises(evaluation.InputError, match=r"--images, .* must be 1 or more"):
+        benchmark_loading(0, 30, 1)
     done = run(tmp_path, "evaluation", "--images", "few")
     assert done.returncode == 2
     assert "argument --images: invalid int value: 'few'" in done.stderr
