@@ -61,7 +61,7 @@ demo: $(READY)
 	DETECTRON2_DATASETS=$(DEMO)/datasets $(BIN)/python tools/visualize_predictions.py \
 	  --config-file $(DEMO)/stage_3/config.yaml \
 	  --input '$(DEMO)/datasets/cityscapes/leftImg8bit/val/*/*_00000[2367]_*.png' \
-	  --output $(DEMO)/pictures --confidence-threshold 0.5 \
+	  --output $(DEMO)/pictures --confidence-threshold 0.7 \
 	  MODEL.WEIGHTS $(DEMO)/stage_3/model_final.pth
 	@echo
 	@echo "Pictures           $(DEMO)/pictures/"
