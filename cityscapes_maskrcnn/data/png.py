@@ -69,11 +69,14 @@ def inflate_grey(data: bytes) -> GreyPng | None:
                 parts.append(data[position + 8 : end])
         position = end + 4
     row_bytes = 1 + width * depth // 8
+    inflater = zlib_ng.decompressobj()
     try:
-        raw = zlib_ng.decompress(b"".join(parts), bufsize=height * row_bytes)
+        # A byte more than there should be shows that there is more, without inflating all of it;
+        # and the buffer is not made anew as in zlib_ng.decompress, which takes five times as long.
+        raw = inflater.decompress(b"".join(parts), height * row_bytes + 1)
     except zlib_ng.error as error:  # type: ignore[misc]
         raise ValueError(str(error)) from error
-    if len(raw) != height * row_bytes:
+    if len(raw) != height * row_bytes or not inflater.eof:
         raise ValueError("it holds another number of bytes than its size asks for")
     return GreyPng(depth, width, np.frombuffer(raw, np.uint8).reshape(height, row_bytes))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -104,3 +105,21 @@ def test_unknown_filter() -> None:
     rows[1, 0] = 9
     with pytest.raises(ValueError, match="unknown filter"):
         decode_rows(png._replace(rows=rows), 0, 3)
+
+
+def test_more_pixels_than_announced_are_not_inflated() -> None:
+    """A file of 200 kB that inflates to 200 MB, with the header of a small image."""
+    header = struct.pack(">IIBBBBB", 30, 20, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(200_000_000), 9)
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
+    )
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="another number of bytes"):
+        inflate_grey(data)
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
