@@ -125,10 +125,12 @@ def _plot_ious(axis: Axes, before: Floats, after: Floats) -> None:
         axis.hist(ious, edges, weights=weights, color=color, histtype="step", lw=1.8, label=label)
         axis.axvline(float(ious.mean()), color=color, linewidth=1.4, linestyle="--")
     axis.set_xlim(0, 1)
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.set_xlabel("IoU of a box with the anchor that fits it best", color=_INK)
     axis.set_ylabel("share of the boxes", color=_INK)
     _finish(axis, "How well they fit")
+    # Room for the legend above the highest bar.
+    axis.set_ylim(top=1.2 * axis.get_ylim()[1])
     axis.legend(loc="upper left", frameon=False, fontsize=10)
 
 
