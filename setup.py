@@ -45,6 +45,7 @@ setup(
     extras_require={
         # A search by many workers on many machines; SQLite, for one machine, needs nothing.
         "postgres": ["psycopg[binary]>=3.1"],
-        "dev": ["pytest", "pytest-xdist", "ruff", "mypy"],
+        # The tests look at what a lost PostgreSQL server looks like.
+        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "psycopg[binary]>=3.1"],
     },
 )

@@ -33,7 +33,7 @@ from detectron2.utils.logger import setup_logger
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
 from cityscapes_maskrcnn.engine.anchor_fitting import resolve_anchors
-from cityscapes_maskrcnn.engine.epochs import resolve_epochs
+from cityscapes_maskrcnn.engine.epochs import IN_EPOCHS, resolve_epochs
 
 # These are imported for the names that they add to Detectron2's registries.
 from cityscapes_maskrcnn.modeling import anchor_generator, backbone, semantic_head  # noqa: F401
@@ -64,7 +64,8 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     Args:
         config_file: a yaml file; ``model_zoo://Cityscapes/mask_rcnn_R_50_FPN.yaml`` and the like
             name Detectron2's own. Empty: the defaults.
-        opts: alternating keys and values, as given on the command line.
+        opts: alternating keys and values, as given on the command line. A length or a period in
+            iterations replaces that of the file, also one in epochs.
 
     Returns:
         The merged config, not frozen. ``MODEL.DEVICE`` is ``cpu`` where CUDA was asked for but the
@@ -112,6 +113,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = build_config(args.config_file, args.opts)
     epochs = "" if args.eval_only else resolve_epochs(cfg)
     anchors = resolve_anchors(cfg, args.resume, args.eval_only)
+    used = Path(cfg.OUTPUT_DIR, "metrics.json").exists()
     cfg.freeze()
     # The main process rewrites config.yaml now, which may be the very file that others still read.
     comm.synchronize()
@@ -119,6 +121,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # Detectron2 sets up its own log only; this project's lines go to the same places.
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="cityscapes_maskrcnn", abbrev_name="cm")
     logger = logging.getLogger(__name__)
+    if used and not args.eval_only and not args.resume:
+        logger.warning(
+            "%s holds an earlier run, whose metrics.json this one goes on with and whose "
+            "checkpoints it replaces one by one; --resume goes on with that run instead",
+            cfg.OUTPUT_DIR,
+        )
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         logger.warning("Running on %s: no GPU was found or asked for", cfg.MODEL.DEVICE)
     if epochs:
@@ -266,6 +274,10 @@ def _merge_includes(cfg: CfgNode) -> None:
 
 
 def _merge_options(cfg: CfgNode, options: list[tuple[str, str]]) -> None:
+    for key, _ in options:
+        if key in IN_EPOCHS:
+            # Who types iterations does not want them replaced by those of the file's epochs.
+            cfg.merge_from_list([IN_EPOCHS[key], 0])
     for key, value in options:
         try:
             cfg.merge_from_list([key, value])

@@ -18,7 +18,7 @@ examples:
         --output output/search
   then train with what it found:
     tools/train_net.py --config-file configs/stage_2_tuned.yaml \\
-        INCLUDE "('output/search/best.yaml',)"
+        INCLUDE "('output/search/best.yaml',)" OUTPUT_DIR output/stage_2
 
 Studies of other programs are read too, whatever Optuna made them. Nothing in them is changed.
 """

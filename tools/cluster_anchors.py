@@ -21,8 +21,8 @@ examples:
   for smaller images:
     tools/cluster_anchors.py --dataset cityscapes_instance_train --output output/anchors.yaml \\
         INPUT.MIN_SIZE_TEST 512 INPUT.MAX_SIZE_TEST 1024
-  for boxes of your own, each a line "width,height" in pixels of the network's input:
-    tools/cluster_anchors.py --boxes boxes.csv --output output/anchors.yaml
+  for boxes of your own, a line "width,height" each, in pixels of the network's input:
+    tools/cluster_anchors.py --boxes boxes.csv --output output/anchors/anchors.yaml
 """
 
 
@@ -38,22 +38,22 @@ def main() -> None:
     add("--config-file", default=str(CONFIG), metavar="FILE", help="says how images are resized")
     add("--num-sizes", type=int, default=5, metavar="N", help="one a pyramid level (default: 5)")
     add("--num-ratios", type=int, default=3, metavar="N", help="anchors in a cell (default: 3)")
-    add("--seed", type=int, default=0, metavar="S", help="of the clustering (default: 0)")
+    add("--seed", type=int, metavar="S", help="default: SEED of the config")
     add("--output", required=True, metavar="YAML", help="config fragment; .png, .json beside it")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     args = parser.parse_args()
-
     check_output(args.output)
-    size = build_config(args.config_file, args.opts).INPUT
+    cfg = build_config(args.config_file, args.opts)
+    size, seed = cfg.INPUT, max(0, cfg.SEED if args.seed is None else args.seed)
     if args.boxes:
         boxes, origin = read_boxes(args.boxes), args.boxes
     else:
         boxes = dataset_boxes(args.dataset, size.MIN_SIZE_TEST, size.MAX_SIZE_TEST)
         origin = f"{args.dataset}, shorter side {size.MIN_SIZE_TEST}, longer {size.MAX_SIZE_TEST}"
-    anchors = fit_anchors(boxes, args.num_sizes, args.num_ratios, args.seed)
+    anchors = fit_anchors(boxes, args.num_sizes, args.num_ratios, seed)
     table = write_anchor_report(boxes, anchors, args.output, origin)
-    print(f"sizes {anchors.sizes}, height/width {anchors.ratios}")
-    print(f"{table}\n{args.output} is written; the table goes from Detectron2's default to these")
+    print(f"sizes {anchors.sizes}, height/width {anchors.ratios}\n{table}")
+    print(f"{args.output} is written; the table goes from Detectron2's default to these")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from cityscapes_maskrcnn.utils.run import run_tool
 
 EXAMPLES = """
 examples (after an interruption, give the same command again; a list makes do without the data):
-    tools/make_submission.py --config-file s1/config.yaml --output s1.zip MODEL.WEIGHTS s1/final.pth
+    tools/make_submission.py --config-file output/stage_1/config.yaml \\
+        --output output/stage_1.zip MODEL.WEIGHTS output/stage_1/model_final.pth
     tools/make_submission.py --check anybodys_results/ --image-list test.txt
 """
 

@@ -19,7 +19,7 @@ examples:
     tools/train_net.py --config-file configs/stage_1_heads.yaml --resume OUTPUT_DIR output/stage_1
   score a checkpoint by the official protocol:
     tools/train_net.py --config-file output/stage_1/config.yaml --eval-only \\
-        MODEL.WEIGHTS output/stage_1/model_final.pth
+        MODEL.WEIGHTS output/stage_1/model_final.pth OUTPUT_DIR output/stage_1_val
   train Detectron2's own Cityscapes config on 8 GPUs:
     tools/train_net.py --config-file model_zoo://Cityscapes/mask_rcnn_R_50_FPN.yaml --num-gpus 8
 """

@@ -17,11 +17,11 @@ from cityscapes_maskrcnn.utils.run import run_tool
 EXAMPLES = """
 examples:
   see what would be done:
-    tools/train_stages.py --output output --dry-run
+    tools/train_stages.py --output output/recipe --dry-run
   do it; the same command goes on after an interruption:
-    tools/train_stages.py --output output
+    tools/train_stages.py --output output/recipe
   a part of it, from weights of your own:
-    tools/train_stages.py --output output --stages stage_1 anchors stage_2 MODEL.WEIGHTS my.pth
+    tools/train_stages.py --output output/part --stages stage_1 stage_2 MODEL.WEIGHTS my.pth
 every step has a folder with its log, steps.log, in it; a complete step is not repeated, and one
 that was made with another config or parent is an error
 """

@@ -20,7 +20,8 @@ examples:
         OUTPUT_DIR output/search MODEL.WEIGHTS output/stage_1/model_final.pth
   a worker of a search on many machines:
     tools/tune.py --config-file configs/stage_2_search.yaml --study thresholds --trials 42 \\
-        --storage postgresql://user:password@host/optuna OUTPUT_DIR output/search
+        --storage postgresql://user:password@host/optuna OUTPUT_DIR output/search \\
+        MODEL.WEIGHTS output/stage_1/model_final.pth
   search the learning rate too, in a study of its own:
     tools/tune.py --config-file configs/stage_2_search.yaml --study with_rate \\
         OUTPUT_DIR output/search_rate SEARCH.PARAMETERS.base_lr.ENABLED True
@@ -39,9 +40,7 @@ def main() -> int:
     help_trials = "trials of the whole study, those of other workers included (default: 42)"
     parser.add_argument("--trials", type=int, default=42, metavar="N", help=help_trials)
     parser.add_argument("--no-prune", action="store_true", help="train every trial to its end")
-    parser.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="processes a trial (default: 1)"
-    )
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes a trial")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, as in training")
     args = parser.parse_args()
 

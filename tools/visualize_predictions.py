@@ -36,7 +36,7 @@ def main() -> None:
     add("--config-file", required=True, metavar="FILE", help="the model's config")
     add("--input", required=True, nargs="+", metavar="IMG", help="files, folders or patterns")
     add("--output", required=True, metavar="DIR", help="folder for the pictures")
-    add("--confidence-threshold", type=float, default=0.5, metavar="T", help="lowest score drawn")
+    add("--confidence-threshold", type=float, default=0.5, metavar="T", help="default: 0.5")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     args = parser.parse_args()
 

@@ -52,6 +52,7 @@ def write_anchor_report(
     fragment = (
         f"# Anchors fitted by k-means to {after[0].boxes:,} boxes: {source}.\n"
         f"# Mean best IoU {after[0].mean_iou:.3f}; Detectron2's default {before[0].mean_iou:.3f}.\n"
+        "VERSION: 2\n"
         "MODEL:\n"
         "  ANCHOR_GENERATOR:\n"
         f'    NAME: "{K_MEANS}"\n'

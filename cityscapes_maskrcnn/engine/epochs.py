@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 
 from cityscapes_maskrcnn.utils.errors import InputError
+
+# Keys that count iterations, and those that set them when they count epochs.
+IN_EPOCHS: Final = {
+    "SOLVER.MAX_ITER": "SOLVER.EPOCHS",
+    "SOLVER.CHECKPOINT_PERIOD": "SOLVER.CHECKPOINT_EPOCHS",
+    "TEST.EVAL_PERIOD": "TEST.EVAL_EPOCHS",
+}
 
 
 def training_dicts(cfg: CfgNode, log_classes: bool = False) -> list[dict[str, Any]]:
@@ -58,11 +65,10 @@ def resolve_epochs(cfg: CfgNode) -> str:
     Raises:
         InputError: a key is negative, or there is nothing to train on.
     """
-    pairs = [
-        ("SOLVER.EPOCHS", cfg.SOLVER, "EPOCHS", "MAX_ITER"),
-        ("SOLVER.CHECKPOINT_EPOCHS", cfg.SOLVER, "CHECKPOINT_EPOCHS", "CHECKPOINT_PERIOD"),
-        ("TEST.EVAL_EPOCHS", cfg.TEST, "EVAL_EPOCHS", "EVAL_PERIOD"),
-    ]
+    pairs = []
+    for key, name in IN_EPOCHS.items():
+        section, iterations_key = key.split(".")
+        pairs.append((name, cfg[section], name.split(".")[1], iterations_key))
     for name, node, epochs_key, _ in pairs:
         if node[epochs_key] < 0:
             raise InputError(f"{name} is {node[epochs_key]}: it must be 0 (not used) or positive")

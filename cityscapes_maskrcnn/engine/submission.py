@@ -63,8 +63,8 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
             "a submission needs masks (MODEL.MASK_ON True) of the 8 Cityscapes instance classes"
             f" (MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES})"
         )
-    for name in ("fvcore", "detectron2", "cityscapes_maskrcnn"):
-        setup_logger(distributed_rank=comm.get_rank(), name=name)
+    for name, short in (("fvcore", None), ("detectron2", None), ("cityscapes_maskrcnn", "cm")):
+        setup_logger(distributed_rank=comm.get_rank(), name=name, abbrev_name=short)
     logger = logging.getLogger(__name__)
     images = expected_images(dataset_name)
     model = Trainer.build_model(cfg).eval()

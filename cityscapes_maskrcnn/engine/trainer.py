@@ -291,8 +291,11 @@ class Trainer(DefaultTrainer):
             InputError: the model is not one that can be augmented.
         """
         augmented = with_test_time_augmentation(cfg, model)
+        logger = logging.getLogger(__name__)
+        logger.info("With test-time augmentation (_TTA), on each image of %s:", cfg.DATASETS.TEST)
         evaluators = [cls.build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, augmented, evaluators)
+        logger.info("The scores since then are those with test-time augmentation (_TTA)")
         return OrderedDict((f"{name}_TTA", scores) for name, scores in results.items())
 
     @classmethod

@@ -23,6 +23,8 @@ from cityscapes_maskrcnn.evaluation.instance_ap import IntArray
 from cityscapes_maskrcnn.utils.files import atomic_write
 
 PER_CLASS_FILE: Final = "per_class.csv"
+# Not "missed" or "background", which look at the classes.
+UNMATCHED: Final = "unmatched"
 
 
 def write_error_tables(
@@ -33,7 +35,8 @@ def write_error_tables(
     * ``per_class.csv``: official AP and AP50 in percent, and at ``confidence_threshold`` the
       objects that are found and missed, false positives, precision and recall.
     * ``precision_recall.csv``: the curves, a line per class and point.
-    * ``confusion.csv``: rows truth, columns prediction.
+    * ``confusion.csv``: rows truth, columns prediction; ``unmatched`` are objects that nothing
+      covers, and predictions that cover nothing, of whatever class.
     * ``false_positives.csv``: by predicted class and cause.
     * ``misses.csv``: objects and missed ones by class and size, by class and occlusion.
 
@@ -48,8 +51,8 @@ def write_error_tables(
     folder = Path(folder)
     _write(folder / PER_CLASS_FILE, _per_class(summary, ap))
     _write(folder / "precision_recall.csv", _curves(summary))
-    columns = ["truth", *THING_CLASSES, "missed"]
-    rows = zip([*THING_CLASSES, "background"], summary.confusion.tolist(), strict=True)
+    columns = ["truth", *THING_CLASSES, UNMATCHED]
+    rows = zip([*THING_CLASSES, UNMATCHED], summary.confusion.tolist(), strict=True)
     _write(folder / "confusion.csv", [columns, *([name, *counts] for name, counts in rows)])
     rows = zip(THING_CLASSES, summary.false_positives.tolist(), strict=True)
     _write(

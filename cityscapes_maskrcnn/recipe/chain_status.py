@@ -188,7 +188,9 @@ class ChainStatus:
         """Seconds that all steps still need; steps that train nothing count as none."""
         left = [self.remaining(step) for step in self._steps if step.iterations]
         known = [each for each in left if each is not None]
-        return sum(known) if len(known) == len(left) else None
+        rest = sum(known) if len(known) == len(left) else None
+        # When only scoring is left there is something to do all the same.
+        return rest or None
 
     def _own_rate(self, step: Step) -> float | None:
         """Seconds an iteration of this step, if it is running and has done some."""

@@ -30,7 +30,7 @@ REFERENCE: Final = "reference study"
 PUBLISHED: Final = "published"
 
 _REFERENCE_SPLIT = "val parts 3-4"
-_REFERENCE_SOURCE = "the study that this recipe follows"
+_REFERENCE_SOURCE = "the study that this recipe follows; not published"
 _REFERENCE_SCORES: Final = {
     "1 heads": (27.06, 50.81, 4.97, 20.63, 46.90, 37.6),
     "2 tuned": (27.51, 50.37, 3.60, 21.83, 46.65, 38.3),

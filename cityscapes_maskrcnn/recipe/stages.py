@@ -154,7 +154,7 @@ class Recipe:
             *("--output", folder / "anchors.yaml", *self._opts),
         )
         kept = (
-            *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "DATASETS.TRAIN"),
+            *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "DATASETS.TRAIN", "SEED"),
             *("MODEL.RPN.IN_FEATURES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
         )
         settings = {key: value for key, value in flatten(cfg).items() if key in kept}

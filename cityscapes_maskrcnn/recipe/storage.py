@@ -153,9 +153,10 @@ def database_errors(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        driver = error.name or str(error)
-        extra = "pip install 'cityscapes_maskrcnn[postgres]'" if "psycopg" in driver else driver
-        raise InputError(f"{where}: the database's driver is missing: {extra}") from error
+        # Optuna's error does not say which module it did not find.
+        postgres = where.startswith("postgresql")
+        todo = "pip install -e '.[postgres]'" if postgres else error.name or str(error)
+        raise InputError(f"{where}: the database's driver is missing: {todo}") from error
     except sqlalchemy.exc.NoSuchModuleError as error:
         raise InputError(f"{where}: there is no such kind of database") from error
     except (sqlalchemy.exc.SQLAlchemyError, exceptions.StorageInternalError) as error:

@@ -74,6 +74,7 @@ def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
     label = _label(study)
     importances, remark = parameter_importances(study)
     fragment = best_config(study, best)
+    best_file = output / "best.yaml"
     files = {
         "history.png": lambda path: plot_history(trials, label, maximize, path),
         "importances.png": lambda path: plot_importances(importances, path),
@@ -89,11 +90,18 @@ def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
     texts = {
         "trials.csv": _csv(trials, maximize),
         "report.md": _markdown(
-            study, where, best, label, importances, remark, list(files), bool(fragment)
+            study,
+            where,
+            best,
+            label,
+            importances,
+            remark,
+            list(files),
+            best_file if fragment else None,
         ),
     }
     if fragment:
-        texts["best.yaml"] = _fragment_text(study, where, best, label, fragment)
+        texts["best.yaml"] = _fragment_text(study, where, best, label, fragment, best_file)
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, draw in files.items():
@@ -169,7 +177,12 @@ def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
 
 
 def _fragment_text(
-    study: optuna.Study, where: str, best: FrozenTrial, label: str, fragment: Mapping[str, Any]
+    study: optuna.Study,
+    where: str,
+    best: FrozenTrial,
+    label: str,
+    fragment: Mapping[str, Any],
+    file: Path,
 ) -> str:
     keys = study.user_attrs.get(SPACE, {})
     unused = [
@@ -183,7 +196,7 @@ def _fragment_text(
         f"in {where}: trial {best.number}, {label} {best.values[0]:.6g}.",
         *(f"- {name}: {value}" for name, value in best.params.items()),
         *(f"No config key is known for: {', '.join(unused)}" for _ in unused[:1]),
-        "Use: tools/train_net.py --config-file ... INCLUDE \"('best.yaml',)\"",
+        f"Use: tools/train_net.py --config-file ... INCLUDE \"('{file}',)\"",
     ]
     # Names and values of other programs may hold line breaks, which would end the comment.
     comment = "".join(f"# {' '.join(line.split())}\n" for line in lines)
@@ -198,7 +211,7 @@ def _markdown(
     importances: Mapping[str, float],
     remark: str,
     pictures: Sequence[str],
-    has_fragment: bool,
+    file: Path | None,
 ) -> str:
     trials = finished_trials(study.get_trials(deepcopy=False))
     maximize = study.direction == StudyDirection.MAXIMIZE
@@ -247,8 +260,8 @@ def _markdown(
     parts += [
         "## Use",
         "`best.yaml` holds the best trial as config keys: "
-        "`tools/train_net.py --config-file ... INCLUDE \"('best.yaml',)\"`."
-        if has_fragment
+        f"`tools/train_net.py --config-file ... INCLUDE \"('{file}',)\"`."
+        if file
         else "None of the parameters has a known config key, so there is no `best.yaml`.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -99,15 +99,15 @@ def _confusion(rows: list[Row], _per_class: list[Row], threshold: float) -> Figu
         9.4, 6.6, 1, f"What the model says of each object (confidence ≥ {threshold:g})"
     )
     names = [
-        f"{row['truth'] if row['truth'] != 'background' else 'nothing there'}\nn = {total:,}"
+        f"{row['truth']}\nn = {total:,}"
         for row, total in zip(rows, counts.sum(axis=1).tolist(), strict=True)
     ]
     _heat_map(axis, _shares(counts, counts.sum(axis=1, keepdims=True)), names, columns)
-    # Not part of the classes' square: missed objects, and predictions on nothing.
+    # Not part of the classes' square: objects and predictions without a partner of any class.
     axis.axhline(len(rows) - 1.5, color="white", linewidth=5)
     axis.axvline(len(columns) - 1.5, color="white", linewidth=5)
     axis.set_ylabel("truth", color=_INK)
-    axis.set_xlabel("prediction (% of the row)", color=_INK)
+    axis.set_xlabel("prediction (% of the row); unmatched: no IoU above 0.5", color=_INK)
     return figure
 
 

@@ -19,9 +19,10 @@ def place_labels(
 ) -> list[tuple[float, float] | None]:
     """Choose a place for every label, in the order given.
 
-    Each label may lie over its object (centred at the anchor or along the top), above the box or
-    below it. Places outside the picture or over an earlier label are ruled out; among the others
-    the one that hides least of the other objects wins, and ties go to the earlier in that list.
+    Each label may lie over its object (centred at the anchor or along the top), above the box,
+    below it or beside it. Places outside the picture or over an earlier label are ruled out; among
+    the others the one that hides least of the other objects wins, and ties go to the earlier in
+    that list.
     A label without a place left is dropped: it would only make two labels unreadable.
 
     Args:
@@ -57,10 +58,10 @@ def place_labels(
 
 
 def _candidates(box: FloatArray, anchor: FloatArray, size: FloatArray) -> FloatArray:
-    """Boxes, shape (4, 4), where the label of one object may lie, most wanted first."""
+    """Boxes, shape (N, 4), where the label of one object may lie, most wanted first."""
     x0, y0, x1, y1 = box
     width, height = size
-    centre = (x0 + x1 - width) / 2
+    centre, middle = (x0 + x1 - width) / 2, (y0 + y1 - height) / 2
     above, below, on_top, on_anchor = (
         (centre, y0 - height),
         (centre, y1),
@@ -69,7 +70,8 @@ def _candidates(box: FloatArray, anchor: FloatArray, size: FloatArray) -> FloatA
     )
     # Over a large object a label hides nothing that matters; a small one it would hide whole.
     roomy = (x1 - x0) >= 1.3 * width and (y1 - y0) >= 3 * height
-    order = (on_anchor, on_top, above, below) if roomy else (above, below)
+    beside = ((x1, middle), (x0 - width, middle))
+    order = (*((on_anchor, on_top) if roomy else ()), above, below, *beside)
     corners = np.array(order, dtype=np.float64)
     return np.hstack([corners, corners + size])
 
@@ -82,7 +84,7 @@ def _overlaps(first: FloatArray, second: FloatArray) -> FloatArray:
 
 
 def _hidden_shares(candidates: FloatArray, others: FloatArray, own: FloatArray) -> FloatArray:
-    """How much of the objects not larger than ``own`` each candidate hides, shape (4,).
+    """How much of the objects not larger than ``own`` each candidate hides, shape (N,).
 
     Rounded to tenths, so that slivers do not outweigh the wish for the better place.
     """

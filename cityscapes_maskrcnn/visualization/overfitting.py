@@ -26,7 +26,7 @@ class Gap:
     """How far validation lies above training at the end of a run.
 
     Attributes:
-        training: mean training loss since the last but one measurement of the validation loss.
+        training: the smoothed training loss at the end, where the drawn line ends.
         validation: the last validation loss.
         lowest: the iteration of the lowest validation loss.
         last: the iteration of the last one.
@@ -53,11 +53,9 @@ def find_gap(training: Curve, validation: Curve) -> Gap | None:
     if not training or not validation:
         return None
     last = max(validation)
-    begin = max((at for at in validation if at < last), default=-1)
-    recent = [loss for at, loss in training.items() if begin < at <= last]
-    recent = recent or [training[max(training)]]
+    before = [loss for at, loss in training.items() if at <= last] or list(training.values())
     lowest = min(validation, key=lambda at: (validation[at], at))
-    return Gap(float(np.mean(recent)), validation[last], lowest, last)
+    return Gap(float(_smooth(np.array(before))[-1]), validation[last], lowest, last)
 
 
 def plot_overfitting(
@@ -66,8 +64,8 @@ def plot_overfitting(
     """Draw a panel a run: both losses, and an arrow where they end apart.
 
     The validation loss is that of the weights at a moment, without augmentation; the training loss
-    is that of the batches on the way there. A gap that grows while the training loss falls is
-    overfitting.
+    is that of the batches on the way there, smoothed. A gap that grows while the training loss
+    falls is overfitting.
 
     Args:
         runs: by title, the curves of :func:`.training_curves.read_curves`; ``total_loss`` and
@@ -115,7 +113,9 @@ def plot_overfitting(
 def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap | None) -> None:
     steps, losses = list(training), np.array(list(training.values()))
     axis.plot(steps, losses, color=_TRAINING, lw=0.8, alpha=0.35)
-    axis.plot(steps, _smooth(losses), color=_TRAINING, lw=1.8, label="training (smoothed)")
+    marker = "o" if len(steps) == 1 else ""
+    smoothed = _smooth(losses)
+    axis.plot(steps, smoothed, color=_TRAINING, lw=1.8, marker=marker, label="training (smoothed)")
     if validation:
         axis.plot(
             list(validation),

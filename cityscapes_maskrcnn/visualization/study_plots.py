@@ -197,7 +197,8 @@ def plot_parallel_coordinates(
     complete = _complete(trials)
     names = parameter_names(complete)
     complete = [trial for trial in complete if all(name in trial.params for name in names)]
-    complete.sort(key=lambda trial: trial.values[0] * (1 if maximize else -1))
+    # The best one last, which is drawn over the others; the earliest of equals.
+    complete.sort(key=lambda trial: _by_value(maximize)((trial.values[0], trial.number)))
     values = np.array([trial.values[0] for trial in complete])
     scales = [_Scale(name, complete) for name in names]
     heights = [

@@ -268,5 +268,5 @@ def test_tables(tmp_path: Path) -> None:
     assert (car["class"], float(car["AP50"])) == ("car", 100 * ap[CAR, 0])
     assert int(car["found"]) + int(car["missed"]) == int(car["objects"]) > 0
     assert tables["per_class.csv"][7]["AP"] == ""  # no bicycle: not a number
-    assert tables["confusion.csv"][8]["truth"] == "background"
+    assert tables["confusion.csv"][8]["truth"] == "unmatched"
     assert len(tables["misses.csv"]) == 8 * (3 + 3)

@@ -31,7 +31,7 @@ def write_tables(folder: Path, cars: int) -> Path:
         false.append([name, n, 0, 0, 0])
         misses += [f"{name},size,{group},{n},{n // 2}" for group in ("small", "medium", "large")]
         misses += [f"{name},occlusion,{group},{n},{n // 2}" for group in ("none", "heavy")]
-    confusion.append(["background", *[0] * 9])
+    confusion.append(["unmatched", *[0] * 9])
     curve = ["car,0.5,0.5,0.5", "car,inf,0.0,1.0"] if cars else []
     for file, header, rows in [
         (
@@ -41,7 +41,7 @@ def write_tables(folder: Path, cars: int) -> Path:
             per_class,
         ),
         ("precision_recall", "class,confidence,recall,precision", curve),
-        ("confusion", ",".join(["truth", *THING_CLASSES, "missed"]), confusion),
+        ("confusion", ",".join(["truth", *THING_CLASSES, "unmatched"]), confusion),
         ("false_positives", ",".join(["class", *CAUSES]), false),
         ("misses", "class,by,group,objects,missed", misses),
     ]:

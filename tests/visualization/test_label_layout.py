@@ -28,12 +28,13 @@ def test_below_where_the_picture_ends_above():
 
 
 def test_dropped_where_nothing_is_left():
-    # Twins: the first takes the place above, the second the one below, the third none.
-    assert place([[50, 40, 60, 55]] * 3, [[20, 10]] * 3) == [(45.0, 30.0), (45.0, 55.0), None]
+    # Quintuplets: above, below, right, left (the middle 47.5 less half of the height), none.
+    expected = [(45.0, 30.0), (45.0, 55.0), (60.0, 42.5), (30.0, 42.5), None]
+    assert place([[50, 40, 60, 55]] * 5, [[20, 10]] * 5) == expected
 
 
-def test_a_label_wider_than_the_room_beside_the_border_is_dropped():
-    assert place([[0, 40, 10, 55]], [[20, 10]]) == [None]
+def test_a_label_wider_than_the_room_at_the_border_goes_beside():
+    assert place([[0, 40, 10, 55]], [[20, 10]]) == [(10.0, 42.5)]
 
 
 def test_a_label_does_not_hide_a_smaller_object():

@@ -14,11 +14,11 @@ TRAINING = {0: 9.0, 20: 5.0, 40: 3.0, 60: 2.0, 80: 1.0, 95: 1.4}
 VALIDATION = {49: 2.5, 99: 3.0}
 
 
-def test_the_gap_is_that_of_the_last_interval() -> None:
+def test_the_gap_is_between_the_ends_of_the_drawn_lines() -> None:
     gap = find_gap(TRAINING, VALIDATION)
     assert gap is not None
-    # Losses of iterations 60, 80, 95, after the validation at 49: (2 + 1 + 1.4) / 3.
-    assert gap.training == pytest.approx(4.4 / 3)
+    # Six values are smoothed over 6 // 40 = 0 neighbours, so the last one is as it is.
+    assert gap.training == 1.4
     assert (gap.validation, gap.lowest, gap.last) == (3.0, 49, 99)
 
 
@@ -31,7 +31,15 @@ def test_without_one_of_the_losses_there_is_no_gap() -> None:
 def test_one_measurement_is_enough() -> None:
     gap = find_gap({0: 4.0, 9: 2.0}, {9: 2.5})
     assert gap is not None
-    assert (gap.training, gap.lowest) == (3.0, 9)
+    assert (gap.training, gap.lowest) == (2.0, 9)
+
+
+def test_a_long_curve_is_smoothed() -> None:
+    training = {at: float(at % 2) for at in range(80)}
+    gap = find_gap(training, {79: 2.0})
+    assert gap is not None
+    # 80 // 40 = 2 neighbours on each side; at the end there are the two before: (1 + 0 + 1) / 3
+    assert gap.training == pytest.approx(2 / 3)
 
 
 def count(path: Path, color: tuple[int, int, int]) -> int:
