@@ -22,7 +22,8 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # ---- Length of training, in passes over DATASETS.TRAIN ------------------------------------
     # One epoch is ceil(images / SOLVER.IMS_PER_BATCH) iterations, counting the images that are
     # left after DATALOADER.FILTER_EMPTY_ANNOTATIONS. At start-up these keys are turned into
-    # Detectron2's own, measured in iterations; the log and OUTPUT_DIR/config.yaml show both.
+    # Detectron2's own, measured in iterations; the log and OUTPUT_DIR/config.yaml show both. If
+    # one of Detectron2's is on the command line and its key here is not, that one counts.
     # Epochs to train; sets SOLVER.MAX_ITER. 0: SOLVER.MAX_ITER says how long.
     cfg.SOLVER.EPOCHS = 0
     # Epochs between two checkpoints; sets SOLVER.CHECKPOINT_PERIOD. 0: leave that key alone.

@@ -95,3 +95,12 @@ def test_a_value_of_another_type() -> None:
     assert str(caught.value) == (
         "command line, SOLVER.EPOCHS four: SOLVER.EPOCHS must be of type int, such as 4, not str"
     )
+
+
+def test_typed_iterations_replace_the_epochs_of_the_file() -> None:
+    assert build_config(STAGE_1, []).SOLVER.EPOCHS == 4
+    cfg = build_config(STAGE_1, ["SOLVER.MAX_ITER", "7", "TEST.EVAL_PERIOD", "3"])
+    assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.MAX_ITER) == (0, 7)
+    assert (cfg.TEST.EVAL_EPOCHS, cfg.TEST.EVAL_PERIOD) == (0, 3)
+    # Who types both means the epochs, as the key's comment says.
+    assert build_config(STAGE_1, ["SOLVER.EPOCHS", "2", "SOLVER.MAX_ITER", "7"]).SOLVER.EPOCHS == 2

@@ -98,7 +98,9 @@ def _bars(rows: list[Row], protocol: str) -> list[Bar]:
         scores = row.official if protocol == "official" else row.coco
         if "AP" in scores:
             whose = f", {row.group}" if row.group == REFERENCE else ""
-            name = f"{row.name}{whose}, {row.split}"
+            # Beside published scores on all images it must be seen on how few ours are.
+            images = f" ({row.scored_images} images)" if row.group == THIS_RUN else ""
+            name = f"{row.name}{whose}, {row.split}{images}"
             bars.append((name, scores["AP"], row.group == THIS_RUN))
     ours = [bar for bar in bars if bar[2]]
     return ours + sorted((bar for bar in bars if not bar[2]), key=lambda bar: -bar[1])

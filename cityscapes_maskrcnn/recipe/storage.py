@@ -101,10 +101,11 @@ def open_study(url: str, name: str) -> Iterator[Study]:
 
     Args:
         url: from :func:`storage_url`.
-        name: of the study.
+        name: of the study; empty: the only one there is.
 
     Raises:
-        InputError: there is no such study, or see :func:`database_errors`.
+        InputError: there is no such study, or there are several to choose from, or see
+            :func:`database_errors`.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -128,8 +129,11 @@ def open_study(url: str, name: str) -> Iterator[Study]:
             engine.dispose()
             storage = RDBStorage(url, engine_kwargs=_engine_options(url))
         names = [study.study_name for study in storage.get_all_studies()]
+        listed = ", ".join(sorted(names)) or "none"
+        if not name and len(names) != 1:
+            raise InputError(f"{without_password(url)}: name one --study; it has: {listed}")
+        name = name or names[0]
         if name not in names:
-            listed = ", ".join(sorted(names)) or "none"
             raise InputError(f"{without_password(url)}: no study {name!r}; it has: {listed}")
         try:
             yield load_study(study_name=name, storage=storage)

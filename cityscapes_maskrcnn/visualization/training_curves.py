@@ -141,7 +141,9 @@ def _plot(axis: Axes, title: str, curves: Mapping[str, Curve]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(colors=_INK, labelsize=9)
     if title != "learning rate":
-        axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+        axis.legend(
+            loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9, handlelength=3.4
+        )
 
 
 def _limits(title: str, values: Sequence[float]) -> tuple[float, float]:

@@ -131,3 +131,8 @@ def test_a_missing_study_is_told_with_those_there_are(tmp_path: Path) -> None:
         optuna.create_study(study_name=name, storage=url)
     with pytest.raises(InputError, match="no study 'c'; it has: a, b"), open_study(url, "c"):
         pass
+    with pytest.raises(InputError, match="name one --study; it has: a, b"), open_study(url, ""):
+        pass
+    optuna.delete_study(study_name="a", storage=url)
+    with open_study(url, "") as study:
+        assert study.study_name == "b"
