@@ -34,6 +34,7 @@ from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
 from cityscapes_maskrcnn.engine.anchor_fitting import resolve_anchors
 from cityscapes_maskrcnn.engine.epochs import IN_EPOCHS, resolve_epochs
+from cityscapes_maskrcnn.engine.output_folder import take_output_folder
 
 # These are imported for the names that they add to Detectron2's registries.
 from cityscapes_maskrcnn.modeling import anchor_generator, backbone, semantic_head  # noqa: F401
@@ -105,8 +106,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
         The frozen config, as also written to ``OUTPUT_DIR/config.yaml``.
 
     Raises:
-        InputError: see :func:`build_config`, :func:`.engine.epochs.resolve_epochs` and
-            :func:`.engine.anchor_fitting.resolve_anchors`.
+        InputError: see :func:`build_config`, :func:`.engine.epochs.resolve_epochs`,
+            :func:`.engine.anchor_fitting.resolve_anchors` and
+            :func:`.engine.output_folder.take_output_folder`.
     """
     if args.config_file:
         args.config_file = str(find_config(args.config_file))
@@ -115,6 +117,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     anchors = resolve_anchors(cfg, args.resume, args.eval_only)
     used = Path(cfg.OUTPUT_DIR, "metrics.json").exists()
     cfg.freeze()
+    if comm.is_main_process() and not args.eval_only:
+        take_output_folder(cfg.OUTPUT_DIR)
     # The main process rewrites config.yaml now, which may be the very file that others still read.
     comm.synchronize()
     default_setup(cfg, args)
@@ -244,7 +248,8 @@ def find_config(config_file: str) -> Path:
         except RuntimeError as error:
             raise InputError(f"{config_file}: Detectron2's model zoo has no such config") from error
     if not Path(config_file).is_file():
-        raise InputError(f"--config-file {config_file}: no such file")
+        what = "is a folder" if Path(config_file).is_dir() else "no such file"
+        raise InputError(f"--config-file {config_file}: {what}")
     return Path(config_file)
 
 
@@ -258,7 +263,12 @@ def _merge_file(cfg: CfgNode, config_file: Path) -> None:
         raise InputError(f"{config_file}: cannot be read: {error}") from error
     except RecursionError as error:
         raise InputError(f"{config_file}: its _BASE_ leads back to itself") from error
-    except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{config_file}: not a config: it must hold sections of KEY: VALUE lines, as the files "
+            "in configs/ do"
+        ) from error
+    except (KeyError, AssertionError, ValueError) as error:
         raise InputError(_explain(cfg, error, str(config_file))) from error
 
 
@@ -289,11 +299,15 @@ def _explain(cfg: CfgNode, error: Exception, where: str, key: str = "") -> str:
     """Say in one line what yacs did not like, with the nearest existing key."""
     message = str(error.args[0] if error.args else error)
     unknown = re.match(r"Non-existent (?:config )?key: ?(\S*)", message)
-    if unknown:
-        key = key or unknown.group(1)
-        near = difflib.get_close_matches(key, _all_keys(cfg), n=1)
+    known = _all_keys(cfg)
+    if unknown or (key and key not in known):
+        key = key or (unknown.group(1) if unknown else "")
+        near = difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{where}: there is no config key {key}{hint}"
+    inside = [each for each in known if key and each.startswith(f"{key}.")]
+    if inside:
+        return f"{where}: {key} is a section; name a key in it, such as {inside[0]}"
     types = re.match(
         r"Type mismatch \(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \((.*) vs\. .*\) "
         r"for config key: (\S+)",

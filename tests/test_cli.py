@@ -74,7 +74,12 @@ def test_the_saved_config_needs_no_other_file(files: Path) -> None:
         ("SEED: [1", None, "bad.yaml is not plain yaml"),
         ("SEED: !!python/object/apply:os.getcwd []", None, "bad.yaml is not plain yaml"),
         ("SEED: many", None, "bad.yaml: SEED must be of type int, such as 5, not str"),
-        ("[1, 2]", None, "bad.yaml: "),
+        ("[1, 2]", None, "bad.yaml: not a config: it must hold sections of KEY: VALUE lines"),
+        ("", None, "bad.yaml: not a config"),
+        ("just words", None, "bad.yaml: not a config"),
+        ("MODEL: 3", None, "bad.yaml: not a config"),
+        ("_BASE_: [1, 2]", None, "bad.yaml: not a config"),
+        ("\x00\xff", None, "bad.yaml is not plain yaml"),
         ("_BASE_: bad.yaml", None, "bad.yaml: its _BASE_ leads back to itself"),
         ("INCLUDE: ['best.yaml']", None, "bad.yaml: an included file cannot include others"),
     ],
@@ -104,3 +109,21 @@ def test_typed_iterations_replace_the_epochs_of_the_file() -> None:
     assert (cfg.TEST.EVAL_EPOCHS, cfg.TEST.EVAL_PERIOD) == (0, 3)
     # Who types both means the epochs, as the key's comment says.
     assert build_config(STAGE_1, ["SOLVER.EPOCHS", "2", "SOLVER.MAX_ITER", "7"]).SOLVER.EPOCHS == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("SOLVER.MAX_ITER.X", "there is no config key SOLVER.MAX_ITER.X; did you mean SOLVER.MAX_"),
+        ("SOLVER", "SOLVER is a section; name a key in it, such as SOLVER."),
+    ],
+)
+def test_keys_too_deep_and_not_deep_enough(key: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build_config(STAGE_1, [key, "3"])
+    assert str(caught.value).startswith(f"command line, {key} 3: {message}")
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"--config-file {tmp_path}: is a folder"):
+        build_config(str(tmp_path), [])

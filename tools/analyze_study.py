@@ -32,9 +32,7 @@ def main() -> None:
     parser.add_argument(
         "--storage", required=True, metavar="URL", help="an SQLite file, or postgresql://..."
     )
-    parser.add_argument(
-        "--study", default="", metavar="NAME", help="default: the only one there is"
-    )
+    parser.add_argument("--study", default="", metavar="NAME", help="default: the only one")
     parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="for the report")
     args = parser.parse_args()
     url = storage_url(args.storage)

@@ -41,9 +41,7 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--storage", metavar="URL", help="of the recorded study")
     source.add_argument("--simulated", type=int, metavar="N", help="simulate N trials instead")
-    parser.add_argument(
-        "--study", default="", metavar="NAME", help="default: the only one there is"
-    )
+    parser.add_argument("--study", default="", metavar="NAME", help="default: the only one")
     parser.add_argument("--orders", type=int, default=200, help="random orders (default: 200)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys of SEARCH.PRUNER")
     args = parser.parse_args()

@@ -24,6 +24,7 @@ from cityscapes_maskrcnn.data.synthetic import generate_dataset
 from cityscapes_maskrcnn.engine.precision import build_step
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.modeling.deeplab_weights import translate
+from cityscapes_maskrcnn.utils.errors import InputError
 
 Batch = list[dict[str, Any]]
 Step = Callable[[Batch], None]
@@ -59,7 +60,12 @@ def benchmark_stage_0(config_file: str, opts: list[str], steps: int) -> str:
 
     Returns:
         A Markdown table: images per second from the median step, ratio, peak memory.
+
+    Raises:
+        InputError: a number is out of range, or the config is wrong.
     """
+    if steps < 1 or build_config(config_file, opts).SOLVER.IMS_PER_BATCH < 1:
+        raise InputError("--steps and SOLVER.IMS_PER_BATCH must be 1 or more")
     with tempfile.TemporaryDirectory() as root:
         batches = _load_batches(config_file, opts, root, count=min(steps, 4))
     size = tuple(batches[0][0]["image"].shape[1:])

@@ -82,6 +82,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._allow_pickle = tuple(allow_pickle)
         #: The file that was loaded last, as it was named.
         self.path = ""
+        self._resuming = False
         #: What the model has seen; loading replaces it by the file's list, saving writes it.
         self.history: tuple[UsedData, ...] = ()
         self.logger = logging.getLogger(__name__)
@@ -106,14 +107,34 @@ class SafeCheckpointer(DetectionCheckpointer):
         try:
             with atomic_write(path) as file:
                 torch.save(_plain(data), file)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{path}: the checkpoint could not be written: {error}") from error
+        except OSError as error:
+            raise InputError(f"{path}: could not be written: {error.strerror}") from error
+        except RuntimeError as error:
+            # torch replaces the system's reason by one of its own.
+            raise InputError(
+                f"{path}: could not be written, most likely for want of space: {error}"
+            ) from error
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a checkpoint the one that ``--resume`` starts from."""
         with atomic_write(Path(self.save_dir) / "last_checkpoint", "w") as file:
             file.write(last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """Path of the checkpoint that ``last_checkpoint`` names.
+
+        Raises:
+            InputError: it names none that is there.
+        """
+        note = Path(self.save_dir) / "last_checkpoint"
+        name = note.read_bytes().decode("utf-8", "replace").strip()
+        if not name or not (note.parent / name).is_file():
+            raise InputError(
+                f"{note}: names {name!r}, and there is no such checkpoint; write the name of one "
+                "in this folder into it, or remove it to start anew"
+            )
+        return str(note.parent / name)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint into the model and the checkpointables.
@@ -131,6 +152,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 another model, or (when resuming) of a training run with other parameters.
         """
         self.path = path
+        self._resuming = checkpointables is None and bool(self.checkpointables)
         name = path.partition("?")[0]
         if name.endswith(".pkl") and not any(
             fnmatchcase(name, each) for each in self._allow_pickle
@@ -189,6 +211,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         return read_checkpoint(f, self.path)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if self._resuming:
+            self._refuse_without_state(checkpoint)
         state = checkpoint["model"]
         if not isinstance(state, dict) or not any(hasattr(v, "shape") for v in state.values()):
             raise InputError(f"{self.path}: not a checkpoint: holds no tensors by name")
@@ -216,6 +240,16 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "%s starts anew: the file has it as %s, the model as %s", name, theirs, ours
             )
         return incompatible
+
+    def _refuse_without_state(self, checkpoint: dict[str, Any]) -> None:
+        """Raise if a file holds weights but not where a training run was."""
+        for name in self.checkpointables:
+            state = checkpoint.get(name)
+            if not isinstance(state, dict) or (name == "trainer" and "iteration" not in state):
+                raise InputError(
+                    f"{self.path}: holds no state of a training run to go on with; to start from "
+                    "its weights, name it in MODEL.WEIGHTS and take another OUTPUT_DIR"
+                )
 
     def _load_resnet(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Any:
         """Load a file into a model with a ResNet, and account for every tensor in the log."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cityscapes_maskrcnn.data.png import decode_rows, inflate_grey, occupied_rows
 from cityscapes_maskrcnn.evaluation.masks import CroppedMask, crop_mask
@@ -86,5 +86,7 @@ def _decode(file: Path, data: bytes) -> Image.Image:
             image.load()
             return image
     # A broken PNG is a SyntaxError for Pillow.
+    except UnidentifiedImageError as error:
+        raise InputError(f"cannot read {file} as an image: it is none; expected a PNG") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read {file} as an image: {error}") from error

@@ -217,7 +217,8 @@ def read_boxes(path: str | os.PathLike[str]) -> Floats:
                     if number == 1 and len(row) == 2:
                         continue
                     raise _bad_line(path, number, row) from error
-                if not (0 < width < math.inf and 0 < height < math.inf):
+                # Sides of less than a thousandth or more than a million pixels are no boxes.
+                if not (1e-3 <= width <= 1e6 and 1e-3 <= height <= 1e6):
                     raise _bad_line(path, number, row)
                 boxes.append((width, height))
     except OSError as error:

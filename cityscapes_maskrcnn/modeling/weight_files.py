@@ -6,6 +6,8 @@ import argparse
 import fcntl
 import hashlib
 import http.client
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -119,14 +121,40 @@ def read_checkpoint(path: str | Path, shown_as: str = "") -> dict[str, Any]:
         content = dict(content[key])
     if not any(torch.is_tensor(value) for value in content.values()):
         raise InputError(f"{source}: not a checkpoint: holds no tensors by name")
+    for name, value in content.items():
+        if not isinstance(name, str):
+            raise InputError(f"{source}: not a checkpoint: a name in it is {name!r}, no text")
+        if torch.is_tensor(value) and not _is_plain(value):
+            raise InputError(f"{source}: {name} is no plain tensor ({value.layout}, {value.dtype})")
     return {**rest, "model": content}
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is neither sparse nor quantized nor of complex numbers."""
+    return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_complex())
+
+
+def _check_sums(path: str | Path, source: str) -> None:
+    """Raise if a part of a zip file, which torch writes, is damaged: torch does not look."""
+    if not zipfile.is_zipfile(path):
+        return  # torch's older format, which has no sums
+    with zipfile.ZipFile(path) as archive:
+        try:
+            damaged = archive.testzip()
+        except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            damaged = str(error)
+    if damaged:
+        raise InputError(f"{source}: damaged: the check sum of {damaged} is wrong; fetch it again")
 
 
 def _read_torch(path: str | Path, source: str) -> Any:
     try:
+        _check_sums(path, source)
         # Scripts of torchvision's kind save their command line too: a Namespace, mere values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error}") from error
     except Exception as error:

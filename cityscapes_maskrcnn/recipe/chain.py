@@ -73,6 +73,8 @@ def _locked(output: Path, patience: float) -> Iterator[int]:
     Raises:
         InputError: somebody else holds it, or the folder cannot be written.
     """
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output}: a file where a folder is needed")
     try:
         output.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(output / _LOCK, os.O_CREAT | os.O_RDWR, 0o666)

@@ -133,6 +133,39 @@ def test_a_truncated_checkpoint_gets_one_line(tmp_path: Path) -> None:
         SafeCheckpointer(net()).load(str(path))
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\0bad", b"model_0000099.pth"])
+def test_a_damaged_last_checkpoint_gets_one_line(tmp_path: Path, content: bytes) -> None:
+    SafeCheckpointer(net(), str(tmp_path)).save("model_0000009")
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    with pytest.raises(InputError, match=r"last_checkpoint: names .* no such checkpoint"):
+        SafeCheckpointer(net(), str(tmp_path)).resume_or_load("", resume=True)
+
+
+class Counter:
+    """What a trainer keeps, to the checkpointer."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"iteration": 9}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert state == {"iteration": 9}
+
+
+@pytest.mark.parametrize("trainer", [None, {"junk": 1}, 3])
+def test_a_run_goes_on_only_from_the_state_of_a_run(tmp_path: Path, trainer: object) -> None:
+    checkpointer = SafeCheckpointer(net(), str(tmp_path), trainer=Counter())
+    checkpointer.save("model_0000009")
+    checkpointer.resume_or_load("", resume=True)
+    content = torch.load(tmp_path / "model_0000009.pth", weights_only=True)
+    del content["trainer"]
+    torch.save(content | ({} if trainer is None else {"trainer": trainer}), tmp_path / "x.pth")
+    (tmp_path / "x.pth").replace(tmp_path / "model_0000009.pth")
+    with pytest.raises(InputError, match=r"model_0000009\.pth: holds no state of a training run"):
+        checkpointer.resume_or_load("", resume=True)
+    # As weights to start from it is as good as any.
+    checkpointer.resume_or_load(str(tmp_path / "model_0000009.pth"), resume=False)
+
+
 def test_missing_weights_of_a_stage_say_how_they_are_made(tmp_path: Path) -> None:
     path = tmp_path / "stage_0" / "model_final.pth"
     with pytest.raises(InputError, match=rf"what stage_0 ends with: .*OUTPUT_DIR {path.parent}"):

@@ -177,3 +177,32 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "weights.pkl").write_bytes(b"")
     with pytest.raises(InputError, match="pickle files are refused"):
         read_checkpoint(tmp_path / "weights.pkl")
+
+
+def test_a_damaged_tensor_is_noticed(tmp_path: Path) -> None:
+    """torch.load does not look at the check sums of the zip file that torch.save writes."""
+    path = tmp_path / "w.pth"
+    torch.save({"layer.weight": torch.arange(5000.0)}, path)
+    content = bytearray(path.read_bytes())
+    at = content.index(torch.arange(5000.0).numpy().tobytes()) + 4000
+    content[at] ^= 1
+    path.write_bytes(bytes(content))
+    assert not torch.equal(
+        torch.load(path, weights_only=True)["layer.weight"], torch.arange(5000.0)
+    )
+    with pytest.raises(InputError, match=r"w\.pth: damaged: the check sum of .*data/0 is wrong"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({7: torch.zeros(2)}, "a name in it is 7, no text"),
+        ({"a.weight": torch.eye(3).to_sparse()}, "a.weight is no plain tensor"),
+        ({"a.weight": torch.zeros(2, dtype=torch.complex64)}, "a.weight is no plain tensor"),
+    ],
+)
+def test_what_is_no_plain_tensor_by_name(tmp_path: Path, content: object, message: str) -> None:
+    torch.save({"model": content}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(tmp_path / "w.pth")
