@@ -10,7 +10,6 @@ any number of workers, and with any number of processes that share the same tota
 from __future__ import annotations
 
 import itertools
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -77,10 +76,6 @@ class TrainingStream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        if info:
-            # A signal to the whole process group (Ctrl-C, timeout) shall reach the training process
-            # only: it finishes its step and saves, for which it needs its workers.
-            os.setpgid(0, 0)
         for position in self.positions(worker, num_workers):
             example = self._dicts[self.index(position)]
             with _seeded(self._entropy(position, _AUGMENT)):
@@ -105,7 +100,8 @@ class _seeded:  # noqa: N801 - reads as a function: `with _seeded(...)`
         self._states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
         random.seed(self._seeds[0])
         np.random.seed(self._seeds[1])  # noqa: NPY002 - Detectron2's augmentations use it
-        torch.manual_seed(self._seeds[2])
+        # torch.manual_seed would also seed the GPUs, whose numbers the model draws.
+        torch.default_generator.manual_seed(self._seeds[2])
 
     def __exit__(self, *_: object) -> None:
         python_state, numpy_state, torch_state = self._states

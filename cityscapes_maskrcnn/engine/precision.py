@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -36,4 +37,38 @@ def build_step(
     precision = precisions[cfg.SOLVER.AMP.PRECISION]
     # bfloat16 has the range of float32: its gradients do not vanish, so nothing is to be scaled.
     scaler = torch.amp.GradScaler("cuda", enabled=precision is torch.float16)
-    return AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=precision)
+    for module in model.modules():
+        if isinstance(module, ROIPooler):
+            module.register_forward_pre_hook(_pool_in_full_precision)
+    return MixedPrecisionStep(model, loader, optimizer, grad_scaler=scaler, precision=precision)
+
+
+class MixedPrecisionStep(AMPTrainer):
+    """Detectron2's mixed-precision step, which a run begun in another precision can go on with."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from ``state_dict``; if it has no scale of gradients, from a new one."""
+        scaler = state_dict.get("grad_scaler") or self.grad_scaler.state_dict()
+        super().load_state_dict({**state_dict, "grad_scaler": scaler})
+
+
+def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the optimizer's state out in memory as its parameters are.
+
+    Loaded state has the layout of the file, which is another one if ``MODEL.CHANNELS_LAST`` has
+    changed. Fused optimizers go through both as through plain rows of numbers.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _pool_in_full_precision(_pooler: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Convert the features that regions are cut from to float32.
+
+    Detectron2 rounds the boxes to the features' precision: 8 pixels at the right border of a
+    2048 pixels wide image in bfloat16. torchvision's kernel computes in float32 anyway.
+    """
+    features, *others = inputs
+    return ([feature.float() for feature in features], *others)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,20 @@ def write_scores(
     write_json(Path(cfg.OUTPUT_DIR) / SCORES_FILE, content)
 
 
+def without_nan(results: dict[str, Any]) -> dict[str, Any]:
+    """Drop NaN, the score of a class without ground truth, from nested results.
+
+    ``metrics.json`` would otherwise hold the word NaN, which is not JSON.
+    """
+    kept: dict[str, Any] = OrderedDict()
+    for key, value in results.items():
+        if isinstance(value, dict):
+            kept[key] = without_nan(value)
+        elif not math.isnan(value):
+            kept[key] = value
+    return kept
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file that appears only when it is complete."""
     with atomic_write(path, "w") as file:
@@ -132,5 +148,5 @@ def _on_gpu(model: torch.nn.Module) -> bool:
 def _peak_memory(model: torch.nn.Module) -> int:
     """Peak of this process in bytes: on its GPU if the model is there, else resident in RAM."""
     if _on_gpu(model):
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(next(model.parameters()).device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes

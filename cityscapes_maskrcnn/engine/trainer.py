@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import weakref
 from collections import OrderedDict
 from functools import partial
@@ -46,11 +45,12 @@ from cityscapes_maskrcnn.engine.hooks import (
     CheckFrozen,
     SeedEveryStep,
     StopOnSignal,
+    WriteEvents,
 )
-from cityscapes_maskrcnn.engine.precision import build_step
+from cityscapes_maskrcnn.engine.precision import build_step, match_memory_format
 from cityscapes_maskrcnn.engine.provenance import data_of_run, refuse_seen_images
 from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
-from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
+from cityscapes_maskrcnn.engine.summary import RunSummary, without_nan, write_scores
 from cityscapes_maskrcnn.engine.test_time_augmentation import with_test_time_augmentation
 from cityscapes_maskrcnn.engine.unsupported import refuse_unsupported
 from cityscapes_maskrcnn.engine.validation import ValidationLoss, check_validation
@@ -124,9 +124,15 @@ class Trainer(DefaultTrainer):
 
         Raises:
             InputError: see :meth:`SafeCheckpointer.load`; or the model has been, or would be,
-                trained on images of ``DATASETS.TEST``.
+                trained on images of ``DATASETS.TEST``; or the processes found other checkpoints.
         """
         super().resume_or_load(resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise InputError(
+                f"--resume: the processes would go on from iterations {starts}; all machines must "
+                f"see the same OUTPUT_DIR {self.cfg.OUTPUT_DIR} (a shared folder)"
+            )
         history = merge(self.checkpointer.history, data_of_run(self.cfg))
         self.checkpointer.history = history
         # What is scored while training may steer it, but the weights must not know it by heart.
@@ -136,6 +142,11 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, SeedEveryStep):
                 self.stream.seed = hook.seed
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of a run that is resumed."""
+        super().load_state_dict(state_dict)
+        match_memory_format(self._trainer.optimizer)
+
     def train(self) -> dict[str, Any]:
         """Run the iterations that are left, evaluating and saving on the way.
 
@@ -143,7 +154,7 @@ class Trainer(DefaultTrainer):
             The results of the last evaluation; empty on other than the main process.
 
         Raises:
-            InputError: a broken file, or a loss that became infinite.
+            InputError: a broken file, a loss that became infinite, or a GPU out of memory.
         """
         logging.getLogger(__name__).info(
             "Starting training from iteration %d of %d", self.start_iter, self.max_iter
@@ -162,6 +173,12 @@ class Trainer(DefaultTrainer):
                 # EvalHook takes an error in the last iteration for the end of training and would
                 # evaluate, which hangs as soon as other processes wait for this one elsewhere.
                 self.max_iter = self.iter + 2
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise InputError(
+                        f"out of memory on the GPU in iteration {self.iter}: lower "
+                        f"SOLVER.IMS_PER_BATCH ({self.cfg.SOLVER.IMS_PER_BATCH}) or INPUT.CROP, or "
+                        "set SOLVER.AMP.ENABLED True"
+                    ) from error
                 if isinstance(error, FloatingPointError):
                     raise InputError(
                         f"training diverged: {error}; lower SOLVER.BASE_LR or lengthen "
@@ -215,7 +232,7 @@ class Trainer(DefaultTrainer):
             if cfg.DATASETS.TEST and cfg.TEST.AUG.ENABLED
             else None,
             # Writers come after everything that produces numbers ...
-            hooks.PeriodicWriter(self.build_writers(), period=20) if main_process else None,
+            WriteEvents(self.build_writers(), cfg.TEST.EVAL_PERIOD) if main_process else None,
             DriftReport(Path(cfg.OUTPUT_DIR)) if cfg.SOLVER.DRIFT_REPORT and main_process else None,
             RunSummary(cfg, self.stream.num_images) if main_process else None,
             # ... and leaving comes last.
@@ -381,17 +398,3 @@ class Trainer(DefaultTrainer):
         Its files go to a folder of ``OUTPUT_DIR``; with several datasets, each has one in it.
         """
         return build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR) / folder_name)
-
-
-def without_nan(results: dict[str, Any]) -> dict[str, Any]:
-    """Drop NaN, the score of a class without ground truth, from nested results.
-
-    ``metrics.json`` would otherwise hold the word NaN, which is not JSON.
-    """
-    kept: dict[str, Any] = OrderedDict()
-    for key, value in results.items():
-        if isinstance(value, dict):
-            kept[key] = without_nan(value)
-        elif not math.isnan(value):
-            kept[key] = value
-    return kept

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import time
@@ -307,7 +308,9 @@ def failure_reason(status: int, output: str) -> str:
         name = signal.Signals(-status).name
         return f"killed by {name}{', most likely for want of memory' * (name == 'SIGKILL')}"
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    said = errors or lines or ["it printed nothing"]
+    # CUDA's errors end with lines of advice.
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    said = errors or raised or lines or ["it printed nothing"]
     return f"exit status {status}: {said[-1]}"[:500]
 
 

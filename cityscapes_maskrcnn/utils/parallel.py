@@ -145,10 +145,14 @@ def _with_progress(results: Iterable[Result], total: int, description: str) -> I
 def _start_worker(initializer: Callable[[], object] | None) -> None:
     """Let the parent process decide when a worker ends.
 
-    Ctrl-C reaches the parent alone, so that workers print no tracebacks of their own. When the
-    parent is killed, its workers would wait for work for ever; a thread ends them.
+    Signals to the process group (Ctrl-C, timeout) reach the parent alone, so that it can finish
+    what it does and workers print no tracebacks of their own. The parent's own SIGTERM ends a
+    worker, whatever handler it has inherited. When the parent is killed, its workers would wait for
+    work for ever; a thread ends them.
     """
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if initializer is not None:
         initializer()

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
@@ -75,3 +76,13 @@ def test_the_callers_generators_are_left_alone() -> None:
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     next(stream)
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+
+
+def test_the_generators_of_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without workers the stream runs between the seeding of a step and the model's draws."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    next(iter(TrainingStream(DICTS, noisy, 1, 2)))
+    assert not seeded
+    torch.manual_seed(5)
+    assert seeded == [5]

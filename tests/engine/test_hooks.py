@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.utils.events import EventStorage, JSONWriter
 from torch import nn
 
-from cityscapes_maskrcnn.engine.hooks import CheckFrozen, SeedEveryStep
+from cityscapes_maskrcnn.engine.hooks import CheckFrozen, SeedEveryStep, WriteEvents
 
 
 def drawn(seed: int, iteration: int) -> list[float]:
@@ -51,3 +54,28 @@ def test_a_frozen_part_that_changed_is_told(caplog: pytest.LogCaptureFixture) ->
     model[1].running_var += 1e-6
     hook.after_train()
     assert "1 of 6 frozen tensors changed in training, such as 1.running_var" in caplog.text
+
+
+@pytest.mark.parametrize("eval_period", [0, 6])
+def test_every_evaluation_is_written_at_once(tmp_path: Path, eval_period: int) -> None:
+    path = tmp_path / "metrics.json"
+    hook = WriteEvents([JSONWriter(str(path))], eval_period)
+    written: dict[int, list[int]] = {}
+    with EventStorage() as storage:
+        for iteration in range(30):
+            hook.trainer = SimpleNamespace(iter=iteration, max_iter=30, storage=storage)
+            storage.put_scalar("total_loss", 1.0)
+            if eval_period and (iteration + 1) % eval_period == 0:
+                storage.put_scalar("segm/AP", float(iteration), smoothing_hint=False)
+            hook.after_step()
+            if path.exists():
+                lines = [json.loads(line) for line in path.read_text().splitlines()]
+                scores = [int(line["segm/AP"]) for line in lines if "segm/AP" in line]
+                written[iteration] = scores
+            storage.step()
+        hook.after_train()
+    if eval_period:
+        expected = {5: [5], 11: [5, 11], 17: [5, 11, 17], 29: [5, 11, 17, 23, 29]}
+        assert {iteration: written[iteration] for iteration in expected} == expected
+    else:
+        assert list(written) == list(range(19, 30))

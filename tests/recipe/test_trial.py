@@ -242,3 +242,6 @@ def test_reasons() -> None:
     assert failure_reason(1, text) == "exit status 1: two  words"
     assert failure_reason(1, "MemoryError\nerror: x") == "out of memory: MemoryError"
     assert math.isclose(len(failure_reason(1, "x" * 9999)), 500)
+    error = "torch.AcceleratorError: CUDA error: device-side assert triggered"
+    text = f"Traceback\n  raise\n{error}\nFor debugging consider X=1\n"
+    assert failure_reason(1, text) == f"exit status 1: {error}"

@@ -103,3 +103,41 @@ def test_task_queue_works_elsewhere_and_ends_its_processes() -> None:
     assert results["niceness"] == os.nice(0) + 1
     with pytest.raises(ProcessLookupError):
         os.kill(results["worker"], 0)
+
+
+# As in training, where SIGTERM is caught in order to save a checkpoint first.
+TERMINATED = """
+import os, signal, time
+from cityscapes_maskrcnn.utils.parallel import TaskQueue
+signal.signal(signal.SIGTERM, lambda *_: print("caught", flush=True))
+tasks = TaskQueue(2)
+tasks.put("a", os.getpid)
+tasks.put("b", time.sleep, 1.0)
+print("working", flush=True)
+time.sleep(1.0)
+print(tasks.results()["b"], flush=True)
+for number in range(4):
+    tasks.put(str(number), time.sleep, 0.5)
+os.kill(next(iter(tasks._pool._processes)), signal.SIGKILL)
+try:
+    tasks.results()
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+def test_workers_outlive_a_signal_to_the_group_and_end_when_one_was_killed() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", TERMINATED],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        assert parent.stdout.readline() == "working\n"
+        os.killpg(parent.pid, signal.SIGTERM)
+        out, _ = parent.communicate(timeout=30)
+    finally:
+        parent.kill()
+    assert out.splitlines() == ["caught", "None", "BrokenProcessPool"]
