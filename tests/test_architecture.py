@@ -60,6 +60,8 @@ WITHOUT_DETECTRON2 = [
     "modeling.anchors",
     "modeling.thresholds",
     "visualization.anchor_plot",
+    "recipe.search_space",
+    "recipe.performance_table",
 ]
 
 

@@ -47,9 +47,8 @@ def losses_without_training(model: nn.Module) -> Iterator[None]:
 
     Detectron2's models return losses in training mode only. In that mode BatchNorm would move its
     running statistics and dropout would add noise, so those layers alone stay in evaluation mode.
-    Random choices (which regions are sampled for a loss) are seeded, the same for every call, so
-    that two measurements differ by the weights only; the generators are put back afterwards, and
-    what the model reports to the event storage is dropped.
+    The generators of random choices (which regions are sampled for a loss) are put back afterwards,
+    and what the model reports to the event storage is dropped.
 
     Args:
         model: any Detectron2 model; its mode is restored at the end.
@@ -61,8 +60,8 @@ def losses_without_training(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if isinstance(module, (_BatchNorm, _DropoutNd)):
                 module.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices), EventStorage():
-            torch.manual_seed(0)
+        # Not iteration 0, of which the model would draw pictures (VIS_PERIOD).
+        with torch.no_grad(), torch.random.fork_rng(devices), EventStorage(1):
             yield
     finally:
         for module, mode in modes.items():
@@ -90,6 +89,9 @@ def validation_losses(
     images = 0
     with losses_without_training(model):
         for batch in batches:
+            # Two measurements shall differ by the weights only: not by what was drawn before, and
+            # not by the images that precede one, which depend on how many processes share them.
+            torch.manual_seed(0)
             for name, loss in model(batch).items():
                 sums[name] += float(loss) * len(batch)
             images += len(batch)

@@ -178,3 +178,15 @@ def test_what_cannot_be_measured_is_told_before_training(options: list[str], mes
 def test_a_loss_that_is_not_asked_for_needs_no_dataset() -> None:
     options = ["TEST.VALIDATION_LOSS", "False", "DATASETS.TEST", "()"]
     check_validation(build_config("configs/stage_1_heads.yaml", options))
+
+
+def test_no_pictures_are_drawn() -> None:
+    """As training draws them, every VIS_PERIOD iterations: of every batch they took long."""
+    model = build("stage_1_heads", "VIS_PERIOD", "20")
+    drawn: list[object] = []
+    model.visualize_training = lambda *pictured: drawn.append(pictured)
+    with EventStorage():
+        model.train()(instance_batch(1))
+    assert len(drawn) == 1
+    validation_losses(model, [instance_batch(1)] * 2)
+    assert len(drawn) == 1

@@ -3,7 +3,10 @@
 Ten evaluations, one every 10 iterations; the score rises to a maximum that depends on the
 foreground threshold: 40 x (1 - |fg - 0.5|), less 5 with a frozen FPN. What else happens is said by
 the environment variable FAKE, a list of words: trial 0 takes the first and so on; trials after
-the last word take none.
+the last word take none. It never sleeps for a time, so that no test depends on who is faster:
+FAKE_UNTIL names a file without which it does not begin, and with FAKE_JUDGED it goes on after an
+evaluation when the file ``judged`` of its folder holds the iterations of that evaluation. SIGTERM
+ends every wait, and so do two minutes, which fail the test.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ITERATIONS, PERIOD = 100, 10
@@ -29,10 +34,21 @@ def main() -> None:
     words = os.environ.get("FAKE", "").split()
     number = int(folder.name)
     word = words[number] if number < len(words) else ""
-    seconds = float(os.environ.get("FAKE_SECONDS", "0"))
-
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+
+    def wait(fulfilled: Callable[[], bool]) -> None:
+        end = time.monotonic() + 120
+        while not asked and not fulfilled():
+            if time.monotonic() > end:
+                sys.exit("error: the fake waited in vain")
+            time.sleep(0.01)
+
+    def judged(done: int) -> bool:
+        file = folder / "judged"
+        text = file.read_text() if file.exists() else ""
+        return text.isdecimal() and int(text) >= done
+
     last = folder / "last_checkpoint"
     start = int((folder / last.read_text()).read_text()) if last.exists() else 0
     with (folder / "runs.txt").open("a") as file:
@@ -42,8 +58,9 @@ def main() -> None:
     low, high = ast.literal_eval(options["MODEL.ROI_HEADS.IOU_THRESHOLDS"])
     assert low == high / 2
     top = 40 * (1 - abs(high - 0.5)) - 5 * (options["MODEL.FPN.FREEZE"] == "True")
+    if "FAKE_UNTIL" in os.environ:
+        wait(Path(os.environ["FAKE_UNTIL"]).exists)
     for done in range(start + PERIOD, ITERATIONS + 1, PERIOD):
-        time.sleep(seconds)
         if done > ITERATIONS // 2 and word == "crash":
             raise RuntimeError("index 8 is out of bounds")
         if done > ITERATIONS // 2 and word == "memory":
@@ -65,6 +82,10 @@ def main() -> None:
             file.write(json.dumps(entry) + "\n")
         (folder / f"model_{done:07d}.pth").write_text(str(done))
         last.write_text(f"model_{done:07d}.pth")
+        if word == "hold":
+            wait(lambda: False)
+        if "FAKE_JUDGED" in os.environ:
+            wait(partial(judged, done))
         if asked:
             sys.exit(128 + asked[0])
 

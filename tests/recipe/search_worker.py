@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -16,7 +18,7 @@ from cityscapes_maskrcnn.recipe.sampler import SeededByTrial
 from cityscapes_maskrcnn.recipe.search_space import Parameter, SearchSpace
 from cityscapes_maskrcnn.recipe.storage import database_errors, open_storage, storage_url
 from cityscapes_maskrcnn.recipe.study import Stopped, Worker, join_study
-from cityscapes_maskrcnn.recipe.trial import StopRequests, TrialRunner
+from cityscapes_maskrcnn.recipe.trial import Outcome, StopRequests, TrialRunner
 from cityscapes_maskrcnn.utils.run import run_tool
 
 FAKE = str(Path(__file__).with_name("fake_train_net.py"))
@@ -28,6 +30,21 @@ def space() -> SearchSpace:
     flow = Parameter("categorical", choices=(True, False))
     first = {"fg_iou_thresh": 0.4154, "fpn_grad_flow": True}
     return SearchSpace({"fg_iou_thresh": fg, "fpn_grad_flow": flow}, first)
+
+
+class Judge(TrialRunner):
+    """Lets the fake training know which of its evaluations the search has seen and let pass."""
+
+    def run(
+        self, folder: Path, settings: Mapping[str, Any], prune: Callable[[int, float], bool]
+    ) -> Outcome:
+        def judge(iterations: int, score: float) -> bool:
+            ends = prune(iterations, score)
+            if not ends:
+                (folder / "judged").write_text(str(iterations))
+            return ends
+
+        return super().run(folder, settings, judge)
 
 
 def search(
@@ -49,7 +66,7 @@ def search(
             SeededByTrial(1),
             pruner or optuna.pruners.NopPruner(),
         )
-        runner = TrialRunner(
+        runner = Judge(
             [sys.executable, FAKE], "SEED: 1\n", "segm/AP", stop or StopRequests(), interval=0.05
         )
         Worker(study, space(), runner, folder, 100, patience=0.1).run(budget)

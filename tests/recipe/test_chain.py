@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,11 +39,37 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(path: Path) -> None:
+def wait_until(happened: Callable[[], object]) -> None:
     end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+@contextmanager
+def started(output: Path, *arguments: str, **fake: str) -> Iterator[subprocess.Popen[str]]:
+    """A chain, which does not outlive its block."""
+    process = subprocess.Popen(
+        command(output, *arguments),
+        env={**os.environ, **fake},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def step_processes(output: Path) -> set[int]:
+    """The process of every step that has started, the last one of each."""
+    return {int(file.read_text() or 0) for file in output.glob("*/pid")}
+
+
+def counted(output: Path, name: str) -> list[str]:
+    return (output / name / "counted").read_text().split()
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +88,7 @@ def test_steps_run_in_order_and_hand_on(whole: Path) -> None:
     assert places == sorted(places)
     assert len(set(results(whole).values())) == 3
     for name, count in STEPS.items():
-        counted = (whole / name / "counted").read_text().split()
-        assert counted == [str(number) for number in range(count)]
+        assert counted(whole, name) == [str(number) for number in range(count)]
         assert f"at {count - 1}" in (whole / name / "steps.log").read_text()
 
 
@@ -77,42 +105,50 @@ def test_what_is_complete_is_not_repeated(whole: Path) -> None:
 def test_killed_at_random_moments_it_ends_alike(whole: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments: nothing survives it, and the same command goes on."""
     moments = random.Random(4)
-    kills = 0
-    while kills < 8:
-        process = subprocess.Popen(
-            command(tmp_path, "0.1"), stdout=subprocess.DEVNULL, start_new_session=True
-        )
-        try:
-            process.wait(moments.uniform(0.2, 1.5))
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        for file in tmp_path.glob("*/pid"):
-            end = time.monotonic() + 10
-            while alive(int(file.read_text() or 0)):
-                assert time.monotonic() < end, "a step outlived its chain"
+
+    def kill(process: subprocess.Popen[str]) -> None:
+        process.kill()
+        process.wait()
+        wait_until(lambda: not any(map(alive, step_processes(tmp_path))))
+
+    # Once for certain in the middle of a step's work.
+    with started(tmp_path, "0", FAKE_HOLD="3") as process:
+        saved = tmp_path / "first" / "saved"
+        wait_until(lambda: saved.exists() and saved.read_text().startswith("3 "))
+        kill(process)
+    for number in range(8):
+        before = step_processes(tmp_path)
+        with started(tmp_path, "0.1") as process:
+            while number % 2 and process.poll() is None and not step_processes(tmp_path) - before:
+                # Not while Python starts, which is most of the time of so small a chain.
                 time.sleep(0.01)
-    assert kills >= 2
+            try:
+                process.wait(moments.uniform(0.1, 0.7))
+                break
+            except subprocess.TimeoutExpired:
+                kill(process)
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
     assert results(tmp_path) == results(whole)
+    # It went on with what was saved, not from the start.
+    assert (tmp_path / "first" / "starts").read_text().split()[:2] == ["0", "3"]
 
 
 def test_sigterm_and_ctrl_c_let_the_step_save(whole: Path, tmp_path: Path) -> None:
     for number, name in ((signal.SIGTERM, "first"), (signal.SIGINT, "second")):
-        process = subprocess.Popen(command(tmp_path, "0.2"), stdout=subprocess.PIPE, text=True)
-        wait_for(tmp_path / name / "saved")
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=60)
+        with started(tmp_path, "0", FAKE_HOLD="1") as process:
+            wait_until((tmp_path / name / "saved").exists)
+            process.send_signal(number)
+            said, _ = process.communicate(timeout=60)
         assert process.returncode == 128 + number
         assert "the same command goes on" in said
+        assert (tmp_path / name / "saved").read_text().startswith("1 ")
         assert not (tmp_path / name / "complete.json").exists()
     assert run(tmp_path).returncode == 0
     assert results(tmp_path) == results(whole)
     # Saved when asked: no number was counted twice.
-    assert len((tmp_path / "second" / "counted").read_text().split()) == STEPS["second"]
+    for name, count in STEPS.items():
+        assert counted(tmp_path, name) == [str(number) for number in range(count)]
 
 
 def test_a_step_that_fails_gets_one_line(tmp_path: Path) -> None:
@@ -124,10 +160,9 @@ def test_a_step_that_fails_gets_one_line(tmp_path: Path) -> None:
 
 
 def test_one_chain_works_on_a_folder_at_a_time(tmp_path: Path) -> None:
-    process = subprocess.Popen(command(tmp_path, "5"), stdout=subprocess.DEVNULL)
-    wait_for(tmp_path / "first" / "pid")
-    done = run(tmp_path)
-    process.kill()
+    with started(tmp_path, "0", FAKE_HOLD="1"):
+        wait_until((tmp_path / "first" / "saved").exists)
+        done = run(tmp_path)
     assert done.returncode == 1
     assert "another train_stages.py is at work here" in done.stderr.splitlines()[-1]
 

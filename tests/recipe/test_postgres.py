@@ -87,18 +87,24 @@ def test_workers_of_several_machines_share_a_study(server: Server, tmp_path: Pat
             open_study(storage_url(server.url), ""),
         ):
             pass
-        # All start on an empty database and want to make its tables.
+        # All start on an empty database and want to make its tables. The first trial waits for a
+        # second one, which only the other worker can start.
+        second = tmp_path / "t" / "0001" / "runs.txt"
         processes = [
             subprocess.Popen(
                 [sys.executable, str(WORKER_PROGRAM), url, str(tmp_path / "t"), "6"],
-                env={**os.environ, "FAKE": "none crash", "FAKE_SECONDS": "0.1"},
+                env={**os.environ, "FAKE": "none crash", "FAKE_UNTIL": str(second)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
             for url in (server.url, server.url.replace("postgres:", "postgresql:"))
         ]
-        outputs = [process.communicate(timeout=200)[0] for process in processes]
+        try:
+            outputs = [process.communicate(timeout=200)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
         assert [process.returncode for process in processes] == [0, 0], outputs
         with open_study(storage_url(server.url), "search") as study:
             done = finished_trials(study.trials)

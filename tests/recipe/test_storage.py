@@ -42,28 +42,33 @@ def test_passwords_are_not_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "message"),
+    ("url", "searching", "reading"),
     [
         (
             "postgres://u:secret@127.0.0.1:1/d",
             r"u:\*\*\*@127.0.0.1:1/d: cannot use the database: c",
+            r"u:\*\*\*@127.0.0.1:1/d: cannot use the database: c",
         ),
-        ("oracle2://h/d", "oracle2://h/d: there is no such kind of database"),
-        ("sqlite:////no/such/folder/s.db", "cannot use the database: unable to open database file"),
+        (
+            "oracle2://h/d",
+            "^oracle2://h/d: there is no such kind of database$",
+            "^oracle2://h/d: there is no such kind of database$",
+        ),
+        (
+            "sqlite:////no/such/folder/s.db",
+            "cannot use the database: unable to open database file",
+            "^/no/such/folder/s.db: no such file$",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_databases_that_cannot_be_used(url: str, message: str) -> None:
-    for read in (False, True):
-        with pytest.raises(InputError) as caught:
-            if read:
-                with open_study(storage_url(url), "s"):
-                    pass
-            else:
-                open_storage(storage_url(url), 60)
-        assert "secret" not in str(caught.value)
-        if not read or not url.startswith("sqlite"):
-            assert caught.match(message)
+def test_databases_that_cannot_be_used(url: str, searching: str, reading: str) -> None:
+    with pytest.raises(InputError, match=searching) as caught:
+        open_storage(storage_url(url), 60)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(InputError, match=reading) as caught, open_study(storage_url(url), "s"):
+        pass
+    assert "secret" not in str(caught.value)
 
 
 def test_addresses_that_are_none() -> None:

@@ -7,6 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +31,7 @@ from cityscapes_maskrcnn.recipe.study_state import (
     original_number,
     progress,
 )
+from cityscapes_maskrcnn.recipe.trial import last_iteration
 from cityscapes_maskrcnn.utils.errors import InputError
 
 WORKER_PROGRAM = Path(__file__).with_name("search_worker.py")
@@ -44,14 +47,21 @@ def worker() -> ModuleType:
     return module
 
 
-def start(folder: Path, budget: int, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def started(folder: Path, budget: int, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A worker, which does not outlive its block."""
+    process = subprocess.Popen(
         [sys.executable, str(WORKER_PROGRAM), str(folder / "s.db"), str(folder / "t"), str(budget)],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def read(folder: Path) -> list[FrozenTrial]:
@@ -118,15 +128,15 @@ def test_a_broken_config_does_not_burn_the_budget(
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_is_lost_when_a_worker_ends(tmp_path: Path, number: signal.Signals) -> None:
-    process = start(tmp_path, 3, FAKE_SECONDS="0.15")
-    wait_for(tmp_path / "t" / "0001" / "last_checkpoint")
-    process.send_signal(number)
-    output = process.communicate()[0]
+    with started(tmp_path, 3, FAKE="none hold") as process:
+        wait_for(tmp_path / "t" / "0001" / "last_checkpoint")
+        process.send_signal(number)
+        output = process.communicate(timeout=100)[0]
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), output
     interrupted = read(tmp_path)[1]
 
-    process = start(tmp_path, 3)
-    output = process.communicate(timeout=100)[0]
+    with started(tmp_path, 3) as process:
+        output = process.communicate(timeout=100)[0]
     assert process.returncode == 0, output
     trials = read(tmp_path)
     done = finished_trials(trials)
@@ -136,15 +146,17 @@ def test_nothing_is_lost_when_a_worker_ends(tmp_path: Path, number: signal.Signa
     assert original_number(again) == 1
     assert again.params == interrupted.params
     assert again.intermediate_values.keys() == set(range(10, 101, 10))
-    assert runs(tmp_path, 1)[0] == 0
-    assert runs(tmp_path, 1)[1] >= 10
+    assert runs(tmp_path, 1) == [0, 10]
     assert runs(tmp_path, 0) == [0]
 
 
 def test_workers_share_the_budget(tmp_path: Path) -> None:
-    processes = [start(tmp_path, 5, FAKE_SECONDS="0.1") for _ in range(2)]
-    outputs = [process.communicate(timeout=200)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    # The first trial waits for a second one, which only the other worker can start.
+    second = tmp_path / "t" / "0001" / "runs.txt"
+    hold = {"FAKE_UNTIL": str(second)}
+    with started(tmp_path, 5, **hold) as one, started(tmp_path, 5, **hold) as other:
+        outputs = [process.communicate(timeout=200)[0] for process in (one, other)]
+    assert [one.returncode, other.returncode] == [0, 0], outputs
     done = finished_trials(read(tmp_path))
     assert [trial.state for trial in done] == [TrialState.COMPLETE] * 5
     assert len({trial.user_attrs[WORKER] for trial in done}) == 2
@@ -160,8 +172,8 @@ def test_a_worker_of_another_machine_is_given_up_by_its_heartbeat(
     lost = study.ask()
     lost.set_user_attr(WORKER, "another machine 1 1")
     lost.suggest_float("fg_iou_thresh", 0.3, 0.7)
-    study._storage.record_heartbeat(lost._trial_id)
     start = time.monotonic()
+    study._storage.record_heartbeat(lost._trial_id)
     # It is the last of the budget: this worker waits until it counts as lost, and runs it.
     worker.search(url, tmp_path / "t", 2, heartbeat=1)
     assert time.monotonic() - start > 2.0
@@ -175,7 +187,7 @@ def test_a_trial_that_was_given_to_another_worker_is_left_to_it(
     worker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that slept, with its machine, finds its trial failed."""
-    monkeypatch.setenv("FAKE_SECONDS", "0.1")
+    monkeypatch.setenv("FAKE_JUDGED", "1")
     url = storage_url(str(tmp_path / "s.db"))
     report = optuna.Trial.report
 
@@ -188,7 +200,9 @@ def test_a_trial_that_was_given_to_another_worker_is_left_to_it(
     monkeypatch.setattr(optuna.Trial, "report", sleep_then_report)
     worker.search(url, tmp_path / "t", 2)
     assert [trial.state.name for trial in read(tmp_path)] == ["FAIL", "COMPLETE"]
-    assert len(runs(tmp_path, 0)) == 1
+    # Its training was ended, after 20 iterations, and not begun anew.
+    assert runs(tmp_path, 0) == [0]
+    assert last_iteration(tmp_path / "t" / "0000" / "metrics.json") == 20
 
 
 def test_one_trial_too_many_is_dropped(worker: ModuleType, tmp_path: Path) -> None:
@@ -263,7 +277,7 @@ def test_a_lost_database_ends_the_search_in_one_line(
 def test_bad_trials_are_pruned(
     worker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_SECONDS", "0.1")
+    monkeypatch.setenv("FAKE_JUDGED", "1")
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=10, reduction_factor=4)
     worker.search(str(tmp_path / "s.db"), tmp_path / "t", 4, pruner=pruner)
     trials = read(tmp_path)
@@ -275,7 +289,7 @@ def test_bad_trials_are_pruned(
         expected = TrialState.COMPLETE if first > best else TrialState.PRUNED
         assert trial.state == expected
         best = max(best, first)
-        assert (trial.user_attrs["iterations"] < 100) == (expected == TrialState.PRUNED)
+        assert trial.user_attrs["iterations"] == (100 if expected == TrialState.COMPLETE else 10)
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
 
 
