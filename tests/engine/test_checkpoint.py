@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,26 +44,50 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
         assert torch.equal(value, other.state_dict()[name])
 
 
-def test_a_save_that_fails_keeps_the_previous_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+FULL_DISK = """
+import resource, sys
+sys.path.insert(0, {folder!r})
+from test_checkpoint import *
+from cityscapes_maskrcnn.utils.run import one_line
+checkpointer = SafeCheckpointer(net({classes}), {output!r})
+checkpointer.save("model_0000000")
+# No file may grow beyond this many bytes: the error is the one of a full disk.
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+try:
+    checkpointer.save("model_0000000", iteration=1)
+except InputError as error:
+    sys.exit(one_line(error))
+"""
+
+
+# A small file is written when all of it is known, a large one while torch packs it, which gives
+# the error a text of its own.
+@pytest.mark.parametrize(
+    ("classes", "limit", "message"),
+    [
+        (3, 1000, "could not be written: File too large"),
+        (30_000, 100_000, "could not be written, most likely for want of space: "),
+    ],
+)
+def test_a_full_disk_keeps_the_previous_checkpoint(
+    tmp_path: Path, classes: int, limit: int, message: str
 ) -> None:
-    checkpointer = SafeCheckpointer(net(), str(tmp_path))
-    checkpointer.save("model_0000000")
-    before = (tmp_path / "model_0000000.pth").read_bytes()
-
-    def half(_data: object, file: object) -> None:
-        file.write(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(InputError, match="No space left"):
-        checkpointer.save("model_0000000")
-    assert (tmp_path / "model_0000000.pth").read_bytes() == before
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
+    code = FULL_DISK.format(
+        folder=str(Path(__file__).parent), output=str(tmp_path), classes=classes, limit=limit
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"{tmp_path}/model_0000000.pth: {message}")
+    assert "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "last_checkpoint",
         "model_0000000.pth",
     ]
+    assert (tmp_path / "model_0000000.pth").stat().st_size > limit
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
+    whole = torch.load(tmp_path / "model_0000000.pth", weights_only=True)
+    assert "iteration" not in whole
+    assert whole["model"]["1.weight"].shape == (classes, 5)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pkl"])

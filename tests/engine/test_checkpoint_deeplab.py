@@ -50,24 +50,28 @@ def stage_1() -> nn.Module:
     return build("stage_1_heads.yaml")
 
 
+def detectron2_name(name: str) -> str:
+    """``layer1.0.downsample.1.bias`` is ``res2.0.shortcut.norm.bias``."""
+    layer, _, rest = name.partition(".")
+    if not layer.startswith("layer"):
+        return {"conv1": "stem.conv1.", "bn1": "stem.conv1.norm."}[layer] + rest
+    for old, new in (
+        *(("downsample.0.", "shortcut."), ("downsample.1.", "shortcut.norm.")),
+        *((f"bn{number}.", f"conv{number}.norm.") for number in (1, 2, 3)),
+    ):
+        rest = rest.replace(old, new)
+    return f"res{int(layer[-1]) + 1}.{rest}"
+
+
 def bit_equal_backbone(model: nn.Module, prefix: str, deeplab: nn.Module) -> int:
-    """How many tensors of torchvision's backbone the model holds, in order, bit for bit."""
-    ours = [
-        value
-        for name, value in model.state_dict().items()
-        if name.startswith((f"{prefix}stem.", f"{prefix}res")) and "num_batches" not in name
-    ]
-    # Detectron2 registers a block's shortcut before its convolutions, torchvision after them.
+    """How many tensors of torchvision's backbone the model has in their places, bit for bit."""
+    ours = model.state_dict()
     theirs = {
-        value.double().sum().item(): value
+        prefix + detectron2_name(name): value
         for name, value in deeplab.backbone.state_dict().items()
         if "num_batches" not in name
     }
-    return sum(
-        value.double().sum().item() in theirs
-        and torch.equal(value, theirs[value.double().sum().item()])
-        for value in ours
-    )
+    return sum(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
 @pytest.mark.parametrize("kind", ["plain", "nested", "wrapped", "safetensors"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,12 +179,83 @@ def test_tuned_images_may_be_watched_in_training() -> None:
 
 
 def test_coarse_images_count_for_fine_ones() -> None:
-    """Bremen is a city of fine train: stage 0 sees its images with coarse annotations."""
-    coarse = config("DATASETS.TRAIN", "('cityscapes_fine_semantic_val',)")
-    coarse.DATASETS.TEST = ()
-    cfg = config("DATASETS.TEST", f"('{VAL_3}',)")
-    with pytest.raises(InputError, match=f"1 of the 1 images of {VAL_3} were trained on, as city"):
-        refuse_seen_images(cfg, data_of_run(coarse), ("trained",))
+    """Stage 0 sees the images of Bremen, a city of fine train, with coarse annotations."""
+
+    def refused(trained: str, scored: str) -> str:
+        coarse = config("DATASETS.TRAIN", f"('{trained}',)", "DATASETS.TEST", "()")
+        cfg = config("DATASETS.TEST", f"('{scored}',)")
+        with pytest.raises(InputError) as caught:
+            refuse_seen_images(cfg, data_of_run(coarse), ("trained",))
+        return str(caught.value)
+
+    fine = "cityscapes_instance_train"
+    said = refused("cityscapes_coarse_semantic_train", fine)
+    assert f"8 of the 8 images of {fine} were trained on, as cityscapes_coarse_semantic_tr" in said
+    said = refused("cityscapes_coarse_semantic_pretrain", fine)
+    assert (
+        f"1 of the 8 images of {fine} were trained on, as cityscapes_coarse_semantic_pretrain "
+        "(bremen_000000_000019_leftImg8bit.png)" in said
+    )
+    # All of val were trained on; a part is a part of it, whatever the annotations.
+    said = refused("cityscapes_coarse_semantic_val", VAL_3)
+    assert f"1 of the 1 images of {VAL_3} were trained on" in said
+
+
+def counted(folder: Path) -> tuple[list[str], list[float]]:
+    """Classes and confidences of the predictions in the official precision-recall curves."""
+    with (folder / "analysis" / "precision_recall.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["confidence"] != "inf"]
+    return [row["class"] for row in rows], [float(row["confidence"]) for row in rows]
+
+
+def test_augmented_scores_are_written_beside_plain_ones(tmp_path: Path) -> None:
+    """The image as it is, alone, is no augmentation: the scores are the plain ones."""
+    torch.manual_seed(2)
+    model = Trainer.build_model(config())
+    with torch.no_grad():
+        # Random heads say nearly the same of everything.
+        model.roi_heads.box_predictor.cls_score.weight.mul_(8)
+    torch.save({"model": model.state_dict()}, tmp_path / "random.pth")
+    dataset = "cityscapes_instance_val"
+
+    def score_twice(folder: Path, flip: bool) -> Any:
+        score(
+            *(tmp_path / "random.pth", dataset, folder, "TEST.AUG.ENABLED", True),
+            *("TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", flip),
+            *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.RPN.POST_NMS_TOPK_TEST", 50),
+        )
+        content = json.loads((folder / "scores.json").read_text())
+        return content["datasets"][dataset]["results"]
+
+    results = score_twice(tmp_path / "same", False)
+    plain = {name: results[name] for name in ("segm", "coco_segm", "coco_bbox")}
+    assert results.keys() == {*plain, *(f"{name}_TTA" for name in plain)}
+    for name in plain:
+        assert results[f"{name}_TTA"] == pytest.approx(plain[name], abs=0.01)
+    # Those may be zeros. The confidences tell which predictions were counted.
+    classes, confidences = counted(tmp_path / "same" / "inference")
+    assert len(classes) > 10
+    augmented = counted(tmp_path / "same" / "inference_TTA")
+    assert augmented == (classes, pytest.approx(confidences, rel=1e-4))
+
+    score_twice(tmp_path / "mirrored", True)
+    assert counted(tmp_path / "mirrored" / "inference") == (classes, confidences)
+    augmented = counted(tmp_path / "mirrored" / "inference_TTA")
+    assert augmented[1] != pytest.approx(confidences, rel=1e-2)
+
+
+def test_training_ends_with_augmented_scores(tmp_path: Path) -> None:
+    train(
+        tmp_path,
+        *("DATASETS.TRAIN", f"('{TRAIN}',)", "DATASETS.TEST", f"('{VAL_3}',)"),
+        *("TEST.EVAL_PERIOD", 1, "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48,64)"),
+        *("MODEL.RPN.POST_NMS_TOPK_TEST", 50),
+    )
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    # Plain scores after the first iteration and when both are done, augmented ones only then.
+    assert [line["iteration"] for line in lines if "segm/AP" in line] == [0, 2]
+    assert [line["iteration"] for line in lines if "segm_TTA/AP" in line] == [2]
+    assert (tmp_path / "inference_TTA" / "cityscapes_results.json").exists()
 
 
 def test_what_a_kill_after_the_last_step_lost_is_written_again(tmp_path: Path) -> None:

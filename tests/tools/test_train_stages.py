@@ -5,6 +5,7 @@ The whole chain, with anchors and search, is what `make demo` runs, and tests/re
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -21,6 +22,8 @@ TINY = (
     "INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 192 SOLVER.EPOCHS 0 SOLVER.MAX_ITER 2 "
     "SOLVER.IMS_PER_BATCH 2 SOLVER.WARMUP_ITERS 0 TEST.DETECTIONS_PER_IMAGE 10 TEST.EVAL_PERIOD 1"
 )
+STAGES = ["--stages", "stage_2", "stage_3", "MODEL.WEIGHTS", "", *TINY.split()]
+REPORT = {"performance.md", "performance.csv", "performance.png", "overfitting.png"}
 
 
 def train_stages(root: Path, output: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -42,8 +45,7 @@ def train_stages(root: Path, output: Path, *words: str) -> subprocess.CompletedP
 def chain(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stages 2 and 3, from random weights."""
     output = tmp_path_factory.mktemp("chain")
-    words = ["--stages", "stage_2", "stage_3", "MODEL.WEIGHTS", "", *TINY.split()]
-    done = train_stages(small_root, output, *words)
+    done = train_stages(small_root, output, *STAGES)
     assert done.returncode == 0, done.stdout + done.stderr
     (output / "stdout").write_text(done.stdout)
     return output
@@ -55,7 +57,7 @@ def test_it_plans_trains_scores_and_reports(chain: Path) -> None:
     assert plan.index("iterations") < plan.index("running")
     assert "scores/stage_3: complete" in rest
     assert "COCO-style AP50" in rest
-    for name in ("performance.md", "performance.csv", "performance.png", "overfitting.png"):
+    for name in REPORT:
         assert (chain / name).stat().st_size > 0
     for stage in ("stage_2", "stage_3"):
         scores = json.loads((chain / "scores" / stage / "scores.json").read_text())
@@ -78,15 +80,56 @@ def test_weights_and_what_they_have_seen_are_handed_on(chain: Path) -> None:
     ]
 
 
+def fingerprint(folder: Path) -> dict[str, tuple[str, int]]:
+    """Digest and time of the last change of every file."""
+    return {
+        str(path.relative_to(folder)): (
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            path.stat().st_mtime_ns,
+        )
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 def test_another_config_is_refused_and_nothing_is_overwritten(
     chain: Path, small_root: Path
 ) -> None:
-    before = (chain / "stage_2" / "inputs.json").read_bytes()
+    before = fingerprint(chain)
+    assert {"stage_2/model_final.pth", "scores/stage_3/scores.json"} <= before.keys()
     words = ["--stages", "stage_2", "MODEL.WEIGHTS", "", *TINY.split(), "SOLVER.BASE_LR", "0.5"]
-    done = train_stages(small_root, chain, "--dry-run", *words)
+    done = train_stages(small_root, chain, *words)
     assert done.returncode == 1
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert (
         f"{chain / 'stage_2'}: was made with SOLVER.BASE_LR 0.002, now 0.5; take another" in error
     )
-    assert (chain / "stage_2" / "inputs.json").read_bytes() == before
+    assert fingerprint(chain) == before
+
+
+def test_a_second_call_runs_nothing(chain: Path, small_root: Path) -> None:
+    before = fingerprint(chain)
+    done = train_stages(small_root, chain, *STAGES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("stage_2", "stage_3", "scores/stage_2", "scores/stage_3"):
+        (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"{name} ")]
+        assert row.endswith("complete")
+    assert "running" not in done.stdout
+    assert "COCO-style AP50" in done.stdout
+    after = fingerprint(chain)
+    # The report, beside the folders of the steps, is written again.
+    assert {name for name in before if before[name] != after.get(name)} <= REPORT
+    assert before.keys() == after.keys()
+    assert [name for name in REPORT if before[name][0] != after[name][0]] == []
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(small_root: Path, tmp_path: Path) -> None:
+    done = train_stages(small_root, tmp_path / "new", "--dry-run", *STAGES)
+    assert done.returncode == 0, done.stderr
+    plan = [line.split() for line in done.stdout.splitlines() if "stage_" in line]
+    assert [(row[0], row[-2:]) for row in plan] == [
+        (name, ["to", "do"]) for name in ("stage_2", "stage_3", "scores/stage_2", "scores/stage_3")
+    ]
+    assert str(tmp_path / "new" / "stage_3") in plan[1]
+    assert "running" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
