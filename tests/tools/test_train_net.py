@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,24 +128,52 @@ def test_two_processes_measure_what_one_does(
     )
 
 
-def test_two_machines_score_as_one(
+@pytest.fixture
+def two_machines(
     trained: Path, start_train_net: Callable[..., object], tmp_path: Path
+) -> Callable[[str], list[subprocess.CompletedProcess[str]]]:
+    """Run train_net.py on what it takes for two machines, whose folders are 0 and 1."""
+
+    def run(flag: str) -> list[subprocess.CompletedProcess[str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+        def machine(rank: int) -> object:
+            return start_train_net(
+                *(flag, "--num-machines", 2, "--machine-rank", rank, "--dist-url", url),
+                *("MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR", tmp_path / str(rank)),
+                config=trained / "config.yaml",
+            )
+
+        with machine(0) as first, machine(1) as second:
+            return [
+                subprocess.CompletedProcess([], process.returncode, *ends)
+                for process in (first, second)
+                if (ends := process.communicate(timeout=300))
+            ]
+
+    return run
+
+
+def test_two_machines_resume_at_the_same_place_or_not_at_all(
+    trained: Path, two_machines: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    # The second machine does not see the folder of the first, and would start anew.
+    shutil.copytree(trained, tmp_path / "0")
+    ends = two_machines("--resume")
+    assert [end.returncode for end in ends] == [1, 1], ends
+    last = torch.load(trained / "model_final.pth", weights_only=True)["iteration"]
+    message = f"--resume: the processes would go on from iterations [{last + 1}, 0]; all machines"
+    assert all(message in end.stderr for end in ends)
 
-    def machine(rank: int) -> object:
-        return start_train_net(
-            *("--eval-only", "--num-machines", 2, "--machine-rank", rank, "--dist-url", url),
-            *("MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR", tmp_path / str(rank)),
-            config=trained / "config.yaml",
-        )
 
-    with machine(0) as first, machine(1) as second:
-        ends = [process.communicate(timeout=300) for process in (first, second)]
-    assert (first.returncode, second.returncode) == (0, 0), ends
-    assert "World size: 2" in ends[0][0]
+def test_two_machines_score_as_one(
+    trained: Path, two_machines: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    ends = two_machines("--eval-only")
+    assert [end.returncode for end in ends] == [0, 0], ends
+    assert "World size: 2" in ends[0].stdout
     assert averages(tmp_path / "0") == averages(trained)
     assert tables(tmp_path / "0") == tables(trained)
     # The folder of the second machine, had it a disk of its own.
