@@ -15,7 +15,7 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
 
@@ -85,7 +85,9 @@ class WriteEvents(PeriodicWriter):
 
     A writer keeps only the newest value of each name. Left to its own period, it would lose all
     evaluations but the last of 20 iterations, and hold back that one from who waits for it: the
-    search stops bad trials by the scores in ``metrics.json``.
+    search stops bad trials by the scores in ``metrics.json``. The line in the log comes at its
+    period only: at the end of training it would be written anew, which fails in the first two
+    iterations if it has been written for the same one.
 
     Args:
         writers: as :class:`PeriodicWriter`'s.
@@ -103,7 +105,8 @@ class WriteEvents(PeriodicWriter):
         written = done % self._period == 0 or done == self.trainer.max_iter
         if self._eval_period > 0 and done % self._eval_period == 0 and not written:
             for writer in self._writers:
-                writer.write()
+                if not isinstance(writer, CommonMetricPrinter):
+                    writer.write()
 
 
 class CheckFrozen(HookBase):

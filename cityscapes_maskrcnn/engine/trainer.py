@@ -176,8 +176,8 @@ class Trainer(DefaultTrainer):
                 if isinstance(error, torch.OutOfMemoryError):
                     raise InputError(
                         f"out of memory on the GPU in iteration {self.iter}: lower "
-                        f"SOLVER.IMS_PER_BATCH ({self.cfg.SOLVER.IMS_PER_BATCH}) or INPUT.CROP, or "
-                        "set SOLVER.AMP.ENABLED True"
+                        "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN (in an evaluation "
+                        f"INPUT.MIN_SIZE_TEST): {str(error).partition('. GPU')[0]}"
                     ) from error
                 if isinstance(error, FloatingPointError):
                     raise InputError(

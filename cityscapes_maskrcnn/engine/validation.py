@@ -54,18 +54,23 @@ def losses_without_training(model: nn.Module) -> Iterator[None]:
         model: any Detectron2 model; its mode is restored at the end.
     """
     modes = {module: module.training for module in model.modules()}
+    # With a VIS_PERIOD the model would draw what it sees.
+    drawing: dict[Any, Any] = {m: m.vis_period for m in modes if hasattr(m, "vis_period")}
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     try:
         model.train()
+        for module in drawing:
+            module.vis_period = 0
         for module in model.modules():
             if isinstance(module, (_BatchNorm, _DropoutNd)):
                 module.eval()
-        # Not iteration 0, of which the model would draw pictures (VIS_PERIOD).
-        with torch.no_grad(), torch.random.fork_rng(devices), EventStorage(1):
+        with torch.no_grad(), torch.random.fork_rng(devices), EventStorage():
             yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for module, period in drawing.items():
+            module.vis_period = period
 
 
 def validation_losses(

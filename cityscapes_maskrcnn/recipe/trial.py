@@ -303,7 +303,8 @@ def failure_reason(status: int, output: str) -> str:
         if "out of memory" in line or "can't allocate memory" in line or line == "MemoryError"
     ]
     if memory:
-        return f"out of memory: {memory[-1]}"[:500]
+        line = memory[-1].removeprefix("error: ")
+        return (line if line.startswith("out of memory") else f"out of memory: {line}")[:500]
     if status < 0:
         name = signal.Signals(-status).name
         return f"killed by {name}{', most likely for want of memory' * (name == 'SIGKILL')}"
@@ -315,8 +316,7 @@ def failure_reason(status: int, output: str) -> str:
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started."""
-    # The group outlives its leader where, for instance, loading workers are left.
+    """End a process and all of its group; workers of it in groups of their own end with it."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

@@ -1,8 +1,8 @@
-"""Run a command that the kernel ends when the process that started it ends, however that happens.
+"""Have the kernel end a process when the one that started it ends, however that happens.
 
-Usage: ``python end_with_parent.py PARENT_PID PROGRAM ARGUMENT ...``. It tells the kernel and then
-becomes the program. Started as a program rather than called between fork and exec, where Python
-code may deadlock if the parent has threads.
+Usage for a command: ``python end_with_parent.py PARENT_PID PROGRAM ARGUMENT ...``. It tells the
+kernel and then becomes the program. Started as a program rather than called between fork and exec,
+where Python code may deadlock if the parent has threads.
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ def bound_to_this_process(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", str(Path(__file__).resolve()), str(os.getpid()), *command]
 
 
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
 def main() -> None:
     """Bind this process to its parent and become the program."""
     parent, program = int(sys.argv[1]), sys.argv[2:]
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    end_with_parent()
     # The parent may have died before the kernel was told.
     if os.getppid() != parent:
         sys.exit(1)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.utils.events import EventStorage, JSONWriter
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter
 from torch import nn
 
 from cityscapes_maskrcnn.engine.hooks import CheckFrozen, SeedEveryStep, WriteEvents
@@ -79,3 +79,13 @@ def test_every_evaluation_is_written_at_once(tmp_path: Path, eval_period: int) -
         assert {iteration: scores[iteration] for iteration in expected} == expected
     else:
         assert [lines[iteration] for iteration in (18, 19, 28, 29)] == [0, 1, 1, 2]
+
+
+def test_a_run_may_end_right_after_an_early_evaluation(tmp_path: Path) -> None:
+    """As when SIGTERM came in that evaluation: the printer has no pace to tell an ETA by yet."""
+    hook = WriteEvents([CommonMetricPrinter(100), JSONWriter(str(tmp_path / "m.json"))], 1)
+    with EventStorage(98) as storage:
+        hook.trainer = SimpleNamespace(iter=98, max_iter=100, storage=storage)
+        storage.put_scalars(total_loss=1.0, lr=0.1)
+        hook.after_step()
+        hook.after_train()

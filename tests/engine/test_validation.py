@@ -180,9 +180,10 @@ def test_a_loss_that_is_not_asked_for_needs_no_dataset() -> None:
     check_validation(build_config("configs/stage_1_heads.yaml", options))
 
 
-def test_no_pictures_are_drawn() -> None:
+@pytest.mark.parametrize("period", ["1", "20"])
+def test_no_pictures_are_drawn(period: str) -> None:
     """As training draws them, every VIS_PERIOD iterations: of every batch they took long."""
-    model = build("stage_1_heads", "VIS_PERIOD", "20")
+    model = build("stage_1_heads", "VIS_PERIOD", period)
     drawn: list[object] = []
     model.visualize_training = lambda *pictured: drawn.append(pictured)
     with EventStorage():
@@ -190,3 +191,4 @@ def test_no_pictures_are_drawn() -> None:
     assert len(drawn) == 1
     validation_losses(model, [instance_batch(1)] * 2)
     assert len(drawn) == 1
+    assert model.vis_period == int(period)

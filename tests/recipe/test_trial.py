@@ -269,6 +269,8 @@ def test_reasons() -> None:
     text = "error: one\nwarning\n  error: two  words\nlast line\n"
     assert failure_reason(1, text) == "exit status 1: two  words"
     assert failure_reason(1, "MemoryError\nerror: x") == "out of memory: MemoryError"
+    text = "error: out of memory on the GPU in iteration 7: lower SOLVER.IMS_PER_BATCH (now 4)"
+    assert failure_reason(1, f"{text}\nbye") == text.removeprefix("error: ")
     assert math.isclose(len(failure_reason(1, "x" * 9999)), 500)
     error = "torch.AcceleratorError: CUDA error: device-side assert triggered"
     text = f"Traceback\n  raise\n{error}\nFor debugging consider X=1\n"

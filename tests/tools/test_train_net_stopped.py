@@ -44,18 +44,18 @@ def test_resume_after_sigterm_equals_an_uninterrupted_run(
     tiny: list[str],
     tmp_path: Path,
 ) -> None:
-    options = [*tiny, *OFTEN, "SOLVER.MAX_ITER", 16]
+    options = [*tiny, *OFTEN, "SOLVER.MAX_ITER", 40]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train_net(*options, "OUTPUT_DIR", whole).returncode == 0
 
     with start_train_net("--resume", *options, "OUTPUT_DIR", parts) as process:
         first_checkpoint(process, parts)
         process.send_signal(signal.SIGTERM)
-        iteration = assert_stopped(parts, process, 16)
+        iteration = assert_stopped(parts, process, 40)
 
     done = train_net("--resume", *options, "OUTPUT_DIR", parts)
     assert done.returncode == 0, done.stderr
-    assert f"Starting training from iteration {iteration + 1} of 16" in done.stdout
+    assert f"Starting training from iteration {iteration + 1} of 40" in done.stdout
     expected, resumed = (checkpoint(each / "model_final.pth") for each in (whole, parts))
     assert expected.keys() == resumed.keys()
     assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []

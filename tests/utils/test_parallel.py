@@ -113,6 +113,8 @@ signal.signal(signal.SIGTERM, lambda *_: print("caught", flush=True))
 tasks = TaskQueue(2)
 tasks.put("a", os.getpid)
 tasks.put("b", time.sleep, 1.0)
+while any(os.getpgid(worker) != worker for worker in tasks._pool._processes):
+    time.sleep(0.01)
 print("working", flush=True)
 time.sleep(1.0)
 print(tasks.results()["b"], flush=True)
