@@ -22,12 +22,11 @@ from cityscapes_maskrcnn.utils.run import run_tool
 EXAMPLES = """
 examples:
   record the learning curves once, then replay them with the pruner of the config:
-    tools/tune.py --config-file configs/demo/stage_2_search.yaml --study curves --trials 20 \\
-        --no-prune OUTPUT_DIR output/curves TEST.EVAL_PERIOD 6 SEARCH.RANDOM_TRIALS 20
-    tools/benchmark_search.py --storage output/curves/search.db --study curves
+    tools/tune.py --config-file configs/demo/stage_2_search.yaml --trials 20 --no-prune \\
+        OUTPUT_DIR output/curves SOLVER.MAX_ITER 60 TEST.EVAL_PERIOD 6 SEARCH.RANDOM_TRIALS 20
+    tools/benchmark_search.py --storage output/curves/search.db
   another pruner:
-    tools/benchmark_search.py --storage output/curves/search.db --study curves \\
-        SEARCH.PRUNER.REDUCTION 3
+    tools/benchmark_search.py --storage output/curves/search.db SEARCH.PRUNER.REDUCTION 3
   without a recorded study, on simulated learning curves of 42 trials, 10 evaluations each:
     tools/benchmark_search.py --simulated 42
 """
