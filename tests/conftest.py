@@ -21,11 +21,17 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 def numpy_of_tomorrow() -> Iterator[None]:
     """Take np.in1d away, as NumPy 2.4 does: the package must not reach it by any way.
 
-    The official scripts call it; tests that compare with them put it back for that call.
+    The official scripts call it; what compares with them asks for ``numpy_with_in1d``.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(np, "in1d", raising=False)
         yield
+
+
+@pytest.fixture
+def numpy_with_in1d(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give NumPy back what it called np.isin before 2.4."""
+    monkeypatch.setattr(np, "in1d", np.isin, raising=False)
 
 
 @pytest.fixture(scope="session")

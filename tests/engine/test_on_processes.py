@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +19,8 @@ SCRIPT = Path(__file__).with_name("average_on_processes.py")
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("average_on_processes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +34,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-def test_norm_statistics_become_their_mean(script: ModuleType, found: list[dict[str, Any]]) -> None:
+def test_norm_statistics_become_their_mean(
+    script: SimpleNamespace, found: list[dict[str, Any]]
+) -> None:
     for rank in (0, 1):
         before, after = script.norms(rank).state_dict(), found[rank]["norms"]
         # (1 + 3) / 2 and (-2 - 6) / 2; (0.5 + 1) / 2 and (4 + 8) / 2
@@ -51,7 +50,7 @@ def test_norm_statistics_become_their_mean(script: ModuleType, found: list[dict[
     assert not torch.equal(ours, theirs)
 
 
-def test_one_process_keeps_its_statistics(script: ModuleType) -> None:
+def test_one_process_keeps_its_statistics(script: SimpleNamespace) -> None:
     model = script.norms(1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     average_norm_statistics(model)
@@ -59,7 +58,7 @@ def test_one_process_keeps_its_statistics(script: ModuleType) -> None:
 
 
 def test_validation_losses_are_those_of_one_process(
-    script: ModuleType, found: list[dict[str, Any]]
+    script: SimpleNamespace, found: list[dict[str, Any]]
 ) -> None:
     images = script.images()
     network = script.network("stage_0_backbone")
@@ -77,7 +76,7 @@ def test_validation_losses_are_those_of_one_process(
 
 
 def test_the_same_regions_are_drawn_whoever_has_an_image(
-    script: ModuleType, found: list[dict[str, Any]]
+    script: SimpleNamespace, found: list[dict[str, Any]]
 ) -> None:
     network = script.network("stage_1_heads")
     expected = validation_losses(network, [[image] for image in script.images()])

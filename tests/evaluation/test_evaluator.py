@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import csv
-import importlib.util
 import json
 import logging
 import math
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,16 +52,7 @@ NOTHING = {
 }
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_on_processes", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
 def make_case(folder: Path, num_images: int = 7) -> dict[str, Any]:

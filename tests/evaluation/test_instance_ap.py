@@ -48,8 +48,6 @@ def official_score(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., dict[str, Any]]:
     """Call the official evaluateImgLists on a folder of results and one of ground truth."""
-    if not hasattr(np, "in1d"):  # gone from NumPy 2.4
-        monkeypatch.setattr(np, "in1d", np.isin, raising=False)
     # It only writes caches, which newer NumPy's numbers break and which nobody reads here.
     monkeypatch.setattr(official, "writeDict2JSON", lambda *_: None)
 
@@ -149,6 +147,7 @@ def write_case(folder: Path, seed: int) -> tuple[Path, Path]:
     return results, gt_dir
 
 
+@pytest.mark.usefixtures("numpy_with_in1d")
 @pytest.mark.parametrize("first", range(0, 320, 40))
 def test_same_bits_as_the_official_function(
     first: int, tmp_path: Path, official_score: Score
@@ -265,6 +264,7 @@ def test_prediction_on_a_small_group_is_ignored_twice() -> None:
     assert matches.ignored.tolist() == [(20 + 2 * 20) / 100]
 
 
+@pytest.mark.usefixtures("numpy_with_in1d")
 def test_all_predictions_ignored_gives_zero(tmp_path: Path, official_score: Score) -> None:
     ids = np.full((40, 40), 7, dtype=np.uint16)
     ids[0:10, 0:10] = 26000

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,8 @@ ROAD, SIDEWALK, BUILDING, TREE, PERSON, RIDER, CAR, CARAVAN = 7, 8, 11, 21, 24, 
 
 
 @pytest.fixture
-def official_score(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[[list[Triple]], dict[str, Any]]:
+def official_score(tmp_path: Path) -> Callable[[list[Triple]], dict[str, Any]]:
     """Write images and call the official evaluateImgLists on them."""
-    if not hasattr(np, "in1d"):  # gone from NumPy 2.4
-        monkeypatch.setattr(np, "in1d", np.isin, raising=False)
 
     def score(images: list[Triple]) -> dict[str, Any]:
         arguments = official.CArgs()
@@ -56,9 +51,7 @@ def official_score(
                 Image.fromarray(array).save(file)
             truth.append(str(files[0]))
             predictions.append(str(files[2]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # np.in1d
-            result: dict[str, Any] = official.evaluateImgLists(predictions, truth, arguments)
+        result: dict[str, Any] = official.evaluateImgLists(predictions, truth, arguments)
         return result
 
     return score
@@ -101,6 +94,7 @@ def random_images(seed: int) -> list[Triple]:
     return images
 
 
+@pytest.mark.usefixtures("numpy_with_in1d")
 @pytest.mark.parametrize("seeds", [range(i, i + 40) for i in range(0, 160, 40)], ids=str)
 def test_same_bits_as_the_official_function(
     seeds: range, official_score: Callable[[list[Triple]], dict[str, Any]]
@@ -195,6 +189,7 @@ def test_mean_areas_are_the_official_ones() -> None:
     assert {name: official.args.avgClassSize[name] for name in evaluated} == MEAN_AREAS
 
 
+@pytest.mark.usefixtures("numpy_with_in1d")
 def test_no_images_and_an_image_of_void(
     official_score: Callable[[list[Triple]], dict[str, Any]],
 ) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import math
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,16 +42,7 @@ AVERAGES = {
 }
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_semantic_on_processes", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
 @pytest.fixture(autouse=True)
@@ -74,12 +64,8 @@ def score(dataset: str, output_dir: Path | None = None) -> dict[str, dict[str, f
     return evaluator.evaluate()
 
 
-def official_score(
-    images: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
+def official_score(images: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     """What the official script makes of the predictions written by Detectron2's recipe."""
-    if not hasattr(np, "in1d"):  # gone from NumPy 2.4
-        monkeypatch.setattr(np, "in1d", np.isin, raising=False)
     folder.mkdir()
     predictions = []
     for image in images:
@@ -93,20 +79,17 @@ def official_score(
     arguments.__dict__.update(official.args.__dict__)
     arguments.quiet, arguments.JSONOutput = True, False
     truth = [image["sem_seg_file_name"] for image in images]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # np.in1d
-        result: dict[str, Any] = official.evaluateImgLists(predictions, truth, arguments)
+    result: dict[str, Any] = official.evaluateImgLists(predictions, truth, arguments)
     return result
 
 
+@pytest.mark.usefixtures("numpy_with_in1d")
 @pytest.mark.parametrize("dataset", [FINE, COARSE])
-def test_equals_the_official_score_of_the_written_files(
-    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equals_the_official_score_of_the_written_files(dataset: str, tmp_path: Path) -> None:
     results = score(dataset, tmp_path / "inference")
     # The evaluator's order: by name.
     images = sorted(DatasetCatalog.get(dataset), key=lambda image: Path(image["file_name"]).name)
-    expected = official_score(images, tmp_path / "files", monkeypatch)
+    expected = official_score(images, tmp_path / "files")
     assert list(results) == ["sem_seg"]
     assert list(results["sem_seg"])[:4] == list(AVERAGES)
     assert len(results["sem_seg"]) == 4 + 19

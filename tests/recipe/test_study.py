@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import os
+import runpy
 import signal
 import sqlite3
 import subprocess
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -39,12 +39,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 
 
 @pytest.fixture(scope="module")
-def worker() -> ModuleType:
+def worker() -> SimpleNamespace:
     """The program that the subprocess tests start, as a module."""
-    spec = importlib.util.spec_from_file_location("search_worker", WORKER_PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(str(WORKER_PROGRAM)))
 
 
 @contextmanager
@@ -84,7 +81,7 @@ def wait_for(path: Path) -> None:
 
 
 def test_a_search_goes_on_until_its_budget_is_used(
-    worker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    worker: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE", "none crash")
     worker.search(str(tmp_path / "s.db"), tmp_path / "t", 2)
@@ -111,7 +108,7 @@ def test_a_search_goes_on_until_its_budget_is_used(
 
 
 def test_a_broken_config_does_not_burn_the_budget(
-    worker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    worker: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE", "none memory diverge killed")
     with pytest.raises(InputError, match="3 trials failed in a row, the last: killed by SIGKILL"):
@@ -164,7 +161,7 @@ def test_workers_share_the_budget(tmp_path: Path) -> None:
 
 
 def test_a_worker_of_another_machine_is_given_up_by_its_heartbeat(
-    worker: ModuleType, tmp_path: Path
+    worker: SimpleNamespace, tmp_path: Path
 ) -> None:
     url = storage_url(str(tmp_path / "s.db"))
     worker.search(url, tmp_path / "t", 1)
@@ -184,7 +181,7 @@ def test_a_worker_of_another_machine_is_given_up_by_its_heartbeat(
 
 
 def test_a_trial_that_was_given_to_another_worker_is_left_to_it(
-    worker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    worker: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that slept, with its machine, finds its trial failed."""
     monkeypatch.setenv("FAKE_JUDGED", "1")
@@ -205,7 +202,7 @@ def test_a_trial_that_was_given_to_another_worker_is_left_to_it(
     assert last_iteration(tmp_path / "t" / "0000" / "metrics.json") == 20
 
 
-def test_one_trial_too_many_is_dropped(worker: ModuleType, tmp_path: Path) -> None:
+def test_one_trial_too_many_is_dropped(worker: SimpleNamespace, tmp_path: Path) -> None:
     """Two workers see room for one trial and both start one."""
     url = storage_url(str(tmp_path / "s.db"))
     worker.search(url, tmp_path / "t", 1)
@@ -221,7 +218,9 @@ def test_one_trial_too_many_is_dropped(worker: ModuleType, tmp_path: Path) -> No
     assert len(finished_trials(trials)) == 1
 
 
-def test_an_unclaimed_trial_is_taken_over_by_this_clock(worker: ModuleType, tmp_path: Path) -> None:
+def test_an_unclaimed_trial_is_taken_over_by_this_clock(
+    worker: SimpleNamespace, tmp_path: Path
+) -> None:
     """Optuna notes local times: nine hours ago may be now in another time zone."""
     url = storage_url(str(tmp_path / "s.db"))
     worker.search(url, tmp_path / "t", 1)
@@ -242,7 +241,7 @@ def test_an_unclaimed_trial_is_taken_over_by_this_clock(worker: ModuleType, tmp_
     assert [trial.state.name for trial in read(tmp_path)] == states
 
 
-def test_a_surplus_trial_is_known_without_a_clock(worker: ModuleType, tmp_path: Path) -> None:
+def test_a_surplus_trial_is_known_without_a_clock(worker: SimpleNamespace, tmp_path: Path) -> None:
     study = optuna.create_study(storage=storage_url(str(tmp_path / "s.db")))
     for _ in range(3):
         study.ask()
@@ -258,7 +257,7 @@ def test_a_surplus_trial_is_known_without_a_clock(worker: ModuleType, tmp_path: 
 
 @pytest.mark.parametrize("step", ["_settings", "_conclude"])
 def test_a_lost_database_ends_the_search_in_one_line(
-    worker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    worker: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Before the first score of a trial, and at its end, when Optuna stores how it ended."""
     path = tmp_path / "s.db"
@@ -275,7 +274,7 @@ def test_a_lost_database_ends_the_search_in_one_line(
 
 
 def test_bad_trials_are_pruned(
-    worker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    worker: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_JUDGED", "1")
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=10, reduction_factor=4)
@@ -293,13 +292,15 @@ def test_bad_trials_are_pruned(
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
 
 
-def join(worker: ModuleType, url: str, space: SearchSpace | None = None, **config: object) -> None:
+def join(
+    worker: SimpleNamespace, url: str, space: SearchSpace | None = None, **config: object
+) -> None:
     sampler, pruner = optuna.samplers.RandomSampler(), optuna.pruners.NopPruner()
     content = {**worker.CONFIG, **config}
     join_study(open_storage(url, 60), "search", space or worker.space(), content, sampler, pruner)
 
 
-def test_only_the_same_search_can_be_joined(worker: ModuleType, tmp_path: Path) -> None:
+def test_only_the_same_search_can_be_joined(worker: SimpleNamespace, tmp_path: Path) -> None:
     url = storage_url(str(tmp_path / "s.db"))
     join(worker, url)
     join(worker, url)
@@ -323,7 +324,7 @@ def test_only_the_same_search_can_be_joined(worker: ModuleType, tmp_path: Path) 
 
 
 def test_a_study_whose_maker_was_killed_before_describing_it(
-    worker: ModuleType, tmp_path: Path
+    worker: SimpleNamespace, tmp_path: Path
 ) -> None:
     url = storage_url(str(tmp_path / "s.db"))
     study = optuna.create_study(study_name="search", storage=url, direction="maximize")
@@ -334,7 +335,7 @@ def test_a_study_whose_maker_was_killed_before_describing_it(
     assert optuna.load_study(study_name="search", storage=url).user_attrs.keys() >= {"search_space"}
 
 
-def test_studies_of_other_programs_are_not_joined(worker: ModuleType, tmp_path: Path) -> None:
+def test_studies_of_other_programs_are_not_joined(worker: SimpleNamespace, tmp_path: Path) -> None:
     url = storage_url(str(tmp_path / "s.db"))
     study = optuna.create_study(study_name="search", storage=url)
     study.optimize(lambda trial: trial.suggest_float("fg_iou_thresh", 0.3, 0.7), n_trials=1)

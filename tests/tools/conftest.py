@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -96,3 +97,19 @@ def first_checkpoint() -> Callable[..., None]:
                 pytest.fail("".join(process.communicate(timeout=0.02)))
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Callable[[Path], dict[str, float]]:
+    """Read the newest value of everything in metrics.json, which must be JSON to the letter."""
+
+    def no_constant(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    def read(output: Path) -> dict[str, float]:
+        merged: dict[str, float] = {}
+        for line in (output / "metrics.json").read_text().splitlines():
+            merged.update(json.loads(line, parse_constant=no_constant))
+        return merged
+
+    return read

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -102,11 +102,9 @@ def start(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
     def start(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        specification = importlib.util.spec_from_file_location("make_submission", TOOL)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
+        main = runpy.run_path(str(TOOL))["main"]
         try:
-            status = run_tool(module.main)
+            status = run_tool(main)
         except SystemExit as end:
             status = end.code
         return status, *capfd.readouterr()

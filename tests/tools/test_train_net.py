@@ -21,6 +21,7 @@ import yaml
 PROJECT = Path(__file__).parents[2]
 
 TrainNet = Callable[..., subprocess.CompletedProcess[str]]
+Metrics = Callable[[Path], dict[str, float]]
 
 
 def averages(output: Path) -> dict[str, float]:
@@ -40,18 +41,6 @@ def tables(output: Path) -> dict[str, str]:
     assert objects > 0
     assert sum(shown) > 20
     return found
-
-
-def metrics(output: Path) -> dict[str, float]:
-    """The newest value of everything in metrics.json, which must be JSON to the letter."""
-
-    def no_constant(name: str) -> None:
-        raise AssertionError(f"{name} is not JSON")
-
-    merged: dict[str, float] = {}
-    for line in (output / "metrics.json").read_text().splitlines():
-        merged.update(json.loads(line, parse_constant=no_constant))
-    return merged
 
 
 def checkpoint(path: Path) -> dict[str, torch.Tensor]:
@@ -87,7 +76,7 @@ def test_output_folder_is_detectron2s(trained: Path) -> None:
     assert (trained / "training_curves.png").stat().st_size > 1000
 
 
-def test_metrics_hold_both_losses_and_official_scores(trained: Path) -> None:
+def test_metrics_hold_both_losses_and_official_scores(trained: Path, metrics: Metrics) -> None:
     merged = metrics(trained)
     assert {"total_loss", "validation/total_loss", "validation/loss_mask"} <= merged.keys()
     assert merged["segm/AP"] == pytest.approx(100 * averages(trained)["allAp"], abs=1e-9)
@@ -106,7 +95,7 @@ def test_eval_only_repeats_the_score(trained: Path, train_net: TrainNet, tmp_pat
 
 
 def test_two_processes_measure_what_one_does(
-    trained: Path, train_net: TrainNet, tmp_path: Path
+    trained: Path, train_net: TrainNet, metrics: Metrics, tmp_path: Path
 ) -> None:
     """A run that has ended, asked to go on, writes its last losses and scores once more."""
     output = tmp_path / "again"
@@ -200,7 +189,7 @@ def test_frozen_backbone_stays_bit_equal(
 
 
 def test_detectron2s_own_cityscapes_config_trains_and_scores(
-    train_net: TrainNet, tmp_path: Path
+    train_net: TrainNet, metrics: Metrics, tmp_path: Path
 ) -> None:
     done = train_net(
         *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", tmp_path),

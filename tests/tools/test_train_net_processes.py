@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -32,6 +31,7 @@ MODEL.RPN.POST_NMS_TOPK_TRAIN 50
 SCORED = ("cityscapes_instance_val_part1of4", "cityscapes_instance_val_part3of4")
 
 TrainNet = Callable[..., subprocess.CompletedProcess[str]]
+Metrics = Callable[[Path], dict[str, float]]
 
 
 def step_alone(position: int, options: list[str]) -> dict[str, torch.Tensor]:
@@ -42,13 +42,6 @@ def step_alone(position: int, options: list[str]) -> dict[str, torch.Tensor]:
     trainer.stream.start_batch = position
     trainer.train()
     return trainer.model.state_dict()
-
-
-def metrics(output: Path) -> dict[str, float]:
-    merged: dict[str, float] = {}
-    for line in (output / "metrics.json").read_text().splitlines():
-        merged.update(json.loads(line))
-    return merged
 
 
 def tables(output: Path) -> dict[str, str]:
@@ -65,6 +58,7 @@ def false_positives(output: Path, dataset: str) -> int:
 
 def test_two_processes_train_one_model(
     train_net: TrainNet,
+    metrics: Metrics,
     tiny: list[str],
     small_root: Path,
     tmp_path: Path,

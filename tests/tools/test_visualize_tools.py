@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -80,10 +80,7 @@ def start(root, monkeypatch, capsys):
         monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
         monkeypatch.setenv("CITYSCAPES_MASKRCNN_CACHE", str(root / "cache"))
         monkeypatch.setattr(sys, "argv", [tool, *arguments])
-        specification = importlib.util.spec_from_file_location("tool", PROJECT / "tools" / tool)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        status = run_tool(module.main)
+        status = run_tool(runpy.run_path(str(PROJECT / "tools" / tool))["main"])
         return status, *capsys.readouterr()
 
     return start
