@@ -38,7 +38,7 @@ $(READY): setup.py $(CONSTRAINTS)
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@.ci/detectron2 check '$(DETECTRON2)' $(VENV)
-	@echo "Setting up $(VENV): about 5.5 GB, a few minutes, once"
+	@echo "Setting up $(VENV): about 6 GB, a few minutes, once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --no-compile $(PINS) 'setuptools<81' wheel ninja numpy torch torchvision
 	@# What else is needed is installed while Detectron2 compiles.
