@@ -46,6 +46,7 @@ __all__ = [
     "find_dataset",
     "generate_dataset",
     "image_name",
+    "is_generated",
     "render_scene",
 ]
 
@@ -124,6 +125,11 @@ def find_dataset(
     _check(counts, height, width, seed)
     folder = Path(root) / "cityscapes"
     return folder if _already_there(folder, _arguments(counts, height, width, seed)) else None
+
+
+def is_generated(image_dir: str | os.PathLike[str]) -> bool:
+    """Whether a folder such as ``cityscapes/leftImg8bit/val`` belongs to a generated set."""
+    return (Path(image_dir).resolve().parent.parent / MANIFEST).is_file()
 
 
 def _arguments(counts: Mapping[str, int], height: int, width: int, seed: int) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 
 from cityscapes_maskrcnn.data.provenance import SeenImages
+from cityscapes_maskrcnn.data.synthetic import is_generated
 from cityscapes_maskrcnn.utils.files import atomic_write
 
 SUMMARY_FILE = "summary.json"
@@ -26,11 +27,11 @@ SCORES_FILE = "scores.json"
 class RunSummary(HookBase):
     """Write ``OUTPUT_DIR/summary.json`` when training got to its end; main process only.
 
-    It holds ``train`` (names of datasets), ``images`` (trained on in an epoch), ``iterations``,
-    ``epochs``, ``parameters``, ``trainable_parameters``, ``seconds`` (training with its evaluations
-    and checkpoints; what a killed run did after its last checkpoint is not counted),
-    ``peak_memory_bytes`` and ``memory`` (which: ``"GPU"``, allocated by the main process, or
-    ``"RAM"``, resident, of the main process).
+    It holds ``train`` (names of datasets), ``generated`` (whether one of them is of generated
+    scenes), ``images`` (trained on in an epoch), ``iterations``, ``epochs``, ``parameters``,
+    ``trainable_parameters``, ``seconds`` (training with its evaluations and checkpoints; what a
+    killed run did after its last checkpoint is not counted), ``peak_memory_bytes`` and ``memory``
+    (which: ``"GPU"``, allocated by the main process, or ``"RAM"``, resident, of the main process).
 
     Args:
         cfg: the frozen config.
@@ -60,6 +61,7 @@ class RunSummary(HookBase):
             Path(self._cfg.OUTPUT_DIR) / SUMMARY_FILE,
             {
                 "train": list(self._cfg.DATASETS.TRAIN),
+                "generated": any(map(_generated, self._cfg.DATASETS.TRAIN)),
                 "images": self._images,
                 "iterations": iterations,
                 "epochs": round(iterations * self._cfg.SOLVER.IMS_PER_BATCH / self._images, 3),
@@ -89,6 +91,8 @@ def write_scores(
 ) -> None:
     """Write ``OUTPUT_DIR/scores.json``, the score of a checkpoint.
 
+    Scores on generated scenes say so, wherever they are shown: each dataset has ``generated``.
+
     Args:
         cfg: the frozen config.
         weights: the file that was scored.
@@ -112,7 +116,11 @@ def write_scores(
     content = {
         "weights": weights,
         "datasets": {
-            name: {"images": len(DatasetCatalog.get(name)), "results": by_dataset[name]}
+            name: {
+                "images": len(DatasetCatalog.get(name)),
+                "generated": _generated(name),
+                "results": by_dataset[name],
+            }
             for name in names
         },
         "seen": [str(entry) for entry in seen],
@@ -139,6 +147,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     with atomic_write(path, "w") as file:
         json.dump(content, file, indent=2, allow_nan=False)
         file.write("\n")
+
+
+def _generated(dataset: str) -> bool:
+    """Whether a dataset is of generated scenes; one whose folder is not known counts as real."""
+    image_dir = MetadataCatalog.get(dataset).get("image_dir")
+    return image_dir is not None and is_generated(image_dir)
 
 
 def _on_gpu(model: torch.nn.Module) -> bool:

@@ -28,6 +28,9 @@ STAGES: Final = {
 THIS_RUN: Final = "this run"
 REFERENCE: Final = "reference study"
 PUBLISHED: Final = "published"
+GENERATED: Final = (
+    "This run: generated scenes, not Cityscapes. Its scores cannot be compared with published ones."
+)
 
 _REFERENCE_SPLIT = "val parts 3-4"
 _REFERENCE_SOURCE = "the study that this recipe follows; not published"
@@ -71,6 +74,8 @@ class Row:
         memory: which: ``"GPU"`` or ``"RAM"``.
         source: where the numbers are from.
         note: what must be said about them.
+        generated: whether the images of ``split``, or of the training of a stage without scores,
+            are generated scenes.
     """
 
     group: str
@@ -87,6 +92,7 @@ class Row:
     memory: str = ""
     source: str = ""
     note: str = ""
+    generated: bool = False
 
 
 def stage_rows(output: Path) -> list[Row]:
@@ -130,6 +136,8 @@ def stage_rows(output: Path) -> list[Row]:
                     scored["images"],
                     **cost,
                     note=f"not honest: {seen}" if seen else "",
+                    # Files from before this was written do not say it.
+                    generated=scored.get("generated", summary.get("generated", False)),
                 )
             )
     return rows
@@ -156,12 +164,20 @@ def other_rows() -> list[Row]:
     return rows
 
 
+def caution(rows: Iterable[Row]) -> str:
+    """What must be said of all scores of this run; empty for nothing."""
+    return GENERATED if any(row.generated for row in rows) else ""
+
+
 def to_markdown(rows: Sequence[Row]) -> str:
     """Write the table for people: a section a group, and the notes below."""
     sections = ["# Performance", "Scores in percent; - is not known or does not exist."]
     ours = [row for row in rows if row.group == THIS_RUN]
     if ours:
-        sections += ["## This run", _table(ours, _OUR_COLUMNS)]
+        sections.append("## This run")
+        if caution(ours):
+            sections.append(f"**{caution(ours)}**")
+        sections.append(_table(ours, _OUR_COLUMNS))
         sections += [
             f"**{', '.join(filter(None, (row.name, row.split)))}**: {row.note}"
             for row in ours
@@ -192,7 +208,8 @@ def to_csv(rows: Iterable[Row]) -> str:
             *(row.official.get(name) for name in ("AP", "AP50")),
             *(row.coco.get(name) for name in COCO_SCORES),
             *(row.trained_images, row.epochs, row.trainable, row.seconds, row.memory_bytes),
-            *(row.memory, row.source, row.note),
+            *(row.memory, row.source),
+            "; ".join(filter(None, (row.note, caution([row])))),
         )
         writer.writerow("" if value is None else value for value in values)
     return file.getvalue()
@@ -221,7 +238,8 @@ def cell(row: Row, column: str) -> str:
         "stage": row.name,
         "method": row.name,
         "split": row.split or None,
-        "scored on": row.split and f"{row.split} ({row.scored_images} images)",
+        "scored on": row.split
+        and f"{row.split} ({row.scored_images} {'generated ' if row.generated else ''}images)",
         "images": None if row.trained_images is None else f"{row.trained_images:,}",
         "epochs": None if row.epochs is None else f"{row.epochs:.3g}",
         "parameters trained": None if row.trainable is None else f"{row.trainable / 1e6:.1f} M",

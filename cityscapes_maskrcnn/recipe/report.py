@@ -10,6 +10,7 @@ from cityscapes_maskrcnn.recipe.performance_table import (
     STAGES,
     THIS_RUN,
     Row,
+    caution,
     cell,
     other_rows,
     stage_rows,
@@ -59,6 +60,7 @@ def write_report(output: Path) -> str:
         _bars(rows, "official"),
         _bars(rows, "COCO-style"),
         _size_bars(ours),
+        caution(ours),
         "; ".join(remarks),
         output / "performance.png",
     )
@@ -98,9 +100,13 @@ def _bars(rows: list[Row], protocol: str) -> list[Bar]:
         scores = row.official if protocol == "official" else row.coco
         if "AP" in scores:
             whose = f", {row.group}" if row.group == REFERENCE else ""
-            # Beside published scores on all images it must be seen on how few ours are.
-            images = f" ({row.scored_images} images)" if row.group == THIS_RUN else ""
-            name = f"{row.name}{whose}, {row.split}{images}"
+            where = row.split
+            # Beside published scores on all images it must be seen on which, and how few, ours are.
+            if row.generated:
+                where = f"{row.scored_images} generated images"
+            elif row.group == THIS_RUN:
+                where = cell(row, "scored on")
+            name = f"{row.name}{whose}, {where}"
             bars.append((name, scores["AP"], row.group == THIS_RUN))
     ours = [bar for bar in bars if bar[2]]
     return ours + sorted((bar for bar in bars if not bar[2]), key=lambda bar: -bar[1])

@@ -15,6 +15,7 @@ from cityscapes_maskrcnn.utils.files import atomic_write
 
 _INK = "#222222"
 _OURS, _OTHERS, _PALE = "#0072B2", "#999999", "#e8eef4"
+_ALERT = "#D55E00"
 
 _WARNING = (
     "The protocols give the same predictions different numbers: compare within a chart only. "
@@ -31,6 +32,7 @@ def plot_performance(
     official: Sequence[Bar],
     coco_style: Sequence[Bar],
     by_size: Sequence[Bar],
+    caution: str,
     remark: str,
     output: str | os.PathLike[str],
 ) -> None:
@@ -42,19 +44,22 @@ def plot_performance(
         official: bars of the official protocol, top to bottom.
         coco_style: bars of the COCO-style protocol.
         by_size: bars of the COCO-style protocol for small, medium and large objects.
+        caution: a line below the title that nobody may overlook; empty for none.
         remark: a line at the bottom; empty for none.
         output: the PNG file; it appears only when it is complete.
 
     Raises:
         InputError: ``output`` cannot be written.
     """
-    table_height = 0.42 * (len(cells) + 1) + 0.3
+    table_height = 0.42 * (len(cells) + 1) + 0.3 + (0.3 if caution else 0)
     rows = max(len(official), len(coco_style) + len(by_size) + 2, 4)
     size = (14.5, table_height + 0.3 * rows + 1.7)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle("Performance by stage", x=0.01, ha="left", fontsize=15, color=_INK)
     top, bottom = figure.subfigures(2, 1, height_ratios=[table_height, 0.3 * rows + 1.0])
+    if caution:
+        top.suptitle(caution, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_ALERT)
     _draw_table(top.subplots(), headings, cells)
     left, right = bottom.subfigures(1, 2, width_ratios=[1.25, 1])
     _draw_bars(left.subplots(), "Official protocol: mask AP, %", official)

@@ -22,6 +22,7 @@ from cityscapes_maskrcnn.data.synthetic import (
     find_dataset,
     generate_dataset,
     image_name,
+    is_generated,
     render_scene,
 )
 from cityscapes_maskrcnn.data.synthetic_scene import Scene
@@ -138,6 +139,16 @@ def test_finished_set_is_left_alone_and_a_broken_off_one_is_made_again(tmp_path:
     assert find_dataset(*arguments) is None
     generate_dataset(*arguments, num_workers=1)
     assert _files(folder) == before
+
+
+def test_a_generated_set_is_known_by_its_folder(tree: Path, tmp_path: Path) -> None:
+    assert is_generated(tree / "leftImg8bit" / "val")
+    # The same images, where somebody keeps them beside other data.
+    (tmp_path / "cityscapes").mkdir()
+    (tmp_path / "cityscapes" / "leftImg8bit").symlink_to(tree / "leftImg8bit")
+    assert is_generated(tmp_path / "cityscapes" / "leftImg8bit" / "val")
+    (tmp_path / "real" / "leftImg8bit" / "val").mkdir(parents=True)
+    assert not is_generated(tmp_path / "real" / "leftImg8bit" / "val")
 
 
 def test_foreign_data_is_never_touched(tmp_path: Path) -> None:

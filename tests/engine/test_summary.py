@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 
 from cityscapes_maskrcnn.data.registration import register_all
-from cityscapes_maskrcnn.engine.summary import write_scores
+from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
 
 
 def test_augmented_scores_stand_beside_plain_ones(small_root: Path, tmp_path: Path) -> None:
@@ -23,7 +26,7 @@ def test_augmented_scores_stand_beside_plain_ones(small_root: Path, tmp_path: Pa
     write_scores(cfg, "w.pth", {**plain, "segm_TTA": augmented["segm"]}, [])
     datasets = json.loads((tmp_path / "scores.json").read_text())["datasets"]
     images = len(DatasetCatalog.get(names[0]))
-    assert datasets == {names[0]: {"images": images, "results": expected}}
+    assert datasets == {names[0]: {"images": images, "generated": True, "results": expected}}
 
     cfg.DATASETS.TEST = names
     results = dict.fromkeys(names, plain) | {f"{name}_TTA": augmented for name in names}
@@ -32,3 +35,27 @@ def test_augmented_scores_stand_beside_plain_ones(small_root: Path, tmp_path: Pa
     assert {name: entry["results"] for name, entry in datasets.items()} == dict.fromkeys(
         names, expected
     )
+
+
+def test_generated_scenes_are_told_from_real_ones(small_root: Path, tmp_path: Path) -> None:
+    """In the files that the performance table is made from, of training and of scoring."""
+    real = tmp_path / "real"
+    # Taken for real: nothing beside its images says that they are generated.
+    shutil.copytree(small_root, real, ignore=shutil.ignore_patterns("synthetic.json"))
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.DATASETS.TRAIN = ("cityscapes_coarse_semantic_train",)
+    cfg.DATASETS.TEST = ("cityscapes_instance_val",)
+    summary = RunSummary(cfg, images=1)
+    summary.trainer = SimpleNamespace(iter=1, max_iter=1, model=torch.nn.Linear(1, 1))
+    for root, generated in ((small_root, True), (real, False)):
+        register_all(root)
+        summary.after_train()
+        write_scores(cfg, "w.pth", {"segm": {"AP": 1.0}}, [])
+        assert json.loads((tmp_path / "summary.json").read_text())["generated"] is generated
+        (scored,) = json.loads((tmp_path / "scores.json").read_text())["datasets"].values()
+        assert scored["generated"] is generated
+    # Of a dataset of the user's own nobody knows where its images lie.
+    cfg.DATASETS.TRAIN = ("of_somebody_else",)
+    summary.after_train()
+    assert json.loads((tmp_path / "summary.json").read_text())["generated"] is False

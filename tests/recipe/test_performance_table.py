@@ -5,7 +5,9 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cityscapes_maskrcnn.recipe.performance_table import (
     Row,
@@ -36,15 +38,16 @@ RESULTS = {
 }
 
 
-def write_stage(output: Path, stage: str, seen: list[str] | None = None) -> None:
+def write_stage(output: Path, stage: str, seen: list[str] | None = None, **said: bool) -> None:
+    """What a stage leaves; ``said`` is what it says of its images, which older stages did not."""
     (output / stage).mkdir(parents=True)
-    (output / stage / "summary.json").write_text(json.dumps(SUMMARY))
+    (output / stage / "summary.json").write_text(json.dumps({**SUMMARY, **said}))
     lines = [{"iteration": i, "total_loss": 2 - i / 100} for i in range(0, 100, 20)]
     lines += [{"iteration": i, "validation/total_loss": 2.0, "sem_seg/IoU": 30.5} for i in (49, 99)]
     (output / stage / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     if stage != "stage_0":
         (output / "scores" / stage).mkdir(parents=True)
-        part = {"images": 250, "results": RESULTS}
+        part = {"images": 250, "results": RESULTS, **said}
         scores = {"datasets": {"cityscapes_instance_val_part3and4of4": part}, "seen": seen or []}
         (output / "scores" / stage / "scores.json").write_text(json.dumps(scores))
 
@@ -126,6 +129,44 @@ def test_the_report_writes_all_and_says_where(output: Path) -> None:
     assert "mean IoU 30.5 %" in said
     assert "Swin-L" in (output / "performance.md").read_text()
     assert str(output / "stage_3") in said
+
+
+def colored(picture: Path, color: tuple[int, int, int]) -> int:
+    with Image.open(picture) as image:
+        return int((np.asarray(image.convert("RGB")) == color).all(axis=2).sum())
+
+
+def test_generated_scenes_are_named_wherever_scores_stand(output: Path, tmp_path: Path) -> None:
+    """In all three files and on the terminal; files that do not say it are of real scenes."""
+    made, real = tmp_path / "made", tmp_path / "real"
+    for folder, generated in ((made, True), (real, False)):
+        for stage in ("stage_0", "stage_1"):
+            write_stage(folder, stage, generated=generated)
+    warning = "generated scenes, not Cityscapes. Its scores cannot be compared with published ones."
+    said = {folder: write_report(folder) for folder in (made, real, output)}
+    for folder, text in said.items():
+        markdown = (folder / "performance.md").read_text()
+        table = (folder / "performance.csv").read_text().splitlines()
+        expected = folder == made
+        assert (warning in text, warning in markdown) == (expected, expected)
+        # The two stages of this run, and neither the reference study nor published methods.
+        assert [line.startswith("this run,") for line in table if warning in line] == (
+            [True, True] if expected else []
+        )
+        assert ("val parts 3-4 of 4 (250 generated images)" in markdown) is expected
+        red = colored(folder / "performance.png", (0xD5, 0x5E, 0x00))
+        assert (red > 500) is expected
+        assert (red == 0) is not expected
+
+
+def test_a_stage_without_scores_is_generated_as_its_training_was(tmp_path: Path) -> None:
+    write_stage(tmp_path, "stage_0", generated=True)
+    (row,) = stage_rows(tmp_path)
+    assert row.generated
+    # What real scenes were scored with may have learnt from generated ones.
+    write_stage(tmp_path, "stage_1", generated=False)
+    (tmp_path / "stage_1" / "summary.json").write_text(json.dumps({**SUMMARY, "generated": True}))
+    assert [row.generated for row in stage_rows(tmp_path)] == [True, False]
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
