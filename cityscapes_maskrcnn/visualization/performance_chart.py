@@ -61,7 +61,7 @@ def plot_performance(
     if caution:
         top.suptitle(caution, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_ALERT)
     _draw_table(top.subplots(), headings, cells)
-    left, right = bottom.subfigures(1, 2, width_ratios=[1.25, 1])
+    left, right = bottom.subfigures(1, 2, width_ratios=[1.1, 1])
     _draw_bars(left.subplots(), "Official protocol: mask AP, %", official)
     first, second = right.subplots(
         2, 1, height_ratios=[max(1, len(coco_style)), max(1, len(by_size))]

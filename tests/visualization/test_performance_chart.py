@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.performance_chart import plot_performance
+
+HEADINGS = ("stage", "official AP")
+STAGES = ("1 heads", "2 tuned", "3 refined")
+CAUTION = "nobody may overlook this"
+
+
+def draw(path: Path, caution: str = "") -> npt.NDArray[np.uint8]:
+    """The picture of a run on the 250 images of val that the recipe scores on."""
+    ours = [(f"{stage}, val parts 3-4 of 4 (250 images)", 30.0, True) for stage in STAGES]
+    sizes = [(f"{size}: {stage}", 20.0, True) for size in ("small", "large") for stage in STAGES]
+    others = [("Mask R-CNN R50-FPN, COCO (Detectron2), val", 36.5, False)]
+    study = [(f"{stage}, reference study, val parts 3-4", 29.8, False) for stage in STAGES]
+    cells = [(stage, "30.0") for stage in STAGES]
+    plot_performance(
+        *(HEADINGS, cells, [*ours, *others], [*ours, *study], sizes, caution, "", path)
+    )
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_nothing_is_cut_off_at_the_edges(tmp_path: Path) -> None:
+    picture = draw(tmp_path / "new" / "a.png")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+    for edge in (picture[:2], picture[-2:], picture[:, :2], picture[:, -2:]):
+        assert (edge == 255).all()
+
+
+def test_a_caution_stands_above_the_table(tmp_path: Path) -> None:
+    without, with_it = (draw(tmp_path / "a.png", caution) for caution in ("", CAUTION))
+    red = (0xD5, 0x5E, 0x00)
+    assert not (without == red).all(axis=2).any()
+    rows = np.flatnonzero((with_it == red).all(axis=2).any(axis=1))
+    # In the uppermost tenth, and the picture is higher by as much as it takes.
+    assert rows.max() < len(with_it) / 10
+    assert with_it.shape[0] - without.shape[0] == 42  # 0.3 inches at 140 dots
+
+
+def test_a_run_without_scores(tmp_path: Path) -> None:
+    plot_performance(HEADINGS, [("0 backbone", "-")], [], [], [], "", "", tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"a\.png: cannot be written"):
+        draw(tmp_path / "file" / "a.png")
