@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, TextIO
 
-from cityscapes_maskrcnn.recipe.chain_status import LOG_FILE, ChainStatus
+from cityscapes_maskrcnn.recipe.chain_status import LOG_FILE, ChainStatus, find_without_data
 from cityscapes_maskrcnn.recipe.child import Stopped, run_child
 from cityscapes_maskrcnn.recipe.step_state import COMPLETE, Step, begin, finish, read_state
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -26,6 +26,17 @@ def read_states(steps: Sequence[Step]) -> dict[str, str]:
         InputError: a folder was made from something else, see :func:`.step_state.read_state`.
     """
     return {step.name: read_state(step.folder, step.inputs(), step.makes) for step in steps}
+
+
+def require_data(steps: Sequence[Step], states: Mapping[str, str]) -> None:
+    """Make sure that no step would stop hours later for want of data.
+
+    Raises:
+        InputError: the data of a step that is not complete cannot be loaded.
+    """
+    names = [step.name for step in find_without_data(steps, states)]
+    if names:
+        raise InputError(f"{', '.join(names)}: data missing, see below the plan; nothing is done")
 
 
 def run_chain(steps: Sequence[Step], output: Path, stream: TextIO, patience: float = 20.0) -> None:

@@ -110,12 +110,14 @@ class Recipe:
         self._selected = [name for name in STEPS if name in selected]
         self._trials = trials
         self._num_gpus = num_gpus
+        self._problems: dict[str, str] = {}
 
     def steps(self) -> list[Step]:
         """Build the selected steps, in order, and the scoring of every stage with masks.
 
         Raises:
-            InputError: a config is wrong, data are missing, or a stage has nothing to start from.
+            InputError: a config is wrong, or a stage has nothing to start from. Missing data are
+                no error here: see :attr:`.Step.problem`.
         """
         steps = [self._step(name) for name in self._selected]
         return steps + [self._scoring(name) for name in TRAINED_STEPS[1:] if self._has(name)]
@@ -158,9 +160,13 @@ class Recipe:
             *("MODEL.RPN.IN_FEATURES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
         )
         settings = {key: value for key, value in flatten(cfg).items() if key in kept}
-        data = cfg.DATASETS.TRAIN[0]
-        images = len(training_dicts(cfg))
-        return Step("anchors", folder, (command,), settings, {}, ("anchors.yaml",), data, images)
+        problem = self._problem(cfg.DATASETS.TRAIN)
+        return Step(
+            *("anchors", folder, (command,), settings, {}, ("anchors.yaml",)),
+            data=cfg.DATASETS.TRAIN[0],
+            images=0 if problem else len(training_dicts(cfg)),
+            problem=problem,
+        )
 
     def _search(self) -> Step:
         cfg, weights, folder = (
@@ -190,6 +196,7 @@ class Recipe:
         """Score a stage on what the last stage reports on: images that no stage has seen."""
         cfg = self._config("stage_3")
         names = tuple(cfg.DATASETS.TEST)
+        problem = self._problem(names)
         weights = self._output / stage / WEIGHTS
         folder = self._output / "scores" / stage
         command = self._tool(
@@ -206,7 +213,8 @@ class Recipe:
             needs={f"{stage}/{WEIGHTS}": weights},
             makes=(SCORES_FILE,),
             data=" ".join(names),
-            images=sum(len(DatasetCatalog.get(name)) for name in names),
+            images=0 if problem else sum(len(DatasetCatalog.get(name)) for name in names),
+            problem=problem,
         )
 
     def _make(
@@ -229,7 +237,9 @@ class Recipe:
             settings["MODEL.WEIGHTS"] = weights
         else:
             needs[weights[0]] = weights[1]
-        resolve_epochs(cfg)
+        problem = self._problem(cfg.DATASETS.TRAIN)
+        if not problem:
+            resolve_epochs(cfg)
         return Step(
             name=name,
             folder=self._output / name,
@@ -238,9 +248,22 @@ class Recipe:
             needs=needs,
             makes=makes,
             data=f"{' '.join(cfg.DATASETS.TRAIN)} -> {' '.join(cfg.DATASETS.TEST)}",
-            images=len(training_dicts(cfg)),
-            iterations=cfg.SOLVER.MAX_ITER,
+            # How many images there are decides how many iterations the epochs of a config are.
+            images=0 if problem else len(training_dicts(cfg)),
+            iterations=0 if problem else cfg.SOLVER.MAX_ITER,
+            problem=problem,
         )
+
+    def _problem(self, datasets: Sequence[str]) -> str:
+        """Why some datasets cannot be loaded; empty if they can."""
+        for name in datasets:
+            if name not in self._problems:
+                try:
+                    DatasetCatalog.get(name)
+                    self._problems[name] = ""
+                except InputError as error:
+                    self._problems[name] = str(error)
+        return next(filter(None, map(self._problems.__getitem__, datasets)), "")
 
     def _config(self, name: str) -> CfgNode:
         return self._build_config(str(self._config_dir / CONFIGS[name]), list(self._opts))

@@ -66,10 +66,11 @@ class Step:
         needs: files of earlier steps, by a name without the output folder.
         makes: files that must be there at its end, by name within ``folder``.
         data: names of datasets, for the plan.
-        images: number of images it goes through.
+        images: number of images it goes through; 0 where they cannot be loaded.
         iterations: training steps; 0 if it trains nothing.
         amount: trials of a search, else 0.
         after: called when the commands have ended.
+        problem: why its data cannot be loaded, such as a missing folder; empty if they can.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Step:
     iterations: int = 0
     amount: int = 0
     after: Callable[[], None] = field(default=lambda: None)
+    problem: str = ""
 
     def inputs(self) -> Inputs:
         """What the step would be made from now."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def test_the_plan_has_a_row_a_step(chain: list[Step]) -> None:
     ]
     assert lines[3].split()[-1] == "interrupted"
     assert lines[5].split()[2:4] == ["1,500", "-"]
+
+
+def test_the_plan_says_which_data_are_missing(chain: list[Step]) -> None:
+    states = {"stage_1": NEW, "search": NEW, "stage_2": COMPLETE, "scores": NEW}
+    lost = [replace(step, images=0, iterations=0, problem="no train") for step in chain[:3]]
+    scores = replace(chain[3], problem="no val")
+    table, _, below = format_plan([*lost, scores], states).partition("\n\n")
+    rows = [line.split() for line in table.splitlines()[2:]]
+    assert [row[0] for row in rows if row[-2:] == ["data", "missing"]] == [
+        *("stage_1", "search", "scores")
+    ]
+    assert rows[0][2:4] == ["-", "-"]
+    # A step that is complete needs no data any more.
+    assert rows[2][-1] == "complete"
+    assert below.splitlines() == ["stage_1, search: no train", "scores: no val"]
 
 
 def test_times() -> None:

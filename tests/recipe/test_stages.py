@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.recipe.chain import read_states
+from cityscapes_maskrcnn.recipe.chain import read_states, require_data
 from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, keep_matching, split_words
 from cityscapes_maskrcnn.recipe.step_state import COMPLETE, NEW, UNFINISHED, begin, finish
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -158,8 +159,48 @@ def test_an_empty_partition_is_told_in_the_plan(
 
     generate_dataset(tmp_path, {"train": 8, "val": 2}, 96, 192, seed=3)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    with pytest.raises(InputError, match=r"val_part3and4of4: part 3 of 4 is empty"):
-        recipe(tmp_path / "output", stages=("stage_0", "stage_1")).steps()
+    steps = recipe(tmp_path / "output", stages=("stage_0", "stage_1")).steps()
+    assert [(step.name, bool(step.problem)) for step in steps] == [
+        *(("stage_0", False), ("stage_1", False), ("scores/stage_1", True))
+    ]
+    assert "val_part3and4of4: part 3 of 4 is empty" in steps[2].problem
+
+
+def test_missing_data_do_not_hide_the_plan(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(name: str) -> dict[str, str]:
+        root = tmp_path / name
+        shutil.copytree(small_root, root, ignore=shutil.ignore_patterns(name))
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+        steps = recipe(tmp_path / "output", "SOLVER.EPOCHS", "2").steps()
+        assert [step.name for step in steps] == [
+            *(*STEPS, "scores/stage_1", "scores/stage_2", "scores/stage_3")
+        ]
+        # Epochs of unknown length have an unknown number of iterations.
+        assert {step.images == 0 for step in steps if step.problem} == {True}
+        assert {step.iterations for step in steps if step.problem} == {0}
+        assert all(step.images for step in steps if not step.problem)
+        return {step.name: step.problem for step in steps if step.problem}
+
+    assert list(lacking("gtCoarse")) == ["stage_0"]
+    problems = lacking("gtFine")
+    assert set(problems) == {*STEPS[1:], "scores/stage_1", "scores/stage_2", "scores/stage_3"}
+    assert problems["anchors"].startswith(f"{tmp_path}/gtFine/cityscapes/gtFine: no such folder")
+
+
+def test_what_is_complete_needs_no_data(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete(tmp_path / "stage_0", recipe(tmp_path, stages=("stage_0",)).steps()[0])
+    root = tmp_path / "without"
+    shutil.copytree(small_root, root, ignore=shutil.ignore_patterns("gtCoarse"))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    steps = recipe(tmp_path, stages=("stage_0", "stage_1")).steps()
+    states = read_states(steps)
+    assert states["stage_0"] == COMPLETE
+    assert steps[0].problem
+    require_data(steps, states)
 
 
 def test_stage_3_takes_the_model_and_not_the_schedule(tmp_path: Path) -> None:

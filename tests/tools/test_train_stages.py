@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,26 @@ def test_a_second_call_runs_nothing(chain: Path, small_root: Path) -> None:
     assert {name for name in before if before[name] != after.get(name)} <= REPORT
     assert before.keys() == after.keys()
     assert [name for name in REPORT if before[name][0] != after[name][0]] == []
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
+def test_missing_data_are_told_below_the_plan_and_nothing_is_written(
+    small_root: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(small_root, root, ignore=shutil.ignore_patterns("gtCoarse"))
+    done = train_stages(root, tmp_path / "new", *flags, *TINY.split())
+    assert done.returncode == 1
+    plan, _, below = done.stdout.partition("\n\n")
+    states = {line.split()[0]: line.split()[-2:] for line in plan.splitlines()[2:]}
+    assert states.pop("stage_0") == ["data", "missing"]
+    assert len(states) == 8
+    assert all(state == ["to", "do"] for state in states.values())
+    (line,) = below.splitlines()
+    assert line.startswith(f"stage_0: {root}/cityscapes/gtCoarse: no such folder")
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert error == "error: stage_0: data missing, see below the plan; nothing is done"
+    assert list(tmp_path.iterdir()) == [root]
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(small_root: Path, tmp_path: Path) -> None:
