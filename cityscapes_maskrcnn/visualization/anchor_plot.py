@@ -123,15 +123,18 @@ def _plot_ious(axis: Axes, before: Floats, after: Floats) -> None:
         label = f"{name}: mean {ious.mean():.3f}"
         axis.hist(ious, edges, weights=weights, color=color, alpha=0.25)
         axis.hist(ious, edges, weights=weights, color=color, histtype="step", lw=1.8, label=label)
-        axis.axvline(float(ious.mean()), color=color, linewidth=1.4, linestyle="--")
+    # They end below the legend, which has the room above the highest bar.
+    highest = axis.get_ylim()[1]
+    for ious, color in ((before, _BEFORE), (after, _AFTER)):
+        axis.plot([ious.mean()] * 2, [0, highest], color=color, linewidth=1.4, linestyle="--")
+    axis.plot([], [], color=_INK, linewidth=1.4, linestyle="--", label="mean of each")
     axis.set_xlim(0, 1)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.set_xlabel("IoU of a box with the anchor that fits it best", color=_INK)
     axis.set_ylabel("share of the boxes", color=_INK)
     _finish(axis, "How well they fit")
-    # Room for the legend above the highest bar.
-    axis.set_ylim(top=1.2 * axis.get_ylim()[1])
-    axis.legend(loc="upper left", frameon=False, fontsize=10)
+    axis.set_ylim(0, 1.22 * highest)
+    axis.legend(loc="upper left", framealpha=1, edgecolor=_GRID, fontsize=10)
 
 
 def _finish(axis: Axes, title: str) -> None:

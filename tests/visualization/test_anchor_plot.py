@@ -39,6 +39,21 @@ def test_anchors_stand_where_their_width_and_height_are(tmp_path):
     assert steps[0][0] > 50
 
 
+@pytest.mark.parametrize("size", [8, 16, 40])
+def test_the_legend_covers_no_mean_and_explains_the_lines(tmp_path, figures, size):
+    """With the mean of the default anchors at the left, in the middle and at the right."""
+    plot_anchors([[size, size]] * 3, Anchors((32.0,), (1.0,)), tmp_path / "a.png")
+    axis = figures[0].axes[1]
+    legend = axis.get_legend()
+    assert [text.get_text() for text in legend.get_texts()][-1] == "mean of each"
+    assert legend.get_frame().get_alpha() == 1
+    box = legend.get_window_extent()
+    lines = [line for line in axis.lines if len(line.get_xdata())]
+    drawn = [*lines, *axis.patches]
+    assert len(drawn) >= 4  # two means and two histograms
+    assert not [one for one in drawn if one.get_window_extent().overlaps(box)]
+
+
 def test_equal_boxes_and_odd_ones(tmp_path):
     plot_anchors([[8, 8]], Anchors((8.0,), (1.0,)), tmp_path / "one.png")
     plot_anchors([[1e-3, 1e6], [20, 30]] * 3, Anchors((20.0,), (1.0,)), tmp_path / "odd.png")
