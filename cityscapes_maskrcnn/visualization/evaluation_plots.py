@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,11 @@ _INK = "#222222"
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#999999")
 # Fill and text.
 _CAUSE_COLORS = (("#56B4E9", _INK), ("#CC79A7", _INK), ("#E69F00", _INK), ("#666666", "white"))
+# Between cells. They end at whole pixels and axes do not: a line clipped there would leave a rest.
+_GAP: dict[str, Any] = {
+    **{"color": "white", "linewidth": 5},
+    **{"clip_on": False, "solid_capstyle": "projecting", "in_layout": False},
+}
 _DPI = 120
 
 Row = dict[str, str]
@@ -104,8 +110,8 @@ def _confusion(rows: list[Row], _per_class: list[Row], threshold: float) -> Figu
     ]
     _heat_map(axis, _shares(counts, counts.sum(axis=1, keepdims=True)), names, columns)
     # Not part of the classes' square: objects and predictions without a partner of any class.
-    axis.axhline(len(rows) - 1.5, color="white", linewidth=5)
-    axis.axvline(len(columns) - 1.5, color="white", linewidth=5)
+    axis.axhline(len(rows) - 1.5, **_GAP)
+    axis.axvline(len(columns) - 1.5, **_GAP)
     axis.set_ylabel("truth", color=_INK)
     axis.set_xlabel("prediction (% of the row); unmatched: no IoU above 0.5", color=_INK)
     return figure
@@ -165,7 +171,7 @@ def _misses(rows: list[Row], _per_class: list[Row], threshold: float) -> Figure:
             for pair in zip(missed.tolist(), objects.tolist(), strict=True)
         ]
         _heat_map(axis, _shares(missed, objects), names, groups, texts)
-        axis.axhline(0.5, color="white", linewidth=5)
+        axis.axhline(0.5, **_GAP)
         axis.set_title(title, loc="left", fontsize=11, color=_INK)
     axes[1].set_yticklabels([])
     return figure

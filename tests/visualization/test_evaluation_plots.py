@@ -78,6 +78,29 @@ def test_confusion_is_dark_where_the_counts_are(drawn: dict[int, Path]) -> None:
     assert 0.06 * len(pixels) < len(rows) < 0.12 * len(pixels)
 
 
+def test_the_gaps_between_cells_reach_to_their_edges(
+    drawn: dict[int, Path], tmp_path: Path
+) -> None:
+    """Cells are drawn up to a whole pixel and lines up to the edge of the axes, which is none."""
+    folder = tmp_path / "tables"
+    shutil.copytree(drawn[10], folder, ignore=shutil.ignore_patterns("*.png"))
+    for name, numbers in (("confusion", ",5" * 9), ("misses", ",4,2")):
+        header, *rows = (folder / f"{name}.csv").read_text().splitlines()
+        kept = len(header.split(",")) - numbers.count(",")
+        filled = [",".join(row.split(",")[:kept]) + numbers for row in rows]
+        (folder / f"{name}.csv").write_text("\n".join([header, *filled]) + "\n")
+    plot_errors(folder)
+    for name in ("confusion", "misses"):
+        with Image.open(folder / f"{name}.png") as image:
+            white = (np.asarray(image.convert("RGB")) == 255).all(axis=2)
+        height, width = white.shape
+        # From the first to the last row of cells, and at their heart, without labels beside them.
+        cells = slice(height // 7, height * 9 // 10)
+        gaps = white[cells][white[cells, width // 6 : width * 9 // 20].all(axis=1)]
+        assert 7 <= len(gaps) <= 9, name  # 5 points are 8.3 pixels
+        assert gaps.all(), name
+
+
 @pytest.mark.parametrize("name", ["per_class", "confusion", "misses"])
 def test_missing_or_damaged_table(drawn: dict[int, Path], tmp_path: Path, name: str) -> None:
     folder = tmp_path / "tables"
