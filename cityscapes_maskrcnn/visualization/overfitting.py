@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
@@ -129,13 +129,21 @@ def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap |
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
     axis.set_xlabel("iteration", color=_INK, fontsize=9)
     finite = [v for v in (*training.values(), *validation.values()) if np.isfinite(v)]
-    low, high = min(finite, default=0.0), max(finite, default=1.0)
-    # The first iterations lie far above all others.
-    high = min(high, max(2.5 * float(np.median(finite)), *validation.values(), 1e-12))
-    room = 0.08 * (high - low) or 1.0
-    axis.set_ylim(low - room, high + 3 * room)
-    axis.set_xlim(0, 1.3 * max(*training, *validation, 1))
-    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    low, top = min(finite, default=0.0), max(finite, default=1.0)
+    # First iterations that lie far above all others are cut off, and the picture says so.
+    high = max(2.5 * float(np.median(finite)), *validation.values(), 1e-12)
+    if top > 2 * high:
+        _note(axis, 0.91, f"training up to {top:.3g}, cut off", _TRAINING)
+    else:
+        high = top
+    # Below for half of the gap's label, above for the notes.
+    room = 0.12 * (high - low) or 1.0
+    axis.set_ylim(low - room, high + 2 * room)
+    end = max(*training, *validation, 1) + 1
+    # To the right of the end is the gap's label, as wide as "(+1,000 %)".
+    axis.set_xlim(0, 1.5 * end)
+    ticks = MaxNLocator(4, integer=True).tick_values(0, end)
+    axis.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= end]))
     axis.grid(axis="y", color="#dddddd", linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(colors=_INK, labelsize=9)
@@ -154,18 +162,20 @@ def _smooth(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _mark_gap(axis: Axes, gap: Gap) -> None:
     """Draw an arrow from the training loss up (or down) to the validation loss, with its length."""
-    place = 1.05 * gap.last
-    axis.annotate(
-        "",
-        xy=(place, gap.validation),
-        xytext=(place, gap.training),
-        arrowprops={"arrowstyle": "<->", "color": _INK, "shrinkA": 0, "shrinkB": 0, "lw": 1.4},
-    )
+    place, difference = 1.05 * gap.last, gap.validation - gap.training
+    low, high = axis.get_ylim()
+    # Where its two heads would overlap, the lines at its ends are enough.
+    if abs(difference) > 0.06 * (high - low):
+        axis.annotate(
+            "",
+            xy=(place, gap.validation),
+            xytext=(place, gap.training),
+            arrowprops={"arrowstyle": "<->", "color": _INK, "shrinkA": 0, "shrinkB": 0, "lw": 1.4},
+        )
     for level in (gap.training, gap.validation):
         axis.hlines(level, 0.97 * gap.last, 1.08 * gap.last, color=_INK, lw=1)
-    difference = gap.validation - gap.training
     axis.text(
-        1.09 * gap.last,
+        1.11 * gap.last,
         (gap.training + gap.validation) / 2,
         f"gap\n{difference:+.2g}\n({100 * difference / max(gap.training, 1e-12):+.0f} %)",
         va="center",
@@ -173,13 +183,16 @@ def _mark_gap(axis: Axes, gap: Gap) -> None:
         color=_INK,
     )
     lowest = "at the end" if gap.lowest == gap.last else f"at iteration {gap.lowest + 1:,}"
+    _note(axis, 0.98, f"validation lowest {lowest}", _VALIDATION)
+
+
+def _note(axis: Axes, height: float, text: str, color: str) -> None:
+    """Write a line at the right, below a share of the panel's height."""
     axis.text(
-        0.98,
-        0.98,
-        f"validation lowest {lowest}",
+        *(0.98, height, text),
         transform=axis.transAxes,
         ha="right",
         va="top",
         fontsize=8.5,
-        color=_VALIDATION,
+        color=color,
     )

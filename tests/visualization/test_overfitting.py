@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -57,6 +59,42 @@ def test_a_panel_a_run_with_both_losses(tmp_path: Path) -> None:
         assert b.width - a.width == 476
     for color in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
         assert 0 < count(tmp_path / "one.png", color) < count(tmp_path / "two.png", color)
+
+
+def draw(tmp_path: Path, figures: list[Figure], first: float, last: float) -> Axes:
+    """The first of four panels: losses that begin at ``first``, a gap from 1 to ``last``."""
+    training = {19: first, **dict.fromkeys(range(39, 200, 20), 1.0)}
+    run = {"total_loss": training, "validation/total_loss": {99: 1.5, 199: last}}
+    plot_overfitting(dict.fromkeys("abcd", run), tmp_path / "x.png")
+    return figures[-1].axes[0]
+
+
+@pytest.mark.parametrize("last", [1.02, 1.5, 12.5])
+def test_the_label_of_the_gap_is_within_its_panel(
+    tmp_path: Path, figures: list[Figure], last: float
+) -> None:
+    axis = draw(tmp_path, figures, 2.0, last)
+    (label,) = [text for text in axis.texts if text.get_text().startswith("gap")]
+    # (12.5 - 1) / 1: the widest that is likely.
+    assert label.get_text().endswith(f"(+{100 * (last - 1):.0f} %)")
+    box, panel = label.get_window_extent(), axis.bbox
+    assert panel.x0 < box.x0 < box.x1 < panel.x1
+    assert panel.y0 < box.y0 < box.y1 < panel.y1
+    # Heads of an arrow that is shorter than they are would be drawn over each other.
+    arrows = [text for text in axis.texts if getattr(text, "arrow_patch", None)]
+    assert len(arrows) == (0 if last == 1.02 else 1)
+
+
+# Half of the losses are 1: up to 2 x 2.5 all is shown.
+@pytest.mark.parametrize(("first", "shown"), [(2.6, True), (3.2, True), (4.9, True), (40.0, False)])
+def test_the_first_loss_is_shown_with_room_above_or_said_to_be_cut_off(
+    tmp_path: Path, figures: list[Figure], first: float, shown: bool
+) -> None:
+    axis = draw(tmp_path, figures, first, 1.6)
+    low, high = axis.get_ylim()
+    assert bool(first < high - 0.1 * (high - low)) is shown
+    notes = [text.get_text() for text in axis.texts if "cut off" in text.get_text()]
+    assert notes == ([] if shown else ["training up to 40, cut off"])
 
 
 def test_a_run_without_validation_is_drawn_without_a_gap(tmp_path: Path) -> None:
