@@ -182,7 +182,7 @@ def _mark_gap(axis: Axes, gap: Gap) -> None:
         fontsize=9,
         color=_INK,
     )
-    lowest = "at the end" if gap.lowest == gap.last else f"at iteration {gap.lowest + 1:,}"
+    lowest = "at the end" if gap.lowest == gap.last else f"at iteration {gap.lowest:,}"
     _note(axis, 0.98, f"validation lowest {lowest}", _VALIDATION)
 
 

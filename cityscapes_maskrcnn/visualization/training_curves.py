@@ -19,7 +19,8 @@ from cityscapes_maskrcnn.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-# Iteration -> value, in order of iterations.
+# Iteration -> value, in order of iterations. As everywhere in Detectron2 the first one is 0: what
+# is measured after 100 iterations stands at 99.
 Curve = dict[int, float]
 
 # Okabe and Ito's palette, which colour-blind people can tell apart.

@@ -85,6 +85,13 @@ def test_the_label_of_the_gap_is_within_its_panel(
     assert len(arrows) == (0 if last == 1.02 else 1)
 
 
+def test_the_lowest_loss_is_where_metrics_json_has_it(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    axis = draw(tmp_path, figures, 2.0, 1.6)
+    assert "validation lowest at iteration 99" in [text.get_text() for text in axis.texts]
+
+
 # Half of the losses are 1: up to 2 x 2.5 all is shown.
 @pytest.mark.parametrize(("first", "shown"), [(2.6, True), (3.2, True), (4.9, True), (40.0, False)])
 def test_the_first_loss_is_shown_with_room_above_or_said_to_be_cut_off(
