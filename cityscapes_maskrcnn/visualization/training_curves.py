@@ -20,18 +20,20 @@ from cityscapes_maskrcnn.utils.files import atomic_write
 logger = logging.getLogger(__name__)
 
 # Iteration -> value, in order of iterations. As everywhere in Detectron2 the first one is 0: what
-# is measured after 100 iterations stands at 99.
+# is measured after 100 iterations stands at 99, but for the scores at the end of training: at 100.
 Curve = dict[int, float]
 
 # Okabe and Ito's palette, which colour-blind people can tell apart.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#999999")
 _INK = "#222222"
+# This project's name for the mean over the classes, and that of Detectron2's own evaluator.
+_MEAN_IOUS = ("IoU", "mIoU")
 
 
 def plot_training_curves(
     metrics_json: str | os.PathLike[str], output: str | os.PathLike[str]
 ) -> None:
-    """Draw losses, learning rate and average precision over the iterations.
+    """Draw losses, scores (average precision or mean IoU) and learning rate over the iterations.
 
     Args:
         metrics_json: what Detectron2 writes while it trains: a JSON object a line.
@@ -44,7 +46,9 @@ def plot_training_curves(
     curves = read_curves(metrics_json)
     rows = [(title, chosen) for title, chosen in _select(curves) if chosen]
     if not rows:
-        raise InputError(f"{metrics_json}: no loss, learning rate or AP in it; did training start?")
+        raise InputError(
+            f"{metrics_json}: no loss, score or learning rate in it; did training start?"
+        )
     heights = [3 if title == "loss" else 1.7 for title, _ in rows]
     figure = Figure(figsize=(10, sum(heights) + 0.6), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -100,6 +104,11 @@ def _select(curves: Mapping[str, Curve]) -> list[tuple[str, dict[str, Curve]]]:
         (name for name in curves if "loss" in _metric(name)),
         key=lambda name: (_metric(name) != "total_loss", "/" in name, name),
     )
+    for prefix in ("", "validation/"):
+        parts = [name for name in losses if name.removesuffix(_metric(name)) == prefix]
+        # A single loss, as of stage 0, is the total: a second line would hide the first.
+        if len(parts) == 2 and f"{prefix}total_loss" in parts:
+            losses.remove(parts[1])
     precisions = sorted(
         (name for name in curves if _metric(name) in ("AP", "AP50")),
         key=lambda name: (not name.startswith("segm/"), name),
@@ -107,6 +116,7 @@ def _select(curves: Mapping[str, Curve]) -> list[tuple[str, dict[str, Curve]]]:
     return [
         ("loss", {name: curves[name] for name in losses}),
         ("average precision (%)", {name: curves[name] for name in precisions}),
+        ("mean IoU (%)", {name: curves[name] for name in curves if _metric(name) in _MEAN_IOUS}),
         ("learning rate", {name: curves[name] for name in ("lr",) if name in curves}),
     ]
 

@@ -86,6 +86,35 @@ def test_validation_loss_is_drawn_in_the_color_of_its_training_loss(tmp_path):
     assert 0 < colors("validation/loss_mask") < 0.9 * colors("loss_mask")
 
 
+def test_stage_0_has_one_loss_and_a_mean_iou(tmp_path, figures):
+    """As Detectron2 writes it: a single loss is the total, and may have its own name as well."""
+    (tmp_path / "m.json").write_text(
+        '{"iteration": 19, "lr": 1, "total_loss": 2}\n'
+        '{"iteration": 99, "lr": 1, "total_loss": 1, "loss_sem_seg": 1, "validation/total_loss": 1,'
+        ' "validation/loss_sem_seg": 1, "sem_seg/IoU": 15, "sem_seg/IoU-car": 44}\n'
+        '{"iteration": 200, "sem_seg/IoU": 17, "sem_seg/iIoU": 9}\n'
+    )
+    plot_training_curves(tmp_path / "m.json", tmp_path / "m.png")
+    rows = {
+        axis.get_title("left"): [line.get_label() for line in axis.lines]
+        for axis in figures[0].axes
+    }
+    assert rows == {
+        "loss": ["total_loss", "validation/total_loss"],
+        "mean IoU (%)": ["sem_seg/IoU"],
+        "learning rate": ["lr"],
+    }
+    assert figures[0].axes[1].lines[0].get_xydata().tolist() == [[99, 15], [200, 17]]
+
+
+def test_several_losses_are_drawn_beside_their_total(tmp_path, figures):
+    (tmp_path / "m.json").write_text('{"iteration": 0, "total_loss": 3, "loss_a": 1, "loss_b": 2}')
+    plot_training_curves(tmp_path / "m.json", tmp_path / "m.png")
+    assert [line.get_label() for line in figures[0].axes[0].lines] == [
+        *("total_loss", "loss_a", "loss_b")
+    ]
+
+
 def test_a_run_without_evaluation_has_two_rows(tmp_path):
     (tmp_path / "metrics.json").write_text('{"iteration": 19, "lr": 1.0, "total_loss": NaN}\n')
     plot_training_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
