@@ -77,7 +77,7 @@ def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
     best_file = output / "best.yaml"
     files = {
         "history.png": lambda path: plot_history(trials, label, maximize, path),
-        "importances.png": lambda path: plot_importances(importances, path),
+        "importances.png": lambda path: plot_importances(importances, remark, path),
         "slices.png": lambda path: plot_slices(finite, label, maximize, path),
         "parallel_coordinates.png": lambda path: plot_parallel_coordinates(
             finite, label, maximize, path

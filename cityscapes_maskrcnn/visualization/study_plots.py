@@ -45,14 +45,15 @@ def plot_history(
     complete = _complete(trials)
     pruned = [t for t in trials if t.state == TrialState.PRUNED and t.intermediate_values]
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-    axis.scatter(
-        [trial.number for trial in pruned],
-        [trial.intermediate_values[max(trial.intermediate_values)] for trial in pruned],
-        s=26,
-        facecolors="none",
-        edgecolors="#8a8a8a",
-        label="pruned, at its last score",
-    )
+    if pruned:
+        axis.scatter(
+            [trial.number for trial in pruned],
+            [trial.intermediate_values[max(trial.intermediate_values)] for trial in pruned],
+            s=26,
+            facecolors="none",
+            edgecolors="#8a8a8a",
+            label="pruned, at its last score",
+        )
     axis.scatter(*_numbers_and_values(complete), s=34, color=_BLUE, zorder=3, label="complete")
     numbers, values = _numbers_and_values(complete)
     order = np.argsort(numbers)
@@ -85,18 +86,21 @@ def plot_history(
     _save(figure, output)
 
 
-def plot_importances(importances: Mapping[str, float], output: str | os.PathLike[str]) -> None:
+def plot_importances(
+    importances: Mapping[str, float], remark: str, output: str | os.PathLike[str]
+) -> None:
     """Draw a bar for the importance of every parameter.
 
     Args:
         importances: fractions that add up to 1, by name.
+        remark: a line below the bars: on what they were measured, and what limits their meaning.
         output: the PNG file.
 
     Raises:
         InputError: ``output`` cannot be written.
     """
     ordered = sorted(importances.items(), key=lambda item: item[1])
-    figure, axis = _figure(7.5, 1.1 + 0.42 * len(ordered))
+    figure, axis = _figure(7.5, 1.3 + 0.42 * len(ordered))
     bars = axis.barh(
         [name for name, _ in ordered],
         [100 * value for _, value in ordered],
@@ -112,6 +116,7 @@ def plot_importances(importances: Mapping[str, float], output: str | os.PathLike
     axis.set_xticks([])
     axis.spines["bottom"].set_visible(False)
     axis.tick_params(axis="y", length=0)
+    figure.supxlabel(remark, x=0.01, ha="left", fontsize=9, color=_INK)
     _save(figure, output)
 
 

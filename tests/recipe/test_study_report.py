@@ -13,6 +13,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.recipe import study_report
 from cityscapes_maskrcnn.recipe.search_space import Parameter, SearchSpace
 from cityscapes_maskrcnn.recipe.storage import open_study, storage_url
 from cityscapes_maskrcnn.recipe.study import CONFIG, REASON, SPACE
@@ -103,6 +104,24 @@ def test_importances(study: optuna.Study) -> None:
     # One infinite score must not spoil them.
     add(study, 0.6, True, math.inf)
     assert parameter_importances(study)[0] == importances
+
+
+def test_the_picture_of_few_trials_has_the_warning_of_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def keep_remark(_importances: object, remark: str, _path: Path) -> None:
+        drawn.append(remark)
+
+    monkeypatch.setattr(study_report, "plot_importances", keep_remark)
+    study = optuna.create_study(direction="maximize")
+    for number in range(3):
+        add(study, 0.3 + 0.1 * number, number % 2 == 0, float(number))
+    write_report(study, "memory", tmp_path)
+    warning = "Measured on 3 complete trials, few for 2 parameters: an indication, not a result."
+    assert drawn == [warning]
+    assert warning in (tmp_path / "report.md").read_text()
 
 
 def test_an_old_study_of_another_program(tmp_path: Path) -> None:
