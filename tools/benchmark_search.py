@@ -5,16 +5,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 
 from tabulate import tabulate
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.recipe.pruning_replay import (
-    recorded_curves,
-    replay_orders,
-    simulated_curves,
-    summary,
-)
+from cityscapes_maskrcnn.recipe import pruning_replay
 from cityscapes_maskrcnn.recipe.storage import open_study, storage_url
 from cityscapes_maskrcnn.recipe.tuning import build_pruner
 from cityscapes_maskrcnn.utils.run import run_tool
@@ -25,9 +21,10 @@ examples:
     tools/tune.py --config-file configs/demo/stage_2_search.yaml --trials 20 --no-prune \\
         OUTPUT_DIR output/curves SOLVER.MAX_ITER 60 TEST.EVAL_PERIOD 6 SEARCH.RANDOM_TRIALS 20
     tools/benchmark_search.py --storage output/curves/search.db
-  another pruner:
-    tools/benchmark_search.py --storage output/curves/search.db SEARCH.PRUNER.REDUCTION 3
-  without a recorded study, on simulated learning curves of 42 trials, 10 evaluations each:
+  another pruner; scores within 0.2 AP of the best count as the best:
+    tools/benchmark_search.py --storage output/curves/search.db --tolerance 0.2 \\
+        SEARCH.PRUNER.REDUCTION 3
+  on simulated learning curves of 42 trials, 10 evaluations each:
     tools/benchmark_search.py --simulated 42
 """
 
@@ -42,17 +39,25 @@ def main() -> None:
     source.add_argument("--simulated", type=int, metavar="N", help="simulate N trials instead")
     parser.add_argument("--study", default="", metavar="NAME", help="default: the only one")
     parser.add_argument("--orders", type=int, default=200, help="random orders (default: 200)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0,
+        metavar="AP",
+        help="this far below the best is as good",
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys of SEARCH.PRUNER")
     args = parser.parse_args()
     cfg = build_config("", args.opts)
     if args.simulated:
-        curves = simulated_curves(args.simulated)
+        curves = pruning_replay.simulated_curves(args.simulated)
     else:
         with open_study(storage_url(args.storage), args.study) as study:
-            curves = recorded_curves(study.get_trials(deepcopy=False))
-    replays = replay_orders(curves, lambda: build_pruner(cfg, min(curves[0])), args.orders)
+            curves = pruning_replay.recorded_curves(study.get_trials(deepcopy=False))
+    make_pruner = partial(build_pruner, cfg, min(curves[0]))
+    replays = pruning_replay.replay_orders(curves, make_pruner, args.orders, args.tolerance)
     print(f"{len(curves)} trials of {max(curves[0])} iterations, with pruning / without")
-    print(tabulate(summary(replays), tablefmt="plain"))
+    print(tabulate(pruning_replay.summary(replays), tablefmt="plain"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -26,9 +27,9 @@ class Replay:
         spent_unpruned: without.
         best: best score of a complete trial, with pruning.
         best_unpruned: without.
-        to_best: iterations until the pruned search had a score as good as ``best_unpruned``; None
-            if it never had.
-        to_best_unpruned: iterations until the unpruned search had it.
+        to_best: iterations until the pruned search had a score as good as ``best_unpruned``, or
+            less by no more than the tolerance; None if it never had.
+        to_best_unpruned: iterations until the unpruned search had one.
     """
 
     spent: int
@@ -85,7 +86,7 @@ def simulated_curves(
     return curves
 
 
-def replay(curves: Sequence[Curve], pruner: BasePruner) -> Replay:
+def replay(curves: Sequence[Curve], pruner: BasePruner, tolerance: float = 0.0) -> Replay:
     """Run trials again in the given order, letting the pruner end them early.
 
     Nothing is trained and nothing is drawn: the trials are those of the recorded search. What a
@@ -94,8 +95,15 @@ def replay(curves: Sequence[Curve], pruner: BasePruner) -> Replay:
     Args:
         curves: from :func:`recorded_curves`, in the order of the search.
         pruner: decides after every evaluation but the last.
+        tolerance: a score is as good as the best if it is less by no more than this, in AP.
+
+    Raises:
+        InputError: the tolerance is negative.
     """
+    if not tolerance >= 0:
+        raise InputError(f"tolerance {tolerance}: at least 0")
     best_unpruned = max(list(curve.values())[-1] for curve in curves)
+    as_good = best_unpruned - tolerance
     length = max(curves[0])
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -112,10 +120,10 @@ def replay(curves: Sequence[Curve], pruner: BasePruner) -> Replay:
             continue
         study.tell(trial, curve[length])
         best = max(best, curve[length])
-        if to_best is None and best >= best_unpruned:
+        if to_best is None and best >= as_good:
             to_best = spent
     optuna.logging.set_verbosity(verbosity)
-    first = [curve[length] >= best_unpruned for curve in curves].index(True)
+    first = [curve[length] >= as_good for curve in curves].index(True)
     return Replay(
         spent,
         length * len(curves),
@@ -127,35 +135,48 @@ def replay(curves: Sequence[Curve], pruner: BasePruner) -> Replay:
 
 
 def replay_orders(
-    curves: Sequence[Curve], make_pruner: Callable[[], BasePruner], orders: int, seed: int = 0
+    curves: Sequence[Curve],
+    make_pruner: Callable[[], BasePruner],
+    orders: int,
+    tolerance: float = 0.0,
+    seed: int = 0,
 ) -> list[Replay]:
     """Replay in many random orders: one order alone says little of so few trials."""
     random = np.random.default_rng(seed)
-    return [
-        replay([curves[number] for number in random.permutation(len(curves))], make_pruner())
-        for _ in range(orders)
-    ]
+    shuffled = [[curves[i] for i in random.permutation(len(curves))] for _ in range(orders)]
+    return [replay(each, make_pruner(), tolerance) for each in shuffled]
+
+
+def compute_to_best(replays: Sequence[Replay]) -> float:
+    """Iterations for the best score, relative to those of the search without pruning.
+
+    A pruned search may end the best trial early. Then it is repeated, so that the iterations of
+    all searches are divided by the number of those that found the best score.
+
+    Returns:
+        The ratio; infinity if no search found the best score.
+    """
+    found = sum(each.to_best is not None for each in replays)
+    return sum(each.spent / each.spent_unpruned for each in replays) / found if found else math.inf
 
 
 def summary(replays: Sequence[Replay]) -> list[tuple[str, str]]:
     """Describe replays: what was measured and its mean over all orders."""
     reached = [each for each in replays if each.to_best is not None]
     rows = [
+        ("training of a search", fmean(e.spent / e.spent_unpruned for e in replays)),
+        ("searches that find the best score", len(reached) / len(replays)),
+        ("training of all searches, for each that finds it", compute_to_best(replays)),
         (
-            "iterations of the whole search",
-            _percent(fmean(e.spent / e.spent_unpruned for e in replays)),
-        ),
-        ("orders in which the best trial survives", _percent(len(reached) / len(replays))),
-        (
-            "best score found, relative to without pruning",
-            _percent(fmean(e.best / e.best_unpruned for e in replays)),
+            "best score found, mean of all searches",
+            fmean(e.best / e.best_unpruned for e in replays),
         ),
     ]
     if reached:
-        with_pruning = fmean(e.to_best or 0 for e in reached)
-        without = fmean(e.to_best_unpruned for e in reached)
-        rows.insert(1, ("iterations until the best score", _percent(with_pruning / without)))
-    return rows
+        with_pruning = fmean(each.to_best or 0 for each in reached)
+        without = fmean(each.to_best_unpruned for each in reached)
+        rows.insert(3, ("training until its moment, in those", with_pruning / without))
+    return [(name, f"{100 * share:.0f} %" if math.isfinite(share) else "-") for name, share in rows]
 
 
 def _run(trial: optuna.Trial, curve: Curve) -> int:
@@ -165,7 +186,3 @@ def _run(trial: optuna.Trial, curve: Curve) -> int:
         if done < max(curve) and trial.should_prune():
             return done
     return max(curve)
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.0f} %"

@@ -17,7 +17,7 @@ def test_simulated_curves() -> None:
     done = run("--simulated", 12, "--orders", 2, "SEARCH.PRUNER.REDUCTION", 3)
     assert done.returncode == 0, done.stderr
     assert "12 trials of 1000 iterations, with pruning / without" in done.stdout
-    assert "iterations of the whole search" in done.stdout
+    assert "training of a search" in done.stdout
 
 
 def test_no_database(tmp_path: Path) -> None:
