@@ -25,16 +25,16 @@ import torch
 import torch.multiprocessing
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
 from cityscapes_maskrcnn.engine.anchor_fitting import resolve_anchors
 from cityscapes_maskrcnn.engine.epochs import IN_EPOCHS, resolve_epochs
 from cityscapes_maskrcnn.engine.output_folder import take_output_folder
+from cityscapes_maskrcnn.engine.run_setup import start_run
 
 # These are imported for the names that they add to Detectron2's registries.
 from cityscapes_maskrcnn.modeling import anchor_generator, backbone, semantic_head  # noqa: F401
@@ -103,7 +103,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args: parsed with :func:`argument_parser`.
 
     Returns:
-        The frozen config, as also written to ``OUTPUT_DIR/config.yaml``.
+        The frozen config. :func:`.engine.run_setup.save_config` writes it, once the run is sure.
 
     Raises:
         InputError: see :func:`build_config`, :func:`.engine.epochs.resolve_epochs`,
@@ -119,11 +119,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     if comm.is_main_process() and not args.eval_only:
         take_output_folder(cfg.OUTPUT_DIR)
-    # The main process rewrites config.yaml now, which may be the very file that others still read.
+    # Others write into the folder, too: not before it was taken.
     comm.synchronize()
-    default_setup(cfg, args)
-    # Detectron2 sets up its own log only; this project's lines go to the same places.
-    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="cityscapes_maskrcnn", abbrev_name="cm")
+    start_run(cfg, args)
     logger = logging.getLogger(__name__)
     if used and not args.eval_only and not args.resume:
         logger.warning(

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from cityscapes_maskrcnn.cli import argument_parser, launch, setup
+from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.utils.run import run_tool
 
@@ -29,9 +30,12 @@ def train_or_evaluate(args: argparse.Namespace) -> Any:
     """Run in every process: build everything from the config, then train or evaluate."""
     cfg = setup(args)
     if args.eval_only:
-        return Trainer.evaluate_checkpoint(cfg, resume=args.resume)
+        results = Trainer.evaluate_checkpoint(cfg, resume=args.resume)
+        save_config(cfg, scoring=True)
+        return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    save_config(cfg, scoring=False)
     return trainer.train()
 
 

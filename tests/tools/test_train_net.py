@@ -94,6 +94,39 @@ def test_eval_only_repeats_the_score(trained: Path, train_net: TrainNet, tmp_pat
     assert tables(tmp_path) == tables(trained)
 
 
+def test_a_refused_command_leaves_the_config_of_the_run(
+    trained: Path, train_net: TrainNet, tiny: list[str], tmp_path: Path
+) -> None:
+    """The folder's model is scored with its config.yaml, and its anchors are read from there."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "config.yaml").read_bytes()
+    other = ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[16],[32],[64],[128]]", "OUTPUT_DIR", tmp_path)
+    missing = ("MODEL.WEIGHTS", tmp_path / "missing.pth")
+    for refused, message in (
+        (("--resume", *tiny, "MODEL.FPN.FREEZE", True), "trained with other frozen layers"),
+        ((*tiny, *missing), "missing.pth: no such file"),
+        (("--eval-only", *tiny, *missing), "missing.pth: no such file"),
+    ):
+        done = train_net(*refused, *other)
+        assert done.returncode == 1
+        assert message in done.stderr.splitlines()[-1]
+        assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_scoring_into_the_folder_of_a_training_keeps_its_config(
+    trained: Path, train_net: TrainNet, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "config.yaml").read_bytes()
+    done = train_net(
+        *("--eval-only", "MODEL.WEIGHTS", tmp_path / "model_final.pth", "OUTPUT_DIR", tmp_path),
+        *("DATASETS.TEST", "('cityscapes_instance_val_part1of4',)"),
+        config=tmp_path / "config.yaml",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
 def test_two_processes_measure_what_one_does(
     trained: Path, train_net: TrainNet, metrics: Metrics, tmp_path: Path
 ) -> None:
