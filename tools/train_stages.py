@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.recipe.chain import read_states, require_data, run_chain
+from cityscapes_maskrcnn.recipe.chain import read_states, require_inputs, run_chain
 from cityscapes_maskrcnn.recipe.chain_status import format_plan
 from cityscapes_maskrcnn.recipe.report import write_report
 from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, split_words
@@ -49,7 +49,7 @@ def main() -> None:
     )
     steps = recipe.steps()
     print(format_plan(steps, states := read_states(steps)), flush=True)
-    require_data(steps, states)
+    require_inputs(steps, states)
     if args.dry_run:
         return
     run_chain(steps, args.output, sys.stdout)

@@ -70,7 +70,8 @@ class Step:
         iterations: training steps; 0 if it trains nothing.
         amount: trials of a search, else 0.
         after: called when the commands have ended.
-        problem: why its data cannot be loaded, such as a missing folder; empty if they can.
+        lacking: what it cannot start without, ``data`` or ``weights``, and why that cannot be had,
+            such as a missing folder.
     """
 
     name: str
@@ -84,7 +85,7 @@ class Step:
     iterations: int = 0
     amount: int = 0
     after: Callable[[], None] = field(default=lambda: None)
-    problem: str = ""
+    lacking: Mapping[str, str] = field(default_factory=dict)
 
     def inputs(self) -> Inputs:
         """What the step would be made from now."""
