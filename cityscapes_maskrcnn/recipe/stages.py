@@ -43,7 +43,7 @@ STUDY: Final = "thresholds"
 WEIGHTS: Final = "model_final.pth"
 
 # What may change between two calls without making another model: where things lie and on what
-# they run. Weights and included files count by their content.
+# they run. Weights and included files count by their content, see Step.needs.
 _NOT_SETTINGS: Final = {
     "OUTPUT_DIR",
     "INCLUDE",
@@ -236,6 +236,8 @@ class Recipe:
         lacking = without_data = self._lacking_data(cfg.DATASETS.TRAIN)
         if isinstance(weights, str):
             settings["MODEL.WEIGHTS"] = weights
+            if weights and "://" not in weights:
+                needs["MODEL.WEIGHTS"] = Path(weights)
             lacking = without_data | self._lacking_weights(name, weights)
         else:
             needs[weights[0]] = weights[1]

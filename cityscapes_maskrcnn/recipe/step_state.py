@@ -33,7 +33,8 @@ class Inputs:
     Attributes:
         settings: config keys and their values as text.
         files: SHA-256 of every file of an earlier step, by a name that does not change when the
-            whole output folder moves; None where the file does not exist yet.
+            whole output folder moves, and of a file that a setting names, by the setting's key;
+            None where the file does not exist yet.
         amount: how much is to be done where doing more later is no contradiction, as with the
             trials of a search.
     """
@@ -63,7 +64,8 @@ class Step:
         folder: where everything it writes is.
         commands: run one after the other; all can be run again after an interruption.
         settings: config keys and values, as text, that make it what it is.
-        needs: files of earlier steps, by a name without the output folder.
+        needs: files of earlier steps, by a name without the output folder, and those that
+            settings name, by key.
         makes: files that must be there at its end, by name within ``folder``.
         data: names of datasets, for the plan.
         images: number of images it goes through; 0 where they cannot be loaded.
@@ -156,6 +158,8 @@ def _refuse_other_inputs(folder: Path, before: Any, now: Inputs) -> None:
     """Raise if a folder was made from other inputs, naming them."""
     nothing = "nothing"
     keys = before["settings"].keys() | now.settings.keys()
+    # A setting that names a file counts by the file's content, where that is known.
+    keys -= {name for name, digest in now.files.items() if digest and before["files"].get(name)}
     differing = [
         f"{key} {before['settings'].get(key, nothing)}, now {now.settings.get(key, nothing)}"
         for key in sorted(keys)
@@ -163,7 +167,7 @@ def _refuse_other_inputs(folder: Path, before: Any, now: Inputs) -> None:
     ]
     differing += [
         f"another {name}"
-        for name in sorted(before["files"].keys() | now.files.keys())
+        for name in sorted((before["files"].keys() | now.files.keys()) - keys)
         if name not in now.files
         or name not in before["files"]
         # A file that is not there (yet) is judged when it is.

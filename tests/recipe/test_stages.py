@@ -222,6 +222,23 @@ def test_weights_that_are_no_file_are_found_before_anything_starts(tmp_path: Pat
     assert list(lacking(made, "anchors", "stage_3")) == ["stage_3"]
 
 
+def test_named_weights_count_by_their_content(tmp_path: Path) -> None:
+    def state(weights: Path) -> str:
+        chosen = recipe(tmp_path / "out", "MODEL.WEIGHTS", str(weights), stages=("stage_2",))
+        return read_states(chosen.steps()[:1])["stage_2"]
+
+    mine, moved = tmp_path / "mine.pth", tmp_path / "moved.pth"
+    mine.write_text("weights")
+    chosen = recipe(tmp_path / "out", "MODEL.WEIGHTS", str(mine), stages=("stage_2",))
+    complete(tmp_path / "out" / "stage_2", chosen.steps()[0])
+    assert state(mine) == COMPLETE
+    shutil.copy(mine, moved)
+    assert state(moved) == COMPLETE
+    mine.write_text("others")
+    with pytest.raises(InputError, match=r"stage_2: was made with another MODEL\.WEIGHTS; take"):
+        state(mine)
+
+
 def test_stage_3_takes_the_model_and_not_the_schedule(tmp_path: Path) -> None:
     best = {
         "MODEL": {
