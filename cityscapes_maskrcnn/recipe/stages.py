@@ -41,6 +41,8 @@ PARENTS: Final = {
 }
 STUDY: Final = "thresholds"
 WEIGHTS: Final = "model_final.pth"
+# The whole config of a training, with which it is scored.
+CONFIG: Final = "config.yaml"
 
 # What may change between two calls without making another model: where things lie and on what
 # they run. Weights and included files count by their content, see Step.needs.
@@ -139,7 +141,8 @@ class Recipe:
             *("--num-gpus", self._num_gpus, "--resume"),
             *self._options(name, weights, includes),
         )
-        return self._make(name, cfg, weights, includes, [command], (WEIGHTS, "summary.json"))
+        makes = (WEIGHTS, "summary.json", CONFIG)
+        return self._make(name, cfg, weights, includes, [command], makes)
 
     def _anchors(self) -> Step:
         cfg, folder = self._config("anchors"), self._output / "anchors"
@@ -200,7 +203,7 @@ class Recipe:
         weights = self._output / stage / WEIGHTS
         folder = self._output / "scores" / stage
         command = self._tool(
-            *("train_net.py", "--config-file", self._output / stage / "config.yaml", "--eval-only"),
+            *("train_net.py", "--config-file", self._output / stage / CONFIG, "--eval-only"),
             *("--num-gpus", self._num_gpus, "MODEL.WEIGHTS", weights, "DATASETS.TEST", names),
             *("MODEL.DEVICE", cfg.MODEL.DEVICE, "OUTPUT_DIR", folder),
             *("TEST.ALLOW_SEEN_IMAGES", cfg.TEST.ALLOW_SEEN_IMAGES),

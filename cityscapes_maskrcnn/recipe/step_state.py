@@ -125,7 +125,8 @@ def read_state(folder: Path, inputs: Inputs, outputs: Sequence[str]) -> str:
     done = _read_json(folder / COMPLETE_FILE, "amount", "outputs")
     for name in outputs:
         digest = file_digest(folder / name)
-        if digest is None or digest != done["outputs"].get(name):
+        # A file that is not listed was not counted yet when the step ended.
+        if digest is None or digest != done["outputs"].get(name, digest):
             what = "is gone" if digest is None else "was changed"
             raise InputError(
                 f"{folder / name}: {what} since the step was complete; put it back, or delete "

@@ -239,6 +239,18 @@ def test_named_weights_count_by_their_content(tmp_path: Path) -> None:
         state(mine)
 
 
+def test_the_config_of_a_stage_is_part_of_it(tmp_path: Path) -> None:
+    stage_1 = recipe(tmp_path, "MODEL.WEIGHTS", "", stages=("stage_1",)).steps()[0]
+    complete(stage_1.folder, stage_1)
+    config = stage_1.folder / "config.yaml"
+    config.write_text("SEED: 9")
+    with pytest.raises(InputError, match=r"stage_1/config\.yaml: was changed since the step was"):
+        read_states([stage_1])
+    config.unlink()
+    with pytest.raises(InputError, match=r"stage_1/config\.yaml: is gone since the step was"):
+        read_states([stage_1])
+
+
 def test_stage_3_takes_the_model_and_not_the_schedule(tmp_path: Path) -> None:
     best = {
         "MODEL": {

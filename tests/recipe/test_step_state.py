@@ -125,6 +125,15 @@ def test_outputs_that_are_no_longer_what_they_were(complete: Path, change: str) 
         read_state(complete, INPUTS, OUTPUTS)
 
 
+def test_outputs_that_were_not_counted_when_the_step_ended(complete: Path) -> None:
+    outputs = (*OUTPUTS, "config.yaml")
+    (complete / "config.yaml").write_text("SEED: 1")
+    assert read_state(complete, INPUTS, outputs) == COMPLETE
+    (complete / "config.yaml").unlink()
+    with pytest.raises(InputError, match=r"config\.yaml: is gone since"):
+        read_state(complete, INPUTS, outputs)
+
+
 def test_a_folder_of_somebody_else_is_left_alone(folder: Path) -> None:
     folder.mkdir()
     (folder / "model_final.pth").write_bytes(b"mine")
