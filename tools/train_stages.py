@@ -12,7 +12,7 @@ from cityscapes_maskrcnn.recipe.chain import read_states, require_inputs, run_ch
 from cityscapes_maskrcnn.recipe.chain_status import format_plan
 from cityscapes_maskrcnn.recipe.report import write_report
 from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, split_words
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.run import folder, run_tool
 
 EXAMPLES = """
 examples:
@@ -34,7 +34,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--config-dir", type=Path, default="configs", metavar="DIR", help="default: configs")
-    add("--output", type=Path, required=True, metavar="DIR", help="a folder for every step")
+    add("--output", type=folder("--output"), required=True, metavar="DIR", help="for every step")
     add("--stages", nargs="+", default=STEPS, metavar="STEP", help=f"of {' '.join(STEPS)}")
     add("--trials", type=int, default=42, metavar="N", help="of the search (default: 42)")
     add("--num-gpus", type=int, default=1, metavar="N", help="processes a training (default: 1)")

@@ -63,6 +63,8 @@ def tune(
     """
     space = SearchSpace.from_config(cfg.SEARCH.PARAMETERS)
     _check_keys(cfg, space)
+    if not study_name:
+        raise InputError("--study is empty: name the study")
     iterations, period = _check(cfg, budget)
     output = Path(cfg.OUTPUT_DIR)
     url = storage_url(storage or str(output / "search.db"))

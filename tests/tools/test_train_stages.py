@@ -27,7 +27,7 @@ STAGES = ["--stages", "stage_2", "stage_3", "MODEL.WEIGHTS", "", *TINY.split()]
 REPORT = {"performance.md", "performance.csv", "performance.png", "overfitting.png"}
 
 
-def train_stages(root: Path, output: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def train_stages(root: Path, output: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             *(sys.executable, "tools/train_stages.py", "--config-dir", "configs/demo"),
@@ -173,3 +173,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(small_root: Path, tmp_path
     assert str(tmp_path / "new" / "stage_3") in plan[1]
     assert "running" not in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_output_is_refused(small_root: Path) -> None:
+    done = train_stages(small_root, "", "--dry-run", *STAGES)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "error: --output is empty: name a folder\n"

@@ -176,3 +176,13 @@ def test_bad_input(
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_study_has_a_name(
+    config: Path, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
+    cfg = build_config(str(config), ["OUTPUT_DIR", str(tmp_path / "out")])
+    with pytest.raises(InputError, match=r"^--study is empty: name the study$"):
+        tune(cfg, "", "", 2, True, ["no program"], StopRequests())
+    assert not list(tmp_path.iterdir())
