@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,11 +98,9 @@ def tune(
         )
         logger.info("%s", progress(study.get_trials(deepcopy=False), budget))
         worker.run(budget)
-        logger.info(
-            "Done. Report and best.yaml: tools/analyze_study.py --storage '%s' --study %s "
-            "--output %s",
-            *(without_password(url), study_name, cfg.OUTPUT_DIR),
-        )
+        command = ["tools/analyze_study.py", "--storage", without_password(url)]
+        command += ["--study", study_name, "--output", cfg.OUTPUT_DIR]
+        logger.info("Done. Report and best.yaml: %s", shlex.join(command))
 
 
 def _check_keys(cfg: CfgNode, space: SearchSpace) -> None:

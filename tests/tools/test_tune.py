@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -176,6 +178,36 @@ def test_bad_input(
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
     assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.fixture
+def fake_search(
+    config: Path, small_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., optuna.Study]:
+    """A search of one trial in this process, with the fake training program."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
+    command = [sys.executable, str(PROJECT / "tests" / "recipe" / "fake_train_net.py")]
+
+    def search(output: Path, *opts: str, study: str = "search") -> optuna.Study:
+        # What the fake has to be told of every trial, and how long it trains.
+        fit = ("SEARCH.PARAMETERS.fpn_grad_flow.ENABLED", "True", "SOLVER.MAX_ITER", "100")
+        cfg = build_config(str(config), [*fit, *opts, "OUTPUT_DIR", str(output)])
+        tune(cfg, study, "", 1, False, command, StopRequests())
+        return optuna.load_study(study_name=study, storage=f"sqlite:///{output}/search.db")
+
+    return search
+
+
+def test_the_last_line_can_be_pasted(
+    fake_search: Callable[..., optuna.Study], tmp_path: Path
+) -> None:
+    output = tmp_path / "my search"
+    fake_search(output, study="thresholds of mine")
+    line = (output / "log.txt").read_text().splitlines()[-1]
+    assert shlex.split(line.partition("best.yaml: ")[2]) == [
+        *("tools/analyze_study.py", "--storage", f"sqlite:///{output}/search.db"),
+        *("--study", "thresholds of mine", "--output", str(output)),
+    ]
 
 
 def test_a_study_has_a_name(
