@@ -19,6 +19,7 @@ from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from cityscapes_maskrcnn.engine.epochs import resolve_epochs, training_dicts
 from cityscapes_maskrcnn.recipe.sampler import SeededByTrial
 from cityscapes_maskrcnn.recipe.search_space import SearchSpace
+from cityscapes_maskrcnn.recipe.step_state import file_digest
 from cityscapes_maskrcnn.recipe.storage import (
     database_errors,
     open_storage,
@@ -26,13 +27,14 @@ from cityscapes_maskrcnn.recipe.storage import (
     without_password,
 )
 from cityscapes_maskrcnn.recipe.study import Worker, join_study
-from cityscapes_maskrcnn.recipe.study_state import progress
+from cityscapes_maskrcnn.recipe.study_state import WEIGHTS_CONTENT, progress
 from cityscapes_maskrcnn.recipe.trial import StopRequests, TrialRunner
 from cityscapes_maskrcnn.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# Keys that may differ between the workers of a study: where and how fast, not what.
+# Keys that may differ between the workers of a study: where and how fast, not what. Weights count
+# by their content.
 _FREE = ("OUTPUT_DIR", "INCLUDE", "MODEL.DEVICE", "MODEL.WEIGHTS", "CUDNN_BENCHMARK", "VIS_PERIOD")
 _FREE_NODES = ("DATALOADER.", "SEARCH.PARAMETERS.", "SEARCH.PRUNER.", "SOLVER.CHECKPOINT_")
 
@@ -81,7 +83,7 @@ def tune(
             open_storage(url, cfg.SEARCH.HEARTBEAT_SECONDS),
             study_name,
             space,
-            _shared(yaml.safe_load(text)),
+            {**_shared(yaml.safe_load(text)), WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS)},
             SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
             build_pruner(cfg, period) if prune and period else NopPruner(),
         )
@@ -150,6 +152,13 @@ def build_pruner(cfg: CfgNode, period: int) -> BasePruner:
         min_resource=cfg.SEARCH.PRUNER.MIN_EVALUATIONS * period,
         reduction_factor=cfg.SEARCH.PRUNER.REDUCTION,
     )
+
+
+def _content(weights: str) -> str:
+    """What weights are, wherever they lie: the digest of a file, or an address."""
+    if not weights or "://" in weights:
+        return weights or "no weights"
+    return f"SHA-256 {file_digest(Path(weights))}"
 
 
 def _shared(nodes: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import yaml
 from optuna.trial import TrialState
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.recipe.step_state import file_digest
 from cityscapes_maskrcnn.recipe.trial import StopRequests
 from cityscapes_maskrcnn.recipe.tuning import tune
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -208,6 +211,39 @@ def test_the_last_line_can_be_pasted(
         *("tools/analyze_study.py", "--storage", f"sqlite:///{output}/search.db"),
         *("--study", "thresholds of mine", "--output", str(output)),
     ]
+
+
+def test_other_weights_are_refused_by_their_content(
+    fake_search: Callable[..., optuna.Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, copy = tmp_path / "mine.pth", tmp_path / "copy.pth"
+    mine.write_text("weights")
+    digested: list[Path] = []
+    monkeypatch.setattr(
+        "cityscapes_maskrcnn.recipe.tuning.file_digest",
+        lambda path: digested.append(path) or file_digest(path),
+    )
+    study = fake_search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
+    assert digested == [mine]
+    shutil.copy(mine, copy)
+    fake_search(tmp_path / "out", "MODEL.WEIGHTS", str(copy))
+    before, now = file_digest(mine), hashlib.sha256(b"others").hexdigest()
+    mine.write_text("others")
+    with pytest.raises(InputError) as caught:
+        fake_search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
+    assert str(caught.value) == (
+        "study 'search' trains with MODEL.WEIGHTS of which the content differs (SHA-256 "
+        f"{before}, not SHA-256 {now}): its scores cannot be compared; take another --study or "
+        "the same weights"
+    )
+    with pytest.raises(InputError, match=rf"differs \(SHA-256 {before}, not no weights\): its"):
+        fake_search(tmp_path / "out")
+    # A study that was made before says nothing about it.
+    config = dict(study.user_attrs["config"])
+    del config["content of MODEL.WEIGHTS"]
+    study.set_user_attr("config", config)
+    shutil.rmtree(tmp_path / "out" / "trials")
+    fake_search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
 
 
 def test_a_study_has_a_name(
