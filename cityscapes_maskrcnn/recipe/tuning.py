@@ -27,8 +27,8 @@ from cityscapes_maskrcnn.recipe.storage import (
     without_password,
 )
 from cityscapes_maskrcnn.recipe.study import Worker, join_study
-from cityscapes_maskrcnn.recipe.study_state import WEIGHTS_CONTENT, progress
-from cityscapes_maskrcnn.recipe.trial import StopRequests, TrialRunner
+from cityscapes_maskrcnn.recipe.study_state import CONFIG, WEIGHTS_CONTENT, progress
+from cityscapes_maskrcnn.recipe.trial import StopRequests, TrialRunner, check_folders
 from cityscapes_maskrcnn.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,9 @@ def tune(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {output}: cannot be made: {error.strerror}") from error
+    trials = output / "trials"
+    # Before the study is made; with which config it is one's own shows when it is joined.
+    check_folders(trials, {"study": study_name})
     with database_errors(url), warnings.catch_warnings():
         # Heartbeats have been experimental since Optuna 2.8.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -87,6 +90,7 @@ def tune(
             SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
             build_pruner(cfg, period) if prune and period else NopPruner(),
         )
+        check_folders(trials, {"study": study_name, "config": study.user_attrs[CONFIG]})
         setup_logger(cfg.OUTPUT_DIR, name="cityscapes_maskrcnn", abbrev_name="cm")
         logger.info("Study %r in %s", study_name, without_password(url))
         for name, parameter in space.parameters.items():
@@ -95,9 +99,7 @@ def tune(
         runner = TrialRunner(
             train_command, text, cfg.SEARCH.OBJECTIVE, stop, 60 * cfg.SEARCH.STALL_MINUTES
         )
-        worker = Worker(
-            study, space, runner, output / "trials", iterations, cfg.SEARCH.MAX_FAILURES
-        )
+        worker = Worker(study, space, runner, trials, iterations, cfg.SEARCH.MAX_FAILURES)
         logger.info("%s", progress(study.get_trials(deepcopy=False), budget))
         worker.run(budget)
         command = ["tools/analyze_study.py", "--storage", without_password(url)]

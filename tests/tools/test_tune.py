@@ -246,6 +246,23 @@ def test_other_weights_are_refused_by_their_content(
     fake_search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
 
 
+def test_trials_of_another_study_are_found_before_one_is_started(
+    fake_search: Callable[..., optuna.Study], tmp_path: Path
+) -> None:
+    fake_search(tmp_path)
+    url = f"sqlite:///{tmp_path}/search.db"
+    other = "0000: holds a trial of another study or config; take another OUTPUT_DIR"
+    with pytest.raises(InputError, match=other):
+        fake_search(tmp_path, study="other")
+    assert optuna.get_all_study_names(url) == ["search"]
+    # Another study of the same name, in a new database.
+    (tmp_path / "search.db").unlink()
+    with pytest.raises(InputError, match=other):
+        fake_search(tmp_path, "SEED", "7")
+    trials = optuna.load_study(study_name="search", storage=url).trials
+    assert [trial.state for trial in trials] == [TrialState.WAITING]
+
+
 def test_a_study_has_a_name(
     config: Path, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
