@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.recipe.chain import read_states, require_data, run_chain
+from cityscapes_maskrcnn.recipe.chain import read_states, require_inputs, run_chain
 from cityscapes_maskrcnn.recipe.chain_status import format_plan
 from cityscapes_maskrcnn.recipe.report import write_report
 from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, split_words
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.run import folder, run_tool
 
 EXAMPLES = """
 examples:
@@ -34,7 +34,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--config-dir", type=Path, default="configs", metavar="DIR", help="default: configs")
-    add("--output", type=Path, required=True, metavar="DIR", help="a folder for every step")
+    add("--output", type=folder("--output"), required=True, metavar="DIR", help="for every step")
     add("--stages", nargs="+", default=STEPS, metavar="STEP", help=f"of {' '.join(STEPS)}")
     add("--trials", type=int, default=42, metavar="N", help="of the search (default: 42)")
     add("--num-gpus", type=int, default=1, metavar="N", help="processes a training (default: 1)")
@@ -49,7 +49,7 @@ def main() -> None:
     )
     steps = recipe.steps()
     print(format_plan(steps, states := read_states(steps)), flush=True)
-    require_data(steps, states)
+    require_inputs(steps, states)
     if args.dry_run:
         return
     run_chain(steps, args.output, sys.stdout)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TextIO
 
-from cityscapes_maskrcnn.recipe.chain_status import LOG_FILE, ChainStatus, find_without_data
+from cityscapes_maskrcnn.recipe.chain_status import LOG_FILE, ChainStatus, find_lacking
 from cityscapes_maskrcnn.recipe.child import Stopped, run_child
 from cityscapes_maskrcnn.recipe.step_state import COMPLETE, Step, begin, finish, read_state
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -28,15 +28,18 @@ def read_states(steps: Sequence[Step]) -> dict[str, str]:
     return {step.name: read_state(step.folder, step.inputs(), step.makes) for step in steps}
 
 
-def require_data(steps: Sequence[Step], states: Mapping[str, str]) -> None:
-    """Make sure that no step would stop hours later for want of data.
+def require_inputs(steps: Sequence[Step], states: Mapping[str, str]) -> None:
+    """Make sure that no step would stop hours later for want of data or weights.
 
     Raises:
-        InputError: the data of a step that is not complete cannot be loaded.
+        InputError: a step that is not complete lacks some.
     """
-    names = [step.name for step in find_without_data(steps, states)]
+    names: dict[str, list[str]] = {}
+    for step in find_lacking(steps, states):
+        names.setdefault(" and ".join(step.lacking), []).append(step.name)
     if names:
-        raise InputError(f"{', '.join(names)}: data missing, see below the plan; nothing is done")
+        told = "; ".join(f"{', '.join(alike)}: {what} missing" for what, alike in names.items())
+        raise InputError(f"{told}, see below the plan; nothing is done")
 
 
 def run_chain(steps: Sequence[Step], output: Path, stream: TextIO, patience: float = 20.0) -> None:

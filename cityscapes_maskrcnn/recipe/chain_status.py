@@ -24,11 +24,11 @@ _TAIL: Final = 8192  # bytes from the end of a file that are looked at
 
 
 def format_plan(steps: Sequence[Step], states: Mapping[str, str]) -> str:
-    """Draw the plan: a row a step, and below it a line for all that is wrong with their data.
+    """Draw the plan: a row a step, and below it a line for all that they lack.
 
     Names of datasets go without their common beginning.
     """
-    without_data = find_without_data(steps, states)
+    lacking = find_lacking(steps, states)
     rows = [
         (
             step.name,
@@ -36,22 +36,23 @@ def format_plan(steps: Sequence[Step], states: Mapping[str, str]) -> str:
             f"{step.images:,}" if step.images else "-",
             f"{step.iterations:,}" if step.iterations else "-",
             str(step.folder),
-            "data missing" if step in without_data else states[step.name],
+            f"{' and '.join(step.lacking)} missing" if step in lacking else states[step.name],
         )
         for step in steps
     ]
     headers = ["step", "data", "images", "iterations", "folder", "state"]
     table = tabulate(rows, headers, disable_numparse=True, colalign=("left",) * 6)
     names: dict[str, list[str]] = {}
-    for step in without_data:
-        names.setdefault(step.problem, []).append(step.name)
+    for step in lacking:
+        for problem in step.lacking.values():
+            names.setdefault(problem, []).append(step.name)
     lines = [f"{', '.join(alike)}: {problem}" for problem, alike in names.items()]
     return "\n".join([table, "", *lines] if lines else [table])
 
 
-def find_without_data(steps: Sequence[Step], states: Mapping[str, str]) -> list[Step]:
-    """The steps that cannot start for want of data; what is complete needs none."""
-    return [step for step in steps if step.problem and states[step.name] != COMPLETE]
+def find_lacking(steps: Sequence[Step], states: Mapping[str, str]) -> list[Step]:
+    """The steps that cannot start for want of data or weights; what is complete needs none."""
+    return [step for step in steps if step.lacking and states[step.name] != COMPLETE]
 
 
 def format_time(seconds: float | None) -> str:

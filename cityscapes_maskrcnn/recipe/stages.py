@@ -41,9 +41,11 @@ PARENTS: Final = {
 }
 STUDY: Final = "thresholds"
 WEIGHTS: Final = "model_final.pth"
+# The whole config of a training, with which it is scored.
+CONFIG: Final = "config.yaml"
 
 # What may change between two calls without making another model: where things lie and on what
-# they run. Weights and included files count by their content.
+# they run. Weights and included files count by their content, see Step.needs.
 _NOT_SETTINGS: Final = {
     "OUTPUT_DIR",
     "INCLUDE",
@@ -116,8 +118,8 @@ class Recipe:
         """Build the selected steps, in order, and the scoring of every stage with masks.
 
         Raises:
-            InputError: a config is wrong, or a stage has nothing to start from. Missing data are
-                no error here: see :attr:`.Step.problem`.
+            InputError: a config is wrong, or no weights are named for a stage to start from. Data
+                and weights that are missing are no error here: see :attr:`.Step.lacking`.
         """
         steps = [self._step(name) for name in self._selected]
         return steps + [self._scoring(name) for name in TRAINED_STEPS[1:] if self._has(name)]
@@ -139,7 +141,8 @@ class Recipe:
             *("--num-gpus", self._num_gpus, "--resume"),
             *self._options(name, weights, includes),
         )
-        return self._make(name, cfg, weights, includes, [command], (WEIGHTS, "summary.json"))
+        makes = (WEIGHTS, "summary.json", CONFIG)
+        return self._make(name, cfg, weights, includes, [command], makes)
 
     def _anchors(self) -> Step:
         cfg, folder = self._config("anchors"), self._output / "anchors"
@@ -160,12 +163,12 @@ class Recipe:
             *("MODEL.RPN.IN_FEATURES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
         )
         settings = {key: value for key, value in flatten(cfg).items() if key in kept}
-        problem = self._problem(cfg.DATASETS.TRAIN)
+        lacking = self._lacking_data(cfg.DATASETS.TRAIN)
         return Step(
             *("anchors", folder, (command,), settings, {}, ("anchors.yaml",)),
             data=cfg.DATASETS.TRAIN[0],
-            images=0 if problem else len(training_dicts(cfg)),
-            problem=problem,
+            images=0 if lacking else len(training_dicts(cfg)),
+            lacking=lacking,
         )
 
     def _search(self) -> Step:
@@ -196,11 +199,11 @@ class Recipe:
         """Score a stage on what the last stage reports on: images that no stage has seen."""
         cfg = self._config("stage_3")
         names = tuple(cfg.DATASETS.TEST)
-        problem = self._problem(names)
+        lacking = self._lacking_data(names)
         weights = self._output / stage / WEIGHTS
         folder = self._output / "scores" / stage
         command = self._tool(
-            *("train_net.py", "--config-file", self._output / stage / "config.yaml", "--eval-only"),
+            *("train_net.py", "--config-file", self._output / stage / CONFIG, "--eval-only"),
             *("--num-gpus", self._num_gpus, "MODEL.WEIGHTS", weights, "DATASETS.TEST", names),
             *("MODEL.DEVICE", cfg.MODEL.DEVICE, "OUTPUT_DIR", folder),
             *("TEST.ALLOW_SEEN_IMAGES", cfg.TEST.ALLOW_SEEN_IMAGES),
@@ -213,8 +216,8 @@ class Recipe:
             needs={f"{stage}/{WEIGHTS}": weights},
             makes=(SCORES_FILE,),
             data=" ".join(names),
-            images=0 if problem else sum(len(DatasetCatalog.get(name)) for name in names),
-            problem=problem,
+            images=0 if lacking else sum(len(DatasetCatalog.get(name)) for name in names),
+            lacking=lacking,
         )
 
     def _make(
@@ -233,12 +236,15 @@ class Recipe:
             and (not key.startswith("SEARCH.") or (name == "search" and key.startswith(_SEARCHED)))
         }
         needs = dict(includes)
+        lacking = without_data = self._lacking_data(cfg.DATASETS.TRAIN)
         if isinstance(weights, str):
             settings["MODEL.WEIGHTS"] = weights
+            if weights and "://" not in weights:
+                needs["MODEL.WEIGHTS"] = Path(weights)
+            lacking = without_data | self._lacking_weights(name, weights)
         else:
             needs[weights[0]] = weights[1]
-        problem = self._problem(cfg.DATASETS.TRAIN)
-        if not problem:
+        if not without_data:
             resolve_epochs(cfg)
         return Step(
             name=name,
@@ -249,13 +255,26 @@ class Recipe:
             makes=makes,
             data=f"{' '.join(cfg.DATASETS.TRAIN)} -> {' '.join(cfg.DATASETS.TEST)}",
             # How many images there are decides how many iterations the epochs of a config are.
-            images=0 if problem else len(training_dicts(cfg)),
-            iterations=0 if problem else cfg.SOLVER.MAX_ITER,
-            problem=problem,
+            images=0 if without_data else len(training_dicts(cfg)),
+            iterations=0 if without_data else cfg.SOLVER.MAX_ITER,
+            lacking=lacking,
         )
 
-    def _problem(self, datasets: Sequence[str]) -> str:
-        """Why some datasets cannot be loaded; empty if they can."""
+    def _lacking_weights(self, name: str, weights: str) -> dict[str, str]:
+        """For :attr:`.Step.lacking`: whether the weights to start from are no file.
+
+        What a step before this one makes is there in time, and addresses are for others to judge.
+        """
+        before = self._selected[: self._selected.index(name)]
+        made = [(self._output / step / WEIGHTS).resolve() for step in before]
+        path = Path(weights)
+        if not weights or "://" in weights or path.is_file() or path.resolve() in made:
+            return {}
+        what = "is a folder" if path.is_dir() else "no such file"
+        return {"weights": f"MODEL.WEIGHTS {weights}: {what}; name the weights to start from"}
+
+    def _lacking_data(self, datasets: Sequence[str]) -> dict[str, str]:
+        """For :attr:`.Step.lacking`: why some datasets cannot be loaded."""
         for name in datasets:
             if name not in self._problems:
                 try:
@@ -263,7 +282,8 @@ class Recipe:
                     self._problems[name] = ""
                 except InputError as error:
                     self._problems[name] = str(error)
-        return next(filter(None, map(self._problems.__getitem__, datasets)), "")
+        problem = next(filter(None, map(self._problems.__getitem__, datasets)), "")
+        return {"data": problem} if problem else {}
 
     def _config(self, name: str) -> CfgNode:
         return self._build_config(str(self._config_dir / CONFIGS[name]), list(self._opts))

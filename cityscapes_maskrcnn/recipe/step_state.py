@@ -33,7 +33,8 @@ class Inputs:
     Attributes:
         settings: config keys and their values as text.
         files: SHA-256 of every file of an earlier step, by a name that does not change when the
-            whole output folder moves; None where the file does not exist yet.
+            whole output folder moves, and of a file that a setting names, by the setting's key;
+            None where the file does not exist yet.
         amount: how much is to be done where doing more later is no contradiction, as with the
             trials of a search.
     """
@@ -63,14 +64,16 @@ class Step:
         folder: where everything it writes is.
         commands: run one after the other; all can be run again after an interruption.
         settings: config keys and values, as text, that make it what it is.
-        needs: files of earlier steps, by a name without the output folder.
+        needs: files of earlier steps, by a name without the output folder, and those that
+            settings name, by key.
         makes: files that must be there at its end, by name within ``folder``.
         data: names of datasets, for the plan.
         images: number of images it goes through; 0 where they cannot be loaded.
         iterations: training steps; 0 if it trains nothing.
         amount: trials of a search, else 0.
         after: called when the commands have ended.
-        problem: why its data cannot be loaded, such as a missing folder; empty if they can.
+        lacking: what it cannot start without, ``data`` or ``weights``, and why that cannot be had,
+            such as a missing folder.
     """
 
     name: str
@@ -84,7 +87,7 @@ class Step:
     iterations: int = 0
     amount: int = 0
     after: Callable[[], None] = field(default=lambda: None)
-    problem: str = ""
+    lacking: Mapping[str, str] = field(default_factory=dict)
 
     def inputs(self) -> Inputs:
         """What the step would be made from now."""
@@ -122,7 +125,8 @@ def read_state(folder: Path, inputs: Inputs, outputs: Sequence[str]) -> str:
     done = _read_json(folder / COMPLETE_FILE, "amount", "outputs")
     for name in outputs:
         digest = file_digest(folder / name)
-        if digest is None or digest != done["outputs"].get(name):
+        # A file that is not listed was not counted yet when the step ended.
+        if digest is None or digest != done["outputs"].get(name, digest):
             what = "is gone" if digest is None else "was changed"
             raise InputError(
                 f"{folder / name}: {what} since the step was complete; put it back, or delete "
@@ -155,6 +159,8 @@ def _refuse_other_inputs(folder: Path, before: Any, now: Inputs) -> None:
     """Raise if a folder was made from other inputs, naming them."""
     nothing = "nothing"
     keys = before["settings"].keys() | now.settings.keys()
+    # A setting that names a file counts by the file's content, where that is known.
+    keys -= {name for name, digest in now.files.items() if digest and before["files"].get(name)}
     differing = [
         f"{key} {before['settings'].get(key, nothing)}, now {now.settings.get(key, nothing)}"
         for key in sorted(keys)
@@ -162,7 +168,7 @@ def _refuse_other_inputs(folder: Path, before: Any, now: Inputs) -> None:
     ]
     differing += [
         f"another {name}"
-        for name in sorted(before["files"].keys() | now.files.keys())
+        for name in sorted((before["files"].keys() | now.files.keys()) - keys)
         if name not in now.files
         or name not in before["files"]
         # A file that is not there (yet) is judged when it is.

@@ -25,6 +25,7 @@ from cityscapes_maskrcnn.recipe.study_state import (
     SETTINGS,
     SPACE,
     SURPLUS,
+    WEIGHTS_CONTENT,
     WORKER,
     finished_trials,
     original_number,
@@ -114,9 +115,14 @@ def join_study(
     other = [key for key in sorted(before.keys() & config.keys()) if before[key] != config[key]]
     if other:
         key = other[0]
+        difference = f"{before[key]}, not {config[key]}"
+        if key == WEIGHTS_CONTENT:
+            what, same = f"MODEL.WEIGHTS of which the content differs ({difference})", "weights"
+        else:
+            what, same = f"{key} {difference}", "config"
         raise InputError(
-            f"study {name!r} trains with {key} {before[key]}, not {config[key]}: its scores "
-            "cannot be compared; take another --study or the same config"
+            f"study {name!r} trains with {what}: its scores cannot be compared; take "
+            f"another --study or the same {same}"
         )
     return study
 

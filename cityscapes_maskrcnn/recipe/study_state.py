@@ -14,6 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 # Attributes of a study and of its trials.
 SPACE: Final = "search_space"
 CONFIG: Final = "config"
+# In the config of a study, where the path of MODEL.WEIGHTS is not: it differs between machines.
+WEIGHTS_CONTENT: Final = "content of MODEL.WEIGHTS"
 REASON: Final = "reason"
 ITERATIONS: Final = "iterations"
 SETTINGS: Final = "config_keys"

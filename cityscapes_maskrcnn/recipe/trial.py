@@ -34,6 +34,9 @@ STOPPED: Final = "stopped"
 _GRACE = 300.0
 
 
+_NOTE: Final = "trial.json"  # in the folder of a trial: which it is
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a trial ended.
@@ -238,21 +241,57 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     Raises:
         InputError: the folder holds another trial's files, or cannot be written.
     """
-    note = folder / "trial.json"
+    before = _read_note(folder)
+    if before is not None:
+        if before != json.loads(json.dumps(identity)):
+            raise _other_trial(folder)
+        return
+    note = folder / _NOTE
     try:
-        if note.exists():
-            before = json.loads(note.read_text(encoding="utf-8"))
-            if before != json.loads(json.dumps(identity)):
-                raise InputError(
-                    f"{folder}: holds a trial of another study or config; take another OUTPUT_DIR"
-                )
-            return
-        if (folder / "metrics.json").exists():
-            raise InputError(f"{folder}: holds another training run; take another OUTPUT_DIR")
         with atomic_write(note, "w") as file:
             json.dump(identity, file, indent=1)
+    except OSError as error:
+        raise InputError(f"{note}: cannot be written: {error}") from error
+
+
+def check_folders(folder: Path, common: Mapping[str, Any]) -> None:
+    """Make sure, before a trial is started, that there are none of another search in its place.
+
+    Args:
+        folder: holds a folder for each trial, or is missing.
+        common: what :func:`claim_folder` notes of every trial of the search.
+
+    Raises:
+        InputError: a folder holds another search's trial.
+    """
+    wanted = json.loads(json.dumps(common))
+    for path in sorted(folder.glob("*/")):
+        before = _read_note(path)
+        if before is not None and not (isinstance(before, dict) and before | wanted == before):
+            raise _other_trial(path)
+
+
+def _read_note(folder: Path) -> Any:
+    """What :func:`claim_folder` noted in a folder; None if it did not.
+
+    Raises:
+        InputError: the note is damaged, or there is a training run without one.
+    """
+    note = folder / _NOTE
+    try:
+        if note.exists():
+            return json.loads(note.read_text(encoding="utf-8"))
+        if (folder / "metrics.json").exists():
+            raise InputError(f"{folder}: holds another training run; take another OUTPUT_DIR")
     except (OSError, ValueError) as error:
-        raise InputError(f"{note}: cannot be read or written: {error}") from error
+        raise InputError(f"{note}: cannot be read: {error}") from error
+    return None
+
+
+def _other_trial(folder: Path) -> InputError:
+    return InputError(
+        f"{folder}: holds a trial of another study or config; take another OUTPUT_DIR"
+    )
 
 
 def read_scores(metrics_json: Path, objective: str) -> dict[int, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from cityscapes_maskrcnn.engine.epochs import resolve_epochs, training_dicts
 from cityscapes_maskrcnn.recipe.sampler import SeededByTrial
 from cityscapes_maskrcnn.recipe.search_space import SearchSpace
+from cityscapes_maskrcnn.recipe.step_state import file_digest
 from cityscapes_maskrcnn.recipe.storage import (
     database_errors,
     open_storage,
@@ -25,13 +27,14 @@ from cityscapes_maskrcnn.recipe.storage import (
     without_password,
 )
 from cityscapes_maskrcnn.recipe.study import Worker, join_study
-from cityscapes_maskrcnn.recipe.study_state import progress
-from cityscapes_maskrcnn.recipe.trial import StopRequests, TrialRunner
+from cityscapes_maskrcnn.recipe.study_state import CONFIG, WEIGHTS_CONTENT, progress
+from cityscapes_maskrcnn.recipe.trial import StopRequests, TrialRunner, check_folders
 from cityscapes_maskrcnn.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# Keys that may differ between the workers of a study: where and how fast, not what.
+# Keys that may differ between the workers of a study: where and how fast, not what. Weights count
+# by their content.
 _FREE = ("OUTPUT_DIR", "INCLUDE", "MODEL.DEVICE", "MODEL.WEIGHTS", "CUDNN_BENCHMARK", "VIS_PERIOD")
 _FREE_NODES = ("DATALOADER.", "SEARCH.PARAMETERS.", "SEARCH.PRUNER.", "SOLVER.CHECKPOINT_")
 
@@ -63,6 +66,8 @@ def tune(
     """
     space = SearchSpace.from_config(cfg.SEARCH.PARAMETERS)
     _check_keys(cfg, space)
+    if not study_name:
+        raise InputError("--study is empty: name the study")
     iterations, period = _check(cfg, budget)
     output = Path(cfg.OUTPUT_DIR)
     url = storage_url(storage or str(output / "search.db"))
@@ -71,6 +76,9 @@ def tune(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {output}: cannot be made: {error.strerror}") from error
+    trials = output / "trials"
+    # Before the study is made; with which config it is one's own shows when it is joined.
+    check_folders(trials, {"study": study_name})
     with database_errors(url), warnings.catch_warnings():
         # Heartbeats have been experimental since Optuna 2.8.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -78,10 +86,11 @@ def tune(
             open_storage(url, cfg.SEARCH.HEARTBEAT_SECONDS),
             study_name,
             space,
-            _shared(yaml.safe_load(text)),
+            {**_shared(yaml.safe_load(text)), WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS)},
             SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
             build_pruner(cfg, period) if prune and period else NopPruner(),
         )
+        check_folders(trials, {"study": study_name, "config": study.user_attrs[CONFIG]})
         setup_logger(cfg.OUTPUT_DIR, name="cityscapes_maskrcnn", abbrev_name="cm")
         logger.info("Study %r in %s", study_name, without_password(url))
         for name, parameter in space.parameters.items():
@@ -90,16 +99,12 @@ def tune(
         runner = TrialRunner(
             train_command, text, cfg.SEARCH.OBJECTIVE, stop, 60 * cfg.SEARCH.STALL_MINUTES
         )
-        worker = Worker(
-            study, space, runner, output / "trials", iterations, cfg.SEARCH.MAX_FAILURES
-        )
+        worker = Worker(study, space, runner, trials, iterations, cfg.SEARCH.MAX_FAILURES)
         logger.info("%s", progress(study.get_trials(deepcopy=False), budget))
         worker.run(budget)
-        logger.info(
-            "Done. Report and best.yaml: tools/analyze_study.py --storage '%s' --study %s "
-            "--output %s",
-            *(without_password(url), study_name, cfg.OUTPUT_DIR),
-        )
+        command = ["tools/analyze_study.py", "--storage", without_password(url)]
+        command += ["--study", study_name, "--output", cfg.OUTPUT_DIR]
+        logger.info("Done. Report and best.yaml: %s", shlex.join(command))
 
 
 def _check_keys(cfg: CfgNode, space: SearchSpace) -> None:
@@ -149,6 +154,13 @@ def build_pruner(cfg: CfgNode, period: int) -> BasePruner:
         min_resource=cfg.SEARCH.PRUNER.MIN_EVALUATIONS * period,
         reduction_factor=cfg.SEARCH.PRUNER.REDUCTION,
     )
+
+
+def _content(weights: str) -> str:
+    """What weights are, wherever they lie: the digest of a file, or an address."""
+    if not weights or "://" in weights:
+        return weights or "no weights"
+    return f"SHA-256 {file_digest(Path(weights))}"
 
 
 def _shared(nodes: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -43,6 +44,21 @@ def count(text: str) -> int:
     if number < 1:
         raise ValueError(text)
     return number
+
+
+def folder(flag: str) -> Callable[[str], Path]:
+    """Make a reader of a flag's value that names a folder; for argparse's ``type``.
+
+    An empty name, as of a shell variable that is not set, would mean the current folder. The reader
+    raises an :class:`InputError` for it.
+    """
+
+    def read(text: str) -> Path:
+        if not text:
+            raise InputError(f"{flag} is empty: name a folder")
+        return Path(text)
+
+    return read
 
 
 def one_line(error: InputError | OSError) -> str | None:

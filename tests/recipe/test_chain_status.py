@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cityscapes_maskrcnn.recipe.chain import require_inputs
 from cityscapes_maskrcnn.recipe.chain_status import (
     ChainStatus,
     format_plan,
@@ -14,6 +15,7 @@ from cityscapes_maskrcnn.recipe.chain_status import (
     last_metrics,
 )
 from cityscapes_maskrcnn.recipe.step_state import COMPLETE, NEW, UNFINISHED, Step
+from cityscapes_maskrcnn.utils.errors import InputError
 
 
 class Clock:
@@ -58,8 +60,10 @@ def test_the_plan_has_a_row_a_step(chain: list[Step]) -> None:
 
 def test_the_plan_says_which_data_are_missing(chain: list[Step]) -> None:
     states = {"stage_1": NEW, "search": NEW, "stage_2": COMPLETE, "scores": NEW}
-    lost = [replace(step, images=0, iterations=0, problem="no train") for step in chain[:3]]
-    scores = replace(chain[3], problem="no val")
+    lost = [
+        replace(step, images=0, iterations=0, lacking={"data": "no train"}) for step in chain[:3]
+    ]
+    scores = replace(chain[3], lacking={"data": "no val"})
     table, _, below = format_plan([*lost, scores], states).partition("\n\n")
     rows = [line.split() for line in table.splitlines()[2:]]
     assert [row[0] for row in rows if row[-2:] == ["data", "missing"]] == [
@@ -69,6 +73,25 @@ def test_the_plan_says_which_data_are_missing(chain: list[Step]) -> None:
     # A step that is complete needs no data any more.
     assert rows[2][-1] == "complete"
     assert below.splitlines() == ["stage_1, search: no train", "scores: no val"]
+
+
+def test_the_plan_says_which_weights_are_missing(chain: list[Step]) -> None:
+    states = dict.fromkeys([step.name for step in chain], NEW)
+    weights = {"weights": "no typo.pth"}
+    lost = [replace(chain[0], lacking={"data": "no train", **weights}), chain[1]]
+    lost += [replace(chain[2], lacking=weights), replace(chain[3], lacking={"data": "no val"})]
+    table, _, below = format_plan(lost, states).partition("\n\n")
+    shown = [line.split("  ")[-1].strip() for line in table.splitlines()[2:]]
+    assert shown == ["data and weights missing", "to do", "weights missing", "data missing"]
+    assert below.splitlines() == [
+        *("stage_1: no train", "stage_1, stage_2: no typo.pth", "scores: no val")
+    ]
+    with pytest.raises(InputError) as caught:
+        require_inputs(lost, states)
+    assert str(caught.value) == (
+        "stage_1: data and weights missing; stage_2: weights missing; scores: data missing, see "
+        "below the plan; nothing is done"
+    )
 
 
 def test_times() -> None:

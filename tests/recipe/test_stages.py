@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.recipe.chain import read_states, require_data
+from cityscapes_maskrcnn.recipe.chain import read_states, require_inputs
 from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, keep_matching, split_words
 from cityscapes_maskrcnn.recipe.step_state import COMPLETE, NEW, UNFINISHED, begin, finish
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -160,10 +160,10 @@ def test_an_empty_partition_is_told_in_the_plan(
     generate_dataset(tmp_path, {"train": 8, "val": 2}, 96, 192, seed=3)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     steps = recipe(tmp_path / "output", stages=("stage_0", "stage_1")).steps()
-    assert [(step.name, bool(step.problem)) for step in steps] == [
-        *(("stage_0", False), ("stage_1", False), ("scores/stage_1", True))
+    assert [(step.name, list(step.lacking)) for step in steps] == [
+        *(("stage_0", []), ("stage_1", []), ("scores/stage_1", ["data"]))
     ]
-    assert "val_part3and4of4: part 3 of 4 is empty" in steps[2].problem
+    assert "val_part3and4of4: part 3 of 4 is empty" in steps[2].lacking["data"]
 
 
 def test_missing_data_do_not_hide_the_plan(
@@ -178,10 +178,10 @@ def test_missing_data_do_not_hide_the_plan(
             *(*STEPS, "scores/stage_1", "scores/stage_2", "scores/stage_3")
         ]
         # Epochs of unknown length have an unknown number of iterations.
-        assert {step.images == 0 for step in steps if step.problem} == {True}
-        assert {step.iterations for step in steps if step.problem} == {0}
-        assert all(step.images for step in steps if not step.problem)
-        return {step.name: step.problem for step in steps if step.problem}
+        assert {step.images == 0 for step in steps if step.lacking} == {True}
+        assert {step.iterations for step in steps if step.lacking} == {0}
+        assert all(step.images for step in steps if not step.lacking)
+        return {step.name: step.lacking["data"] for step in steps if step.lacking}
 
     assert list(lacking("gtCoarse")) == ["stage_0"]
     problems = lacking("gtFine")
@@ -199,8 +199,56 @@ def test_what_is_complete_needs_no_data(
     steps = recipe(tmp_path, stages=("stage_0", "stage_1")).steps()
     states = read_states(steps)
     assert states["stage_0"] == COMPLETE
-    assert steps[0].problem
-    require_data(steps, states)
+    assert steps[0].lacking
+    require_inputs(steps, states)
+
+
+def test_weights_that_are_no_file_are_found_before_anything_starts(tmp_path: Path) -> None:
+    def lacking(weights: str, *stages: str) -> dict[str, str]:
+        steps = recipe(tmp_path, "MODEL.WEIGHTS", weights, stages=stages).steps()
+        assert all(step.images for step in steps)
+        return {step.name: told for step in steps for told in step.lacking.values()}
+
+    told = "no such file; name the weights to start from"
+    assert lacking("typo.pth", "stage_2") == {"stage_2": f"MODEL.WEIGHTS typo.pth: {told}"}
+    assert list(lacking("typo.pth", "search", "stage_3")) == ["search", "stage_3"]
+    assert "is a folder" in lacking(str(tmp_path), "stage_2")["stage_2"]
+    (tmp_path / "mine.pth").touch()
+    for fine in (str(tmp_path / "mine.pth"), "", "detectron2://R-50.pkl"):
+        assert lacking(fine, "stage_2") == {}
+    # What an earlier step of the plan makes is there when it is needed.
+    made = str(tmp_path / "stage_1" / "model_final.pth")
+    assert list(lacking(made, "stage_1", "stage_3")) == ["stage_1"]
+    assert list(lacking(made, "anchors", "stage_3")) == ["stage_3"]
+
+
+def test_named_weights_count_by_their_content(tmp_path: Path) -> None:
+    def state(weights: Path) -> str:
+        chosen = recipe(tmp_path / "out", "MODEL.WEIGHTS", str(weights), stages=("stage_2",))
+        return read_states(chosen.steps()[:1])["stage_2"]
+
+    mine, moved = tmp_path / "mine.pth", tmp_path / "moved.pth"
+    mine.write_text("weights")
+    chosen = recipe(tmp_path / "out", "MODEL.WEIGHTS", str(mine), stages=("stage_2",))
+    complete(tmp_path / "out" / "stage_2", chosen.steps()[0])
+    assert state(mine) == COMPLETE
+    shutil.copy(mine, moved)
+    assert state(moved) == COMPLETE
+    mine.write_text("others")
+    with pytest.raises(InputError, match=r"stage_2: was made with another MODEL\.WEIGHTS; take"):
+        state(mine)
+
+
+def test_the_config_of_a_stage_is_part_of_it(tmp_path: Path) -> None:
+    stage_1 = recipe(tmp_path, "MODEL.WEIGHTS", "", stages=("stage_1",)).steps()[0]
+    complete(stage_1.folder, stage_1)
+    config = stage_1.folder / "config.yaml"
+    config.write_text("SEED: 9")
+    with pytest.raises(InputError, match=r"stage_1/config\.yaml: was changed since the step was"):
+        read_states([stage_1])
+    config.unlink()
+    with pytest.raises(InputError, match=r"stage_1/config\.yaml: is gone since the step was"):
+        read_states([stage_1])
 
 
 def test_stage_3_takes_the_model_and_not_the_schedule(tmp_path: Path) -> None:

@@ -84,6 +84,31 @@ def test_a_parent_that_is_not_there_yet_is_judged_later(complete: Path) -> None:
     assert read_state(complete, unknown, OUTPUTS) == COMPLETE
 
 
+def test_a_file_that_a_setting_names_counts_by_its_content(folder: Path) -> None:
+    def named(path: str, digest: str | None) -> Inputs:
+        files = {**INPUTS.files, "MODEL.WEIGHTS": digest}
+        return Inputs({**INPUTS.settings, "MODEL.WEIGHTS": path}, files)
+
+    begin(folder, named("a/mine.pth", "abc"))
+    assert read_state(folder, named("b/moved.pth", "abc"), OUTPUTS) == UNFINISHED
+    with pytest.raises(InputError, match=r"stage_1: was made with another MODEL\.WEIGHTS; take"):
+        read_state(folder, named("a/mine.pth", "def"), OUTPUTS)
+    # Of a file that is gone its name is all that can be compared.
+    assert read_state(folder, named("a/mine.pth", None), OUTPUTS) == UNFINISHED
+    with pytest.raises(InputError, match=r"with MODEL\.WEIGHTS a/mine\.pth, now typo\.pth; take"):
+        read_state(folder, named("typo.pth", None), OUTPUTS)
+    address = replace(INPUTS, settings={**INPUTS.settings, "MODEL.WEIGHTS": "detectron2://x"})
+    with pytest.raises(InputError, match=r"a/mine\.pth, now detectron2://x; take"):
+        read_state(folder, address, OUTPUTS)
+    with pytest.raises(InputError, match=r"WEIGHTS a/mine\.pth, now nothing; take"):
+        read_state(folder, INPUTS, OUTPUTS)
+    # Before content was looked at, a folder knew the name only.
+    begin(folder, replace(named("a/mine.pth", "abc"), files=INPUTS.files))
+    assert read_state(folder, named("a/mine.pth", "abc"), OUTPUTS) == UNFINISHED
+    with pytest.raises(InputError, match=r"a/mine\.pth, now b/moved\.pth; take"):
+        read_state(folder, named("b/moved.pth", "abc"), OUTPUTS)
+
+
 def test_more_trials_go_on_and_fewer_are_done(folder: Path) -> None:
     search = replace(INPUTS, amount=20)
     begin(folder, search)
@@ -98,6 +123,15 @@ def test_outputs_that_are_no_longer_what_they_were(complete: Path, change: str) 
     path.unlink() if change == "is gone" else path.write_bytes(b"others")
     with pytest.raises(InputError, match=f"model_final.pth: {change} since"):
         read_state(complete, INPUTS, OUTPUTS)
+
+
+def test_outputs_that_were_not_counted_when_the_step_ended(complete: Path) -> None:
+    outputs = (*OUTPUTS, "config.yaml")
+    (complete / "config.yaml").write_text("SEED: 1")
+    assert read_state(complete, INPUTS, outputs) == COMPLETE
+    (complete / "config.yaml").unlink()
+    with pytest.raises(InputError, match=r"config\.yaml: is gone since"):
+        read_state(complete, INPUTS, outputs)
 
 
 def test_a_folder_of_somebody_else_is_left_alone(folder: Path) -> None:

@@ -20,6 +20,7 @@ from cityscapes_maskrcnn.recipe.trial import (
     Outcome,
     StopRequests,
     TrialRunner,
+    check_folders,
     claim_folder,
     failure_reason,
     last_iteration,
@@ -261,6 +262,26 @@ def test_a_folder_belongs_to_one_trial(tmp_path: Path) -> None:
     (tmp_path / "0009" / "trial.json").write_text("{")
     with pytest.raises(InputError, match=r"trial\.json: cannot be read"):
         claim_folder(tmp_path / "0009", identity)
+
+
+def test_folders_of_a_search_hold_its_trials_only(tmp_path: Path) -> None:
+    identity = {"study": "a", "config": {"SEED": 1}}
+    check_folders(tmp_path / "trials", identity)
+    claim_folder(tmp_path / "trials" / "0000", {**identity, "trial": 0})
+    claim_folder(tmp_path / "trials" / "0001", {**identity, "trial": 1})
+    (tmp_path / "trials" / "0002").mkdir()
+    (tmp_path / "trials" / "a file").touch()
+    for common in (identity, {"study": "a"}):
+        check_folders(tmp_path / "trials", common)
+    for key, value in (("study", "b"), ("config", {"SEED": 2})):
+        with pytest.raises(InputError, match="0000: holds a trial of another study or config"):
+            check_folders(tmp_path / "trials", {**identity, key: value})
+    (tmp_path / "trials" / "0002" / "metrics.json").touch()
+    with pytest.raises(InputError, match="0002: holds another training run"):
+        check_folders(tmp_path / "trials", identity)
+    (tmp_path / "trials" / "0001" / "trial.json").write_text("[]")
+    with pytest.raises(InputError, match="0001: holds a trial of another study or config"):
+        check_folders(tmp_path / "trials", identity)
 
 
 def test_reasons() -> None:

@@ -27,7 +27,7 @@ STAGES = ["--stages", "stage_2", "stage_3", "MODEL.WEIGHTS", "", *TINY.split()]
 REPORT = {"performance.md", "performance.csv", "performance.png", "overfitting.png"}
 
 
-def train_stages(root: Path, output: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def train_stages(root: Path, output: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             *(sys.executable, "tools/train_stages.py", "--config-dir", "configs/demo"),
@@ -144,6 +144,25 @@ def test_missing_data_are_told_below_the_plan_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == [root]
 
 
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
+def test_mistyped_weights_are_told_below_the_plan_and_nothing_is_written(
+    small_root: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    words = ["--stages", "stage_2", "MODEL.WEIGHTS", "missing.pth", *TINY.split()]
+    done = train_stages(small_root, tmp_path / "new", *flags, *words)
+    assert done.returncode == 1
+    plan, _, below = done.stdout.partition("\n\n")
+    states = {line.split()[0]: line.split()[-2:] for line in plan.splitlines()[2:]}
+    assert states == {"stage_2": ["weights", "missing"], "scores/stage_2": ["to", "do"]}
+    assert below.splitlines() == [
+        "stage_2: MODEL.WEIGHTS missing.pth: no such file; name the weights to start from"
+    ]
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert error == "error: stage_2: weights missing, see below the plan; nothing is done"
+    # So that the same command with the right weights is not refused for what this one left.
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(small_root: Path, tmp_path: Path) -> None:
     done = train_stages(small_root, tmp_path / "new", "--dry-run", *STAGES)
     assert done.returncode == 0, done.stderr
@@ -154,3 +173,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(small_root: Path, tmp_path
     assert str(tmp_path / "new" / "stage_3") in plan[1]
     assert "running" not in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_output_is_refused(small_root: Path) -> None:
+    done = train_stages(small_root, "", "--dry-run", *STAGES)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "error: --output is empty: name a folder\n"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -13,6 +17,7 @@ import yaml
 from optuna.trial import TrialState
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.recipe.step_state import file_digest
 from cityscapes_maskrcnn.recipe.trial import StopRequests
 from cityscapes_maskrcnn.recipe.tuning import tune
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -176,3 +181,93 @@ def test_bad_input(
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
     assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.fixture
+def fake_search(
+    config: Path, small_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., optuna.Study]:
+    """A search of one trial in this process, with the fake training program."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
+    command = [sys.executable, str(PROJECT / "tests" / "recipe" / "fake_train_net.py")]
+
+    def search(output: Path, *opts: str, study: str = "search") -> optuna.Study:
+        # What the fake has to be told of every trial, and how long it trains.
+        fit = ("SEARCH.PARAMETERS.fpn_grad_flow.ENABLED", "True", "SOLVER.MAX_ITER", "100")
+        cfg = build_config(str(config), [*fit, *opts, "OUTPUT_DIR", str(output)])
+        tune(cfg, study, "", 1, False, command, StopRequests())
+        return optuna.load_study(study_name=study, storage=f"sqlite:///{output}/search.db")
+
+    return search
+
+
+def test_the_last_line_can_be_pasted(
+    fake_search: Callable[..., optuna.Study], tmp_path: Path
+) -> None:
+    output = tmp_path / "my search"
+    fake_search(output, study="thresholds of mine")
+    line = (output / "log.txt").read_text().splitlines()[-1]
+    assert shlex.split(line.partition("best.yaml: ")[2]) == [
+        *("tools/analyze_study.py", "--storage", f"sqlite:///{output}/search.db"),
+        *("--study", "thresholds of mine", "--output", str(output)),
+    ]
+
+
+def test_other_weights_are_refused_by_their_content(
+    fake_search: Callable[..., optuna.Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, copy = tmp_path / "mine.pth", tmp_path / "copy.pth"
+    mine.write_text("weights")
+    digested: list[Path] = []
+    monkeypatch.setattr(
+        "cityscapes_maskrcnn.recipe.tuning.file_digest",
+        lambda path: digested.append(path) or file_digest(path),
+    )
+    study = fake_search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
+    assert digested == [mine]
+    shutil.copy(mine, copy)
+    fake_search(tmp_path / "out", "MODEL.WEIGHTS", str(copy))
+    before, now = file_digest(mine), hashlib.sha256(b"others").hexdigest()
+    mine.write_text("others")
+    with pytest.raises(InputError) as caught:
+        fake_search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
+    assert str(caught.value) == (
+        "study 'search' trains with MODEL.WEIGHTS of which the content differs (SHA-256 "
+        f"{before}, not SHA-256 {now}): its scores cannot be compared; take another --study or "
+        "the same weights"
+    )
+    with pytest.raises(InputError, match=rf"differs \(SHA-256 {before}, not no weights\): its"):
+        fake_search(tmp_path / "out")
+    # A study that was made before says nothing about it.
+    config = dict(study.user_attrs["config"])
+    del config["content of MODEL.WEIGHTS"]
+    study.set_user_attr("config", config)
+    shutil.rmtree(tmp_path / "out" / "trials")
+    fake_search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
+
+
+def test_trials_of_another_study_are_found_before_one_is_started(
+    fake_search: Callable[..., optuna.Study], tmp_path: Path
+) -> None:
+    fake_search(tmp_path)
+    url = f"sqlite:///{tmp_path}/search.db"
+    other = "0000: holds a trial of another study or config; take another OUTPUT_DIR"
+    with pytest.raises(InputError, match=other):
+        fake_search(tmp_path, study="other")
+    assert optuna.get_all_study_names(url) == ["search"]
+    # Another study of the same name, in a new database.
+    (tmp_path / "search.db").unlink()
+    with pytest.raises(InputError, match=other):
+        fake_search(tmp_path, "SEED", "7")
+    trials = optuna.load_study(study_name="search", storage=url).trials
+    assert [trial.state for trial in trials] == [TrialState.WAITING]
+
+
+def test_a_study_has_a_name(
+    config: Path, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
+    cfg = build_config(str(config), ["OUTPUT_DIR", str(tmp_path / "out")])
+    with pytest.raises(InputError, match=r"^--study is empty: name the study$"):
+        tune(cfg, "", "", 2, True, ["no program"], StopRequests())
+    assert not list(tmp_path.iterdir())

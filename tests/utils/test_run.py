@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
-from cityscapes_maskrcnn.utils.run import count, run_tool
+from cityscapes_maskrcnn.utils.run import count, folder, run_tool
 
 
 class Broken(Dataset[int]):
@@ -87,3 +87,9 @@ def test_counts() -> None:
     for text in ("0", "-2", "1.5", "x"):
         with pytest.raises(ValueError):
             count(text)
+
+
+def test_a_folder_has_a_name() -> None:
+    assert folder("--output")(".") == Path()
+    with pytest.raises(InputError, match=r"^--output is empty: name a folder$"):
+        folder("--output")("")
