@@ -13,7 +13,7 @@ from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe import pruning_replay
 from cityscapes_maskrcnn.recipe.storage import open_study, storage_url
 from cityscapes_maskrcnn.recipe.tuning import build_pruner
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.run import count, run_tool
 
 EXAMPLES = """
 examples:
@@ -34,19 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--storage", metavar="URL", help="of the recorded study")
-    source.add_argument("--simulated", type=int, metavar="N", help="simulate N trials instead")
-    parser.add_argument("--study", default="", metavar="NAME", help="default: the only one")
-    parser.add_argument("--orders", type=int, default=200, help="random orders (default: 200)")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=0,
-        metavar="AP",
-        help="this far below the best is as good",
-    )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys of SEARCH.PRUNER")
+    source.add_argument("--simulated", type=count, metavar="N", help="simulate N trials instead")
+    add("--study", default="", metavar="NAME", help="default: the only one")
+    add("--orders", type=count, default=200, help="random orders (default: 200)")
+    add("--tolerance", type=float, default=0, metavar="AP", help="this far below the best is equal")
+    add("opts", nargs="*", metavar="KEY VALUE", help="keys of SEARCH.PRUNER")
     args = parser.parse_args()
     cfg = build_config("", args.opts)
     if args.simulated:
@@ -57,7 +52,7 @@ def main() -> None:
     make_pruner = partial(build_pruner, cfg, min(curves[0]))
     replays = pruning_replay.replay_orders(curves, make_pruner, args.orders, args.tolerance)
     print(f"{len(curves)} trials of {max(curves[0])} iterations, with pruning / without")
-    print(tabulate(pruning_replay.summary(replays), tablefmt="plain"))
+    print(tabulate(pruning_replay.summary(curves, replays), tablefmt="plain"))
 
 
 if __name__ == "__main__":

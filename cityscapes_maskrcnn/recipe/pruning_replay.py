@@ -160,8 +160,27 @@ def compute_to_best(replays: Sequence[Replay]) -> float:
     return sum(each.spent / each.spent_unpruned for each in replays) / found if found else math.inf
 
 
-def summary(replays: Sequence[Replay]) -> list[tuple[str, str]]:
-    """Describe replays: what was measured and its mean over all orders."""
+def least_training(curves: Sequence[Curve]) -> float:
+    """Training that a search needs to find its best score, relative to that without pruning.
+
+    It ends every trial at the first evaluation that gives less than the best trial had there.
+    A pruner, which does not know the best trial, can do with less only if it goes on with trials
+    of lower scores instead of some with higher ones.
+
+    Args:
+        curves: from :func:`recorded_curves`.
+    """
+    length = max(curves[0])
+    best = max(curves, key=lambda curve: curve[length])
+    ends = [
+        next((done for done, score in curve.items() if score < best[done]), length)
+        for curve in curves
+    ]
+    return fmean(ends) / length
+
+
+def summary(curves: Sequence[Curve], replays: Sequence[Replay]) -> list[tuple[str, str]]:
+    """Describe replays of recorded trials: what was measured and its mean over all orders."""
     reached = [each for each in replays if each.to_best is not None]
     rows = [
         ("training of a search", fmean(e.spent / e.spent_unpruned for e in replays)),
@@ -176,6 +195,9 @@ def summary(replays: Sequence[Replay]) -> list[tuple[str, str]]:
         with_pruning = fmean(each.to_best or 0 for each in reached)
         without = fmean(each.to_best_unpruned for each in reached)
         rows.insert(3, ("training until its moment, in those", with_pruning / without))
+    rows.append(
+        ("least training, were the best trial's scores known before", least_training(curves))
+    )
     return [(name, f"{100 * share:.0f} %" if math.isfinite(share) else "-") for name, share in rows]
 
 

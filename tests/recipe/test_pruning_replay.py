@@ -12,6 +12,7 @@ from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe.pruning_replay import (
     Replay,
     compute_to_best,
+    least_training,
     recorded_curves,
     replay,
     replay_orders,
@@ -67,15 +68,24 @@ def test_orders() -> None:
     # 60: BEST first; 90: GOOD BEST or GOOD BAD BEST or BAD BEST; 120: BAD, GOOD, BEST.
     assert {each.spent for each in replays} == {60, 90, 120}
     assert replay_orders([GOOD, BAD, BEST], halving, 30) == replays
-    rows = dict(summary(replays))
+    rows = dict(summary([GOOD, BAD, BEST], replays))
     # (60 + 60 + 90 + 90 + 90 + 120) / 6 = 85 of 120 in each of the six orders alike
     assert 0.65 < float(rows["training of a search"].split()[0]) / 100 < 0.77
     assert rows["searches that find the best score"] == "100 %"
     assert rows["training of all searches, for each that finds it"] == rows["training of a search"]
     assert rows["best score found, mean of all searches"] == "100 %"
-    lost = dict(summary([replay([GOOD, LATE], halving())]))
-    # 50 of 80 iterations; 8 of 10
-    assert list(lost.values()) == ["62 %", "0 %", "-", "80 %"]
+    lost = dict(summary([GOOD, LATE], [replay([GOOD, LATE], halving())]))
+    # 50 of 80 iterations; 8 of 10; GOOD is ahead of LATE until the end
+    assert list(lost.values()) == ["62 %", "0 %", "-", "80 %", "100 %"]
+
+
+def test_the_least_that_any_pruner_needs() -> None:
+    # BEST runs to its end, 40; GOOD and BAD are behind it at once and end after 10: 60 of 120.
+    assert least_training([GOOD, BAD, BEST]) == 0.5
+    # GOOD is ahead of LATE, 5 after 30, with 6; it ends with both complete: 80 of 80.
+    assert least_training([GOOD, LATE]) == 1
+    # BAD is ahead of LATE until 30, with 3 to 5: 30 + 40 of 80.
+    assert least_training([BAD, LATE]) == 0.875
 
 
 def study(*states: TrialState) -> optuna.Study:

@@ -24,3 +24,13 @@ def test_no_database(tmp_path: Path) -> None:
     done = run("--storage", tmp_path / "none.db")
     assert done.returncode == 1
     assert "none.db: no such file" in done.stderr.splitlines()[-1]
+
+
+def test_numbers_that_make_no_sense() -> None:
+    for wrong in (("--simulated", 0), ("--simulated", -1), ("--simulated", 9, "--orders", 0)):
+        done = run(*wrong)
+        assert done.returncode == 2
+        assert f"argument {wrong[-2]}: " in done.stderr.splitlines()[-1]
+    done = run("--simulated", 9, "--tolerance", -1)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: tolerance -1.0: at least 0"
