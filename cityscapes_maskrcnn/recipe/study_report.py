@@ -14,19 +14,18 @@ from typing import Any
 
 import numpy as np
 import optuna
-import yaml
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from tabulate import tabulate
 
-from cityscapes_maskrcnn.recipe.search_space import RPN_DEFAULTS, config_keys
+from cityscapes_maskrcnn.recipe.best_config import anchors_remark, best_config, fragment_text
 from cityscapes_maskrcnn.recipe.study_state import (
     CONFIG,
     ITERATIONS,
     REASON,
-    SPACE,
     best_trial,
+    description,
     finished_trials,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -90,18 +89,12 @@ def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
     texts = {
         "trials.csv": _csv(trials, maximize),
         "report.md": _markdown(
-            study,
-            where,
-            best,
-            label,
-            importances,
-            remark,
-            list(files),
-            best_file if fragment else None,
+            *(study, where, best, label, importances, remark, list(files)),
+            _use(best_file if fragment else None, anchors_remark(study, best)),
         ),
     }
     if fragment:
-        texts["best.yaml"] = _fragment_text(study, where, best, label, fragment, best_file)
+        texts["best.yaml"] = fragment_text(study, where, best, label, fragment, best_file)
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, draw in files.items():
@@ -152,57 +145,6 @@ def parameter_importances(study: optuna.Study) -> tuple[dict[str, float], str]:
     return found, f"{remark}."
 
 
-def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
-    """Turn the parameters of a trial into nested config keys.
-
-    With them comes ``DATASETS.TUNED_ON``, if the study says by which datasets they were chosen.
-
-    Raises:
-        InputError: its thresholds make no sense.
-    """
-    described = study.user_attrs.get(SPACE, {})
-    keys = {name: fields.get("key", "") for name, fields in described.items()}
-    config: Mapping[str, Any] = study.user_attrs.get(CONFIG, {})
-    negative, positive = config.get("MODEL.RPN.IOU_THRESHOLDS", RPN_DEFAULTS)
-    nested: dict[str, Any] = {}
-    for key, value in config_keys(best.params, keys, (negative, positive)).items():
-        *nodes, leaf = key.split(".")
-        node = nested
-        for name in nodes:
-            node = node.setdefault(name, {})
-        node[leaf] = value
-    if nested and config.get("DATASETS.TEST"):
-        nested["DATASETS"] = {"TUNED_ON": list(config["DATASETS.TEST"])}
-    return nested
-
-
-def _fragment_text(
-    study: optuna.Study,
-    where: str,
-    best: FrozenTrial,
-    label: str,
-    fragment: Mapping[str, Any],
-    file: Path,
-) -> str:
-    keys = study.user_attrs.get(SPACE, {})
-    unused = [
-        name
-        for name, value in best.params.items()
-        if not config_keys({name: value}, {name: keys.get(name, {}).get("key", "")})
-        and name != "kmeans_anchors"
-    ]
-    lines = [
-        f"The best of {len(finished_trials(study.trials))} trials of study {study.study_name!r}",
-        f"in {where}: trial {best.number}, {label} {best.values[0]:.6g}.",
-        *(f"- {name}: {value}" for name, value in best.params.items()),
-        *(f"No config key is known for: {', '.join(unused)}" for _ in unused[:1]),
-        f"Use: tools/train_net.py --config-file ... INCLUDE \"('{file}',)\"",
-    ]
-    # Names and values of other programs may hold line breaks, which would end the comment.
-    comment = "".join(f"# {' '.join(line.split())}\n" for line in lines)
-    return comment + yaml.safe_dump({**fragment, "VERSION": 2}, sort_keys=True)
-
-
 def _markdown(
     study: optuna.Study,
     where: str,
@@ -211,7 +153,7 @@ def _markdown(
     importances: Mapping[str, float],
     remark: str,
     pictures: Sequence[str],
-    file: Path | None,
+    use: str,
 ) -> str:
     trials = finished_trials(study.get_trials(deepcopy=False))
     maximize = study.direction == StudyDirection.MAXIMIZE
@@ -257,14 +199,19 @@ def _markdown(
     if failed:
         rows = [[count, reason.replace("|", "\\|")] for reason, count in failed.most_common()]
         parts += ["## Failed trials", _table(rows, ["trials", "reason"])]
-    parts += [
-        "## Use",
+    parts += ["## Use", use]
+    return "\n\n".join(parts) + "\n"
+
+
+def _use(file: Path | None, anchors: str) -> str:
+    """What to do with ``best.yaml``, or that there is none, and what is to know of the anchors."""
+    said = (
         "`best.yaml` holds the best trial as config keys: "
         f"`tools/train_net.py --config-file ... INCLUDE \"('{file}',)\"`."
         if file
-        else "None of the parameters has a known config key, so there is no `best.yaml`.",
-    ]
-    return "\n\n".join(parts) + "\n"
+        else "None of the parameters has a known config key, so there is no `best.yaml`."
+    )
+    return "\n\n".join(filter(None, [said, anchors]))
 
 
 _PARAMETER_HEADERS = ["parameter", "importance", "best", "in the best quarter", "tried"]
@@ -349,7 +296,7 @@ def _last_reason(trials: Sequence[FrozenTrial]) -> str:
 
 
 def _label(study: optuna.Study) -> str:
-    objective = study.user_attrs.get(CONFIG, {}).get("SEARCH.OBJECTIVE", "")
+    objective = description(study, CONFIG).get("SEARCH.OBJECTIVE", "")
     if objective:
         return f"{objective} (%)" if "AP" in objective else str(objective)
     return (study.metric_names or ["objective"])[0]

@@ -14,14 +14,10 @@ from PIL import Image
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe import study_report
-from cityscapes_maskrcnn.recipe.search_space import Parameter, SearchSpace
+from cityscapes_maskrcnn.recipe.best_config import best_config
 from cityscapes_maskrcnn.recipe.storage import open_study, storage_url
-from cityscapes_maskrcnn.recipe.study import CONFIG, REASON, SPACE
-from cityscapes_maskrcnn.recipe.study_report import (
-    best_config,
-    parameter_importances,
-    write_report,
-)
+from cityscapes_maskrcnn.recipe.study import REASON
+from cityscapes_maskrcnn.recipe.study_report import parameter_importances, write_report
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PICTURES = {"history.png", "importances.png", "slices.png", "parallel_coordinates.png"}
@@ -152,43 +148,6 @@ def test_minimized_and_unknown_parameters(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     assert f"Best: **{study.best_value:.6g}**, trial {study.best_trial.number} (smallest" in text
     assert "there is no `best.yaml`" in text
-
-
-def test_config_keys_of_a_widened_search(tmp_path: Path) -> None:
-    study = optuna.create_study(direction="maximize")
-    space = SearchSpace(
-        {
-            "base_lr": Parameter("float", 1e-5, 1e-3, True, key="SOLVER.BASE_LR"),
-            "rpn_positive_iou_thresh": Parameter("float", 0.5, 0.9),
-        }
-    )
-    study.set_user_attr(SPACE, space.to_json())
-    config = {"MODEL.RPN.IOU_THRESHOLDS": [0.2, 0.7], "SEARCH.OBJECTIVE": "AP"}
-    study.set_user_attr(CONFIG, {**config, "DATASETS.TEST": ["cityscapes_instance_val_part3of4"]})
-    study.optimize(lambda trial: float(len(space.suggest(trial))), n_trials=1)
-    write_report(study, "memory", tmp_path)
-    rate, positive = study.best_params.values()
-    fragment = yaml.safe_load((tmp_path / "best.yaml").read_text())
-    assert fragment["SOLVER"] == {"BASE_LR": rate}
-    # The other threshold is the one that its trials trained with.
-    assert fragment["MODEL"]["RPN"]["IOU_THRESHOLDS"] == [0.2, positive]
-    # What trains with them carries on by what they were chosen.
-    assert fragment["DATASETS"] == {"TUNED_ON": ["cityscapes_instance_val_part3of4"]}
-    assert "AP (%)" in (tmp_path / "report.md").read_text()
-
-
-def test_text_in_a_study_cannot_become_config_keys(tmp_path: Path) -> None:
-    study = optuna.create_study(study_name="s\nSEED: 1", direction="maximize")
-
-    def objective(trial: optuna.Trial) -> float:
-        trial.suggest_categorical("note", ["a\nSEED: 2\nMODEL: {WEIGHTS: other.pth}"])
-        trial.suggest_categorical("x\nSEED: 3", [1])
-        return trial.suggest_float("fg_iou_thresh", 0.3, 0.7)
-
-    study.optimize(objective, n_trials=1)
-    write_report(study, "memory\nSEED: 4", tmp_path)
-    fragment = yaml.safe_load((tmp_path / "best.yaml").read_text())
-    assert fragment == {**best_config(study, study.best_trial), "VERSION": 2}
 
 
 def test_one_trial(tmp_path: Path) -> None:
