@@ -41,8 +41,11 @@ from cityscapes_maskrcnn.visualization.study_plots import (
 _TOP = 10
 
 
-def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
+def write_report(study: optuna.Study, where: str, output: Path) -> tuple[list[Path], str]:
     """Write ``report.md``, four pictures, ``trials.csv`` and ``best.yaml``.
+
+    Where the best trial cannot become config keys there is no ``best.yaml``. An earlier one in
+    the folder, which says of which trial it is, is left as it is.
 
     Args:
         study: of this project or any other program; needs one complete trial.
@@ -50,7 +53,7 @@ def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
         output: the folder; made when missing.
 
     Returns:
-        The files.
+        The files, and why there is no ``best.yaml``; empty if there is.
 
     Raises:
         InputError: the study has no complete trial or several objectives, or a file cannot be
@@ -72,8 +75,8 @@ def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
         )
     label = _label(study)
     importances, remark = parameter_importances(study)
-    fragment = best_config(study, best)
     best_file = output / "best.yaml"
+    fragment, use, missing = _fragment(study, best, best_file)
     files = {
         "history.png": lambda path: plot_history(trials, label, maximize, path),
         "importances.png": lambda path: plot_importances(importances, remark, path),
@@ -88,10 +91,7 @@ def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
         del files["slices.png"], files["parallel_coordinates.png"]
     texts = {
         "trials.csv": _csv(trials, maximize),
-        "report.md": _markdown(
-            *(study, where, best, label, importances, remark, list(files)),
-            _use(best_file if fragment else None, anchors_remark(study, best)),
-        ),
+        "report.md": _markdown(*(study, where, best, label, importances, remark, list(files), use)),
     }
     if fragment:
         texts["best.yaml"] = fragment_text(study, where, best, label, fragment, best_file)
@@ -104,7 +104,7 @@ def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
                 file.write(text)
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {error.strerror}") from error
-    return [output / name for name in [*texts, *files]]
+    return [output / name for name in [*texts, *files]], missing
 
 
 def parameter_importances(study: optuna.Study) -> tuple[dict[str, float], str]:
@@ -161,7 +161,10 @@ def _markdown(
     names = parameter_names(ranked)
     seconds = [trial.duration.total_seconds() for trial in trials if trial.duration]
     iterations = [
-        trial.user_attrs[ITERATIONS] for trial in trials if ITERATIONS in trial.user_attrs
+        trial.user_attrs[ITERATIONS]
+        for trial in trials
+        # Other programs may keep anything by this name.
+        if isinstance(trial.user_attrs.get(ITERATIONS), int)
     ]
     facts = [
         f"Database: {where}",
@@ -203,15 +206,31 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _use(file: Path | None, anchors: str) -> str:
-    """What to do with ``best.yaml``, or that there is none, and what is to know of the anchors."""
-    said = (
-        "`best.yaml` holds the best trial as config keys: "
-        f"`tools/train_net.py --config-file ... INCLUDE \"('{file}',)\"`."
-        if file
-        else "None of the parameters has a known config key, so there is no `best.yaml`."
-    )
-    return "\n\n".join(filter(None, [said, anchors]))
+def _fragment(
+    study: optuna.Study, best: FrozenTrial, file: Path
+) -> tuple[dict[str, Any], str, str]:
+    """The content of ``best.yaml``, what the report says of it, and why there is none."""
+    fragment: dict[str, Any] = {}
+    anchors = ""
+    why = "None of the parameters has a known config key"
+    try:
+        fragment, anchors = best_config(study, best), anchors_remark(study, best)
+    except InputError as error:
+        # Another program may call something else by the name of one of our parameters.
+        why = f"The best trial cannot become config keys ({error})"
+    if fragment:
+        missing = ""
+        use = (
+            "`best.yaml` holds the best trial as config keys: "
+            f"`tools/train_net.py --config-file ... INCLUDE \"('{file}',)\"`."
+        )
+    else:
+        use = missing = f"{why}, so there is no `best.yaml`." + (
+            f" The one in {file.parent} is of an earlier report and was left as it is."
+            if file.exists()
+            else ""
+        )
+    return fragment, "\n\n".join(filter(None, [use, anchors])), missing.replace("`", "")
 
 
 _PARAMETER_HEADERS = ["parameter", "importance", "best", "in the best quarter", "tried"]
