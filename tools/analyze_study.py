@@ -20,7 +20,8 @@ examples:
     tools/train_net.py --config-file configs/stage_2_tuned.yaml \\
         INCLUDE "('output/search/best.yaml',)" OUTPUT_DIR output/stage_2
 
-Studies of other programs are read too, whatever Optuna made them. Nothing in them is changed.
+Studies of other programs are read too, whatever Optuna made them. Nothing in them is changed. Where
+the best trial cannot become config keys, all but best.yaml is written.
 """
 
 
@@ -37,8 +38,8 @@ def main() -> None:
     args = parser.parse_args()
     url = storage_url(args.storage)
     with open_study(url, args.study) as study:
-        files = write_report(study, without_password(url), args.output)
-    print("\n".join(map(str, files)))
+        files, missing = write_report(study, without_password(url), args.output)
+    print("\n".join(filter(None, [*map(str, files), missing])))
 
 
 if __name__ == "__main__":

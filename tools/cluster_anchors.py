@@ -38,14 +38,14 @@ def main() -> None:
     add("--config-file", default=str(CONFIG), metavar="FILE", help="says how images are resized")
     add("--num-sizes", type=int, default=5, metavar="N", help="one a pyramid level (default: 5)")
     add("--num-ratios", type=int, default=3, metavar="N", help="anchors in a cell (default: 3)")
-    add("--seed", type=int, metavar="S", help="default: SEED of the config")
+    add("--seed", type=int, metavar="S", help="0 to 4294967295; default: SEED of the config")
     add("--output", required=True, metavar="YAML", help="config fragment; .png, .json beside it")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     args = parser.parse_args()
     check_output(args.output)
     cfg = build_config(args.config_file, args.opts)
-    size, seed = cfg.INPUT, max(0, cfg.SEED if args.seed is None else args.seed)
-    if args.boxes:
+    size, seed = cfg.INPUT, max(0, cfg.SEED) if args.seed is None else args.seed
+    if args.boxes is not None:
         boxes, origin = read_boxes(args.boxes), args.boxes
     else:
         boxes = dataset_boxes(args.dataset, size.MIN_SIZE_TEST, size.MAX_SIZE_TEST)

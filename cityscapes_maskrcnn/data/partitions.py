@@ -33,10 +33,11 @@ def partition(image_ids: Iterable[str], part: int, parts: int) -> list[str]:
     """
     if not 1 <= part <= parts:
         raise InputError(f"there is no part {part} of {parts}; parts are counted from 1 to {parts}")
-    chosen = sorted(image_ids)[part - 1 :: parts]
-    if not chosen:
-        raise InputError(f"part {part} of {parts} is empty: the split has only {part - 1} images")
-    return chosen
+    ids = sorted(image_ids)
+    if len(ids) < part:
+        images = f"{len(ids)} image{'s' * (len(ids) != 1)}"
+        raise InputError(f"part {part} of {parts} is empty: the split has only {images}")
+    return ids[part - 1 :: parts]
 
 
 def subset(image_ids: Iterable[str], size: int, seed: int = 0) -> list[str]:

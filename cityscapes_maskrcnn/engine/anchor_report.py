@@ -38,7 +38,8 @@ def write_anchor_report(
         A Markdown table of how well Detectron2's default anchors and these fit.
 
     Raises:
-        InputError: ``output`` has another ending or cannot be written.
+        InputError: ``output`` has another ending, one of the three is a folder, or a file cannot
+            be written.
     """
     path = check_output(output)
     before, after = measure_fit(boxes, DETECTRON2_DEFAULT), measure_fit(boxes, anchors)
@@ -71,12 +72,19 @@ def write_anchor_report(
 
 
 def check_output(output: str | os.PathLike[str]) -> Path:
-    """Make sure that a name is a yaml file's.
+    """Make sure that a name is a yaml file's, and that no folder is in the way of the three files.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not, or one is.
     """
     path = Path(output)
     if path.suffix not in (".yaml", ".yml"):
-        raise InputError(f"{output}: the output is a config fragment, whose name ends in .yaml")
+        raise InputError(
+            f"--output {output}: the output is a config fragment, whose name ends in .yaml"
+        )
+    for each in (path, path.with_suffix(".png"), path.with_suffix(".json")):
+        if each.is_dir():
+            raise InputError(
+                f"--output {output}: {each} is a folder, not a file; choose another name"
+            )
     return path

@@ -96,17 +96,23 @@ def fit_anchors(
         boxes: width and height in pixels at network scale, shape (N, 2).
         num_sizes: how many sizes: one for each level of the feature pyramid.
         num_ratios: how many ratios; it is the number of anchors in every cell of a level.
-        seed: of the starts of k-means; the same seed and boxes give the same anchors.
+        seed: of the starts of k-means, 0 to 2^32 - 1; the same seed and boxes give the same
+            anchors.
 
     Returns:
         The anchors, both lists ascending, rounded to three significant digits (at most 0.5 %).
 
     Raises:
-        InputError: no boxes, boxes that are not positive and finite, or fewer different ones than
-            sizes or ratios.
+        InputError: a seed out of this range, no boxes, boxes that are not positive and finite, or
+            fewer different ones than sizes or ratios.
     """
     if num_sizes < 1 or num_ratios < 1:
         raise InputError(f"anchors: {num_sizes} sizes and {num_ratios} ratios; at least 1 of each")
+    if not 0 <= seed < 2**32:
+        raise InputError(
+            f"anchors: seed {seed}; give --seed, or the config's SEED, as a number from 0 to "
+            f"{2**32 - 1}"
+        )
     given = _checked(boxes)
     log_sizes = 0.5 * np.log(given[:, 0] * given[:, 1])
     log_ratios = np.log(given[:, 1] / given[:, 0])
@@ -203,8 +209,11 @@ def read_boxes(path: str | os.PathLike[str]) -> Floats:
         Shape (N, 2).
 
     Raises:
-        InputError: the file cannot be read, a line is not two positive numbers, or there is none.
+        InputError: the name is empty, the file cannot be read, a line is not two positive numbers,
+            or there is none.
     """
+    if not os.fspath(path):
+        raise InputError("--boxes: the name is empty; give a file of width,height lines")
     boxes: list[tuple[float, float]] = []
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:

@@ -61,7 +61,7 @@ def write_report(output: Path) -> str:
         _bars(rows, "COCO-style"),
         _size_bars(ours),
         caution(ours),
-        "; ".join(remarks),
+        "\n".join(remarks),
         output / "performance.png",
     )
     stages = [stage for stage in STAGES if (output / stage / "metrics.json").is_file()]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from optuna import Trial
 
@@ -16,11 +16,11 @@ _FG = "fg_iou_thresh"
 _RPN_POSITIVE = "rpn_positive_iou_thresh"
 _RPN_NEGATIVE = "rpn_negative_iou_thresh"
 _FPN_FLOW = "fpn_grad_flow"
-_KMEANS = "kmeans_anchors"
+KMEANS: Final = "kmeans_anchors"
 _THRESHOLDS = (_FG, _RPN_POSITIVE, _RPN_NEGATIVE)
 
 # Parameters that are not simply the value of one config key.
-KNOWN_NAMES = (*_THRESHOLDS, _FPN_FLOW, _KMEANS)
+KNOWN_NAMES = (*_THRESHOLDS, _FPN_FLOW, KMEANS)
 
 # Detectron2's defaults: background below, foreground from.
 RPN_DEFAULTS = (0.3, 0.7)
@@ -182,8 +182,8 @@ def config_keys(
         Values by full config key, such as ``MODEL.RPN.IOU_THRESHOLDS``.
 
     Raises:
-        InputError: a threshold is not a number between 0 and 1, or the RPN's two are in the wrong
-            order.
+        InputError: a threshold is not a number between 0 and 1, the RPN's two are in the wrong
+            order, or a switch is neither True nor False.
     """
     for name in _THRESHOLDS:
         value = values.get(name, 0.5)
@@ -204,9 +204,9 @@ def config_keys(
         settings["MODEL.RPN.IOU_THRESHOLDS"] = [negative, positive]
         settings["MODEL.RPN.IOU_LABELS"] = [0, -1, 1]
     if _FPN_FLOW in values:
-        settings["MODEL.FPN.FREEZE"] = not _flag(_FPN_FLOW, values)
-    if _KMEANS in values and _flag(_KMEANS, values):
-        # Without sizes they are fitted to the training boxes.
+        settings["MODEL.FPN.FREEZE"] = not flag(_FPN_FLOW, values)
+    if KMEANS in values and flag(KMEANS, values):
+        # Without sizes they are fitted to the training boxes. False leaves the config's anchors.
         settings["MODEL.ANCHOR_GENERATOR.NAME"] = "KMeansAnchorGenerator"
         settings["MODEL.ANCHOR_GENERATOR.SIZES"] = []
     for name, key in (keys or {}).items():
@@ -215,8 +215,12 @@ def config_keys(
     return settings
 
 
-def _flag(name: str, values: Mapping[str, Any]) -> bool:
-    """Read True or False, also as other programs' studies may write it."""
+def flag(name: str, values: Mapping[str, Any]) -> bool:
+    """Read True or False, also as other programs' studies may write it.
+
+    Raises:
+        InputError: the value is neither.
+    """
     flags = {"true": True, "1": True, "false": False, "0": False}
     text = str(values[name]).lower()
     if text not in flags:

@@ -38,9 +38,11 @@ def storage_url(text: str) -> str:
             of an SQLite file.
 
     Raises:
-        InputError: it is no URL.
+        InputError: it is empty, or no URL.
     """
     text = text.strip()
+    if not text:
+        raise InputError("--storage: the name is empty; give an SQLite file or postgresql://...")
     if "://" not in text:
         return f"sqlite:///{text}"
     text = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql+psycopg://", text, flags=re.IGNORECASE)
@@ -194,9 +196,12 @@ def _engine_options(url: str) -> dict[str, object]:
 
 def _copy_sqlite(url: str, copy: Path) -> None:
     """Copy a database file as it is at one moment, also while others write to it."""
-    path = Path(make_url(url).database or "")
+    name = make_url(url).database
+    if not name:
+        raise InputError(f"--storage {url}: it names no file; write sqlite:///FILE")
+    path = Path(name)
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
         with (
             closing(sqlite3.connect(f"file:{path.resolve()}?mode=ro", uri=True)) as source,

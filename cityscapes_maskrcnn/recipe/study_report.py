@@ -14,19 +14,18 @@ from typing import Any
 
 import numpy as np
 import optuna
-import yaml
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from tabulate import tabulate
 
-from cityscapes_maskrcnn.recipe.search_space import RPN_DEFAULTS, config_keys
+from cityscapes_maskrcnn.recipe.best_config import anchors_remark, best_config, fragment_text
 from cityscapes_maskrcnn.recipe.study_state import (
     CONFIG,
     ITERATIONS,
     REASON,
-    SPACE,
     best_trial,
+    description,
     finished_trials,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -42,8 +41,11 @@ from cityscapes_maskrcnn.visualization.study_plots import (
 _TOP = 10
 
 
-def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
+def write_report(study: optuna.Study, where: str, output: Path) -> tuple[list[Path], str]:
     """Write ``report.md``, four pictures, ``trials.csv`` and ``best.yaml``.
+
+    Where the best trial cannot become config keys there is no ``best.yaml``. An earlier one in
+    the folder, which says of which trial it is, is left as it is.
 
     Args:
         study: of this project or any other program; needs one complete trial.
@@ -51,7 +53,7 @@ def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
         output: the folder; made when missing.
 
     Returns:
-        The files.
+        The files, and why there is no ``best.yaml``; empty if there is.
 
     Raises:
         InputError: the study has no complete trial or several objectives, or a file cannot be
@@ -73,8 +75,8 @@ def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
         )
     label = _label(study)
     importances, remark = parameter_importances(study)
-    fragment = best_config(study, best)
     best_file = output / "best.yaml"
+    fragment, use, missing = _fragment(study, best, best_file)
     files = {
         "history.png": lambda path: plot_history(trials, label, maximize, path),
         "importances.png": lambda path: plot_importances(importances, remark, path),
@@ -89,19 +91,10 @@ def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
         del files["slices.png"], files["parallel_coordinates.png"]
     texts = {
         "trials.csv": _csv(trials, maximize),
-        "report.md": _markdown(
-            study,
-            where,
-            best,
-            label,
-            importances,
-            remark,
-            list(files),
-            best_file if fragment else None,
-        ),
+        "report.md": _markdown(*(study, where, best, label, importances, remark, list(files), use)),
     }
     if fragment:
-        texts["best.yaml"] = _fragment_text(study, where, best, label, fragment, best_file)
+        texts["best.yaml"] = fragment_text(study, where, best, label, fragment, best_file)
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, draw in files.items():
@@ -111,7 +104,7 @@ def write_report(study: optuna.Study, where: str, output: Path) -> list[Path]:
                 file.write(text)
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {error.strerror}") from error
-    return [output / name for name in [*texts, *files]]
+    return [output / name for name in [*texts, *files]], missing
 
 
 def parameter_importances(study: optuna.Study) -> tuple[dict[str, float], str]:
@@ -152,57 +145,6 @@ def parameter_importances(study: optuna.Study) -> tuple[dict[str, float], str]:
     return found, f"{remark}."
 
 
-def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
-    """Turn the parameters of a trial into nested config keys.
-
-    With them comes ``DATASETS.TUNED_ON``, if the study says by which datasets they were chosen.
-
-    Raises:
-        InputError: its thresholds make no sense.
-    """
-    described = study.user_attrs.get(SPACE, {})
-    keys = {name: fields.get("key", "") for name, fields in described.items()}
-    config: Mapping[str, Any] = study.user_attrs.get(CONFIG, {})
-    negative, positive = config.get("MODEL.RPN.IOU_THRESHOLDS", RPN_DEFAULTS)
-    nested: dict[str, Any] = {}
-    for key, value in config_keys(best.params, keys, (negative, positive)).items():
-        *nodes, leaf = key.split(".")
-        node = nested
-        for name in nodes:
-            node = node.setdefault(name, {})
-        node[leaf] = value
-    if nested and config.get("DATASETS.TEST"):
-        nested["DATASETS"] = {"TUNED_ON": list(config["DATASETS.TEST"])}
-    return nested
-
-
-def _fragment_text(
-    study: optuna.Study,
-    where: str,
-    best: FrozenTrial,
-    label: str,
-    fragment: Mapping[str, Any],
-    file: Path,
-) -> str:
-    keys = study.user_attrs.get(SPACE, {})
-    unused = [
-        name
-        for name, value in best.params.items()
-        if not config_keys({name: value}, {name: keys.get(name, {}).get("key", "")})
-        and name != "kmeans_anchors"
-    ]
-    lines = [
-        f"The best of {len(finished_trials(study.trials))} trials of study {study.study_name!r}",
-        f"in {where}: trial {best.number}, {label} {best.values[0]:.6g}.",
-        *(f"- {name}: {value}" for name, value in best.params.items()),
-        *(f"No config key is known for: {', '.join(unused)}" for _ in unused[:1]),
-        f"Use: tools/train_net.py --config-file ... INCLUDE \"('{file}',)\"",
-    ]
-    # Names and values of other programs may hold line breaks, which would end the comment.
-    comment = "".join(f"# {' '.join(line.split())}\n" for line in lines)
-    return comment + yaml.safe_dump({**fragment, "VERSION": 2}, sort_keys=True)
-
-
 def _markdown(
     study: optuna.Study,
     where: str,
@@ -211,7 +153,7 @@ def _markdown(
     importances: Mapping[str, float],
     remark: str,
     pictures: Sequence[str],
-    file: Path | None,
+    use: str,
 ) -> str:
     trials = finished_trials(study.get_trials(deepcopy=False))
     maximize = study.direction == StudyDirection.MAXIMIZE
@@ -219,7 +161,10 @@ def _markdown(
     names = parameter_names(ranked)
     seconds = [trial.duration.total_seconds() for trial in trials if trial.duration]
     iterations = [
-        trial.user_attrs[ITERATIONS] for trial in trials if ITERATIONS in trial.user_attrs
+        trial.user_attrs[ITERATIONS]
+        for trial in trials
+        # Other programs may keep anything by this name.
+        if isinstance(trial.user_attrs.get(ITERATIONS), int)
     ]
     facts = [
         f"Database: {where}",
@@ -257,14 +202,35 @@ def _markdown(
     if failed:
         rows = [[count, reason.replace("|", "\\|")] for reason, count in failed.most_common()]
         parts += ["## Failed trials", _table(rows, ["trials", "reason"])]
-    parts += [
-        "## Use",
-        "`best.yaml` holds the best trial as config keys: "
-        f"`tools/train_net.py --config-file ... INCLUDE \"('{file}',)\"`."
-        if file
-        else "None of the parameters has a known config key, so there is no `best.yaml`.",
-    ]
+    parts += ["## Use", use]
     return "\n\n".join(parts) + "\n"
+
+
+def _fragment(
+    study: optuna.Study, best: FrozenTrial, file: Path
+) -> tuple[dict[str, Any], str, str]:
+    """The content of ``best.yaml``, what the report says of it, and why there is none."""
+    fragment: dict[str, Any] = {}
+    anchors = ""
+    why = "None of the parameters has a known config key"
+    try:
+        fragment, anchors = best_config(study, best), anchors_remark(study, best)
+    except InputError as error:
+        # Another program may call something else by the name of one of our parameters.
+        why = f"The best trial cannot become config keys ({error})"
+    if fragment:
+        missing = ""
+        use = (
+            "`best.yaml` holds the best trial as config keys: "
+            f"`tools/train_net.py --config-file ... INCLUDE \"('{file}',)\"`."
+        )
+    else:
+        use = missing = f"{why}, so there is no `best.yaml`." + (
+            f" The one in {file.parent} is of an earlier report and was left as it is."
+            if file.exists()
+            else ""
+        )
+    return fragment, "\n\n".join(filter(None, [use, anchors])), missing.replace("`", "")
 
 
 _PARAMETER_HEADERS = ["parameter", "importance", "best", "in the best quarter", "tried"]
@@ -349,7 +315,7 @@ def _last_reason(trials: Sequence[FrozenTrial]) -> str:
 
 
 def _label(study: optuna.Study) -> str:
-    objective = study.user_attrs.get(CONFIG, {}).get("SEARCH.OBJECTIVE", "")
+    objective = description(study, CONFIG).get("SEARCH.OBJECTIVE", "")
     if objective:
         return f"{objective} (%)" if "AP" in objective else str(objective)
     return (study.metric_names or ["objective"])[0]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import optuna
 from optuna.storages import RetryHeartbeatStaleTrialCallback
@@ -21,6 +21,15 @@ ITERATIONS: Final = "iterations"
 SETTINGS: Final = "config_keys"
 WORKER: Final = "worker"
 SURPLUS: Final = "surplus"
+
+
+def description(study: optuna.Study, attribute: str) -> Mapping[str, Any]:
+    """What a study says under ``CONFIG`` or ``SPACE``.
+
+    Empty if nothing; other programs may have something else than a mapping under that name.
+    """
+    value = study.user_attrs.get(attribute)
+    return value if isinstance(value, Mapping) else {}
 
 
 def finished_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -67,6 +68,8 @@ def _plot_shapes(figure: Figure, axis: Axes, boxes: Floats, anchors: Anchors) ->
         linewidths=0.2,
     )
     bar = figure.colorbar(cells, ax=axis, pad=0.01, aspect=35, format="{x:g}")
+    bar.set_ticks(_counts(*cells.get_clim()))
+    bar.minorticks_off()
     bar.set_label("boxes in a cell", color=_INK, fontsize=9)
     bar.ax.spines["outline"].set_visible(False)
     bar.ax.tick_params(colors=_INK, labelsize=8)
@@ -111,6 +114,14 @@ def _plot_shapes(figure: Figure, axis: Axes, boxes: Floats, anchors: Anchors) ->
     axis.set_ylabel("height, pixels of the network's input", color=_INK)
     _finish(axis, f"{len(boxes):,} boxes and the anchors")
     axis.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
+
+
+def _counts(low: float, high: float) -> list[int]:
+    """Numbers of boxes to write at the colour bar: 1, 2, 5, 10 and so on, or the two ends."""
+    steps = [step * 10**power for power in range(10) for step in (1, 2, 5)]
+    inside = [step for step in steps if low <= step <= high]
+    # Where all cells have the same number the bar goes from a little below to a little above it.
+    return inside if len(inside) > 1 else sorted({math.ceil(low), math.floor(high)})
 
 
 def _plot_ious(axis: Axes, before: Floats, after: Floats) -> None:

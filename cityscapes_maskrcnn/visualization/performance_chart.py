@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -21,6 +22,11 @@ _WARNING = (
     "The protocols give the same predictions different numbers: compare within a chart only. "
     "Published: all 500 images of Cityscapes val or 1,525 of test."
 )
+
+# Letters in a line at the bottom that fit the picture's width, also if many of them are wide.
+_LINE = 140
+# Percent that the axes reach at least: a bar of 0.0 shall not look like a full one.
+_LEAST_AXIS = 5.0
 
 # Name, AP in percent, whether it is one of this run's.
 Bar = tuple[str, float, bool]
@@ -45,7 +51,8 @@ def plot_performance(
         coco_style: bars of the COCO-style protocol.
         by_size: bars of the COCO-style protocol for small, medium and large objects.
         caution: a line below the title that nobody may overlook; empty for none.
-        remark: a line at the bottom; empty for none.
+        remark: one or more lines at the bottom; longer ones are wrapped, and the picture is higher
+            by what they take. Empty for none.
         output: the PNG file; it appears only when it is complete.
 
     Raises:
@@ -53,7 +60,8 @@ def plot_performance(
     """
     table_height = 0.42 * (len(cells) + 1) + 0.3 + (0.3 if caution else 0)
     rows = max(len(official), len(coco_style) + len(by_size) + 2, 4)
-    size = (14.5, table_height + 0.3 * rows + 1.7)
+    remarks = [part for line in remark.splitlines() for part in textwrap.wrap(line, _LINE)]
+    size = (14.5, table_height + 0.3 * rows + 1.7 + 0.17 * max(0, len(remarks) - 1))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle("Performance by stage", x=0.01, ha="left", fontsize=15, color=_INK)
@@ -69,7 +77,7 @@ def plot_performance(
     _draw_bars(first, "COCO-style protocol: mask AP, %", coco_style)
     _draw_bars(second, "COCO-style: mask AP by size, %", by_size)
     figure.supxlabel(
-        f"{_WARNING}\n{remark}".strip(), x=0.01, ha="left", fontsize=10, color="#555555"
+        "\n".join([_WARNING, *remarks]), x=0.01, ha="left", fontsize=10, color="#555555"
     )
     try:
         with atomic_write(output) as file:
@@ -122,7 +130,7 @@ def _draw_bars(axis: Axes, title: str, bars: Sequence[Bar]) -> None:
     axis.bar_label(drawn, [f"{score:.1f}" for score in scores], padding=4, fontsize=9.5, color=_INK)
     axis.set_yticks(range(len(bars)), names)
     axis.set_ylim(max(len(bars), 1) - 0.4, -0.6)
-    axis.set_xlim(0, 1.12 * max(scores, default=1.0) or 1.0)
+    axis.set_xlim(0, 1.12 * max([_LEAST_AXIS, *scores]))
     axis.spines[["top", "right", "bottom", "left"]].set_visible(False)
     axis.tick_params(axis="x", bottom=False, labelbottom=False)
     axis.tick_params(axis="y", length=0, labelsize=10, colors=_INK)

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.visualization.wrapping import wrapped
 
 _INK, _GREY = "#222222", "#b8b8b8"
 _BLUE, _RED, _GOLD = "#0072B2", "#D55E00", "#E69F00"  # of Okabe and Ito's palette
@@ -102,11 +103,12 @@ def plot_importances(
     ordered = sorted(importances.items(), key=lambda item: item[1])
     figure, axis = _figure(7.5, 1.3 + 0.42 * len(ordered))
     bars = axis.barh(
-        [name for name, _ in ordered],
+        range(len(ordered)),
         [100 * value for _, value in ordered],
         color=_BLUE,
         height=0.62,
     )
+    axis.set_yticks(range(len(ordered)), [wrapped(name, 26, 2) for name, _ in ordered])
     axis.bar_label(
         bars, [f"{100 * value:.0f} %" for _, value in ordered], padding=4, color=_INK, fontsize=9
     )
@@ -138,8 +140,18 @@ def plot_slices(
     names = parameter_names(complete)
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
+    scales = [_Scale(name, complete) for name in names]
+    titles = [wrapped(name, 24) for name in names]
+    # Categories whose names do not fit side by side stand upright.
+    upright = [scale.categories for scale in scales if sum(map(len, scale.categories)) > 22]
+    longest = max(
+        (len(line) for texts in upright for text in texts for line in text.split("\n")), default=0
+    )
+    height = 3.1 + 0.09 * longest + 0.17 * max(title.count("\n") for title in titles)
     figure = Figure(
-        figsize=(max(5.0, 2.9 * columns + 0.9), 3.1 * rows), layout="constrained", facecolor="white"
+        figsize=(max(5.0, 2.9 * columns + 0.9), height * rows),
+        layout="constrained",
+        facecolor="white",
     )
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
@@ -149,14 +161,15 @@ def plot_slices(
     last = max(1, max(trial.number for trial in complete))
     # Beginning below the first trial, whose colour would otherwise be white.
     norm = Normalize(-0.35 * last, last)
-    for axis, name in zip(axes, names, strict=True):
+    for axis, name, title, ticks in zip(axes, names, titles, scales, strict=True):
         having = [trial for trial in complete if name in trial.params]
-        ticks = _Scale(name, complete)
         places = np.array([ticks.position(trial.params[name]) for trial in having])
         if ticks.categories:
             # Side by side instead of one on top of the other.
             places = places + np.random.default_rng(0).uniform(-0.14, 0.14, len(places))
             axis.set_xticks(range(len(ticks.categories)), ticks.categories)
+            if ticks.categories in upright:
+                axis.tick_params(axis="x", rotation=90)
             axis.set_xlim(-0.6, len(ticks.categories) - 0.4)
         elif ticks.log:
             places = 10**places
@@ -173,11 +186,11 @@ def plot_slices(
         )
         best = max(range(len(having)), key=lambda i: having[i].values[0] * (1 if maximize else -1))
         _star(axis, places[best], having[best].values[0])
-        _finish(axis, name)
+        _finish(axis, title)
         if not ticks.categories and not ticks.log:
             axis.xaxis.set_major_locator(MaxNLocator(4))
     for row in grid:
-        row[0].set_ylabel(label, color=_INK)
+        row[0].set_ylabel(wrapped(label, 28), color=_INK)
     bar = figure.colorbar(ScalarMappable(norm, "Blues"), ax=axes, aspect=30)
     bar.ax.set_ylim(0, last)
     bar.ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -226,7 +239,7 @@ def plot_parallel_coordinates(
         scale.label(axis, place)
     for text, height in ((f"{low:.4g}", 0.0), (f"{high:.4g}", 1.0)):
         _tick(axis, len(names), height if high > low else 0.5, text)
-    axis.set_xticks(range(len(names) + 1), [*names, label])
+    axis.set_xticks(range(len(names) + 1), [wrapped(name, 23) for name in (*names, label)])
     axis.tick_params(axis="x", length=0, pad=14)
     axis.set_xlim(-0.25, len(names) + 0.4)
     axis.set_ylim(-0.04, 1.04)
@@ -257,9 +270,11 @@ class _Scale:
         having = [trial for trial in trials if name in trial.params]
         distribution = having[0].distributions[name]
         self.log = bool(getattr(distribution, "log", False))
-        self.categories: list[str] = []
+        # As they are and as they are written; both empty for numbers.
+        self._choices: list[str] = []
         if isinstance(distribution, CategoricalDistribution):
-            self.categories = [str(choice) for choice in distribution.choices]
+            self._choices = [str(choice) for choice in distribution.choices]
+        self.categories = [wrapped(choice, 20, 2) for choice in self._choices]
         places = [self.position(trial.params[name]) for trial in having]
         self._low, self._high = min(places), max(places)
         if self.categories:
@@ -268,7 +283,7 @@ class _Scale:
     def position(self, value: Any) -> float:
         """The value itself, its logarithm to base 10, or the number of a category."""
         if self.categories:
-            return float(self.categories.index(str(value)))
+            return float(self._choices.index(str(value)))
         return float(np.log10(value)) if self.log else float(value)
 
     def height(self, value: Any) -> float:

@@ -59,6 +59,7 @@ def test_the_rule_is_fixed_and_ignores_the_order():
         (-1, 4, "no part -1 of 4"),
         (1, 0, "no part 1 of 0"),
         (3, 4, "part 3 of 4 is empty: the split has only 2 images"),
+        (8, 8, "part 8 of 8 is empty: the split has only 2 images"),
     ],
 )
 def test_impossible_parts(part, parts, message):

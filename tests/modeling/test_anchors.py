@@ -226,3 +226,16 @@ def test_bad_files(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:
         read_boxes(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 99999999999])
+def test_seeds_that_k_means_does_not_take(seed):
+    message = f"seed {seed}; give --seed, or the config's SEED, as a number from 0 to 4294967295"
+    with pytest.raises(InputError, match=message):
+        fit_anchors([[8, 8], [9, 18]], 2, 2, seed)
+    fit_anchors([[8, 8], [9, 18]], 2, 2, 2**32 - 1)
+
+
+def test_an_empty_name_of_a_file():
+    with pytest.raises(InputError, match="--boxes: the name is empty; give a file of"):
+        read_boxes("")

@@ -74,6 +74,22 @@ def test_databases_that_cannot_be_used(url: str, searching: str, reading: str) -
 def test_addresses_that_are_none() -> None:
     with pytest.raises(InputError, match="--storage: not a database URL such as"):
         storage_url("://")
+    for text in ("", " \n"):
+        with pytest.raises(InputError, match="--storage: the name is empty; give an SQLite"):
+            storage_url(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite://", "^--storage sqlite://: it names no file; write sqlite:///FILE$"),
+        ("sqlite:///", "^--storage sqlite:///: it names no file; write sqlite:///FILE$"),
+        ("sqlite:///.", r"^\.: is a folder$"),
+    ],
+)
+def test_addresses_without_a_file(url: str, message: str) -> None:
+    with pytest.raises(InputError, match=message), open_study(storage_url(url), ""):
+        pass
 
 
 def test_reading_makes_no_file(tmp_path: Path) -> None:

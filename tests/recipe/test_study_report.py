@@ -4,6 +4,7 @@ import csv
 import math
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -14,14 +15,10 @@ from PIL import Image
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe import study_report
-from cityscapes_maskrcnn.recipe.search_space import Parameter, SearchSpace
+from cityscapes_maskrcnn.recipe.best_config import best_config
 from cityscapes_maskrcnn.recipe.storage import open_study, storage_url
-from cityscapes_maskrcnn.recipe.study import CONFIG, REASON, SPACE
-from cityscapes_maskrcnn.recipe.study_report import (
-    best_config,
-    parameter_importances,
-    write_report,
-)
+from cityscapes_maskrcnn.recipe.study import CONFIG, ITERATIONS, REASON, SPACE
+from cityscapes_maskrcnn.recipe.study_report import parameter_importances, write_report
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PICTURES = {"history.png", "importances.png", "slices.png", "parallel_coordinates.png"}
@@ -56,7 +53,8 @@ def study() -> optuna.Study:
 
 
 def test_the_report_of_a_study(study: optuna.Study, tmp_path: Path) -> None:
-    files = write_report(study, "sqlite:///s.db", tmp_path / "r")
+    files, missing = write_report(study, "sqlite:///s.db", tmp_path / "r")
+    assert missing == ""
     assert {path.name for path in files} == PICTURES | TEXTS
     assert {path.name for path in (tmp_path / "r").iterdir()} == PICTURES | TEXTS
     for name in PICTURES:
@@ -154,43 +152,6 @@ def test_minimized_and_unknown_parameters(tmp_path: Path) -> None:
     assert "there is no `best.yaml`" in text
 
 
-def test_config_keys_of_a_widened_search(tmp_path: Path) -> None:
-    study = optuna.create_study(direction="maximize")
-    space = SearchSpace(
-        {
-            "base_lr": Parameter("float", 1e-5, 1e-3, True, key="SOLVER.BASE_LR"),
-            "rpn_positive_iou_thresh": Parameter("float", 0.5, 0.9),
-        }
-    )
-    study.set_user_attr(SPACE, space.to_json())
-    config = {"MODEL.RPN.IOU_THRESHOLDS": [0.2, 0.7], "SEARCH.OBJECTIVE": "AP"}
-    study.set_user_attr(CONFIG, {**config, "DATASETS.TEST": ["cityscapes_instance_val_part3of4"]})
-    study.optimize(lambda trial: float(len(space.suggest(trial))), n_trials=1)
-    write_report(study, "memory", tmp_path)
-    rate, positive = study.best_params.values()
-    fragment = yaml.safe_load((tmp_path / "best.yaml").read_text())
-    assert fragment["SOLVER"] == {"BASE_LR": rate}
-    # The other threshold is the one that its trials trained with.
-    assert fragment["MODEL"]["RPN"]["IOU_THRESHOLDS"] == [0.2, positive]
-    # What trains with them carries on by what they were chosen.
-    assert fragment["DATASETS"] == {"TUNED_ON": ["cityscapes_instance_val_part3of4"]}
-    assert "AP (%)" in (tmp_path / "report.md").read_text()
-
-
-def test_text_in_a_study_cannot_become_config_keys(tmp_path: Path) -> None:
-    study = optuna.create_study(study_name="s\nSEED: 1", direction="maximize")
-
-    def objective(trial: optuna.Trial) -> float:
-        trial.suggest_categorical("note", ["a\nSEED: 2\nMODEL: {WEIGHTS: other.pth}"])
-        trial.suggest_categorical("x\nSEED: 3", [1])
-        return trial.suggest_float("fg_iou_thresh", 0.3, 0.7)
-
-    study.optimize(objective, n_trials=1)
-    write_report(study, "memory\nSEED: 4", tmp_path)
-    fragment = yaml.safe_load((tmp_path / "best.yaml").read_text())
-    assert fragment == {**best_config(study, study.best_trial), "VERSION": 2}
-
-
 def test_one_trial(tmp_path: Path) -> None:
     study = optuna.create_study(direction="maximize")
     add(study, 0.4, True, 3.0)
@@ -221,10 +182,52 @@ def test_thresholds_in_the_wrong_order_give_no_best_yaml(tmp_path: Path) -> None
         low = trial.suggest_float("rpn_negative_iou_thresh", 0.8, 0.9)
         return low + trial.suggest_float("rpn_positive_iou_thresh", 0.5, 0.6)
 
-    study.optimize(objective, n_trials=1)
-    with pytest.raises(InputError, match="thresholds in the wrong order"):
-        write_report(study, "memory", tmp_path / "r")
-    assert not (tmp_path / "r").exists()
+    study.optimize(objective, n_trials=2)
+    _, missing = write_report(study, "memory", tmp_path / "r")
+    assert {path.name for path in (tmp_path / "r").iterdir()} == (PICTURES | TEXTS) - {"best.yaml"}
+    assert missing.startswith("The best trial cannot become config keys (thresholds in the wrong")
+    assert missing.endswith("so there is no best.yaml.")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "why"),
+    [
+        ("fpn_grad_flow", ["on", "off"], "(fpn_grad_flow 'on': it must be True or False)"),
+        ("kmeans_anchors", [None, 3], "(kmeans_anchors None: it must be True or False)"),
+        ("fg_iou_thresh", [5, 4], "(fg_iou_thresh 5: an IoU threshold lies between 0 and 1)"),
+    ],
+)
+def test_a_name_with_another_meaning_gives_no_best_yaml(
+    tmp_path: Path, name: str, values: list[Any], why: str
+) -> None:
+    study = optuna.create_study(direction="maximize")
+
+    def objective(trial: optuna.Trial) -> float:
+        # The first of the values is best.
+        chosen = trial.suggest_categorical(name, values)
+        return trial.suggest_float("x", 0, 1) - 2 * values.index(chosen)
+
+    study.enqueue_trial({name: values[0]})
+    study.optimize(objective, n_trials=4)
+    (tmp_path / "best.yaml").write_text("earlier")
+    files, missing = write_report(study, "memory", tmp_path)
+    assert tmp_path / "best.yaml" not in files
+    assert PICTURES - {"importances.png"} <= {path.name for path in files}
+    assert (tmp_path / "best.yaml").read_text() == "earlier"
+    earlier = f"The one in {tmp_path} is of an earlier report and was left as it is."
+    assert missing.endswith(f"{why}, so there is no best.yaml. {earlier}")
+    assert missing in (tmp_path / "report.md").read_text().replace("`", "")
+
+
+def test_attributes_of_another_program(tmp_path: Path) -> None:
+    """By the names of ours, with anything in them."""
+    study = optuna.create_study(direction="maximize")
+    study.set_user_attr(CONFIG, "config.yaml")
+    study.set_user_attr(SPACE, {"lr": [0.1, 0.2], "fg_iou_thresh": 3})
+    add(study, 0.4, True, 3.0, **{ITERATIONS: "many", REASON: ["none"]})
+    add(study, 0.5, True, None, **{ITERATIONS: None, REASON: ["a", "b"]})
+    write_report(study, "memory", tmp_path)
+    assert (tmp_path / "best.yaml").is_file()
 
 
 def test_a_folder_that_cannot_be_made(study: optuna.Study, tmp_path: Path) -> None:

@@ -74,6 +74,33 @@ def test_more_sizes_than_distinct_boxes_is_one_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["boxes.csv"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--boxes", ""], "--boxes: the name is empty; give a file of width,height lines"),
+        (["--seed", "-1"], "anchors: seed -1; give --seed, or the config's SEED, as a number"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, options: list[str], message: str) -> None:
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("".join(f"{side},{3 * side}\n{side},{side}\n" for side in range(10, 20)))
+    output = ["--num-ratios", 2, "--output", tmp_path / "anchors.yaml"]
+    done = cluster_anchors(tmp_path, "--boxes", boxes, *output, *options)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["boxes.csv"]
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".png", ".json"])
+def test_a_folder_in_the_way_leaves_nothing_half_written(tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / f"anchors{suffix}"
+    folder.mkdir()
+    with pytest.raises(InputError, match=rf"--output .*/anchors\.yaml: .*{suffix} is a folder"):
+        write_anchor_report([[8, 8]], Anchors((8.0,), (1.0,)), tmp_path / "anchors.yaml", "one box")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
     anchors = Anchors((8.0,), (1.0,))
     with pytest.raises(InputError, match=r"ends in \.yaml"):

@@ -54,6 +54,23 @@ def test_the_legend_covers_no_mean_and_explains_the_lines(tmp_path, figures, siz
     assert not [one for one in drawn if one.get_window_extent().overlaps(box)]
 
 
+@pytest.mark.parametrize(
+    ("most", "written"),
+    [(1, ["1"]), (7, ["1", "2", "5"]), (30, ["1", "2", "5", "10", "20"]), (4, ["3", "4"])],
+)
+def test_the_colour_bar_has_plain_numbers(tmp_path, figures, most, written):
+    """Not 6x10^0, which a logarithmic scale of a few boxes would have."""
+    boxes = [[20, 30]] * most + [[100, 50]] * int(written[0])
+    plot_anchors(boxes, Anchors((32.0,), (1.0,)), tmp_path / "a.png")
+    (bar,) = [axis for axis in figures[0].axes if axis.get_ylabel() == "boxes in a cell"]
+    labels = [*bar.get_yticklabels(), *bar.get_yticklabels(minor=True)]
+    low, high = bar.get_ylim()
+    shown = [
+        label for label in labels if label.get_text() and low <= label.get_position()[1] <= high
+    ]
+    assert list(dict.fromkeys(label.get_text() for label in shown)) == written
+
+
 def test_equal_boxes_and_odd_ones(tmp_path):
     plot_anchors([[8, 8]], Anchors((8.0,), (1.0,)), tmp_path / "one.png")
     plot_anchors([[1e-3, 1e6], [20, 30]] * 3, Anchors((20.0,), (1.0,)), tmp_path / "odd.png")

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -44,6 +46,38 @@ def test_a_caution_stands_above_the_table(tmp_path: Path) -> None:
     # In the uppermost tenth, and the picture is higher by as much as it takes.
     assert rows.max() < len(with_it) / 10
     assert with_it.shape[0] - without.shape[0] == 42  # 0.3 inches at 140 dots
+
+
+def test_long_remarks_are_whole(tmp_path: Path, figures: list[Figure]) -> None:
+    names = ", ".join(f"frankfurt_{number:06d}_000019_leftImg8bit.png" for number in range(8))
+    remark = f"1 heads: not honest: {names}\n2 tuned: not honest: {'MY_DATA_SET_' * 20}"
+    for text in ("", remark):
+        plot_performance(HEADINGS, [("1 heads", "-")], [], [], [], "", text, tmp_path / "a.png")
+    without, figure = figures
+    (line,) = [text for text in figure.texts if names[:20] in text.get_text()]
+    assert "".join(line.get_text().split()).endswith("".join(remark.split()))
+    box = line.get_window_extent()
+    assert 0 < box.x0 < box.x1 < figure.bbox.x1
+    assert box.y0 > 0
+    # The charts keep their height.
+    assert figure.bbox.height > without.bbox.height + 3 * 0.16 * figure.dpi
+
+
+@pytest.mark.parametrize(("score", "low", "high"), [(0.04, 0.0, 0.02), (30.0, 0.85, 0.95)])
+def test_a_bar_of_nearly_nothing_does_not_look_full(
+    tmp_path: Path, figures: list[Figure], score: float, low: float, high: float
+) -> None:
+    sizes = [("small: 1 heads", score, True)]
+    plot_performance(HEADINGS, [("1 heads", "-")], [], [], sizes, "", "", tmp_path / "a.png")
+    (bar,) = [
+        patch
+        for part in figures[0].subfigs[1].subfigs
+        for axis in part.axes
+        for patch in axis.patches
+        if isinstance(patch, Rectangle)
+    ]
+    share = bar.get_window_extent().width / bar.axes.get_window_extent().width
+    assert low < share < high
 
 
 def test_a_run_without_scores(tmp_path: Path) -> None:
