@@ -30,9 +30,7 @@ def train_or_evaluate(args: argparse.Namespace) -> Any:
     """Run in every process: build everything from the config, then train or evaluate."""
     cfg = setup(args)
     if args.eval_only:
-        results = Trainer.evaluate_checkpoint(cfg, resume=args.resume)
-        save_config(cfg, scoring=True)
-        return results
+        return Trainer.evaluate_checkpoint(cfg, resume=args.resume)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     save_config(cfg, scoring=False)

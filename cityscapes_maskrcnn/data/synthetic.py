@@ -129,7 +129,9 @@ def find_dataset(
 
 def is_generated(image_dir: str | os.PathLike[str]) -> bool:
     """Whether a folder such as ``cityscapes/leftImg8bit/val`` belongs to a generated set."""
-    return (Path(image_dir).resolve().parent.parent / MANIFEST).is_file()
+    # Either the folder or all of the set may be a link into another one.
+    folders = (Path(image_dir), Path(image_dir).resolve())
+    return any((folder.parent.parent / MANIFEST).is_file() for folder in folders)
 
 
 def _arguments(counts: Mapping[str, int], height: int, width: int, seed: int) -> dict[str, Any]:

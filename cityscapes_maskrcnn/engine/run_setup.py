@@ -40,7 +40,8 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.config_file:
         text = Path(args.config_file).read_text(encoding="utf-8")
         logger.info("Contents of args.config_file=%s:\n%s", args.config_file, text)
-    logger.info("Running with full config:\n%s", cfg.dump())
+    if comm.is_main_process():
+        logger.info("Running with full config:\n%s", cfg.dump())
     # Every process draws other numbers, the same ones whenever it is run again.
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not args.eval_only:
@@ -49,6 +50,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+        logger.info("Set fp32 precision to %s", cfg.FLOAT32_PRECISION)
 
 
 def save_config(cfg: CfgNode, scoring: bool) -> None:
@@ -56,12 +58,14 @@ def save_config(cfg: CfgNode, scoring: bool) -> None:
 
     Args:
         cfg: the frozen config.
-        scoring: a model was only scored. Then the config of a folder with checkpoints stays: it is
+        scoring: a model is only scored. Then the config that lies beside checkpoints stays: it is
             that of their training.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    if not comm.is_main_process() or (scoring and any(folder.glob("*.pth"))):
+    file = folder / "config.yaml"
+    of_a_training = file.is_file() and any(folder.glob("*.pth"))
+    if not comm.is_main_process() or (scoring and of_a_training):
         return
-    with atomic_write(folder / "config.yaml", "w") as file:
-        file.write(cfg.dump())
-    logger.info("Full config saved to %s", folder / "config.yaml")
+    with atomic_write(file, "w") as stream:
+        stream.write(cfg.dump())
+    logger.info("Full config saved to %s", file)

@@ -18,13 +18,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data import transforms as T
-from detectron2.engine import (
-    DefaultTrainer,
-    HookBase,
-    TrainerBase,
-    create_ddp_model,
-    hooks,
-)
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.solver import build_optimizer, get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
@@ -49,6 +43,7 @@ from cityscapes_maskrcnn.engine.hooks import (
 )
 from cityscapes_maskrcnn.engine.precision import build_step, match_memory_format
 from cityscapes_maskrcnn.engine.provenance import data_of_run, refuse_seen_images
+from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.summary import RunSummary, without_nan, write_scores
 from cityscapes_maskrcnn.engine.test_time_augmentation import with_test_time_augmentation
@@ -272,6 +267,7 @@ class Trainer(DefaultTrainer):
             raise InputError("MODEL.WEIGHTS is empty: name the checkpoint to score")
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         seen = refuse_seen_images(cfg, checkpointer.history, roles=(TRAINED, TUNED))
+        save_config(cfg, scoring=True)
         results = cls.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(cls.test_with_TTA(cfg, model))

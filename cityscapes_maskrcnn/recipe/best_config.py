@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,9 @@ def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
         for name in nodes:
             node = node.setdefault(name, {})
         node[leaf] = value
-    if nested and config.get("DATASETS.TEST"):
-        nested["DATASETS"] = {"TUNED_ON": list(config["DATASETS.TEST"])}
+    tested = config.get("DATASETS.TEST")
+    if nested and tested and isinstance(tested, Sequence) and not isinstance(tested, str):
+        nested["DATASETS"] = {"TUNED_ON": list(tested)}
     return nested
 
 
@@ -64,7 +65,13 @@ def anchors_remark(study: optuna.Study, best: FrozenTrial) -> str:
             f"({', '.join(config.get('DATASETS.TRAIN', ())) or 'on what is not known'}); where "
             "MODEL.WEIGHTS come with fitted ones, these."
         )
-    if _anchors(config, best):
+    anchors = _anchors(config, best)
+    if anchors and not anchors[f"{_NODE}SIZES"]:
+        return (
+            "Anchors: not known. The config of the trials left them open, so that they were fitted "
+            "or came with the weights, and it does here."
+        )
+    if anchors:
         return "Anchors: those that the trials without k-means trained with."
     return (
         f"Anchors: not known. {KMEANS} is {best.params[KMEANS]}, and the study does not keep the "

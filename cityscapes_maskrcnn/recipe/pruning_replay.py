@@ -161,11 +161,11 @@ def compute_to_best(replays: Sequence[Replay]) -> float:
 
 
 def least_training(curves: Sequence[Curve]) -> float:
-    """Training that a search needs to find its best score, relative to that without pruning.
+    """Training that finds the best score if trials of higher scores always go on, too.
 
-    It ends every trial at the first evaluation that gives less than the best trial had there.
-    A pruner, which does not know the best trial, can do with less only if it goes on with trials
-    of lower scores instead of some with higher ones.
+    Every trial ends at the first evaluation that gives less than the best trial had there. That is
+    a lower bound for pruners that rank the trials by their scores after as many iterations. Those
+    that look at something else, such as how fast a score rises, may do with less.
 
     Args:
         curves: from :func:`recorded_curves`.
@@ -195,9 +195,7 @@ def summary(curves: Sequence[Curve], replays: Sequence[Replay]) -> list[tuple[st
         with_pruning = fmean(each.to_best or 0 for each in reached)
         without = fmean(each.to_best_unpruned for each in reached)
         rows.insert(3, ("training until its moment, in those", with_pruning / without))
-    rows.append(
-        ("least training, were the best trial's scores known before", least_training(curves))
-    )
+    rows.append(("least training of a rule that keeps the higher scores", least_training(curves)))
     return [(name, f"{100 * share:.0f} %" if math.isfinite(share) else "-") for name, share in rows]
 
 

@@ -236,15 +236,19 @@ class Recipe:
             and (not key.startswith("SEARCH.") or (name == "search" and key.startswith(_SEARCHED)))
         }
         needs = dict(includes)
-        lacking = without_data = self._lacking_data(cfg.DATASETS.TRAIN)
+        lacking = self._lacking_data((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         if isinstance(weights, str):
             settings["MODEL.WEIGHTS"] = weights
-            if weights and "://" not in weights:
-                needs["MODEL.WEIGHTS"] = Path(weights)
-            lacking = without_data | self._lacking_weights(name, weights)
+            without = self._lacking_weights(name, weights)
+            # A training that has a checkpoint goes on from that alone.
+            if not (without and (self._output / name / "last_checkpoint").is_file()):
+                lacking |= without
+                if weights and "://" not in weights:
+                    needs["MODEL.WEIGHTS"] = Path(weights)
         else:
             needs[weights[0]] = weights[1]
-        if not without_data:
+        countable = not self._lacking_data(cfg.DATASETS.TRAIN)
+        if countable:
             resolve_epochs(cfg)
         return Step(
             name=name,
@@ -255,8 +259,8 @@ class Recipe:
             makes=makes,
             data=f"{' '.join(cfg.DATASETS.TRAIN)} -> {' '.join(cfg.DATASETS.TEST)}",
             # How many images there are decides how many iterations the epochs of a config are.
-            images=0 if without_data else len(training_dicts(cfg)),
-            iterations=0 if without_data else cfg.SOLVER.MAX_ITER,
+            images=len(training_dicts(cfg)) if countable else 0,
+            iterations=cfg.SOLVER.MAX_ITER if countable else 0,
             lacking=lacking,
         )
 

@@ -215,8 +215,9 @@ def _fragment(
     why = "None of the parameters has a known config key"
     try:
         fragment, anchors = best_config(study, best), anchors_remark(study, best)
-    except InputError as error:
-        # Another program may call something else by the name of one of our parameters.
+    except (InputError, TypeError, ValueError, AttributeError) as error:
+        # Another program may call something else by the name of one of our parameters or keep
+        # anything in our attributes.
         why = f"The best trial cannot become config keys ({error})"
     if fragment:
         missing = ""

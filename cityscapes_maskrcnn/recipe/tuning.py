@@ -27,7 +27,7 @@ from cityscapes_maskrcnn.recipe.storage import (
     without_password,
 )
 from cityscapes_maskrcnn.recipe.study import Worker, join_study
-from cityscapes_maskrcnn.recipe.study_state import CONFIG, WEIGHTS_CONTENT, progress
+from cityscapes_maskrcnn.recipe.study_state import CONFIG, WEIGHTS_CONTENT, description, progress
 from cityscapes_maskrcnn.recipe.trial import StopRequests, TrialRunner, check_folders
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -90,7 +90,7 @@ def tune(
             SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
             build_pruner(cfg, period) if prune and period else NopPruner(),
         )
-        check_folders(trials, {"study": study_name, "config": study.user_attrs[CONFIG]})
+        check_folders(trials, {"study": study_name, "config": description(study, CONFIG)})
         setup_logger(cfg.OUTPUT_DIR, name="cityscapes_maskrcnn", abbrev_name="cm")
         logger.info("Study %r in %s", study_name, without_password(url))
         for name, parameter in space.parameters.items():

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,6 +148,13 @@ def test_a_generated_set_is_known_by_its_folder(tree: Path, tmp_path: Path) -> N
     (tmp_path / "cityscapes").mkdir()
     (tmp_path / "cityscapes" / "leftImg8bit").symlink_to(tree / "leftImg8bit")
     assert is_generated(tmp_path / "cityscapes" / "leftImg8bit" / "val")
+    # A whole generated set, one split of which is kept elsewhere.
+    elsewhere = tmp_path / "elsewhere" / "images" / "val"
+    shutil.copytree(tree / "leftImg8bit" / "val", elsewhere)
+    (tmp_path / "linked" / "leftImg8bit").mkdir(parents=True)
+    shutil.copy(tree / "synthetic.json", tmp_path / "linked")
+    (tmp_path / "linked" / "leftImg8bit" / "val").symlink_to(elsewhere)
+    assert is_generated(tmp_path / "linked" / "leftImg8bit" / "val")
     (tmp_path / "real" / "leftImg8bit" / "val").mkdir(parents=True)
     assert not is_generated(tmp_path / "real" / "leftImg8bit" / "val")
 

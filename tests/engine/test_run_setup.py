@@ -24,6 +24,14 @@ def test_the_saved_config_is_plain_yaml(cfg: CfgNode) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["config.yaml"]
 
 
+def test_scoring_beside_a_model_without_a_config_writes_one(cfg: CfgNode) -> None:
+    saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    saved.parent.mkdir()
+    (saved.parent / "model_final.pth").touch()
+    save_config(cfg, scoring=True)
+    assert saved.is_file()
+
+
 def test_scoring_keeps_the_config_of_a_training(cfg: CfgNode) -> None:
     saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
     save_config(cfg, scoring=True)

@@ -12,7 +12,7 @@ import yaml
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe.chain import read_states, require_inputs
 from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, keep_matching, split_words
-from cityscapes_maskrcnn.recipe.step_state import COMPLETE, NEW, UNFINISHED, begin, finish
+from cityscapes_maskrcnn.recipe.step_state import COMPLETE, NEW, UNFINISHED, Step, begin, finish
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PROJECT = Path(__file__).parents[2]
@@ -189,6 +189,23 @@ def test_missing_data_do_not_hide_the_plan(
     assert problems["anchors"].startswith(f"{tmp_path}/gtFine/cityscapes/gtFine: no such folder")
 
 
+def test_data_to_validate_on_are_missed_too(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "without"
+    shutil.copytree(small_root, root)
+    shutil.rmtree(root / "cityscapes" / "gtFine" / "val")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    steps = recipe(tmp_path / "output").steps()
+    lacking = {step.name for step in steps if step.lacking}
+    # Stage 0 has other annotations, and anchors are fitted to train; all others validate on val.
+    assert lacking == {*STEPS, "scores/stage_1", "scores/stage_2", "scores/stage_3"} - {
+        *("stage_0", "anchors")
+    }
+    # What they train on is there, but for stage 3, which trains on val.
+    assert [step.name for step in steps if not step.images and step.name in STEPS] == ["stage_3"]
+
+
 def test_what_is_complete_needs_no_data(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +254,25 @@ def test_named_weights_count_by_their_content(tmp_path: Path) -> None:
     mine.write_text("others")
     with pytest.raises(InputError, match=r"stage_2: was made with another MODEL\.WEIGHTS; take"):
         state(mine)
+
+
+def test_a_training_with_a_checkpoint_goes_on_without_the_weights_it_began_with(
+    tmp_path: Path,
+) -> None:
+    mine = tmp_path / "mine.pth"
+    mine.write_text("weights")
+
+    def stage_2() -> Step:
+        keys = ("MODEL.WEIGHTS", str(mine))
+        return recipe(tmp_path / "out", *keys, stages=("stage_2",)).steps()[0]
+
+    begin(stage_2().folder, stage_2().inputs())
+    mine.unlink()
+    assert list(stage_2().lacking) == ["weights"]
+    (stage_2().folder / "last_checkpoint").touch()
+    assert not stage_2().lacking
+    assert read_states([stage_2()]) == {"stage_2": UNFINISHED}
+    assert None not in stage_2().inputs().files.values()
 
 
 def test_the_config_of_a_stage_is_part_of_it(tmp_path: Path) -> None:

@@ -230,6 +230,18 @@ def test_attributes_of_another_program(tmp_path: Path) -> None:
     assert (tmp_path / "best.yaml").is_file()
 
 
+@pytest.mark.parametrize("thresholds", [0.3, ["a", "b"]])
+def test_a_config_of_another_program(thresholds: object, tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+    study.set_user_attr(CONFIG, {"MODEL.RPN.IOU_THRESHOLDS": thresholds, "DATASETS.TEST": "name"})
+    trial = study.ask()
+    trial.suggest_float("rpn_positive_iou_thresh", 0.6, 0.9)
+    study.tell(trial, 0.5)
+    _, missing = write_report(study, "memory", tmp_path)
+    assert missing.startswith("The best trial cannot become config keys")
+    assert (tmp_path / "report.md").is_file()
+
+
 def test_a_folder_that_cannot_be_made(study: optuna.Study, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/r: cannot be written"):
