@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +140,9 @@ def test_anchors_of_another_program_are_not_known(tmp_path: Path) -> None:
     assert set(best["MODEL"]) == {"ROI_HEADS"}
 
 
-def test_one_threshold_beyond_the_default_of_the_other(tmp_path: Path) -> None:
-    study = optuna.create_study(direction="maximize")
-
-    def objective(trial: optuna.Trial) -> float:
-        low = trial.suggest_float("rpn_negative_iou_thresh", 0.75, 0.75)
-        return low + trial.suggest_float("rpn_positive_iou_thresh", 0.8, 0.8)
-
-    study.optimize(objective, n_trials=1)
-    write_report(study, "memory", tmp_path)
+def test_one_threshold_beyond_the_default_of_the_other(
+    rpn_study: Callable[..., optuna.Study], tmp_path: Path
+) -> None:
+    write_report(rpn_study((0.75, 0.75), (0.8, 0.8), trials=1), "memory", tmp_path)
     best = yaml.safe_load((tmp_path / "best.yaml").read_text())
     assert best["MODEL"]["RPN"]["IOU_THRESHOLDS"] == [0.75, 0.8]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import math
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -175,14 +176,10 @@ def test_studies_without_a_result(tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
-def test_thresholds_in_the_wrong_order_give_no_best_yaml(tmp_path: Path) -> None:
-    study = optuna.create_study(direction="maximize")
-
-    def objective(trial: optuna.Trial) -> float:
-        low = trial.suggest_float("rpn_negative_iou_thresh", 0.8, 0.9)
-        return low + trial.suggest_float("rpn_positive_iou_thresh", 0.5, 0.6)
-
-    study.optimize(objective, n_trials=2)
+def test_thresholds_in_the_wrong_order_give_no_best_yaml(
+    rpn_study: Callable[..., optuna.Study], tmp_path: Path
+) -> None:
+    study = rpn_study((0.8, 0.9), (0.5, 0.6), trials=2)
     _, missing = write_report(study, "memory", tmp_path / "r")
     assert {path.name for path in (tmp_path / "r").iterdir()} == (PICTURES | TEXTS) - {"best.yaml"}
     assert missing.startswith("The best trial cannot become config keys (thresholds in the wrong")
