@@ -23,6 +23,16 @@ from cityscapes_maskrcnn.utils.files import atomic_write
 logger = logging.getLogger(__name__)
 
 
+def start_logs(folder: str | None) -> None:
+    """Send the lines of Detectron2, fvcore and this project to the terminal and to a folder.
+
+    Args:
+        folder: gets ``log.txt``; None: the terminal only.
+    """
+    for name, short in (("fvcore", None), ("detectron2", None), ("cityscapes_maskrcnn", "cm")):
+        setup_logger(folder, comm.get_rank(), name=name, abbrev_name=short)
+
+
 def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Start the log in ``OUTPUT_DIR``, tell what is run, seed and set torch's switches.
 
@@ -31,9 +41,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         args: with Detectron2's flags.
     """
     rank = comm.get_rank()
-    # Detectron2 sets up its own logs only; this project's lines go to the same places.
-    for name, short in (("fvcore", None), ("detectron2", None), ("cityscapes_maskrcnn", "cm")):
-        setup_logger(cfg.OUTPUT_DIR, rank, name=name, abbrev_name=short)
+    start_logs(cfg.OUTPUT_DIR)
     logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
     logger.info("Environment info:\n%s", collect_env_info())
     logger.info("Command line arguments: %s", args)
@@ -57,7 +65,8 @@ def save_config(cfg: CfgNode, scoring: bool) -> None:
     """Write ``OUTPUT_DIR/config.yaml``, on the main process only.
 
     Args:
-        cfg: the frozen config.
+        cfg: the frozen config as the run was started with; a trainer scales its own to the number
+            of processes.
         scoring: a model is only scored. Then the config that lies beside checkpoints stays: it is
             that of their training.
     """

@@ -13,13 +13,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.run_setup import start_logs
 from cityscapes_maskrcnn.engine.test_time_augmentation import with_test_time_augmentation
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import instances_to_predictions
@@ -63,8 +63,7 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
             "a submission needs masks (MODEL.MASK_ON True) of the 8 Cityscapes instance classes"
             f" (MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES})"
         )
-    for name, short in (("fvcore", None), ("detectron2", None), ("cityscapes_maskrcnn", "cm")):
-        setup_logger(distributed_rank=comm.get_rank(), name=name, abbrev_name=short)
+    start_logs(None)
     logger = logging.getLogger(__name__)
     images = expected_images(dataset_name)
     model = Trainer.build_model(cfg).eval()

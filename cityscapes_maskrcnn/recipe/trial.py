@@ -32,8 +32,6 @@ STOPPED: Final = "stopped"
 # Seconds a trial gets to save and end after SIGTERM, before it is killed. An evaluation under way
 # is finished first.
 _GRACE = 300.0
-
-
 _NOTE: Final = "trial.json"  # in the folder of a trial: which it is
 
 
