@@ -77,20 +77,25 @@ def tune(
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {output}: cannot be made: {error.strerror}") from error
     trials = output / "trials"
-    # Before the study is made; with which config it is one's own shows when it is joined.
-    check_folders(trials, {"study": study_name})
+    mine = {"study": study_name}
+    check_folders(trials, mine)
+    config = {**_shared(yaml.safe_load(text)), WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS)}
     with database_errors(url), warnings.catch_warnings():
         # Heartbeats have been experimental since Optuna 2.8.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        database = open_storage(url, cfg.SEARCH.HEARTBEAT_SECONDS)
+        if study_name not in optuna.get_all_study_names(database):
+            # Before it is made: a refused search leaves no study behind.
+            check_folders(trials, {**mine, "config": config})
         study = join_study(
-            open_storage(url, cfg.SEARCH.HEARTBEAT_SECONDS),
+            database,
             study_name,
             space,
-            {**_shared(yaml.safe_load(text)), WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS)},
+            config,
             SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
             build_pruner(cfg, period) if prune and period else NopPruner(),
         )
-        check_folders(trials, {"study": study_name, "config": description(study, CONFIG)})
+        check_folders(trials, {**mine, "config": description(study, CONFIG)})
         setup_logger(cfg.OUTPUT_DIR, name="cityscapes_maskrcnn", abbrev_name="cm")
         logger.info("Study %r in %s", study_name, without_password(url))
         for name, parameter in space.parameters.items():

@@ -259,8 +259,9 @@ def test_trials_of_another_study_are_found_before_one_is_started(
     (tmp_path / "search.db").unlink()
     with pytest.raises(InputError, match=other):
         fake_search(tmp_path, "SEED", "7")
-    trials = optuna.load_study(study_name="search", storage=url).trials
-    assert [trial.state for trial in trials] == [TrialState.WAITING]
+    assert optuna.get_all_study_names(url) == []
+    fake_search(tmp_path)
+    assert optuna.get_all_study_names(url) == ["search"]
 
 
 def test_a_study_has_a_name(
