@@ -30,6 +30,8 @@ class Replay:
         to_best: iterations until the pruned search had a score as good as ``best_unpruned``, or
             less by no more than the tolerance; None if it never had.
         to_best_unpruned: iterations until the unpruned search had one.
+        best_as_long: best score that the unpruned search had after ``spent`` iterations, in trials
+            that were complete by then.
     """
 
     spent: int
@@ -38,6 +40,7 @@ class Replay:
     best_unpruned: float
     to_best: int | None
     to_best_unpruned: int
+    best_as_long: float
 
 
 def recorded_curves(trials: Sequence[FrozenTrial]) -> list[Curve]:
@@ -102,9 +105,9 @@ def replay(curves: Sequence[Curve], pruner: BasePruner, tolerance: float = 0.0) 
     """
     if not tolerance >= 0:
         raise InputError(f"tolerance {tolerance}: at least 0")
-    best_unpruned = max(list(curve.values())[-1] for curve in curves)
-    as_good = best_unpruned - tolerance
     length = max(curves[0])
+    finals = [curve[length] for curve in curves]
+    as_good = max(finals) - tolerance
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -123,14 +126,15 @@ def replay(curves: Sequence[Curve], pruner: BasePruner, tolerance: float = 0.0) 
         if to_best is None and best >= as_good:
             to_best = spent
     optuna.logging.set_verbosity(verbosity)
-    first = [curve[length] >= as_good for curve in curves].index(True)
     return Replay(
-        spent,
-        length * len(curves),
-        best,
-        best_unpruned,
-        to_best,
-        length * (first + 1),
+        spent=spent,
+        spent_unpruned=length * len(curves),
+        best=best,
+        best_unpruned=max(finals),
+        to_best=to_best,
+        to_best_unpruned=length * (1 + [final >= as_good for final in finals].index(True)),
+        # The first trial is never ended: there is nothing to compare it with.
+        best_as_long=max(finals[: spent // length]),
     )
 
 
@@ -189,6 +193,10 @@ def summary(curves: Sequence[Curve], replays: Sequence[Replay]) -> list[tuple[st
         (
             "best score found, mean of all searches",
             fmean(e.best / e.best_unpruned for e in replays),
+        ),
+        (
+            "best score of fewer trials without pruning, as much training",
+            fmean(e.best_as_long / e.best_unpruned for e in replays),
         ),
     ]
     if reached:

@@ -34,29 +34,31 @@ def halving() -> SuccessiveHalvingPruner:
 
 
 def test_without_pruning_nothing_is_saved() -> None:
-    assert replay([GOOD, BAD, BEST], NopPruner()) == Replay(120, 120, 9.0, 9.0, 120, 120)
+    assert replay([GOOD, BAD, BEST], NopPruner()) == Replay(120, 120, 9.0, 9.0, 120, 120, 9.0)
 
 
 def test_bad_trials_are_ended() -> None:
-    # BAD ends after 10 of its 40 iterations: 40 + 10 + 40 = 90 instead of 120.
-    assert replay([GOOD, BAD, BEST], halving()) == Replay(90, 120, 9.0, 9.0, 90, 120)
+    # BAD ends after 10 of its 40 iterations: 40 + 10 + 40 = 90 instead of 120. In 90, GOOD and BAD
+    # would be complete without pruning.
+    assert replay([GOOD, BAD, BEST], halving()) == Replay(90, 120, 9.0, 9.0, 90, 120, 8.0)
     # The best first: both others end after 10, and it was complete after its own 40.
-    assert replay([BEST, GOOD, BAD], halving()) == Replay(60, 120, 9.0, 9.0, 40, 40)
+    assert replay([BEST, GOOD, BAD], halving()) == Replay(60, 120, 9.0, 9.0, 40, 40, 9.0)
 
 
 def test_a_late_trial_is_lost() -> None:
     # It would have been the best, 10; it ends after 10 iterations, where it is the last.
-    assert replay([GOOD, LATE], halving()) == Replay(50, 80, 8.0, 10.0, None, 80)
+    assert replay([GOOD, LATE], halving()) == Replay(50, 80, 8.0, 10.0, None, 80, 8.0)
 
 
 def test_a_score_that_is_nearly_as_good() -> None:
     # 8 counts as 10 with a tolerance of 2, and then the unpruned search has it after 40 iterations.
-    assert replay([GOOD, LATE], halving(), 2.0) == Replay(50, 80, 8.0, 10.0, 40, 40)
+    assert replay([GOOD, LATE], halving(), 2.0) == Replay(50, 80, 8.0, 10.0, 40, 40, 8.0)
     assert replay([GOOD, LATE], halving(), 1.9).to_best is None
 
 
 def test_a_search_that_misses_the_best_is_repeated() -> None:
-    found, missed = Replay(60, 120, 9.0, 9.0, 30, 80), Replay(30, 120, 8.0, 9.0, None, 40)
+    found = Replay(60, 120, 9.0, 9.0, 30, 80, 7.0)
+    missed = Replay(30, 120, 8.0, 9.0, None, 40, 7.0)
     # 1/2 and 1/4 of the training, and one of the two found it.
     assert compute_to_best([found, missed]) == 0.75
     assert compute_to_best([found, found]) == 0.5
@@ -75,8 +77,8 @@ def test_orders() -> None:
     assert rows["training of all searches, for each that finds it"] == rows["training of a search"]
     assert rows["best score found, mean of all searches"] == "100 %"
     lost = dict(summary([GOOD, LATE], [replay([GOOD, LATE], halving())]))
-    # 50 of 80 iterations; 8 of 10; GOOD is ahead of LATE until the end
-    assert list(lost.values()) == ["62 %", "0 %", "-", "80 %", "100 %"]
+    # 50 of 80 iterations; 8 of 10, which GOOD alone has, too; GOOD is ahead of LATE until the end
+    assert list(lost.values()) == ["62 %", "0 %", "-", "80 %", "80 %", "100 %"]
 
 
 def test_the_least_that_ranking_by_scores_needs() -> None:
