@@ -169,7 +169,8 @@ def _add_search_config(cfg: CfgNode) -> None:
     # Successive halving: of all trials that came so far, the best 1 / REDUCTION go on; asked after
     # MIN_EVALUATIONS evaluations, REDUCTION times as many, REDUCTION ^ 2 times, ... Of the ten of
     # stage_2_search.yaml that is once, half way. Sooner (1 and 4) saves three quarters of the
-    # training, and in recorded searches lost the best trial: docs/benchmarks.md.
+    # training, and in recorded searches lost the best trial: docs/benchmarks.md. A trial of no more
+    # than MIN_EVALUATIONS evaluations is never pruned.
     cfg.SEARCH.PRUNER = CfgNode()
     cfg.SEARCH.PRUNER.MIN_EVALUATIONS = 5
     cfg.SEARCH.PRUNER.REDUCTION = 2

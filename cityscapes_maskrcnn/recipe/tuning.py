@@ -78,6 +78,7 @@ def tune(
         raise InputError(f"OUTPUT_DIR {output}: cannot be made: {error.strerror}") from error
     trials = output / "trials"
     mine = {"study": study_name}
+    # Before there is a database file.
     check_folders(trials, mine)
     config = {**_shared(yaml.safe_load(text)), WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS)}
     with database_errors(url), warnings.catch_warnings():
@@ -95,11 +96,19 @@ def tune(
             SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
             build_pruner(cfg, period) if prune and period else NopPruner(),
         )
+        # A study that was there has a config of its own.
         check_folders(trials, {**mine, "config": description(study, CONFIG)})
         setup_logger(cfg.OUTPUT_DIR, name="cityscapes_maskrcnn", abbrev_name="cm")
         logger.info("Study %r in %s", study_name, without_password(url))
         for name, parameter in space.parameters.items():
             logger.info("  %s: %s", name, parameter)
+        least = cfg.SEARCH.PRUNER.MIN_EVALUATIONS
+        if prune and not 0 < least * period < iterations:
+            logger.info(
+                "No trial will be pruned: they have no more than SEARCH.PRUNER.MIN_EVALUATIONS %d "
+                "evaluations (TEST.EVAL_PERIOD %d of %d iterations)",
+                *(least, period, iterations),
+            )
         # Trials train with the config as it is now, whatever happens to the files it came from.
         runner = TrialRunner(
             train_command, text, cfg.SEARCH.OBJECTIVE, stop, 60 * cfg.SEARCH.STALL_MINUTES

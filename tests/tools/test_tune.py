@@ -191,11 +191,13 @@ def fake_search(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
     command = [sys.executable, str(PROJECT / "tests" / "recipe" / "fake_train_net.py")]
 
-    def search(output: Path, *opts: str, study: str = "search") -> optuna.Study:
+    def search(
+        output: Path, *opts: str, study: str = "search", prune: bool = False
+    ) -> optuna.Study:
         # What the fake has to be told of every trial, and how long it trains.
         fit = ("SEARCH.PARAMETERS.fpn_grad_flow.ENABLED", "True", "SOLVER.MAX_ITER", "100")
         cfg = build_config(str(config), [*fit, *opts, "OUTPUT_DIR", str(output)])
-        tune(cfg, study, "", 1, False, command, StopRequests())
+        tune(cfg, study, "", 1, prune, command, StopRequests())
         return optuna.load_study(study_name=study, storage=f"sqlite:///{output}/search.db")
 
     return search
@@ -262,6 +264,20 @@ def test_trials_of_another_study_are_found_before_one_is_started(
     assert optuna.get_all_study_names(url) == []
     fake_search(tmp_path)
     assert optuna.get_all_study_names(url) == ["search"]
+
+
+def test_a_search_whose_trials_are_too_short_to_be_pruned_says_so(
+    fake_search: Callable[..., optuna.Study], tmp_path: Path
+) -> None:
+    line = (
+        "No trial will be pruned: they have no more than SEARCH.PRUNER.MIN_EVALUATIONS 5 "
+        "evaluations (TEST.EVAL_PERIOD 20 of 100 iterations)"
+    )
+    # Five evaluations of 20 iterations are all of a trial; 19 leave five iterations to save.
+    for period, prune, told in (("20", True, True), ("19", True, False), ("20", False, False)):
+        output = tmp_path / f"{period} {prune}"
+        fake_search(output, "TEST.EVAL_PERIOD", period, prune=prune)
+        assert (line in (output / "log.txt").read_text()) == told
 
 
 def test_a_study_has_a_name(
