@@ -107,7 +107,8 @@ def replay(curves: Sequence[Curve], pruner: BasePruner, tolerance: float = 0.0) 
         raise InputError(f"tolerance {tolerance}: at least 0")
     length = max(curves[0])
     finals = [curve[length] for curve in curves]
-    as_good = max(finals) - tolerance
+    best_unpruned = max(finals)
+    as_good = best_unpruned - tolerance
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -130,7 +131,7 @@ def replay(curves: Sequence[Curve], pruner: BasePruner, tolerance: float = 0.0) 
         spent=spent,
         spent_unpruned=length * len(curves),
         best=best,
-        best_unpruned=max(finals),
+        best_unpruned=best_unpruned,
         to_best=to_best,
         to_best_unpruned=length * (1 + [final >= as_good for final in finals].index(True)),
         # The first trial is never ended: there is nothing to compare it with.

@@ -71,6 +71,8 @@ def tune(
     iterations, period = _check(cfg, budget)
     output = Path(cfg.OUTPUT_DIR)
     url = storage_url(storage or str(output / "search.db"))
+    least = cfg.SEARCH.PRUNER.MIN_EVALUATIONS
+    prunes = prune and 0 < least * period < iterations
     text = cfg.dump()
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ def tune(
             space,
             config,
             SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
-            build_pruner(cfg, period) if prune and period else NopPruner(),
+            build_pruner(cfg, period) if prunes else NopPruner(),
         )
         # A study that was there has a config of its own.
         check_folders(trials, {**mine, "config": description(study, CONFIG)})
@@ -102,8 +104,7 @@ def tune(
         logger.info("Study %r in %s", study_name, without_password(url))
         for name, parameter in space.parameters.items():
             logger.info("  %s: %s", name, parameter)
-        least = cfg.SEARCH.PRUNER.MIN_EVALUATIONS
-        if prune and not 0 < least * period < iterations:
+        if prune and not prunes:
             logger.info(
                 "No trial will be pruned: they have no more than SEARCH.PRUNER.MIN_EVALUATIONS %d "
                 "evaluations (TEST.EVAL_PERIOD %d of %d iterations)",
