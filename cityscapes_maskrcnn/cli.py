@@ -31,9 +31,9 @@ from detectron2.utils import comm
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
-from cityscapes_maskrcnn.engine.anchor_fitting import resolve_anchors
 from cityscapes_maskrcnn.engine.epochs import IN_EPOCHS, resolve_epochs
 from cityscapes_maskrcnn.engine.output_folder import take_output_folder
+from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.engine.run_setup import start_run
 
 # These are imported for the names that they add to Detectron2's registries.
@@ -41,7 +41,7 @@ from cityscapes_maskrcnn.modeling import anchor_generator, backbone, semantic_he
 from cityscapes_maskrcnn.modeling.thresholds import check_thresholds
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import available_cores
-from cityscapes_maskrcnn.utils.run import one_line
+from cityscapes_maskrcnn.utils.tool import one_line
 
 
 def argument_parser(description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -107,7 +107,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         InputError: see :func:`build_config`, :func:`.engine.epochs.resolve_epochs`,
-            :func:`.engine.anchor_fitting.resolve_anchors` and
+            :func:`.engine.run_anchors.resolve_anchors` and
             :func:`.engine.output_folder.take_output_folder`.
     """
     if args.config_file:

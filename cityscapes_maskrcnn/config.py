@@ -138,7 +138,7 @@ def _add_search_config(cfg: CfgNode) -> None:
     # A yaml file may add nodes with any other name. Every node has:
     #   ENABLED  whether the parameter is searched. False: the config's own value is used.
     #   KEY      the config key that it sets. Empty for those below whose values
-    #            recipe/search_space.py turns into config keys.
+    #            search/space.py turns into config keys.
     #   TYPE     "float" or "int": a number from LOW to HIGH (both included); "categorical": one
     #            of CHOICES, which are numbers, strings or True and False.
     #   LOG      True: drawn evenly on a logarithmic scale.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cityscapes_maskrcnn.data.synthetic import find_dataset, generate_dataset
-from cityscapes_maskrcnn.utils.run import count, run_tool
+from cityscapes_maskrcnn.synthetic.dataset import find_dataset, generate_dataset
+from cityscapes_maskrcnn.utils.tool import count, run_tool
 
 EXAMPLES = """
 examples:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cityscapes_maskrcnn.data.annotations import dataset_root
 from cityscapes_maskrcnn.data.download import COARSE_PACKAGES, FINE_PACKAGES, download, unpack
 from cityscapes_maskrcnn.data.tree_check import check_tree, format_checks, tree_folder
-from cityscapes_maskrcnn.utils.run import count, run_tool
+from cityscapes_maskrcnn.utils.tool import count, run_tool
 
 EXAMPLES = """
 examples:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cityscapes_maskrcnn.data.synthetic import generate_dataset
+from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from cityscapes_maskrcnn.recipe.storage import open_study, storage_url, without_password
-from cityscapes_maskrcnn.recipe.study_report import write_report
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.search.storage import open_study, storage_url, without_password
+from cityscapes_maskrcnn.search.study_report import write_report
+from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
 examples:

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from cityscapes_maskrcnn.utils.parallel import available_cores
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
 examples:

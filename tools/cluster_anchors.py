@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.engine.anchor_fitting import dataset_boxes
 from cityscapes_maskrcnn.engine.anchor_report import check_output, write_anchor_report
+from cityscapes_maskrcnn.engine.run_anchors import dataset_boxes
 from cityscapes_maskrcnn.modeling.anchors import fit_anchors, read_boxes
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.tool import run_tool
 
 CONFIG = Path(__file__).parents[1] / "configs" / "Base-MaskRCNN-R50-FPN.yaml"
 EXAMPLES = """

@@ -17,7 +17,7 @@ from cityscapes_maskrcnn.modeling.weight_files import (
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
 examples:

@@ -14,7 +14,7 @@ from cityscapes_maskrcnn.evaluation.result_files import (
     match_result_files,
 )
 from cityscapes_maskrcnn.utils.files import atomic_write
-from cityscapes_maskrcnn.utils.run import count, run_tool
+from cityscapes_maskrcnn.utils.tool import count, run_tool
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from cityscapes_maskrcnn.evaluation import submission_check
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
 examples (after an interruption, give the same command again; a list makes do without the data):

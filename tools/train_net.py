@@ -10,7 +10,7 @@ from typing import Any
 from cityscapes_maskrcnn.cli import argument_parser, launch, setup
 from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.trainer import Trainer
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
 examples:

@@ -12,7 +12,7 @@ from cityscapes_maskrcnn.recipe.chain import read_states, require_inputs, run_ch
 from cityscapes_maskrcnn.recipe.chain_status import format_plan
 from cityscapes_maskrcnn.recipe.report import write_report
 from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, split_words
-from cityscapes_maskrcnn.utils.run import folder, run_tool
+from cityscapes_maskrcnn.utils.tool import folder, run_tool
 
 EXAMPLES = """
 examples:

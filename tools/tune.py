@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.recipe.study import Stopped
-from cityscapes_maskrcnn.recipe.trial import StopRequests
-from cityscapes_maskrcnn.recipe.tuning import tune
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.search.tuning import tune
+from cityscapes_maskrcnn.utils.stop import Stopped, StopRequests
+from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
 examples:
@@ -50,8 +49,8 @@ def main() -> int:
     with StopRequests().listening() as stop:
         try:
             tune(cfg, args.study, args.storage, args.trials, not args.no_prune, command, stop)
-        except Stopped:
-            return 128 + stop.signals[0]
+        except Stopped as stopped:
+            return stopped.status
     return 0
 
 

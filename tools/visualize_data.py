@@ -10,9 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cityscapes_maskrcnn.data.registration import dataset_root, register_all
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.tool import run_tool
 from cityscapes_maskrcnn.visualization.dataset import draw_record, sample_dataset
-from cityscapes_maskrcnn.visualization.files import make_folder, picture_files, write_picture
+from cityscapes_maskrcnn.visualization.image_files import make_folder, picture_files, write_picture
 
 EXAMPLES = """
 examples:

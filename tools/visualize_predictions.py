@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
-from cityscapes_maskrcnn.utils.run import run_tool
-from cityscapes_maskrcnn.visualization import files
+from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.visualization import image_files as files
 from cityscapes_maskrcnn.visualization.predictor import Predictor
 
 EXAMPLES = """

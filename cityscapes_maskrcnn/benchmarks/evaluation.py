@@ -29,7 +29,6 @@ from cityscapes_maskrcnn.benchmarks.official_evaluation import (
 from cityscapes_maskrcnn.benchmarks.predictions import RawPredictions, predict_from_truth
 from cityscapes_maskrcnn.data.array_cache import CACHE_VARIABLE
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
-from cityscapes_maskrcnn.data.synthetic import generate_dataset
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     average_precision,
@@ -39,6 +38,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
 from cityscapes_maskrcnn.evaluation.mask_files import read_instance_ids
 from cityscapes_maskrcnn.evaluation.result_files import match_result_files
 from cityscapes_maskrcnn.evaluation.unpasted import to_image_scale
+from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 from cityscapes_maskrcnn.utils.errors import InputError
 
 DATASET = "benchmark_evaluation"

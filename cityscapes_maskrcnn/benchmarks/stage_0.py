@@ -20,10 +20,10 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.registration import register_all
-from cityscapes_maskrcnn.data.synthetic import generate_dataset
 from cityscapes_maskrcnn.engine.precision import build_step
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.modeling.deeplab_weights import translate
+from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 from cityscapes_maskrcnn.utils.errors import InputError
 
 Batch = list[dict[str, Any]]

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
 
 try:
@@ -123,7 +124,7 @@ def write_arrays(path: Path, signature: str, arrays: Mapping[str, npt.NDArray[An
     try:
         with atomic_write(path) as file:
             np.savez(file, **contents)
-    except OSError as error:
+    except InputError as error:
         logger.warning(
             "Nothing can be cached in %s (%s), so that every start reads all annotations again; "
             "set %s to a folder that can be written",

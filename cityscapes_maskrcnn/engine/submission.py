@@ -24,8 +24,8 @@ from cityscapes_maskrcnn.engine.test_time_augmentation import with_test_time_aug
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import instances_to_predictions
 from cityscapes_maskrcnn.evaluation.result_files import image_name
-from cityscapes_maskrcnn.evaluation.submission import SubmissionWriter
 from cityscapes_maskrcnn.evaluation.submission_check import ExpectedImage
+from cityscapes_maskrcnn.evaluation.submission_writer import SubmissionWriter
 from cityscapes_maskrcnn.utils.errors import InputError
 
 

@@ -16,8 +16,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 
+from cityscapes_maskrcnn.data.generated import is_generated
 from cityscapes_maskrcnn.data.provenance import SeenImages
-from cityscapes_maskrcnn.data.synthetic import is_generated
 from cityscapes_maskrcnn.utils.files import atomic_write
 
 SUMMARY_FILE = "summary.json"

@@ -42,9 +42,9 @@ from cityscapes_maskrcnn.engine.hooks import (
     WriteEvents,
 )
 from cityscapes_maskrcnn.engine.precision import build_step, match_memory_format
-from cityscapes_maskrcnn.engine.provenance import data_of_run, refuse_seen_images
 from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
+from cityscapes_maskrcnn.engine.seen_images import data_of_run, refuse_seen_images
 from cityscapes_maskrcnn.engine.summary import RunSummary, without_nan, write_scores
 from cityscapes_maskrcnn.engine.test_time_augmentation import with_test_time_augmentation
 from cityscapes_maskrcnn.engine.unsupported import refuse_unsupported

@@ -18,7 +18,7 @@ class KMeansAnchorGenerator(DefaultAnchorGenerator):
     """Detectron2's generator; its name in the config asks for fitted anchors.
 
     It takes ``MODEL.ANCHOR_GENERATOR.SIZES`` and ``ASPECT_RATIOS`` as they are. Where ``SIZES`` is
-    empty, :func:`cityscapes_maskrcnn.engine.anchor_fitting.resolve_anchors` fills in both before a
+    empty, :func:`cityscapes_maskrcnn.engine.run_anchors.resolve_anchors` fills in both before a
     model is built.
     """
 

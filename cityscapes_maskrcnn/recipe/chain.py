@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from cityscapes_maskrcnn.recipe.chain_status import LOG_FILE, ChainStatus, find_lacking
-from cityscapes_maskrcnn.recipe.child import Stopped, run_child
 from cityscapes_maskrcnn.recipe.step_state import COMPLETE, Step, begin, finish, read_state
+from cityscapes_maskrcnn.utils.child import run_child
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.stop import Stopped
 
 _LOCK: Final = ".train_stages.lock"
 

@@ -8,7 +8,6 @@ moment.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import atomic_write, file_digest
 
 INPUTS_FILE: Final = "inputs.json"
 COMPLETE_FILE: Final = "complete.json"
@@ -42,17 +41,6 @@ class Inputs:
     settings: Mapping[str, str]
     files: Mapping[str, str | None] = field(default_factory=dict)
     amount: int = 0
-
-
-def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file; None if there is none."""
-    if not path.is_file():
-        return None
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

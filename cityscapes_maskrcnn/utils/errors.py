@@ -8,6 +8,6 @@ class InputError(Exception):
 
     The message is one line that says which input, what is wrong with it and what to do. Tools print
     it without a traceback and exit with status 1, see
-    :func:`cityscapes_maskrcnn.utils.run.run_tool`; a traceback therefore always means a defect of
+    :func:`cityscapes_maskrcnn.utils.tool.run_tool`; a traceback therefore always means a defect of
     this project.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -10,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from cityscapes_maskrcnn.utils.errors import InputError
 
 
 @contextmanager
@@ -21,18 +24,23 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     on an exception the temporary file is removed.
 
     Args:
-        path: where the finished file shall be; its folder is created when missing.
+        path: the finished file; its folder is created when missing.
         mode: ``"wb"`` or ``"w"`` (text is written as UTF-8).
 
     Yields:
         The open temporary file.
+
+    Raises:
+        InputError: the file or its folder cannot be written. An ``OSError`` of the block about
+            another file passes through.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-    )
+    temporary: str | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
         with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
@@ -42,9 +50,45 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)
         Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        # A failed write, unlike a failed open, does not know the name of its file.
+        own = (None, temporary, *map(str, (path, *path.parents)))
+        if isinstance(error, OSError) and error.filename in own:
+            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
         raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file atomically, as UTF-8.
+
+    Raises:
+        InputError: the file or its folder cannot be written.
+    """
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write a JSON file atomically; NaN, which JSON does not know, becomes null.
+
+    Raises:
+        InputError: the file or its folder cannot be written.
+        ValueError: a number is infinite.
+    """
+    write_text(path, to_json(content, indent=1))
+
+
+def file_digest(path: Path) -> str | None:
+    """SHA-256 of a file; None if there is none."""
+    if not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

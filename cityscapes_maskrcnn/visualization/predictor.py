@@ -19,7 +19,7 @@ from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.dataset import check_size
 from cityscapes_maskrcnn.visualization.drawing import draw_ground_truth, draw_predictions
-from cityscapes_maskrcnn.visualization.files import ground_truth_of
+from cityscapes_maskrcnn.visualization.image_files import ground_truth_of
 from cityscapes_maskrcnn.visualization.panels import side_by_side
 
 

@@ -22,7 +22,7 @@ from cityscapes_maskrcnn.data.annotations import (
     load_instances,
     load_semantic,
 )
-from cityscapes_maskrcnn.data.synthetic import generate_dataset
+from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 from cityscapes_maskrcnn.utils.errors import InputError
 
 SQUARE = [[10, 10], [20, 10], [20, 20], [10, 20]]

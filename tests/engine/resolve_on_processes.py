@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
-from cityscapes_maskrcnn.engine.anchor_fitting import resolve_anchors
+from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.utils.errors import InputError
 
 

@@ -48,7 +48,7 @@ FULL_DISK = """
 import resource, sys
 sys.path.insert(0, {folder!r})
 from test_checkpoint import *
-from cityscapes_maskrcnn.utils.run import one_line
+from cityscapes_maskrcnn.utils.tool import one_line
 checkpointer = SafeCheckpointer(net({classes}), {output!r})
 checkpointer.save("model_0000000")
 # No file may grow beyond this many bytes: the error is the one of a full disk.
@@ -65,7 +65,7 @@ except InputError as error:
 @pytest.mark.parametrize(
     ("classes", "limit", "message"),
     [
-        (3, 1000, "could not be written: File too large"),
+        (3, 1000, "cannot be written: File too large"),
         (30_000, 100_000, "could not be written, most likely for want of space: "),
     ],
 )

@@ -110,7 +110,7 @@ def test_beats_defaults_on_boxes_it_has_not_seen():
 
 def test_beats_defaults_on_other_generated_images(small_root: Path):
     from cityscapes_maskrcnn.data.annotations import load_instances
-    from cityscapes_maskrcnn.engine.anchor_fitting import boxes_at_network_scale
+    from cityscapes_maskrcnn.engine.run_anchors import boxes_at_network_scale
 
     folder = small_root / "cityscapes"
     train, val = (

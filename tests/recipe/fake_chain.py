@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cityscapes_maskrcnn.recipe.chain import run_chain
 from cityscapes_maskrcnn.recipe.step_state import Step
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.tool import run_tool
 
 FAKE_STEP = Path(__file__).with_name("fake_step.py")
 COUNTS = {"first": 8, "second": 5, "third": 8}

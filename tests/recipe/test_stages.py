@@ -155,7 +155,7 @@ def test_bad_input(tmp_path: Path, opts: list[str], settings: dict, message: str
 def test_an_empty_partition_is_told_in_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cityscapes_maskrcnn.data.synthetic import generate_dataset
+    from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 
     generate_dataset(tmp_path, {"train": 8, "val": 2}, 96, 192, seed=3)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))

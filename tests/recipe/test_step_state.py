@@ -12,11 +12,11 @@ from cityscapes_maskrcnn.recipe.step_state import (
     UNFINISHED,
     Inputs,
     begin,
-    file_digest,
     finish,
     read_state,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import file_digest
 
 INPUTS = Inputs({"SOLVER.BASE_LR": "0.1", "SEED": "42"}, {"stage_0/model_final.pth": "abc"})
 OUTPUTS = ("model_final.pth",)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.registration import register_all
-from cityscapes_maskrcnn.engine.anchor_fitting import dataset_boxes
 from cityscapes_maskrcnn.engine.anchor_report import write_anchor_report
+from cityscapes_maskrcnn.engine.run_anchors import dataset_boxes
 from cityscapes_maskrcnn.modeling.anchors import Anchors, best_iou, fit_anchors
 from cityscapes_maskrcnn.utils.errors import InputError
 

@@ -28,7 +28,7 @@ from cityscapes_maskrcnn.evaluation.result_files import (
     match_result_files,
     read_instance_ids,
 )
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.tool import run_tool
 
 PROJECT = Path(__file__).parents[2]
 TOOL = PROJECT / "tools" / "make_submission.py"

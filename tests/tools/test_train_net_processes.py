@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from cityscapes_maskrcnn.cli import argument_parser, build_config, launch
-from cityscapes_maskrcnn.data.synthetic import generate_dataset
 from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PROJECT = Path(__file__).parents[2]

@@ -17,10 +17,10 @@ import yaml
 from optuna.trial import TrialState
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.recipe.step_state import file_digest
-from cityscapes_maskrcnn.recipe.trial import StopRequests
-from cityscapes_maskrcnn.recipe.tuning import tune
+from cityscapes_maskrcnn.search.tuning import tune
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import file_digest
+from cityscapes_maskrcnn.utils.stop import StopRequests
 
 PROJECT = Path(__file__).parents[2]
 
@@ -222,7 +222,7 @@ def test_other_weights_are_refused_by_their_content(
     mine.write_text("weights")
     digested: list[Path] = []
     monkeypatch.setattr(
-        "cityscapes_maskrcnn.recipe.tuning.file_digest",
+        "cityscapes_maskrcnn.search.tuning.file_digest",
         lambda path: digested.append(path) or file_digest(path),
     )
     study = fake_search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))

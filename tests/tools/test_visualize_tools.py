@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cityscapes_maskrcnn.utils.run import run_tool
+from cityscapes_maskrcnn.utils.tool import run_tool
 
 PROJECT = Path(__file__).parents[2]
 

@@ -1,0 +1,199 @@
+"""The search as the config describes it: from keys to a study and a worker."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.utils.logger import setup_logger
+from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+
+from cityscapes_maskrcnn.engine.epochs import resolve_epochs, training_dicts
+from cityscapes_maskrcnn.search.sampler import SeededByTrial
+from cityscapes_maskrcnn.search.space import SearchSpace
+from cityscapes_maskrcnn.search.storage import (
+    database_errors,
+    open_storage,
+    storage_url,
+    without_password,
+)
+from cityscapes_maskrcnn.search.study import (
+    CONFIG,
+    WEIGHTS_CONTENT,
+    description,
+    join_study,
+    progress,
+)
+from cityscapes_maskrcnn.search.trial import TrialRunner, check_folders
+from cityscapes_maskrcnn.search.worker import Worker
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import file_digest
+from cityscapes_maskrcnn.utils.stop import StopRequests
+
+logger = logging.getLogger(__name__)
+
+# Keys that may differ between the workers of a study: where and how fast, not what. Weights count
+# by their content.
+_FREE = ("OUTPUT_DIR", "INCLUDE", "MODEL.DEVICE", "MODEL.WEIGHTS", "CUDNN_BENCHMARK", "VIS_PERIOD")
+_FREE_NODES = ("DATALOADER.", "SEARCH.PARAMETERS.", "SEARCH.PRUNER.", "SOLVER.CHECKPOINT_")
+
+
+def tune(
+    cfg: CfgNode,
+    study_name: str,
+    storage: str,
+    budget: int,
+    prune: bool,
+    train_command: Sequence[str],
+    stop: StopRequests,
+) -> None:
+    """Search: join or make the study, then run trials until its budget is used up.
+
+    Args:
+        cfg: from :func:`.cli.build_config`; ``OUTPUT_DIR`` gets the folders of the trials.
+        study_name: of the study.
+        storage: database in any spelling; empty: ``OUTPUT_DIR/search.db``.
+        budget: finished trials that the study shall have in all.
+        prune: end bad trials early.
+        train_command: program and flags that train; the config file is added.
+        stop: requests to stop.
+
+    Raises:
+        InputError: the config, the data, the database or the study cannot be used, or trials fail
+            one after the other.
+        Stopped: this process was asked to stop.
+    """
+    space = SearchSpace.from_config(cfg.SEARCH.PARAMETERS)
+    _check_keys(cfg, space)
+    if not study_name:
+        raise InputError("--study is empty: name the study")
+    iterations, period = _check(cfg, budget)
+    output = Path(cfg.OUTPUT_DIR)
+    url = storage_url(storage or str(output / "search.db"))
+    least = cfg.SEARCH.PRUNER.MIN_EVALUATIONS
+    prunes = prune and 0 < least * period < iterations
+    text = cfg.dump()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"OUTPUT_DIR {output}: cannot be made: {error.strerror}") from error
+    trials = output / "trials"
+    mine = {"study": study_name}
+    # Before there is a database file.
+    check_folders(trials, mine)
+    config = {**_shared(yaml.safe_load(text)), WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS)}
+    with database_errors(url), warnings.catch_warnings():
+        # Heartbeats have been experimental since Optuna 2.8.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        database = open_storage(url, cfg.SEARCH.HEARTBEAT_SECONDS)
+        if study_name not in optuna.get_all_study_names(database):
+            # Before it is made: a refused search leaves no study behind.
+            check_folders(trials, {**mine, "config": config})
+        study = join_study(
+            database,
+            study_name,
+            space,
+            config,
+            SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
+            build_pruner(cfg, period) if prunes else NopPruner(),
+        )
+        # A study that was there has a config of its own.
+        check_folders(trials, {**mine, "config": description(study, CONFIG)})
+        setup_logger(cfg.OUTPUT_DIR, name="cityscapes_maskrcnn", abbrev_name="cm")
+        logger.info("Study %r in %s", study_name, without_password(url))
+        for name, parameter in space.parameters.items():
+            logger.info("  %s: %s", name, parameter)
+        if prune and not prunes:
+            logger.info(
+                "No trial will be pruned: they have no more than SEARCH.PRUNER.MIN_EVALUATIONS %d "
+                "evaluations (TEST.EVAL_PERIOD %d of %d iterations)",
+                *(least, period, iterations),
+            )
+        # Trials train with the config as it is now, whatever happens to the files it came from.
+        runner = TrialRunner(
+            train_command, text, cfg.SEARCH.OBJECTIVE, stop, 60 * cfg.SEARCH.STALL_MINUTES
+        )
+        worker = Worker(study, space, runner, trials, iterations, cfg.SEARCH.MAX_FAILURES)
+        logger.info("%s", progress(study.get_trials(deepcopy=False), budget))
+        worker.run(budget)
+        command = ["tools/analyze_study.py", "--storage", without_password(url)]
+        command += ["--study", study_name, "--output", cfg.OUTPUT_DIR]
+        logger.info("Done. Report and best.yaml: %s", shlex.join(command))
+
+
+def _check_keys(cfg: CfgNode, space: SearchSpace) -> None:
+    """Raise for a parameter that sets a key which the config does not have."""
+    for name, parameter in space.parameters.items():
+        node: Any = cfg
+        for part in parameter.key.split(".") if parameter.key else ():
+            node = node.get(part) if isinstance(node, CfgNode) else None
+        if node is None or (parameter.key and isinstance(node, CfgNode)):
+            raise InputError(
+                f"SEARCH.PARAMETERS.{name}.KEY {parameter.key}: there is no such config key"
+            )
+
+
+def _check(cfg: CfgNode, budget: int) -> tuple[int, int]:
+    """Raise for what would make every trial fail; iterations of a trial and between scores."""
+    if budget < 1:
+        raise InputError(f"--trials {budget}: at least 1")
+    if len(cfg.DATASETS.TEST) != 1:
+        raise InputError(
+            f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: a search needs one dataset to score on"
+        )
+    if cfg.SEARCH.HEARTBEAT_SECONDS < 1 or cfg.SEARCH.MAX_FAILURES < 1:
+        raise InputError("SEARCH.HEARTBEAT_SECONDS and SEARCH.MAX_FAILURES must be at least 1")
+    if cfg.SEARCH.STALL_MINUTES < 0:
+        raise InputError("SEARCH.STALL_MINUTES must be at least 0, which means never")
+    if cfg.SEARCH.PRUNER.MIN_EVALUATIONS < 1 or cfg.SEARCH.PRUNER.REDUCTION < 2:
+        raise InputError("SEARCH.PRUNER: MIN_EVALUATIONS must be at least 1, REDUCTION at least 2")
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise InputError(f"MODEL.WEIGHTS {weights}: no such file; train the stage before first")
+    trial = cfg.clone()
+    training_dicts(trial)
+    resolve_epochs(trial)
+    DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    return trial.SOLVER.MAX_ITER, trial.TEST.EVAL_PERIOD
+
+
+def build_pruner(cfg: CfgNode, period: int) -> BasePruner:
+    """Build the pruner that ``SEARCH.PRUNER`` describes.
+
+    Args:
+        cfg: the config.
+        period: iterations between two evaluations.
+    """
+    return SuccessiveHalvingPruner(
+        min_resource=cfg.SEARCH.PRUNER.MIN_EVALUATIONS * period,
+        reduction_factor=cfg.SEARCH.PRUNER.REDUCTION,
+    )
+
+
+def _content(weights: str) -> str:
+    """What weights are, wherever they lie: the digest of a file, or an address."""
+    if not weights or "://" in weights:
+        return weights or "no weights"
+    return f"SHA-256 {file_digest(Path(weights))}"
+
+
+def _shared(nodes: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The keys that all workers of a study must agree on, flat: MODEL.RPN.IOU_THRESHOLDS."""
+    flat: dict[str, Any] = {}
+    for key, value in nodes.items():
+        name = prefix + key
+        if name in _FREE or f"{name}.".startswith(_FREE_NODES) or name.startswith(_FREE_NODES):
+            continue
+        if isinstance(value, dict):
+            flat.update(_shared(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat

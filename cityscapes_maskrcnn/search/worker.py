@@ -1,0 +1,273 @@
+"""A search that any number of workers share: joining a study, its budget, its trials."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState
+
+from cityscapes_maskrcnn.search.space import SearchSpace, Value, config_keys
+from cityscapes_maskrcnn.search.storage import MAX_RETRIES
+from cityscapes_maskrcnn.search.study import (
+    CONFIG,
+    ITERATIONS,
+    REASON,
+    SETTINGS,
+    SURPLUS,
+    WORKER,
+    finished_trials,
+    original_number,
+    progress,
+)
+from cityscapes_maskrcnn.search.trial import (
+    FAILED,
+    PRUNED,
+    STOPPED,
+    Outcome,
+    TrialRunner,
+    claim_folder,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.process_identity import is_gone, this_process
+from cityscapes_maskrcnn.utils.stop import Stopped
+
+logger = logging.getLogger(__name__)
+
+# A trial that is seen unclaimed for so many seconds counts as one whose worker was killed.
+_UNCLAIMED = 60.0
+
+
+class _Surplus(Exception):  # noqa: N818 - not an error
+    """Another worker started the last trial of the budget at the same moment."""
+
+
+class _TrialFailed(Exception):  # noqa: N818 - Optuna's word is failed
+    """Tells Optuna that a trial failed; the reason is in its attributes."""
+
+
+@dataclass
+class Worker:
+    """Runs trials of a study until its budget is used up.
+
+    Attributes:
+        study: shared with other workers.
+        space: what is searched.
+        runner: trains.
+        folder: holds a folder for each trial, ``0007`` for trial 7.
+        total_iterations: of a whole trial; after the last one it is too late to prune.
+        max_failures: give up after so many failed trials in a row.
+        patience: seconds between two looks at the trials of other workers.
+    """
+
+    study: optuna.Study
+    space: SearchSpace
+    runner: TrialRunner
+    folder: Path
+    total_iterations: int
+    max_failures: int = 3
+    patience: float = 2.0
+    _failures: dict[int, str] = field(default_factory=dict)
+    _unclaimed: dict[int, float] = field(default_factory=dict)
+
+    def run(self, budget: int) -> None:
+        """Run trials until the study has ``budget`` finished ones, whoever ran them.
+
+        Complete, pruned and failed trials count; a killed or interrupted one that was given back
+        does not. Trials of killed workers are taken over.
+
+        Args:
+            budget: number of trials of the whole study.
+
+        Raises:
+            InputError: trials fail one after the other, or a folder cannot be used.
+            Stopped: this process was asked to stop; its trial was given back.
+        """
+        waiting = False
+        while True:
+            if self.runner.stop.signals:
+                raise Stopped(self.runner.stop.signals[0])
+            self._take_over()
+            trials = self.study.get_trials(deepcopy=False)
+            running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+            done = len(finished_trials(trials))
+            if done >= budget:
+                return
+            if done + len(running) < budget:
+                waiting = False
+                self._run_one(budget)
+                logger.info("%s", progress(self.study.get_trials(deepcopy=False), budget))
+                continue
+            if not waiting:
+                numbers = ", ".join(str(trial.number) for trial in running)
+                logger.info("Waiting for trials of other, or killed, workers: %s", numbers)
+                waiting = True
+            time.sleep(self.patience)
+
+    def _take_over(self) -> None:
+        """Queue the trials of killed workers again.
+
+        On other machines these show by their missing heartbeats. On this machine there is no need
+        to wait for that.
+        """
+        fail_stale_trials(self.study)
+        now, before = time.monotonic(), self._unclaimed
+        self._unclaimed = {}
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            worker = trial.user_attrs.get(WORKER)
+            if worker is None:
+                # Not by when it started: clocks of machines differ, and Optuna's are local times.
+                self._unclaimed[trial.number] = before.get(trial.number, now)
+                gone = now - self._unclaimed[trial.number] > _UNCLAIMED
+            else:
+                gone = is_gone(worker)
+            if gone:
+                # Another worker may have been quicker: then the trial is no longer running.
+                with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+                    self._queue_again(trial.number, MAX_RETRIES)
+
+    def _run_one(self, budget: int) -> None:
+        started: list[int] = []
+
+        def objective(trial: optuna.Trial) -> float:
+            started.append(trial.number)
+            if self._is_surplus(trial.number, budget):
+                trial.set_user_attr(SURPLUS, True)
+                raise _Surplus
+            trial.set_user_attr(WORKER, this_process())
+            return self._train(trial)
+
+        verbosity = optuna.logging.get_verbosity()
+        # Optuna logs failed trials with a traceback; the reason is in the log already.
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            self.study.optimize(objective, n_trials=1, catch=(_TrialFailed, _Surplus))
+        except (Stopped, InputError):
+            self._queue_again(started[0], None)
+            logger.info("Trial %d was given back; the same command goes on with it", started[0])
+            raise
+        except Exception as error:
+            lost = _storage_error(error)
+            if lost:
+                raise lost from lost.__cause__
+            taken = isinstance(error, (ValueError, optuna.exceptions.UpdateFinishedTrialError))
+            if not (taken and started and self._trial(started[0]).state.is_finished()):
+                raise
+            logger.warning("Trial %d was given to another worker: no sign of life", started[0])
+        finally:
+            optuna.logging.set_verbosity(verbosity)
+        if len(self._failures) >= self.max_failures:
+            # They say nothing about their parameters, so they shall run when the cause is gone.
+            for number in self._failures:
+                self._queue_again(number, None)
+            raise InputError(
+                f"{len(self._failures)} trials failed in a row, the last: "
+                f"{list(self._failures.values())[-1]} (see {self.folder}); the same command goes "
+                "on when the cause is gone"
+            )
+
+    def _is_surplus(self, number: int, budget: int) -> bool:
+        """Whether a trial that has just started is one more than the budget.
+
+        Two workers may both have seen room for one more. Who has claimed a trial goes on, else the
+        one with the lower number.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        before = [
+            trial
+            for trial in trials
+            if trial.state == TrialState.RUNNING
+            and (trial.number < number or (WORKER in trial.user_attrs and trial.number != number))
+        ]
+        return len(finished_trials(trials)) + len(before) >= budget
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=True)[number]
+
+    def _queue_again(self, number: int, max_retries: int | None) -> None:
+        """Queue a failed trial again; whoever takes it goes on in its folder."""
+        RetryHeartbeatStaleTrialCallback(max_retries)(self.study, self._trial(number))
+
+    def _train(self, trial: optuna.Trial) -> float:
+        """Train one trial; its score."""
+        values = self.space.suggest(trial)
+        number = original_number(self._trial(trial.number))
+        folder = self.folder / f"{number:04d}"
+        again = f" (again trial {number})" if number != trial.number else ""
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+        logger.info("Trial %d%s: %s", trial.number, again, shown)
+        identity = {"study": self.study.study_name, "config": self.study.user_attrs[CONFIG]}
+        claim_folder(folder, {**identity, "trial": number, "parameters": values})
+        settings = self._settings(values)
+        trial.set_user_attr(SETTINGS, settings)
+
+        def prune(iterations: int, score: float) -> bool:
+            # Detectron2 counts one more when it evaluates after the last iteration.
+            done = min(iterations, self.total_iterations)
+            logger.info(
+                "Trial %d: %d of %d iterations, score %.2f",
+                *(trial.number, done, self.total_iterations, score),
+            )
+            trial.report(score, done)
+            return done < self.total_iterations and trial.should_prune()
+
+        outcome = self.runner.run(folder, settings, _once(prune))
+        return self._conclude(trial, outcome)
+
+    def _settings(self, values: Mapping[str, Value]) -> dict[str, Any]:
+        keys = {name: parameter.key for name, parameter in self.space.parameters.items()}
+        negative, positive = self.study.user_attrs[CONFIG]["MODEL.RPN.IOU_THRESHOLDS"]
+        return config_keys(values, keys, (negative, positive))
+
+    def _conclude(self, trial: optuna.Trial, outcome: Outcome) -> float:
+        """Tell Optuna how a trial ended: by a value or an exception."""
+        if outcome.state == STOPPED:
+            raise Stopped(self.runner.stop.signals[0])
+        trial.set_user_attr(ITERATIONS, min(outcome.iterations, self.total_iterations))
+        if outcome.state == FAILED:
+            trial.set_user_attr(REASON, outcome.reason)
+            logger.warning("Trial %d failed: %s", trial.number, outcome.reason)
+            self._failures[trial.number] = outcome.reason
+            raise _TrialFailed(outcome.reason)
+        self._failures.clear()
+        if outcome.state == PRUNED:
+            logger.info("Trial %d pruned after %d iterations", trial.number, outcome.iterations)
+            raise optuna.TrialPruned
+        return outcome.value
+
+
+def _storage_error(error: BaseException | None) -> optuna.exceptions.StorageInternalError | None:
+    """Find the failure of the database behind another.
+
+    Optuna 5 stumbles over its own variables when it cannot store how a trial ended.
+    """
+    while error is not None:
+        if isinstance(error, optuna.exceptions.StorageInternalError):
+            return error
+        error = error.__context__
+    return None
+
+
+def _once(call: Callable[[int, float], bool]) -> Callable[[int, float], bool]:
+    """Make a call for new iterations only; for others False."""
+    seen: set[int] = set()
+
+    def new_only(iterations: int, score: float) -> bool:
+        if iterations in seen:
+            return False
+        seen.add(iterations)
+        return call(iterations, score)
+
+    return new_only
+
+
+def _short(value: Value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

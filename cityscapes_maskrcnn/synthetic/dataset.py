@@ -1,0 +1,244 @@
+"""A stand-in for Cityscapes: generated street scenes in the complete official layout.
+
+The pictures come from :mod:`synthetic_scene`; this file writes them as ``leftImg8bit``, ``gtFine``
+and ``gtCoarse`` trees, with the names, formats and split sizes' proportions of the official zips.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+from cityscapes_maskrcnn.data.cities import CITIES
+from cityscapes_maskrcnn.data.generated import MANIFEST
+from cityscapes_maskrcnn.synthetic.label_images import (
+    Annotation,
+    coarsen,
+    colors_of_labels,
+    draw_colors,
+    draw_instance_ids,
+    draw_label_ids,
+    labels_of_instances,
+    withheld,
+)
+from cityscapes_maskrcnn.synthetic.scene import Scene, render_scene
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
+
+__all__ = [
+    "Scene",
+    "coarsen",
+    "draw_colors",
+    "draw_instance_ids",
+    "draw_label_ids",
+    "find_dataset",
+    "generate_dataset",
+    "image_name",
+    "render_scene",
+]
+
+VERSION: Final = 1
+SMALLEST: Final = (64, 128)
+LARGEST: Final = (4096, 8192)
+
+
+def image_name(split: str, index: int) -> tuple[str, str]:
+    """City and file stem (``city_sequence_frame``) of image ``index`` of a split.
+
+    Image i belongs to city i modulo their number.
+    """
+    cities = CITIES[split]
+    city = cities[index % len(cities)]
+    return city, f"{city}_{index // len(cities):06d}_000019"
+
+
+def generate_dataset(
+    root: str | os.PathLike[str],
+    counts: Mapping[str, int],
+    height: int,
+    width: int,
+    seed: int,
+    num_workers: int | None = None,
+) -> Path:
+    """Write a set of scenes to ``root/cityscapes``, unless the same one is already there.
+
+    Equal arguments give equal bytes, however many processes write them. A set whose writing was cut
+    off is written again.
+
+    Args:
+        root: what ``DETECTRON2_DATASETS`` will point to.
+        counts: number of images of ``train``, ``val``, ``test`` and ``train_extra``; 0 if missing.
+        height: rows of the images, 64 to 4096.
+        width: columns of the images, 128 to 8192.
+        seed: not negative.
+        num_workers: number of processes; None for one per available core.
+
+    Returns:
+        ``root/cityscapes``.
+
+    Raises:
+        InputError: an argument is out of range, or the folder holds something else.
+    """
+    if num_workers is not None and num_workers < 1:
+        raise InputError(f"number of workers is {num_workers}: must be 1 or more")
+    found = find_dataset(root, counts, height, width, seed)
+    if found is not None:
+        return found
+    folder = Path(root) / "cityscapes"
+    arguments = _arguments(counts, height, width, seed)
+    _write_manifest(folder, arguments, finished=False)
+    jobs = [
+        _Job(str(folder), split, index, height, width, seed)
+        for split in CITIES
+        for index in range(int(counts.get(split, 0)))
+    ]
+    workers = num_workers or min(len(os.sched_getaffinity(0)), 1 + len(jobs) // 4)
+    with tqdm(total=len(jobs), desc="street scenes", unit="image") as bar:
+        for _ in _run(jobs, workers):
+            bar.update()
+    _write_manifest(folder, arguments, finished=True)
+    return folder
+
+
+def find_dataset(
+    root: str | os.PathLike[str], counts: Mapping[str, int], height: int, width: int, seed: int
+) -> Path | None:
+    """Where generate_dataset finished the same set before, or None.
+
+    Raises:
+        InputError: as generate_dataset.
+    """
+    _check(counts, height, width, seed)
+    folder = Path(root) / "cityscapes"
+    return folder if _already_there(folder, _arguments(counts, height, width, seed)) else None
+
+
+def _arguments(counts: Mapping[str, int], height: int, width: int, seed: int) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "counts": {split: int(counts.get(split, 0)) for split in CITIES},
+        "height": height,
+        "width": width,
+        "seed": seed,
+    }
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image to write; see generate_dataset."""
+
+    folder: str
+    split: str
+    index: int
+    height: int
+    width: int
+    seed: int
+
+
+def _run(jobs: list[_Job], workers: int) -> Iterator[None]:
+    if workers <= 1:
+        yield from map(_write_image, jobs)
+        return
+    # Not fork: OpenCV and torch may already have threads, whose locks a fork would copy.
+    context = multiprocessing.get_context("spawn")
+    single = functools.partial(cv2.setNumThreads, 1)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=single) as pool:
+        yield from pool.map(_write_image, jobs, chunksize=2)
+
+
+def _check(counts: Mapping[str, int], height: int, width: int, seed: int) -> None:
+    for split, count in counts.items():
+        if split not in CITIES:
+            raise InputError(f"unknown split {split!r}: must be one of {', '.join(CITIES)}")
+        if count < 0:
+            raise InputError(f"number of {split} images is {count}: must be 0 or more")
+    if not any(counts.values()):
+        raise InputError("no images asked for: give a number of train, val, test or train_extra")
+    if not (SMALLEST[0] <= height <= LARGEST[0] and SMALLEST[1] <= width <= LARGEST[1]):
+        raise InputError(
+            f"image size {height}x{width} (height x width) is out of range: must be from "
+            f"{SMALLEST[0]}x{SMALLEST[1]} to {LARGEST[0]}x{LARGEST[1]}"
+        )
+    if seed < 0:
+        raise InputError(f"seed is {seed}: must be 0 or more")
+
+
+def _already_there(folder: Path, arguments: dict[str, Any]) -> bool:
+    """Whether the finished set is in the folder; False if it may be written.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    advice = "choose another root, or remove the folder first"
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: {advice}")
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        if any(folder.iterdir()):
+            raise InputError(f"{folder} holds data that is not synthetic: {advice}")
+        return False
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        same = found["arguments"] == arguments
+        finished = bool(found["finished"])
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{manifest} is damaged: {advice}") from None
+    if not same:
+        raise InputError(f"{folder} holds a synthetic set made with other arguments: {advice}")
+    return finished
+
+
+def _write_manifest(folder: Path, arguments: dict[str, Any], finished: bool) -> None:
+    content = {"made_by": "make_synthetic_cityscapes", "arguments": arguments, "finished": finished}
+    try:
+        with atomic_write(folder / MANIFEST, "w") as file:
+            json.dump(content, file, indent=2)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def _write_image(job: _Job) -> None:
+    """Render one scene and write the image and all its annotation files."""
+    sequence = np.random.SeedSequence([job.seed, list(CITIES).index(job.split), job.index])
+    scene = render_scene(np.random.default_rng(sequence), job.height, job.width)
+    city, stem = image_name(job.split, job.index)
+    tree = Path(job.folder)
+    image = tree / "leftImg8bit" / job.split / city / f"{stem}_leftImg8bit.png"
+    _write_png(image, scene.image)
+    if job.split != "train_extra":
+        fine = withheld(scene.annotation) if job.split == "test" else scene.annotation
+        _write_annotation(tree / "gtFine" / job.split / city, f"{stem}_gtFine", fine)
+    if job.split != "test":
+        coarse = coarsen(scene.annotation)
+        _write_annotation(tree / "gtCoarse" / job.split / city, f"{stem}_gtCoarse", coarse)
+
+
+def _write_annotation(folder: Path, stem: str, annotation: Annotation) -> None:
+    """The four files of one annotation."""
+    instance_ids = draw_instance_ids(annotation)
+    label_ids = labels_of_instances(instance_ids)
+    _write_png(folder / f"{stem}_instanceIds.png", instance_ids)
+    _write_png(folder / f"{stem}_labelIds.png", label_ids)
+    _write_png(folder / f"{stem}_color.png", colors_of_labels(label_ids))
+    text = json.dumps(annotation, indent=1, sort_keys=True)
+    (folder / f"{stem}_polygons.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_png(path: Path, pixels: npt.NDArray[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, format="PNG", compress_level=1)

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import build_anchor_generator
+from detectron2.structures import BoxMode
+
+from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
+from cityscapes_maskrcnn.data.registration import register_all
+from cityscapes_maskrcnn.engine.run_anchors import (
+    boxes_at_network_scale,
+    dataset_boxes,
+    resolve_anchors,
+)
+from cityscapes_maskrcnn.modeling import anchor_generator  # noqa: F401 - registers the generator
+from cityscapes_maskrcnn.modeling.anchors import fit_anchors
+from cityscapes_maskrcnn.utils.errors import InputError
+
+TRAIN = "cityscapes_instance_train"
+SIZES = [[11.0], [22.0], [33.0], [44.0], [55.0]]
+RATIOS = [[0.6, 1.1, 1.9]]
+
+
+def config(output: Path, **keys: object) -> CfgNode:
+    cfg = get_cfg()
+    add_cityscapes_maskrcnn_config(cfg)
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "KMeansAnchorGenerator"
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = []
+    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    cfg.DATASETS.TRAIN = (TRAIN,)
+    cfg.OUTPUT_DIR = str(output)
+    cfg.MODEL.WEIGHTS = ""
+    cfg.merge_from_list([part for pair in keys.items() for part in pair])
+    return cfg
+
+
+def earlier_run(folder: Path, name: str = "KMeansAnchorGenerator") -> Path:
+    """Leave what a run leaves that trained with some anchors."""
+    cfg = config(folder)
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = name
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = SIZES
+    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = RATIOS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(cfg.dump())
+    (folder / "last_checkpoint").write_text("model_0000009.pth")
+    return folder
+
+
+def anchors_of(cfg: CfgNode) -> tuple[list[list[float]], list[list[float]]]:
+    return cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
+
+
+@pytest.fixture
+def data(small_root: Path) -> None:
+    register_all(str(small_root))
+
+
+@pytest.fixture
+def no_data() -> None:
+    """A machine without the training data: whoever asks for it gets an error."""
+    register_all("absent")
+
+
+@pytest.mark.usefixtures("data")
+def test_boxes_are_scaled_as_detectron2_scales_images() -> None:
+    dicts = DatasetCatalog.get(TRAIN)
+    for min_size, max_size in ((1024, 2048), (61, 2048), (80, 100), (0, 50)):
+        resize = T.ResizeShortestEdge(min_size, max_size)
+        expected = []
+        for image in dicts:
+            transform = resize.get_transform(np.zeros((image["height"], image["width"], 3)))
+            boxes = [each["bbox"] for each in image["annotations"] if not each["iscrowd"]]
+            expected += [transform.apply_box(np.array([box]))[0] for box in boxes]
+        corners = np.array(expected)
+        assert len(corners) > 20
+        sides = corners[:, 2:] - corners[:, :2]
+        found = boxes_at_network_scale(dicts, min_size, max_size)
+        assert found == pytest.approx(sides[(sides >= 1).all(axis=1)])
+        assert dataset_boxes(TRAIN, min_size, max_size).tolist() == found.tolist()
+
+
+def test_groups_slivers_and_other_formats() -> None:
+    objects = [
+        {"bbox": (1, 1, 11, 21), "bbox_mode": BoxMode.XYWH_ABS},
+        {"bbox": (1, 1, 500, 500), "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 1},
+        {"bbox": (1, 1, 0, 5), "bbox_mode": BoxMode.XYWH_ABS},
+        # 0.8 and 30 pixels of the network's input: what is left of an object behind others.
+        {"bbox": (1, 1, 0.4, 15), "bbox_mode": BoxMode.XYWH_ABS},
+    ]
+    images = [
+        {"height": 100, "width": 200, "annotations": objects},
+        {"height": 100, "width": 200, "annotations": []},
+        {"height": 100, "width": 200},
+    ]
+    # Twice as high and as wide: 100 -> 200.
+    assert boxes_at_network_scale(images, 200, 1000).tolist() == [[22, 42]]
+
+
+@pytest.mark.usefixtures("data")
+def test_dataset_without_boxes() -> None:
+    with pytest.raises(InputError, match="cityscapes_instance_test: it has no boxes"):
+        dataset_boxes("cityscapes_instance_test", 0, 0)
+    with pytest.raises(InputError, match="did you mean cityscapes_instance_train"):
+        dataset_boxes("cityscapes_instance_trian", 0, 0)
+
+
+@pytest.mark.usefixtures("no_data")
+def test_anchors_in_the_config_are_used(tmp_path: Path) -> None:
+    keys = {"MODEL.ANCHOR_GENERATOR.SIZES": SIZES, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": RATIOS}
+    cfg = config(tmp_path, **keys)
+    before = cfg.dump()
+    assert resolve_anchors(cfg, resume=False, eval_only=False) == ""
+    assert cfg.dump() == before
+    levels = [ShapeSpec(channels=1, stride=stride) for stride in (4, 8, 16, 32, 64)]
+    generator = build_anchor_generator(cfg, levels)
+    assert type(generator).__name__ == "KMeansAnchorGenerator"
+    assert generator.num_anchors == [3] * 5
+    first = next(iter(generator.cell_anchors))[0]
+    # 11 pixels, 0.6 times as high as wide.
+    width, height = 11 / 0.6**0.5, 11 * 0.6**0.5
+    assert first.tolist() == pytest.approx([-width / 2, -height / 2, width / 2, height / 2])
+
+
+@pytest.mark.usefixtures("no_data")
+def test_other_generators_are_left_alone(tmp_path: Path) -> None:
+    cfg = config(tmp_path, **{"MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator"})
+    assert resolve_anchors(cfg, resume=False, eval_only=False) == ""
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == []
+
+
+@pytest.mark.usefixtures("data")
+def test_fitted_to_the_training_data(tmp_path: Path) -> None:
+    keys = {"INPUT.MIN_SIZE_TEST": 192, "MODEL.ANCHOR_GENERATOR.NUM_RATIOS": 2, "SEED": 5}
+    cfg = config(tmp_path, **keys)
+    message = resolve_anchors(cfg, resume=True, eval_only=False)
+    expected = fit_anchors(dataset_boxes(TRAIN, 192, cfg.INPUT.MAX_SIZE_TEST), 5, 2, seed=5)
+    assert anchors_of(cfg) == ([[size] for size in expected.sizes], [list(expected.ratios)])
+    assert f"fitted to {TRAIN}" in message
+    assert "mean best IoU" in message
+    # Types that config.yaml can hold.
+    assert yaml.safe_load(cfg.dump())["MODEL"]["ANCHOR_GENERATOR"]["SIZES"] == anchors_of(cfg)[0]
+
+
+@pytest.mark.usefixtures("no_data")
+def test_a_resume_never_fits_again(tmp_path: Path) -> None:
+    cfg = config(earlier_run(tmp_path))
+    assert "config.yaml" in resolve_anchors(cfg, resume=True, eval_only=False)
+    assert anchors_of(cfg) == (SIZES, RATIOS)
+
+
+@pytest.mark.parametrize("content", [None, "MODEL: [broken", "MODEL: {}", "MODEL: 3"])
+@pytest.mark.usefixtures("data")
+def test_a_resume_that_cannot_know_its_anchors(tmp_path: Path, content: str | None) -> None:
+    file = earlier_run(tmp_path) / "config.yaml"
+    file.unlink()
+    if content:
+        file.write_text(content)
+    with pytest.raises(InputError, match=r"SIZES is empty, and .* has no config.yaml") as caught:
+        resolve_anchors(config(tmp_path), resume=True, eval_only=False)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.usefixtures("data")
+def test_a_new_run_in_an_old_folder_fits_anew(tmp_path: Path) -> None:
+    cfg = config(earlier_run(tmp_path))
+    resolve_anchors(cfg, resume=False, eval_only=False)
+    assert anchors_of(cfg)[0] != SIZES
+
+
+@pytest.mark.usefixtures("no_data")
+def test_later_stages_keep_the_anchors_of_their_weights(tmp_path: Path) -> None:
+    weights = earlier_run(tmp_path / "stage_2") / "model_final.pth"
+    for eval_only in (False, True):
+        cfg = config(tmp_path / "stage_3", **{"MODEL.WEIGHTS": str(weights)})
+        resolve_anchors(cfg, resume=False, eval_only=eval_only)
+        assert anchors_of(cfg) == (SIZES, RATIOS)
+
+
+@pytest.mark.usefixtures("data")
+def test_weights_of_ordinary_anchors_do_not_hand_them_on(tmp_path: Path) -> None:
+    folder = earlier_run(tmp_path / "stage_1", name="DefaultAnchorGenerator")
+    cfg = config(tmp_path / "stage_2", **{"MODEL.WEIGHTS": str(folder / "model_final.pth")})
+    resolve_anchors(cfg, resume=False, eval_only=False)
+    assert anchors_of(cfg)[0] != SIZES
+
+
+@pytest.mark.usefixtures("data")
+def test_scoring_never_fits(tmp_path: Path) -> None:
+    cfg = config(tmp_path, **{"MODEL.WEIGHTS": str(tmp_path / "alone" / "model_final.pth")})
+    with pytest.raises(InputError, match="set SIZES and ASPECT_RATIOS"):
+        resolve_anchors(cfg, resume=False, eval_only=True)
+    with pytest.raises(InputError, match="SIZES is empty"):
+        build_anchor_generator(cfg, [ShapeSpec(channels=1, stride=4)])
+
+
+def test_more_sizes_than_distinct_boxes(tmp_path: Path) -> None:
+    objects = [{"bbox": (0, 0, 5, 9), "bbox_mode": 0, "category_id": 0}] * 40
+    images = [{"height": 200, "width": 400, "annotations": objects}]
+    DatasetCatalog.pop("forty_equal_boxes", None)
+    DatasetCatalog.register("forty_equal_boxes", lambda: images)
+    cfg = config(tmp_path, **{"DATASETS.TRAIN": ("forty_equal_boxes",)})
+    with pytest.raises(InputError, match="40 boxes have 1 different sizes, too few for 5"):
+        resolve_anchors(cfg, resume=False, eval_only=False)
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == []
+    DatasetCatalog.pop("forty_equal_boxes")
+
+
+def test_as_many_lists_as_levels(tmp_path: Path) -> None:
+    cfg = config(tmp_path, **{"MODEL.ANCHOR_GENERATOR.SIZES": SIZES[:4]})
+    levels = [ShapeSpec(channels=1, stride=stride) for stride in (4, 8, 16, 32, 64)]
+    with pytest.raises(InputError, match=r"SIZES has 4 lists for the 5 levels"):
+        build_anchor_generator(cfg, levels)
+
+
+def test_only_the_main_process_reads_and_all_agree(tmp_path: Path) -> None:
+    script = Path(__file__).parent / "resolve_on_processes.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "read_by_0").exists()
+    assert not (tmp_path / "read_by_1").exists()
+    one, other = (json.loads((tmp_path / f"anchors_{rank}.json").read_text()) for rank in (0, 1))
+    assert one == other
+    assert [len(one[0]), len(one[1][0])] == [2, 3]
+    lines = {(tmp_path / f"error_{rank}").read_text() for rank in (0, 1)}
+    assert len(lines) == 1
+    assert "too few for 31 clusters" in lines.pop()

@@ -1,0 +1,214 @@
+"""Writing a submission: what is in it, the same bytes again, interrupted, and on a full disk."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cityscapes_maskrcnn.evaluation.instance_ap import (
+    Prediction,
+    average_precision,
+    ground_truth,
+    match_image,
+)
+from cityscapes_maskrcnn.evaluation.masks import CroppedMask
+from cityscapes_maskrcnn.evaluation.result_files import match_result_files
+from cityscapes_maskrcnn.evaluation.submission_check import ExpectedImage, check_submission
+from cityscapes_maskrcnn.evaluation.submission_writer import SubmissionWriter
+from cityscapes_maskrcnn.utils.errors import InputError
+
+HEIGHT, WIDTH = 40, 70
+NAMES = [f"{city}_{number:06}_000019" for city, number in [("ulm", 1), ("bonn", 2), ("ulm", 0)]]
+IMAGES = [ExpectedImage(name, HEIGHT, WIDTH) for name in NAMES]
+RUN = {"weights": "a", "config": "b"}
+
+
+def image_file(name: str) -> str:
+    return f"/data/leftImg8bit/test/{name.split('_')[0]}/{name}_leftImg8bit.png"
+
+
+def predictions(name: str) -> list[Prediction]:
+    """A car, a person and an empty mask; nothing for the last image."""
+    if name == NAMES[-1]:
+        return []
+    random = np.random.default_rng(NAMES.index(name))
+    return [
+        Prediction(CroppedMask(10, 5, random.random((20, 30)) < 0.8), 2, float(np.float32(0.3))),
+        Prediction(CroppedMask(0, 0, np.ones((12, 12), dtype=bool)), 0, 0.75),
+        Prediction(CroppedMask(0, 0, np.zeros((0, 0), dtype=bool)), 1, 0.5),
+    ]
+
+
+def write(output: Path, names: list[str] = NAMES, run: dict[str, str] = RUN) -> SubmissionWriter:
+    writer = SubmissionWriter(output, IMAGES, run)
+    writer.prepare()
+    for name in names:
+        if not writer.is_done(image_file(name)):
+            writer.write(image_file(name), predictions(name), HEIGHT, WIDTH)
+    return writer
+
+
+def test_what_is_in_it(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "submission.zip"
+    write(output).finish(num_workers=1)
+    assert [path.name for path in output.parent.iterdir()] == ["submission.zip"]
+    with zipfile.ZipFile(output) as archive:
+        assert archive.namelist() == [
+            f"{NAMES[1]}_leftImg8bit_0_car.png",
+            f"{NAMES[1]}_leftImg8bit_1_person.png",
+            f"{NAMES[1]}_leftImg8bit_pred.txt",
+            f"{NAMES[2]}_leftImg8bit_pred.txt",
+            f"{NAMES[0]}_leftImg8bit_0_car.png",
+            f"{NAMES[0]}_leftImg8bit_1_person.png",
+            f"{NAMES[0]}_leftImg8bit_pred.txt",
+        ]
+        assert archive.read(f"{NAMES[2]}_leftImg8bit_pred.txt") == b""
+        assert archive.read(f"{NAMES[0]}_leftImg8bit_pred.txt").decode().splitlines() == [
+            f"{NAMES[0]}_leftImg8bit_0_car.png 26 0.30000001192092896",
+            f"{NAMES[0]}_leftImg8bit_1_person.png 24 0.75",
+        ]
+    assert check_submission(output, IMAGES, 1) == []
+
+
+def test_reads_back_to_the_score_in_memory(tmp_path: Path) -> None:
+    gt_dir, matches = tmp_path / "gtFine" / "val", []
+    for name in NAMES:
+        ids = np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)
+        ids[5:25, 12:40], ids[0:11, 0:13], ids[30:40, 50:70] = 26000, 24000, 26001
+        folder = gt_dir / name.split("_")[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(ids).save(folder / f"{name}_gtFine_instanceIds.png")
+        matches.append(match_image(ground_truth(ids), predictions(name)))
+    write(tmp_path / "s.zip").finish(num_workers=1)
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    read_back = average_precision(match_result_files(tmp_path / "unpacked", gt_dir, 1))
+    np.testing.assert_array_equal(read_back, average_precision(matches))
+    assert 0 < np.nanmean(read_back) < 1
+
+
+def test_same_bytes_again_in_any_order_and_after_a_kill(tmp_path: Path) -> None:
+    write(tmp_path / "a.zip").finish(num_workers=1)
+    first = write(tmp_path / "b.zip", NAMES[::-1][:2])
+    with pytest.raises(InputError, match="1 of 3 images are not done, the first is ulm_000001"):
+        first.finish()
+    # What a kill in the middle of a part, and of the archive, leaves behind.
+    (first.work / ".ulm_000001_000019.zip.x7.tmp").write_bytes(b"half")
+    (first.work / "whole.tmp").write_bytes(b"half")
+    before = {path: path.stat().st_mtime_ns for path in first.work.glob("*.zip")}
+    assert len(before) == 2
+    second = write(tmp_path / "b.zip")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not list(second.work.glob("*.tmp"))
+    second.finish(num_workers=1)
+    assert (tmp_path / "b.zip").read_bytes() == (tmp_path / "a.zip").read_bytes()
+
+
+@pytest.mark.parametrize(("key", "value"), [("weights", "other"), ("config", "other")])
+def test_parts_of_another_model_are_not_used(
+    tmp_path: Path, key: str, value: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = write(tmp_path / "s.zip", NAMES[:1])
+    with caplog.at_level(logging.WARNING):
+        again = SubmissionWriter(tmp_path / "s.zip", IMAGES, {**RUN, key: value})
+        again.prepare()
+    assert f"made with another {key}" in caplog.text
+    assert not again.is_done(image_file(NAMES[0]))
+    assert not list(writer.work.glob("*.zip"))
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "3"])
+def test_a_damaged_note_starts_anew(tmp_path: Path, content: str) -> None:
+    writer = write(tmp_path / "s.zip", NAMES[:1])
+    (writer.work / "run.json").write_text(content)
+    again = SubmissionWriter(tmp_path / "s.zip", IMAGES, RUN)
+    again.prepare()
+    assert not again.is_done(image_file(NAMES[0]))
+
+
+def test_folder_of_somebody_else_stays(tmp_path: Path) -> None:
+    (tmp_path / "s.zip.parts").mkdir()
+    (tmp_path / "s.zip.parts" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"holds other files \(thesis.tex\)"):
+        write(tmp_path / "s.zip")
+    assert (tmp_path / "s.zip.parts" / "thesis.tex").exists()
+    with pytest.raises(InputError, match="--output must name a zip file"):
+        write(tmp_path)
+
+
+def test_damaged_part_is_named(tmp_path: Path) -> None:
+    writer = write(tmp_path / "s.zip")
+    part = writer.work / f"{NAMES[0]}.zip"
+    content = bytearray(part.read_bytes())
+    content[100] ^= 255
+    part.write_bytes(content)
+    with pytest.raises(InputError, match=f"{NAMES[0]}.zip: damaged"):
+        writer.finish(num_workers=1)
+    assert not (tmp_path / "s.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("prediction", "message"),
+    [
+        (Prediction(CroppedMask(0, 0, np.ones((2, 2), bool)), 2, float("nan")), "score is nan"),
+        (Prediction(CroppedMask(0, 0, np.ones((2, 2), bool)), 8, 0.5), "class is 8"),
+    ],
+)
+def test_predictions_that_make_no_sense(
+    tmp_path: Path, prediction: Prediction, message: str
+) -> None:
+    writer = write(tmp_path / "s.zip", [])
+    with pytest.raises(InputError, match=f"{NAMES[0]}_leftImg8bit.png: a prediction's {message}"):
+        writer.write(image_file(NAMES[0]), [prediction], HEIGHT, WIDTH)
+    assert not writer.is_done(image_file(NAMES[0]))
+
+
+FULL_DISK = """
+import resource, sys
+sys.path.insert(0, {folder!r})
+from test_submission_writer import *
+writer = write(Path({output!r}), NAMES[: {images}])
+# No file may grow beyond this many bytes: the error is the one of a full disk.
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+try:
+    if {images} == len(NAMES):
+        writer.finish(num_workers=1)
+    else:
+        writer.write(image_file(NAMES[0]), predictions(NAMES[0]), HEIGHT, WIDTH)
+except InputError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(("images", "limit"), [(0, 300), (3, 1200)])
+def test_full_disk(tmp_path: Path, images: int, limit: int) -> None:
+    """While the part of an image is written, and while all parts are put together."""
+    output = tmp_path / "s.zip"
+    output.write_text("an earlier submission")
+    code = FULL_DISK.format(
+        folder=str(Path(__file__).parent), output=str(output), images=images, limit=limit
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "cannot be written: File too large; images that are done stay in" in done.stderr
+    assert output.read_text() == "an earlier submission"
+    work = tmp_path / "s.zip.parts"
+    assert not list(work.glob("*.tmp")) and not list(work.glob(".*.tmp"))
+    # With room again, the same goes on to the end.
+    assert len(list(work.glob("*.zip"))) == images
+    write(output).finish(num_workers=1)
+    assert check_submission(output, IMAGES, 1) == []
+
+
+def test_limit_of_the_test_above_is_a_limit(tmp_path: Path) -> None:
+    write(tmp_path / "s.zip").finish(num_workers=1)
+    assert (tmp_path / "s.zip").stat().st_size > 1200
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] in (resource.RLIM_INFINITY, 2**63 - 1)

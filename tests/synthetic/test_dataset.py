@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from cityscapes_maskrcnn.data.cities import CITIES
+from cityscapes_maskrcnn.data.generated import is_generated
+from cityscapes_maskrcnn.data.labels import INSTANCE_LABELS, resolve_label
+from cityscapes_maskrcnn.synthetic.dataset import (
+    draw_instance_ids,
+    draw_label_ids,
+    find_dataset,
+    generate_dataset,
+    image_name,
+    render_scene,
+)
+from cityscapes_maskrcnn.synthetic.scene import Scene
+from cityscapes_maskrcnn.utils.errors import InputError
+
+COUNTS = {"train": 3, "val": 2, "test": 1, "train_extra": 2}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate_dataset(tmp_path_factory.mktemp("root"), COUNTS, 96, 192, 7, num_workers=1)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    # Objects are counted at the official shape, a quarter of the size, and areas times 16.
+    return [render_scene(np.random.default_rng([3, k]), 256, 512) for k in range(45)]
+
+
+def _files(tree: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(tree)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(tree.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _instances(scene: Scene) -> Iterator[tuple[int, int]]:
+    """Label id and visible area of every instance of the eight classes."""
+    ids, areas = np.unique(draw_instance_ids(scene.annotation), return_counts=True)
+    for value, area in zip(ids.tolist(), areas.tolist(), strict=True):
+        if value >= 1000:
+            yield value // 1000, area
+
+
+def test_complete_official_layout(tree: Path) -> None:
+    expected = {"synthetic.json"}
+    for split, count in COUNTS.items():
+        for index in range(count):
+            city, stem = image_name(split, index)
+            expected.add(f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png")
+            kinds = {"train": "Fine Coarse", "val": "Fine Coarse", "test": "Fine"}
+            for kind in kinds.get(split, "Coarse").split():
+                for ending in ("polygons.json", "instanceIds.png", "labelIds.png", "color.png"):
+                    expected.add(f"gt{kind}/{split}/{city}/{stem}_gt{kind}_{ending}")
+    assert set(_files(tree)) == expected
+    # 8 images; 6 fine and 7 coarse annotations of 4 files; the manifest
+    assert len(expected) == 8 + 4 * (6 + 7) + 1
+
+
+def test_official_cities_and_names() -> None:
+    assert {split: len(cities) for split, cities in CITIES.items()} == {
+        "train": 18, "val": 3, "test": 6, "train_extra": 23,
+    }  # fmt: skip
+    assert len(set(itertools.chain(*CITIES.values()))) == 50
+    names = [image_name("train_extra", index) for index in range(24)]
+    first = {city for city, _ in names[:5]}
+    assert first == {"augsburg", "dortmund", "dresden", "wuppertal", "erlangen"}
+    assert names[23] == ("augsburg", "augsburg_000001_000019")
+    assert all(re.fullmatch(rf"{city}_\d{{6}}_\d{{6}}", stem) for city, stem in names)
+
+
+def test_files_hold_what_the_polygons_say(tree: Path) -> None:
+    for path in tree.rglob("*_polygons.json"):
+        annotation = json.loads(path.read_text())
+        stem = str(path).removesuffix("polygons.json")
+        with Image.open(stem + "instanceIds.png") as image:
+            assert image.mode == "I;16"
+            assert np.array_equal(np.asarray(image), draw_instance_ids(annotation))
+        with Image.open(stem + "labelIds.png") as image:
+            assert image.mode == "L"
+            assert np.array_equal(np.asarray(image), draw_label_ids(annotation))
+        with Image.open(stem + "color.png") as image:
+            assert image.size == (192, 96)
+    with Image.open(next(tree.glob("leftImg8bit/train/*/*.png"))) as image:
+        assert (image.mode, image.size) == ("RGB", (192, 96))
+
+
+def test_test_split_has_dummy_annotations(tree: Path) -> None:
+    (path,) = tree.glob("gtFine/test/*/*_labelIds.png")
+    with Image.open(path) as image:
+        assert set(np.unique(np.asarray(image))) == {1, 2, 3}
+
+
+def test_same_seed_same_bytes_with_any_number_of_workers(tree: Path, tmp_path: Path) -> None:
+    again = generate_dataset(tmp_path / "a", COUNTS, 96, 192, 7, num_workers=2)
+    assert _files(again) == _files(tree)
+    other = generate_dataset(tmp_path / "b", {"val": 1}, 96, 192, 8, num_workers=1)
+    name = "leftImg8bit/val/frankfurt/frankfurt_000000_000019_leftImg8bit.png"
+    assert _files(other)[name] != _files(tree)[name]
+
+
+def test_more_images_leave_the_first_ones_as_they_are(tree: Path, tmp_path: Path) -> None:
+    more = _files(generate_dataset(tmp_path, {"train": 4}, 96, 192, 7, num_workers=1))
+    first = {name: digest for name, digest in _files(tree).items() if "/train/" in name}
+    assert len(first) == 3 * 9
+    assert {name: more[name] for name in first} == first
+
+
+def test_finished_set_is_left_alone_and_a_broken_off_one_is_made_again(tmp_path: Path) -> None:
+    arguments: tuple[Any, ...] = (tmp_path, {"val": 1}, 64, 128, 0)
+    assert find_dataset(*arguments) is None
+    folder = generate_dataset(*arguments, num_workers=1)
+    before = _files(folder)
+    image = next(folder.glob("leftImg8bit/val/*/*.png"))
+    stamp = image.stat().st_mtime_ns
+    assert find_dataset(*arguments) == folder
+    assert generate_dataset(*arguments, num_workers=1) == folder
+    assert image.stat().st_mtime_ns == stamp
+
+    manifest = folder / "synthetic.json"
+    manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
+    image.write_bytes(b"half a picture")
+    assert find_dataset(*arguments) is None
+    generate_dataset(*arguments, num_workers=1)
+    assert _files(folder) == before
+
+
+def test_a_generated_set_is_known_by_its_folder(tree: Path, tmp_path: Path) -> None:
+    assert is_generated(tree / "leftImg8bit" / "val")
+    # The same images, where somebody keeps them beside other data.
+    (tmp_path / "cityscapes").mkdir()
+    (tmp_path / "cityscapes" / "leftImg8bit").symlink_to(tree / "leftImg8bit")
+    assert is_generated(tmp_path / "cityscapes" / "leftImg8bit" / "val")
+    # A whole generated set, one split of which is kept elsewhere.
+    elsewhere = tmp_path / "elsewhere" / "images" / "val"
+    shutil.copytree(tree / "leftImg8bit" / "val", elsewhere)
+    (tmp_path / "linked" / "leftImg8bit").mkdir(parents=True)
+    shutil.copy(tree / "synthetic.json", tmp_path / "linked")
+    (tmp_path / "linked" / "leftImg8bit" / "val").symlink_to(elsewhere)
+    assert is_generated(tmp_path / "linked" / "leftImg8bit" / "val")
+    (tmp_path / "real" / "leftImg8bit" / "val").mkdir(parents=True)
+    assert not is_generated(tmp_path / "real" / "leftImg8bit" / "val")
+
+
+def test_foreign_data_is_never_touched(tmp_path: Path) -> None:
+    counts = {"val": 1}
+    real = tmp_path / "real" / "cityscapes" / "leftImg8bit"
+    real.mkdir(parents=True)
+    with pytest.raises(InputError, match="not synthetic"):
+        generate_dataset(tmp_path / "real", counts, 64, 128, 0)
+    assert list((tmp_path / "real").rglob("*")) == [real.parent, real]
+
+    made = generate_dataset(tmp_path / "made", counts, 64, 128, 0, num_workers=1)
+    before = _files(made)
+    with pytest.raises(InputError, match="other arguments"):
+        generate_dataset(tmp_path / "made", counts, 64, 128, 1)
+    assert _files(made) == before
+    (made / "synthetic.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        generate_dataset(tmp_path / "made", counts, 64, 128, 0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "height", "width", "seed", "workers", "message"),
+    [
+        ({"train": -1}, 64, 128, 0, 1, "number of train images is -1"),
+        ({"training": 1}, 64, 128, 0, 1, "unknown split 'training'"),
+        ({"train": 0}, 64, 128, 0, 1, "no images asked for"),
+        ({"train": 1}, 63, 128, 0, 1, "63x128"),
+        ({"train": 1}, 64, 127, 0, 1, "64x127"),
+        ({"train": 1}, 64, 10000, 0, 1, "out of range"),
+        ({"train": 1}, 64, 128, -1, 1, "seed is -1"),
+        ({"train": 1}, 64, 128, 0, 0, "number of workers is 0"),
+    ],
+)
+def test_bad_arguments(
+    counts: dict[str, int], height: int, width: int, seed: int, workers: int, message: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    with pytest.raises(InputError, match=re.escape(message)):
+        generate_dataset(tmp_path, counts, height, width, seed, workers)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 128), (65, 131), (128, 128), (64, 512)])
+def test_odd_sizes(height: int, width: int) -> None:
+    scene = render_scene(np.random.default_rng(0), height, width)
+    assert scene.image.shape == (height, width, 3)
+    assert scene.image.dtype == np.uint8
+    assert draw_label_ids(scene.annotation).shape == (height, width)
+
+
+def test_annotations_have_the_official_fields(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        assert list(scene.annotation) == ["imgHeight", "imgWidth", "objects"]
+        for item in scene.annotation["objects"]:
+            assert set(item) <= {"label", "polygon", "deleted"}
+            assert item.get("deleted", 1) == 1
+            assert len(item["polygon"]) >= 3
+            assert all(type(value) is int for point in item["polygon"] for value in point)
+            resolve_label(item["label"])
+        assert json.loads(json.dumps(scene.annotation)) == scene.annotation
+
+
+def test_sizes_and_classes_are_near_those_of_cityscapes(scenes: list[Scene]) -> None:
+    sizes: Counter[str] = Counter()
+    classes: Counter[int] = Counter()
+    for scene in scenes:
+        for label, area in _instances(scene):
+            full = 16 * area  # at 1024 x 2048
+            sizes["small" if full < 32**2 else "medium" if full < 96**2 else "large"] += 1
+            classes[label] += 1
+    total = sum(sizes.values())
+    # Cityscapes: 24 % small, 43 % medium, 33 % large, about 17 an image; in small pictures the
+    # smallest objects are left out.
+    assert 0.10 < sizes["small"] / total < 0.34
+    assert 0.35 < sizes["medium"] / total < 0.58
+    assert 0.22 < sizes["large"] / total < 0.45
+    assert 9 < total / len(scenes) < 18
+    assert set(classes) == {label.id for label in INSTANCE_LABELS}
+    order = [label for label, _ in classes.most_common()]
+    assert order[:2] == [26, 24]  # car, then person
+    assert 0.35 < classes[26] / total < 0.62
+    assert 0.2 < classes[24] / total < 0.45
+    assert all(0.004 < classes[label.id] / total < 0.13 for label in INSTANCE_LABELS[3:])
+
+
+def test_hard_cases_occur(scenes: list[Scene]) -> None:
+    found: Counter[str] = Counter()
+    for scene in scenes:
+        ids = draw_instance_ids(scene.annotation)
+        height, width = ids.shape
+        singles = [value for value in np.unique(ids).tolist() if value >= 1000]
+        found["no instance"] += not singles
+        for value in singles:
+            _, _, stats, _ = cv2.connectedComponentsWithStats((ids == value).astype(np.uint8))
+            found["cut in two"] += int((stats[1:, cv2.CC_STAT_AREA] >= 20).sum() > 1)
+        names = [i["label"] for i in scene.annotation["objects"] if not i.get("deleted")]
+        counted = sum(name in [label.name for label in INSTANCE_LABELS] for name in names)
+        found["hidden entirely"] += counted - len(singles)
+        for item in scene.annotation["objects"]:
+            points = np.asarray(item["polygon"])
+            found["over the border"] += bool(points.min() < 0 or (points >= (width, height)).any())
+            found["deleted"] += "deleted" in item
+            found[item["label"]] += 1
+    rare = ["no instance", "cut in two", "hidden entirely", "over the border", "deleted"]
+    groups = ["cargroup", "persongroup", "bicyclegroup", "license plate", "static", "rail track"]
+    missing = [name for name in rare + groups if not found[name]]
+    assert not missing
+    for name in ("ego vehicle", "out of roi", "rectification border"):
+        assert found[name] == len(scenes)
+
+
+def test_riders_sit_on_something(scenes: list[Scene]) -> None:
+    riders = seated = 0
+    for scene in scenes:
+        objects = scene.annotation["objects"]
+        for index, item in enumerate(objects):
+            if item["label"] != "rider" or "deleted" in item:
+                continue
+            x, y = np.asarray(item["polygon"]).mean(axis=0)
+            mounts = [o for o in objects[:index] if o["label"] in ("bicycle", "motorcycle")]
+            centers = [np.asarray(mount["polygon"]).mean(axis=0) for mount in mounts]
+            size = np.ptp(np.asarray(item["polygon"])[:, 1])
+            # The mount was annotated before, is below and not far to the side. Seen from the front
+            # it can be hidden, and cut off at the image border.
+            riders += 1
+            seated += any(abs(cx - x) < size and 0 < cy - y < 1.2 * size for cx, cy in centers)
+    assert riders > 10
+    assert seated / riders > 0.8
+
+
+def test_a_smaller_picture_shows_the_same_street() -> None:
+    large = render_scene(np.random.default_rng(5), 256, 512)
+    small = render_scene(np.random.default_rng(5), 128, 256)
+    reduced = draw_label_ids(large.annotation)[::2, ::2]
+    assert (reduced == draw_label_ids(small.annotation)).mean() > 0.85
+    difference = large.image[::2, ::2].astype(float) - small.image
+    assert np.abs(difference).mean() < 20

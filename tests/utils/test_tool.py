@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.tool import count, folder, run_tool
+
+
+class Broken(Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise InputError("scene.png: truncated,\n  or not an image")
+
+
+def raise_input_error() -> None:
+    raise InputError("scene.png: truncated,\n  or not an image")
+
+
+def raise_in_a_worker() -> None:
+    list(DataLoader(Broken(), num_workers=1))
+
+
+@pytest.mark.parametrize("main", [raise_input_error, raise_in_a_worker])
+def test_bad_input_is_one_line(main: Callable[[], None], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_tool(main) == 1
+    assert capfd.readouterr().err == "error: scene.png: truncated, or not an image\n"
+
+
+def test_a_path_that_cannot_be_used_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert run_tool((tmp_path / "file" / "folder").mkdir) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/file/folder: Not a directory\n"
+
+    def write_over_a_folder() -> None:
+        with atomic_write(tmp_path, "w") as file:
+            file.write("scores")
+
+    # The temporary file that could not be renamed is nobody's concern.
+    assert run_tool(write_over_a_folder) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}: cannot be written: Is a directory\n"
+
+
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        with Path("/dev/full").open("w") as file:
+            file.write("x")
+
+    assert run_tool(main) == 1
+    assert (
+        capsys.readouterr().err == "error: No space left on device: a file could not be written\n"
+    )
+
+
+def test_other_errors_are_defects_and_keep_their_traceback() -> None:
+    def main(error: Exception) -> None:
+        raise error
+
+    for error in (OSError("no file in it"), ValueError("x")):
+        with pytest.raises(type(error), match=str(error)):
+            run_tool(lambda error=error: main(error))
+
+
+@pytest.mark.parametrize("status", [None, 0, 3])
+def test_the_status_is_mains(status: int | None) -> None:
+    assert run_tool(lambda: status) == (status or 0)
+
+
+def test_interrupted(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    assert run_tool(main) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_counts() -> None:
+    assert count("3") == 3
+    for text in ("0", "-2", "1.5", "x"):
+        with pytest.raises(ValueError):
+            count(text)
+
+
+def test_a_folder_has_a_name() -> None:
+    assert folder("--output")(".") == Path()
+    with pytest.raises(InputError, match=r"^--output is empty: name a folder$"):
+        folder("--output")("")
