@@ -51,5 +51,5 @@ def test_a_child_holds_an_inherited_lock(tmp_path: Path) -> None:
 
 def test_a_lock_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/lock: cannot be written: Not a directory"):
+    with pytest.raises(InputError, match=r"file/lock: cannot be written: File exists"):
         acquire_lock(tmp_path / "file" / "lock")
