@@ -37,9 +37,9 @@ def train_or_evaluate(args: argparse.Namespace) -> Any:
     return trainer.train()
 
 
-def main() -> int:
-    """Parse the flags and launch the processes."""
-    return launch(train_or_evaluate, argument_parser(__doc__, EXAMPLES).parse_args())
+def main(argv: list[str] | None = None) -> int:
+    """Parse the flags, by default those of the command line, and launch the processes."""
+    return launch(train_or_evaluate, argument_parser(__doc__, EXAMPLES).parse_args(argv))
 
 
 if __name__ == "__main__":

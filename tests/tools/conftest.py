@@ -1,20 +1,39 @@
-"""train_net.py as a user runs it: in a process of its own, on a small generated data set."""
+"""Tools as a user runs them: in this process, or in one of their own where that is the point."""
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
+import random
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from detectron2.utils import logger as detectron2_logger
 
 PROJECT = Path(__file__).parents[2]
+
+STAGE_1 = PROJECT / "configs" / "stage_1_heads.yaml"
+
+Done = subprocess.CompletedProcess[str]
+Process = subprocess.Popen[str]
 
 # A ResNet-50 with narrow layers, on images of 96x192: an iteration takes a fraction of a second.
 # It knows nothing, but whatever it finds is counted: the tables of two evaluations tell if they
@@ -39,14 +58,74 @@ def tiny() -> list[str]:
 
 
 @contextmanager
-def started(
-    *arguments: object, root: Path, config: object = "configs/stage_1_heads.yaml"
-) -> Iterator[subprocess.Popen[str]]:
-    """Start train_net.py; it does not outlive the block."""
+def own_state() -> Iterator[None]:
+    """Undo what a tool changes in its process, which would end with the tool."""
+    loggers = [logging.getLogger(name) for name in (None, "detectron2", "fvcore", "optuna")]
+    loggers.append(logging.getLogger("cityscapes_maskrcnn"))
+    logs = [(logger, logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
+    environment, folder, arguments = dict(os.environ), Path.cwd(), sys.argv
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        for logger, level, propagate, handlers in logs:
+            logger.setLevel(level)
+            logger.propagate = propagate
+            logger.handlers[:] = handlers
+        # Otherwise a second run into a folder would find its log set up.
+        detectron2_logger.setup_logger.cache_clear()
+        detectron2_logger._cached_log_stream.cache_clear()
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        sys.argv = arguments
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
+        torch.set_rng_state(generators[2])
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+@pytest.fixture(scope="session")
+def tool(small_root: Path) -> Callable[..., Done]:
+    """Run a tool in this process: ``tool("tools/NAME.py", *arguments, root=..., cwd=...)``.
+
+    Exit status, stdout and stderr are those of a process of its own; only a defect, an exception
+    that the tool does not turn into a line, is raised here. ``root`` is DETECTRON2_DATASETS.
+    """
+
+    def run(script: str, *arguments: object, root: Path = small_root, cwd: Path = PROJECT) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        status: object = 0
+        with own_state(), redirect_stdout(out), redirect_stderr(err):
+            os.environ["DETECTRON2_DATASETS"] = str(root)
+            os.chdir(cwd)
+            sys.argv = [str(PROJECT / script), *map(str, arguments)]
+            try:
+                runpy.run_path(sys.argv[0], run_name="__main__")
+            except SystemExit as end:
+                status = end.code
+        if isinstance(status, str):
+            err.write(f"{status}\n")
+            status = 1
+        return subprocess.CompletedProcess(
+            [script, *arguments], status or 0, out.getvalue(), err.getvalue()
+        )
+
+    return run
+
+
+@contextmanager
+def started(script: str, *arguments: object, root: Path, cwd: Path = PROJECT) -> Iterator[Process]:
+    """Start a tool in a process of its own, which does not outlive the block."""
     process = subprocess.Popen(
-        [sys.executable, "tools/train_net.py", "--config-file", *map(str, [config, *arguments])],
-        env={**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"},
-        cwd=PROJECT,
+        [sys.executable, str(PROJECT / script), *map(str, arguments)],
+        env={**os.environ, "DETECTRON2_DATASETS": str(root)},
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,34 +140,50 @@ def started(
 
 
 @pytest.fixture(scope="session")
-def start_train_net(small_root: Path) -> Callable[..., object]:
-    """``with start_train_net(*arguments, config=..., root=...) as process:``."""
-
-    def start(*arguments: object, root: Path = small_root, **how: object) -> object:
-        return started(*arguments, root=root, **how)
-
-    return start
+def start_tool(small_root: Path) -> Callable[..., AbstractContextManager[Process]]:
+    """``with start_tool("tools/NAME.py", *arguments, root=..., cwd=...) as process:``."""
+    return partial(started, root=small_root)
 
 
 @pytest.fixture(scope="session")
-def train_net(small_root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run train_net.py to its end: ``train_net(*arguments, config=..., root=...)``."""
+def tool_process(start_tool: Callable[..., AbstractContextManager[Process]]) -> Callable[..., Done]:
+    """Run a tool as ``tool`` does, but in a process of its own."""
 
-    def run(
-        *arguments: object, root: Path = small_root, **how: object
-    ) -> subprocess.CompletedProcess[str]:
-        with started(*arguments, root=root, **how) as process:
-            log, errors = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(process.args, process.returncode, log, errors)
+    def run(*arguments: object, **options: object) -> Done:
+        with start_tool(*arguments, **options) as process:
+            out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def train_net(tool: Callable[..., Done]) -> Callable[..., Done]:
+    """Run train_net.py in this process: ``train_net(*arguments, config=..., root=...)``."""
+
+    def run(*arguments: object, config: object = STAGE_1, **options: object) -> Done:
+        return tool("tools/train_net.py", "--config-file", config, *arguments, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(
+    train_net: Callable[..., Done], tiny: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Output of two epochs of the tiny model and its ``stdout``; never written to by tests."""
+    output = tmp_path_factory.mktemp("trained")
+    done = train_net(*tiny, "SOLVER.EPOCHS", 2, "TEST.VALIDATION_LOSS", True, "OUTPUT_DIR", output)
+    assert done.returncode == 0, done.stderr
+    (output / "stdout").write_text(done.stdout)
+    return output
 
 
 @pytest.fixture(scope="session")
 def first_checkpoint() -> Callable[..., None]:
     """Wait until a process that was started has written a checkpoint into a folder."""
 
-    def wait(process: subprocess.Popen[str], folder: Path, seconds: float = 120) -> None:
+    def wait(process: Process, folder: Path, seconds: float = 120) -> None:
         last = time.monotonic() + seconds
         while not list(folder.glob("model_*.pth")):
             assert time.monotonic() < last, "no checkpoint yet"

@@ -1,9 +1,12 @@
-"""train_net.py on two processes: they train one model, and an error of one ends both."""
+"""train_net.py on several processes, and stopped by signals."""
 
 from __future__ import annotations
 
 import csv
+import re
 import shutil
+import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cityscapes_maskrcnn.cli import argument_parser, build_config, launch
+from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
-from cityscapes_maskrcnn.utils.errors import InputError
 
 PROJECT = Path(__file__).parents[2]
-STAGE_1 = PROJECT / "configs" / "stage_1_heads.yaml"
+STAGE_1 = str(PROJECT / "configs" / "stage_1_heads.yaml")
 
 # Plain gradient descent, and every region sampled: a step has nothing left to chance.
 ONE_STEP = """
@@ -29,14 +31,20 @@ MODEL.RPN.POST_NMS_TOPK_TRAIN 50
 """
 # 2 and 1 images.
 SCORED = ("cityscapes_instance_val_part1of4", "cityscapes_instance_val_part3of4")
+# A checkpoint every other iteration; the first one tells that training is under way.
+OFTEN = """
+SOLVER.CHECKPOINT_EPOCHS 0 SOLVER.CHECKPOINT_PERIOD 2
+TEST.EVAL_EPOCHS 0 TEST.VALIDATION_LOSS False DATASETS.TEST ()
+"""
 
-TrainNet = Callable[..., subprocess.CompletedProcess[str]]
+Process = subprocess.Popen[str]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 Metrics = Callable[[Path], dict[str, float]]
 
 
 def step_alone(position: int, options: list[str]) -> dict[str, torch.Tensor]:
     """The model after one step on the image at a position of the training stream."""
-    cfg = build_config(str(STAGE_1), [*options, "SOLVER.IMS_PER_BATCH", "1", "DATASETS.TEST", "()"])
+    cfg = build_config(STAGE_1, [*options, "SOLVER.IMS_PER_BATCH", "1", "DATASETS.TEST", "()"])
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.stream.start_batch = position
@@ -45,7 +53,7 @@ def step_alone(position: int, options: list[str]) -> dict[str, torch.Tensor]:
 
 
 def tables(output: Path) -> dict[str, str]:
-    """What the evaluation of each dataset counted."""
+    """What the evaluation of each dataset counted, by file."""
     folder = output / "inference"
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.csv")}
 
@@ -56,8 +64,8 @@ def false_positives(output: Path, dataset: str) -> int:
         return sum(int(row["false_positives"]) for row in csv.DictReader(file))
 
 
-def test_two_processes_train_one_model(
-    train_net: TrainNet,
+def test_two_processes_train_and_measure_one_model(
+    train_net: Run,
     metrics: Metrics,
     tiny: list[str],
     small_root: Path,
@@ -67,14 +75,14 @@ def test_two_processes_train_one_model(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
     options = [*tiny, *ONE_STEP.split(), "TEST.VALIDATION_LOSS", "True"]
     torch.manual_seed(0)
-    start = Trainer.build_model(build_config(str(STAGE_1), options))
+    start = Trainer.build_model(build_config(STAGE_1, options))
     torch.save({"model": start.state_dict()}, tmp_path / "start.pth")
     options += ["MODEL.WEIGHTS", str(tmp_path / "start.pth")]
 
     two = tmp_path / "two"
     done = train_net("--num-gpus", 2, *options, "DATASETS.TEST", SCORED, "OUTPUT_DIR", two)
     assert done.returncode == 0, done.stderr
-    assert "World size: 2" in done.stdout
+    assert "World size: 2" in (two / "log.txt").read_text()
     together = torch.load(two / "model_final.pth", weights_only=True)["model"]
 
     # The mean gradient leads to the mean of what each process would have reached with its image;
@@ -103,43 +111,61 @@ def test_two_processes_train_one_model(
     assert len(tables(two)) == 2 * 5
     assert all(false_positives(two, name) > 0 for name in SCORED)
     assert tables(one) == tables(two)
-    losses, again = metrics(two), metrics(one)
-    names = [name for name in losses if name.startswith("validation/")]
-    assert "validation/total_loss" in names
-    assert {name: again[name] for name in names} == pytest.approx(
-        {name: losses[name] for name in names}, rel=1e-5
+    expected, measured = (
+        {
+            name: value
+            for name, value in metrics(output).items()
+            if name.startswith(("validation/", "cityscapes_instance_val"))
+        }
+        for output in (two, one)
     )
+    assert "validation/total_loss" in expected
+    assert f"{SCORED[0]}/segm/AP" in expected
+    assert measured == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_machines_score_as_one(
+    trained: Path, train_net: Run, start_tool: Callable[..., object], tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    flags = ["--eval-only", "--num-machines", 2, "--dist-url", url, "--machine-rank"]
+    config, weights = trained / "config.yaml", ["MODEL.WEIGHTS", trained / "model_final.pth"]
+    with start_tool(
+        "tools/train_net.py",
+        *("--config-file", config, *flags, 0, *weights, "OUTPUT_DIR", tmp_path / "0"),
+    ) as process:
+        done = train_net(*flags, 1, *weights, "OUTPUT_DIR", tmp_path / "1", config=config)
+        assert done.returncode == 0, done.stderr
+        log, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "World size: 2" in log
+    assert len(tables(trained)) == 5
+    assert tables(tmp_path / "0") == tables(trained)
+    # The folder of the second machine, had it a disk of its own.
+    assert [path.name for path in (tmp_path / "1").iterdir()] == ["log.txt.rank1"]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-gpus", "0"], "count processes and machines: at least 1"),
-        (["--num-machines", "0"], "count processes and machines: at least 1"),
-        (["--num-machines", "2"], "several machines need the same --dist-url tcp://HOST:PORT"),
-        (["--machine-rank", "1"], "--machine-rank must be between 0 and 0"),
-        (
-            ["--num-machines", "2", "--machine-rank", "2", "--dist-url", "tcp://127.0.0.1:1"],
-            "--machine-rank must be between 0 and 1",
-        ),
-        (
-            ["--num-machines", "2", "--machine-rank", "-1", "--dist-url", "tcp://127.0.0.1:1"],
-            "--machine-rank must be between 0 and 1",
-        ),
+        ("--num-gpus 0", "count processes and machines: at least 1"),
+        ("--num-machines 0", "count processes and machines: at least 1"),
+        ("--num-machines 2", "several machines need the same --dist-url tcp://HOST:PORT"),
+        ("--machine-rank 1", "--machine-rank must be between 0 and 0"),
+        ("--num-machines 2 --machine-rank 2 --dist-url tcp://127.0.0.1:1", "between 0 and 1"),
+        ("--num-machines 2 --machine-rank -1 --dist-url tcp://127.0.0.1:1", "between 0 and 1"),
     ],
 )
-def test_flags_that_do_not_fit_together(flags: list[str], message: str) -> None:
-    def never(_args: object) -> None:
-        raise AssertionError("started")
-
-    args = argument_parser("Test.").parse_args([*flags, "--config-file", str(STAGE_1)])
-    with pytest.raises(InputError) as caught:
-        launch(never, args)
-    assert message in str(caught.value)
+def test_flags_that_do_not_fit_together(train_net: Run, flags: str, message: str) -> None:
+    done = train_net(*flags.split())
+    assert done.returncode == 1
+    assert message in done.stderr
 
 
 def test_one_of_two_processes_finds_a_truncated_image(
-    train_net: TrainNet, tiny: list[str], tmp_path: Path
+    train_net: Run, tiny: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     generate_dataset(tmp_path, {"train": 2, "val": 1}, 96, 192, seed=3)
     image = min((tmp_path / "cityscapes" / "leftImg8bit" / "train").rglob("*.png"))
@@ -152,8 +178,68 @@ def test_one_of_two_processes_finds_a_truncated_image(
         root=tmp_path,
     )
     assert done.returncode == 1
-    assert "Traceback" not in done.stdout + done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert f"{image}: truncated" in errors[0]
+    processes = capfd.readouterr()
+    assert "Rank of current process: 0. World size: 2" in processes.out
+    errors = done.stderr + processes.err
+    assert "Traceback" not in processes.out + errors
+    (error,) = (line for line in errors.splitlines() if line.startswith("error: "))
+    assert f"{image}: truncated" in error
     assert not (tmp_path / "o" / "model_final.pth").exists()
+
+
+def assert_stopped(output: Path, process: Process, iterations: int) -> int:
+    """The process ends with a checkpoint of the iteration that it stopped after."""
+    log, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in log + errors
+    assert "error: " not in errors
+    iteration = int(re.search(r"SIGTERM: stopping after iteration (\d+)", log).group(1))
+    # The first checkpoint is that of iteration 1.
+    assert 0 < iteration < iterations - 1
+    last = output / f"model_{iteration:07d}.pth"
+    assert (output / "last_checkpoint").read_text() == last.name
+    assert max(output.glob("model_*.pth")) == last
+    assert torch.load(last, weights_only=True)["iteration"] == iteration
+    return iteration
+
+
+def test_resume_after_sigterm_equals_an_uninterrupted_run(
+    train_net: Run,
+    start_tool: Callable[..., object],
+    first_checkpoint: Callable[..., None],
+    tiny: list[str],
+    tmp_path: Path,
+) -> None:
+    options = [*tiny, *OFTEN.split(), "SOLVER.MAX_ITER", 20]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    resumed = ["--resume", *options, "OUTPUT_DIR", parts]
+    with start_tool("tools/train_net.py", "--config-file", STAGE_1, *resumed) as process:
+        first_checkpoint(process, parts)
+        process.send_signal(signal.SIGTERM)
+        iteration = assert_stopped(parts, process, 20)
+    done = train_net(*resumed)
+    assert done.returncode == 0, done.stderr
+    assert f"Starting training from iteration {iteration + 1} of 20" in done.stdout
+
+    assert train_net(*options, "OUTPUT_DIR", whole).returncode == 0
+    expected, found = (
+        torch.load(output / "model_final.pth", weights_only=True)["model"]
+        for output in (whole, parts)
+    )
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_sigterm_reaches_every_process(
+    start_tool: Callable[..., object],
+    first_checkpoint: Callable[..., None],
+    tiny: list[str],
+    tmp_path: Path,
+) -> None:
+    with start_tool(
+        *("tools/train_net.py", "--config-file", STAGE_1, "--num-gpus", 2, *tiny, *OFTEN.split()),
+        *("SOLVER.MAX_ITER", 100_000, "OUTPUT_DIR", tmp_path),
+    ) as process:
+        first_checkpoint(process, tmp_path)
+        process.send_signal(signal.SIGTERM)
+        assert_stopped(tmp_path, process, 100_000)
