@@ -16,7 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-with warnings.catch_warnings():
+from cityscapes_maskrcnn.utils.imports import paused_garbage_collection
+
+with warnings.catch_warnings(), paused_garbage_collection():
     # Importing these calls torch.jit.script, which torch reports as deprecated.
     warnings.simplefilter("ignore", FutureWarning)
     import detectron2.modeling  # noqa: F401
