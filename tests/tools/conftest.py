@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import logging
@@ -22,6 +23,7 @@ from contextlib import (
 )
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -60,32 +62,29 @@ def tiny() -> list[str]:
 @contextmanager
 def own_state() -> Iterator[None]:
     """Undo what a tool changes in its process, which would end with the tool."""
-    loggers = [logging.getLogger(name) for name in (None, "detectron2", "fvcore", "optuna")]
-    loggers.append(logging.getLogger("cityscapes_maskrcnn"))
-    logs = [(logger, logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
-    environment, folder, arguments = dict(os.environ), Path.cwd(), sys.argv
+    names = (None, "cityscapes_maskrcnn", "detectron2", "fvcore", "optuna")
+    loggers = [
+        (logger, logger.level, logger.propagate, logger.handlers[:])
+        for logger in map(logging.getLogger, names)
+    ]
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    generators = random.getstate(), np.random.get_state()
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
-        for logger, level, propagate, handlers in logs:
+        for logger, level, propagate, handlers in loggers:
             logger.setLevel(level)
             logger.propagate = propagate
             logger.handlers[:] = handlers
         # Otherwise a second run into a folder would find its log set up.
         detectron2_logger.setup_logger.cache_clear()
         detectron2_logger._cached_log_stream.cache_clear()
-        os.environ.clear()
-        os.environ.update(environment)
-        os.chdir(folder)
-        sys.argv = arguments
         for number, handler in signals.items():
             signal.signal(number, handler)
         random.setstate(generators[0])
         np.random.set_state(generators[1])
-        torch.set_rng_state(generators[2])
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
 
@@ -99,22 +98,23 @@ def tool(small_root: Path) -> Callable[..., Done]:
     """
 
     def run(script: str, *arguments: object, root: Path = small_root, cwd: Path = PROJECT) -> Done:
+        command = [str(PROJECT / script), *map(str, arguments)]
         out, err = io.StringIO(), io.StringIO()
-        status: object = 0
-        with own_state(), redirect_stdout(out), redirect_stderr(err):
-            os.environ["DETECTRON2_DATASETS"] = str(root)
-            os.chdir(cwd)
-            sys.argv = [str(PROJECT / script), *map(str, arguments)]
+        status = None
+        with (
+            own_state(),
+            redirect_stdout(out),
+            redirect_stderr(err),
+            mock.patch.dict(os.environ, DETECTRON2_DATASETS=str(root)),
+            mock.patch.object(sys, "argv", command),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.chdir(cwd)
             try:
-                runpy.run_path(sys.argv[0], run_name="__main__")
+                runpy.run_path(command[0], run_name="__main__")
             except SystemExit as end:
                 status = end.code
-        if isinstance(status, str):
-            err.write(f"{status}\n")
-            status = 1
-        return subprocess.CompletedProcess(
-            [script, *arguments], status or 0, out.getvalue(), err.getvalue()
-        )
+        return subprocess.CompletedProcess(command, status or 0, out.getvalue(), err.getvalue())
 
     return run
 
@@ -206,5 +206,25 @@ def metrics() -> Callable[[Path], dict[str, float]]:
         for line in (output / "metrics.json").read_text().splitlines():
             merged.update(json.loads(line, parse_constant=no_constant))
         return merged
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def tables() -> Callable[[Path], dict[str, str]]:
+    """Read all that an evaluation counted, by file: every prediction that counts is in it."""
+
+    def read(output: Path) -> dict[str, str]:
+        folder = output / "inference"
+        found = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.csv")}
+        # Were nothing found, all evaluations would agree.
+        per_class = [text for name, text in found.items() if name.endswith("per_class.csv")]
+        assert per_class
+        for text in per_class:
+            rows = list(csv.DictReader(text.splitlines()))
+            assert sum(int(row["objects"]) for row in rows) > 0
+            assert sum(int(row["found"]) + int(row["false_positives"]) for row in rows) > 0
+        assert len(found) == 5 * len(per_class)
+        return found
 
     return read
