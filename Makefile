@@ -68,7 +68,7 @@ demo: $(READY)
 	@echo "TensorBoard        $(BIN)/tensorboard --logdir $(DEMO)"
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

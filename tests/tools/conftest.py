@@ -71,6 +71,8 @@ def own_state() -> Iterator[None]:
     generators = random.getstate(), np.random.get_state()
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     try:
+        # As OMP_NUM_THREADS lets it be in a process of its own; tests may have changed it.
+        torch.set_num_threads(1)
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
