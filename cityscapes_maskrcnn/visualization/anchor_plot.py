@@ -8,17 +8,21 @@ import os
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from cityscapes_maskrcnn.modeling.anchors import DETECTRON2_DEFAULT, Anchors, Floats, best_iou
-from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.visualization.style import (
+    GRID,
+    INK,
+    RED,
+    new_figure,
+    save_figure,
+    style_axes,
+)
 
-_INK, _GRID = "#222222", "#dddddd"
-_BEFORE, _AFTER = "#8a8a8a", "#D55E00"  # grey, and a red of Okabe and Ito's palette
+_BEFORE, _AFTER = "#8a8a8a", RED
 _BLUES = ("#eaf2f9", "#9ac4e3", "#2b7bba", "#0b4a86")  # few to many boxes
 
 
@@ -35,16 +39,11 @@ def plot_anchors(boxes: npt.ArrayLike, anchors: Anchors, output: str | os.PathLi
     """
     given = np.asarray(boxes, np.float64)
     before, after = best_iou(given, DETECTRON2_DEFAULT), best_iou(given, anchors)
-    figure = Figure(figsize=(12, 5.6), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 5.6)
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.07})
     _plot_shapes(figure, left, given, anchors)
     _plot_ious(right, before, after)
-    try:
-        with atomic_write(output) as file:
-            figure.savefig(file, format="png", dpi=120)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+    save_figure(figure, output)
 
 
 def _plot_shapes(figure: Figure, axis: Axes, boxes: Floats, anchors: Anchors) -> None:
@@ -70,12 +69,12 @@ def _plot_shapes(figure: Figure, axis: Axes, boxes: Floats, anchors: Anchors) ->
     bar = figure.colorbar(cells, ax=axis, pad=0.01, aspect=35, format="{x:g}")
     bar.set_ticks(_counts(*cells.get_clim()))
     bar.minorticks_off()
-    bar.set_label("boxes in a cell", color=_INK, fontsize=9)
+    bar.set_label("boxes in a cell", color=INK, fontsize=9)
     bar.ax.spines["outline"].set_visible(False)
-    bar.ax.tick_params(colors=_INK, labelsize=8)
-    axis.plot([low, high], [low, high], color=_INK, linewidth=0.7, linestyle=(0, (1, 4)))
+    bar.ax.tick_params(colors=INK, labelsize=8)
+    axis.plot([low, high], [low, high], color=INK, linewidth=0.7, linestyle=(0, (1, 4)))
     axis.plot(
-        *default.T, "x", color=_INK, markersize=7, markeredgewidth=1.4, label="Detectron2's default"
+        *default.T, "x", color=INK, markersize=7, markeredgewidth=1.4, label="Detectron2's default"
     )
     by_size = shapes.reshape(len(anchors.sizes), -1, 2)
     for level, line in zip(anchors.sizes, by_size, strict=True):
@@ -110,9 +109,9 @@ def _plot_shapes(figure: Figure, axis: Axes, boxes: Floats, anchors: Anchors) ->
         one.set_major_locator(FixedLocator(ticks))
         one.set_minor_locator(NullLocator())
         one.set_major_formatter("{x:g}")
-    axis.set_xlabel("width, pixels of the network's input", color=_INK)
-    axis.set_ylabel("height, pixels of the network's input", color=_INK)
-    _finish(axis, f"{len(boxes):,} boxes and the anchors")
+    axis.set_xlabel("width, pixels of the network's input")
+    axis.set_ylabel("height, pixels of the network's input")
+    style_axes(axis, f"{len(boxes):,} boxes and the anchors", grid="both")
     axis.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
 
 
@@ -138,19 +137,11 @@ def _plot_ious(axis: Axes, before: Floats, after: Floats) -> None:
     highest = axis.get_ylim()[1]
     for ious, color in ((before, _BEFORE), (after, _AFTER)):
         axis.plot([ious.mean()] * 2, [0, highest], color=color, linewidth=1.4, linestyle="--")
-    axis.plot([], [], color=_INK, linewidth=1.4, linestyle="--", label="mean of each")
+    axis.plot([], [], color=INK, linewidth=1.4, linestyle="--", label="mean of each")
     axis.set_xlim(0, 1)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.set_xlabel("IoU of a box with the anchor that fits it best", color=_INK)
-    axis.set_ylabel("share of the boxes", color=_INK)
-    _finish(axis, "How well they fit")
+    axis.set_xlabel("IoU of a box with the anchor that fits it best")
+    axis.set_ylabel("share of the boxes")
+    style_axes(axis, "How well they fit", grid="both")
     axis.set_ylim(0, 1.22 * highest)
-    axis.legend(loc="upper left", framealpha=1, edgecolor=_GRID, fontsize=10)
-
-
-def _finish(axis: Axes, title: str) -> None:
-    axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
-    axis.grid(color=_GRID, linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(colors=_INK, labelsize=9)
+    axis.legend(loc="upper left", framealpha=1, edgecolor=GRID, fontsize=10)

@@ -11,23 +11,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.visualization.style import (
+    INK,
+    ORANGE,
+    PALETTE,
+    PINK,
+    SKY,
+    new_figure,
+    save_figure,
+    style_axes,
+)
 
-_INK = "#222222"
-# Okabe and Ito's palette, which colour-blind people can tell apart.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#999999")
 # Fill and text.
-_CAUSE_COLORS = (("#56B4E9", _INK), ("#CC79A7", _INK), ("#E69F00", _INK), ("#666666", "white"))
+_CAUSE_COLORS = ((SKY, INK), (PINK, INK), (ORANGE, INK), ("#666666", "white"))
 # Between cells. They end at whole pixels and axes do not: a line clipped there would leave a rest.
 _GAP: dict[str, Any] = {
-    **{"color": "white", "linewidth": 5},
-    **{"clip_on": False, "solid_capstyle": "projecting", "in_layout": False},
+    "color": "white",
+    "linewidth": 5,
+    "clip_on": False,
+    "solid_capstyle": "projecting",
+    "in_layout": False,
 }
-_DPI = 120
 
 Row = dict[str, str]
 Counts = npt.NDArray[np.int64]
@@ -61,20 +68,15 @@ def plot_errors(folder: str | os.PathLike[str]) -> list[Path]:
         raise InputError(f"{folder}: not the tables of an evaluation: {error!r}") from error
     written = []
     for name, figure in figures.items():
-        path = folder / f"{name}.png"
-        try:
-            with atomic_write(path) as file:
-                figure.savefig(file, format="png", dpi=_DPI)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-        written.append(path)
+        written.append(folder / f"{name}.png")
+        save_figure(figure, written[-1])
     return written
 
 
 def _precision_recall(rows: list[Row], per_class: list[Row], threshold: float) -> Figure:
     """One curve a class, with a dot where the other pictures' threshold lies on it."""
     figure, (axis,) = _figure(8.2, 5.4, 1, "Precision and recall at IoU 0.5")
-    for color, scores in zip(_COLORS, per_class, strict=True):
+    for color, scores in zip(PALETTE, per_class, strict=True):
         points = [
             (float(row["recall"]), float(row["precision"]), float(row["confidence"]))
             for row in rows
@@ -90,9 +92,9 @@ def _precision_recall(rows: list[Row], per_class: list[Row], threshold: float) -
         at = int(np.searchsorted(confidence, threshold))
         if at < len(confidence) - 1:
             axis.plot(recall[at], precision[at], "o", color=color, markersize=6, clip_on=False)
-    axis.plot([], [], "o", color=_INK, markersize=6, label=f"confidence {threshold:g}")
+    axis.plot([], [], "o", color=INK, markersize=6, label=f"confidence {threshold:g}")
     axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    axis.grid(color="#dddddd", linewidth=0.8)
+    style_axes(axis, grid="both")
     axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=10)
     return figure
 
@@ -112,8 +114,8 @@ def _confusion(rows: list[Row], _per_class: list[Row], threshold: float) -> Figu
     # Not part of the classes' square: objects and predictions without a partner of any class.
     axis.axhline(len(rows) - 1.5, **_GAP)
     axis.axvline(len(columns) - 1.5, **_GAP)
-    axis.set_ylabel("truth", color=_INK)
-    axis.set_xlabel("prediction (% of the row); unmatched: no IoU above 0.5", color=_INK)
+    axis.set_ylabel("truth", color=INK)
+    axis.set_xlabel("prediction (% of the row); unmatched: no IoU above 0.5", color=INK)
     return figure
 
 
@@ -135,9 +137,9 @@ def _false_positives(rows: list[Row], _per_class: list[Row], threshold: float) -
         axis.bar_label(bars, texts, label_type="center", color=ink, fontsize=9)
         left += widths
     for row, total in enumerate(totals.tolist()):
-        axis.text(101, row, f"{total:,}", va="center", fontsize=10, color=_INK)
-    axis.text(101, -0.78, "number", va="bottom", fontsize=9, color=_INK)
-    axis.axhline(0.5, color=_INK, linewidth=0.8)
+        axis.text(101, row, f"{total:,}", va="center", fontsize=10, color=INK)
+    axis.text(101, -0.78, "number", va="bottom", fontsize=9, color=INK)
+    axis.axhline(0.5, color=INK, linewidth=0.8)
     axis.set(xlim=(0, 100), xlabel="% of the class's false positives")
     axis.invert_yaxis()
     axis.tick_params(axis="y", length=0)
@@ -172,7 +174,7 @@ def _misses(rows: list[Row], _per_class: list[Row], threshold: float) -> Figure:
         ]
         _heat_map(axis, _shares(missed, objects), names, groups, texts)
         axis.axhline(0.5, **_GAP)
-        axis.set_title(title, loc="left", fontsize=11, color=_INK)
+        axis.set_title(title, loc="left", fontsize=11, color=INK)
     axes[1].set_yticklabels([])
     return figure
 
@@ -193,7 +195,7 @@ def _heat_map(
             continue
         percent = f"{100 * share:.0f}" if 100 * share >= 1 or not share else "<1"
         text = percent if details is None else f"{percent}%\n{details[row][column]}"
-        color = "white" if share > 0.55 else _INK
+        color = "white" if share > 0.55 else INK
         axis.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
@@ -210,14 +212,11 @@ def _shares(counts: Counts, totals: Counts) -> npt.NDArray[np.float64]:
 def _figure(
     width: float, height: float, columns: int, title: str
 ) -> tuple[Figure, npt.NDArray[np.object_]]:
-    """A white figure of some inches with axes side by side."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
+    """A figure of some inches with axes side by side."""
+    figure = new_figure(width, height, title)
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(colors=_INK, labelsize=10)
+        style_axes(axis, grid="")
     return figure, axes
 
 

@@ -9,16 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.visualization.style import (
+    BLUE,
+    INK,
+    RED,
+    new_figure,
+    save_figure,
+    style_axes,
+)
 from cityscapes_maskrcnn.visualization.training_curves import Curve
 
-_INK = "#222222"
-_TRAINING, _VALIDATION = "#0072B2", "#D55E00"  # of Okabe and Ito's palette
+_TRAINING, _VALIDATION = BLUE, RED
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,8 @@ def plot_overfitting(
     }
     if not drawn:
         raise InputError(f"{output}: there is no loss to draw")
-    figure = Figure(figsize=(3.4 * len(drawn) + 0.6, 4.2), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle(
-        "Training and validation loss of every stage", x=0.01, ha="left", fontsize=13, color=_INK
-    )
+    title = "Training and validation loss of every stage"
+    figure = new_figure(3.4 * len(drawn) + 0.6, 4.2, title)
     axes = figure.subplots(1, len(drawn), squeeze=False)[0]
     gaps = {}
     for axis, (title, (training, validation)) in zip(axes, drawn.items(), strict=True):
@@ -97,16 +98,12 @@ def plot_overfitting(
         _plot(axis, title, training, validation, gap)
         if gap:
             gaps[title] = gap
-    axes[0].set_ylabel("total loss", color=_INK)
+    axes[0].set_ylabel("total loss", color=INK)
     handles, labels = max(
         (axis.get_legend_handles_labels() for axis in axes), key=lambda h: len(h[1])
     )
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    try:
-        with atomic_write(output) as file:
-            figure.savefig(file, format="png", dpi=140)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+    save_figure(figure, output)
     return gaps
 
 
@@ -126,8 +123,8 @@ def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap |
             markersize=4,
             label="validation",
         )
-    axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
-    axis.set_xlabel("iteration", color=_INK, fontsize=9)
+    style_axes(axis, title)
+    axis.set_xlabel("iteration", color=INK, fontsize=9)
     finite = [v for v in (*training.values(), *validation.values()) if np.isfinite(v)]
     low, top = min(finite, default=0.0), max(finite, default=1.0)
     # First iterations that lie far above all others are cut off, and the picture says so.
@@ -144,9 +141,6 @@ def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap |
     axis.set_xlim(0, 1.5 * end)
     ticks = MaxNLocator(4, integer=True).tick_values(0, end)
     axis.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= end]))
-    axis.grid(axis="y", color="#dddddd", linewidth=0.8)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(colors=_INK, labelsize=9)
     if gap is None:
         axis.text(0.98, 0.97, "no validation loss", transform=axis.transAxes, ha="right", va="top")
         return
@@ -170,17 +164,17 @@ def _mark_gap(axis: Axes, gap: Gap) -> None:
             "",
             xy=(place, gap.validation),
             xytext=(place, gap.training),
-            arrowprops={"arrowstyle": "<->", "color": _INK, "shrinkA": 0, "shrinkB": 0, "lw": 1.4},
+            arrowprops={"arrowstyle": "<->", "color": INK, "shrinkA": 0, "shrinkB": 0, "lw": 1.4},
         )
     for level in (gap.training, gap.validation):
-        axis.hlines(level, 0.97 * gap.last, 1.08 * gap.last, color=_INK, lw=1)
+        axis.hlines(level, 0.97 * gap.last, 1.08 * gap.last, color=INK, lw=1)
     axis.text(
         1.11 * gap.last,
         (gap.training + gap.validation) / 2,
         f"gap\n{difference:+.2g}\n({100 * difference / max(gap.training, 1e-12):+.0f} %)",
         va="center",
         fontsize=9,
-        color=_INK,
+        color=INK,
     )
     lowest = "at the end" if gap.lowest == gap.last else f"at iteration {gap.lowest:,}"
     _note(axis, 0.98, f"validation lowest {lowest}", _VALIDATION)

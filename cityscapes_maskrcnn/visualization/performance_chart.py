@@ -7,16 +7,19 @@ import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.visualization.style import (
+    BLUE,
+    GREY,
+    INK,
+    RED,
+    new_figure,
+    save_figure,
+    style_axes,
+)
 
-_INK = "#222222"
-_OURS, _OTHERS, _PALE = "#0072B2", "#999999", "#e8eef4"
-_ALERT = "#D55E00"
+_PALE = "#e8eef4"
 
 _WARNING = (
     "The protocols give the same predictions different numbers: compare within a chart only. "
@@ -61,13 +64,11 @@ def plot_performance(
     table_height = 0.42 * (len(cells) + 1) + 0.3 + (0.3 if caution else 0)
     rows = max(len(official), len(coco_style) + len(by_size) + 2, 4)
     remarks = [part for line in remark.splitlines() for part in textwrap.wrap(line, _LINE)]
-    size = (14.5, table_height + 0.3 * rows + 1.7 + 0.17 * max(0, len(remarks) - 1))
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle("Performance by stage", x=0.01, ha="left", fontsize=15, color=_INK)
+    height = table_height + 0.3 * rows + 1.7 + 0.17 * max(0, len(remarks) - 1)
+    figure = new_figure(14.5, height, "Performance by stage")
     top, bottom = figure.subfigures(2, 1, height_ratios=[table_height, 0.3 * rows + 1.0])
     if caution:
-        top.suptitle(caution, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_ALERT)
+        top.suptitle(caution, x=0.01, ha="left", fontsize=13, fontweight="bold", color=RED)
     _draw_table(top.subplots(), headings, cells)
     left, right = bottom.subfigures(1, 2, width_ratios=[1.1, 1])
     _draw_bars(left.subplots(), "Official protocol: mask AP, %", official)
@@ -79,11 +80,7 @@ def plot_performance(
     figure.supxlabel(
         "\n".join([_WARNING, *remarks]), x=0.01, ha="left", fontsize=10, color="#555555"
     )
-    try:
-        with atomic_write(output) as file:
-            figure.savefig(file, format="png", dpi=140)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+    save_figure(figure, output)
 
 
 def _draw_table(axis: Axes, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
@@ -112,27 +109,27 @@ def _draw_table(axis: Axes, headings: Sequence[str], cells: Sequence[Sequence[st
     table.set_fontsize(10)
     for (row, _), cell in table.get_celld().items():
         cell.set_edgecolor("#cccccc")
-        cell.set_text_props(color=_INK, weight="bold" if row == 0 else "normal")
+        cell.set_text_props(color=INK, weight="bold" if row == 0 else "normal")
         cell.set_facecolor(_PALE if row == 0 else "white")
         cell.set_height(cell.get_height() * (1.6 if row == 0 else 1))
 
 
 def _draw_bars(axis: Axes, title: str, bars: Sequence[Bar]) -> None:
-    axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    style_axes(axis, title, grid="")
     names = [name for name, _, _ in bars]
     scores = [score for _, score, _ in bars]
     drawn = axis.barh(
         range(len(bars)),
         scores,
-        color=[_OURS if ours else _OTHERS for *_, ours in bars],
+        color=[BLUE if ours else GREY for *_, ours in bars],
         height=0.7,
     )
-    axis.bar_label(drawn, [f"{score:.1f}" for score in scores], padding=4, fontsize=9.5, color=_INK)
+    axis.bar_label(drawn, [f"{score:.1f}" for score in scores], padding=4, fontsize=9.5, color=INK)
     axis.set_yticks(range(len(bars)), names)
     axis.set_ylim(max(len(bars), 1) - 0.4, -0.6)
     axis.set_xlim(0, 1.12 * max([_LEAST_AXIS, *scores]))
-    axis.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    axis.spines[["bottom", "left"]].set_visible(False)
     axis.tick_params(axis="x", bottom=False, labelbottom=False)
-    axis.tick_params(axis="y", length=0, labelsize=10, colors=_INK)
+    axis.tick_params(axis="y", length=0, labelsize=10)
     for label, (*_, ours) in zip(axis.get_yticklabels(), bars, strict=True):
         label.set_fontweight("bold" if ours else "normal")

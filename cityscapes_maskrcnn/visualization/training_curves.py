@@ -10,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.visualization.style import (
+    INK,
+    PALETTE,
+    new_figure,
+    save_figure,
+    style_axes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +27,6 @@ logger = logging.getLogger(__name__)
 # is measured after 100 iterations stands at 99, but for the scores at the end of training: at 100.
 Curve = dict[int, float]
 
-# Okabe and Ito's palette, which colour-blind people can tell apart.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#999999")
-_INK = "#222222"
 # This project's name for the mean over the classes, and that of Detectron2's own evaluator.
 _MEAN_IOUS = ("IoU", "mIoU")
 
@@ -50,17 +51,12 @@ def plot_training_curves(
             f"{metrics_json}: no loss, score or learning rate in it; did training start?"
         )
     heights = [3 if title == "loss" else 1.7 for title, _ in rows]
-    figure = Figure(figsize=(10, sum(heights) + 0.6), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, sum(heights) + 0.6)
     axes = figure.subplots(len(rows), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (title, chosen) in zip(axes, rows, strict=True):
         _plot(axis, title, chosen)
-    axes[-1].set_xlabel("iteration", color=_INK)
-    try:
-        with atomic_write(output) as file:
-            figure.savefig(file, format="png", dpi=120)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+    axes[-1].set_xlabel("iteration", color=INK)
+    save_figure(figure, output)
 
 
 def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
@@ -130,27 +126,24 @@ def _plot(axis: Axes, title: str, curves: Mapping[str, Curve]) -> None:
     is_loss = title == "loss"
     # A loss has one colour, in training and (dashed) in validation.
     keys = sorted({_metric(name) for name in curves} - {"total_loss"}) if is_loss else list(curves)
-    colors = {key: _COLORS[number % len(_COLORS)] for number, key in enumerate(keys)}
+    colors = {key: PALETTE[number % len(PALETTE)] for number, key in enumerate(keys)}
     for name, curve in curves.items():
         key = _metric(name) if is_loss else name
         axis.plot(
             list(curve),
             list(curve.values()),
             label=name,
-            color=colors.get(key, _INK),
+            color=colors.get(key, INK),
             linewidth=1.3 if key in colors else 2.0,
             linestyle="--" if is_loss and "/" in name else "-",
             # Few points, as of evaluations, would be invisible as a line.
             marker="o" if len(curve) <= 30 else "",
             markersize=3.5,
         )
-    axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
+    style_axes(axis, title)
     axis.set_ylim(*_limits(title, [value for curve in curves.values() for value in curve.values()]))
     axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(axis="y", color="#dddddd", linewidth=0.8)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(colors=_INK, labelsize=9)
     if title != "learning rate":
         axis.legend(
             loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9, handlelength=3.4

@@ -45,7 +45,7 @@ def test_a_caution_stands_above_the_table(tmp_path: Path) -> None:
     rows = np.flatnonzero((with_it == red).all(axis=2).any(axis=1))
     # In the uppermost tenth, and the picture is higher by as much as it takes.
     assert rows.max() < len(with_it) / 10
-    assert with_it.shape[0] - without.shape[0] == 42  # 0.3 inches at 140 dots
+    assert with_it.shape[0] - without.shape[0] == 36  # 0.3 inches at 120 dots
 
 
 def test_long_remarks_are_whole(tmp_path: Path, figures: list[Figure]) -> None:
