@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,22 +18,15 @@ ROOT = Path(__file__).parents[2]
 STAGE_1 = ROOT / "configs" / "stage_1_heads.yaml"
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "benchmark.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 SMALL = ("--predictions", "12", "--height", "96", "--width", "192")
 
 
-def test_evaluation_prints_ratios_and_leaves_nothing(tmp_path: Path) -> None:
-    done = run(tmp_path, "evaluation", "--images", "2", "--repeats", "1", *SMALL)
+def test_evaluation_prints_ratios_and_leaves_nothing(tool: Run, tmp_path: Path) -> None:
+    done = tool(
+        "tools/benchmark.py", "evaluation", "--images", 2, "--repeats", 1, *SMALL, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| here")]
     assert len(rows) == 5
@@ -42,8 +35,10 @@ def test_evaluation_prints_ratios_and_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_at_scale_has_a_row_for_every_number_of_workers() -> None:
-    row = benchmark_scale(9, 12, 96, 192, [1], STAGE_1, model_side=32).splitlines()[-1]
+def test_at_scale_has_a_row_for_every_number_of_workers(tmp_path: Path) -> None:
+    config = tmp_path / "few_proposals.yaml"
+    config.write_text(f"_BASE_: {STAGE_1}\nMODEL: {{RPN: {{POST_NMS_TOPK_TEST: 10}}}}\n")
+    row = benchmark_scale(9, 12, 96, 192, [1], config, model_side=32).splitlines()[-1]
     workers, _, model, both, images_per_second, *_ = map(float, row.split("|")[1:-1])
     assert workers == 1
     assert 0 < model <= both
@@ -86,13 +81,13 @@ def test_scores_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "deeplearning" not in sys.modules
 
 
-def test_bad_numbers(tmp_path: Path) -> None:
+def test_bad_numbers(tool: Run) -> None:
     with pytest.raises(evaluation.InputError, match=r"--images, .* must be 1 or more"):
         benchmark_evaluation(0, 12, 96, 192, 1)
     with pytest.raises(evaluation.InputError, match=r"--workers and --model-side 0 or"):
         benchmark_scale(9, 12, 96, 192, [-1], STAGE_1)
     with pytest.raises(evaluation.InputError, match=r"--images, .* must be 1 or more"):
         benchmark_loading(0, 30, 1)
-    done = run(tmp_path, "evaluation", "--images", "few")
+    done = tool("tools/benchmark.py", "evaluation", "--images", "few")
     assert done.returncode == 2
     assert "argument --images: invalid int value: 'few'" in done.stderr
