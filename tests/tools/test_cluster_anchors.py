@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,22 +16,17 @@ from cityscapes_maskrcnn.engine.run_anchors import dataset_boxes
 from cityscapes_maskrcnn.modeling.anchors import Anchors, best_iou, fit_anchors
 from cityscapes_maskrcnn.utils.errors import InputError
 
-PROJECT = Path(__file__).parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def cluster_anchors(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, PROJECT / "tools" / "cluster_anchors.py", *map(str, arguments)],
-        env={**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def cluster_anchors(tool: Run) -> Run:
+    return partial(tool, "tools/cluster_anchors.py")
 
 
-def test_a_dataset_at_network_scale(small_root: Path, tmp_path: Path) -> None:
+def test_a_dataset_at_network_scale(cluster_anchors: Run, small_root: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "anchors.yaml"
     done = cluster_anchors(
-        small_root,
         *("--dataset", "cityscapes_instance_train", "--output", output, "--num-ratios", 2),
         *("INPUT.MIN_SIZE_TEST", 384),
     )
@@ -61,10 +56,10 @@ def test_a_dataset_at_network_scale(small_root: Path, tmp_path: Path) -> None:
         assert picture.size == (1440, 672)
 
 
-def test_more_sizes_than_distinct_boxes_is_one_line(tmp_path: Path) -> None:
+def test_more_sizes_than_distinct_boxes_is_one_line(cluster_anchors: Run, tmp_path: Path) -> None:
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("width,height\n" + 20 * "10,20\n30,40\n")
-    done = cluster_anchors(tmp_path, "--boxes", boxes, "--output", tmp_path / "anchors.yaml")
+    done = cluster_anchors("--boxes", boxes, "--output", tmp_path / "anchors.yaml")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "error: anchors: 40 boxes have 2 different sizes, too few for 5 clusters; ask for fewer or "
@@ -81,11 +76,13 @@ def test_more_sizes_than_distinct_boxes_is_one_line(tmp_path: Path) -> None:
         (["--seed", "-1"], "anchors: seed -1; give --seed, or the config's SEED, as a number"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path: Path, options: list[str], message: str) -> None:
+def test_bad_input_is_one_line(
+    cluster_anchors: Run, tmp_path: Path, options: list[str], message: str
+) -> None:
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("".join(f"{side},{3 * side}\n{side},{side}\n" for side in range(10, 20)))
     output = ["--num-ratios", 2, "--output", tmp_path / "anchors.yaml"]
-    done = cluster_anchors(tmp_path, "--boxes", boxes, *output, *options)
+    done = cluster_anchors("--boxes", boxes, *output, *options)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert message in done.stderr.splitlines()[-1]

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,12 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
 from torch import nn
 
-PROJECT = Path(__file__).parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def convert(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, PROJECT / "tools" / "convert_weights.py", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), **environment},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def convert(tool: Run) -> Run:
+    return partial(tool, "tools/convert_weights.py")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +29,7 @@ def weights(deeplab: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def test_plain_detectron2_loads_the_output(
-    weights: Path, deeplab: nn.Module, tmp_path: Path
+    convert: Run, weights: Path, deeplab: nn.Module, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "converted.pth"
     done = convert(weights, out, "--list")
@@ -69,7 +64,7 @@ def test_plain_detectron2_loads_the_output(
     out.unlink()
 
 
-def test_bad_input_is_one_line(weights: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(convert: Run, weights: Path, tmp_path: Path) -> None:
     torch.save({"a.weight": torch.zeros(2)}, tmp_path / "random.pth")
     out = tmp_path / "out.pth"
     for arguments, message in [

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
 TINY = (
     "MODEL.DEVICE cpu MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16 "
     "MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.RESNETS.NORM BN MODEL.FPN.OUT_CHANNELS 16 "
@@ -27,26 +28,17 @@ STAGES = ["--stages", "stage_2", "stage_3", "MODEL.WEIGHTS", "", *TINY.split()]
 REPORT = {"performance.md", "performance.csv", "performance.png", "overfitting.png"}
 
 
-def train_stages(root: Path, output: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            *(sys.executable, "tools/train_stages.py", "--config-dir", "configs/demo"),
-            *("--output", str(output), *words),
-        ],
-        env={**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"},
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def train_stages(tool: Run) -> Run:
+    """Run the tool in this process: ``train_stages(output, *arguments, root=...)``."""
+    return partial(tool, "tools/train_stages.py", "--config-dir", "configs/demo", "--output")
 
 
 @pytest.fixture(scope="module")
-def chain(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chain(train_stages: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stages 2 and 3, from random weights."""
     output = tmp_path_factory.mktemp("chain")
-    done = train_stages(small_root, output, *STAGES)
+    done = train_stages(output, *STAGES)
     assert done.returncode == 0, done.stdout + done.stderr
     (output / "stdout").write_text(done.stdout)
     return output
@@ -94,12 +86,12 @@ def fingerprint(folder: Path) -> dict[str, tuple[str, int]]:
 
 
 def test_another_config_is_refused_and_nothing_is_overwritten(
-    chain: Path, small_root: Path
+    chain: Path, train_stages: Run
 ) -> None:
     before = fingerprint(chain)
     assert {"stage_2/model_final.pth", "scores/stage_3/scores.json"} <= before.keys()
     words = ["--stages", "stage_2", "MODEL.WEIGHTS", "", *TINY.split(), "SOLVER.BASE_LR", "0.5"]
-    done = train_stages(small_root, chain, *words)
+    done = train_stages(chain, *words)
     assert done.returncode == 1
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert (
@@ -108,9 +100,9 @@ def test_another_config_is_refused_and_nothing_is_overwritten(
     assert fingerprint(chain) == before
 
 
-def test_a_second_call_runs_nothing(chain: Path, small_root: Path) -> None:
+def test_a_second_call_runs_nothing(chain: Path, train_stages: Run) -> None:
     before = fingerprint(chain)
-    done = train_stages(small_root, chain, *STAGES)
+    done = train_stages(chain, *STAGES)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("stage_2", "stage_3", "scores/stage_2", "scores/stage_3"):
         (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"{name} ")]
@@ -126,11 +118,11 @@ def test_a_second_call_runs_nothing(chain: Path, small_root: Path) -> None:
 
 @pytest.mark.parametrize("flags", [["--dry-run"], []])
 def test_missing_data_are_told_below_the_plan_and_nothing_is_written(
-    small_root: Path, tmp_path: Path, flags: list[str]
+    train_stages: Run, small_root: Path, tmp_path: Path, flags: list[str]
 ) -> None:
     root = tmp_path / "data"
     shutil.copytree(small_root, root, ignore=shutil.ignore_patterns("gtCoarse"))
-    done = train_stages(root, tmp_path / "new", *flags, *TINY.split())
+    done = train_stages(tmp_path / "new", *flags, *TINY.split(), root=root)
     assert done.returncode == 1
     plan, _, below = done.stdout.partition("\n\n")
     states = {line.split()[0]: line.split()[-2:] for line in plan.splitlines()[2:]}
@@ -146,10 +138,10 @@ def test_missing_data_are_told_below_the_plan_and_nothing_is_written(
 
 @pytest.mark.parametrize("flags", [["--dry-run"], []])
 def test_mistyped_weights_are_told_below_the_plan_and_nothing_is_written(
-    small_root: Path, tmp_path: Path, flags: list[str]
+    train_stages: Run, tmp_path: Path, flags: list[str]
 ) -> None:
     words = ["--stages", "stage_2", "MODEL.WEIGHTS", "missing.pth", *TINY.split()]
-    done = train_stages(small_root, tmp_path / "new", *flags, *words)
+    done = train_stages(tmp_path / "new", *flags, *words)
     assert done.returncode == 1
     plan, _, below = done.stdout.partition("\n\n")
     states = {line.split()[0]: line.split()[-2:] for line in plan.splitlines()[2:]}
@@ -163,8 +155,8 @@ def test_mistyped_weights_are_told_below_the_plan_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(small_root: Path, tmp_path: Path) -> None:
-    done = train_stages(small_root, tmp_path / "new", "--dry-run", *STAGES)
+def test_a_dry_run_prints_the_plan_and_writes_nothing(train_stages: Run, tmp_path: Path) -> None:
+    done = train_stages(tmp_path / "new", "--dry-run", *STAGES)
     assert done.returncode == 0, done.stderr
     plan = [line.split() for line in done.stdout.splitlines() if "stage_" in line]
     assert [(row[0], row[-2:]) for row in plan] == [
@@ -175,8 +167,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(small_root: Path, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_output_is_refused(small_root: Path) -> None:
-    done = train_stages(small_root, "", "--dry-run", *STAGES)
+def test_an_empty_output_is_refused(train_stages: Run) -> None:
+    done = train_stages("", "--dry-run", *STAGES)
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == "error: --output is empty: name a folder\n"

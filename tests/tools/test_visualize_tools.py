@@ -1,19 +1,13 @@
 from __future__ import annotations
 
 import json
-import os
-import runpy
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from cityscapes_maskrcnn.utils.tool import run_tool
-
-PROJECT = Path(__file__).parents[2]
 
 # Mask R-CNN on a ResNet-18, for images of 64 x 128.
 CONFIG = """
@@ -53,51 +47,26 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(root: Path, tool: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(root),
-        "CITYSCAPES_MASKRCNN_CACHE": str(root / "cache"),
-        "PYTHONPATH": str(PROJECT),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(PROJECT / "tools" / tool), *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
-def predict(root: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return run(root, "visualize_predictions.py", "--config-file", "model.yaml", *arguments)
+@pytest.fixture
+def run(root, tool):
+    return partial(tool, root=root, cwd=root)
 
 
 @pytest.fixture
-def start(root, monkeypatch, capsys):
-    """Start a tool in this process, which saves the seconds that importing takes."""
-
-    def start(tool: str, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(root)
-        monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-        monkeypatch.setenv("CITYSCAPES_MASKRCNN_CACHE", str(root / "cache"))
-        monkeypatch.setattr(sys, "argv", [tool, *arguments])
-        status = run_tool(runpy.run_path(str(PROJECT / "tools" / tool))["main"])
-        return status, *capsys.readouterr()
-
-    return start
+def predict(run):
+    return partial(run, "tools/visualize_predictions.py", "--config-file", "model.yaml")
 
 
-def assert_one_line(status: int, stderr: str, *words: str) -> None:
-    assert status == 1, stderr
-    assert "Traceback" not in stderr
-    last = stderr.strip().splitlines()[-1]
+def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     for word in words:
         assert word in last
 
 
-def test_predictions_beside_ground_truth(root):
+def test_predictions_beside_ground_truth(root, predict):
     result = predict(
-        root,
         *("--input", "cityscapes/leftImg8bit/val", "cityscapes/leftImg8bit/test/ulm/*.png"),
         *("--output", "new/pictures", "--confidence-threshold", "0.05"),
         *("INPUT.MIN_SIZE_TEST", "48"),
@@ -118,13 +87,13 @@ def test_predictions_beside_ground_truth(root):
     np.testing.assert_allclose(truth[41 + 8 * 46, 8 * 24].astype(int), (50, 50, 121), atol=2)
 
 
-def test_truncated_image(root):
+def test_truncated_image(root, predict):
     image = root / "street.png"
     noise = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
     Image.fromarray(noise).save(image)
     image.write_bytes(image.read_bytes()[:9000])
-    result = predict(root, "--input", image, "--output", "pictures")
-    assert_one_line(result.returncode, result.stderr, "street.png", "truncated")
+    result = predict("--input", image, "--output", "pictures")
+    assert_one_line(result, "street.png", "truncated")
     assert not list((root / "pictures").iterdir())
 
 
@@ -140,22 +109,19 @@ def test_truncated_image(root):
         ({"MODEL.ROI_HEADS.NUM_CLASSES": "80"}, ("MODEL.ROI_HEADS.NUM_CLASSES is 80",)),
     ],
 )
-def test_bad_input_of_predictions(start, change, words):
+def test_bad_input_of_predictions(predict, change, words):
     arguments = {
-        "--config-file": "model.yaml",
         "--input": "cityscapes/leftImg8bit/val",
         "--output": "pictures",
         **change,
     }
     flags = [each for pair in arguments.items() for each in pair]
-    status, _, stderr = start("visualize_predictions.py", *flags)
-    assert_one_line(status, stderr, *words)
+    assert_one_line(predict(*flags), *words)
 
 
-def test_dataset(root):
+def test_dataset(root, run):
     result = run(
-        root,
-        "visualize_data.py",
+        "tools/visualize_data.py",
         *("--dataset", "cityscapes_instance_val", "--output", "pictures", "--num-images", "1"),
     )
     assert result.returncode == 0, result.stderr
@@ -167,11 +133,11 @@ def test_dataset(root):
     np.testing.assert_allclose(pixels[8 * 46, 8 * 24], (50, 50, 121), atol=2)
 
 
-def test_semantic_dataset(root, start):
+def test_semantic_dataset(root, run):
     flags = ("--dataset", "cityscapes_fine_semantic_val", "--output", "pictures")
-    status, stdout, stderr = start("visualize_data.py", *flags)
-    assert status == 0, stderr
-    assert stdout == "2 pictures are in pictures\n"
+    result = run("tools/visualize_data.py", *flags)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "2 pictures are in pictures\n"
     pixels = np.asarray(Image.open(root / "pictures/ulm_000001_000019_ground_truth.png"))
     # Road is (128, 64, 128): ((100 + 128) / 2, (100 + 64) / 2, (100 + 128) / 2)
     np.testing.assert_allclose(pixels[500, 20].astype(int), (114, 82, 114), atol=2)
@@ -186,18 +152,15 @@ def test_semantic_dataset(root, start):
         ({"--num-images": "0"}, ("--num-images 0",)),
     ],
 )
-def test_bad_input_of_data(start, change, words):
+def test_bad_input_of_data(run, change, words):
     arguments = {"--dataset": "cityscapes_instance_val", "--output": "pictures", **change}
     flags = [each for pair in arguments.items() for each in pair]
-    status, _, stderr = start("visualize_data.py", *flags)
-    assert_one_line(status, stderr, *words)
+    assert_one_line(run("tools/visualize_data.py", *flags), *words)
 
 
-@pytest.mark.parametrize("tool", ["visualize_predictions.py", "visualize_data.py"])
-def test_help_has_examples(start, tool, capsys):
-    with pytest.raises(SystemExit) as end:
-        start(tool, "--help")
-    assert end.value.code == 0
-    text = capsys.readouterr().out
-    assert "examples:\n  " in text
-    assert f"    tools/{tool} " in text
+@pytest.mark.parametrize("name", ["visualize_predictions.py", "visualize_data.py"])
+def test_help_has_examples(run, name):
+    result = run(f"tools/{name}", "--help")
+    assert result.returncode == 0
+    assert "examples:\n  " in result.stdout
+    assert f"    tools/{name} " in result.stdout
