@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import logging
 import os
@@ -12,17 +11,13 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import (
-    AbstractContextManager,
-    contextmanager,
-    redirect_stderr,
-    redirect_stdout,
-    suppress,
-)
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import IO
 from unittest import mock
 
 import numpy as np
@@ -91,6 +86,22 @@ def own_state() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
+@contextmanager
+def redirected(stream: str, descriptor: int) -> Iterator[IO[str]]:
+    """Have this process and its children write into a file instead of ``sys.stdout``, say."""
+    before = os.dup(descriptor)
+    with (
+        tempfile.TemporaryFile("w+", buffering=1) as file,
+        mock.patch.object(sys, stream, file),
+    ):
+        os.dup2(file.fileno(), descriptor)
+        try:
+            yield file
+        finally:
+            os.dup2(before, descriptor)
+            os.close(before)
+
+
 @pytest.fixture(scope="session")
 def tool(small_root: Path) -> Callable[..., Done]:
     """Run a tool in this process: ``tool("tools/NAME.py", *arguments, root=..., cwd=...)``.
@@ -101,12 +112,11 @@ def tool(small_root: Path) -> Callable[..., Done]:
 
     def run(script: str, *arguments: object, root: Path = small_root, cwd: Path = PROJECT) -> Done:
         command = [str(PROJECT / script), *map(str, arguments)]
-        out, err = io.StringIO(), io.StringIO()
         status = None
         with (
             own_state(),
-            redirect_stdout(out),
-            redirect_stderr(err),
+            redirected("stdout", 1) as out,
+            redirected("stderr", 2) as err,
             mock.patch.dict(os.environ, DETECTRON2_DATASETS=str(root)),
             mock.patch.object(sys, "argv", command),
             pytest.MonkeyPatch.context() as patch,
@@ -116,7 +126,9 @@ def tool(small_root: Path) -> Callable[..., Done]:
                 runpy.run_path(command[0], run_name="__main__")
             except SystemExit as end:
                 status = end.code
-        return subprocess.CompletedProcess(command, status or 0, out.getvalue(), err.getvalue())
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(command, status or 0, out.read(), err.read())
 
     return run
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import runpy
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from detectron2.utils.logger import setup_logger
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
@@ -28,7 +26,6 @@ from cityscapes_maskrcnn.evaluation.result_files import (
     match_result_files,
     read_instance_ids,
 )
-from cityscapes_maskrcnn.utils.tool import run_tool
 
 PROJECT = Path(__file__).parents[2]
 TOOL = PROJECT / "tools" / "make_submission.py"
@@ -54,7 +51,7 @@ DATASETS: {TRAIN: [], TEST: []}
 DATALOADER: {NUM_WORKERS: 0}
 """
 
-Start = Callable[..., tuple[int, str, str]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -81,35 +78,9 @@ def root(small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path / "data"
 
 
-@pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """Loggers write to the stdout of the test that sets them up, and to no later one's."""
-
-    def clear() -> None:
-        setup_logger.cache_clear()
-        for name in ("fvcore", "detectron2", "cityscapes_maskrcnn"):
-            logging.getLogger(name).handlers.clear()
-            logging.getLogger(name).propagate = True
-
-    clear()
-    yield
-    clear()
-
-
 @pytest.fixture
-def start(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Start:
-    """Start the tool in this process, which saves the seconds that importing takes."""
-
-    def start(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        main = runpy.run_path(str(TOOL))["main"]
-        try:
-            status = run_tool(main)
-        except SystemExit as end:
-            status = end.code
-        return status, *capfd.readouterr()
-
-    return start
+def submit(root: Path, tool: Run) -> Run:
+    return partial(tool, "tools/make_submission.py", root=root)
 
 
 def flags(model_folder: Path, output: Path, *more: object) -> list[object]:
@@ -120,19 +91,14 @@ def flags(model_folder: Path, output: Path, *more: object) -> list[object]:
     ]
 
 
-def test_two_processes_and_check(root: Path, model_folder: Path, tmp_path: Path) -> None:
-    """As a user starts it; also with test-time augmentation."""
+def test_two_processes_and_check(
+    root: Path, submit: Run, model_folder: Path, tmp_path: Path
+) -> None:
+    """Also with test-time augmentation."""
     output = tmp_path / "submission.zip"
-    done = subprocess.run(
-        [
-            *(sys.executable, str(TOOL)),
-            *map(str, flags(model_folder, output, "--num-gpus", 2)),
-            *("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(96,)"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
+    done = submit(
+        *flags(model_folder, output, "--num-gpus", 2),
+        *("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(96,)"),
     )
     assert done.returncode == 0, done.stderr
     assert "2 of 2 images of cityscapes_instance_test are left to predict" in done.stdout
@@ -159,13 +125,11 @@ def test_two_processes_and_check(root: Path, model_folder: Path, tmp_path: Path)
 
 
 def test_what_is_read_back_scores_as_in_memory(
-    root: Path, model_folder: Path, tmp_path: Path, start: Start
+    root: Path, model_folder: Path, tmp_path: Path, submit: Run
 ) -> None:
     output = tmp_path / "val.zip"
-    status, _, stderr = start(
-        *flags(model_folder, output, "--dataset", "cityscapes_instance_val_part1of4")
-    )
-    assert status == 0, stderr
+    done = submit(*flags(model_folder, output, "--dataset", "cityscapes_instance_val_part1of4"))
+    assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(output) as archive:
         archive.extractall(tmp_path / "unpacked")
 
@@ -196,39 +160,37 @@ def test_what_is_read_back_scores_as_in_memory(
 
 
 def test_goes_on_after_a_failure(
-    root: Path, model_folder: Path, tmp_path: Path, start: Start
+    root: Path, model_folder: Path, tmp_path: Path, submit: Run
 ) -> None:
-    assert start(*flags(model_folder, tmp_path / "whole.zip"))[0] == 0
+    assert submit(*flags(model_folder, tmp_path / "whole.zip")).returncode == 0
     output = tmp_path / "parts.zip"
     second = sorted((root / "cityscapes/leftImg8bit/test").rglob("*.png"))[1]
     content = second.read_bytes()
     second.write_bytes(content[:3000])
-    status, _, stderr = start(*flags(model_folder, output))
-    assert status == 1
-    assert f"{second.name}: truncated" in stderr.splitlines()[-1]
+    done = submit(*flags(model_folder, output))
+    assert done.returncode == 1
+    assert f"{second.name}: truncated" in done.stderr.splitlines()[-1]
     assert not output.exists()
     assert len(list((tmp_path / "parts.zip.parts").glob("*.zip"))) == 1
 
     second.write_bytes(content)
-    status, stdout, _ = start(*flags(model_folder, output))
-    assert status == 0
-    assert "1 of 2 images of cityscapes_instance_test are left to predict" in stdout
+    done = submit(*flags(model_folder, output))
+    assert done.returncode == 0
+    assert "1 of 2 images of cityscapes_instance_test are left to predict" in done.stdout
     assert output.read_bytes() == (tmp_path / "whole.zip").read_bytes()
     assert not (tmp_path / "parts.zip.parts").exists()
 
 
-@pytest.mark.usefixtures("root")
-def test_check_names_what_is_wrong(tmp_path: Path, start: Start) -> None:
+def test_check_names_what_is_wrong(tmp_path: Path, submit: Run) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "notes.txt").write_text("hello")
-    status, stdout, _ = start("--check", tmp_path / "results")
-    assert status == 1
-    assert "3 violations" in stdout
-    assert "missing text file (2)" in stdout
-    assert "  notes.txt" in stdout
+    done = submit("--check", tmp_path / "results")
+    assert done.returncode == 1
+    assert "3 violations" in done.stdout
+    assert "missing text file (2)" in done.stdout
+    assert "  notes.txt" in done.stdout
 
 
-@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -241,7 +203,7 @@ def test_check_names_what_is_wrong(tmp_path: Path, start: Start) -> None:
     ],
 )
 def test_bad_input(
-    model_folder: Path, tmp_path: Path, start: Start, change: dict[str, str], words: str
+    model_folder: Path, tmp_path: Path, submit: Run, change: dict[str, str], words: str
 ) -> None:
     arguments = {
         "--config-file": str(model_folder / "config.yaml"),
@@ -249,14 +211,13 @@ def test_bad_input(
         "MODEL.WEIGHTS": str(model_folder / "model.pth"),
     }
     changed = {**{k: v for k, v in change.items() if k.startswith("--")}, **arguments, **change}
-    status, _, stderr = start(*(word for pair in changed.items() for word in pair))
-    assert status == 1
-    assert "Traceback" not in stderr
-    assert words in stderr.splitlines()[-1]
+    done = submit(*(word for pair in changed.items() for word in pair))
+    assert done.returncode == 1
+    assert words in done.stderr.splitlines()[-1]
     assert not (tmp_path / "s.zip").exists()
 
 
-def test_nothing_to_do_is_a_wrong_flag(start: Start) -> None:
-    status, _, stderr = start()
-    assert status == 2
-    assert "or --check" in stderr
+def test_nothing_to_do_is_a_wrong_flag(submit: Run) -> None:
+    done = submit()
+    assert done.returncode == 2
+    assert "or --check" in done.stderr
