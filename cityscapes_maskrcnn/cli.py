@@ -33,10 +33,10 @@ from detectron2.utils import comm
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
-from cityscapes_maskrcnn.engine.epochs import IN_EPOCHS, resolve_epochs
 from cityscapes_maskrcnn.engine.output_folder import take_output_folder
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.engine.run_setup import start_run
+from cityscapes_maskrcnn.engine.solver import IN_EPOCHS, resolve_epochs
 
 # These are imported for the names that they add to Detectron2's registries.
 from cityscapes_maskrcnn.modeling import anchor_generator, backbone, semantic_head  # noqa: F401
@@ -108,7 +108,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         The frozen config. :func:`.engine.run_setup.save_config` writes it, once the run is sure.
 
     Raises:
-        InputError: see :func:`build_config`, :func:`.engine.epochs.resolve_epochs`,
+        InputError: see :func:`build_config`, :func:`.engine.solver.resolve_epochs`,
             :func:`.engine.run_anchors.resolve_anchors` and
             :func:`.engine.output_folder.take_output_folder`.
     """

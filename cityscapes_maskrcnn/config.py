@@ -38,14 +38,22 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # SOLVER.LR_SCHEDULER_NAME knows one more name, "ReduceLROnPlateau": the learning rate is
     # multiplied by FACTOR when the validation loss found no new minimum in more than PATIENCE
     # measurements in a row. It needs TEST.VALIDATION_LOSS; warm-up keys have no effect on it.
+    # THRESHOLD: part of the lowest loss by which the next one must be below it to be a new minimum,
+    # for EARLY_STOPPING too. 0.0: anything lower is.
     cfg.SOLVER.PLATEAU = CfgNode()
     cfg.SOLVER.PLATEAU.FACTOR = 0.1
     cfg.SOLVER.PLATEAU.PATIENCE = 3
+    cfg.SOLVER.PLATEAU.THRESHOLD = 0.0
     # End training after PATIENCE measurements of the validation loss in a row without a new
-    # minimum. It needs TEST.VALIDATION_LOSS.
+    # minimum; model_final.pth then has the weights of model_best.pth. It needs
+    # TEST.VALIDATION_LOSS.
     cfg.SOLVER.EARLY_STOPPING = CfgNode()
     cfg.SOLVER.EARLY_STOPPING.ENABLED = False
     cfg.SOLVER.EARLY_STOPPING.PATIENCE = 5
+    # Which metric chooses model_best.pth, as named in metrics.json: a loss ("validation/loss_mask")
+    # is minimised, a score ("segm/AP50") maximised. "": segm/AP if it is measured, else the
+    # validation loss, else sem_seg/IoU.
+    cfg.SOLVER.BEST_CHECKPOINT_METRIC = ""
 
     # What SOLVER.AMP.ENABLED computes in: "float16", as Detectron2, or "bfloat16", which has the
     # range of float32 and needs no scaling of the loss (on Ampere and later GPUs).

@@ -20,7 +20,7 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.registration import register_all
-from cityscapes_maskrcnn.engine.precision import build_step
+from cityscapes_maskrcnn.engine.precision import build_step_trainer
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.modeling.deeplab_weights import translate
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
@@ -92,9 +92,9 @@ def _load_batches(config_file: str, opts: list[str], root: str, count: int) -> l
     register_all(root)
     cfg.DATASETS.TRAIN = ("cityscapes_coarse_semantic_train_extra",)
     cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SEED = 0
     cfg.freeze()
-    _, loader = Trainer.build_train_stream(cfg, seed=0)
-    batches = iter(loader)
+    batches = iter(Trainer.build_train_loader(cfg))
     return [next(batches) for _ in range(count)]
 
 
@@ -134,7 +134,7 @@ def _our_step(cfg: CfgNode, state: dict[str, torch.Tensor]) -> Step:
     batches: list[Batch] = []
     # The trainer asks its loader for the next batch; this one hands out what the caller gave.
     loader = iter(batches.pop, None)
-    trainer = build_step(cfg, model, loader, Trainer.build_optimizer(cfg, model))
+    trainer = build_step_trainer(cfg, model, loader, Trainer.build_optimizer(cfg, model))
 
     def step(batch: Batch) -> None:
         batches.append(batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from torch.utils.data import get_worker_info
 
 from cityscapes_maskrcnn.data.images import read_image, read_label_image
 from cityscapes_maskrcnn.data.labels import train_id_lookup
-from cityscapes_maskrcnn.utils.end_with_parent import end_with_parent
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -54,12 +51,6 @@ class CityscapesMapper(DatasetMapper):
         Raises:
             InputError: a file is broken or of the wrong size.
         """
-        if get_worker_info() and os.getpgrp() != os.getpid():
-            # A signal to the whole process group (Ctrl-C, timeout) shall reach the training process
-            # only: it finishes what it does and saves, for which it needs its workers. Killing
-            # the group does not reach them either then, and one may be stuck in a read.
-            os.setpgid(0, 0)
-            end_with_parent()
         dataset_dict = copy.deepcopy(dataset_dict)
         file_name = dataset_dict["file_name"]
         image = read_image(file_name, self.image_format)

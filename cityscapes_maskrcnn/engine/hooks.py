@@ -4,19 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import signal
-from types import FrameType
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicWriter
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
+
+from cityscapes_maskrcnn.utils.stop import StopRequests
+
+Batch = TypeVar("Batch")
+
+
+def is_due(trainer: Any, *periods: int) -> bool:
+    """Whether what happens every so many iterations happens after the current one.
+
+    Args:
+        trainer: with ``iter`` and ``max_iter``; everything happens after the last iteration.
+        periods: in iterations; 0: never.
+    """
+    done = trainer.iter + 1
+    return done == trainer.max_iter or any(period > 0 and done % period == 0 for period in periods)
+
+
+class MeasurementHook(HookBase):
+    """Base of hooks that run after the checkpoint of an iteration: they measure, or act on it.
+
+    A checkpoint holds the state before them. A run that resumes from it repeats them for its last
+    iteration, so that an interrupted measurement is made up for.
+    """
+
+    def repeat(self) -> None:
+        """Run for the iteration that the run resumes from."""
+        self.after_step()
 
 
 class SeedEveryStep(HookBase):
@@ -40,7 +72,7 @@ class SeedEveryStep(HookBase):
         torch.manual_seed(_mix(words))
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the seed, so that a run without a fixed SEED resumes with the one it drew."""
+        """Keep the seed: a run without a fixed SEED resumes with the one it drew."""
         return {"seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -59,12 +91,11 @@ class AverageNormStatistics(HookBase):
     """
 
     def __init__(self, *periods: int) -> None:
-        self._periods = [period for period in periods if period > 0]
+        self._periods = periods
 
     def after_step(self) -> None:
         """Average where a checkpoint or an evaluation follows."""
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or any(done % period == 0 for period in self._periods):
+        if is_due(self.trainer, *self._periods):
             average_norm_statistics(self.trainer.model)
 
 
@@ -80,14 +111,58 @@ def average_norm_statistics(model: nn.Module) -> None:
                 statistic /= comm.get_world_size()
 
 
-class WriteEvents(PeriodicWriter):
+class Evaluation(MeasurementHook):
+    """Score the model, like Detectron2's ``EvalHook``, but repeated if it was interrupted.
+
+    As there, scores at the end of training are recorded at iteration ``max_iter``.
+
+    Args:
+        period: iterations between two evaluations; the last iteration is always followed by one.
+        evaluate: returns nested scores, on the main process.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[], Mapping[str, Any]]) -> None:
+        self._period = period
+        self._evaluate = evaluate
+
+    def after_step(self) -> None:
+        """Evaluate where the period or the training ends."""
+        if is_due(self.trainer, self._period):
+            self.measure()
+
+    def measure(self) -> None:
+        """Evaluate now."""
+        scores = flatten_results_dict(without_nan(self._evaluate()))
+        done = self.trainer.iter + 1
+        self.trainer.storage.put_scalars(
+            cur_iter=done if done == self.trainer.max_iter else self.trainer.iter,
+            smoothing_hint=False,
+            **scores,
+        )
+        comm.synchronize()
+
+
+def without_nan(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop NaN, the score of a class without ground truth, from nested results.
+
+    ``metrics.json`` would otherwise hold the word NaN, which is not JSON.
+    """
+    kept: dict[str, Any] = OrderedDict()
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            kept[key] = without_nan(value)
+        elif not math.isnan(value):
+            kept[key] = value
+    return kept
+
+
+class WriteEvents(PeriodicWriter, MeasurementHook):
     """Write events every 20 iterations, as Detectron2 does, and right after every evaluation.
 
     A writer keeps only the newest value of each name. Left to its own period, it would lose all
-    evaluations but the last of 20 iterations, and hold back that one from who waits for it: the
-    search stops bad trials by the scores in ``metrics.json``. The line in the log comes at its
-    period only: at the end of training it would be written anew, which fails in the first two
-    iterations if it has been written for the same one.
+    evaluations but the last of 20 iterations, and the search, which prunes trials by the scores in
+    ``metrics.json``, would see that one late. The line in the log comes at its period only: written
+    twice for one iteration, it fails in the first two iterations.
 
     Args:
         writers: as :class:`PeriodicWriter`'s.
@@ -100,17 +175,20 @@ class WriteEvents(PeriodicWriter):
 
     def after_step(self) -> None:
         """Write, where the period or an evaluation has ended."""
-        super().after_step()
-        done = self.trainer.iter + 1
-        written = done % self._period == 0 or done == self.trainer.max_iter
-        if self._eval_period > 0 and done % self._eval_period == 0 and not written:
-            for writer in self._writers:
-                if not isinstance(writer, CommonMetricPrinter):
-                    writer.write()
+        if is_due(self.trainer, self._period):
+            super().after_step()
+        elif is_due(self.trainer, self._eval_period):
+            self.repeat()
+
+    def repeat(self) -> None:
+        """Write all but the line in the log."""
+        for writer in self._writers:
+            if not isinstance(writer, CommonMetricPrinter):
+                writer.write()
 
 
 class CheckFrozen(HookBase):
-    """Say in the log after training whether what was frozen is what training started with.
+    """Verify that frozen parameters did not change during training, and log it.
 
     Frozen are parameters that the optimizer does not get, and all of FrozenBatchNorm2d, whose
     statistics are no parameters. Digests are compared, so no second copy of the weights is held.
@@ -128,7 +206,9 @@ class CheckFrozen(HookBase):
         if changed:
             logger.error(
                 "%d of %d frozen tensors changed in training, such as %s",
-                *(len(changed), len(self._before), changed[0]),
+                len(changed),
+                len(self._before),
+                changed[0],
             )
         elif self._before:
             logger.info(
@@ -152,54 +232,113 @@ class CheckFrozen(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """Save a checkpoint and end when the process is asked to terminate (SIGTERM).
+    """Save a checkpoint and end when the process is asked to (SIGTERM, or SIGINT: Ctrl-C).
 
-    Job schedulers send SIGTERM some seconds before they kill. The step under way is finished; then
-    the main process saves and the run ends with status 143; ``--resume`` goes on from there. With
-    several processes, all stop after the same step as soon as one of them was asked.
+    Job schedulers send SIGTERM some seconds before they kill. The step under way is finished and
+    saved; a measurement is left where it is. The exit status is 143 or 130, and ``--resume``
+    continues from there. If one of several processes is asked, all end after the same step.
+
+    Register it after the checkpointer and before all :class:`MeasurementHook`.
 
     Args:
         checkpointer: writes on the main process only.
+        period: iterations between two regular checkpoints.
     """
 
-    def __init__(self, checkpointer: Checkpointer) -> None:
+    def __init__(self, checkpointer: Checkpointer, period: int) -> None:
         self._checkpointer = checkpointer
-        self._asked = False
-        self._previous: Any = None
+        self._period = period
+        self._requests = StopRequests()
+        self._listening = ExitStack()
 
     def before_train(self) -> None:
-        """Start to listen."""
-        self._previous = signal.signal(signal.SIGTERM, self._ask)
+        """Take over the signals."""
+        self._listening.enter_context(self._requests.listening())
 
     def after_step(self) -> None:
-        """End here if asked."""
-        if not self._anybody_asked():
-            return
-        iteration = self.trainer.iter
-        average_norm_statistics(self.trainer.model)
-        logging.getLogger(__name__).warning(
-            "SIGTERM: stopping after iteration %d; --resume goes on from there", iteration
-        )
-        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        # The first process that leaves has the others ended.
-        comm.synchronize()
-        raise SystemExit(128 + signal.SIGTERM)
+        """End here if asked to."""
+        self.check()
 
     def after_train(self) -> None:
-        """Stop to listen."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        """Give the signals back."""
+        self._listening.close()
 
-    def _anybody_asked(self) -> bool:
-        if comm.get_world_size() == 1:
-            return self._asked
-        device = next(self.trainer.model.parameters()).device
-        asked = torch.tensor(int(self._asked), device=device)
-        dist.all_reduce(asked)
-        return bool(asked)
+    def check(self, busy: bool = False) -> bool:
+        """End if any process was asked to; every process has to call this equally often.
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        self._asked = True
+        Args:
+            busy: this process will call again.
+
+        Returns:
+            Whether any process will call again.
+
+        Raises:
+            SystemExit: 128 plus the signal's number, when the checkpoint is written.
+        """
+        number = next(iter(self._requests.signals), 0)
+        if comm.get_world_size() > 1:
+            device = next(self.trainer.model.parameters()).device
+            state = torch.tensor([number, int(busy)], device=device)
+            dist.all_reduce(state, op=dist.ReduceOp.MAX)
+            number, busy = int(state[0]), bool(state[1])
+        if number:
+            self._leave(number)
+        return busy
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Go through the batches of a measurement, and leave it if asked to.
+
+        Args:
+            batches: of this process; others may have more or fewer.
+        """
+        for batch in batches:
+            self.check(busy=True)
+            yield batch
+        self.wait_for_others()
+
+    def wait_for_others(self) -> None:
+        """Wait until all processes have come to the end of their batches."""
+        while self.check():
+            pass
+
+    def _leave(self, number: int) -> None:
+        iteration = self.trainer.iter
+        logging.getLogger(__name__).warning(
+            "%s: stopping after iteration %d; --resume continues from there",
+            signal.Signals(number).name,
+            iteration,
+        )
+        if not is_due(self.trainer, self._period):
+            average_norm_statistics(self.trainer.model)
+            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        # The first process that exits has the others ended.
+        comm.synchronize()
+        raise SystemExit(128 + number)
+
+
+class InterruptibleEvaluator(DatasetEvaluators):
+    """An evaluator that leaves the evaluation if the run is asked to stop.
+
+    Args:
+        evaluator: a Detectron2 evaluator, or a list of them.
+        stop: asked after every batch.
+    """
+
+    def __init__(
+        self, evaluator: DatasetEvaluator | list[DatasetEvaluator], stop: StopOnSignal
+    ) -> None:
+        super().__init__(evaluator if isinstance(evaluator, list) else [evaluator])
+        self._stop = stop
+
+    def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Hand on a batch of predictions."""
+        self._stop.check(busy=True)
+        super().process(inputs, outputs)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Score, when all processes have predicted."""
+        self._stop.wait_for_others()
+        return super().evaluate()
 
 
 def _mix(words: tuple[int, ...]) -> int:

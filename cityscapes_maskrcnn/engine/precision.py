@@ -13,22 +13,24 @@ from torch import nn
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
-def build_step(
+def build_step_trainer(
     cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
 ) -> SimpleTrainer:
-    """Build what runs one iteration, in full or in mixed precision.
+    """Build the trainer that runs one iteration, in full or in mixed precision.
 
     Args:
-        cfg: ``SOLVER.AMP`` is read.
-        model: to train, on its device.
-        loader: gives batches without end.
+        cfg: reads ``SOLVER.AMP`` and ``MODEL.DEVICE``.
+        model: on its device.
+        loader: an iterable of batches without end.
         optimizer: of the model's trainable parameters.
 
     Raises:
-        InputError: ``SOLVER.AMP.PRECISION`` is unknown.
+        InputError: ``SOLVER.AMP.PRECISION`` is unknown, or mixed precision is asked for on a CPU.
     """
     if not cfg.SOLVER.AMP.ENABLED:
         return SimpleTrainer(model, loader, optimizer)
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise InputError("SOLVER.AMP.ENABLED: needs a GPU in this project's trainer")
     precisions = {"float16": torch.float16, "bfloat16": torch.bfloat16}
     if cfg.SOLVER.AMP.PRECISION not in precisions:
         raise InputError(
@@ -40,34 +42,20 @@ def build_step(
     for module in model.modules():
         if isinstance(module, ROIPooler):
             module.register_forward_pre_hook(_pool_in_full_precision)
-    return MixedPrecisionStep(model, loader, optimizer, grad_scaler=scaler, precision=precision)
+    return MixedPrecisionTrainer(model, loader, optimizer, grad_scaler=scaler, precision=precision)
 
 
-class MixedPrecisionStep(AMPTrainer):
-    """Detectron2's mixed-precision step, which a run begun in another precision can go on with."""
+class MixedPrecisionTrainer(AMPTrainer):
+    """Detectron2's mixed-precision trainer, which can resume a run of another precision."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from ``state_dict``; if it has no scale of gradients, from a new one."""
+        """Restore ``state_dict``; without a scale of gradients in it, start with a new one."""
         scaler = state_dict.get("grad_scaler") or self.grad_scaler.state_dict()
         super().load_state_dict({**state_dict, "grad_scaler": scaler})
 
 
-def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
-    """Lay the optimizer's state out in memory as its parameters are.
-
-    Loaded state has the layout of the file, which is another one if ``MODEL.CHANNELS_LAST`` has
-    changed. Fused optimizers go through both as through plain rows of numbers.
-    """
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if not torch.is_tensor(value) or value.shape != parameter.shape:
-                continue
-            if value.stride() != parameter.stride():
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
 def _pool_in_full_precision(_pooler: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Convert the features that regions are cut from to float32.
+    """Convert the features that regions are pooled from to float32.
 
     Detectron2 rounds the boxes to the features' precision: 8 pixels at the right border of a
     2048 pixels wide image in bfloat16. torchvision's kernel computes in float32 anyway.

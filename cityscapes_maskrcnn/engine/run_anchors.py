@@ -14,8 +14,8 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
+from cityscapes_maskrcnn.data.loaders import training_dicts
 from cityscapes_maskrcnn.data.registration import check_dataset_names
-from cityscapes_maskrcnn.engine.epochs import training_dicts
 from cityscapes_maskrcnn.modeling.anchor_generator import K_MEANS
 from cityscapes_maskrcnn.modeling.anchors import (
     DETECTRON2_DEFAULT,

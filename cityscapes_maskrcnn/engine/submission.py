@@ -19,8 +19,8 @@ from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.inference import with_test_time_augmentation
 from cityscapes_maskrcnn.engine.run_setup import start_logs
-from cityscapes_maskrcnn.engine.test_time_augmentation import with_test_time_augmentation
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import instances_to_predictions
 from cityscapes_maskrcnn.evaluation.result_files import image_name

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import resource
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from detectron2.engine import HookBase
 
 from cityscapes_maskrcnn.data.generated import is_generated
 from cityscapes_maskrcnn.data.provenance import SeenImages
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import write_json
 
 SUMMARY_FILE = "summary.json"
 SCORES_FILE = "scores.json"
@@ -35,10 +32,11 @@ class RunSummary(HookBase):
 
     Args:
         cfg: the frozen config.
-        images: number of images of an epoch.
+        images: number of images of an epoch; None, with ``images`` and ``epochs`` null, if a loader
+            of the user's own does not tell.
     """
 
-    def __init__(self, cfg: CfgNode, images: int) -> None:
+    def __init__(self, cfg: CfgNode, images: int | None) -> None:
         self._cfg = cfg
         self._images = images
         self._seconds_before = 0.0
@@ -64,7 +62,8 @@ class RunSummary(HookBase):
                 "generated": any(map(_generated, self._cfg.DATASETS.TRAIN)),
                 "images": self._images,
                 "iterations": iterations,
-                "epochs": round(iterations * self._cfg.SOLVER.IMS_PER_BATCH / self._images, 3),
+                "epochs": self._images
+                and round(iterations * self._cfg.SOLVER.IMS_PER_BATCH / self._images, 3),
                 "parameters": sum(size for size, _ in sizes),
                 "trainable_parameters": sum(size for size, trainable in sizes if trainable),
                 "seconds": round(state["seconds"], 1),
@@ -126,27 +125,6 @@ def write_scores(
         "seen": [str(entry) for entry in seen],
     }
     write_json(Path(cfg.OUTPUT_DIR) / SCORES_FILE, content)
-
-
-def without_nan(results: dict[str, Any]) -> dict[str, Any]:
-    """Drop NaN, the score of a class without ground truth, from nested results.
-
-    ``metrics.json`` would otherwise hold the word NaN, which is not JSON.
-    """
-    kept: dict[str, Any] = OrderedDict()
-    for key, value in results.items():
-        if isinstance(value, dict):
-            kept[key] = without_nan(value)
-        elif not math.isnan(value):
-            kept[key] = value
-    return kept
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that appears only when it is complete."""
-    with atomic_write(path, "w") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.write("\n")
 
 
 def _generated(dataset: str) -> bool:

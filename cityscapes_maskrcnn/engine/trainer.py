@@ -11,43 +11,36 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetFromList,
-    build_batch_data_loader,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
-from detectron2.data import transforms as T
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
-from detectron2.solver import build_optimizer, get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.data import loaders
 from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED, merge
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
+from cityscapes_maskrcnn.engine import inference, solver
+from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
-from cityscapes_maskrcnn.engine.epochs import training_dicts
-from cityscapes_maskrcnn.engine.evaluators import build_evaluator, fit_to_evaluators
 from cityscapes_maskrcnn.engine.hooks import (
     AverageNormStatistics,
     CheckFrozen,
+    Evaluation,
+    InterruptibleEvaluator,
+    MeasurementHook,
     SeedEveryStep,
     StopOnSignal,
     WriteEvents,
+    without_nan,
 )
-from cityscapes_maskrcnn.engine.precision import build_step, match_memory_format
+from cityscapes_maskrcnn.engine.precision import build_step_trainer
 from cityscapes_maskrcnn.engine.run_setup import save_config
-from cityscapes_maskrcnn.engine.schedule import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.seen_images import data_of_run, refuse_seen_images
-from cityscapes_maskrcnn.engine.summary import RunSummary, without_nan, write_scores
-from cityscapes_maskrcnn.engine.test_time_augmentation import with_test_time_augmentation
-from cityscapes_maskrcnn.engine.unsupported import refuse_unsupported
+from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
+from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
 from cityscapes_maskrcnn.engine.validation import ValidationLoss, check_validation
 from cityscapes_maskrcnn.modeling.freezing import format_parts, freeze_fpn, trainable_parts
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -57,8 +50,10 @@ from cityscapes_maskrcnn.visualization.training_curves import plot_training_curv
 class Trainer(DefaultTrainer):
     """Detectron2's :class:`DefaultTrainer` with this project's parts plugged in.
 
+    Its ``build_*`` methods are overridden as Detectron2's. Differences:
+
     * The order of the data and every random choice follow from ``SEED`` and the iteration, so that
-      ``--resume`` continues exactly (see :mod:`.data.training_stream` and :mod:`.engine.hooks`).
+      ``--resume`` continues exactly. With another ``build_train_loader`` the order is its affair.
     * Checkpoints are written whole and loaded without running code.
     * Several processes work on CPUs too.
 
@@ -70,29 +65,27 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer.__init__ hands DistributedDataParallel a GPU number, which fails on CPUs,
         # and loads checkpoints by unpickling; the rest of it is repeated here.
         TrainerBase.__init__(self)
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        refuse_unsupported(cfg)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            raise InputError("TEST.PRECISE_BN.ENABLED: not supported in this project's trainer")
         check_validation(cfg)
-        if cfg.SOLVER.IMS_PER_BATCH < 1:
-            raise InputError(f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}: at least 1")
-        if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
-            raise InputError(
-                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared equally by "
-                f"{comm.get_world_size()} processes"
-            )
-        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        if cfg.SEED < 0:
+            # Data and random choices share the seed, and so do all processes.
+            cfg.defrost()
+            cfg.SEED = comm.shared_random_seed()
+            cfg.freeze()
         model = self.build_model(cfg)
         logging.getLogger(__name__).info(
-            "What is trained:\n%s", format_parts(trainable_parts(model))
+            "Trainable parameters:\n%s", format_parts(trainable_parts(model))
         )
         optimizer = self.build_optimizer(cfg, model)
-        self.stream, loader = self.build_train_stream(cfg, self.seed)
+        data_loader = self.build_train_loader(cfg)
 
         on_gpu = next(model.parameters()).is_cuda
         model = create_ddp_model(
             model, broadcast_buffers=False, **({} if on_gpu else {"device_ids": None})
         )
-        self._trainer = build_step(cfg, model, loader, optimizer)
+        self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(
             model,
@@ -105,11 +98,17 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+        # What cannot be scored must be found now, not after the first epoch.
         for name in cfg.DATASETS.TEST:
-            # What cannot be scored shall be told now, not after the first epoch.
             self.build_evaluator(cfg, name)
         if cfg.DATASETS.TEST and cfg.TEST.AUG.ENABLED:
-            with_test_time_augmentation(cfg, model)
+            inference.with_test_time_augmentation(cfg, model)
+
+    @property
+    def stream(self) -> TrainingStream | None:
+        """The order of the training data; None if a loader of the user's own has another."""
+        stream = getattr(self._trainer.data_loader, "dataset", None)
+        return stream if isinstance(stream, TrainingStream) else None
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load ``MODEL.WEIGHTS``, or everything from the last checkpoint of ``OUTPUT_DIR``.
@@ -128,19 +127,14 @@ class Trainer(DefaultTrainer):
                 f"--resume: the processes would go on from iterations {starts}; all machines must "
                 f"see the same OUTPUT_DIR {self.cfg.OUTPUT_DIR} (a shared folder)"
             )
-        history = merge(self.checkpointer.history, data_of_run(self.cfg))
-        self.checkpointer.history = history
-        # What is scored while training may steer it, but the weights must not know it by heart.
-        refuse_seen_images(self.cfg, history, roles=(TRAINED,))
-        self.stream.start_batch = self.start_iter
-        for hook in self._hooks:
-            if isinstance(hook, SeedEveryStep):
-                self.stream.seed = hook.seed
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of a run that is resumed."""
-        super().load_state_dict(state_dict)
-        match_memory_format(self._trainer.optimizer)
+        self.checkpointer.history = merge(self.checkpointer.history, data_of_run(self.cfg))
+        # Scores on DATASETS.TEST may steer training, but it must not be trained on.
+        refuse_seen_images(self.cfg, self.checkpointer.history, roles=(TRAINED,))
+        if self.stream is not None:
+            self.stream.start_batch = self.start_iter
+            for hook in self._hooks:
+                if isinstance(hook, SeedEveryStep):
+                    self.stream.seed = hook.seed
 
     def train(self) -> dict[str, Any]:
         """Run the iterations that are left, evaluating and saving on the way.
@@ -155,31 +149,28 @@ class Trainer(DefaultTrainer):
             "Starting training from iteration %d of %d", self.start_iter, self.max_iter
         )
         self.iter = self.start_iter
-        # Detectron2's loop is fixed in length; this one ends earlier after stop_after().
+        # Detectron2's loop is fixed in length; this one ends where a hook lowers max_iter.
         with EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
+                if self.start_iter:
+                    self._repeat_measurements()
                 while self.iter < self.max_iter:
                     self.before_step()
                     self.run_step()
                     self.after_step()
                     self.iter += 1
-            except BaseException as error:
-                # EvalHook takes an error in the last iteration for the end of training and would
-                # evaluate, which hangs as soon as other processes wait for this one elsewhere.
-                self.max_iter = self.iter + 2
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise InputError(
-                        f"out of memory on the GPU in iteration {self.iter}: lower "
-                        "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN (in an evaluation "
-                        f"INPUT.MIN_SIZE_TEST): {str(error).partition('. GPU')[0]}"
-                    ) from error
-                if isinstance(error, FloatingPointError):
-                    raise InputError(
-                        f"training diverged: {error}; lower SOLVER.BASE_LR or lengthen "
-                        "SOLVER.WARMUP_ITERS"
-                    ) from error
-                raise
+            except torch.OutOfMemoryError as error:
+                raise InputError(
+                    f"out of memory on the GPU in iteration {self.iter}: lower "
+                    "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN (in an evaluation "
+                    f"INPUT.MIN_SIZE_TEST): {str(error).partition('. GPU')[0]}"
+                ) from error
+            except FloatingPointError as error:
+                raise InputError(
+                    f"training diverged: {error}; lower SOLVER.BASE_LR or lengthen "
+                    "SOLVER.WARMUP_ITERS"
+                ) from error
             finally:
                 self.after_train()
         results = getattr(self, "_last_eval_results", {})
@@ -192,52 +183,179 @@ class Trainer(DefaultTrainer):
             verify_results(self.cfg, results)
         return results
 
-    def stop_after(self, iterations: int) -> None:
-        """End training when this many iterations are done, as if it had been planned so."""
-        self.max_iter = iterations
+    def _repeat_measurements(self) -> None:
+        """Make up for what the checkpoint does not have: what followed it in its iteration."""
+        self.iter = self.storage.iter = self.start_iter - 1
         for hook in self._hooks:
-            if isinstance(hook, hooks.PeriodicCheckpointer):
-                hook.max_iter = iterations
+            if isinstance(hook, MeasurementHook):
+                hook.repeat()
+        self.iter = self.start_iter
 
     def build_hooks(self) -> list[HookBase]:
-        """Build the hooks, in the order in which they run."""
+        """Build the hooks, in the order in which they run; the last one writes the events."""
         cfg = self.cfg
         main_process = comm.is_main_process()
+        plateau = isinstance(self.scheduler, ReduceLROnPlateau)
+        stop = StopOnSignal(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+        # The checkpoint comes before the measurements: an interruption of them loses no iteration.
         built: list[HookBase | None] = [
-            SeedEveryStep(self.seed),
+            SeedEveryStep(cfg.SEED),
             CheckFrozen() if main_process else None,
             hooks.IterationTimer(),
+            None if plateau else hooks.LRScheduler(),
             AverageNormStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
-            ValidationLoss(cfg.TEST.EVAL_PERIOD, partial(self.build_validation_loader, cfg))
-            if cfg.TEST.VALIDATION_LOSS
-            else None,
-            # What acts on the validation loss comes after it and before the checkpoint.
-            PlateauSchedule(self.scheduler)
-            if isinstance(self.scheduler, ReduceLROnPlateau)
-            else hooks.LRScheduler(),
-            EarlyStopping(cfg.SOLVER.EARLY_STOPPING.PATIENCE)
-            if cfg.SOLVER.EARLY_STOPPING.ENABLED
-            else None,
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             if main_process
             else None,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate) if cfg.DATASETS.TEST else None,
-            # Period 0: at the end of training only.
-            hooks.EvalHook(0, lambda: without_nan(self.test_with_TTA(cfg, self.model)))
-            if cfg.DATASETS.TEST and cfg.TEST.AUG.ENABLED
-            else None,
-            # Writers come after everything that produces numbers ...
-            WriteEvents(self.build_writers(), cfg.TEST.EVAL_PERIOD) if main_process else None,
-            DriftReport(Path(cfg.OUTPUT_DIR)) if cfg.SOLVER.DRIFT_REPORT and main_process else None,
-            RunSummary(cfg, self.stream.num_images) if main_process else None,
-            # ... and leaving comes last.
-            StopOnSignal(self.checkpointer),
+            stop,
         ]
+        if cfg.TEST.VALIDATION_LOSS:
+            built.append(
+                ValidationLoss(
+                    cfg.TEST.EVAL_PERIOD, lambda: stop.watch(self.build_validation_loader(cfg))
+                )
+            )
+        evaluation = Evaluation(cfg.TEST.EVAL_PERIOD, partial(self._evaluate, stop))
+        best = self._build_best_checkpoint()
+        if cfg.DATASETS.TEST:
+            built += [evaluation, best]
+        if plateau:
+            built.append(PlateauSchedule(self.scheduler))
+        if cfg.SOLVER.EARLY_STOPPING.ENABLED:
+
+            def hand_over_best() -> None:
+                best.restore()
+                self.checkpointer.save("model_final", iteration=self.iter)
+                evaluation.measure()
+
+            built.append(
+                EarlyStopping(
+                    patience=cfg.SOLVER.EARLY_STOPPING.PATIENCE,
+                    threshold=cfg.SOLVER.PLATEAU.THRESHOLD,
+                    hand_over=hand_over_best,
+                )
+            )
+        if cfg.DATASETS.TEST and cfg.TEST.AUG.ENABLED:
+            # Period 0: at the end of training only.
+            built.append(Evaluation(0, partial(self._evaluate_augmented, stop)))
+        if main_process:
+            built += [
+                DriftReport(Path(cfg.OUTPUT_DIR)) if cfg.SOLVER.DRIFT_REPORT else None,
+                RunSummary(cfg, self.stream.num_images if self.stream else None),
+                WriteEvents(self.build_writers(), cfg.TEST.EVAL_PERIOD),
+            ]
         return [hook for hook in built if hook is not None]
 
-    def _evaluate(self) -> dict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.model)
-        return without_nan(self._last_eval_results)
+    def _build_best_checkpoint(self) -> BestCheckpoint:
+        selecting = self.cfg.clone()
+        selecting.defrost()
+        selecting.DATASETS.TUNED_ON = (*selecting.DATASETS.TUNED_ON, *selecting.DATASETS.TEST)
+        return BestCheckpoint(
+            model=self.model,
+            output_dir=self.cfg.OUTPUT_DIR,
+            period=self.cfg.TEST.EVAL_PERIOD,
+            metric=self.cfg.SOLVER.BEST_CHECKPOINT_METRIC,
+            datasets=self.cfg.DATASETS.TEST,
+            selected_on=data_of_run(selecting),
+        )
+
+    def _interruptible_evaluators(self, stop: StopOnSignal, *folder: str) -> list[DatasetEvaluator]:
+        return [
+            InterruptibleEvaluator(self.build_evaluator(self.cfg, name, *folder), stop)
+            for name in self.cfg.DATASETS.TEST
+        ]
+
+    def _evaluate(self, stop: StopOnSignal) -> dict[str, Any]:
+        evaluators = self._interruptible_evaluators(stop)
+        self._last_eval_results = self.test(self.cfg, self.model, evaluators)
+        return self._last_eval_results
+
+    def _evaluate_augmented(self, stop: StopOnSignal) -> dict[str, Any]:
+        evaluators = self._interruptible_evaluators(stop, self._augmented_folder(self.cfg))
+        return self.test_with_TTA(self.cfg, self.model, evaluators)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model, its frozen FPN and its memory format as the config says."""
+        model = super().build_model(cfg)
+        if cfg.MODEL.FPN.FREEZE:
+            freeze_fpn(model)
+        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Build the optimizer that ``SOLVER.OPTIMIZER`` names, for the trainable parameters."""
+        return solver.build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Build the schedule that ``SOLVER.LR_SCHEDULER_NAME`` names."""
+        return solver.build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Build the endless loader of training batches; an override may return any iterable."""
+        return loaders.build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Build the loader of one dataset to score on; one image a batch, in order."""
+        return loaders.build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_validation_loader(cls, cfg: CfgNode) -> Any:
+        """Build a loader of ``DATASETS.TEST`` with ground truth, at the size of inference."""
+        return loaders.build_validation_loader(cfg)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """Build the evaluator for a dataset by its ``evaluator_type``.
+
+        Its files go to ``output_folder``, by default ``OUTPUT_DIR/inference``; with several
+        datasets, each has a folder in it.
+        """
+        folder = Path(output_folder or Path(cfg.OUTPUT_DIR) / "inference")
+        return inference.build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """Score on ``DATASETS.TEST``, as Detectron2; masks are pasted where evaluators need it."""
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        elif isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        model = inference.fit_to_evaluators(cfg, model, evaluators)
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def test_with_TTA(  # noqa: N802
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """Score on ``DATASETS.TEST`` with test-time augmentation, as ``TEST.AUG`` describes it.
+
+        Returns:
+            As :meth:`test`, each name ending in ``_TTA``. The files are in ``inference_TTA``.
+
+        Raises:
+            InputError: the model is not one that can be augmented.
+        """
+        augmented = inference.with_test_time_augmentation(cfg, model)
+        logger = logging.getLogger(__name__)
+        logger.info("With test-time augmentation (_TTA), on each image of %s:", cfg.DATASETS.TEST)
+        if evaluators is None:
+            folder = cls._augmented_folder(cfg)
+            evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, augmented, evaluators)
+        logger.info("The scores since then are those with test-time augmentation (_TTA)")
+        return OrderedDict((f"{name}_TTA", scores) for name, scores in results.items())
+
+    @staticmethod
+    def _augmented_folder(cfg: CfgNode) -> str:
+        return str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
@@ -275,122 +393,3 @@ class Trainer(DefaultTrainer):
             write_scores(cfg, checkpointer.path, without_nan(results), seen)
             verify_results(cfg, results)
         return results
-
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model, its frozen FPN and its memory format as the config says."""
-        model = super().build_model(cfg)
-        if cfg.MODEL.FPN.FREEZE:
-            freeze_fpn(model)
-        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
-
-    @classmethod
-    def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
-    ) -> dict[str, Any]:
-        """Score on ``DATASETS.TEST``; ``evaluators``, if given, get what Detectron2's get."""
-        return super().test(cfg, model if evaluators else fit_to_evaluators(cfg, model), evaluators)
-
-    @classmethod
-    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # noqa: N802
-        """Score on ``DATASETS.TEST`` with test-time augmentation, as ``TEST.AUG`` describes it.
-
-        Detectron2's name and conventions: plain inference is scored too, by :meth:`test`.
-
-        Returns:
-            As :meth:`test`, each name ending in ``_TTA``. The files are in ``inference_TTA``.
-
-        Raises:
-            InputError: the model is not one that can be augmented.
-        """
-        augmented = with_test_time_augmentation(cfg, model)
-        logger = logging.getLogger(__name__)
-        logger.info("With test-time augmentation (_TTA), on each image of %s:", cfg.DATASETS.TEST)
-        evaluators = [cls.build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, augmented, evaluators)
-        logger.info("The scores since then are those with test-time augmentation (_TTA)")
-        return OrderedDict((f"{name}_TTA", scores) for name, scores in results.items())
-
-    @classmethod
-    def build_train_stream(cls, cfg: CfgNode, seed: int) -> tuple[TrainingStream, Any]:
-        """Build the stream of training examples and the loader that batches it."""
-        dicts = training_dicts(cfg, log_classes=True)
-        batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-        # DatasetFromList keeps the dicts as one array, which worker processes share.
-        stream = TrainingStream(
-            DatasetFromList(dicts, copy=False), CityscapesMapper(cfg, True), seed, batch_size
-        )
-        loader = build_batch_data_loader(
-            stream,
-            None,
-            cfg.SOLVER.IMS_PER_BATCH,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
-            # A generator of its own: starting a loader draws a number, which must not be one that
-            # the first step after a resume would have drawn.
-            seed=seed,
-        )
-        return stream, loader
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Build the loader of one dataset to score on; one image a batch, in order."""
-        return build_detection_test_loader(
-            cfg, dataset_name, mapper=CityscapesMapper(cfg, is_train=False)
-        )
-
-    @classmethod
-    def build_validation_loader(cls, cfg: CfgNode) -> Any:
-        """Build a loader of ``DATASETS.TEST`` with ground truth, at the size of inference."""
-        dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
-        resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        mapper = CityscapesMapper(cfg, is_train=True, augmentations=[resize])
-        return build_detection_test_loader(
-            dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
-        )
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Build the optimizer that ``SOLVER.OPTIMIZER`` names, for the trainable parameters."""
-        if cfg.SOLVER.OPTIMIZER == "SGD":
-            return build_optimizer(cfg, model)
-        adaptive = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
-        if cfg.SOLVER.OPTIMIZER not in adaptive:
-            raise InputError(
-                f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}: it must be SGD, Adam or AdamW"
-            )
-        parameters = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
-        optimizer = maybe_add_gradient_clipping(cfg, adaptive[cfg.SOLVER.OPTIMIZER])
-        # Fused: one pass over all parameters instead of a dozen operations for each tensor.
-        return optimizer(
-            parameters,
-            lr=cfg.SOLVER.BASE_LR,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-            # Under AMP a fused optimizer unscales gradients itself, after they would be clipped.
-            fused=not (cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.CLIP_GRADIENTS.ENABLED),
-        )
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """Build the schedule that ``SOLVER.LR_SCHEDULER_NAME`` names."""
-        if cfg.SOLVER.LR_SCHEDULER_NAME != "ReduceLROnPlateau":
-            return super().build_lr_scheduler(cfg, optimizer)
-        return ReduceLROnPlateau(
-            optimizer, "min", factor=cfg.SOLVER.PLATEAU.FACTOR, patience=cfg.SOLVER.PLATEAU.PATIENCE
-        )
-
-    @classmethod
-    def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, folder_name: str = "inference"
-    ) -> DatasetEvaluator:
-        """Build the evaluator for a dataset by its ``evaluator_type``.
-
-        Its files go to a folder of ``OUTPUT_DIR``; with several datasets, each has one in it.
-        """
-        return build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR) / folder_name)

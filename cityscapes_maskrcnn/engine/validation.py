@@ -10,20 +10,21 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PREFIX = "validation/"
+TOTAL_LOSS = f"{PREFIX}total_loss"
 
 
 def check_validation(cfg: CfgNode) -> None:
-    """Make sure that the validation loss is measured where a run needs it, and can be.
+    """Verify that the validation loss is measured if the run depends on it, and can be.
 
     Raises:
         InputError: it is not, or there is no dataset to measure it on.
@@ -54,7 +55,7 @@ def losses_without_training(model: nn.Module) -> Iterator[None]:
         model: any Detectron2 model; its mode is restored at the end.
     """
     modes = {module: module.training for module in model.modules()}
-    # With a VIS_PERIOD the model would draw what it sees.
+    # With a VIS_PERIOD the model would draw its input and proposals.
     drawing: dict[Any, Any] = {m: m.vis_period for m in modes if hasattr(m, "vis_period")}
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     try:
@@ -94,8 +95,8 @@ def validation_losses(
     images = 0
     with losses_without_training(model):
         for batch in batches:
-            # Two measurements shall differ by the weights only: not by what was drawn before, and
-            # not by the images that precede one, which depend on how many processes share them.
+            # Two measurements must differ by the weights only: not by what was drawn before, nor by
+            # the preceding images, which depend on the number of processes.
             torch.manual_seed(0)
             for name, loss in model(batch).items():
                 sums[name] += float(loss) * len(batch)
@@ -109,34 +110,26 @@ def validation_losses(
     return {**means, "total_loss": sum(means.values())}
 
 
-class ValidationLoss(HookBase):
-    """Measure :func:`validation_losses` while training and put them beside the training losses.
+class ValidationLoss(MeasurementHook):
+    """Measure :func:`validation_losses` while training and record them beside the training losses.
 
     The scalars ``validation/total_loss``, ``validation/loss_cls``, ... appear in ``metrics.json``
     and TensorBoard.
 
     Args:
         period: iterations between two measurements; the last iteration is always measured.
-        build_loader: makes the loader of validation batches; called once per measurement.
+        load_batches: returns the validation batches; called once per measurement.
     """
 
-    def __init__(self, period: int, build_loader: Callable[[], Iterable[Any]]) -> None:
+    def __init__(self, period: int, load_batches: Callable[[], Iterable[Any]]) -> None:
         self._period = period
-        self._build_loader = build_loader
+        self._load_batches = load_batches
 
     def after_step(self) -> None:
         """Measure where the period or the training ends."""
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0):
-            self._measure()
-
-    def after_train(self) -> None:
-        """Measure again what a run that was killed after its last step did not get to write."""
-        if self.trainer.start_iter >= self.trainer.max_iter:
-            self._measure()
-
-    def _measure(self) -> None:
-        losses = validation_losses(self.trainer.model, self._build_loader())
+        if not is_due(self.trainer, self._period):
+            return
+        losses = validation_losses(self.trainer.model, self._load_batches())
         if losses and comm.is_main_process():
             logging.getLogger(__name__).info(
                 "Validation: %s", "  ".join(f"{name}: {loss:.4g}" for name, loss in losses.items())

@@ -17,7 +17,8 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from cityscapes_maskrcnn.engine.epochs import resolve_epochs, training_dicts
+from cityscapes_maskrcnn.data.loaders import training_dicts
+from cityscapes_maskrcnn.engine.solver import resolve_epochs
 from cityscapes_maskrcnn.engine.summary import SCORES_FILE
 from cityscapes_maskrcnn.recipe.step_state import COMPLETE_FILE, Step
 from cityscapes_maskrcnn.utils.errors import InputError

@@ -16,7 +16,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 
-from cityscapes_maskrcnn.engine.epochs import resolve_epochs, training_dicts
+from cityscapes_maskrcnn.data.loaders import training_dicts
+from cityscapes_maskrcnn.engine.solver import resolve_epochs
 from cityscapes_maskrcnn.search.sampler import SeededByTrial
 from cityscapes_maskrcnn.search.space import SearchSpace
 from cityscapes_maskrcnn.search.storage import (

@@ -11,7 +11,8 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.engine.precision import build_step, match_memory_format
+from cityscapes_maskrcnn.engine.precision import build_step_trainer
+from cityscapes_maskrcnn.engine.solver import match_memory_format
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -71,7 +72,7 @@ def test_mixed_precision_takes_the_type_that_the_config_names(
     monkeypatch.setattr(torch.amp, "GradScaler", Scaler)
     cfg = build_config("", ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", name])
     model = torch.nn.Linear(1, 1)
-    step = build_step(cfg, model, [], torch.optim.SGD(model.parameters(), lr=0.1))
+    step = build_step_trainer(cfg, model, [], torch.optim.SGD(model.parameters(), lr=0.1))
     assert isinstance(step, AMPTrainer)
     assert step.precision is precision
     assert asked == [scales]
@@ -80,7 +81,7 @@ def test_mixed_precision_takes_the_type_that_the_config_names(
 
 def test_full_precision_is_the_default() -> None:
     model = torch.nn.Linear(1, 1)
-    step = build_step(build_config("", []), model, [], torch.optim.SGD(model.parameters(), lr=0.1))
+    step = build_step_trainer(build_config("", []), model, [], torch.optim.SGD(model.parameters(), lr=0.1))
     assert type(step) is SimpleTrainer
 
 
@@ -103,7 +104,7 @@ def test_a_step_on_a_gpu(name: str, precision: torch.dtype, scales: bool) -> Non
     conv.register_forward_hook(lambda *call: seen.add(call[2].dtype))
     image = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
     batch = [{"image": image, "sem_seg": torch.ones(64, 64, dtype=torch.long)}] * 2
-    step = build_step(cfg, model, itertools.repeat(batch), Trainer.build_optimizer(cfg, model))
+    step = build_step_trainer(cfg, model, itertools.repeat(batch), Trainer.build_optimizer(cfg, model))
     assert step.grad_scaler.is_enabled() == scales
     before = conv.weight.detach().clone()
     with EventStorage() as storage:
@@ -120,7 +121,7 @@ def test_a_step_on_a_gpu(name: str, precision: torch.dtype, scales: bool) -> Non
 def test_an_unknown_precision_is_named() -> None:
     cfg = build_config("", ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "fp16"])
     with pytest.raises(InputError, match="'fp16': it must be float16 or bfloat16"):
-        build_step(cfg, torch.nn.Linear(1, 1), [], None)
+        build_step_trainer(cfg, torch.nn.Linear(1, 1), [], None)
 
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available")
@@ -138,7 +139,7 @@ def test_regions_are_cut_at_exact_boxes() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rounded = pooler(features, boxes).float()
     assert (rounded - exact).abs().max() > 0.1  # how Detectron2 does it
-    build_step(cfg, model, [], torch.optim.SGD(model.parameters(), lr=0.1))
+    build_step_trainer(cfg, model, [], torch.optim.SGD(model.parameters(), lr=0.1))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(pooler(features, boxes), exact)
 
@@ -149,7 +150,7 @@ def test_a_run_in_full_precision_goes_on_in_mixed_precision() -> None:
     for enabled in ("False", "True"):
         model = torch.nn.Linear(1, 1)
         cfg = build_config("", ["SOLVER.AMP.ENABLED", enabled])
-        steps.append(build_step(cfg, model, [], torch.optim.SGD(model.parameters(), lr=0.1)))
+        steps.append(build_step_trainer(cfg, model, [], torch.optim.SGD(model.parameters(), lr=0.1)))
     steps[0].iter = 7
     state = steps[0].state_dict()
     assert "grad_scaler" not in state

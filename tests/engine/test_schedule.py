@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from cityscapes_maskrcnn.engine.schedule import METRIC, EarlyStopping, PlateauSchedule
 from detectron2.config import get_cfg
 from detectron2.engine import HookBase, SimpleTrainer, TrainerBase
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
-from cityscapes_maskrcnn.engine.schedule import METRIC, EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.trainer import Trainer
 
 # Iteration i measures the loss LOSSES[i]; None: it measures nothing.

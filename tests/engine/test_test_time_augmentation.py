@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cityscapes_maskrcnn.engine.inference import with_test_time_augmentation
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
-from cityscapes_maskrcnn.engine.test_time_augmentation import with_test_time_augmentation
 from cityscapes_maskrcnn.utils.errors import InputError
 
 HEIGHT, WIDTH = 64, 128  # a mirrored image lies on the same grid: no padding to multiples of 32

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from cityscapes_maskrcnn.engine.solver import resolve_epochs
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.engine.epochs import resolve_epochs
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.utils.errors import InputError
 

@@ -1,14 +1,17 @@
-"""Which evaluator scores which dataset."""
+"""What scores a model: the evaluator of each dataset, unpasted masks, test-time augmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling.meta_arch import GeneralizedRCNN
 from torch import nn
 
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
@@ -66,7 +69,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
 
 
 def _check_ground_truth(dataset_name: str) -> None:
-    """Make sure that there is ground truth for every image, before any is predicted."""
+    """Verify that every image has ground truth, before any is predicted."""
     gt_dir = MetadataCatalog.get(dataset_name).gt_dir
     for image in DatasetCatalog.get(dataset_name):
         file = ground_truth_file(gt_dir, image["file_name"])
@@ -74,17 +77,52 @@ def _check_ground_truth(dataset_name: str) -> None:
             raise InputError(f"{file}: no such file, which {image['file_name']} is scored against")
 
 
-def fit_to_evaluators(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Let a model leave its masks unpasted, if all evaluators of the config understand that.
+def fit_to_evaluators(cfg: CfgNode, model: nn.Module, evaluators: Iterable[Any]) -> nn.Module:
+    """Have a model leave its masks unpasted if all evaluators accept such masks.
 
     Args:
-        cfg: ``TEST.UNPASTED_MASKS`` and ``DATASETS.TEST``.
+        cfg: ``TEST.UNPASTED_MASKS``.
         model: plain or wrapped by DistributedDataParallel.
+        evaluators: Detectron2 evaluators, or lists of them.
 
     Returns:
         The model to score.
     """
-    kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
-    if cfg.TEST.UNPASTED_MASKS and kinds == {"cityscapes_instance"}:
+    if cfg.TEST.UNPASTED_MASKS and all(map(_accepts_unpasted_masks, evaluators)):
         return leave_masks_unpasted(model)
     return model
+
+
+def _accepts_unpasted_masks(evaluator: Any) -> bool:
+    if isinstance(evaluator, DatasetEvaluators):
+        evaluator = evaluator._evaluators
+    if isinstance(evaluator, list):
+        return all(map(_accepts_unpasted_masks, evaluator))
+    return isinstance(evaluator, CityscapesInstanceEvaluator)
+
+
+def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRCNNWithTTA:
+    """Wrap a model so that it predicts every image in several sizes, and mirrored.
+
+    Boxes of all versions go through non-maximum suppression together; the mask of each remaining
+    one is the mean over all versions. A version costs plain inference and one more mask head.
+
+    Args:
+        cfg: ``TEST.AUG.MIN_SIZES`` (shorter side, pixels), ``MAX_SIZE`` (longer side) and ``FLIP``.
+        model: plain or wrapped by DistributedDataParallel; its weights are shared.
+
+    Raises:
+        InputError: the model is no GeneralizedRCNN, or there are no sizes.
+    """
+    inner = getattr(model, "module", model)
+    if not isinstance(inner, GeneralizedRCNN):
+        raise InputError(
+            f"TEST.AUG.ENABLED: a {type(inner).__name__} cannot be augmented, only GeneralizedRCNN"
+        )
+    sizes = list(cfg.TEST.AUG.MIN_SIZES)
+    if not sizes or min(sizes) < 1 or max(sizes) > cfg.TEST.AUG.MAX_SIZE:
+        raise InputError(
+            f"TEST.AUG.MIN_SIZES {sizes}, MAX_SIZE {cfg.TEST.AUG.MAX_SIZE}: name at least one size"
+            " in pixels, none larger than MAX_SIZE"
+        )
+    return GeneralizedRCNNWithTTA(cfg, inner)

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cityscapes_maskrcnn.engine.inference import build_evaluator
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.engine.evaluators import build_evaluator
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
 from cityscapes_maskrcnn.utils.errors import InputError

@@ -1,0 +1,169 @@
+"""Data loaders: for training, for inference, and for the validation loss."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, MapDataset, get_detection_dataset_dicts
+from detectron2.data import transforms as T
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader
+
+from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.data.training_stream import TrainingStream
+from cityscapes_maskrcnn.utils.end_with_parent import end_with_parent
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def training_dicts(cfg: CfgNode, log_classes: bool = False) -> list[dict[str, Any]]:
+    """Load the images of one training epoch.
+
+    Args:
+        cfg: reads ``DATASETS.TRAIN``, ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` and
+            ``MODEL.META_ARCHITECTURE``, which decides the kind of ground truth.
+        log_classes: log the number of instances of every class.
+
+    Returns:
+        Detectron2 dataset dicts.
+
+    Raises:
+        InputError: no dataset is named, its ground truth is of another kind than the model learns,
+            or none of its images has an annotated instance.
+    """
+    names = tuple(cfg.DATASETS.TRAIN)
+    if not names:
+        raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
+    semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    needed = "sem_seg_file_name" if semantic else "annotations"
+    try:
+        dicts = get_detection_dataset_dicts(
+            names,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            check_consistency=log_classes,
+        )
+    except AssertionError as error:
+        raise InputError(f"DATASETS.TRAIN {names} has no image with an instance") from error
+    if any(needed not in image for image in dicts):
+        kind = "semantic labels" if semantic else "instances"
+        raise InputError(f"DATASETS.TRAIN {names}: this model learns {kind}, which it has not")
+    return dicts
+
+
+def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
+    """Build the endless loader of training batches of this process.
+
+    Its ``dataset`` is a :class:`.TrainingStream`: set ``start_batch`` of it before iterating to
+    continue an earlier run. With a negative ``SEED`` the order is drawn, alike in all processes.
+
+    Raises:
+        InputError: see :func:`training_dicts`; the batch cannot be divided among the processes, or
+            a key of Detectron2's loader is set that this one does not support.
+    """
+    batch_size = _batch_size_of_process(cfg)
+    for key, is_set in {
+        f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}": cfg.DATALOADER.SAMPLER_TRAIN
+        != "TrainingSampler",
+        "MODEL.LOAD_PROPOSALS True": cfg.MODEL.LOAD_PROPOSALS,
+        "MODEL.KEYPOINT_ON True": cfg.MODEL.KEYPOINT_ON,
+    }.items():
+        if is_set:
+            raise InputError(
+                f"{key}: this project's training loader does not support it; only an override of "
+                "Trainer.build_train_loader can"
+            )
+    dicts = training_dicts(cfg, log_classes=True)
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        # Images of one orientation, as all of Cityscapes, are one group.
+        orientations = {each["width"] > each["height"] for each in dicts if "width" in each}
+        if len(orientations) > 1:
+            raise InputError(
+                "DATALOADER.ASPECT_RATIO_GROUPING True: DATASETS.TRAIN has landscape and portrait "
+                "images, which this project does not group; set it to False"
+            )
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    # DatasetFromList keeps the dicts as one array, which worker processes share.
+    stream = TrainingStream(
+        dicts=DatasetFromList(dicts, copy=False),
+        mapper=CityscapesMapper(cfg, is_train=True),
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return DataLoader(
+        stream,
+        batch_size=batch_size,
+        drop_last=True,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
+        # A generator of its own: starting a loader draws a number, which must not be one that the
+        # first step after a resume would have drawn.
+        generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=_start_worker,
+    )
+
+
+def _batch_size_of_process(cfg: CfgNode) -> int:
+    """Divide ``SOLVER.IMS_PER_BATCH`` by the number of processes.
+
+    Raises:
+        InputError: it is not a multiple of it.
+    """
+    total, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if total < 1:
+        raise InputError(f"SOLVER.IMS_PER_BATCH is {total}: at least 1")
+    if total % processes:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH {total} cannot be shared equally by {processes} processes"
+        )
+    return total // processes
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
+    """Build the loader of a dataset to score: this process's share, in order, an image a batch."""
+    dicts = get_detection_dataset_dicts([dataset_name], filter_empty=False)
+    return inference_loader(dicts, CityscapesMapper(cfg, is_train=False), cfg)
+
+
+def build_validation_loader(cfg: CfgNode) -> DataLoader[Any]:
+    """Build a loader of ``DATASETS.TEST`` with ground truth, at the size of inference."""
+    dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
+    resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    mapper = CityscapesMapper(cfg, is_train=True, augmentations=[resize])
+    return inference_loader(dicts, mapper, cfg)
+
+
+def inference_loader(
+    dicts: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], cfg: CfgNode
+) -> DataLoader[Any]:
+    """Build a loader that goes through this process's share of some images once.
+
+    Args:
+        dicts: Detectron2 dataset dicts of all processes.
+        mapper: turns one of them into the model's input.
+        cfg: ``DATALOADER.NUM_WORKERS``.
+    """
+    dataset = MapDataset(DatasetFromList(list(dicts), copy=False), mapper)
+    return DataLoader(
+        dataset,
+        batch_size=1,
+        sampler=InferenceSampler(len(dataset)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(_worker_id: int) -> None:
+    """Let a signal to the process group (Ctrl-C, timeout) reach the training process only.
+
+    It needs its workers to finish its step and save. A kill of the group does not reach them
+    either then, and one may be stuck in a read: the kernel ends them with their parent.
+    """
+    os.setpgid(0, 0)
+    end_with_parent()

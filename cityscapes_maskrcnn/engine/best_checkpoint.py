@@ -1,0 +1,128 @@
+"""``model_best.pth``: the weights with the best score or validation loss of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import nn
+
+from cityscapes_maskrcnn.data.provenance import UsedData, merge
+from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
+from cityscapes_maskrcnn.engine.validation import TOTAL_LOSS
+
+# The first of these that is measured is the metric if none is named.
+DEFAULT_METRICS = ("segm/AP", TOTAL_LOSS, "sem_seg/IoU", "sem_seg/mIoU", "bbox/AP")
+
+
+class BestCheckpoint(MeasurementHook):
+    """Write ``model_best.pth`` whenever the metric is better than ever before in the run.
+
+    Place it after the measurements. The file holds weights and their history, no training state.
+
+    Args:
+        model: plain or wrapped by DistributedDataParallel.
+        output_dir: folder of the file.
+        period: iterations between two measurements.
+        metric: its name in ``metrics.json``; losses are minimised, scores maximised. Empty: the
+            first of ``DEFAULT_METRICS`` that is measured.
+        datasets: ``DATASETS.TEST``. With several, names of scores start with the dataset's, and the
+            first one's count by default.
+        selected_on: what choosing by the metric has the weights tuned on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        output_dir: str,
+        period: int,
+        metric: str,
+        datasets: Sequence[str],
+        selected_on: Sequence[UsedData] = (),
+    ) -> None:
+        self._model = model
+        self._checkpointer = _WeightsOnly(model, output_dir)
+        self._period = period
+        prefix = f"{datasets[0]}/" if len(datasets) > 1 else ""
+        self._metrics = (
+            (metric,)
+            if metric
+            else tuple(name if name == TOTAL_LOSS else prefix + name for name in DEFAULT_METRICS)
+        )
+        self._selected_on = selected_on
+        self._best: dict[str, Any] = {}
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self._checkpointer.save_dir) / "model_best.pth"
+
+    def before_train(self) -> None:
+        """Forget a best checkpoint that is not there, or was chosen by another metric."""
+        if not self.path.is_file() or self._best.get("metric") not in self._metrics:
+            self._best = {}
+
+    def after_step(self) -> None:
+        """Save, if there is a new best value."""
+        if not is_due(self.trainer, self._period) or not comm.is_main_process():
+            return
+        # Scores at the end of training are recorded at the next iteration.
+        measured = {
+            name: float(value)
+            for name, (value, iteration) in self.trainer.storage.latest().items()
+            if iteration >= self.trainer.iter
+        }
+        candidates = (self._best["metric"],) if self._best else self._metrics
+        metric = next((name for name in candidates if name in measured), None)
+        logger = logging.getLogger(__name__)
+        if metric is None:
+            logger.warning("None of %s was measured: model_best.pth stays as it is", candidates)
+            return
+        value = measured[metric]
+        sign = -1 if "loss" in metric.rpartition("/")[2] else 1
+        if self._best and sign * value <= sign * self._best["value"]:
+            return
+        self._best = {"metric": metric, "value": value, "iteration": self.trainer.iter}
+        logger.info("Best %s so far: %.5g", metric, value)
+        self._checkpointer.history = merge(self.trainer.checkpointer.history, self._selected_on)
+        self._checkpointer.save(self.path.stem, **self._best)
+
+    def restore(self) -> None:
+        """Load the best weights into the model; all processes have to call this."""
+        model = getattr(self._model, "module", self._model)
+        if comm.is_main_process():
+            best = torch.load(self.path, map_location="cpu", weights_only=True)
+            model.load_state_dict(best["model"])
+            logging.getLogger(__name__).info(
+                "Back to the weights of iteration %d, the best %s: %.5g",
+                best["iteration"],
+                best["metric"],
+                best["value"],
+            )
+        if comm.get_world_size() > 1:
+            for tensor in model.state_dict().values():
+                # Weights whose channels come last in memory cannot be sent as they are.
+                contiguous = tensor.contiguous()
+                dist.broadcast(contiguous, src=0)
+                tensor.copy_(contiguous)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return metric, value and iteration of the best checkpoint."""
+        return self._best
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._best = dict(state)
+
+
+class _WeightsOnly(SafeCheckpointer):
+    """A checkpointer whose files are not what ``--resume`` continues from."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass
