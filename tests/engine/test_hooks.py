@@ -40,7 +40,7 @@ def test_a_resumed_run_takes_over_the_seed() -> None:
     assert hook.seed == 9
 
 
-def test_a_frozen_part_that_changed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_frozen_part_that_changed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     model = nn.Sequential(nn.Conv2d(1, 2, 1), FrozenBatchNorm2d(2), nn.Conv2d(2, 1, 1))
     model[0].requires_grad_(False)

@@ -142,7 +142,7 @@ def test_anchors_are_fitted_once_and_scored_elsewhere(
     done = train_net(*tiny, *FITTED_ANCHORS.split(), "OUTPUT_DIR", output)
     assert done.returncode == 0, done.stderr
     assert "fitted to cityscapes_instance_train" in done.stdout
-    assert "What is trained:" in done.stdout
+    assert "Trainable parameters:" in done.stdout
     fitted = anchors(output)
     assert [len(level) for level in fitted["SIZES"]] == [1] * 5
     # At 96 rows no object has the default sizes, 32 to 512.

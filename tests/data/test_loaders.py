@@ -1,0 +1,113 @@
+"""Worker processes of the loaders, and what the training loader refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
+from cityscapes_maskrcnn.data.loaders import build_train_loader, inference_loader
+from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+@pytest.fixture
+def cfg() -> CfgNode:
+    cfg = get_cfg()
+    add_cityscapes_maskrcnn_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.DATALOADER.NUM_WORKERS = 1
+    return cfg
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> dict[str, object]:
+    Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(tmp_path / "image.png")
+    objects = [{"bbox": [1, 1, 9, 9], "bbox_mode": 0, "category_id": 0, "segmentation": []}]
+    return {
+        "file_name": str(tmp_path / "image.png"),
+        "height": 32,
+        "width": 64,
+        "annotations": objects,
+    }
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_signal_to_the_process_group_does_not_reach_workers(
+    cfg: CfgNode, image: dict[str, object], training: bool
+) -> None:
+    """Ctrl-C and timeout send one; the training process then needs its workers to finish."""
+    if training:
+        DatasetCatalog.register("some_images", lambda: [image])
+        cfg.DATASETS.TRAIN, cfg.SOLVER.IMS_PER_BATCH = ("some_images",), 1
+        cfg.INPUT.MIN_SIZE_TRAIN = (32,)
+        try:
+            batches = iter(build_train_loader(cfg))
+        finally:
+            DatasetCatalog.remove("some_images")
+    else:
+        mapper = CityscapesMapper(cfg, is_train=False)
+        batches = iter(inference_loader([image] * 40, mapper, cfg))
+    next(batches)
+    (worker,) = batches._workers
+    assert os.getpgid(worker.pid) == worker.pid != os.getpgid(0)
+
+
+STUCK = """
+import sys, time
+from detectron2.config import get_cfg
+from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
+from cityscapes_maskrcnn.data.loaders import inference_loader
+from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+cfg = get_cfg()
+add_cityscapes_maskrcnn_config(cfg)
+cfg.DATALOADER.NUM_WORKERS = 1
+mapper = CityscapesMapper(cfg, is_train=False)
+batches = iter(inference_loader([{"file_name": sys.argv[1]}], mapper, cfg))
+print(batches._workers[0].pid, flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_stuck_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "image.png")  # nobody writes into it
+    parent = subprocess.Popen(
+        [sys.executable, "-c", STUCK, str(tmp_path / "image.png")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        worker = int(parent.stdout.readline())
+        end = time.monotonic() + 60
+        while os.getpgid(worker) != worker and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        parent.kill()
+        parent.wait()
+        while Path(f"/proc/{worker}/stat").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_images_of_both_orientations_are_not_grouped_silently(
+    cfg: CfgNode, image: dict[str, object]
+) -> None:
+    portrait = {**image, "height": 64, "width": 32}
+    DatasetCatalog.register("mixed_images", lambda: [image, portrait])
+    cfg.DATASETS.TRAIN = ("mixed_images",)
+    try:
+        with pytest.raises(InputError, match=r"DATALOADER\.ASPECT_RATIO_GROUPING True: .* False"):
+            build_train_loader(cfg)
+        cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+        build_train_loader(cfg)
+    finally:
+        DatasetCatalog.remove("mixed_images")

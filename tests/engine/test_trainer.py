@@ -1,0 +1,262 @@
+"""Trainer as a Detectron2 user extends it, stops it and resumes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import ROIMasks
+
+from cityscapes_maskrcnn.data.provenance import from_plain
+from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.utils.errors import InputError
+
+Config = Callable[..., CfgNode]
+Train = Callable[..., Trainer]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+class MaskTypes(DatasetEvaluator):
+    """Counts the images whose masks are pasted."""
+
+    def reset(self) -> None:
+        self.pasted = 0
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            masks = output["instances"].pred_masks
+            assert not isinstance(masks, ROIMasks)
+            assert masks.shape[1:] == (image["height"], image["width"])
+            self.pasted += 1
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        return {"mine": {"pasted": float(self.pasted)}}
+
+
+class Mine(Trainer):
+    """Everything that a Detectron2 user overrides."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterator[Any]:
+        loader = super().build_train_loader(cfg)
+        return (batch[:1] for batch in loader)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> list[Any]:
+        return list(super().build_test_loader(cfg, dataset_name))[:2]
+
+    @classmethod
+    def build_evaluator(cls, *_: object) -> DatasetEvaluator:
+        return MaskTypes()
+
+    def build_hooks(self) -> list[HookBase]:
+        built = super().build_hooks()
+        self.mine = Mark()
+        built.insert(-1, self.mine)
+        return built
+
+
+class Mark(HookBase):
+    def after_step(self) -> None:
+        self.trainer.storage.put_scalar("mark", self.trainer.iter, smoothing_hint=False)
+
+
+def test_overridden_builders_are_used_as_in_detectron2(train: Train, tmp_path: Path) -> None:
+    trainer = train("TEST.EVAL_PERIOD", 1, kind=Mine)
+    assert trainer.stream is None
+    assert isinstance(trainer.mine, Mark)
+    # What a hook before the last one records is written, and so are the user's scores.
+    scores = {each["iteration"]: each.get("mine/pasted") for each in lines(tmp_path)}
+    assert scores == {0: 2.0, 1: None, 2: 2.0}
+    assert [each["mark"] for each in lines(tmp_path) if "mark" in each] == [0.0, 1.0]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["images"], summary["epochs"], summary["iterations"]) == (None, None, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
+            "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler: this project's training loader",
+        ),
+        (["MODEL.LOAD_PROPOSALS", True], "MODEL.LOAD_PROPOSALS True: this project's"),
+        (["TEST.PRECISE_BN.ENABLED", True], "TEST.PRECISE_BN.ENABLED: not supported"),
+        (["SOLVER.IMS_PER_BATCH", 0], "SOLVER.IMS_PER_BATCH is 0: at least 1"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+        (["DATASETS.TEST", "()"], "TEST.VALIDATION_LOSS is measured on DATASETS.TEST, which is em"),
+        (
+            ["TEST.VALIDATION_LOSS", False, "SOLVER.EARLY_STOPPING.ENABLED", True],
+            "watch the validation loss: set TEST.VALIDATION_LOSS True",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_refused(
+    config: Config, options: list[object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message.replace(".", r"\.")):
+        Trainer(config(*options))
+
+
+def test_the_overfit_check_is_one_key_away(train: Train, tmp_path: Path) -> None:
+    same = ["DATASETS.TRAIN", "('cityscapes_instance_train_part1of8',)", "DATASETS.TEST"]
+    same.append(same[1])
+    with pytest.raises(InputError, match=r"or set TEST\.ALLOW_SEEN_IMAGES True"):
+        train(*same)
+    train(*same, "TEST.ALLOW_SEEN_IMAGES", True)
+    assert {"segm/AP", "validation/total_loss"} <= set().union(*lines(tmp_path))
+
+
+def test_early_stopping_hands_on_and_scores_the_best_weights(train: Train, tmp_path: Path) -> None:
+    # At this rate every step makes it worse than the first.
+    trainer = train(
+        *("SOLVER.MAX_ITER", 20, "TEST.EVAL_PERIOD", 1, "SOLVER.EARLY_STOPPING.ENABLED", True),
+        *("SOLVER.EARLY_STOPPING.PATIENCE", 2, "SOLVER.BEST_CHECKPOINT_METRIC"),
+        *("validation/total_loss", "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.3),
+    )
+    losses = {
+        each["iteration"]: each["validation/total_loss"]
+        for each in lines(tmp_path)
+        if "validation/total_loss" in each
+    }
+    lowest = min(losses, key=losses.__getitem__)
+    assert len(losses) == lowest + 3 < 20
+    best, final = (
+        torch.load(tmp_path / f"model_{name}.pth", weights_only=True) for name in ("best", "final")
+    )
+    assert (best["iteration"], final["iteration"]) == (lowest, lowest + 2)
+    assert best["value"] == losses[lowest]
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, best["model"][name])
+        assert torch.equal(value, final["model"][name])
+    # The scores of model_final.pth stand at the end, as Detectron2's.
+    assert lines(tmp_path)[-1].keys() >= {"segm/AP50"} or "coco_bbox/AP" in lines(tmp_path)[-1]
+    assert lines(tmp_path)[-1]["iteration"] == lowest + 3
+    # Chosen by its loss on them, it is tuned on the images of DATASETS.TEST.
+    roles = [(used.dataset, used.role) for used in from_plain(best["history"], "model_best.pth")]
+    assert ("cityscapes_instance_val", "tuned") in roles
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+class Asked(Trainer):
+    """Is asked to stop while it measures images that never end."""
+
+    signal = signal.SIGTERM
+    stops_in = "evaluation"
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        loader = super().build_test_loader(cfg, dataset_name)
+        return Endless(loader, cls.signal) if cls.stops_in == "evaluation" else loader
+
+    @classmethod
+    def build_validation_loader(cls, cfg: CfgNode) -> Any:
+        loader = super().build_validation_loader(cfg)
+        return Endless(loader, cls.signal) if cls.stops_in == "validation" else loader
+
+
+class Endless:
+    """Batches without end, in the second of which the process gets a signal."""
+
+    def __init__(self, loader: Any, number: int) -> None:
+        self.batch = next(iter(loader))
+        self.number = number
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.batch
+        os.kill(os.getpid(), self.number)
+        for _ in range(3):
+            yield self.batch
+        raise AssertionError("the measurement goes on")
+
+
+# Evaluated after 2 and 4 iterations.
+MEASURED = ["SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 2, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, Any]:
+    """Filled by the first test that needs it."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("stops_in", "number", "checkpoint_period"),
+    [
+        ("evaluation", signal.SIGTERM, 100),
+        ("validation", signal.SIGTERM, 100),
+        ("validation", signal.SIGINT, 2),
+    ],
+)
+def test_a_measurement_is_left_at_once_and_made_up_for(
+    train: Train,
+    undisturbed: dict[str, Any],
+    tmp_path: Path,
+    stops_in: str,
+    number: int,
+    checkpoint_period: int,
+) -> None:
+    if not undisturbed:
+        trainer = train(*MEASURED, "OUTPUT_DIR", tmp_path / "whole")
+        undisturbed["model"] = trainer.model.state_dict()
+        undisturbed["metrics"] = lines(tmp_path / "whole")
+    options = [*MEASURED, "SOLVER.CHECKPOINT_PERIOD", checkpoint_period]
+    before = signal.getsignal(number)
+    kind = type("Asked", (Asked,), {"signal": number, "stops_in": stops_in})
+    with pytest.raises(SystemExit) as left:
+        train(*options, kind=kind)
+    assert left.value.code == 128 + number
+    assert signal.getsignal(number) is before
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+    trainer = train(*options, resume=True)
+    assert trainer.start_iter == 2
+    expected = undisturbed["model"]
+    resumed = trainer.model.state_dict()
+    assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
+
+    def measured(metrics: list[dict[str, Any]]) -> dict[tuple[int, str], float]:
+        return {
+            (each["iteration"], name): value
+            for each in metrics
+            for name, value in each.items()
+            if name.startswith(("segm/", "coco_", "validation/"))
+        }
+
+    ours, theirs = measured(lines(tmp_path)), measured(undisturbed["metrics"])
+    assert {iteration for iteration, _ in ours} == {1, 3, 4}
+    assert ours == pytest.approx(theirs)
+
+
+def test_a_kill_of_the_last_measurement_is_made_up_for(train: Train, tmp_path: Path) -> None:
+    """model_final.pth was written; what it scores was not."""
+
+    class Killed(Trainer):
+        @classmethod
+        def build_test_loader(cls, *_: object) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(kind=Killed)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert not (tmp_path / "summary.json").exists()
+    train(resume=True)
+    assert lines(tmp_path)[-1]["iteration"] == 2
+    assert "coco_segm/AP" in lines(tmp_path)[-1]
+    assert (tmp_path / "model_best.pth").is_file()
+    assert (tmp_path / "summary.json").is_file()
