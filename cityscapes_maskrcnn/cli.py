@@ -172,8 +172,9 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # Otherwise every process starts a thread per core and they fight for them.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // args.num_gpus)))
-    # The processes save and stop on SIGTERM; without this they would die with their parent.
-    signal.signal(signal.SIGTERM, _pass_on_sigterm)
+    # The processes save and stop on these; without this they would die with their parent.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _pass_on)
     # Only the parent speaks: the processes hand it what is wrong with the input.
     problems = multiprocessing.get_context("spawn").SimpleQueue()
     # It would tell that it ends the processes that a failed one leaves behind.
@@ -205,12 +206,13 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     return 0
 
 
-def _pass_on_sigterm(number: int, _frame: FrameType | None) -> None:
+def _pass_on(number: int, _frame: FrameType | None) -> None:
     processes = multiprocessing.active_children()
     if not processes:
         raise SystemExit(128 + number)
     for process in processes:
-        process.terminate()
+        if process.pid is not None:
+            os.kill(process.pid, number)
 
 
 def _process_main(
@@ -230,6 +232,9 @@ def _process_main(
         if problem is not None:
             problems.put(problem)
         raise
+    except KeyboardInterrupt:
+        # Before training, which stops in its own way; torch would make it exit status 0.
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def find_config(config_file: str) -> Path:
