@@ -119,8 +119,6 @@ def test_the_report(tool: Run, searched: Path, tmp_path: Path) -> None:
 
     absent = ["--study", "x", "--output", tmp_path / "n"]
     done = tool("tools/analyze_study.py", "--storage", url, *absent)
-        "tools/analyze_study.py", "--storage", url, "--study", "x", "--output", tmp_path / "n"
-    )
     assert "no study 'x'; it has: search" in last_line(done)
     assert not (tmp_path / "n").exists()
 
