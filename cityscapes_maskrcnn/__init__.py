@@ -1,3 +1,49 @@
-"""Mask R-CNN on Cityscapes instance segmentation, as a Detectron2 project extension."""
+"""Mask R-CNN on Cityscapes instance segmentation, as a Detectron2 project extension.
+
+The names below are imported when they are first used: files of numbers and file formats work
+without Detectron2.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
+    from cityscapes_maskrcnn.data.registration import register_all
+    from cityscapes_maskrcnn.engine.trainer import Trainer
+    from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+    from cityscapes_maskrcnn.visualization.predictor import Predictor
+
+# Importing detectron2 and fvcore calls it.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CityscapesInstanceEvaluator",
+    "Predictor",
+    "Trainer",
+    "add_cityscapes_maskrcnn_config",
+    "register_all",
+]
+
+_MODULES = {
+    "CityscapesInstanceEvaluator": "evaluation.evaluator",
+    "Predictor": "visualization.predictor",
+    "Trainer": "engine.trainer",
+    "add_cityscapes_maskrcnn_config": "config",
+    "register_all": "data.registration",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import re
 import signal
-import warnings
 from collections.abc import Callable
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -18,9 +17,7 @@ from typing import Any
 
 from cityscapes_maskrcnn.utils.imports import paused_garbage_collection
 
-with warnings.catch_warnings(), paused_garbage_collection():
-    # Importing these calls torch.jit.script, which torch reports as deprecated.
-    warnings.simplefilter("ignore", FutureWarning)
+with paused_garbage_collection():
     import detectron2.modeling  # noqa: F401
 
 import torch
@@ -32,14 +29,11 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
-from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
+from cityscapes_maskrcnn.data.registration import check_dataset_names, register_all
 from cityscapes_maskrcnn.engine.output_folder import take_output_folder
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.engine.run_setup import start_run
 from cityscapes_maskrcnn.engine.solver import IN_EPOCHS, resolve_epochs
-
-# These are imported for the names that they add to Detectron2's registries.
-from cityscapes_maskrcnn.modeling import anchor_generator, backbone, semantic_head  # noqa: F401
 from cityscapes_maskrcnn.modeling.thresholds import check_thresholds
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import available_cores
@@ -79,7 +73,7 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
             an unknown dataset, matching thresholds that make no sense. Of the files of ``INCLUDE``
             too.
     """
-    register_all(dataset_root())
+    register_all()
     cfg = get_cfg()
     add_cityscapes_maskrcnn_config(cfg)
     if config_file:

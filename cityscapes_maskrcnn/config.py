@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+# For the names that they add to Detectron2's registries.
+from cityscapes_maskrcnn.modeling import anchor_generator, backbone, semantic_head  # noqa: F401
+
 
 def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     """Add the project's keys, with their defaults, to Detectron2's config.
 
-    With all defaults Detectron2's own configs behave as they always did.
+    With all defaults Detectron2's own configs behave as they always did. Every config in
+    ``configs/`` then builds with ``detectron2.modeling.build_model``.
 
     Args:
         cfg: the config to extend, in place.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cityscapes_maskrcnn.data.registration import dataset_root, register_all
+from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.utils.tool import run_tool
 from cityscapes_maskrcnn.visualization.dataset import draw_record, sample_dataset
 from cityscapes_maskrcnn.visualization.image_files import make_folder, picture_files, write_picture
@@ -36,7 +36,7 @@ def main() -> None:
     add("--seed", type=int, default=0, metavar="S", help="of the sample (default: 0)")
     args = parser.parse_args()
 
-    register_all(dataset_root())
+    register_all()
     records, metadata = sample_dataset(args.dataset, args.num_images, args.seed)
     folder = make_folder(args.output)
     pictures = picture_files([Path(each["file_name"]) for each in records], folder, "_ground_truth")

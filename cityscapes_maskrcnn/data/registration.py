@@ -7,16 +7,10 @@ are registered again here, so that existing configs work.
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-
-with warnings.catch_warnings():
-    # Importing these calls torch.jit.script, which torch reports as deprecated.
-    warnings.simplefilter("ignore", FutureWarning)
-    import fvcore.nn  # noqa: F401
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -109,7 +103,7 @@ _DATASETS: Final[dict[str, _Dataset]] = {
 }
 
 
-def register_all(root: str) -> None:
+def register_all(root: str | None = None) -> None:
     """Register every Cityscapes dataset with Detectron2; nothing is read yet.
 
     May be called again, also with another root: earlier registrations are replaced. The metadata
@@ -117,8 +111,9 @@ def register_all(root: str) -> None:
     ``gt_dir``.
 
     Args:
-        root: the folder that holds ``cityscapes/``, see :func:`dataset_root`.
+        root: the folder that holds ``cityscapes/``; None: :func:`dataset_root`.
     """
+    root = dataset_root() if root is None else root
     for name, dataset in _DATASETS.items():
         image_dir = f"{root}/cityscapes/leftImg8bit/{dataset.split}"
         metadata = {**_class_metadata(), "image_dir": image_dir}

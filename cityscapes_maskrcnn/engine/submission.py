@@ -17,7 +17,7 @@ from torch import nn
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
-from cityscapes_maskrcnn.data.registration import check_dataset_names, dataset_root, register_all
+from cityscapes_maskrcnn.data.registration import check_dataset_names, register_all
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.inference import with_test_time_augmentation
 from cityscapes_maskrcnn.engine.run_setup import start_logs
@@ -35,7 +35,7 @@ def expected_images(dataset_name: str) -> list[ExpectedImage]:
     Raises:
         InputError: there is no such dataset, or its images are missing.
     """
-    register_all(dataset_root())
+    register_all()
     check_dataset_names([dataset_name])
     return [
         ExpectedImage(image_name(image["file_name"]), image["height"], image["width"])
