@@ -52,7 +52,7 @@ $(READY): setup.py $(CONSTRAINTS)
 setup: $(READY)
 
 # The pictures are of val parts 3 and 4, on which no stage has trained: of the 16 images of each of
-# val's three cities, those with the numbers 2, 3, 6, 7, ...
+# val's three cities, numbers 8 to 15.
 demo: $(READY)
 	$(BIN)/python datasets/make_synthetic_cityscapes.py $(DEMO)/datasets \
 	  --train 240 --val 48 --test 0 --train-extra 0 --height 128 --width 256 --seed 7
@@ -60,7 +60,8 @@ demo: $(READY)
 	  --config-dir configs/demo --output $(DEMO) --trials 2
 	DETECTRON2_DATASETS=$(DEMO)/datasets $(BIN)/python tools/visualize_predictions.py \
 	  --config-file $(DEMO)/stage_3/config.yaml \
-	  --input '$(DEMO)/datasets/cityscapes/leftImg8bit/val/*/*_00000[2367]_*.png' \
+	  --input '$(DEMO)/datasets/cityscapes/leftImg8bit/val/*/*_00000[89]_*.png' \
+	    '$(DEMO)/datasets/cityscapes/leftImg8bit/val/*/*_00001[0-5]_*.png' \
 	  --output $(DEMO)/pictures --confidence-threshold 0.7 \
 	  MODEL.WEIGHTS $(DEMO)/stage_3/model_final.pth
 	@echo

@@ -7,7 +7,9 @@ and SHA-256 do not.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
+from itertools import count, groupby
 
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -15,13 +17,15 @@ from cityscapes_maskrcnn.utils.errors import InputError
 def partition(image_ids: Iterable[str], part: int, parts: int) -> list[str]:
     """Take one part of a split.
 
-    The sorted ids are dealt out like cards. Ids begin with the city, so every part has images of
-    every city that has at least ``parts`` of them.
+    Frames of one drive lie seconds apart and look alike. Therefore each city is cut into runs of
+    neighbouring frames, one run a part, and only the frames at the cuts have a neighbour in another
+    part. Every part has images of every city that has at least ``parts`` of them.
 
     Args:
-        image_ids: the ids of the whole split, in any order.
+        image_ids: the ids of the whole split, in any order. They begin with the city, followed by
+            sequence and frame in six digits each: sorted as text they are in that order.
         part: which part, 1 to ``parts``.
-        parts: into how many parts the split is cut.
+        parts: number of parts.
 
     Returns:
         The sorted ids of the part. Every id is in exactly one part; the first parts are one longer
@@ -37,7 +41,18 @@ def partition(image_ids: Iterable[str], part: int, parts: int) -> list[str]:
     if len(ids) < part:
         images = f"{len(ids)} image{'s' * (len(ids) != 1)}"
         raise InputError(f"part {part} of {parts} is empty: the split has only {images}")
-    return ids[part - 1 :: parts]
+    # Numbering the places of the whole split 1, 2, ..., parts, 1, 2, ... makes the parts' sizes
+    # differ by one at most, in every city and in total: one city's remainder goes on where the
+    # remainder of the city before it ended. How often a number occurs in a city is the length of
+    # that part's run there.
+    chosen = []
+    place = count()
+    for _, group in groupby(ids, key=lambda image_id: image_id.partition("_")[0]):
+        city = list(group)
+        lengths = Counter(next(place) % parts + 1 for _ in city)
+        start = sum(lengths[earlier] for earlier in range(1, part))
+        chosen += city[start : start + lengths[part]]
+    return chosen
 
 
 def subset(image_ids: Iterable[str], size: int, seed: int = 0) -> list[str]:
@@ -45,7 +60,7 @@ def subset(image_ids: Iterable[str], size: int, seed: int = 0) -> list[str]:
 
     Args:
         image_ids: the ids of the whole split, in any order.
-        size: how many to take.
+        size: number of images to take.
         seed: another seed takes another sample. With one seed, smaller samples lie inside larger
             ones.
 
@@ -58,9 +73,9 @@ def subset(image_ids: Iterable[str], size: int, seed: int = 0) -> list[str]:
     ids = list(image_ids)
     if not 1 <= size <= len(ids):
         raise InputError(f"a subset of {size} images cannot be taken from {len(ids)}")
-    return sorted(sorted(ids, key=lambda name: (_order(name, seed), name))[:size])
 
+    def order(image_id: str) -> tuple[bytes, str]:
+        text = f"{seed} {image_id}".encode("utf-8", "surrogateescape")
+        return hashlib.sha256(text).digest(), image_id
 
-def _order(image_id: str, seed: int) -> bytes:
-    """A pseudo-random place in the order of sampling."""
-    return hashlib.sha256(f"{seed} {image_id}".encode("utf-8", "surrogateescape")).digest()
+    return sorted(sorted(ids, key=order)[:size])

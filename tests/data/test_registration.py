@@ -73,14 +73,12 @@ def test_every_name_loads():
 def test_parts_make_up_the_split():
     for split, parts in [("train", 8), ("val", 4)]:
         whole = ids(f"cityscapes_instance_{split}")
-        dealt = [ids(f"cityscapes_instance_{split}_part{k}of{parts}") for k in range(1, parts + 1)]
-        assert sorted(name for part in dealt for name in part) == whole
-    train = DatasetCatalog.get("cityscapes_instance_train")
-    assert DatasetCatalog.get("cityscapes_instance_train_part1of8") == train[0::8]
-    assert DatasetCatalog.get("cityscapes_instance_train_part3of8") == train[2::8]
+        found = [ids(f"cityscapes_instance_{split}_part{k}of{parts}") for k in range(1, parts + 1)]
+        assert sorted(name for part in found for name in part) == whole
+    # 5 images of one city in 4 parts: 2 1 1 1.
     val = DatasetCatalog.get("cityscapes_instance_val")
-    both = [image for number, image in enumerate(val) if number % 4 in (2, 3)]
-    assert DatasetCatalog.get("cityscapes_instance_val_part3and4of4") == both
+    assert DatasetCatalog.get("cityscapes_instance_val_part1of4") == val[:2]
+    assert DatasetCatalog.get("cityscapes_instance_val_part3and4of4") == val[3:]
 
 
 @pytest.mark.usefixtures("root")
