@@ -14,6 +14,20 @@ import pytest
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where there is no GPU; elsewhere run them last.
+
+    A process that has used a GPU is better not forked, which other tests do.
+    """
+    import torch
+
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    items[:] = [item for item in items if item not in on_gpu] + on_gpu
+    if not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests neither read nor write the user's annotation caches."""

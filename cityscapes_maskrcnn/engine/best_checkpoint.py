@@ -94,9 +94,9 @@ class BestCheckpoint(MeasurementHook):
         self._checkpointer.save(self.path.stem, **self._best)
 
     def restore(self) -> None:
-        """Load the best weights into the model; all processes have to call this."""
+        """Load the best weights, if any, into the model; all processes have to call this."""
         model = getattr(self._model, "module", self._model)
-        if comm.is_main_process():
+        if comm.is_main_process() and self._best:
             best = torch.load(self.path, map_location="cpu", weights_only=True)
             model.load_state_dict(best["model"])
             logging.getLogger(__name__).info(

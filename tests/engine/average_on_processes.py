@@ -5,8 +5,11 @@ Usage: average_on_processes.py FOLDER; every process leaves RANK.pt with what it
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,19 +20,16 @@ from detectron2.utils import comm
 from torch import nn
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.engine.hooks import average_norm_statistics
+from cityscapes_maskrcnn.engine.hooks import StopOnSignal, average_norm_statistics
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.engine.validation import validation_losses
 
-NARROW = [
-    *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
-    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"),
-    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "8", "MODEL.FPN.OUT_CHANNELS", "8"),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", "8", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8"),
-    # So few that they are drawn from many more.
-    *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "8", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8"),
-    *("INPUT.MASK_FORMAT", "bitmask"),
-]
+NARROW = """
+MODEL.DEVICE cpu MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
+MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.SEM_SEG_HEAD.CONVS_DIM 8 MODEL.FPN.OUT_CHANNELS 8
+MODEL.ROI_BOX_HEAD.FC_DIM 8 MODEL.ROI_MASK_HEAD.CONV_DIM 8 INPUT.MASK_FORMAT bitmask
+MODEL.RPN.BATCH_SIZE_PER_IMAGE 8 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8
+"""  # so few regions that they are drawn from many more
 
 
 def norms(rank: int) -> nn.Module:
@@ -47,7 +47,7 @@ def norms(rank: int) -> nn.Module:
 
 def network(stage: str) -> nn.Module:
     torch.manual_seed(5)
-    return Trainer.build_model(build_config(f"configs/{stage}.yaml", NARROW))
+    return Trainer.build_model(build_config(f"configs/{stage}.yaml", NARROW.split()))
 
 
 def images() -> list[dict[str, Any]]:
@@ -69,6 +69,28 @@ def images() -> list[dict[str, Any]]:
     return made
 
 
+def measure(rank: int, batches: int, asked: bool) -> tuple[int, int, list[str]]:
+    """Go through some batches; if asked to, stop in the first one of rank 1.
+
+    Returns:
+        Exit status, number of batches, names of the checkpoints.
+    """
+    saved: list[str] = []
+    stop = StopOnSignal(SimpleNamespace(save=lambda name, **_: saved.append(name)), period=100)
+    stop.trainer = SimpleNamespace(model=nn.Linear(1, 1), iter=4, max_iter=9)
+    stop.before_train()
+    seen, status = 0, 0
+    try:
+        for _ in stop.watch(range(batches)):
+            seen += 1
+            if asked and rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+    except SystemExit as left:
+        status = left.code
+    stop.after_train()
+    return status, seen, saved
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -86,6 +108,8 @@ def work(rank: int, folder: str) -> None:
         "none": validation_losses(semantic, []),
         "instances": validation_losses(instances, [[[one], [two]], [[three]]][rank]),
     }
+    found["to the end"] = measure(rank, [5, 2][rank], asked=False)
+    found["left"] = measure(rank, [1000, 1][rank], asked=True)
     torch.save(found, Path(folder, f"{rank}.pt"))
 
 

@@ -1,7 +1,8 @@
-"""Statistics and losses that two processes, with other images each, have to agree on."""
+"""What two processes, with other images each, have to agree on."""
 
 from __future__ import annotations
 
+import os
 import runpy
 import subprocess
 import sys
@@ -28,7 +29,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process got."""
     folder = tmp_path_factory.mktemp("processes")
     done = subprocess.run(
-        [sys.executable, SCRIPT, folder], capture_output=True, text=True, timeout=300
+        [sys.executable, SCRIPT, folder],
+        # Processes that share a GPU would want NCCL, which wants a GPU for each.
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -83,3 +89,9 @@ def test_the_same_regions_are_drawn_whoever_has_an_image(
     assert len(expected) == 6
     assert found[0]["instances"] == found[1]["instances"]
     assert found[0]["instances"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_all_leave_a_measurement_when_one_is_asked_to(found: list[dict[str, Any]]) -> None:
+    """The shares have 1000 batches and one, in which the signal comes."""
+    assert [each["left"] for each in found] == [(143, 1, ["model_0000004"])] * 2
+    assert [each["to the end"] for each in found] == [(0, 5, []), (0, 2, [])]

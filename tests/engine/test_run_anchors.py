@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -225,7 +226,11 @@ def test_as_many_lists_as_levels(tmp_path: Path) -> None:
 def test_only_the_main_process_reads_and_all_agree(tmp_path: Path) -> None:
     script = Path(__file__).parent / "resolve_on_processes.py"
     done = subprocess.run(
-        [sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300
+        [sys.executable, script, tmp_path],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "read_by_0").exists()

@@ -396,7 +396,7 @@ def test_crops_are_the_same_by_both_ways() -> None:
     assert crop_on_cpu(masks[:0]) == crop_on_device(masks[:0]) == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_predictions_on_a_gpu(case: dict[str, Any]) -> None:
     instances: Instances = script.to_output(case["outputs"][0])["instances"]
     here = instances_to_predictions(instances, HEIGHT, WIDTH)

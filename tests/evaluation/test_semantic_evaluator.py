@@ -222,7 +222,7 @@ def test_logits_to_label_ids(dtype: torch.dtype) -> None:
     assert logits_to_label_ids(torch.zeros(19, 0, 3)).shape == (0, 3)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_logits_on_a_gpu() -> None:
     logits = script.make_logits(DatasetCatalog.get(FINE)[0])
     np.testing.assert_array_equal(logits_to_label_ids(logits.cuda()), logits_to_label_ids(logits))
