@@ -1,24 +1,32 @@
 """Which images a model has seen: what it and its ancestors were trained or tuned on.
 
-Every checkpoint of this project carries such a history. It holds a short digest of each image id,
-so that an overlap with a dataset to score on is found, and its images are named, on a machine that
-has nothing of the training data.
+Every checkpoint of this project carries such a history under :data:`SEEN_IMAGES_KEY`. It holds a
+short digest of each image id, so that an overlap with a dataset to score on is found, and its
+images are named, on a machine that has nothing of the training data.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from cityscapes_maskrcnn.data.generated import is_generated
 from cityscapes_maskrcnn.utils.errors import InputError
 
 TRAINED: Final = "trained"
 TUNED: Final = "tuned"
 
+SEEN_IMAGES_KEY: Final = "cityscapes_maskrcnn.seen_images"
+# Where this project's first checkpoints kept the list; other programs store other things there.
+_FORMER_KEY: Final = "history"
+
 # 48 bits: 20,000 seen images and 500 to score collide once in 28 million models.
 _DIGITS: Final = 12
+
+DatasetDict = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class UsedData:
         dataset: its registered name.
         role: ``"trained"``: losses on its images changed the weights. ``"tuned"``: scores or losses
             on its images decided something (when to stop, which learning rate, which thresholds).
-        digests: :func:`image_digest` of every image.
+        digests: of its images, see :func:`image_digests`.
     """
 
     dataset: str
@@ -56,7 +64,7 @@ class SeenImages:
     total: int
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Describe the overlap in one line."""
         some = ", ".join(self.images[:3]) + (", ..." if len(self.images) > 3 else "")
         return (
             f"{len(self.images)} of the {self.total} images of {self.scored} were {self.role} on, "
@@ -64,23 +72,40 @@ class SeenImages:
         )
 
 
-def image_digest(image_id: str) -> str:
-    """Twelve hexadecimal digits of an image id's SHA-256; the same on every machine.
+def image_digests(images: Iterable[DatasetDict]) -> dict[str, str]:
+    """Compute the digests by which images are recognised on any machine.
 
-    Coarse and fine annotations of one image have one id: seen with either, it is seen.
+    A digest is the first twelve hexadecimal digits of the SHA-256 of ``image_id``. Coarse and fine
+    annotations of one image share it: seen with either, it is seen. Generated images bear the names
+    of real ones; ``generated `` before their id gives them other digests.
+
+    Args:
+        images: in Detectron2's dataset-dict format.
+
+    Returns:
+        The image id of every digest.
     """
-    return hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGITS]
+    images = list(images)
+    folders = {Path(image["file_name"]).parent for image in images}
+    generated = {folder for folder in folders if is_generated(folder.parent)}
+    ids = {}
+    for image in images:
+        image_id = str(image["image_id"])
+        prefix = "generated " if Path(image["file_name"]).parent in generated else ""
+        text = f"{prefix}{image_id}".encode("utf-8", "surrogateescape")
+        ids[hashlib.sha256(text).hexdigest()[:_DIGITS]] = image_id
+    return ids
 
 
-def used_data(dataset: str, role: str, image_ids: Iterable[str]) -> UsedData:
-    """Note that a dataset was used.
+def used_data(dataset: str, role: str, images: Iterable[DatasetDict]) -> UsedData:
+    """Record the use of a dataset.
 
     Args:
         dataset: its registered name.
         role: ``"trained"`` or ``"tuned"``.
-        image_ids: of all its images.
+        images: all its dataset dicts.
     """
-    return UsedData(dataset, role, frozenset(map(image_digest, image_ids)))
+    return UsedData(dataset, role, frozenset(image_digests(images)))
 
 
 def merge(*histories: Iterable[UsedData]) -> tuple[UsedData, ...]:
@@ -91,7 +116,7 @@ def merge(*histories: Iterable[UsedData]) -> tuple[UsedData, ...]:
 def find_seen(
     history: Iterable[UsedData],
     dataset: str,
-    image_ids: Sequence[str],
+    images: Iterable[DatasetDict],
     roles: Collection[str] = (TRAINED, TUNED),
 ) -> list[SeenImages]:
     """Find the images of a dataset that a model has seen.
@@ -99,20 +124,20 @@ def find_seen(
     Args:
         history: of the model.
         dataset: name of the dataset to score on.
-        image_ids: of all its images.
+        images: all its dataset dicts.
         roles: the uses to look for.
 
     Returns:
         One entry for each used dataset that shares images with ``dataset``, in the order of the
         history.
     """
-    by_digest = {image_digest(image_id): image_id for image_id in image_ids}
+    ids = image_digests(images)
     found = []
     for used in history:
-        shared = used.digests & by_digest.keys()
+        shared = used.digests & ids.keys()
         if shared and used.role in roles:
-            images = tuple(sorted(by_digest[digest] for digest in shared))
-            found.append(SeenImages(dataset, used.dataset, used.role, images, len(by_digest)))
+            names = tuple(sorted(ids[digest] for digest in shared))
+            found.append(SeenImages(dataset, used.dataset, used.role, names, len(ids)))
     return found
 
 
@@ -134,29 +159,33 @@ def to_plain(history: Iterable[UsedData]) -> list[dict[str, Any]]:
     ]
 
 
-def from_plain(content: Any, source: str) -> tuple[UsedData, ...]:
-    """Read what :func:`to_plain` made.
+def read_history(checkpoint: Mapping[str, Any], source: str) -> tuple[UsedData, ...]:
+    """Read the history out of a checkpoint; a file of another program has none.
 
     Args:
-        content: from a file; None, as in files of other programs, means that nothing is known.
+        checkpoint: content of the file, with the list of :func:`to_plain` under its key.
         source: the file, for the message.
 
     Raises:
-        InputError: it is something else.
+        InputError: the list is damaged.
     """
+    content = checkpoint.get(SEEN_IMAGES_KEY)
     if content is None:
-        return ()
+        content = checkpoint.get(_FORMER_KEY)
+        if not isinstance(content, list) or not any(
+            isinstance(item, dict) and "digests" in item for item in content
+        ):
+            return ()
     try:
-        history = tuple(_entry(item) for item in content)
+        return tuple(_used_data(item) for item in content)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{source}: its list of images that the model has seen is damaged ({error}); load "
             "another copy of the file"
         ) from error
-    return history
 
 
-def _entry(item: Any) -> UsedData:
+def _used_data(item: Mapping[str, Any]) -> UsedData:
     text, role = item["digests"], item["role"]
     digests = frozenset(text[i : i + _DIGITS] for i in range(0, len(text), _DIGITS))
     if len(digests) * _DIGITS != len(text) or len(digests) != item["images"]:

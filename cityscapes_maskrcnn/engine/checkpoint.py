@@ -17,7 +17,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from cityscapes_maskrcnn.data.provenance import UsedData, from_plain, to_plain
+from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, UsedData, read_history, to_plain
 from cityscapes_maskrcnn.modeling.deeplab_weights import find_resnet, translate
 from cityscapes_maskrcnn.modeling.weight_files import (
     TORCHVISION_SCHEME,
@@ -99,7 +99,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), "history": to_plain(self.history)}
+        data = {"model": self.model.state_dict(), SEEN_IMAGES_KEY: to_plain(self.history)}
         data.update((key, item.state_dict()) for key, item in self.checkpointables.items())
         data.update(extra)
         path = Path(self.save_dir) / f"{name}.pth"
@@ -168,7 +168,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise InputError(_no_such_file(path))
         try:
             rest = super().load(path, checkpointables)
-            self.history = from_plain(rest.get("history"), path)
+            self.history = read_history(rest, path)
             return rest
         except InputError:
             raise

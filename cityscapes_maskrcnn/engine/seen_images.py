@@ -32,7 +32,7 @@ def data_of_run(cfg: CfgNode) -> list[UsedData]:
         tuned += cfg.DATASETS.TEST
     names = [(name, TRAINED) for name in cfg.DATASETS.TRAIN]
     names += [(name, TUNED) for name in dict.fromkeys(tuned)]
-    return [used_data(name, role, _image_ids(name)) for name, role in names]
+    return [used_data(name, role, DatasetCatalog.get(name)) for name, role in names]
 
 
 def refuse_seen_images(
@@ -55,7 +55,7 @@ def refuse_seen_images(
     seen = [
         entry
         for name in cfg.DATASETS.TEST
-        for entry in find_seen(history, name, _image_ids(name), roles)
+        for entry in find_seen(history, name, DatasetCatalog.get(name), roles)
     ]
     if not seen:
         return []
@@ -67,7 +67,3 @@ def refuse_seen_images(
         )
     logging.getLogger(__name__).warning("These scores are of images the model has seen: %s", said)
     return seen
-
-
-def _image_ids(dataset: str) -> list[str]:
-    return [str(image["image_id"]) for image in DatasetCatalog.get(dataset)]

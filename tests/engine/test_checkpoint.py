@@ -200,9 +200,12 @@ def test_missing_weights_of_a_stage_say_how_they_are_made(tmp_path: Path) -> Non
 
 def test_what_the_model_has_seen_is_saved_and_replaced_by_loading(tmp_path: Path) -> None:
     checkpointer = SafeCheckpointer(net(), str(tmp_path))
-    checkpointer.history = (used_data("train", TRAINED, ["a.png"]),)
+    image = {"file_name": "train/ulm/a.png", "image_id": "a.png"}
+    checkpointer.history = (used_data("train", TRAINED, [image]),)
     checkpointer.save("seen")
-    torch.save({"model": net().state_dict()}, tmp_path / "foreign.pth")
+    # Other programs keep their losses under the name that this project once used.
+    foreign = {"model": net().state_dict(), "history": {"loss": [0.5]}}
+    torch.save(foreign, tmp_path / "foreign.pth")
     other = SafeCheckpointer(net())
     other.load(str(tmp_path / "seen.pth"))
     assert other.history == checkpointer.history

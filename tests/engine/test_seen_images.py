@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.data.provenance import from_plain
+from cityscapes_maskrcnn.data.provenance import read_history
 from cityscapes_maskrcnn.engine.seen_images import data_of_run, refuse_seen_images
 from cityscapes_maskrcnn.engine.summary import RunSummary
 from cityscapes_maskrcnn.engine.trainer import Trainer
@@ -52,9 +52,9 @@ def train(folder: Path, *options: object, resume: bool = False) -> Path:
 
 
 def history(checkpoint: Path) -> list[tuple[str, str, int]]:
-    content = torch.load(checkpoint, weights_only=True)["history"]
+    content = torch.load(checkpoint, weights_only=True)
     return [
-        (used.dataset, used.role, len(used.digests)) for used in from_plain(content, "checkpoint")
+        (used.dataset, used.role, len(used.digests)) for used in read_history(content, "checkpoint")
     ]
 
 

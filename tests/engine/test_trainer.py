@@ -16,7 +16,7 @@ from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import ROIMasks
 
-from cityscapes_maskrcnn.data.provenance import from_plain
+from cityscapes_maskrcnn.data.provenance import read_history
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -145,7 +145,7 @@ def test_early_stopping_hands_on_and_scores_the_best_weights(train: Train, tmp_p
     assert lines(tmp_path)[-1].keys() >= {"segm/AP50"} or "coco_bbox/AP" in lines(tmp_path)[-1]
     assert lines(tmp_path)[-1]["iteration"] == lowest + 3
     # Chosen by its loss on them, it is tuned on the images of DATASETS.TEST.
-    roles = [(used.dataset, used.role) for used in from_plain(best["history"], "model_best.pth")]
+    roles = [(used.dataset, used.role) for used in read_history(best, "model_best.pth")]
     assert ("cityscapes_instance_val", "tuned") in roles
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 

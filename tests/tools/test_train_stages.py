@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from cityscapes_maskrcnn.data.provenance import read_history
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 TINY = (
@@ -64,8 +66,8 @@ def test_weights_and_what_they_have_seen_are_handed_on(chain: Path) -> None:
 
     log = (chain / "stage_3" / "log.txt").read_text()
     assert str(chain / "stage_2" / "model_final.pth") in log
-    history = torch.load(chain / "stage_3" / "model_final.pth", weights_only=True)["history"]
-    assert [(used["dataset"], used["role"]) for used in history] == [
+    content = torch.load(chain / "stage_3" / "model_final.pth", weights_only=True)
+    assert [(used.dataset, used.role) for used in read_history(content, "stage_3")] == [
         ("cityscapes_instance_train", "trained"),
         ("cityscapes_instance_val_part1of4", "tuned"),
         ("cityscapes_instance_val_part1of4", "trained"),
