@@ -30,9 +30,8 @@ from detectron2.utils import comm
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import check_dataset_names, register_all
-from cityscapes_maskrcnn.engine.output_folder import take_output_folder
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
-from cityscapes_maskrcnn.engine.run_setup import start_run
+from cityscapes_maskrcnn.engine.run_setup import lock_output_dir, start_run
 from cityscapes_maskrcnn.engine.solver import IN_EPOCHS, resolve_epochs
 from cityscapes_maskrcnn.modeling.thresholds import check_thresholds
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -104,7 +103,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         InputError: see :func:`build_config`, :func:`.engine.solver.resolve_epochs`,
             :func:`.engine.run_anchors.resolve_anchors` and
-            :func:`.engine.output_folder.take_output_folder`.
+            :func:`.engine.run_setup.lock_output_dir`.
     """
     if args.config_file:
         args.config_file = str(find_config(args.config_file))
@@ -114,8 +113,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     used = Path(cfg.OUTPUT_DIR, "metrics.json").exists()
     cfg.freeze()
     if comm.is_main_process() and not args.eval_only:
-        take_output_folder(cfg.OUTPUT_DIR)
-    # Others write into the folder, too: not before it was taken.
+        lock_output_dir(cfg.OUTPUT_DIR)
+    # Other processes write into the folder too: not before it is locked.
     comm.synchronize()
     start_run(cfg, args)
     logger = logging.getLogger(__name__)
@@ -272,14 +271,22 @@ def _merge_file(cfg: CfgNode, config_file: Path) -> None:
 
 
 def _merge_includes(cfg: CfgNode) -> None:
-    """Merge the files that ``INCLUDE`` names and empty it: what is saved needs them no longer."""
+    """Merge the files that ``INCLUDE`` names and empty it: the saved config does not need them.
+
+    Their ``DATASETS.TUNED_ON`` adds up with the config file's: a search was tuned on its data
+    whatever else is included.
+    """
     names, cfg.INCLUDE = tuple(cfg.INCLUDE), ()
+    tuned_on = list(cfg.DATASETS.TUNED_ON)
     for name in names:
         if not Path(str(name)).is_file():
             raise InputError(f"INCLUDE {name}: no such file")
+        cfg.DATASETS.TUNED_ON = ()
         _merge_file(cfg, Path(str(name)))
+        tuned_on += cfg.DATASETS.TUNED_ON
         if cfg.INCLUDE:
             raise InputError(f"{name}: an included file cannot include others; name them all")
+    cfg.DATASETS.TUNED_ON = tuple(dict.fromkeys(tuned_on))
 
 
 def _merge_options(cfg: CfgNode, options: list[tuple[str, str]]) -> None:

@@ -104,7 +104,12 @@ def test_imports_go_down(path: Path) -> None:
 
 
 def test_no_circles() -> None:
-    graph = {module_name(path): imported_modules(path) for path in FILES}
+    # The package itself imports nothing: its names are resolved when they are used.
+    graph = {
+        module_name(path): imported_modules(path)
+        for path in FILES
+        if path != PACKAGE / "__init__.py"
+    }
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:

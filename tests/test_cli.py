@@ -26,6 +26,20 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("files")
+def test_included_files_add_to_what_was_tuned_on() -> None:
+    parts = [f"cityscapes_instance_val_part{part}of4" for part in (1, 2, 3, 4)]
+    Path("child.yaml").write_text(f"_BASE_: {STAGE_1}\nDATASETS: {{TUNED_ON: ['{parts[0]}']}}\n")
+    Path("a.yaml").write_text(f"DATASETS: {{TUNED_ON: ['{parts[1]}']}}\n")
+    Path("b.yaml").write_text(f"DATASETS: {{TUNED_ON: ['{parts[2]}', '{parts[0]}']}}\n")
+    both = ["INCLUDE", "('a.yaml','best.yaml','b.yaml')"]
+    cfg = build_config("child.yaml", both)
+    assert list(cfg.DATASETS.TUNED_ON) == parts[:3]
+    # On the command line the key replaces them.
+    cfg = build_config("child.yaml", [*both, "DATASETS.TUNED_ON", f"('{parts[3]}',)"])
+    assert list(cfg.DATASETS.TUNED_ON) == parts[3:]
+
+
+@pytest.mark.usefixtures("files")
 def test_included_files_come_between_the_config_file_and_the_command_line() -> None:
     both = ["INCLUDE", "('best.yaml','sub/anchors.yaml')"]
     plain = build_config(STAGE_1, [])

@@ -9,7 +9,7 @@ import sys
 from tqdm import tqdm
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.utils.tool import run_tool
 from cityscapes_maskrcnn.visualization import image_files as files
 from cityscapes_maskrcnn.visualization.predictor import Predictor
@@ -44,10 +44,10 @@ def main() -> None:
     images = files.find_images(args.input)
     folder = files.make_folder(args.output)
     predictor = Predictor(cfg, args.confidence_threshold)
-    if not cfg.MODEL.WEIGHTS:
+    if cfg.MODEL.WEIGHTS:
+        load_for_inference(predictor.model, cfg)
+    else:
         print("warning: MODEL.WEIGHTS is empty, so the weights are random", file=sys.stderr)
-    allow_pickle = cfg.MODEL.WEIGHTS_ALLOW_PICKLE
-    SafeCheckpointer(predictor.model, allow_pickle=allow_pickle).load(cfg.MODEL.WEIGHTS)
     pictures = files.picture_files(images, folder, "_prediction")
     for image, picture in zip(tqdm(images, desc="Drawing", unit="image"), pictures, strict=True):
         files.write_picture(picture, predictor.draw(image))

@@ -7,7 +7,7 @@ import logging
 import os
 import pickle
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from torch import nn
 
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, UsedData, read_history, to_plain
@@ -25,7 +26,7 @@ from cityscapes_maskrcnn.modeling.weight_files import (
     read_checkpoint,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import atomic_write, write_text
 
 # What a pickle of plain arrays needs (NumPy 1 and 2 name their module differently); nothing here
 # can run code, and everything else is refused.
@@ -53,10 +54,10 @@ class SafeCheckpointer(DetectionCheckpointer):
     * ``.pth`` files are read with ``weights_only=True``; the ``.pkl`` files of Detectron2's model
       zoo with an unpickler that knows arrays and nothing else, and other ``.pkl`` files not at all.
     * A ResNet-50 comes from ``torchvision://deeplabv3_resnet50``, a file of torchvision's, a
-      ``.safetensors`` file or this project's own checkpoints, with an account of every tensor in
-      the log (:mod:`cityscapes_maskrcnn.modeling.deeplab_weights`).
+      ``.safetensors`` file or this project's own checkpoints; the log lists what was loaded
+      (:mod:`cityscapes_maskrcnn.modeling.deeplab_weights`).
     * A tensor of another shape is an error, except for the parameters named in
-      ``MODEL.WEIGHTS_MAY_DIFFER``; so is a file of which no tensor fits the model.
+      ``MODEL.WEIGHTS_MAY_DIFFER``; so is a file without any of the model's parameters.
     * A checkpoint carries the list of images that the model and its ancestors have seen
       (:mod:`cityscapes_maskrcnn.data.provenance`).
 
@@ -65,6 +66,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         save_dir: folder of the checkpoints; empty: nothing is saved.
         may_differ: prefixes of parameter names that may have another shape in a loaded file.
         allow_pickle: names of ``.pkl`` files that may be loaded, with wildcards.
+        require_all: refuse a file without all of the model's parameters; see
+            :func:`load_for_inference`.
         checkpointables: see :class:`fvcore.common.checkpoint.Checkpointer`.
     """
 
@@ -75,11 +78,13 @@ class SafeCheckpointer(DetectionCheckpointer):
         *,
         may_differ: Iterable[str] = (),
         allow_pickle: Iterable[str] = ("detectron2://*", "https://dl.fbaipublicfiles.com/*"),
+        require_all: bool = False,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._may_differ = tuple(may_differ)
         self._allow_pickle = tuple(allow_pickle)
+        self._require_all = require_all
         #: The file that was loaded last, as it was named.
         self.path = ""
         self._resuming = False
@@ -107,19 +112,16 @@ class SafeCheckpointer(DetectionCheckpointer):
         try:
             with atomic_write(path) as file:
                 torch.save(_plain(data), file)
-        except OSError as error:
-            raise InputError(f"{path}: could not be written: {error.strerror}") from error
         except RuntimeError as error:
             # torch replaces the system's reason by one of its own.
             raise InputError(
-                f"{path}: could not be written, most likely for want of space: {error}"
+                f"{path}: cannot be written; the disk is probably full: {error}"
             ) from error
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a checkpoint the one that ``--resume`` starts from."""
-        with atomic_write(Path(self.save_dir) / "last_checkpoint", "w") as file:
-            file.write(last_filename_basename)
+        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
 
     def get_checkpoint_file(self) -> str:
         """Path of the checkpoint that ``last_checkpoint`` names.
@@ -230,16 +232,30 @@ class SafeCheckpointer(DetectionCheckpointer):
         ]
         if wrong:
             raise InputError(f"{self.path}: weights of another model: {'; '.join(wrong[:4])}")
-        if len(incompatible.missing_keys) >= len(shapes):
-            raise InputError(
-                f"{self.path}: none of its tensors belongs to this model (its first is "
-                f"{next(iter(state), 'none')!r}); is it a checkpoint of another network?"
-            )
+        self._check_missing(incompatible.missing_keys, next(iter(state), "none"))
         for name, theirs, ours in incompatible.incorrect_shapes:
             self.logger.warning(
                 "%s starts anew: the file has it as %s, the model as %s", name, theirs, ours
             )
         return incompatible
+
+    def _check_missing(self, missing: Iterable[str], first: str) -> None:
+        """Raise if a file lacks too many parameters; buffers do not count."""
+        parameters = {name for name, _ in self.model.named_parameters()}
+        missing = [name for name in missing if name in parameters]
+        if len(missing) == len(parameters):
+            raise InputError(
+                f"{self.path}: none of its tensors belongs to this model (its first is "
+                f"{first!r}); is it a checkpoint of another network?"
+            )
+        if missing and self._require_all:
+            parts = Counter(name.partition(".")[0] for name in missing)
+            raise InputError(
+                f"{self.path}: lacks "
+                f"{', '.join(f'{count} parameters of {part}' for part, count in parts.items())} "
+                f"(first {missing[0]}), which would stay random; name a checkpoint of the whole "
+                "model in MODEL.WEIGHTS"
+            )
 
     def _refuse_without_state(self, checkpoint: dict[str, Any]) -> None:
         """Raise if a file holds weights but not where a training run was."""
@@ -252,12 +268,13 @@ class SafeCheckpointer(DetectionCheckpointer):
                 )
 
     def _load_resnet(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Any:
-        """Load a file into a model with a ResNet, and account for every tensor in the log."""
+        """Load a file into a model with a ResNet, and log what became of every tensor."""
         state, account = translate(checkpoint["model"], self.path, shapes, self._may_differ)
         checkpoint["model"] = dict(state)
         # The names are the model's now; Detectron2 shall not guess them.
         checkpoint.pop("matching_heuristics", None)
         incompatible = super()._load_model(checkpoint)
+        self._check_missing(incompatible.missing_keys, next(iter(state)))
         self.logger.info("%s", account.summary())
         loaded = self.model.state_dict()
         backbone = account.backbone
@@ -269,7 +286,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             equal,
             len(backbone),
         )
-        # The account has them; fvcore would warn of them once more.
+        # They are in the summary; fvcore would warn of them once more.
         incompatible.missing_keys.clear()
         return incompatible
 
@@ -282,6 +299,31 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{self.path}: weights of another ResNet than the model's: "
                 f"{len(extra)} of its tensors, first {extra[0]}, do not fit"
             )
+
+
+def load_for_inference(model: nn.Module, cfg: CfgNode, resume: bool = False) -> SafeCheckpointer:
+    """Load weights into a model that is not going to be trained, whose heads must not be random.
+
+    Args:
+        model: a whole model.
+        cfg: reads ``MODEL.WEIGHTS``, ``MODEL.WEIGHTS_ALLOW_PICKLE`` and ``OUTPUT_DIR``.
+        resume: take the last checkpoint of ``OUTPUT_DIR`` instead, if there is one.
+
+    Returns:
+        The checkpointer, with the ``path`` that was loaded and its ``history``.
+
+    Raises:
+        InputError: there is nothing to load, or the file lacks parameters of the model (a backbone,
+            a checkpoint of stage 0, a model of other classes); or as
+            :meth:`SafeCheckpointer.load`.
+    """
+    checkpointer = SafeCheckpointer(
+        model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE, require_all=True
+    )
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise InputError("MODEL.WEIGHTS is empty: name a checkpoint")
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    return checkpointer
 
 
 def _no_such_file(path: str) -> str:

@@ -1,4 +1,4 @@
-"""The log of a run and its saved config: Detectron2's ``default_setup``, in two steps.
+"""The output folder of a run, its log and its saved config: Detectron2's ``default_setup``.
 
 Detectron2 replaces ``OUTPUT_DIR/config.yaml`` before weights, data or a checkpoint to resume from
 were looked at. A command that is then refused would leave the earlier run with a config that it was
@@ -9,18 +9,85 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import platform
 from pathlib import Path
+from typing import Final
 
+import cv2
+import detectron2
+import numpy as np
 import torch
+import torchvision
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from cityscapes_maskrcnn.utils.files import atomic_write
+import cityscapes_maskrcnn
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import write_text
+from cityscapes_maskrcnn.utils.locks import LockTimeoutError, acquire_lock
 
 logger = logging.getLogger(__name__)
+
+_LOCK_FILE: Final = ".train_net.lock"
+# What a log and a config need at least: on a full disk the run ends before it has begun.
+_PROBE_BYTES: Final = 1 << 16
+
+
+def lock_output_dir(folder: str, timeout: float = 10.0) -> None:
+    """Make a folder and lock it for as long as this process lives; the main process calls this.
+
+    Two trainings in one folder would overwrite each other's checkpoints.
+
+    Args:
+        folder: ``OUTPUT_DIR``.
+        timeout: seconds to wait for another process, which may be about to end.
+
+    Raises:
+        InputError: another process trains there, or the folder cannot be written.
+    """
+    if not folder:
+        raise InputError("OUTPUT_DIR is empty: name a folder")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"OUTPUT_DIR {folder}: a file where a folder is needed")
+    try:
+        # The descriptor stays open: closing it would end the lock.
+        descriptor = acquire_lock(Path(folder, _LOCK_FILE), timeout=timeout)
+    except LockTimeoutError as error:
+        raise InputError(
+            f"OUTPUT_DIR {folder}: another training is running there; wait for its end, or choose "
+            "another folder"
+        ) from error
+    try:
+        os.pwrite(descriptor, bytes(_PROBE_BYTES), 0)
+        os.fsync(descriptor)
+        os.ftruncate(descriptor, 0)
+    except OSError as error:
+        raise InputError(f"OUTPUT_DIR {folder}: cannot be written: {error.strerror}") from error
+
+
+def environment_report() -> str:
+    """List the versions and devices that results depend on, one a line.
+
+    Detectron2's own report asks its compiled extension, which need not exist and crashed on a
+    machine with a GPU.
+    """
+    rows = {
+        "cityscapes_maskrcnn": cityscapes_maskrcnn.__version__,
+        "Python": f"{platform.python_version()} on {platform.platform()}",
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "detectron2": f"{detectron2.__version__} in {Path(detectron2.__file__).parent}",
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "CUDA, cuDNN": f"{torch.version.cuda}, {torch.backends.cudnn.version()}",
+        "DETECTRON2_DATASETS": os.environ.get("DETECTRON2_DATASETS", "not set"),
+    }
+    for index in range(torch.cuda.device_count()):
+        rows[f"GPU {index}"] = torch.cuda.get_device_name(index)
+    return "\n".join(f"{name:20} {value}" for name, value in rows.items())
 
 
 def start_logs(folder: str | None) -> None:
@@ -34,7 +101,7 @@ def start_logs(folder: str | None) -> None:
 
 
 def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Start the log in ``OUTPUT_DIR``, tell what is run, seed and set torch's switches.
+    """Start the log in ``OUTPUT_DIR``, seed, and set torch's switches.
 
     Args:
         cfg: the frozen config.
@@ -43,7 +110,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     rank = comm.get_rank()
     start_logs(cfg.OUTPUT_DIR)
     logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
-    logger.info("Environment info:\n%s", collect_env_info())
+    logger.info("Environment info:\n%s", environment_report())
     logger.info("Command line arguments: %s", args)
     if args.config_file:
         text = Path(args.config_file).read_text(encoding="utf-8")
@@ -75,6 +142,5 @@ def save_config(cfg: CfgNode, scoring: bool) -> None:
     of_a_training = file.is_file() and any(folder.glob("*.pth"))
     if not comm.is_main_process() or (scoring and of_a_training):
         return
-    with atomic_write(file, "w") as stream:
-        stream.write(cfg.dump())
+    write_text(file, cfg.dump())
     logger.info("Full config saved to %s", file)

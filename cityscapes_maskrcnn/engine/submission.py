@@ -18,7 +18,7 @@ from torch import nn
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.registration import check_dataset_names, register_all
-from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.inference import with_test_time_augmentation
 from cityscapes_maskrcnn.engine.run_setup import start_logs
 from cityscapes_maskrcnn.engine.trainer import Trainer
@@ -57,7 +57,7 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
         InputError: no weights, another dataset's model, a broken image, a full disk.
     """
     if not cfg.MODEL.WEIGHTS:
-        raise InputError("MODEL.WEIGHTS is empty: name the checkpoint to predict with")
+        raise InputError("MODEL.WEIGHTS is empty: name a checkpoint")
     if not cfg.MODEL.MASK_ON or len(THING_CLASSES) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise InputError(
             "a submission needs masks (MODEL.MASK_ON True) of the 8 Cityscapes instance classes"
@@ -67,11 +67,7 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
     logger = logging.getLogger(__name__)
     images = expected_images(dataset_name)
     model = Trainer.build_model(cfg).eval()
-    SafeCheckpointer(
-        model,
-        may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER,
-        allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
-    ).load(cfg.MODEL.WEIGHTS)
+    load_for_inference(model, cfg)
     run = {
         "weights": weights_digest(model),
         "config": config_digest(cfg),

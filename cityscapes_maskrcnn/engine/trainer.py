@@ -23,7 +23,7 @@ from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED, merge
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine import inference, solver
 from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
-from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer, load_for_inference
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.hooks import (
     AverageNormStatistics,
@@ -369,21 +369,13 @@ class Trainer(DefaultTrainer):
             The results on the main process, an empty dict on others.
 
         Raises:
-            InputError: there are no weights or no dataset to score on, or the model has seen
-                images of it.
+            InputError: there are no weights, or not all, or no dataset to score on, or the model
+                has seen images of it.
         """
         if not cfg.DATASETS.TEST:
             raise InputError("DATASETS.TEST is empty: name a dataset to score on")
         model = cls.build_model(cfg)
-        checkpointer = SafeCheckpointer(
-            model,
-            cfg.OUTPUT_DIR,
-            may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER,
-            allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
-        )
-        if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
-            raise InputError("MODEL.WEIGHTS is empty: name the checkpoint to score")
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        checkpointer = load_for_inference(model, cfg, resume)
         seen = refuse_seen_images(cfg, checkpointer.history, roles=(TRAINED, TUNED))
         save_config(cfg, scoring=True)
         results = cls.test(cfg, model)

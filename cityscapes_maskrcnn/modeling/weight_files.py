@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import http.client
 import zipfile
@@ -16,6 +15,7 @@ from urllib.parse import urlparse
 import torch
 
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.locks import file_lock
 
 TORCHVISION_SCHEME = "torchvision://"
 TORCHVISION_DEEPLAB = "torchvision://deeplabv3_resnet50"
@@ -65,9 +65,7 @@ def download(weights: Any) -> Path:
     path = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urlparse(weights.url).path).name)
     try:
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.with_suffix(".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with file_lock(path.with_suffix(".lock")):
                 if not path.is_file():
                     weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
         # torchvision checks the hash of what it downloads, but not of what lies in the cache.

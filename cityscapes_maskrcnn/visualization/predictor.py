@@ -28,7 +28,7 @@ class Predictor:
 
     What Detectron2's ``DefaultPredictor`` does, with two differences: the mapper is the one that
     evaluation uses, so that the pictures show what is scored; and the weights are not loaded here
-    but by ``engine.checkpoint.SafeCheckpointer``, which never executes code.
+    but by ``engine.checkpoint.load_for_inference``, which never executes code.
 
     Attributes:
         model: with random weights until a checkpoint is loaded into it.

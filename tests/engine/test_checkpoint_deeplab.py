@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
 from torch import nn
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
-from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
-from cityscapes_maskrcnn.modeling import backbone, semantic_head  # noqa: F401
+from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer, load_for_inference
 from cityscapes_maskrcnn.utils.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -31,12 +30,16 @@ def remove_files(tmp_path: Path) -> Iterator[None]:
     shutil.rmtree(tmp_path)
 
 
-def build(file: str) -> nn.Module:
+def config(file: str, *options: object) -> CfgNode:
     cfg = get_cfg()
     add_cityscapes_maskrcnn_config(cfg)
     cfg.merge_from_file(str(CONFIGS / file), allow_unsafe=False)
-    cfg.MODEL.DEVICE = "cpu"
-    return build_model(cfg)
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
+    return cfg
+
+
+def build(file: str) -> nn.Module:
+    return build_model(config(file))
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,33 @@ def test_from_stage_0_to_stage_1(
     assert "DeepLabv3 with a ResNet-50, 19 classes" in caplog.text
     assert "left      30  of sem_seg_head.aspp, which this model does not have" in caplog.text
     assert "of roi_heads.box_head: start anew" in caplog.text
+
+
+def test_inference_needs_the_heads(
+    stage_0: nn.Module, stage_1: nn.Module, deeplab: nn.Module, tmp_path: Path
+) -> None:
+    """Training starts from these files, see above; scoring them would score random heads."""
+    path = tmp_path / "model_final.pth"
+    cfg = config("stage_1_heads.yaml", "MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(tmp_path))
+    # 4 lateral and 4 output convolutions with bias; 3 layers of the RPN; 2 of the box head, its 2
+    # predictors, 4 convolutions, 1 deconvolution and 1 predictor of masks.
+    lacking = (
+        rf"{path}: lacks 16 parameters of backbone, 6 parameters of proposal_generator, "
+        r"20 parameters of roi_heads \(first backbone\.fpn_lateral2\.weight\), which would stay"
+    )
+    for weights in (deeplab.state_dict(), stage_0.state_dict()):
+        torch.save({"model": weights}, path)
+        with pytest.raises(InputError, match=lacking):
+            load_for_inference(stage_1, cfg)
+    whole = stage_1.state_dict()
+    torch.save({"model": whole}, path)
+    assert load_for_inference(stage_1, cfg).path == str(path)
+    name = "roi_heads.box_predictor.cls_score.weight"
+    torch.save({"model": {**whole, name: torch.zeros(81, 1024)}}, path)
+    with pytest.raises(InputError, match=rf"{name} is .*81, 1024\).*\(9, 1024\)"):
+        load_for_inference(stage_1, cfg)
+    with pytest.raises(InputError, match=r"MODEL\.WEIGHTS is empty"):
+        load_for_inference(stage_1, config("stage_1_heads.yaml", "MODEL.WEIGHTS", ""))
 
 
 def test_resuming_restores_every_tensor(

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from detectron2.config import CfgNode
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.engine.run_setup import save_config
+from cityscapes_maskrcnn.engine.run_setup import environment_report, lock_output_dir, save_config
+from cityscapes_maskrcnn.utils.errors import InputError
 
 
 @pytest.fixture
@@ -24,23 +30,83 @@ def test_the_saved_config_is_plain_yaml(cfg: CfgNode) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["config.yaml"]
 
 
-def test_scoring_beside_a_model_without_a_config_writes_one(cfg: CfgNode) -> None:
-    saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    saved.parent.mkdir()
-    (saved.parent / "model_final.pth").touch()
-    save_config(cfg, scoring=True)
-    assert saved.is_file()
-
-
 def test_scoring_keeps_the_config_of_a_training(cfg: CfgNode) -> None:
     saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    save_config(cfg, scoring=True)
-    cfg.SEED = 6
-    save_config(cfg, scoring=True)
-    assert yaml.safe_load(saved.read_text())["SEED"] == 6
-    (saved.parent / "model_0000009.pth").touch()
-    cfg.SEED = 7
-    save_config(cfg, scoring=True)
-    assert yaml.safe_load(saved.read_text())["SEED"] == 6
-    save_config(cfg, scoring=False)
-    assert yaml.safe_load(saved.read_text())["SEED"] == 7
+    weights = saved.parent / "model_0000009.pth"
+    weights.parent.mkdir()
+    weights.touch()
+
+    def seed_after_saving(seed: int, scoring: bool) -> int:
+        cfg.SEED = seed
+        save_config(cfg, scoring=scoring)
+        return yaml.safe_load(saved.read_text())["SEED"]
+
+    assert seed_after_saving(5, scoring=True) == 5  # there is none to keep
+    assert seed_after_saving(6, scoring=True) == 5
+    assert seed_after_saving(7, scoring=False) == 7
+    weights.unlink()
+    assert seed_after_saving(8, scoring=True) == 8
+
+
+LOCK = """
+import sys
+from cityscapes_maskrcnn.engine.run_setup import lock_output_dir
+lock_output_dir(sys.argv[1])
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_output_dir_is_locked_as_long_as_its_process_lives(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", LOCK, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"locked\n"
+        with pytest.raises(InputError, match=r"new/run: another training is running there"):
+            lock_output_dir(str(folder), timeout=0)
+        other.kill()
+        lock_output_dir(str(folder))
+    # The process that has it may ask again.
+    lock_output_dir(str(folder), timeout=0)
+    assert [path.name for path in folder.iterdir()] == [".train_net.lock"]
+    assert not (folder / ".train_net.lock").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "OUTPUT_DIR is empty"),
+        ("file", "a file where a folder is needed"),
+        ("file/run", "cannot be written"),
+    ],
+)
+def test_what_cannot_be_an_output_dir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(InputError, match=message):
+        lock_output_dir(name)
+
+
+def test_a_full_disk_is_noticed_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", write)
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+        lock_output_dir(str(tmp_path))
+
+
+def test_environment_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"NVIDIA L{index}")
+    rows = dict(line.split(maxsplit=1) for line in environment_report().splitlines())
+    assert rows["torch"] == torch.__version__
+    assert rows["numpy"] == np.__version__
+    assert rows["DETECTRON2_DATASETS"] == "/data"
+    assert rows["GPU"] == "1                NVIDIA L1"
