@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.engine.anchor_report import check_output, write_anchor_report
-from cityscapes_maskrcnn.engine.run_anchors import dataset_boxes
+from cityscapes_maskrcnn.engine.run_anchors import (
+    check_report_name,
+    dataset_boxes,
+    write_anchor_report,
+)
 from cityscapes_maskrcnn.modeling.anchors import fit_anchors, read_boxes
 from cityscapes_maskrcnn.utils.tool import run_tool
 
@@ -26,7 +29,7 @@ examples:
 """
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Gather the boxes, fit, write, and print how well the anchors fit."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -41,8 +44,8 @@ def main() -> None:
     add("--seed", type=int, metavar="S", help="0 to 4294967295; default: SEED of the config")
     add("--output", required=True, metavar="YAML", help="config fragment; .png, .json beside it")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
-    args = parser.parse_args()
-    check_output(args.output)
+    args = parser.parse_args(argv)
+    check_report_name(args.output)
     cfg = build_config(args.config_file, args.opts)
     size, seed = cfg.INPUT, max(0, cfg.SEED) if args.seed is None else args.seed
     if args.boxes is not None:
@@ -50,8 +53,10 @@ def main() -> None:
     else:
         boxes = dataset_boxes(args.dataset, size.MIN_SIZE_TEST, size.MAX_SIZE_TEST)
         origin = f"{args.dataset}, shorter side {size.MIN_SIZE_TEST}, longer {size.MAX_SIZE_TEST}"
-    anchors = fit_anchors(boxes, args.num_sizes, args.num_ratios, seed)
-    table = write_anchor_report(boxes, anchors, args.output, origin)
+    anchors = fit_anchors(boxes, num_sizes=args.num_sizes, num_ratios=args.num_ratios, seed=seed)
+    table = write_anchor_report(
+        boxes, anchors, args.output, source=origin, dataset=args.dataset or ""
+    )
     print(f"sizes {anchors.sizes}, height/width {anchors.ratios}\n{table}")
     print(f"{args.output} is written; the table goes from Detectron2's default to these")
 

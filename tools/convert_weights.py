@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, read_history, to_plain
 from cityscapes_maskrcnn.modeling.deeplab_weights import translate
 from cityscapes_maskrcnn.modeling.weight_files import (
     TORCHVISION_SCHEME,
@@ -29,8 +30,8 @@ examples:
 """
 
 
-def main() -> None:
-    """Read, translate, write, and say what became of every tensor."""
+def main(argv: list[str] | None = None) -> None:
+    """Read, translate, write, and report what became of every tensor."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,20 +39,23 @@ def main() -> None:
     add("input", metavar="IN", help="a .pth or .safetensors file, or torchvision://...")
     add("output", metavar="OUT", help="the .pth file to write")
     add("--list", action="store_true", help="print a line for every tensor")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     if Path(args.output).suffix != ".pth":
         raise InputError(f"{args.output}: OUT must end in .pth, which tells Detectron2 its format")
     is_name = args.input.startswith(TORCHVISION_SCHEME)
     path = fetch_torchvision(args.input) if is_name else Path(args.input)
-    tensors, account = translate(read_checkpoint(path)["model"], args.input)
+    checkpoint = read_checkpoint(path)
+    tensors, report = translate(checkpoint["model"], args.input)
     # Detectron2 looks for names that end in these, wherever the model keeps its backbone.
     content = {"model": tensors, "__author__": "torchvision", "matching_heuristics": True}
+    if history := read_history(checkpoint, args.input):
+        content[SEEN_IMAGES_KEY] = to_plain(history)
     with atomic_write(args.output) as file:
         torch.save(content, file)
-    print(account.summary())
+    print(report.summary())
     if args.list:
-        print(account.listing())
+        print(report.listing())
     print(f"{len(tensors)} tensors are in {args.output}")
 
 

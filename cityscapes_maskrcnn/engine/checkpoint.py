@@ -269,15 +269,15 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_resnet(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Any:
         """Load a file into a model with a ResNet, and log what became of every tensor."""
-        state, account = translate(checkpoint["model"], self.path, shapes, self._may_differ)
+        state, report = translate(checkpoint["model"], self.path, shapes, self._may_differ)
         checkpoint["model"] = dict(state)
         # The names are the model's now; Detectron2 shall not guess them.
         checkpoint.pop("matching_heuristics", None)
         incompatible = super()._load_model(checkpoint)
         self._check_missing(incompatible.missing_keys, next(iter(state)))
-        self.logger.info("%s", account.summary())
+        self.logger.info("%s", report.summary())
         loaded = self.model.state_dict()
-        backbone = account.backbone
+        backbone = report.backbone
         equal = sum(
             torch.equal(loaded[name].cpu(), state[name].to(loaded[name].dtype)) for name in backbone
         )

@@ -1,12 +1,15 @@
-"""Anchors fitted to the training data once, for all processes, resumes and evaluations."""
+"""The anchors of a run, fitted once for all its processes, and the report of a fit."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -19,12 +22,23 @@ from cityscapes_maskrcnn.data.registration import check_dataset_names
 from cityscapes_maskrcnn.modeling.anchor_generator import K_MEANS
 from cityscapes_maskrcnn.modeling.anchors import (
     DETECTRON2_DEFAULT,
+    Anchors,
     Floats,
     fit_anchors,
     format_fit,
     measure_fit,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import write_json, write_text
+from cityscapes_maskrcnn.visualization.anchor_plot import plot_anchors
+
+
+class _Choice(NamedTuple):
+    """Anchors as lists of lists, as the config has them, and where they are from."""
+
+    sizes: list[list[float]]
+    ratios: list[list[float]]
+    reason: str
 
 
 def dataset_boxes(name: str, min_size: int, max_size: int) -> Floats:
@@ -113,12 +127,67 @@ def resolve_anchors(cfg: CfgNode, resume: bool, eval_only: bool) -> str:
     return f"sizes {chosen.sizes}, height/width {chosen.ratios}, {chosen.reason}"
 
 
-class _Choice(NamedTuple):
-    """Anchors as lists of lists, as the config has them, and where they are from."""
+def check_report_name(output: str | os.PathLike[str]) -> Path:
+    """Get the path of an anchor report's config fragment; raise unless it ends in ``.yaml``."""
+    path = Path(output)
+    if path.suffix not in (".yaml", ".yml"):
+        raise InputError(
+            f"--output {output}: the output is a config fragment, whose name ends in .yaml"
+        )
+    return path
 
-    sizes: list[list[float]]
-    ratios: list[list[float]]
-    reason: str
+
+def write_anchor_report(
+    boxes: npt.ArrayLike,
+    anchors: Anchors,
+    output: str | os.PathLike[str],
+    *,
+    source: str,
+    dataset: str = "",
+) -> str:
+    """Write a config fragment, and beside it the numbers (``.json``) and a picture (``.png``).
+
+    Args:
+        boxes: what the anchors were fitted to: width and height in pixels at network scale, shape
+            (N, 2).
+        anchors: the fitted anchors.
+        output: the fragment; its name ends in ``.yaml``. Merged into a config it gives it these
+            anchors. Each file appears only when it is complete.
+        source: where the boxes are from, in words.
+        dataset: registered name of the dataset that the boxes are from. The fragment then lists it
+            in ``DATASETS.TUNED_ON``, since the anchors were chosen by its annotations.
+
+    Returns:
+        A Markdown table of how well Detectron2's default anchors and these fit.
+
+    Raises:
+        InputError: ``output`` has another ending, or a file cannot be written.
+    """
+    path = check_report_name(output)
+    before, after = measure_fit(boxes, DETECTRON2_DEFAULT), measure_fit(boxes, anchors)
+    numbers = {
+        "boxes": source,
+        "default": {**asdict(DETECTRON2_DEFAULT), "fit": [asdict(each) for each in before]},
+        "fitted": {**asdict(anchors), "fit": [asdict(each) for each in after]},
+    }
+    sizes = ", ".join(f"[{size:g}]" for size in anchors.sizes)
+    ratios = ", ".join(f"{ratio:g}" for ratio in anchors.ratios)
+    fragment = (
+        f"# Anchors fitted by k-means to {after[0].boxes:,} boxes: {source}.\n"
+        f"# Mean best IoU {after[0].mean_iou:.3f}; Detectron2's default {before[0].mean_iou:.3f}.\n"
+        "VERSION: 2\n"
+        "MODEL:\n"
+        "  ANCHOR_GENERATOR:\n"
+        f'    NAME: "{K_MEANS}"\n'
+        f"    SIZES: [{sizes}]  # pixels of the network's input, one size a level\n"
+        f"    ASPECT_RATIOS: [[{ratios}]]  # height / width, shared by all levels\n"
+    )
+    if dataset:
+        fragment += f'DATASETS:\n  TUNED_ON: ["{dataset}"]  # its boxes chose the anchors\n'
+    plot_anchors(boxes, anchors, path.with_suffix(".png"))
+    write_json(path.with_suffix(".json"), numbers)
+    write_text(path, fragment)
+    return format_fit(before, after)
 
 
 def _choose(cfg: CfgNode, resume: bool, eval_only: bool) -> _Choice:

@@ -116,17 +116,21 @@ def fit_anchors(
     given = _checked(boxes)
     log_sizes = 0.5 * np.log(given[:, 0] * given[:, 1])
     log_ratios = np.log(given[:, 1] / given[:, 0])
+    # Equal shapes come out of products and quotients with different last bits.
+    _require_distinct(log_sizes.round(9), num_sizes, len(given), "sizes")
+    _require_distinct(log_ratios.round(9), num_ratios, len(given), "height/width ratios")
     start = np.concatenate(
-        [
-            _cluster(log_sizes, num_sizes, seed, "sizes"),
-            _cluster(log_ratios, num_ratios, seed, "height/width ratios"),
-        ]
+        [_cluster(log_sizes, num_sizes, seed), _cluster(log_ratios, num_ratios, seed)]
     )
     chosen = np.random.default_rng(seed).permutation(len(given))[:_REFINE_ON]
-    best = _rounded(_refine(given[chosen], start, num_sizes), num_sizes)
-    for values, what in ((best.sizes, "sizes"), (best.ratios, "height/width ratios")):
-        if len({*values}) < len(values):
-            raise _too_few(len(given), len({*values}), len(values), what)
+    refined = np.exp(_refine(given[chosen], start, num_sizes))
+    sizes, ratios = (
+        tuple(float(f"{value:.3g}") for value in np.sort(each))
+        for each in (refined[:num_sizes], refined[num_sizes:])
+    )
+    best = Anchors(sizes, ratios)
+    _require_distinct(best.sizes, num_sizes, len(given), "sizes")
+    _require_distinct(best.ratios, num_ratios, len(given), "height/width ratios")
     return best
 
 
@@ -139,11 +143,15 @@ def best_iou(boxes: npt.ArrayLike, anchors: Anchors) -> Floats:
 
     Returns:
         Shape (N,), between 0 and 1.
-
-    Raises:
-        InputError: no boxes, or boxes that are not positive and finite.
     """
-    return _best_iou(_checked(boxes), anchors.shapes())
+    widths, heights = np.ascontiguousarray(np.asarray(boxes, np.float64).T)
+    areas = widths * heights
+    best = np.zeros(len(areas))
+    # One anchor at a time: all at once would take gigabytes for a million boxes.
+    for width, height in anchors.shapes():
+        common = np.minimum(widths, width) * np.minimum(heights, height)
+        np.maximum(best, common / (areas + width * height - common), out=best)
+    return best
 
 
 def measure_fit(boxes: npt.ArrayLike, anchors: Anchors) -> list[AnchorFit]:
@@ -214,36 +222,31 @@ def read_boxes(path: str | os.PathLike[str]) -> Floats:
     """
     if not os.fspath(path):
         raise InputError("--boxes: the name is empty; give a file of width,height lines")
-    boxes: list[tuple[float, float]] = []
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.reader(file), start=1):
-                if not row:
-                    continue
-                try:
-                    width, height = map(float, row)
-                except ValueError as error:
-                    if number == 1 and len(row) == 2:
-                        continue
-                    raise _bad_line(path, number, row) from error
-                # Sides of less than a thousandth or more than a million pixels are no boxes.
-                if not (1e-3 <= width <= 1e6 and 1e-3 <= height <= 1e6):
-                    raise _bad_line(path, number, row)
-                boxes.append((width, height))
+            rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row]
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a text file of width,height lines: {error}") from error
+    boxes = []
+    for number, row in rows:
+        try:
+            width, height = map(float, row)
+        except ValueError:
+            if number == 1 and len(row) == 2:
+                continue  # a header
+            width = height = math.nan
+        # Sides of less than a thousandth or more than a million pixels are no boxes.
+        if not (1e-3 <= width <= 1e6 and 1e-3 <= height <= 1e6):
+            raise InputError(
+                f"{path}, line {number}: expected width,height, two positive numbers, found "
+                f"{','.join(row)[:60]!r}"
+            )
+        boxes.append((width, height))
     if not boxes:
         raise InputError(f"{path}: no boxes in it; expected width,height in pixels, a box a line")
     return np.array(boxes, np.float64)
-
-
-def _bad_line(path: str | os.PathLike[str], number: int, row: Sequence[str]) -> InputError:
-    text = ",".join(row)[:60]
-    return InputError(
-        f"{path}, line {number}: expected width,height, two positive numbers, found {text!r}"
-    )
 
 
 def _checked(boxes: npt.ArrayLike) -> Floats:
@@ -262,24 +265,22 @@ def _checked(boxes: npt.ArrayLike) -> Floats:
     return array
 
 
-def _cluster(values: Floats, number: int, seed: int, what: str) -> Floats:
+def _require_distinct(values: npt.ArrayLike, number: int, boxes: int, what: str) -> None:
+    distinct = len(np.unique(values))
+    if distinct < number:
+        raise InputError(
+            f"anchors: {boxes} boxes have {distinct} different {what}, too few for {number} "
+            "clusters; ask for fewer or give more boxes"
+        )
+
+
+def _cluster(values: Floats, number: int, seed: int) -> Floats:
     """Get the ascending centres of k-means in one dimension; shape (number,)."""
-    # Equal shapes come out of products and quotients with different last bits.
-    different = len(np.unique(values.round(9)))
-    if different < number:
-        raise _too_few(len(values), different, number, what)
     # Imported where needed: it takes seconds, which every tool would wait for.
     from sklearn.cluster import KMeans
 
     k_means = KMeans(number, n_init=10, random_state=seed).fit(values[:, None])
     return np.sort(k_means.cluster_centers_[:, 0])
-
-
-def _too_few(boxes: int, different: int, wanted: int, what: str) -> InputError:
-    return InputError(
-        f"anchors: {boxes} boxes have {different} different {what}, too few for {wanted} clusters; "
-        "ask for fewer or give more boxes"
-    )
 
 
 def _refine(boxes: Floats, start: Floats, num_sizes: int) -> Floats:
@@ -288,29 +289,9 @@ def _refine(boxes: Floats, start: Floats, num_sizes: int) -> Floats:
 
     def loss(logs: Floats) -> float:
         sizes, ratios = np.exp(logs[:num_sizes]), np.exp(logs[num_sizes:])
-        return -float(_best_iou(boxes, Anchors(tuple(sizes), tuple(ratios)).shapes()).mean())
+        return -float(best_iou(boxes, Anchors(tuple(sizes), tuple(ratios))).mean())
 
     # The first steps are of 22 %; the last ones of half a percent.
     simplex = np.vstack([start, start + 0.2 * np.eye(len(start))])
     options = {"initial_simplex": simplex, "adaptive": True, "xatol": 0.005, "fatol": 1e-4}
     return minimize(loss, start, method="Nelder-Mead", options=options).x
-
-
-def _rounded(logs: Floats, num_sizes: int) -> Anchors:
-    sizes, ratios = (
-        tuple(float(f"{value:.3g}") for value in np.sort(np.exp(each)))
-        for each in (logs[:num_sizes], logs[num_sizes:])
-    )
-    return Anchors(sizes, ratios)
-
-
-def _best_iou(boxes: Floats, shapes: Floats) -> Floats:
-    """Get the highest IoU of every box with one of the shapes."""
-    widths, heights = np.ascontiguousarray(boxes.T)
-    areas = widths * heights
-    best = np.zeros(len(boxes))
-    # One anchor at a time: all at once would take gigabytes for a million boxes.
-    for width, height in shapes:
-        common = np.minimum(widths, width) * np.minimum(heights, height)
-        np.maximum(best, common / (areas + width * height - common), out=best)
-    return best

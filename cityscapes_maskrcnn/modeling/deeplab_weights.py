@@ -1,4 +1,4 @@
-"""torchvision's names of a DeepLabv3's tensors -> Detectron2's, with an account of every tensor."""
+"""torchvision's names of a DeepLabv3's tensors -> Detectron2's, with a report on every tensor."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ _BLOCKS = (3, 4, 6, 3)
 
 # The first block of a ResNet, by torchvision's name or Detectron2's; what stands before it is the
 # prefix of the whole backbone.
-_FIRST_BLOCK = re.compile(r"((?:.*\.)?)(layer1|res2)\.0\.conv1\.weight")
-_BACKBONE_FOLDERS = ("backbone.bottom_up.", "bottom_up.", "backbone.body.", "backbone.")
+_FIRST_BLOCK = re.compile(r"((?:.*\.)?)(?:layer1|res2)\.0\.conv1\.weight")
+_BACKBONE = re.compile(r"(stem|res[2-5])\.(?!fc\.)")
 
-_HEAD = "sem_seg_head."
 _HEAD_RULES = (
     (r"classifier\.0\.convs\.([0-3])\.0\.", r"sem_seg_head.aspp.convs.\1."),
     (r"classifier\.0\.convs\.([0-3])\.1\.", r"sem_seg_head.aspp.convs.\1.norm."),
@@ -40,63 +39,49 @@ _HEAD_RULES = (
 _PREDICTOR = "sem_seg_head.predictor.weight"
 _ASPP = "sem_seg_head.aspp.convs.0.weight"
 
-_EXPECTED = (
-    "expected the weights of torchvision's deeplabv3_resnet50, whose ResNet-50 has 265 tensors "
-    "(53 convolutions and 53 x 4 of BatchNorm)"
-)
-
-
-# How image classifiers name their last layer: torchvision, Detectron2's zoo, timm, Detectron2.
-_CLASSIFIERS = ("fc.weight", "stem.fc.weight", "head.fc.weight", "linear.weight")
-_IMAGENET = (
-    "; to start from ImageNet all the same, set MODEL.WEIGHTS to "
-    "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-)
-
 
 @dataclass(frozen=True)
-class Account:
+class ConversionReport:
     """What became of every tensor of a file, and of every tensor of the model.
 
     Attributes:
         source: the file.
-        kind: what the file holds, in words.
         used: name in the model -> name in the file.
-        left: name in the file -> why it is not used.
-        missing: names in the model that start anew. BatchNorm's counters are not counted: with a
-            momentum BatchNorm does not use them.
+        skipped: name in the file -> why it is not used.
+        missing: names in the model that keep their initial values. BatchNorm's counters are not
+            counted: with a momentum BatchNorm does not use them.
         backbone: names in the model of the ResNet's tensors, 265 for a ResNet-50. All are used.
     """
 
     source: str
-    kind: str
     used: dict[str, str]
-    left: dict[str, str]
+    skipped: dict[str, str]
     missing: tuple[str, ...]
     backbone: tuple[str, ...]
 
     def summary(self) -> str:
-        """Make a text of a few lines: how many tensors of which part were used or left, and why."""
+        """Count the tensors of each part that are used, skipped and missing, in a few lines."""
         backbone = {*self.backbone}
         used = Counter("the backbone" if name in backbone else _part(name) for name in self.used)
-        lines = [f"{self.source}: {self.kind}"]
-        lines += [f"  used    {count:4}  of {part}" for part, count in used.items()]
-        lines += [
-            f"  left    {count:4}  {reason}"
-            for reason, count in Counter(self.left.values()).items()
-        ]
-        lines += [
-            f"  missing {count:4}  of {part}: start anew"
-            for part, count in Counter(map(_part, self.missing)).items()
-        ]
-        return "\n".join(lines)
+        skipped, missing = Counter(self.skipped.values()), Counter(map(_part, self.missing))
+        return "\n".join(
+            [
+                f"{self.source}:",
+                *(f"  used    {count:4}  of {part}" for part, count in used.items()),
+                *(f"  skipped {count:4}  {reason}" for reason, count in skipped.items()),
+                *(f"  missing {count:4}  of {part}: start anew" for part, count in missing.items()),
+            ]
+        )
 
     def listing(self) -> str:
-        """Make a text of one line per tensor."""
-        lines = [f"used     {old} -> {new}" for new, old in self.used.items()]
-        lines += [f"left     {name}: {reason}" for name, reason in self.left.items()]
-        lines += [f"missing  {name}" for name in self.missing]
-        return "\n".join(lines)
+        """List every tensor on a line of its own."""
+        return "\n".join(
+            [
+                *(f"used     {old} -> {new}" for new, old in self.used.items()),
+                *(f"skipped  {name}: {reason}" for name, reason in self.skipped.items()),
+                *(f"missing  {name}" for name in self.missing),
+            ]
+        )
 
 
 def resnet50_shapes() -> dict[str, Shape]:
@@ -115,26 +100,6 @@ def resnet50_shapes() -> dict[str, Shape]:
             _add_conv(shapes, f"{name}.conv3", (4 * width, width, 1, 1))
             channels = 4 * width
     return shapes
-
-
-def backbone_shapes(state: Mapping[str, Any], source: str) -> dict[str, Shape]:
-    """Get the 265 backbone tensors with the shapes they have in a file, which may be narrower.
-
-    Args:
-        state: the file's tensors by name, as :func:`translate` takes them.
-        source: the file, for messages.
-
-    Returns:
-        As :func:`resnet50_shapes`; tensors that the file lacks have torchvision's shapes.
-
-    Raises:
-        InputError: the file holds no ResNet.
-    """
-    names, _ = _canonical_names(state, source)
-    return {
-        name: tuple(state[names[name]].shape) if name in names else shape
-        for name, shape in resnet50_shapes().items()
-    }
 
 
 def head_shapes(num_classes: int) -> dict[str, Shape]:
@@ -171,7 +136,7 @@ def translate(
     source: str,
     target: Mapping[str, Shape] | None = None,
     may_differ: Sequence[str] = (),
-) -> tuple[dict[str, Tensor], Account]:
+) -> tuple[dict[str, Tensor], ConversionReport]:
     """Give the tensors of a file the names that a Detectron2 model has for them.
 
     Args:
@@ -184,58 +149,90 @@ def translate(
         may_differ: prefixes of names in the model whose shapes may differ: these start anew.
 
     Returns:
-        The tensors by their names in the model, not copied, and the account.
+        The tensors by their names in the model, not copied, and the report.
 
     Raises:
-        InputError: the file holds no ResNet or another one than the model, not all of it, another
-            kind of network, a tensor of another shape or with values that are not finite. The
-            message says what the file holds and what was expected.
+        InputError: the model has no ResNet; the file holds none or another one, a DeepLabv3 head
+            with tensors missing, a tensor of another shape, or values that are not finite.
     """
     prefix = "" if target is None else find_resnet(target)
     if prefix is None:
         raise InputError(f"{source}: cannot be loaded: the model has no ResNet with BatchNorm")
-    names, from_torchvision = _canonical_names(state, source)
-    shapes = {new: tuple(state[old].shape) for new, old in names.items()}
+    names = canonical_names(state, source)
     if target is None:
-        head = head_shapes(shapes.get(_PREDICTOR, (0,))[0]) if _ASPP in shapes else {}
-        target = {**resnet50_shapes(), **head}
-    backbone = {
-        name.removeprefix(prefix): shape
-        for name, shape in target.items()
-        if name.startswith(prefix) and _is_backbone(name.removeprefix(prefix))
-    }
-    kind = _describe(shapes, from_torchvision, backbone, source)
-    _require_all(f"{source}: {kind}", "backbone", backbone, filter(_is_backbone, shapes))
-    if _ASPP in shapes:
-        found = [name for name in shapes if name.startswith(_HEAD)]
-        _require_all(f"{source}: {kind}", "head", head_shapes(1), found)
+        classes = len(state[names[_PREDICTOR]]) if _PREDICTOR in names else 1
+        target = {**resnet50_shapes(), **(head_shapes(classes) if _ASPP in names else {})}
+    backbone = [
+        name
+        for name in target
+        if name.startswith(prefix) and _BACKBONE.match(name.removeprefix(prefix))
+    ]
+    ours = {name.removeprefix(prefix) for name in backbone}
+    _require_same(
+        f"{source}: its backbone", ours, {each for each in names if _BACKBONE.match(each)}
+    )
+    if _ASPP in names:
+        found = {name for name in names if name.startswith("sem_seg_head.")}
+        _require_same(f"{source}: its DeepLabv3 head", {*head_shapes(1)}, found)
 
-    tensors: dict[str, Tensor] = {}
     used: dict[str, str] = {}
-    left = {name: "not tensors" for name, value in state.items() if not torch.is_tensor(value)}
+    skipped = {name: "not tensors" for name, value in state.items() if not torch.is_tensor(value)}
     for name, old in names.items():
-        new = prefix + name if _is_backbone(name) else name
-        if new not in target or (
-            name.startswith(_HEAD) and _ASPP in shapes and _ASPP not in target
-        ):
-            left[old] = _why_left(name)
+        new = prefix + name if _BACKBONE.match(name) else name
+        if new not in target:
+            skipped[old] = _why_skipped(name)
             continue
-        if shapes[name] != tuple(target[new]):
-            if new.startswith(tuple(may_differ) or "\0"):
-                left[old] = (
-                    f"of {_part(new)}: {shapes[name]} here, {tuple(target[new])} in the model"
-                )
-                continue
+        here, there = tuple(state[old].shape), tuple(target[new])
+        if here != there and new.startswith(tuple(may_differ)):
+            skipped[old] = f"of {_part(new)}: {here} here, {there} in the model"
+        elif here != there:
             raise InputError(
-                f"{source}: weights of another model: {old} is {shapes[name]} in the file, {new} "
-                f"is {tuple(target[new])} in the model"
+                f"{source}: weights of another model: {old} is {here} in the file, {new} is "
+                f"{there} in the model"
             )
-        if not torch.isfinite(state[old]).all():
+        elif not torch.isfinite(state[old]).all():
             raise InputError(f"{source}: {old} holds values that are not finite")
-        tensors[new], used[new] = state[old], old
-    missing = tuple(name for name in target if name not in used and not name.endswith(_COUNTER))
-    names_in_model = tuple(prefix + name for name in backbone if not name.endswith(_COUNTER))
-    return tensors, Account(source, kind, used, left, missing, names_in_model)
+        else:
+            used[new] = old
+    report = ConversionReport(
+        source=source,
+        used=used,
+        skipped=skipped,
+        missing=tuple(n for n in target if n not in used and not n.endswith(_COUNTER)),
+        backbone=tuple(name for name in backbone if not name.endswith(_COUNTER)),
+    )
+    return {new: state[old] for new, old in used.items()}, report
+
+
+def canonical_names(state: Mapping[str, Any], source: str) -> dict[str, str]:
+    """Map Detectron2's names of a ResNet and a DeepLabv3 head to the names in a file.
+
+    Args:
+        state: the file's tensors by name, as :func:`translate` takes them.
+        source: the file, for messages.
+
+    Returns:
+        ``stem.*``, ``res2.*``, ``sem_seg_head.*``, without a prefix -> the name in the file, for
+        all its tensors; those that are of neither keep their names.
+
+    Raises:
+        InputError: the file holds no ResNet, or several.
+    """
+    tensors = [name for name, value in state.items() if torch.is_tensor(value)]
+    prefixes = _prefixes(tensors)
+    if len(prefixes) != 1:
+        raise InputError(
+            f"{source}: holds {len(prefixes) or 'no'} ResNets ({len(tensors)} tensors, such as "
+            f"{', '.join(tensors[:3])}); expected one, as in torchvision's deeplabv3_resnet50"
+        )
+    (prefix,) = prefixes
+    # What torchvision and Detectron2 put between the network's own prefix and the ResNet.
+    outer = prefix.removesuffix("bottom_up.").removesuffix("backbone.")
+    names = {}
+    for old in tensors:
+        new = _backbone_name(old.removeprefix(prefix)) if old.startswith(prefix) else ""
+        names[new if _BACKBONE.match(new) else _head_name(old.removeprefix(outer))] = old
+    return names
 
 
 def _add_conv(shapes: dict[str, Shape], name: str, shape: Shape) -> None:
@@ -244,46 +241,9 @@ def _add_conv(shapes: dict[str, Shape], name: str, shape: Shape) -> None:
     shapes.update({f"{name}.norm.{each}": shape[:1] for each in _NORM})
 
 
-def _is_backbone(name: str) -> bool:
-    """Whether a canonical name is of the ResNet."""
-    return re.match(r"(stem|res[2-5])\.(?!fc\.)", name) is not None
-
-
-def _prefixes(names: Iterable[str]) -> dict[str, bool]:
-    """Get the prefix of every ResNet among the names, and whether torchvision named it."""
-    found = [match for match in map(_FIRST_BLOCK.fullmatch, names) if match]
-    return {match[1]: match[2] == "layer1" for match in found}
-
-
-def _canonical_names(state: Mapping[str, Any], source: str) -> tuple[dict[str, str], bool]:
-    """Map canonical names to those in the file: ``stem.``, ``res2.``, ``sem_seg_head.``, others.
-
-    Returns:
-        The map, for all tensors, and whether the file's names are torchvision's.
-    """
-    tensors = [name for name, value in state.items() if torch.is_tensor(value)]
-    prefixes = _prefixes(tensors)
-    if len(prefixes) != 1:
-        if prefixes:
-            what = f"several ResNets, named {' and '.join(sorted(prefixes))}; leave one of them"
-        elif any(re.search(r"backbone\.0\.0\.weight$", name) for name in tensors):
-            what = "a network on a MobileNet"
-        else:
-            examples = ", ".join(f"{name} {tuple(state[name].shape)}" for name in tensors[:3])
-            what = f"{len(tensors)} tensors without a ResNet among them, such as {examples}"
-        raise InputError(f"{source}: {what}; {_EXPECTED}")
-    prefix, from_torchvision = next(iter(prefixes.items()))
-    folder = next((each for each in _BACKBONE_FOLDERS if prefix.endswith(each)), "")
-    outer = prefix.removesuffix(folder)
-    names: dict[str, str] = {}
-    for old in tensors:
-        new = _backbone_name(old.removeprefix(prefix)) if old.startswith(prefix) else ""
-        if not _is_backbone(new):
-            new = _head_name(old.removeprefix(outer))
-        if new in names:
-            raise InputError(f"{source}: {names[new]} and {old} are the same tensor of the network")
-        names[new] = old
-    return names, from_torchvision
+def _prefixes(names: Iterable[str]) -> set[str]:
+    """Get the prefix of every ResNet among the names."""
+    return {match[1] for match in map(_FIRST_BLOCK.fullmatch, names) if match}
 
 
 def _backbone_name(name: str) -> str:
@@ -303,73 +263,20 @@ def _head_name(name: str) -> str:
     return name
 
 
-def _describe(
-    shapes: Mapping[str, Shape],
-    from_torchvision: bool,
-    backbone: Mapping[str, Shape],
-    source: str,
-) -> str:
-    """Say what network has tensors of these canonical names; raise if it does not fit."""
-    resnet = _describe_resnet(shapes)
-    wanted = _describe_resnet(backbone)
-    fits = resnet == wanted
-    hint = ""
-    starts = {name.partition(".")[0] for name in shapes if not _is_backbone(name)}
-    classes = next((shapes[name][0] for name in _CLASSIFIERS if name in shapes), None)
-    if _ASPP in shapes:
-        kind = f"DeepLabv3 with {resnet}, {shapes.get(_PREDICTOR, '?')[0]} classes"
-    elif classes is not None:
-        kind = f"an image classifier, {resnet} with {classes} classes"
-        hint = _IMAGENET if resnet == "a ResNet-50" else ""
-        fits = False
-    elif from_torchvision and "roi_heads" in starts:
-        kind, fits = f"torchvision's detection model on {resnet}", False
-    elif from_torchvision and "classifier" in starts:
-        kind, fits = f"a semantic model on {resnet}, with another head than DeepLabv3's", False
-    else:
-        kind = f"a model on {resnet}" if starts else f"{resnet} backbone"
-    if not fits:
-        model = "" if wanted == "a ResNet-50" else f"; the model has {wanted}"
-        raise InputError(f"{source}: {kind}; {_EXPECTED}{model}{hint}")
-    return kind
-
-
-def _describe_resnet(shapes: Mapping[str, Shape]) -> str:
-    """Tell a ResNet's depth, width and stem, with an article."""
-    blocks: tuple[int, ...] = tuple(
-        len({name.split(".")[1] for name in shapes if name.startswith(f"res{stage}.")})
-        for stage in (2, 3, 4, 5)
-    )
-    conv1, conv2 = shapes["res2.0.conv1.weight"], shapes.get("res2.0.conv2.weight", (0, 0))
-    depths: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "34"}
-    if "res2.0.conv3.weight" in shapes:
-        depths = {(3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
-    depth = depths.get(blocks)
-    if len(conv2) > 1 and conv1[0] != conv2[1]:
-        family = "a ResNeXt"
-    else:
-        family = "a wide ResNet" if conv1[0] == 128 else "a ResNet"
-    known = resnet50_shapes()
-    stem = [name for name in shapes if name.startswith("stem.") and not name.endswith(_COUNTER)]
-    deep = " with a deep stem" if any(name not in known for name in stem) else ""
-    return f"{family}-{depth or '?'}{deep}" + ("" if depth else f" of {blocks} blocks")
-
-
-def _require_all(subject: str, part: str, expected: Iterable[str], found: Iterable[str]) -> None:
+def _require_same(subject: str, expected: set[str], found: set[str]) -> None:
     """Raise unless exactly the expected tensors are there, BatchNorm's counters apart."""
-    wanted = [name for name in expected if not name.endswith(_COUNTER)]
-    there = [name for name in found if not name.endswith(_COUNTER)]
-    absent = [name for name in wanted if name not in {*there}]
-    extra = [name for name in there if name not in {*wanted}]
-    for names, problem in ((absent, "are missing"), (extra, "too many are there")):
+    expected, found = (
+        {name for name in names if not name.endswith(_COUNTER)} for names in (expected, found)
+    )
+    for names, problem in ((expected - found, "lacks"), (found - expected, "adds")):
         if names:
             raise InputError(
-                f"{subject}, but of the {len(wanted)} tensors of its {part} {len(names)} {problem}"
-                f", such as {names[0]}; {_EXPECTED}"
+                f"{subject} is not the expected one of {len(expected)} tensors: it {problem} "
+                f"{len(names)}, such as {min(names)}"
             )
 
 
-def _why_left(name: str) -> str:
+def _why_skipped(name: str) -> str:
     if name.endswith(_COUNTER):
         return "BatchNorm's counters, which this model does not keep"
     if name.startswith("aux_classifier."):

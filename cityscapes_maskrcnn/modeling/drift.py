@@ -13,11 +13,11 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from cityscapes_maskrcnn.modeling.deeplab_weights import backbone_shapes, translate
+from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names, resnet50_shapes
+from cityscapes_maskrcnn.utils.errors import InputError
 
 GROUPS: Final = ("stem", "res2", "res3", "res4", "res5")
 WHOLE: Final = "backbone"
-_KINDS: Final = ("convolutions", "norms", "statistics")
 
 
 @dataclass(frozen=True)
@@ -61,32 +61,39 @@ def measure_drift(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[Grou
     Raises:
         InputError: one of the two holds no ResNet-50 or values that are not finite.
     """
-    # Any width of ResNet-50, but the same one in both.
-    shapes = backbone_shapes(start, "start of the drift report")
-    before, _ = translate(start, "start of the drift report", shapes)
-    after, _ = translate(end, "end of the drift report", shapes)
-    # Kind and group of layers -> squared lengths of the way and of the start, and count of values.
-    sums = {(kind, group): [0.0, 0.0, 0] for kind in _KINDS for group in (*GROUPS, WHOLE)}
-    for name in shapes:
-        first, last = (_double(tensors[name]) for tensors in (before, after))
-        moved, length = float((last - first).square().sum()), float(first.square().sum())
-        for group in (name.partition(".")[0], WHOLE):
-            entry = sums[_kind(name), group]
-            entry[0] += moved
-            entry[1] += length
-            entry[2] += first.numel()
+    before = _backbone(start, "start of the drift report")
+    after = _backbone(end, "end of the drift report")
+    # Squared lengths of the way and of the start of every tensor.
+    squares: dict[str, tuple[float, float]] = {}
+    for name, tensor in before.items():
+        if tensor.shape != after[name].shape:
+            raise InputError(
+                f"end of the drift report: {name} is {tuple(after[name].shape)}, but "
+                f"{tuple(tensor.shape)} at the start"
+            )
+        first, last = (each.detach().to("cpu", torch.float64) for each in (tensor, after[name]))
+        squares[name] = float((last - first).square().sum()), float(first.square().sum())
+
+    def relative(names: Sequence[str]) -> float:
+        moved, length = (sum(squares[name][index] for name in names) for index in (0, 1))
+        if not moved:
+            return 0.0
+        return math.sqrt(moved / length) if length else math.inf
+
     result = []
     for group in (*GROUPS, WHOLE):
-        convolutions, norms, statistics = (sums[kind, group] for kind in _KINDS)
-        parameters = [one + other for one, other in zip(convolutions, norms, strict=True)]
+        names = [name for name in before if group in (name.partition(".")[0], WHOLE)]
+        statistics = [name for name in names if ".running_" in name]
+        norms = [name for name in names if ".norm." in name and ".running_" not in name]
+        convolutions = [name for name in names if ".norm." not in name]
         result.append(
             GroupDrift(
                 group=group,
-                num_parameters=int(parameters[2]),
-                parameters=_relative(parameters),
-                convolutions=_relative(convolutions),
-                norms=_relative(norms),
-                statistics=_relative(statistics),
+                num_parameters=sum(before[name].numel() for name in (*convolutions, *norms)),
+                parameters=relative([*convolutions, *norms]),
+                convolutions=relative(convolutions),
+                norms=relative(norms),
+                statistics=relative(statistics),
             )
         )
     return result
@@ -104,14 +111,7 @@ def drift_to_csv(drift: Sequence[GroupDrift]) -> str:
 def format_drift(drift: Sequence[GroupDrift]) -> str:
     """Lay out the result of :func:`measure_drift` as a Markdown table in percent."""
     rows = [
-        (
-            row.group,
-            f"{row.num_parameters:,}",
-            *(
-                format_percent(value)
-                for value in (row.parameters, row.convolutions, row.norms, row.statistics)
-            ),
-        )
+        (row.group, f"{row.num_parameters:,}", *map(format_percent, astuple(row)[2:]))
         for row in drift
     ]
     headers = (
@@ -132,20 +132,14 @@ def format_percent(fraction: float) -> str:
     return f"{percent:.3g}" if percent < 100 else f"{percent:,.0f}"
 
 
-def _kind(name: str) -> str:
-    """Tell which of the kinds a tensor of the backbone is."""
-    if ".norm." not in name:
-        return "convolutions"
-    return "statistics" if ".running_" in name else "norms"
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float64)
-
-
-def _relative(sums: Sequence[float]) -> float:
-    """Length of the way by length of the start, from the squares of both."""
-    moved, length = sums[:2]
-    if not moved:
-        return 0.0
-    return math.sqrt(moved / length) if length else math.inf
+def _backbone(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Get the tensors of a ResNet-50 of any width, by Detectron2's names without a prefix."""
+    names = canonical_names(state, source)
+    tensors = {}
+    for name in resnet50_shapes():
+        if name not in names:
+            raise InputError(f"{source}: no ResNet-50: it lacks {name}")
+        tensors[name] = state[names[name]]
+        if not torch.isfinite(tensors[name]).all():
+            raise InputError(f"{source}: {names[name]} holds values that are not finite")
+    return tensors

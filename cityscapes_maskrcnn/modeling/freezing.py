@@ -1,4 +1,4 @@
-"""Which parts of a model are trained, and how the feature pyramid is kept from it."""
+"""Freezing the feature pyramid, and counting what of a model is trained."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ _PARTS = (
     ("mask head", ("roi_heads.mask_",)),
     ("semantic head", ("sem_seg_head.",)),
 )
-_TOTAL = "total"
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """A part of a model.
 
     Attributes:
@@ -44,11 +43,11 @@ class Part:
 
 
 def freeze_fpn(model: nn.Module) -> None:
-    """Keep the feature pyramid's own layers as they are, in place.
+    """Freeze the feature pyramid's own layers, in place.
 
-    These are its lateral and output convolutions with their normalisation, whose BatchNorm
-    statistics stand still too. What is below, the ResNet, is left as it is: gradients flow through
-    the frozen layers to whatever of it is trained.
+    These are its lateral and output convolutions with their normalisation, BatchNorm statistics
+    included. The ResNet below is not touched: gradients flow through the frozen layers to the parts
+    of it that are trained.
 
     Args:
         model: its ``backbone`` must be Detectron2's :class:`FPN`.
@@ -71,7 +70,7 @@ def freeze_fpn(model: nn.Module) -> None:
         FrozenBatchNorm2d.convert_frozen_batchnorm(layer)
 
 
-def trainable_parts(model: nn.Module) -> list[Part]:
+def trainable_parts(model: nn.Module) -> list[ModelPart]:
     """Count the parameters of every part of a model.
 
     Args:
@@ -91,13 +90,15 @@ def trainable_parts(model: nn.Module) -> list[Part]:
             count = counts.setdefault(_part_of(f"{prefix}."), [0, 0])
             count[0] += tensor.numel()
             count[1] += tensor.numel() * tensor.requires_grad
-    return [Part(name, *count) for name, count in counts.items() if count[0]]
+    return [ModelPart(name, *count) for name, count in counts.items() if count[0]]
 
 
-def format_parts(parts: Sequence[Part]) -> str:
+def format_parts(parts: Sequence[ModelPart]) -> str:
     """Lay out the result of :func:`trainable_parts` as a Markdown table, with the total."""
-    total = Part(
-        _TOTAL, sum(part.parameters for part in parts), sum(part.trainable for part in parts)
+    total = ModelPart(
+        name="total",
+        parameters=sum(part.parameters for part in parts),
+        trainable=sum(part.trainable for part in parts),
     )
     rows = [(part.name, f"{part.parameters:,}", f"{part.trainable:,}") for part in (*parts, total)]
     headers = ("part", "parameters", "trainable")

@@ -1,4 +1,4 @@
-"""Run by test_anchor_fitting.py: two processes resolve the anchors of one config.
+"""Run by test_run_anchors.py: two processes resolve the anchors of one config.
 
 Usage: resolve_on_processes.py FOLDER; every process leaves its anchors, and a mark if it read data.
 """

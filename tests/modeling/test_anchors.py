@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import astuple
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
-from torchvision.ops import box_iou
 
 from cityscapes_maskrcnn.modeling.anchors import (
     DETECTRON2_DEFAULT,
@@ -46,14 +44,11 @@ def test_shapes_are_detectron2s():
     ).cell_anchors
     corners = torch.cat([*cells]).numpy()
     assert anchors.shapes() == pytest.approx(corners[:, 2:] - corners[:, :2], rel=1e-5)
-
-
-def test_the_default_is_detectron2s():
-    from detectron2.config import get_cfg
-
-    node = get_cfg().MODEL.ANCHOR_GENERATOR
-    assert [list(DETECTRON2_DEFAULT.sizes)] == node.SIZES
-    assert [list(DETECTRON2_DEFAULT.ratios)] == node.ASPECT_RATIOS
+    default = DefaultAnchorGenerator(
+        sizes=[[32], [64], [128], [256], [512]], aspect_ratios=[[0.5, 1, 2]], strides=[1] * 5
+    )
+    corners = torch.cat([*default.cell_anchors]).numpy()
+    assert DETECTRON2_DEFAULT.shapes() == pytest.approx(corners[:, 2:] - corners[:, :2], rel=1e-5)
 
 
 def test_best_iou_by_hand():
@@ -62,16 +57,6 @@ def test_best_iou_by_hand():
     # the second 5x20: 100 / 200; with the last 200 / 1600. 30x60 with the third: 30x40 = 1200 of
     # 1800 + 1600 - 1200; with the last 20x60 = 1200 of 1800 + 1600 - 1200: the same.
     assert best_iou([[10, 20], [30, 60], [5, 20]], anchors) == pytest.approx([0.5, 1200 / 2200, 1])
-
-
-def test_best_iou_is_torchvisions_of_centred_boxes():
-    boxes, anchors = street(200, seed=1), Anchors((20.0, 60.0, 200.0), (0.6, 1.9))
-    corners = [
-        torch.from_numpy(np.hstack([-shapes / 2, shapes / 2]))
-        for shapes in (boxes, anchors.shapes())
-    ]
-    expected = box_iou(*corners).max(dim=1).values.numpy()
-    assert best_iou(boxes, anchors) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_planted_structure_is_recovered():
@@ -100,32 +85,17 @@ def test_small_boxes_are_not_drowned_by_large_ones():
 
 
 def test_beats_defaults_on_boxes_it_has_not_seen():
-    anchors = fit_anchors(street(4000, seed=1))
-    unseen = street(4000, seed=2)
+    anchors = fit_anchors(street(2000, seed=1))
+    unseen = street(2000, seed=2)
     before, after = measure_fit(unseen, DETECTRON2_DEFAULT)[0], measure_fit(unseen, anchors)[0]
     assert after.mean_iou > before.mean_iou + 0.04
     assert after.above_50 > before.above_50
     assert after.above_70 > before.above_70
 
 
-def test_beats_defaults_on_other_generated_images(small_root: Path):
-    from cityscapes_maskrcnn.data.annotations import load_instances
-    from cityscapes_maskrcnn.engine.run_anchors import boxes_at_network_scale
-
-    folder = small_root / "cityscapes"
-    train, val = (
-        boxes_at_network_scale(
-            load_instances(f"{folder}/leftImg8bit/{split}", f"{folder}/gtFine/{split}"), 1024, 2048
-        )
-        for split in ("train", "val")
-    )
-    fitted = measure_fit(val, fit_anchors(train))[0]
-    assert fitted.mean_iou > measure_fit(val, DETECTRON2_DEFAULT)[0].mean_iou
-
-
 def test_nearly_as_good_as_free_clusters():
     """scikit-learn's k-means, free to put its 15 clusters anywhere, is the upper end."""
-    boxes = street(4000, seed=3)
+    boxes = street(2000, seed=3)
     log_sizes, log_ratios = 0.5 * np.log(boxes.prod(axis=1)), np.log(boxes[:, 1] / boxes[:, 0])
 
     def centres(values, number):
@@ -156,13 +126,6 @@ def test_deterministic_by_seed_and_ascending():
     assert list(anchors.ratios) == sorted(anchors.ratios)
     # Three significant digits: what is written to a config is what was measured.
     assert all(float(f"{each:.3g}") == each for each in (*anchors.sizes, *anchors.ratios))
-
-
-def test_twice_the_boxes_twice_the_sizes():
-    boxes = street(500, seed=5)
-    once, twice = fit_anchors(boxes), fit_anchors(2 * boxes)
-    assert twice.sizes == pytest.approx([2 * size for size in once.sizes], rel=0.02)
-    assert twice.ratios == pytest.approx(once.ratios, rel=0.02)
 
 
 def test_the_fit_by_hand():
@@ -228,14 +191,8 @@ def test_bad_files(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32, 99999999999])
-def test_seeds_that_k_means_does_not_take(seed):
-    message = f"seed {seed}; give --seed, or the config's SEED, as a number from 0 to 4294967295"
-    with pytest.raises(InputError, match=message):
-        fit_anchors([[8, 8], [9, 18]], 2, 2, seed)
+def test_seeds_that_k_means_does_not_take():
+    for seed in (-1, 2**32):
+        with pytest.raises(InputError, match=f"seed {seed}; give --seed, or the config's SEED"):
+            fit_anchors([[8, 8], [9, 18]], 2, 2, seed)
     fit_anchors([[8, 8], [9, 18]], 2, 2, 2**32 - 1)
-
-
-def test_an_empty_name_of_a_file():
-    with pytest.raises(InputError, match="--boxes: the name is empty; give a file of"):
-        read_boxes("")
