@@ -16,8 +16,7 @@ from cityscapes_maskrcnn.modeling.drift import (
     format_drift,
     measure_drift,
 )
-from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import atomic_write, write_text
 from cityscapes_maskrcnn.visualization.drift_chart import plot_drift
 
 
@@ -43,12 +42,8 @@ def write_drift_report(
     drift = measure_drift(start, end)
     table = format_drift(drift)
     logging.getLogger(__name__).info("The backbone moved from its start by\n%s", table)
-    for name, text in (("drift.csv", drift_to_csv(drift)), ("drift.md", f"{table}\n")):
-        try:
-            with atomic_write(folder / name, "w") as file:
-                file.write(text)
-        except OSError as error:
-            raise InputError(f"{folder / name}: cannot be written: {error.strerror}") from error
+    write_text(folder / "drift.csv", drift_to_csv(drift))
+    write_text(folder / "drift.md", f"{table}\n")
     plot_drift(drift, folder / "drift.png")
     return drift
 

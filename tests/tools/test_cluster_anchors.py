@@ -11,11 +11,11 @@ from PIL import Image
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.registration import register_all
-from cityscapes_maskrcnn.engine.anchor_report import write_anchor_report
-from cityscapes_maskrcnn.engine.run_anchors import dataset_boxes
+from cityscapes_maskrcnn.engine.run_anchors import dataset_boxes, write_anchor_report
 from cityscapes_maskrcnn.modeling.anchors import Anchors, best_iou, fit_anchors
 from cityscapes_maskrcnn.utils.errors import InputError
 
+PROJECT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -54,54 +54,46 @@ def test_a_dataset_at_network_scale(cluster_anchors: Run, small_root: Path, tmp_
     assert f"-> {best_iou(boxes, expected).mean():.3f}" in done.stdout
     with Image.open(output.with_suffix(".png")) as picture:
         assert picture.size == (1440, 672)
-
-
-def test_more_sizes_than_distinct_boxes_is_one_line(cluster_anchors: Run, tmp_path: Path) -> None:
-    boxes = tmp_path / "boxes.csv"
-    boxes.write_text("width,height\n" + 20 * "10,20\n30,40\n")
-    done = cluster_anchors("--boxes", boxes, "--output", tmp_path / "anchors.yaml")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        "error: anchors: 40 boxes have 2 different sizes, too few for 5 clusters; ask for fewer or "
-        "give more boxes"
+    # Whoever is scored on these images is told that they chose the anchors.
+    assert cfg.DATASETS.TUNED_ON == ("cityscapes_instance_train",)
+    stage_2 = str(PROJECT / "configs" / "stage_2_tuned.yaml")
+    assert build_config(stage_2, ["INCLUDE", f"('{output}',)"]).DATASETS.TUNED_ON == (
+        "cityscapes_instance_val_part1of4",
+        "cityscapes_instance_train",
     )
-    assert "Traceback" not in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["boxes.csv"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ([], "anchors: 20 boxes have 10 different sizes, too few for 11 clusters; ask for fewer"),
         (["--boxes", ""], "--boxes: the name is empty; give a file of width,height lines"),
         (["--seed", "-1"], "anchors: seed -1; give --seed, or the config's SEED, as a number"),
+        (["--output", "anchors.png"], "--output anchors.png: the output is a config fragment"),
     ],
 )
 def test_bad_input_is_one_line(
     cluster_anchors: Run, tmp_path: Path, options: list[str], message: str
 ) -> None:
     boxes = tmp_path / "boxes.csv"
-    boxes.write_text("".join(f"{side},{3 * side}\n{side},{side}\n" for side in range(10, 20)))
-    output = ["--num-ratios", 2, "--output", tmp_path / "anchors.yaml"]
-    done = cluster_anchors("--boxes", boxes, *output, *options)
+    boxes.write_text("width,height\n" + "".join(f"{side},{side}\n" for side in range(10, 20)) * 2)
+    common = ["--num-sizes", 11, "--num-ratios", 1, "--output", tmp_path / "anchors.yaml"]
+    done = cluster_anchors("--boxes", boxes, *common, *options)
     assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
     assert "Traceback" not in done.stderr
-    assert message in done.stderr.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["boxes.csv"]
 
 
-@pytest.mark.parametrize("suffix", [".yaml", ".png", ".json"])
-def test_a_folder_in_the_way_leaves_nothing_half_written(tmp_path: Path, suffix: str) -> None:
-    folder = tmp_path / f"anchors{suffix}"
-    folder.mkdir()
-    with pytest.raises(InputError, match=rf"--output .*/anchors\.yaml: .*{suffix} is a folder"):
-        write_anchor_report([[8, 8]], Anchors((8.0,), (1.0,)), tmp_path / "anchors.yaml", "one box")
-    assert list(tmp_path.iterdir()) == [folder]
+def test_boxes_of_a_file_leave_no_trace_of_a_dataset(tmp_path: Path) -> None:
+    output = tmp_path / "anchors.yaml"
+    write_anchor_report([[8, 8]], Anchors((8.0,), (1.0,)), output, source="one box")
+    assert build_config(str(output), []).DATASETS.TUNED_ON == ()
 
 
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
-    anchors = Anchors((8.0,), (1.0,))
-    with pytest.raises(InputError, match=r"ends in \.yaml"):
-        write_anchor_report([[8, 8]], anchors, tmp_path / "anchors.png", "one box")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        write_anchor_report([[8, 8]], anchors, tmp_path / "file" / "a.yaml", "one box")
+    (tmp_path / "anchors.yaml").mkdir()
+    with pytest.raises(InputError, match=r"anchors\.yaml: cannot be written"):
+        write_anchor_report(
+            [[8, 8]], Anchors((8.0,), (1.0,)), tmp_path / "anchors.yaml", source="one box"
+        )

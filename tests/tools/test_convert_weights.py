@@ -12,6 +12,13 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
 from torch import nn
 
+from cityscapes_maskrcnn.data.provenance import (
+    SEEN_IMAGES_KEY,
+    UsedData,
+    read_history,
+    to_plain,
+)
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -60,6 +67,16 @@ def test_plain_detectron2_loads_the_output(
     loaded = [each.double().sum().item() for each in bottom_up.state_dict().values()]
     assert len(loaded) == 265
     assert sums.issuperset(loaded)
+    out.unlink()
+
+
+def test_the_list_of_seen_images_is_kept(convert: Run, deeplab: nn.Module, tmp_path: Path) -> None:
+    seen = (UsedData("cityscapes_coarse_semantic_pretrain", "trained", frozenset({"0" * 12})),)
+    path, out = tmp_path / "model_final.pth", tmp_path / "out.pth"
+    torch.save({"model": deeplab.state_dict(), SEEN_IMAGES_KEY: to_plain(seen)}, path)
+    assert convert(path, out).returncode == 0
+    assert read_history(torch.load(out, weights_only=True), "out.pth") == seen
+    path.unlink()
     out.unlink()
 
 
