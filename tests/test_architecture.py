@@ -40,7 +40,6 @@ WITHOUT_DETECTRON2 = [
     "data.annotations",
     "data.annotation_cache",
     "data.array_cache",
-    "data.png",
     "data.partitions",
     "data.provenance",
     "synthetic.dataset",

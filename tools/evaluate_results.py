@@ -9,11 +9,10 @@ import sys
 from cityscapes_maskrcnn.evaluation.coco_ap import coco_scores, format_coco_scores, match_and_coco
 from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages, format_averages
 from cityscapes_maskrcnn.evaluation.result_files import (
-    averages_to_json,
     map_result_files,
     match_result_files,
 )
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import write_json
 from cityscapes_maskrcnn.utils.tool import count, run_tool
 
 
@@ -47,8 +46,7 @@ def main() -> None:
     if coco:
         print(format_coco_scores({"masks": coco_scores(coco, "segm")}))
     if args.json:
-        with atomic_write(args.json, "w") as file:
-            file.write(averages_to_json(scores))
+        write_json(args.json, {"averages": scores})
 
 
 if __name__ == "__main__":

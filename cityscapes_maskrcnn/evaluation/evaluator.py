@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation.fast_eval_api import COCOeval_opt
 from detectron2.structures import Instances, ROIMasks
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
@@ -178,9 +177,8 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         results = {"segm": segm}
         coco_images = [image.coco for image in images if image.coco is not None]
         if self._coco:
-            # Detectron2's C++ version takes a tenth of the time.
-            results["coco_segm"] = coco_scores(coco_images, "segm", COCOeval_opt)
-            results["coco_bbox"] = coco_scores(coco_images, "bbox", COCOeval_opt)
+            results["coco_segm"] = coco_scores(coco_images, "segm")
+            results["coco_bbox"] = coco_scores(coco_images, "bbox")
             both = {"masks": results["coco_segm"], "boxes": results["coco_bbox"]}
             self._log_table(format_coco_scores(both), len(images))
         return OrderedDict(

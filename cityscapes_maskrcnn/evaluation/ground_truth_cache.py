@@ -27,7 +27,7 @@ from cityscapes_maskrcnn.data.array_cache import (
 )
 from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS
 from cityscapes_maskrcnn.evaluation.instance_ap import FIRST_INSTANCE_ID, GroundTruth, ground_truth
-from cityscapes_maskrcnn.evaluation.mask_files import read_instance_ids
+from cityscapes_maskrcnn.evaluation.result_files import read_instance_ids
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 

@@ -94,21 +94,20 @@ class RunMask:
 Mask: TypeAlias = CroppedMask | RunMask
 
 
-def crop_mask(full: npt.NDArray[np.bool_]) -> CroppedMask:
+def crop_mask(full: npt.NDArray[Any]) -> CroppedMask:
     """Cut a mask down to the smallest box that holds it.
 
     Args:
-        full: shape (height, width) of the frame, dtype bool.
+        full: shape (height, width) of the frame, any dtype; what is not zero belongs to the mask.
 
     Returns:
         The mask in its tight box, in memory of its own; an empty mask has a bitmap of shape (0, 0)
         at (0, 0).
     """
-    rows = np.any(full, axis=1)
-    y0, y1 = occupied_span(rows)
+    y0, y1 = occupied_span(np.any(full, axis=1))
     x0, x1 = occupied_span(np.any(full[y0:y1], axis=0))
-    # A view would keep the whole frame alive.
-    return CroppedMask(x0, y0, full[y0:y1, x0:x1].copy())
+    # Compared inside the box only; a view would keep the whole frame alive.
+    return CroppedMask(x0, y0, full[y0:y1, x0:x1] != 0)
 
 
 def occupied_span(occupied: npt.NDArray[np.bool_]) -> tuple[int, int]:

@@ -13,15 +13,17 @@ from __future__ import annotations
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
+from kornia_rs import io as kornia_io
+from PIL import Image, UnidentifiedImageError
 
 from cityscapes_maskrcnn.data.labels import (
     CONTIGUOUS_TO_ID,
@@ -36,24 +38,82 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     ground_truth,
     match_image,
 )
-from cityscapes_maskrcnn.evaluation.mask_files import read_instance_ids, read_mask
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask
+from cityscapes_maskrcnn.evaluation.masks import CroppedMask, crop_mask
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write, to_json
+from cityscapes_maskrcnn.utils.files import atomic_write
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 INSTANCE_IDS_SUFFIX: Final = "_gtFine_instanceIds.png"
 Result = TypeVar("Result")
 _KNOWN_LABEL_IDS: Final = frozenset(label.id for label in LABELS)
+# Two bytes in the header of a PNG file: bits a channel, and the kind of pixels (0: grey).
+_DEPTH_AND_COLOUR: Final = slice(24, 26)
+_GREY_8: Final = b"\x08\x00"
+_GREY_16: Final = b"\x10\x00"
 
 
-@dataclass(frozen=True)
-class ResultLine:
-    """One line of a result file: mask file (absolute), official label id, confidence."""
+def read_instance_ids(file: str | os.PathLike[str]) -> npt.NDArray[np.uint16]:
+    """Read a ``*_gtFine_instanceIds.png``.
 
-    mask_file: Path
-    label_id: int
-    confidence: float
+    Returns:
+        Shape (height, width), dtype uint16.
+
+    Raises:
+        InputError: the file is missing, unreadable or no image of instance ids.
+    """
+    with _open_image(Path(file)) as (data, image):
+        decode = {
+            _GREY_8: kornia_io.decode_image_png_u8,
+            _GREY_16: kornia_io.decode_image_png_u16,
+        }.get(data[_DEPTH_AND_COLOUR])
+        if image.format != "PNG" or decode is None:
+            raise InputError(f"{file}: not an image of 16 bit instance ids (mode {image.mode})")
+        ids = decode(data, (image.height, image.width), "mono")[..., 0]
+    return ids.astype(np.uint16, copy=False)
+
+
+def read_mask(file: Path, height: int, width: int) -> CroppedMask:
+    """Read a mask: the pixels that are not black.
+
+    Args:
+        file: an image of any kind.
+        height: expected, in pixels.
+        width: expected, in pixels.
+
+    Raises:
+        InputError: the file is unreadable or of another size.
+    """
+    with _open_image(file) as (data, image):
+        if image.size != (width, height):
+            raise InputError(
+                f"{file}: the mask is {image.height} x {image.width} (height x width), its image"
+                f" {height} x {width}"
+            )
+        if image.format == "PNG" and data[_DEPTH_AND_COLOUR] == _GREY_8:
+            pixels = kornia_io.decode_image_png_u8(data, (height, width), "mono")[..., 0]
+        else:
+            # As the official code does: an index into a palette is no brightness.
+            pixels = np.asarray(image.convert("L"))
+    return crop_mask(pixels)
+
+
+@contextmanager
+def _open_image(file: Path) -> Iterator[tuple[bytes, Image.Image]]:
+    """Read a file, and its header as an image; decoding errors of the block become InputErrors.
+
+    Pillow refuses absurd sizes. kornia_rs decodes a grey PNG in a fifth of its time.
+    """
+    try:
+        data = file.read_bytes()
+        with Image.open(BytesIO(data)) as image:
+            yield data, image
+    except InputError:
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"cannot read {file} as an image: it is none; expected a PNG") from error
+    # A broken PNG is a SyntaxError for Pillow and a plain Exception for kornia_rs.
+    except Exception as error:
+        raise InputError(f"cannot read {file} as an image: {error}") from error
 
 
 def image_name(file: str | os.PathLike[str]) -> str:
@@ -146,66 +206,13 @@ def find_result_files(results_dir: str | os.PathLike[str], names: Sequence[str])
     return found
 
 
-def read_result_lines(
-    text_file: str | os.PathLike[str], results_dir: str | os.PathLike[str]
-) -> list[ResultLine]:
-    """Read and check one image's text file.
-
-    Args:
-        text_file: the file.
-        results_dir: the folder no mask may lie outside of.
-
-    Returns:
-        Its lines. Of a mask file named twice the last line counts, as in the official code.
-
-    Raises:
-        InputError: the file cannot be read or a line is wrong; the message has the line's number.
-    """
-    text_file = Path(text_file)
-    # Not Path.resolve: a link inside the folder may well point to another disk.
-    root = Path(os.path.abspath(results_dir))  # noqa: PTH100
-    try:
-        with text_file.open(encoding="utf-8") as file:
-            lines = [line.rstrip("\n") for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {text_file}: {error}") from error
-    result: dict[Path, ResultLine] = {}
-    for number, line in enumerate(lines, start=1):
-        where = f"{text_file}, line {number}"
-        parts = line.split(" ")
-        if len(parts) != 3:
-            raise InputError(
-                f"{where}: expected 'relative/path.png labelID confidence', got {line!r}"
-            )
-        if Path(parts[0]).is_absolute():
-            raise InputError(f"{where}: the mask's path {parts[0]} must be relative")
-        mask_file = Path(os.path.abspath(text_file.parent / parts[0]))  # noqa: PTH100
-        if not mask_file.is_relative_to(root):
-            raise InputError(f"{where}: the mask {parts[0]} is outside of the folder {root}")
-        try:
-            label, confidence = float(parts[1]), float(parts[2])
-        except ValueError:
-            raise InputError(
-                f"{where}: label id and confidence must be numbers: {line!r}"
-            ) from None
-        if label not in _KNOWN_LABEL_IDS:
-            raise InputError(
-                f"{where}: unknown label id {parts[1]}; use the regular ids of the official labels"
-                " (24 is person), not train ids"
-            )
-        if not math.isfinite(confidence):
-            raise InputError(f"{where}: the confidence {parts[2]} is not a finite number")
-        result[mask_file] = ResultLine(mask_file, int(label), confidence)
-    return list(result.values())
-
-
 def read_predictions(
     text_file: str | os.PathLike[str],
     results_dir: str | os.PathLike[str],
     height: int,
     width: int,
 ) -> list[Prediction]:
-    """Read one image's predictions with their masks.
+    """Read and check one image's text file and its masks.
 
     Args:
         text_file: the image's result file.
@@ -215,19 +222,59 @@ def read_predictions(
 
     Returns:
         The predictions of the 8 classes; those of other labels are left out, their masks unread.
+        Of a mask file named twice the last line counts, as in the official code.
 
     Raises:
-        InputError: as :func:`read_result_lines`; a mask is missing, unreadable or of another size.
+        InputError: the file cannot be read, a line is wrong (the message has its number), or a
+            mask is missing, unreadable or of another size.
     """
-    return [
-        Prediction(
-            mask=_read_mask(line.mask_file, text_file, height, width),
-            category=ID_TO_CONTIGUOUS[line.label_id],
-            confidence=line.confidence,
+    text_file = Path(text_file)
+    # Not Path.resolve: a link inside the folder may well point to another disk.
+    root = Path(os.path.abspath(results_dir))  # noqa: PTH100
+    try:
+        with text_file.open(encoding="utf-8") as file:
+            lines = [line.rstrip("\n") for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {text_file}: {error}") from error
+    by_mask = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            mask_file, label_id, confidence = _parse_line(line, text_file.parent, root)
+        except InputError as error:
+            raise InputError(f"{text_file}, line {number}: {error}") from error
+        by_mask[mask_file] = label_id, confidence
+    predictions = []
+    for mask_file, (label_id, confidence) in by_mask.items():
+        if label_id in ID_TO_CONTIGUOUS:
+            if not mask_file.is_file():
+                raise InputError(f"{text_file} names the mask {mask_file}, which does not exist")
+            mask = read_mask(mask_file, height, width)
+            predictions.append(Prediction(mask, ID_TO_CONTIGUOUS[label_id], confidence))
+    return predictions
+
+
+def _parse_line(line: str, folder: Path, root: Path) -> tuple[Path, int, float]:
+    """Get mask file (absolute), official label id and confidence."""
+    parts = line.split(" ")
+    if len(parts) != 3:
+        raise InputError(f"expected 'relative/path.png labelID confidence', got {line!r}")
+    if Path(parts[0]).is_absolute():
+        raise InputError(f"the mask's path {parts[0]} must be relative")
+    mask_file = Path(os.path.abspath(folder / parts[0]))  # noqa: PTH100
+    if not mask_file.is_relative_to(root):
+        raise InputError(f"the mask {parts[0]} is outside of the folder {root}")
+    try:
+        label, confidence = float(parts[1]), float(parts[2])
+    except ValueError:
+        raise InputError(f"label id and confidence must be numbers: {line!r}") from None
+    if label not in _KNOWN_LABEL_IDS:
+        raise InputError(
+            f"unknown label id {parts[1]}; use the regular ids of the official labels"
+            " (24 is person), not train ids"
         )
-        for line in read_result_lines(text_file, results_dir)
-        if line.label_id in ID_TO_CONTIGUOUS
-    ]
+    if not math.isfinite(confidence):
+        raise InputError(f"the confidence {parts[2]} is not a finite number")
+    return mask_file, int(label), confidence
 
 
 def write_image_results(
@@ -249,16 +296,11 @@ def write_image_results(
     Returns:
         The text file. It is written last: it never names a mask that is not there.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in image_results(image_file, predictions, height, width):
-        text_file = folder / name
-        if text_file.suffix == ".txt":
-            with atomic_write(text_file) as file:
-                file.write(content)
-        else:
-            text_file.write_bytes(content)
-    return text_file
+        path = Path(folder) / name
+        with atomic_write(path) as file:
+            file.write(content)
+    return path
 
 
 def image_results(
@@ -302,16 +344,16 @@ def map_result_files(
         num_workers: processes that read and compare; default one per available core.
 
     Returns:
-        What ``function`` returned for each image.
+        The results of ``function``, one per image.
 
     Raises:
         InputError: see the functions above. That every image has a result file is checked first.
     """
-    truth_files = find_ground_truth(gt_dir)
-    text_files = find_result_files(results_dir, [image_name(file) for file in truth_files])
+    gt_files = find_ground_truth(gt_dir)
+    text_files = find_result_files(results_dir, [image_name(file) for file in gt_files])
     return map_in_parallel(
         partial(_map_files, function, Path(results_dir)),
-        list(zip(truth_files, text_files, strict=True)),
+        list(zip(gt_files, text_files, strict=True)),
         "Matching images",
         num_workers,
     )
@@ -329,36 +371,15 @@ def match_result_files(
     return map_result_files(match_image, results_dir, gt_dir, num_workers)
 
 
-def averages_to_json(averages: Mapping[str, Any]) -> str:
-    """Write the official ``averages`` as JSON.
-
-    Args:
-        averages: from :func:`.instance_ap.averages`.
-
-    Returns:
-        ``{"averages": {...}}`` in the official structure, as fractions. NaN, which JSON does not
-        know, becomes null: a class without ground truth.
-    """
-    return to_json({"averages": averages}, indent=4)
-
-
 def _map_files(
     function: Callable[[GroundTruth, list[Prediction]], Result],
     results_dir: Path,
     files: tuple[Path, Path],
 ) -> Result:
-    truth_file, text_file = files
-    ids = read_instance_ids(truth_file)
+    gt_file, text_file = files
+    ids = read_instance_ids(gt_file)
     predictions = read_predictions(text_file, results_dir, *ids.shape)
     try:
         return function(ground_truth(ids), predictions)
     except InputError as error:
-        raise InputError(f"{truth_file}: {error}") from error
-
-
-def _read_mask(
-    file: Path, text_file: str | os.PathLike[str], height: int, width: int
-) -> CroppedMask:
-    if not file.is_file():
-        raise InputError(f"{text_file} names the mask {file}, which does not exist")
-    return read_mask(file, height, width)
+        raise InputError(f"{gt_file}: {error}") from error

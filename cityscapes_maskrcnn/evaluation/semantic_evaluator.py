@@ -16,14 +16,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from cityscapes_maskrcnn.data.images import read_label_image
 from cityscapes_maskrcnn.data.labels import SEMANTIC_LABELS
 from cityscapes_maskrcnn.evaluation.image_evaluator import ImageEvaluator
-from cityscapes_maskrcnn.evaluation.mask_files import read_instance_ids
 from cityscapes_maskrcnn.evaluation.pixel_iou import (
     ImageCounts,
     count_image,
     format_pixel_scores,
     pixel_scores,
 )
-from cityscapes_maskrcnn.evaluation.result_files import image_name
+from cityscapes_maskrcnn.evaluation.result_files import image_name, read_instance_ids
 from cityscapes_maskrcnn.utils.errors import InputError
 
 RESULTS_FILE = "cityscapes_semantic_results.json"

@@ -15,7 +15,7 @@ from PIL import Image
 from cityscapes_maskrcnn.evaluation import ground_truth_cache
 from cityscapes_maskrcnn.evaluation.ground_truth_cache import read_ground_truth
 from cityscapes_maskrcnn.evaluation.instance_ap import GroundTruth, ground_truth
-from cityscapes_maskrcnn.evaluation.mask_files import read_instance_ids
+from cityscapes_maskrcnn.evaluation.result_files import read_instance_ids
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
