@@ -27,7 +27,7 @@ from cityscapes_maskrcnn.benchmarks.official_evaluation import (
     score_result_files,
 )
 from cityscapes_maskrcnn.benchmarks.predictions import RawPredictions, predict_from_truth
-from cityscapes_maskrcnn.data.array_cache import CACHE_VARIABLE
+from cityscapes_maskrcnn.data.cache import CACHE_VARIABLE
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.instance_ap import (

@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from cityscapes_maskrcnn.benchmarks.evaluation import DATASET, Case, make_case, register
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.data.array_cache import CACHE_VARIABLE
+from cityscapes_maskrcnn.data.cache import CACHE_VARIABLE
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.unpasted import leave_masks_unpasted, to_image_scale

@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from cityscapes_maskrcnn.benchmarks.official_evaluation import runnable_official_code
 from cityscapes_maskrcnn.data.annotations import load_instances
-from cityscapes_maskrcnn.data.array_cache import CACHE_VARIABLE
+from cityscapes_maskrcnn.data.cache import CACHE_VARIABLE
 from cityscapes_maskrcnn.utils.errors import InputError
 
 _HEIGHT, _WIDTH = 1024, 2048

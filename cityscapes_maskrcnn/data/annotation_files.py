@@ -1,4 +1,4 @@
-"""One official annotation file to its instances or its size.
+"""From one official annotation file to Detectron2's annotations.
 
 The geometry is that of Detectron2's loader, down to the last digit: the same GEOS operations in the
 same order on the same numbers.
@@ -7,17 +7,30 @@ same order on the same numbers.
 from __future__ import annotations
 
 import json
-import struct
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
-from cityscapes_maskrcnn.data.annotation_cache import Record, empty_record
+from cityscapes_maskrcnn.data.cache import Record
 from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, Label, resolve_label
 from cityscapes_maskrcnn.utils.errors import InputError
+
+XYXY_ABS: Final = 0  # detectron2.structures.BoxMode.XYXY_ABS, an IntEnum, is equal to it
+
+#: The fields of a record of :func:`read_instances`, for n objects of p polygons of c numbers.
+NO_INSTANCES: Final[Record] = {
+    "size": np.zeros(0, np.int64),  # (2,): height and width of the image in pixels
+    "categories": np.zeros(0, np.int64),  # (n,): contiguous class ids
+    "crowds": np.zeros(0, bool),  # (n,): whether an object is a group
+    "boxes": np.zeros((0, 4)),  # (n, 4): x0, y0, x1, y1 in absolute pixel coordinates
+    "polygon_counts": np.zeros(0, np.int64),  # (n,): polygons of every object
+    "polygon_sizes": np.zeros(0, np.int64),  # (p,): numbers (twice the points) of every polygon
+    "coordinates": np.zeros(0),  # (c,): x0, y0, x1, y1, ... of one polygon after another
+}
 
 AnnotatedObject = tuple[Label, bool, npt.NDArray[np.float32]]
 
@@ -28,21 +41,20 @@ def read_instances(path: str) -> Record:
     Later objects of the file lie in front of earlier ones; every instance keeps the part of its
     polygon that no later object covers.
 
+    Returns:
+        A record with the fields of :data:`NO_INSTANCES`.
+
     Raises:
         InputError: the file is missing, incomplete, or not what the official files look like.
     """
     height, width, objects = read_objects(path)
     check_polygons(path, objects)
+    found: dict[str, list[Any]] = {name: [] for name in NO_INSTANCES}
+    found["size"] = [height, width]
     things = [label.id in ID_TO_CONTIGUOUS for label, _, _ in objects]
     first_thing = things.index(True) if any(things) else len(things)
     covered = shapely.Polygon()
-    categories: list[int] = []
-    crowds: list[bool] = []
-    boxes: list[tuple[float, float, float, float]] = []
-    polygon_counts: list[int] = []
-    polygon_sizes: list[int] = []
-    coordinates: list[npt.NDArray[np.float64]] = []
-    # Whatever lies behind the last thing covers no thing.
+    # What lies behind the last thing hides no thing.
     for label, is_group, points in reversed(objects[first_thing:]):
         try:
             # Vertices are pixel indices, hence + 0.5; the official rasteriser draws every pixel
@@ -56,50 +68,43 @@ def read_instances(path: str) -> Record:
             if not parts:
                 continue
             rings = [shapely.get_coordinates(part.exterior) for part in parts]
-            categories.append(ID_TO_CONTIGUOUS[label.id])
-            crowds.append(is_group)
-            boxes.append(visible.bounds)
-            polygon_counts.append(len(rings))
-            polygon_sizes.extend(ring.size for ring in rings)
-            coordinates.extend(ring.ravel() for ring in rings)
+            found["categories"].append(ID_TO_CONTIGUOUS[label.id])
+            found["crowds"].append(is_group)
+            found["boxes"].append(visible.bounds)
+            found["polygon_counts"].append(len(rings))
+            found["polygon_sizes"].extend(ring.size for ring in rings)
+            found["coordinates"].extend(ring.ravel() for ring in rings)
         covered = covered.union(shape)
-    if not categories:
-        return empty_record(height, width)
-    return Record(
-        height,
-        width,
-        np.array(categories, np.int64),
-        np.array(crowds, bool),
-        np.array(boxes, np.float64),
-        np.array(polygon_counts, np.int64),
-        np.array(polygon_sizes, np.int64),
-        np.concatenate(coordinates),
-    )
+    found["coordinates"] = np.concatenate([[], *found["coordinates"]])
+    return {
+        name: np.asarray(found[name], empty.dtype).reshape(-1, *empty.shape[1:])
+        for name, empty in NO_INSTANCES.items()
+    }
 
 
-def read_size(path: str) -> Record:
-    """Read the size of a PNG from its header, as a record without objects.
+def annotation_dicts(record: Record) -> list[dict[str, Any]]:
+    """Turn a record of :func:`read_instances` into Detectron2's annotations.
 
-    Raises:
-        InputError: the file is missing or its beginning is not that of a PNG.
+    Returns:
+        One dict per object with ``iscrowd`` (True for a group), ``category_id`` (contiguous, 0 to
+        7), ``bbox`` (x0, y0, x1, y1) and ``bbox_mode`` XYXY_ABS, ``segmentation`` (polygons as x0,
+        y0, x1, y1, ...). Coordinates are absolute pixels, continuous: a pixel's centre is at +0.5.
     """
-    try:
-        with Path(path).open("rb") as file:
-            header = file.read(24)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(header) < 24 or header[:8] != b"\x89PNG\r\n\x1a\n" or header[12:16] != b"IHDR":
-        raise InputError(f"{path}: not a PNG file, or only its beginning; unpack it again")
-    width, height = struct.unpack(">II", header[16:])
-    return empty_record(height, width)
-
-
-def _polygons(geometry: Any) -> list[Any]:
-    """The non-empty polygons of a geometry; lines and points have no area and are left out."""
+    numbers = record["coordinates"].tolist()
+    ends = accumulate(record["polygon_sizes"].tolist(), initial=0)
+    polygons = (numbers[start:stop] for start, stop in pairwise(ends))
+    per_object = ("categories", "crowds", "boxes", "polygon_counts")
     return [
-        part
-        for part in shapely.get_parts(shapely.get_parts(geometry))
-        if isinstance(part, shapely.Polygon) and not part.is_empty
+        {
+            "iscrowd": crowd,
+            "category_id": category,
+            "segmentation": list(islice(polygons, count)),
+            "bbox": tuple(box),
+            "bbox_mode": XYXY_ABS,
+        }
+        for category, crowd, box, count in zip(
+            *(record[name].tolist() for name in per_object), strict=True
+        )
     ]
 
 
@@ -110,6 +115,9 @@ def read_objects(path: str) -> tuple[int, int, list[AnnotatedObject]]:
         Height, width, and per object in drawing order its label, whether it is a group, and its
         vertices, shape (points, 2), float32; without deleted objects and those without an official
         id (licence plates), which belong to no image.
+
+    Raises:
+        InputError: the file is missing, incomplete, or not what the official files look like.
     """
     try:
         with Path(path).open("rb") as file:
@@ -121,7 +129,7 @@ def read_objects(path: str) -> tuple[int, int, list[AnnotatedObject]]:
     try:
         height, width, entries = content["imgHeight"], content["imgWidth"], content["objects"]
         if type(height) is not int or type(width) is not int or min(height, width) < 1:
-            raise InputError(f"{path}: imgHeight and imgWidth must be positive whole numbers")
+            raise InputError("imgHeight and imgWidth must be positive whole numbers")
         objects = []
         for entry in entries:
             if "deleted" in entry:
@@ -132,23 +140,28 @@ def read_objects(path: str) -> tuple[int, int, list[AnnotatedObject]]:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a Cityscapes annotation ({error!r})") from error
     except InputError as error:
-        raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+        raise InputError(f"{path}: {error}") from error
     return height, width, objects
 
 
 def check_polygons(path: str, objects: list[AnnotatedObject]) -> None:
-    """Make sure that the vertices of :func:`read_objects` enclose something.
+    """Verify that the vertices of :func:`read_objects` enclose an area.
 
     Raises:
         InputError: vertices are fewer than three, not finite, or not pairs.
     """
     for label, _, points in objects:
-        if (
-            points.ndim != 2
-            or points.shape[1] != 2
-            or len(points) < 3
-            or not np.isfinite(points).all()
-        ):
+        is_list_of_pairs = points.ndim == 2 and points.shape[1] == 2
+        if not is_list_of_pairs or len(points) < 3 or not np.isfinite(points).all():
             raise InputError(
                 f"{path}: a polygon of {label.name!r} is not a list of three or more (x, y) points"
             )
+
+
+def _polygons(geometry: Any) -> list[Any]:
+    """The non-empty polygons of a geometry; lines and points have no area and are left out."""
+    return [
+        part
+        for part in shapely.get_parts(shapely.get_parts(geometry))
+        if isinstance(part, shapely.Polygon) and not part.is_empty
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import cv2
@@ -47,6 +48,23 @@ def read_label_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     if image.dtype != np.uint8 or image.ndim != 2:
         raise InputError(f"{path}: a label image has one channel of 8 bits; this one has not")
     return image
+
+
+def read_png_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Read height and width of a PNG from its header.
+
+    Raises:
+        InputError: the file is missing or its beginning is not that of a PNG.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            header = file.read(24)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(header) < 24 or header[:8] != b"\x89PNG\r\n\x1a\n" or header[12:16] != b"IHDR":
+        raise InputError(f"{path}: not a PNG file, or only its beginning; unpack it again")
+    width, height = struct.unpack(">II", header[16:])
+    return height, width
 
 
 def _decode(path: str | os.PathLike[str], flags: int) -> npt.NDArray[np.uint8]:

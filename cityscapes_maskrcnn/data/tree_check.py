@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cityscapes_maskrcnn.data.annotation_files import check_polygons, read_objects, read_size
+from cityscapes_maskrcnn.data.annotation_files import check_polygons, read_objects
 from cityscapes_maskrcnn.data.annotations import IMAGE_SUFFIX, require_folder
+from cityscapes_maskrcnn.data.images import read_png_size
 from cityscapes_maskrcnn.data.labels import LABELS
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
@@ -217,7 +218,7 @@ def _check_files(
     problems = []
     expected, other_size = None, ""
     try:
-        expected = _read_whole(image) if check_image else read_size(image)[:2]
+        expected = _read_whole(image) if check_image else read_png_size(image)
         if size is not None and expected != size:
             other_size = f"{image} ({_text(expected)})"
     except InputError as error:

@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from cityscapes_maskrcnn.data.annotation_files import read_size
+from cityscapes_maskrcnn.data.images import read_png_size
 from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, INSTANCE_LABELS, LABELS
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
@@ -151,8 +151,7 @@ def read_image_list(file: str | os.PathLike[str]) -> list[ExpectedImage]:
             raise InputError(f"{file}: {line!r} does not begin with city_sequence_frame")
         height, width = 1024, 2048
         if line.endswith(".png") and Path(line).is_file():
-            record = read_size(line)
-            height, width = record.height, record.width
+            height, width = read_png_size(line)
         images.append(ExpectedImage(match.group(), height, width))
     if not images:
         raise InputError(f"{file}: names no image")

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cityscapes_maskrcnn.data.annotation_files import read_instances
-from cityscapes_maskrcnn.data.annotations import IMAGE_SUFFIX, XYXY_ABS
+from cityscapes_maskrcnn.data.annotation_files import annotation_dicts, read_instances
+from cityscapes_maskrcnn.data.annotations import IMAGE_SUFFIX
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
 
@@ -85,21 +85,8 @@ def ground_truth_of(image_file: str | os.PathLike[str]) -> dict[str, Any] | None
     if split == "test" or not annotation_file.is_file():
         return None
     record = read_instances(str(annotation_file))
-    ends = np.cumsum(record.polygon_sizes)[:-1]
-    polygons = iter(np.split(record.coordinates, ends))
-    annotations = [
-        {
-            "category_id": int(category),
-            "iscrowd": bool(is_group),
-            "bbox": tuple(box),
-            "bbox_mode": XYXY_ABS,
-            "segmentation": [next(polygons) for _ in range(count)],
-        }
-        for category, is_group, box, count in zip(
-            record.categories, record.crowds, record.boxes, record.polygon_counts, strict=True
-        )
-    ]
-    return {"height": record.height, "width": record.width, "annotations": annotations}
+    height, width = record["size"].tolist()
+    return {"height": height, "width": width, "annotations": annotation_dicts(record)}
 
 
 def picture_files(images: Sequence[Path], folder: Path, suffix: str) -> list[Path]:

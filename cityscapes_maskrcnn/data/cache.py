@@ -1,0 +1,185 @@
+"""Cache files of what is slow to read: safe to delete, to share and to interrupt.
+
+A cache file holds one record for each of many source files, a record being a few named arrays
+whose lengths differ from file to file. It is a NumPy ``.npz`` file without pickled objects, so
+that reading it never executes code; its format brings a checksum of every array. It is only a
+copy: a source that changed is read again, and a file that cannot be read is built anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.locks import file_lock
+from cityscapes_maskrcnn.utils.parallel import map_in_parallel
+
+CACHE_VARIABLE: Final = "CITYSCAPES_MASKRCNN_CACHE"
+_FORMAT: Final = 2
+
+logger = logging.getLogger(__name__)
+
+Record = Mapping[str, npt.NDArray[Any]]
+
+
+class Source(NamedTuple):
+    """One file that a record is read from.
+
+    Attributes:
+        name: path below the split's folder, for instance ``aachen/aachen_..._polygons.json``.
+        stamp: changes with the file, for instance its size and time.
+    """
+
+    name: str
+    stamp: str
+
+
+class _Entry(NamedTuple):
+    stamp: str
+    record: Record
+
+
+def cache_file(folder: str | os.PathLike[str], kind: str) -> Path:
+    """Path of a cache file; it need not exist.
+
+    It lies in ``$CITYSCAPES_MASKRCNN_CACHE`` if set, else in ``cityscapes_maskrcnn`` in
+    ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Args:
+        folder: what is read, for instance ``gtFine/train``.
+        kind: of records, for instance ``instances``.
+    """
+    folder = Path(folder).absolute()
+    digest = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    home = os.environ.get(CACHE_VARIABLE) or (
+        f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/cityscapes_maskrcnn"
+    )
+    return Path(home).expanduser() / f"{'-'.join(folder.parts[1:][-2:])}-{kind}-{digest}.npz"
+
+
+def load_records(
+    path: Path,
+    *,
+    folder: str | os.PathLike[str],
+    sources: Sequence[Source],
+    read: Callable[[str], Record],
+    template: Record,
+    signature: str,
+    description: str,
+    num_workers: int | None = None,
+) -> list[Record]:
+    """Read files through a cache file.
+
+    Any number of processes may call this at once: the first one reads, the others wait for it. If
+    the cache file cannot be written, a warning says so and every call reads again.
+
+    Args:
+        path: the cache file, see :func:`cache_file`.
+        folder: what the names of the sources are relative to.
+        sources: the files; those that did not change since the cache file was written are not read.
+        read: reads the file at a path; a module-level function.
+        template: a record of empty arrays; their names, types and shapes are those of all records.
+        signature: names whatever else a record depends on; another signature empties the cache.
+        description: shown before the progress bar.
+        num_workers: processes for reading; default one per core.
+
+    Returns:
+        The records of ``sources``, in their order.
+    """
+    layout = {name: f"{empty.dtype}{empty.shape[1:]}" for name, empty in template.items()}
+    signature = f"{_FORMAT} {signature} {layout}"
+    known = _read(path, signature, template, warn=False)
+    if _changed(sources, known):
+        with ExitStack() as stack:
+            with suppress(InputError):  # _write warns of a folder that cannot be written
+                stack.enter_context(file_lock(path.with_suffix(".lock")))
+            known = _read(path, signature, template, warn=True)
+            changed = _changed(sources, known)
+            if changed:
+                files = [str(Path(folder) / source.name) for source in changed]
+                records = map_in_parallel(read, files, description, num_workers)
+                # Records of other files stay: those of another part of the split are among them.
+                for source, record in zip(changed, records, strict=True):
+                    known[source.name] = _Entry(source.stamp, record)
+                _write(path, signature, template, known)
+    return [known[source.name].record for source in sources]
+
+
+def _changed(sources: Sequence[Source], known: Mapping[str, _Entry]) -> list[Source]:
+    """The sources that the cache does not hold as they are now."""
+    return [
+        source
+        for source in sources
+        if source.name not in known or known[source.name].stamp != source.stamp
+    ]
+
+
+def _read(path: Path, signature: str, template: Record, *, warn: bool) -> dict[str, _Entry]:
+    """Entries of a cache file by name; none if it is missing, outdated or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["signature"]) != signature:
+                return {}
+            names, stamps = _unpack_text(file["names"]), _unpack_text(file["stamps"])
+            columns = []
+            for (name, empty), lengths in zip(template.items(), file["lengths"], strict=True):
+                array, ends = file[name], [0, *np.cumsum(lengths).tolist()]
+                if (
+                    array.dtype != empty.dtype
+                    or array.shape != (ends[-1], *empty.shape[1:])
+                    or len(lengths) != len(names)
+                ):
+                    raise ValueError(f"{name} does not fit to its lengths")
+                columns.append([array[start:stop] for start, stop in pairwise(ends)])
+        records = [dict(zip(template, row, strict=True)) for row in zip(*columns, strict=True)]
+        return dict(zip(names, map(_Entry, stamps, records), strict=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except Exception as error:  # damage can make zipfile and NumPy raise nearly anything
+        if warn:
+            logger.warning("Ignoring the cache file %s, which cannot be read: %s", path, error)
+        return {}
+
+
+def _write(path: Path, signature: str, template: Record, known: Mapping[str, _Entry]) -> None:
+    """Write a cache file; a failure is only logged."""
+    records = [entry.record for entry in known.values()]
+    contents: dict[str, Any] = {
+        "signature": np.array(signature),
+        "names": _pack_text(known),
+        "stamps": _pack_text([entry.stamp for entry in known.values()]),
+        "lengths": np.array([[len(record[name]) for record in records] for name in template]),
+    }
+    for name, empty in template.items():
+        contents[name] = np.concatenate([empty, *(record[name] for record in records)])
+    try:
+        with atomic_write(path) as file:
+            np.savez(file, **contents)
+    except InputError as error:
+        logger.warning(
+            "Nothing can be cached (%s), so that every start reads all annotations again; set %s "
+            "to a folder that can be written",
+            error,
+            CACHE_VARIABLE,
+        )
+
+
+def _pack_text(texts: Sequence[str] | Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+    """Put file names, which may be any bytes, into one array."""
+    joined = "".join(f"{text}\0" for text in texts)
+    return np.frombuffer(joined.encode("utf-8", "surrogateescape"), np.uint8)
+
+
+def _unpack_text(packed: npt.NDArray[Any]) -> list[str]:
+    return packed.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
