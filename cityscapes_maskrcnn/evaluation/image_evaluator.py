@@ -44,7 +44,7 @@ class ImageEvaluator(DatasetEvaluator, Generic[Result]):
         self._dataset_name = dataset_name
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._logger = logging.getLogger(type(self).__module__)
-        # The threads that torch had before a fork are gone in a worker: it must not wait for them.
+        # The model has the other cores.
         self._new_tasks = partial(TaskQueue, num_workers, partial(torch.set_num_threads, 1))
         self._tasks = self._new_tasks()
 

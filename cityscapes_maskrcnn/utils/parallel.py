@@ -1,4 +1,10 @@
-"""The same work on many items, on every core, with a progress bar."""
+"""Work in other processes: many items at once, or tasks that are done while the caller goes on.
+
+Worker processes are spawned, never forked: the caller may have CUDA, NCCL and other threads, whose
+locks a forked process would inherit locked. A worker imports the module of its function and not the
+caller's main module, so it starts in a fifth of a second, and scripts without
+``if __name__ == "__main__"`` and notebooks work; functions of a main module cannot be sent to it.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +16,18 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any, TypeVar
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
+from typing import Any, Final, TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# A worker pays off from about so many items: until it has started, the caller has done as many.
+_ITEMS_PER_WORKER: Final = 16
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def available_cores() -> int:
@@ -34,7 +46,7 @@ def map_in_parallel(
     """Apply ``function`` to every item in worker processes, showing progress and remaining time.
 
     Args:
-        function: a module-level function (it is sent to other processes); so are its results.
+        function: of an imported module; it is sent to other processes, as are items and results.
         items: what to apply it to.
         description: shown before the progress bar.
         num_workers: processes; default one per available core. With one, with few items, and
@@ -46,7 +58,7 @@ def map_in_parallel(
     Raises:
         Exception: the first exception ``function`` raised, in the order of ``items``.
     """
-    workers = min(num_workers or available_cores(), len(items) // 8)
+    workers = min(num_workers or available_cores(), len(items) // _ITEMS_PER_WORKER)
     if workers <= 1 or multiprocessing.current_process().daemon:
         return list(_with_progress(map(function, items), len(items), description))
     chunk_size = max(1, min(32, len(items) // (workers * 8)))
@@ -57,6 +69,8 @@ def map_in_parallel(
 
 class TaskQueue:
     """Work that other processes do while the caller goes on, a bounded amount of it at a time.
+
+    The caller does the first few tasks itself: only for more of them processes are started.
 
     Args:
         num_workers: processes; 0, and any number inside a daemonic process, which may not have
@@ -69,6 +83,7 @@ class TaskQueue:
     ) -> None:
         daemon = multiprocessing.current_process().daemon
         self._num_workers = 0 if daemon else num_workers
+        self._num_tasks = 0
         self._initializer = initializer
         self._pool: ProcessPoolExecutor | None = None
         self._pending: deque[tuple[str, Future[Any]]] = deque()
@@ -81,13 +96,14 @@ class TaskQueue:
 
         Args:
             name: of the result.
-            function: a module-level function (it is sent to other processes, as are its arguments).
+            function: of an imported module; it is sent to other processes, as are its arguments.
             arguments: for it.
 
         Raises:
             Exception: what an earlier call raised.
         """
-        if not self._num_workers:
+        self._num_tasks += 1
+        if not self._num_workers or self._num_tasks <= _ITEMS_PER_WORKER:
             self._results[name] = function(*arguments)
             return
         if self._pool is None:
@@ -126,14 +142,30 @@ class TaskQueue:
             raise
 
 
+class _Worker(SpawnProcess):
+    """A spawned process without the caller's main module, see the top of this file."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802
+        main = sys.modules["__main__"]
+        # Inherited until _start_worker has handlers: a signal to the group must not end a worker.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        try:
+            sys.modules["__main__"] = ModuleType("__main__")
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class _WorkerContext(SpawnContext):
+    Process = _Worker
+
+
 def _start_pool(
     num_workers: int, initializer: Callable[[], object] | None = None
 ) -> ProcessPoolExecutor:
-    # Fork where there is one: the other start methods import the caller's main module again, which
-    # fails for scripts without a guard and for notebooks.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    context = multiprocessing.get_context(method)
-    return ProcessPoolExecutor(num_workers, context, _start_worker, (initializer,))
+    return ProcessPoolExecutor(num_workers, _WorkerContext(), _start_worker, (initializer,))
 
 
 def _with_progress(results: Iterable[Result], total: int, description: str) -> Iterable[Result]:
@@ -147,12 +179,14 @@ def _start_worker(initializer: Callable[[], object] | None) -> None:
 
     Signals to the process group (Ctrl-C, timeout) reach the parent alone, so that it can finish
     what it does and workers print no tracebacks of their own. The parent's own SIGTERM ends a
-    worker, whatever handler it has inherited. When the parent is killed, its workers would wait for
-    work for ever; a thread ends them.
+    worker. When the parent is killed, its workers would wait for work for ever; a thread ends them.
     """
     os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _STOP_SIGNALS:
+        # Drops one that came before.
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if initializer is not None:
         initializer()

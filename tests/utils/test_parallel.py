@@ -4,13 +4,29 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from cityscapes_maskrcnn.utils import parallel
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import TaskQueue, available_cores, map_in_parallel
+
+# Python 3.12 and later warn of a fork while other threads run.
+pytestmark = pytest.mark.filterwarnings("error:.*fork.*:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have workers find this file, whose name under pytest is no module's they could import."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setitem(sys.modules, "test_parallel", sys.modules[__name__])
+    for function in (square_and_process, refuse_seven, process_id, is_changed):
+        monkeypatch.setattr(function, "__module__", "test_parallel")
 
 
 def square_and_process(number: int) -> tuple[int, int]:
@@ -18,55 +34,8 @@ def square_and_process(number: int) -> tuple[int, int]:
 
 
 def refuse_seven(number: int) -> int:
-    if number >= 7:
-        raise InputError(f"not {number}")
-    return number
-
-
-@pytest.mark.parametrize("workers", [1, 2, None])
-def test_results_keep_their_order(workers):
-    results = map_in_parallel(square_and_process, range(100), "squares", workers)
-    assert [square for square, _ in results] == [i * i for i in range(100)]
-    assert map_in_parallel(square_and_process, [], "squares", workers) == []
-
-
-def test_work_is_done_by_other_processes_if_there_is_enough():
-    many = {process for _, process in map_in_parallel(square_and_process, range(100), "", 2)}
-    few = {process for _, process in map_in_parallel(square_and_process, range(10), "", 2)}
-    assert os.getpid() not in many
-    assert few == {os.getpid()}
-    assert available_cores() >= 1
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_first_error_arrives(workers):
-    with pytest.raises(InputError, match=r"^not 7$"):
-        map_in_parallel(refuse_seven, range(100), "refusing", workers)
-
-
-KILLED = """
-import os, time
-from cityscapes_maskrcnn.utils.parallel import map_in_parallel
-def work(item):
-    print("working\\n", end="", flush=True)
-    time.sleep(0.2)
-map_in_parallel(work, range(1000), "sleeping", 2)
-"""
-
-
-def test_workers_end_when_their_parent_is_killed():
-    parent = subprocess.Popen(
-        [sys.executable, "-c", KILLED], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
-    )
-    assert parent.stdout.readline() == b"working\n"
-    parent.send_signal(signal.SIGKILL)
-    # The workers hold the other end of the pipe too: it closes when the last of them is gone.
-    parent.communicate(timeout=20)
-
-
-def square_or_fail(number: int) -> int:
-    if number == 13:
-        raise InputError("13 is unlucky")
+    if number == 7:
+        raise InputError("7 is unlucky")
     return number**2
 
 
@@ -74,52 +43,136 @@ def process_id() -> int:
     return os.getpid()
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_task_queue_keeps_the_last_result_of_each_name(num_workers: int) -> None:
-    tasks = TaskQueue(num_workers)
-    for number in [*range(12), 3]:
-        tasks.put(str(number % 10), square_or_fail, number)
-    expected = {str(number): number**2 for number in range(10)} | {"0": 100, "1": 121, "3": 9}
-    assert tasks.results() == expected
-    tasks.put("more", square_or_fail, 2)
-    assert tasks.results() == {**expected, "more": 4}
+CHANGED = False
+
+
+def is_changed(_: int) -> bool:
+    return CHANGED
+
+
+@contextmanager
+def running_thread() -> Iterator[None]:
+    """Another thread, as CUDA, NCCL and TensorBoard have them."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    yield
+    end.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_keep_their_order(workers: int) -> None:
+    results = map_in_parallel(square_and_process, range(100), "squares", workers)
+    assert [square for square, _ in results] == [number * number for number in range(100)]
+    assert (os.getpid() in {process for _, process in results}) == (workers == 1)
+    with pytest.raises(InputError, match="7 is unlucky"):
+        map_in_parallel(refuse_seven, range(100), "refusing", workers)
+
+
+def test_few_items_start_no_process() -> None:
+    results = map_in_parallel(square_and_process, range(31), "", 2)
+    assert {process for _, process in results} == {os.getpid()}
+    assert map_in_parallel(square_and_process, [], "", 2) == []
+    assert available_cores() >= 1
+
+
+def test_workers_are_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked process would share this one's memory, and its threads' locks."""
+    monkeypatch.setattr(sys.modules[__name__], "CHANGED", True)
+    with running_thread():
+        assert not any(map_in_parallel(is_changed, range(100), "", 2))
+
+
+# No guard: a worker that imported the main module would start workers of its own.
+SCRIPT = """
+import sys
+from cityscapes_maskrcnn.utils.parallel import map_in_parallel
+from test_parallel import square_and_process
+print(len(map_in_parallel(square_and_process, range(100), "squares", 2)), __name__)
+"""
+
+
+def test_scripts_need_no_guard(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "100 __main__\n"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_task_queue_raises_what_a_task_raised(num_workers: int) -> None:
+def test_task_queue_keeps_the_last_result_of_each_name(num_workers: int) -> None:
     tasks = TaskQueue(num_workers)
-    with pytest.raises(InputError, match="13 is unlucky"):
+    for number in [*range(22), 3]:
+        tasks.put(str(number % 20), pow, number, 2)
+    expected = {str(number): number**2 for number in range(20)} | {"0": 400, "1": 441, "3": 9}
+    assert tasks.results() == expected
+    tasks.put("more", pow, 2, 2)
+    assert tasks.results() == {**expected, "more": 4}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_task_queue_raises_what_a_task_raised(
+    monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    monkeypatch.setattr(parallel, "_ITEMS_PER_WORKER", 0)
+    tasks = TaskQueue(num_workers)
+    with pytest.raises(InputError, match="7 is unlucky"):
         for number in range(40):
-            tasks.put(str(number), square_or_fail, number)
+            tasks.put(str(number), refuse_seven, number)
     tasks.close()
 
 
-def test_task_queue_works_elsewhere_and_ends_its_processes() -> None:
+def test_task_queue_starts_processes_for_many_tasks_and_ends_them() -> None:
     tasks = TaskQueue(1, partial(os.nice, 1))
-    tasks.put("worker", process_id)
+    for number in range(17):
+        tasks.put(str(number), process_id)
     tasks.put("niceness", os.nice, 0)
     results = tasks.results()
-    assert results["worker"] != os.getpid()
+    assert results["15"] == os.getpid()
+    assert results["16"] != os.getpid()
     assert results["niceness"] == os.nice(0) + 1
     with pytest.raises(ProcessLookupError):
-        os.kill(results["worker"], 0)
+        os.kill(results["16"], 0)
+
+
+KILLED = """
+import os, time
+from cityscapes_maskrcnn.utils import parallel
+parallel._ITEMS_PER_WORKER = 0
+tasks = parallel.TaskQueue(2)
+tasks.put("a", os.write, 1, b"working\\n")
+tasks.put("b", time.sleep, 100)
+tasks.results()
+"""
+
+
+def test_workers_end_when_their_parent_is_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE)
+    assert parent.stdout.readline() == b"working\n"
+    parent.send_signal(signal.SIGKILL)
+    # The workers hold the other end of the pipe too: it closes when the last of them is gone.
+    parent.communicate(timeout=20)
 
 
 # As in training, where SIGTERM is caught in order to save a checkpoint first.
 TERMINATED = """
 import os, signal, time
-from cityscapes_maskrcnn.utils.parallel import TaskQueue
+from cityscapes_maskrcnn.utils import parallel
 signal.signal(signal.SIGTERM, lambda *_: print("caught", flush=True))
-tasks = TaskQueue(2)
-tasks.put("a", os.getpid)
-tasks.put("b", time.sleep, 1.0)
-while any(os.getpgid(worker) != worker for worker in tasks._pool._processes):
-    time.sleep(0.01)
-print("working", flush=True)
-time.sleep(1.0)
-print(tasks.results()["b"], flush=True)
-for number in range(4):
-    tasks.put(str(number), time.sleep, 0.5)
+parallel._ITEMS_PER_WORKER = 0
+tasks = parallel.TaskQueue(2)
+tasks.put("a", time.sleep, 1.0)
+os.killpg(0, signal.SIGTERM)  # while the worker starts
+tasks.put("b", os.getpid)
+print(sorted(tasks.results()), flush=True)
+tasks.put("c", time.sleep, 9.0)
 os.kill(next(iter(tasks._pool._processes)), signal.SIGKILL)
 try:
     tasks.results()
@@ -129,17 +182,12 @@ except Exception as error:
 
 
 def test_workers_outlive_a_signal_to_the_group_and_end_when_one_was_killed() -> None:
-    parent = subprocess.Popen(
+    done = subprocess.run(
         [sys.executable, "-c", TERMINATED],
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         start_new_session=True,
-        cwd=Path(__file__).parents[2],
+        timeout=60,
+        check=True,
     )
-    try:
-        assert parent.stdout.readline() == "working\n"
-        os.killpg(parent.pid, signal.SIGTERM)
-        out, _ = parent.communicate(timeout=30)
-    finally:
-        parent.kill()
-    assert out.splitlines() == ["caught", "None", "BrokenProcessPool"]
+    assert done.stdout.splitlines() == ["caught", "['a', 'b']", "BrokenProcessPool"]
