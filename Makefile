@@ -57,7 +57,7 @@ demo: $(READY)
 	$(BIN)/python datasets/make_synthetic_cityscapes.py $(DEMO)/datasets \
 	  --train 240 --val 48 --test 0 --train-extra 0 --height 128 --width 256 --seed 7
 	DETECTRON2_DATASETS=$(DEMO)/datasets $(BIN)/python tools/train_stages.py \
-	  --config-dir configs/demo --output $(DEMO) --trials 2
+	  --config-dir configs/demo --output $(DEMO) --trials 2 --confirm 0
 	DETECTRON2_DATASETS=$(DEMO)/datasets $(BIN)/python tools/visualize_predictions.py \
 	  --config-file $(DEMO)/stage_3/config.yaml \
 	  --input '$(DEMO)/datasets/cityscapes/leftImg8bit/val/*/*_00000[89]_*.png' \

@@ -16,6 +16,7 @@ setup(
     description="Mask R-CNN on Cityscapes instance segmentation, as a Detectron2 project",
     license="Apache-2.0",
     packages=find_packages(include=["cityscapes_maskrcnn", "cityscapes_maskrcnn.*"]),
+    package_data={"cityscapes_maskrcnn.recipe": ["published_scores.yaml"]},
     python_requires=">=3.10,<3.13",
     # constraints.txt pins one whole set that was tested together.
     install_requires=[

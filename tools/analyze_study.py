@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cityscapes_maskrcnn.search.storage import open_study, storage_url, without_password
-from cityscapes_maskrcnn.search.study_report import write_report
+from cityscapes_maskrcnn.search.study_report import write_study_report
 from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
@@ -25,7 +25,7 @@ the best trial cannot become config keys, all but best.yaml is written.
 """
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Read the study, write the report."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -35,10 +35,10 @@ def main() -> None:
     )
     parser.add_argument("--study", default="", metavar="NAME", help="default: the only one")
     parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="for the report")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     url = storage_url(args.storage)
     with open_study(url, args.study) as study:
-        files, missing = write_report(study, without_password(url), args.output)
+        files, missing = write_study_report(study, without_password(url), args.output)
     print("\n".join(filter(None, [*map(str, files), missing])))
 
 

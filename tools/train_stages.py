@@ -10,7 +10,7 @@ from pathlib import Path
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe.chain import read_states, require_inputs, run_chain
 from cityscapes_maskrcnn.recipe.chain_status import format_plan
-from cityscapes_maskrcnn.recipe.report import write_report
+from cityscapes_maskrcnn.recipe.report import write_recipe_report
 from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, split_words
 from cityscapes_maskrcnn.utils.tool import folder, run_tool
 
@@ -27,7 +27,7 @@ that was made with another config or parent is an error
 """
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the plan, run it, and print what came of it."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -37,15 +37,24 @@ def main() -> None:
     add("--output", type=folder("--output"), required=True, metavar="DIR", help="for every step")
     add("--stages", nargs="+", default=STEPS, metavar="STEP", help=f"of {' '.join(STEPS)}")
     add("--trials", type=int, default=42, metavar="N", help="of the search (default: 42)")
+    help_confirm = "best trials of the search to train again with other seeds (default: 3)"
+    add("--confirm", type=int, default=3, metavar="K", help=help_confirm)
     add("--num-gpus", type=int, default=1, metavar="N", help="processes a training (default: 1)")
     add("--dry-run", action="store_true", help="print the plan only")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys for all stages")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     stages, opts = split_words(args.stages)
     recipe = Recipe(
-        *(args.config_dir, args.output, Path(__file__).parent, build_config),
-        *([*opts, *args.opts], stages, args.trials, args.num_gpus),
+        config_dir=args.config_dir,
+        output=args.output,
+        tools=Path(__file__).resolve().parent,
+        build_config=build_config,
+        opts=[*opts, *args.opts],
+        selected=stages,
+        trials=args.trials,
+        confirm=args.confirm,
+        num_gpus=args.num_gpus,
     )
     steps = recipe.steps()
     print(format_plan(steps, states := read_states(steps)), flush=True)
@@ -53,7 +62,7 @@ def main() -> None:
     if args.dry_run:
         return
     run_chain(steps, args.output, sys.stdout)
-    print(f"\n{write_report(args.output)}")
+    print(f"\n{write_recipe_report(args.output)}")
 
 
 if __name__ == "__main__":

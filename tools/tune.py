@@ -27,7 +27,7 @@ examples:
 """
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Parse the flags and search."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -39,16 +39,29 @@ def main() -> int:
     help_trials = "trials of the whole study, those of other workers included (default: 42)"
     parser.add_argument("--trials", type=int, default=42, metavar="N", help=help_trials)
     parser.add_argument("--no-prune", action="store_true", help="train every trial to its end")
+    help_confirm = (
+        "train the best K trials again with 2 other seeds each; the mean decides (default: 0)"
+    )
+    parser.add_argument("--confirm", type=int, default=0, metavar="K", help=help_confirm)
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes a trial")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, as in training")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     cfg = build_config(args.config_file, args.opts)
     train_net = str(Path(__file__).resolve().with_name("train_net.py"))
     command = [sys.executable, train_net, "--num-gpus", str(args.num_gpus)]
     with StopRequests().listening() as stop:
         try:
-            tune(cfg, args.study, args.storage, args.trials, not args.no_prune, command, stop)
+            tune(
+                cfg,
+                study_name=args.study,
+                storage=args.storage,
+                budget=args.trials,
+                prune=not args.no_prune,
+                confirm_best=args.confirm,
+                train_command=command,
+                stop=stop,
+            )
         except Stopped as stopped:
             return stopped.status
     return 0

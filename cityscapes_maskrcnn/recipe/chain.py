@@ -2,48 +2,51 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, TextIO
 
-from cityscapes_maskrcnn.recipe.chain_status import LOG_FILE, ChainStatus, find_lacking
-from cityscapes_maskrcnn.recipe.step_state import COMPLETE, Step, begin, finish, read_state
+from cityscapes_maskrcnn.recipe.chain_status import (
+    LOG_FILE,
+    ChainStatus,
+    group_by_text,
+    steps_without_inputs,
+)
+from cityscapes_maskrcnn.recipe.step import Step, StepState
 from cityscapes_maskrcnn.utils.child import run_child
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.stop import Stopped
+from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
+from cityscapes_maskrcnn.utils.stop import Stopped, StopRequests
 
 _LOCK: Final = ".train_stages.lock"
 
 
-def read_states(steps: Sequence[Step]) -> dict[str, str]:
-    """Say how far every step is.
+def read_states(steps: Sequence[Step]) -> dict[str, StepState]:
+    """Find out how far every step is.
 
     Raises:
-        InputError: a folder was made from something else, see :func:`.step_state.read_state`.
+        InputError: a folder was made from something else, see :meth:`.Step.read_state`.
     """
-    return {step.name: read_state(step.folder, step.inputs(), step.makes) for step in steps}
+    return {step.name: step.read_state() for step in steps}
 
 
-def require_inputs(steps: Sequence[Step], states: Mapping[str, str]) -> None:
-    """Make sure that no step would stop hours later for want of data or weights.
+def require_inputs(steps: Sequence[Step], states: Mapping[str, StepState]) -> None:
+    """Verify that no step would stop hours later because data or weights are missing.
 
     Raises:
-        InputError: a step that is not complete lacks some.
+        InputError: they are missing for a step that is not complete.
     """
-    names: dict[str, list[str]] = {}
-    for step in find_lacking(steps, states):
-        names.setdefault(" and ".join(step.lacking), []).append(step.name)
-    if names:
-        told = "; ".join(f"{', '.join(alike)}: {what} missing" for what, alike in names.items())
-        raise InputError(f"{told}, see below the plan; nothing is done")
+    missing = [
+        (step.name, " and ".join(step.missing)) for step in steps_without_inputs(steps, states)
+    ]
+    if missing:
+        listed = "; ".join(f"{names}: {what} missing" for what, names in group_by_text(missing))
+        raise InputError(f"{listed}, see below the plan; nothing is done")
 
 
-def run_chain(steps: Sequence[Step], output: Path, stream: TextIO, patience: float = 20.0) -> None:
+def run_chain(
+    steps: Sequence[Step], output: Path, stream: TextIO, *, patience: float = 20.0
+) -> None:
     """Run what is not complete, in order, each command as a process of its own.
 
     Args:
@@ -57,56 +60,45 @@ def run_chain(steps: Sequence[Step], output: Path, stream: TextIO, patience: flo
         InputError: a step failed or cannot start, or another process works on ``output``.
         SystemExit: the chain was asked to stop (Ctrl-C, SIGTERM), and the step under way has.
     """
-    with _locked(output, patience) as lock:
-        states = read_states(steps)
-        status = ChainStatus(steps, states, stream)
-        for step in steps:
-            inputs = step.inputs()
-            # Judged again: the files it needs are there only now.
-            if read_state(step.folder, inputs, step.makes) == COMPLETE:
-                continue
-            missing = [path for name, path in step.needs.items() if inputs.files[name] is None]
-            if missing:
-                raise InputError(f"{step.name}: {missing[0]} is missing, from which it starts")
-            begin(step.folder, inputs)
-            status.began(step)
-            try:
-                for command in step.commands:
-                    run_child(command, step.folder / LOG_FILE, partial(status.tick, step), (lock,))
-            except Stopped as stopped:
-                stream.write(f"\n{stopped}: stopped; the same command goes on from here\n")
-                raise SystemExit(stopped.status) from stopped
-            step.after()
-            finish(step.folder, inputs, step.makes)
-            status.ended(step)
-
-
-@contextmanager
-def _locked(output: Path, patience: float) -> Iterator[int]:
-    """Hold a lock on the output folder; steps inherit it, so that it is free when they are gone.
-
-    Raises:
-        InputError: somebody else holds it, or the folder cannot be written.
-    """
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output {output}: a file where a folder is needed")
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(output / _LOCK, os.O_CREAT | os.O_RDWR, 0o666)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
-    try:
-        last = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() > last:
-                    raise InputError(
-                        f"{output}: another train_stages.py is at work here; wait for its end"
-                    ) from error
-                time.sleep(0.2)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        # Steps inherit the lock, so that it is free when they are gone.
+        with (
+            file_lock(output / _LOCK, timeout=patience, inheritable=True) as lock,
+            StopRequests().listening() as stop,
+        ):
+            _run_steps(steps, ChainStatus(steps, read_states(steps), stream), stop, lock)
+    except Stopped as stopped:
+        stream.write(f"\n{stopped}: stopped; the same command goes on from here\n")
+        raise SystemExit(stopped.status) from stopped
+    except LockTimeoutError as error:
+        raise InputError(
+            f"{output}: another train_stages.py is at work here; wait for its end"
+        ) from error
+
+
+def _run_steps(steps: Sequence[Step], status: ChainStatus, stop: StopRequests, lock: int) -> None:
+    for step in steps:
+        # Judged again: the files it needs are there only now.
+        if step.read_state() == StepState.COMPLETE:
+            continue
+        for path in step.needs.values():
+            if not path.is_file():
+                raise InputError(f"{step.name}: {path} is missing, from which it starts")
+        step.begin()
+        status.began(step)
+        for command in step.commands:
+            failure = run_child(
+                command,
+                step.folder / LOG_FILE,
+                stop=stop,
+                watch=status.tick,
+                keep_open=[lock],
+            )
+            if stop.signals:
+                raise Stopped(stop.signals[0])
+            if failure:
+                tool = Path(command[1]).name
+                raise InputError(f"{tool}: {failure} (log: {step.folder / LOG_FILE})")
+        step.after()
+        step.finish()
+        status.ended(step)

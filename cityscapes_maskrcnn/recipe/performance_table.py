@@ -11,9 +11,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from tabulate import tabulate
 
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -32,30 +34,36 @@ GENERATED: Final = (
     "This run: generated scenes, not Cityscapes. Its scores cannot be compared with published ones."
 )
 
-_REFERENCE_SPLIT = "val parts 3-4"
-_REFERENCE_SOURCE = "the study that this recipe follows; not published"
-_REFERENCE_SCORES: Final = {
-    "1 heads": (27.06, 50.81, 4.97, 20.63, 46.90, 37.6),
-    "2 tuned": (27.51, 50.37, 3.60, 21.83, 46.65, 38.3),
-    "3 refined": (29.78, 52.90, 9.50, 23.52, 50.33, 40.2),
-}
-# Method, AP on val, AP on test, AP50 on test, source. The official protocol, in percent.
-_PUBLISHED: Final = (
-    ("Mask R-CNN R50-FPN, ImageNet", 31.5, 26.2, 49.9, "He et al., Mask R-CNN, ICCV 2017"),
-    ("Mask R-CNN R50-FPN, COCO", 36.4, 32.0, 58.1, "He et al., Mask R-CNN, ICCV 2017"),
-    ("Mask R-CNN R50-FPN, COCO (Detectron2)", 36.5, None, None, "Detectron2 model zoo"),
-    ("PointRend R50", 35.9, None, None, "Kirillov et al., PointRend, CVPR 2020"),
-    ("PANet", 36.5, 31.8, 57.1, "Liu et al., PANet, CVPR 2018"),
-    ("PANet, COCO", 41.4, 36.4, 63.1, "Liu et al., PANet, CVPR 2018"),
-    ("Deep Watershed Transform", None, 19.4, 35.3, "Bai and Urtasun, CVPR 2017"),
-    ("UPSNet", None, 33.0, 59.6, "Xiong et al., UPSNet, CVPR 2019"),
-    ("PolyTransform + SegFix + BPR", None, 42.7, 66.5, "Tang et al., BPR, CVPR 2021"),
-    ("Mask2Former R50", 37.4, None, None, "Cheng et al., Mask2Former, CVPR 2022"),
-    ("Mask2Former Swin-L", 43.7, None, None, "Cheng et al., Mask2Former, CVPR 2022"),
+# Published scores with their sources, for people to add to.
+_SCORES_FILE: Final = "published_scores.yaml"
+
+
+_SUMMARY_KEYS: Final = (
+    "images",
+    "epochs",
+    "trainable_parameters",
+    "seconds",
+    "peak_memory_bytes",
+    "memory",
 )
+_COCO_COLUMNS: Final = tuple(f"COCO-style {name}" for name in COCO_SCORES)
+OUR_COLUMNS: Final = (
+    "stage",
+    "scored on",
+    "official AP",
+    "official AP50",
+    *_COCO_COLUMNS,
+    "images",
+    "epochs",
+    "parameters trained",
+    "time",
+    "peak memory",
+)
+_REFERENCE_COLUMNS: Final = ("stage", "split", *_COCO_COLUMNS, "source")
+_PUBLISHED_COLUMNS: Final = ("method", "split", "official AP", "official AP50", "source")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A line of the table. Scores are in percent; None is unknown or does not exist.
 
@@ -73,7 +81,7 @@ class Row:
         memory_bytes: peak memory of training.
         memory: which: ``"GPU"`` or ``"RAM"``.
         source: where the numbers are from.
-        note: what must be said about them.
+        note: a warning or remark about them.
         generated: whether the images of ``split``, or of the training of a stage without scores,
             are generated scenes.
     """
@@ -96,7 +104,7 @@ class Row:
 
 
 def stage_rows(output: Path) -> list[Row]:
-    """Read what a chain of stages left behind.
+    """Read the summaries and scores of a chain of stages.
 
     Args:
         output: holds ``stage_N/summary.json`` and ``scores/stage_N/scores.json``. A stage without
@@ -128,15 +136,15 @@ def stage_rows(output: Path) -> list[Row]:
             results = scored["results"]
             rows.append(
                 Row(
-                    THIS_RUN,
-                    name,
-                    _short(split),
-                    _chosen(results.get("segm", {}), ("AP", "AP50")),
-                    _chosen(results.get("coco_segm", {}), COCO_SCORES),
-                    scored["images"],
+                    group=THIS_RUN,
+                    name=name,
+                    split=_short(split),
+                    official=_chosen(results.get("segm", {}), ("AP", "AP50")),
+                    coco=_chosen(results.get("coco_segm", {}), COCO_SCORES),
+                    scored_images=scored["images"],
                     **cost,
                     note=f"not honest: {seen}" if seen else "",
-                    # Files from before this was written do not say it.
+                    # Files of earlier versions do not have it.
                     generated=scored.get("generated", summary.get("generated", False)),
                 )
             )
@@ -145,27 +153,36 @@ def stage_rows(output: Path) -> list[Row]:
 
 def other_rows() -> list[Row]:
     """The reference study's and published results, with their sources."""
+    file = resources.files("cityscapes_maskrcnn.recipe") / _SCORES_FILE
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    reference = content["reference_study"]
     rows = [
         Row(
-            REFERENCE,
-            name,
-            _REFERENCE_SPLIT,
-            coco=dict(zip(COCO_SCORES, scores, strict=True)),
-            source=_REFERENCE_SOURCE,
+            group=REFERENCE,
+            name=name,
+            split=reference["split"],
+            coco=scores,
+            source=reference["source"],
         )
-        for name, scores in _REFERENCE_SCORES.items()
+        for name, scores in reference["coco"].items()
     ]
-    for name, val, test, test_50, source in _PUBLISHED:
-        if val is not None:
-            rows.append(Row(PUBLISHED, name, "val", {"AP": val}, source=source))
-        if test is not None and test_50 is not None:
-            official = {"AP": test, "AP50": test_50}
-            rows.append(Row(PUBLISHED, name, "test", official, source=source))
+    rows += [
+        Row(
+            group=PUBLISHED,
+            name=method["name"],
+            split=split,
+            official=method[split],
+            source=method["source"],
+        )
+        for method in content["published"]
+        for split in ("val", "test")
+        if split in method
+    ]
     return rows
 
 
 def caution(rows: Iterable[Row]) -> str:
-    """What must be said of all scores of this run; empty for nothing."""
+    """The warning that belongs to all scores of this run; empty for none."""
     return GENERATED if any(row.generated for row in rows) else ""
 
 
@@ -177,7 +194,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
         sections.append("## This run")
         if caution(ours):
             sections.append(f"**{caution(ours)}**")
-        sections.append(_table(ours, _OUR_COLUMNS))
+        sections.append(_table(ours, OUR_COLUMNS))
         sections += [
             f"**{', '.join(filter(None, (row.name, row.split)))}**: {row.note}"
             for row in ours
@@ -201,26 +218,27 @@ def to_csv(rows: Iterable[Row]) -> str:
     """Write the table for programs: one line a row, raw numbers, empty where nothing is known."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
     for row in rows:
-        values = (
-            *(row.group, row.name, row.split, row.scored_images),
-            *(row.official.get(name) for name in ("AP", "AP50")),
-            *(row.coco.get(name) for name in COCO_SCORES),
-            *(row.trained_images, row.epochs, row.trainable, row.seconds, row.memory_bytes),
-            *(row.memory, row.source),
-            "; ".join(filter(None, (row.note, caution([row])))),
-        )
-        writer.writerow("" if value is None else value for value in values)
+        values = {
+            "group": row.group,
+            "name": row.name,
+            "split": row.split,
+            "scored_images": row.scored_images,
+            **{f"official_{name}": row.official.get(name) for name in ("AP", "AP50")},
+            **{f"coco_{name}": row.coco.get(name) for name in COCO_SCORES},
+            "trained_images": row.trained_images,
+            "epochs": row.epochs,
+            "trainable_parameters": row.trainable,
+            "seconds": row.seconds,
+            "peak_memory_bytes": row.memory_bytes,
+            "memory": row.memory,
+            "source": row.source,
+            "note": "; ".join(filter(None, (row.note, caution([row])))),
+        }
+        if not file.tell():
+            writer.writerow(values)
+        writer.writerow("" if value is None else value for value in values.values())
     return file.getvalue()
-
-
-_CSV_COLUMNS: Final = (
-    *("group", "name", "split", "scored_images", "official_AP", "official_AP50"),
-    *(f"coco_{name}" for name in COCO_SCORES),
-    *("trained_images", "epochs", "trainable_parameters", "seconds", "peak_memory_bytes"),
-    *("memory", "source", "note"),
-)
 
 
 def cell(row: Row, column: str) -> str:
@@ -250,19 +268,6 @@ def cell(row: Row, column: str) -> str:
         "source": row.source or None,
     }
     return values[column] or "-"
-
-
-_SUMMARY_KEYS: Final = (
-    *("images", "epochs", "trainable_parameters"),
-    *("seconds", "peak_memory_bytes", "memory"),
-)
-_COCO_COLUMNS: Final = tuple(f"COCO-style {name}" for name in COCO_SCORES)
-_OUR_COLUMNS: Final = (
-    *("stage", "scored on", "official AP", "official AP50", *_COCO_COLUMNS),
-    *("images", "epochs", "parameters trained", "time", "peak memory"),
-)
-_REFERENCE_COLUMNS: Final = ("stage", "split", *_COCO_COLUMNS, "source")
-_PUBLISHED_COLUMNS: Final = ("method", "split", "official AP", "official AP50", "source")
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:

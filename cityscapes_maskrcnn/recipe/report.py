@@ -1,4 +1,4 @@
-"""What the recipe ends with: performance table, picture of overfitting, and where all is."""
+"""The report at the end of the recipe: performance table, overfitting, list of all files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cityscapes_maskrcnn.recipe.performance_table import (
+    OUR_COLUMNS,
     REFERENCE,
     STAGES,
     THIS_RUN,
@@ -18,19 +19,13 @@ from cityscapes_maskrcnn.recipe.performance_table import (
     to_markdown,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.visualization.overfitting import plot_overfitting
 from cityscapes_maskrcnn.visualization.performance_chart import Bar, plot_performance
 from cityscapes_maskrcnn.visualization.training_curves import read_curves
 
-_PICTURE_COLUMNS = (
-    *("stage", "scored on", "official AP", "official AP50"),
-    *(f"COCO-style {name}" for name in ("AP", "AP50", "APs", "APm", "APl", "AR100")),
-    *("images", "epochs", "parameters trained", "time", "peak memory"),
-)
 
-
-def write_report(output: Path) -> str:
+def write_recipe_report(output: Path) -> str:
     """Write ``performance.md``, ``.csv``, ``.png`` and ``overfitting.png`` for a chain of stages.
 
     Args:
@@ -47,22 +42,18 @@ def write_report(output: Path) -> str:
         raise InputError(f"{output}: no stage has ended, so there is nothing to report")
     ours = [_with_semantic_score(row, output) for row in ours]
     rows = ours + other_rows()
-    for name, text in (("performance.md", to_markdown(rows)), ("performance.csv", to_csv(rows))):
-        try:
-            with atomic_write(output / name, "w") as file:
-                file.write(text)
-        except OSError as error:
-            raise InputError(f"{output / name}: cannot be written: {error.strerror}") from error
+    write_text(output / "performance.md", to_markdown(rows))
+    write_text(output / "performance.csv", to_csv(rows))
     remarks = [f"{row.name}: {row.note}" for row in ours if row.note and row.coco]
     plot_performance(
-        _PICTURE_COLUMNS,
-        [[cell(row, column) for column in _PICTURE_COLUMNS] for row in ours],
-        _bars(rows, "official"),
-        _bars(rows, "COCO-style"),
-        _size_bars(ours),
-        caution(ours),
-        "\n".join(remarks),
         output / "performance.png",
+        headings=OUR_COLUMNS,
+        cells=[[cell(row, column) for column in OUR_COLUMNS] for row in ours],
+        official=_bars(rows, "official"),
+        coco_style=_bars(rows, "COCO-style"),
+        by_size=_size_bars(ours),
+        caution=caution(ours),
+        remark="\n".join(remarks),
     )
     stages = [stage for stage in STAGES if (output / stage / "metrics.json").is_file()]
     plot_overfitting(

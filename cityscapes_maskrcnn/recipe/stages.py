@@ -2,7 +2,7 @@
 
     stage_0 -> stage_1 -> anchors -> search -> stage_2 -> stage_3
 
-Each is one or two commands anybody could type; nothing is trained in this process.
+Each is one or two commands that anybody could type; nothing is trained in this process.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from detectron2.data import DatasetCatalog
 from cityscapes_maskrcnn.data.loaders import training_dicts
 from cityscapes_maskrcnn.engine.solver import resolve_epochs
 from cityscapes_maskrcnn.engine.summary import SCORES_FILE
-from cityscapes_maskrcnn.recipe.step_state import COMPLETE_FILE, Step
+from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, Step
+from cityscapes_maskrcnn.search.confirmation import OTHER_SEEDS
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import write_text
 
 STEPS: Final = ("stage_0", "stage_1", "anchors", "search", "stage_2", "stage_3")
 TRAINED_STEPS: Final = ("stage_0", "stage_1", "stage_2", "stage_3")
@@ -43,7 +44,7 @@ PARENTS: Final = {
 STUDY: Final = "thresholds"
 WEIGHTS: Final = "model_final.pth"
 # The whole config of a training, with which it is scored.
-CONFIG: Final = "config.yaml"
+CONFIG_FILE: Final = "config.yaml"
 
 # What may change between two calls without making another model: where things lie and on what
 # they run. Weights and included files count by their content, see Step.needs.
@@ -56,7 +57,16 @@ _NOT_SETTINGS: Final = {
     "CUDNN_BENCHMARK",
     "TEST.ALLOW_SEEN_IMAGES",
 }
-# Of the keys of a search, those that say what is searched; the others say how.
+# What anchors depend on.
+_FIT_SETTINGS: Final = (
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "DATASETS.TRAIN",
+    "SEED",
+    "MODEL.RPN.IN_FEATURES",
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+)
+# Of the keys of a search, those that define what is searched, not how.
 _SEARCHED: Final = ("SEARCH.PARAMETERS.", "SEARCH.OBJECTIVE")
 # The parts of a search's result that belong to the model and not to the schedule of stage 2.
 _MATCHING: Final = ("RPN", "ROI_HEADS", "ANCHOR_GENERATOR")
@@ -76,6 +86,7 @@ class Recipe:
             is not part of the chain.
         selected: the steps to do; those that are complete in ``output`` are used too.
         trials: of the search.
+        confirm: how many of its best trials are trained again with other seeds.
         num_gpus: processes of each training.
 
     Raises:
@@ -84,6 +95,7 @@ class Recipe:
 
     def __init__(
         self,
+        *,
         config_dir: Path,
         output: Path,
         tools: Path,
@@ -91,6 +103,7 @@ class Recipe:
         opts: Sequence[str] = (),
         selected: Sequence[str] = STEPS,
         trials: int = 42,
+        confirm: int = 3,
         num_gpus: int = 1,
     ) -> None:
         unknown = sorted(set(selected) - set(STEPS))
@@ -98,6 +111,8 @@ class Recipe:
             raise InputError(f"--stages {unknown[0]}: there is no such step, only {list(STEPS)}")
         if trials < 1:
             raise InputError(f"--trials {trials}: at least 1")
+        if confirm < 0:
+            raise InputError(f"--confirm {confirm}: at least 0, which means none")
         if len(opts) % 2:
             raise InputError(f"config options come as KEY VALUE pairs; one is incomplete: {opts}")
         pairs = list(zip(opts[0::2], opts[1::2], strict=True))
@@ -112,15 +127,17 @@ class Recipe:
         self._build_config = build_config
         self._selected = [name for name in STEPS if name in selected]
         self._trials = trials
+        self._confirm = confirm
         self._num_gpus = num_gpus
+        self._defaults = flatten(build_config("", []))
         self._problems: dict[str, str] = {}
 
     def steps(self) -> list[Step]:
         """Build the selected steps, in order, and the scoring of every stage with masks.
 
         Raises:
-            InputError: a config is wrong, or no weights are named for a stage to start from. Data
-                and weights that are missing are no error here: see :attr:`.Step.lacking`.
+            InputError: a config is wrong, or no weights are named for a stage to start from.
+                Missing data or weights do not raise; they are listed in :attr:`.Step.missing`.
         """
         steps = [self._step(name) for name in self._selected]
         return steps + [self._scoring(name) for name in TRAINED_STEPS[1:] if self._has(name)]
@@ -131,19 +148,24 @@ class Recipe:
         return self._search() if name == "search" else self._training(name)
 
     def _training(self, name: str) -> Step:
-        cfg, weights = self._config(name), self._start(name)
         includes = self._includes("anchors", "search") if name in ("stage_2", "stage_3") else {}
         if name == "stage_3" and "search/best.yaml" in includes:
             # A learning rate or a frozen FPN that were found for stage 2 are not for stage 3.
             del includes["search/best.yaml"]
             includes["search/matching.yaml"] = self._output / "search" / "matching.yaml"
+        weights = self._start(name)
         command = self._tool(
-            *("train_net.py", "--config-file", self._config_dir / CONFIGS[name]),
-            *("--num-gpus", self._num_gpus, "--resume"),
+            "train_net.py",
+            "--config-file",
+            self._config_dir / CONFIGS[name],
+            "--num-gpus",
+            self._num_gpus,
+            "--resume",
             *self._options(name, weights, includes),
         )
-        makes = (WEIGHTS, "summary.json", CONFIG)
-        return self._make(name, cfg, weights, includes, [command], makes)
+        step = self._training_step(name, self._config(name), weights, includes)
+        outputs = (WEIGHTS, "summary.json", CONFIG_FILE)
+        return replace(step, commands=(command,), outputs=outputs)
 
     def _anchors(self) -> Step:
         cfg, folder = self._config("anchors"), self._output / "anchors"
@@ -152,84 +174,110 @@ class Recipe:
                 f"anchors: they are fitted to one dataset; DATASETS.TRAIN is {cfg.DATASETS.TRAIN}"
             )
         command = self._tool(
-            *("cluster_anchors.py", "--dataset", cfg.DATASETS.TRAIN[0]),
-            *("--config-file", self._config_dir / CONFIGS["anchors"]),
+            "cluster_anchors.py",
+            "--dataset",
+            cfg.DATASETS.TRAIN[0],
+            "--config-file",
+            self._config_dir / CONFIGS["anchors"],
             # As many as the stage has in its config: another number would not fit its RPN.
-            *("--num-sizes", len(cfg.MODEL.RPN.IN_FEATURES)),
-            *("--num-ratios", len(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS[0])),
-            *("--output", folder / "anchors.yaml", *self._opts),
+            "--num-sizes",
+            len(cfg.MODEL.RPN.IN_FEATURES),
+            "--num-ratios",
+            len(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS[0]),
+            "--output",
+            folder / "anchors.yaml",
+            *self._opts,
         )
-        kept = (
-            *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "DATASETS.TRAIN", "SEED"),
-            *("MODEL.RPN.IN_FEATURES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
-        )
-        settings = {key: value for key, value in flatten(cfg).items() if key in kept}
-        lacking = self._lacking_data(cfg.DATASETS.TRAIN)
+        missing = self._missing_data(cfg.DATASETS.TRAIN)
         return Step(
-            *("anchors", folder, (command,), settings, {}, ("anchors.yaml",)),
+            name="anchors",
+            folder=folder,
+            commands=(command,),
+            settings={key: value for key, value in flatten(cfg).items() if key in _FIT_SETTINGS},
+            defaults=self._defaults,
+            needs={},
+            outputs=("anchors.yaml",),
             data=cfg.DATASETS.TRAIN[0],
-            images=0 if lacking else len(training_dicts(cfg)),
-            lacking=lacking,
+            images=0 if missing else len(training_dicts(cfg)),
+            missing=missing,
         )
 
     def _search(self) -> Step:
-        cfg, weights, folder = (
-            self._config("search"),
-            self._start("search"),
-            self._output / "search",
-        )
-        includes = self._includes("anchors")
+        weights, includes = self._start("search"), self._includes("anchors")
+        folder = self._output / "search"
         database = ("--study", STUDY, "--storage", f"sqlite:///{folder / 'search.db'}")
         tune = self._tool(
-            *("tune.py", "--config-file", self._config_dir / CONFIGS["search"], *database),
-            *("--trials", self._trials, "--num-gpus", self._num_gpus),
+            "tune.py",
+            "--config-file",
+            self._config_dir / CONFIGS["search"],
+            *database,
+            "--trials",
+            self._trials,
+            "--confirm",
+            self._confirm,
+            "--num-gpus",
+            self._num_gpus,
             *self._options("search", weights, includes),
         )
         analyze = self._tool("analyze_study.py", *database, "--output", folder)
-        step = self._make(
-            *("search", cfg, weights, includes, [tune, analyze]), ("best.yaml", "matching.yaml")
-        )
+        best, matching = folder / "best.yaml", folder / "matching.yaml"
+        step = self._training_step("search", self._config("search"), weights, includes)
+        runs = self._trials + OTHER_SEEDS * min(self._confirm, self._trials)
         return replace(
             step,
-            iterations=self._trials * step.iterations,
-            amount=self._trials,
-            after=lambda: keep_matching(folder / "best.yaml", folder / "matching.yaml"),
+            commands=(tune, analyze),
+            outputs=(best.name, matching.name),
+            iterations=runs * step.iterations,
+            amounts={"trials": self._trials, "confirm": self._confirm},
+            after=lambda: write_matching(best, matching),
         )
 
     def _scoring(self, stage: str) -> Step:
         """Score a stage on what the last stage reports on: images that no stage has seen."""
         cfg = self._config("stage_3")
         names = tuple(cfg.DATASETS.TEST)
-        lacking = self._lacking_data(names)
+        missing = self._missing_data(names)
         weights = self._output / stage / WEIGHTS
         folder = self._output / "scores" / stage
         command = self._tool(
-            *("train_net.py", "--config-file", self._output / stage / CONFIG, "--eval-only"),
-            *("--num-gpus", self._num_gpus, "MODEL.WEIGHTS", weights, "DATASETS.TEST", names),
-            *("MODEL.DEVICE", cfg.MODEL.DEVICE, "OUTPUT_DIR", folder),
-            *("TEST.ALLOW_SEEN_IMAGES", cfg.TEST.ALLOW_SEEN_IMAGES),
+            "train_net.py",
+            "--config-file",
+            self._output / stage / CONFIG_FILE,
+            "--eval-only",
+            "--num-gpus",
+            self._num_gpus,
+            "MODEL.WEIGHTS",
+            weights,
+            "DATASETS.TEST",
+            names,
+            "MODEL.DEVICE",
+            cfg.MODEL.DEVICE,
+            "OUTPUT_DIR",
+            folder,
+            "TEST.ALLOW_SEEN_IMAGES",
+            cfg.TEST.ALLOW_SEEN_IMAGES,
         )
         return Step(
             name=f"scores/{stage}",
             folder=folder,
             commands=(command,),
             settings={"DATASETS.TEST": str(names)},
+            defaults=self._defaults,
             needs={f"{stage}/{WEIGHTS}": weights},
-            makes=(SCORES_FILE,),
+            outputs=(SCORES_FILE,),
             data=" ".join(names),
-            images=0 if lacking else sum(len(DatasetCatalog.get(name)) for name in names),
-            lacking=lacking,
+            images=0 if missing else sum(len(DatasetCatalog.get(name)) for name in names),
+            missing=missing,
         )
 
-    def _make(
+    def _training_step(
         self,
         name: str,
         cfg: CfgNode,
         weights: tuple[str, Path] | str,
         includes: Mapping[str, Path],
-        commands: Sequence[tuple[str, ...]],
-        makes: tuple[str, ...],
     ) -> Step:
+        """A step that trains, without its commands and outputs."""
         settings = {
             key: value
             for key, value in flatten(cfg).items()
@@ -237,49 +285,50 @@ class Recipe:
             and (not key.startswith("SEARCH.") or (name == "search" and key.startswith(_SEARCHED)))
         }
         needs = dict(includes)
-        lacking = self._lacking_data((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        missing = self._missing_data((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         if isinstance(weights, str):
             settings["MODEL.WEIGHTS"] = weights
-            without = self._lacking_weights(name, weights)
+            without = self._missing_weights(name, weights)
             # A training that has a checkpoint goes on from that alone.
             if not (without and (self._output / name / "last_checkpoint").is_file()):
-                lacking |= without
+                missing |= without
                 if weights and "://" not in weights:
                     needs["MODEL.WEIGHTS"] = Path(weights)
         else:
             needs[weights[0]] = weights[1]
-        countable = not self._lacking_data(cfg.DATASETS.TRAIN)
+        countable = not self._missing_data(cfg.DATASETS.TRAIN)
         if countable:
             resolve_epochs(cfg)
         return Step(
             name=name,
             folder=self._output / name,
-            commands=tuple(commands),
+            commands=(),
             settings=settings,
+            defaults=self._defaults,
             needs=needs,
-            makes=makes,
+            outputs=(),
             data=f"{' '.join(cfg.DATASETS.TRAIN)} -> {' '.join(cfg.DATASETS.TEST)}",
             # How many images there are decides how many iterations the epochs of a config are.
             images=len(training_dicts(cfg)) if countable else 0,
             iterations=cfg.SOLVER.MAX_ITER if countable else 0,
-            lacking=lacking,
+            missing=missing,
         )
 
-    def _lacking_weights(self, name: str, weights: str) -> dict[str, str]:
-        """For :attr:`.Step.lacking`: whether the weights to start from are no file.
+    def _missing_weights(self, name: str, weights: str) -> dict[str, str]:
+        """For :attr:`.Step.missing`: why the weights to start from cannot be loaded.
 
-        What a step before this one makes is there in time, and addresses are for others to judge.
+        Outputs of a step before this one are there in time; addresses are not judged.
         """
         before = self._selected[: self._selected.index(name)]
-        made = [(self._output / step / WEIGHTS).resolve() for step in before]
+        outputs = [(self._output / step / WEIGHTS).resolve() for step in before]
         path = Path(weights)
-        if not weights or "://" in weights or path.is_file() or path.resolve() in made:
+        if not weights or "://" in weights or path.is_file() or path.resolve() in outputs:
             return {}
         what = "is a folder" if path.is_dir() else "no such file"
         return {"weights": f"MODEL.WEIGHTS {weights}: {what}; name the weights to start from"}
 
-    def _lacking_data(self, datasets: Sequence[str]) -> dict[str, str]:
-        """For :attr:`.Step.lacking`: why some datasets cannot be loaded."""
+    def _missing_data(self, datasets: Sequence[str]) -> dict[str, str]:
+        """For :attr:`.Step.missing`: why some datasets cannot be loaded."""
         for name in datasets:
             if name not in self._problems:
                 try:
@@ -327,16 +376,13 @@ class Recipe:
     ) -> list[object]:
         """KEY VALUE pairs: the user's, then what the chain hands on."""
         start = weights if isinstance(weights, str) else weights[1]
-        options: list[object] = [
+        files = tuple(map(str, includes.values()))
+        return [
             *self._opts,
-            "MODEL.WEIGHTS",
-            start,
-            "OUTPUT_DIR",
-            self._output / name,
+            *("MODEL.WEIGHTS", start),
+            *("OUTPUT_DIR", self._output / name),
+            *(("INCLUDE", files) if files else ()),
         ]
-        if includes:
-            options += ["INCLUDE", tuple(map(str, includes.values()))]
-        return options
 
     def _tool(self, name: str, *arguments: object) -> tuple[str, ...]:
         return (sys.executable, str(self._tools / name), *map(str, arguments))
@@ -362,7 +408,7 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def keep_matching(best: Path, output: Path) -> None:
+def write_matching(best: Path, output: Path) -> None:
     """Write the part of a search's result that describes the model: thresholds and anchors.
 
     Args:
@@ -371,5 +417,4 @@ def keep_matching(best: Path, output: Path) -> None:
     """
     content = yaml.safe_load(best.read_text(encoding="utf-8")) or {}
     model = {key: value for key, value in content.get("MODEL", {}).items() if key in _MATCHING}
-    with atomic_write(output, "w") as file:
-        yaml.safe_dump({"MODEL": model} if model else {}, file)
+    write_text(output, yaml.safe_dump({"MODEL": model} if model else {}))

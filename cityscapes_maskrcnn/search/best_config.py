@@ -17,7 +17,12 @@ from cityscapes_maskrcnn.search.space import (
     config_keys,
     flag,
 )
-from cityscapes_maskrcnn.search.study import CONFIG, SPACE, description, finished_trials
+from cityscapes_maskrcnn.search.study import (
+    STUDY_CONFIG,
+    STUDY_SPACE,
+    finished_trials,
+    mapping_attribute,
+)
 
 _NODE = "MODEL.ANCHOR_GENERATOR."
 # Which anchors a config has, and what else it says of those that are to be fitted.
@@ -28,13 +33,13 @@ _FITTING = (f"{_NODE}NUM_RATIOS",)
 def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
     """Turn the parameters of a trial into nested config keys.
 
-    With them come, as far as the study tells, the anchors where ``kmeans_anchors`` was searched,
-    and ``DATASETS.TUNED_ON``, by which datasets all was chosen.
+    Added to them are, as far as the study has them, the anchors where ``kmeans_anchors`` was
+    searched, and ``DATASETS.TUNED_ON``, the datasets of the scores that chose them.
 
     Raises:
         InputError: a value makes no sense, such as a threshold above 1.
     """
-    config = description(study, CONFIG)
+    config = mapping_attribute(study, STUDY_CONFIG)
     negative, positive = config.get("MODEL.RPN.IOU_THRESHOLDS", RPN_DEFAULTS)
     settings = config_keys(best.params, _keys(study), (negative, positive))
     nested: dict[str, Any] = {}
@@ -51,14 +56,14 @@ def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
 
 
 def anchors_remark(study: optuna.Study, best: FrozenTrial) -> str:
-    """Say which anchors training with :func:`best_config` has; empty if they were not searched.
+    """Describe the anchors of training with :func:`best_config`; empty if not searched.
 
     Raises:
         InputError: see there.
     """
     if KMEANS not in best.params:
         return ""
-    config = description(study, CONFIG)
+    config = mapping_attribute(study, STUDY_CONFIG)
     if flag(KMEANS, best.params):
         return (
             "Anchors: fitted at the start of training to its boxes, as in the trials "
@@ -81,19 +86,20 @@ def anchors_remark(study: optuna.Study, best: FrozenTrial) -> str:
 
 def fragment_text(
     study: optuna.Study,
+    *,
     where: str,
     best: FrozenTrial,
-    label: str,
+    score: str,
     fragment: Mapping[str, Any],
     file: Path,
 ) -> str:
-    """Write what :func:`best_config` found as yaml, below a comment that says where it is from.
+    """Write what :func:`best_config` found as yaml, below a comment that names its origin.
 
     Args:
         study: the study.
         where: the database, as the comment shall name it.
         best: the trial.
-        label: what its value is.
+        score: of the trial, with its name.
         fragment: of :func:`best_config`.
         file: what it will be called.
     """
@@ -101,31 +107,33 @@ def fragment_text(
     unused = [name for name in best.params if name not in KNOWN_NAMES and not keys.get(name)]
     lines = [
         f"The best of {len(finished_trials(study.trials))} trials of study {study.study_name!r}",
-        f"in {where}: trial {best.number}, {label} {best.values[0]:.6g}.",
+        f"in {where}: trial {best.number}, {score}.",
         *(f"- {name}: {value}" for name, value in best.params.items()),
-        *(f"No config key is known for: {', '.join(unused)}" for _ in unused[:1]),
-        *filter(None, [anchors_remark(study, best)]),
-        f"Use: tools/train_net.py --config-file ... INCLUDE \"('{file}',)\"",
     ]
+    if unused:
+        lines.append(f"No config key is known for: {', '.join(unused)}")
+    if anchors := anchors_remark(study, best):
+        lines.append(anchors)
+    lines.append(f"Use: tools/train_net.py --config-file ... INCLUDE \"('{file}',)\"")
     # Names and values of other programs may hold line breaks, which would end the comment.
     comment = "".join(f"# {' '.join(line.split())}\n" for line in lines)
     return comment + yaml.safe_dump({**fragment, "VERSION": 2}, sort_keys=True)
 
 
 def _keys(study: optuna.Study) -> dict[str, str]:
-    """The config key of every parameter of which the study says one."""
+    """Config keys by parameter, as far as the study has them."""
     return {
         name: str(fields.get("key", ""))
-        for name, fields in description(study, SPACE).items()
+        for name, fields in mapping_attribute(study, STUDY_SPACE).items()
         if isinstance(fields, Mapping)
     }
 
 
 def _anchors(config: Mapping[str, Any], best: FrozenTrial) -> dict[str, Any]:
-    """What the trial took of the anchors from the config that all trials had in common.
+    """The anchor keys of the config that all trials had in common.
 
-    Without k-means that is all: the config to train with may have other anchors. With it the sizes
-    are fitted, as many as the config says.
+    Without k-means all of them: the config to train with may have other anchors. With it the sizes
+    are fitted, and only the number of ratios counts.
     """
     if KMEANS not in best.params:
         return {}

@@ -19,11 +19,12 @@ from optuna import Study, exceptions, load_study, logging
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy.engine import make_url
 
+from cityscapes_maskrcnn.search.study import confirmation_name
 from cityscapes_maskrcnn.utils.errors import InputError
 
 # How often a trial whose worker was killed is taken up again.
 MAX_RETRIES: Final = 3
-# How often to try to make the tables of an empty database.
+# How often to try to create the tables of an empty database.
 _ATTEMPTS = 5
 # Heartbeats that may be missing before a worker counts as killed.
 _MISSED_HEARTBEATS = 3
@@ -57,12 +58,12 @@ def storage_url(text: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """Get a URL for the eyes of others."""
+    """Mask the password of a database URL, for logs and messages."""
     return make_url(url).render_as_string(hide_password=True)
 
 
 def open_storage(url: str, heartbeat_seconds: int) -> RDBStorage:
-    """Open a database to search with, making its tables when missing.
+    """Open a database to search with, creating its tables when missing.
 
     Args:
         url: from :func:`storage_url`.
@@ -77,7 +78,7 @@ def open_storage(url: str, heartbeat_seconds: int) -> RDBStorage:
             try:
                 return _rdb_storage(url, heartbeat_seconds)
             except sqlalchemy.exc.DBAPIError as error:
-                # Several workers that start on an empty database all try to make the tables.
+                # Several workers that start on an empty database all try to create the tables.
                 if not re.search("already exists|duplicate key|UNIQUE constraint", str(error.orig)):
                     raise
                 time.sleep(1.0)
@@ -103,7 +104,7 @@ def open_study(url: str, name: str) -> Iterator[Study]:
 
     Args:
         url: from :func:`storage_url`.
-        name: of the study; empty: the only one there is.
+        name: of the study; empty: the only one there is, without its confirmation.
 
     Raises:
         InputError: there is no such study, or there are several to choose from, or see
@@ -126,11 +127,14 @@ def open_study(url: str, name: str) -> Iterator[Study]:
         else:
             engine = sqlalchemy.create_engine(url, **_engine_options(url))
             with closing(engine.connect()) as connection:
-                # Optuna would make its tables.
-                _require_studies(url, sqlalchemy.inspect(connection).has_table("studies"))
+                # Optuna would create its tables.
+                _require_studies(
+                    without_password(url), sqlalchemy.inspect(connection).has_table("studies")
+                )
             engine.dispose()
             storage = RDBStorage(url, engine_kwargs=_engine_options(url))
         names = [study.study_name for study in storage.get_all_studies()]
+        names = [name for name in names if name not in map(confirmation_name, names)]
         listed = ", ".join(sorted(names)) or "none"
         if not name and len(names) != 1:
             raise InputError(f"{without_password(url)}: name one --study; it has: {listed}")
@@ -154,7 +158,7 @@ def database_errors(url: str) -> Iterator[None]:
     """
     where = without_password(url)
     verbosity = logging.get_verbosity()
-    # Optuna logs the whole statement and traceback of what is told here in a line.
+    # Optuna logs the whole statement and traceback of what is reported here in one line.
     logging.set_verbosity(logging.CRITICAL)
     try:
         yield
@@ -227,14 +231,13 @@ def _upgrade(copy: Path, url: str) -> None:
         [sys.executable, "-c", code, f"sqlite:///{copy}"], capture_output=True, text=True
     )
     if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise InputError(f"{without_password(url)}: cannot be brought up to date: {said[0]}")
+        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise InputError(f"{without_password(url)}: cannot be brought up to date: {reason[0]}")
 
 
 def _require_studies(where: str, found: bool) -> None:
     if not found:
-        shown = without_password(where) if "://" in where else where
-        raise InputError(f"{shown}: holds no Optuna studies")
+        raise InputError(f"{where}: holds no Optuna studies")
 
 
 def _first_line(error: object) -> str:

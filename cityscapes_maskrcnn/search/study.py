@@ -1,4 +1,4 @@
-"""What a study says about itself: its attributes, which trials count, the best, how far it is."""
+"""A study in its database: its attributes, who may join it, which trials count, how far it is."""
 
 from __future__ import annotations
 
@@ -17,36 +17,45 @@ from optuna.trial import FrozenTrial, TrialState
 from cityscapes_maskrcnn.search.space import SearchSpace
 from cityscapes_maskrcnn.utils.errors import InputError
 
-# Attributes of a study and of its trials.
-SPACE: Final = "search_space"
-CONFIG: Final = "config"
+# Attributes of a study.
+STUDY_SPACE: Final = "search_space"
+STUDY_CONFIG: Final = "config"
+# Scores by trial and seed, once the best trials have been trained again with other seeds.
+CONFIRMED_SCORES: Final = "confirmed_scores"
 # In the config of a study, where the path of MODEL.WEIGHTS is not: it differs between machines.
 WEIGHTS_CONTENT: Final = "content of MODEL.WEIGHTS"
-REASON: Final = "reason"
-ITERATIONS: Final = "iterations"
-SETTINGS: Final = "config_keys"
-WORKER: Final = "worker"
-SURPLUS: Final = "surplus"
+# Attributes of a trial.
+TRIAL_REASON: Final = "reason"
+TRIAL_ITERATIONS: Final = "iterations"
+TRIAL_SETTINGS: Final = "config_keys"
+TRIAL_WORKER: Final = "worker"
+TRIAL_SURPLUS: Final = "surplus"
 
 
-def description(study: optuna.Study, attribute: str) -> Mapping[str, Any]:
-    """What a study says under ``CONFIG`` or ``SPACE``.
+def mapping_attribute(study: optuna.Study, attribute: str) -> Mapping[str, Any]:
+    """Read an attribute of a study that holds a mapping.
 
-    Empty if nothing; other programs may have something else than a mapping under that name.
+    Empty if there is none; other programs may keep something else by that name.
     """
     value = study.user_attrs.get(attribute)
     return value if isinstance(value, Mapping) else {}
 
 
+def confirmation_name(study_name: str) -> str:
+    """Name of the study that holds the runs with other seeds."""
+    return f"{study_name} (confirmed)"
+
+
 def join_study(
     storage: BaseStorage,
+    *,
     name: str,
     space: SearchSpace,
     config: Mapping[str, Any],
     sampler: BaseSampler,
     pruner: BasePruner,
 ) -> optuna.Study:
-    """Make a study, or join one of the same search space and config.
+    """Create a study, or join one of the same search space and config.
 
     Args:
         storage: where it is kept.
@@ -57,8 +66,8 @@ def join_study(
         pruner: ends trials early.
 
     Raises:
-        InputError: the study searches another space, or with another config, or was made by
-            another program.
+        InputError: the study searches another space, or with another config, or is another
+            program's.
     """
     try:
         study = optuna.create_study(
@@ -67,32 +76,45 @@ def join_study(
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
         for _ in range(20):
-            # Whoever makes a study describes it a moment later.
-            if SPACE in study.user_attrs or _has_begun(study):
+            # Whoever creates a study describes it a moment later.
+            if STUDY_SPACE in study.user_attrs or _has_begun(study):
                 break
             time.sleep(0.1)
-    there = study.user_attrs
-    if SPACE not in there:
-        if _has_begun(study):
-            raise InputError(
-                f"study {name!r} was made by another program, which did not say what it searches; "
-                "take another --study"
-            )
+    attributes = study.user_attrs
+    if STUDY_SPACE in attributes:
+        _require_same_space(name, space, SearchSpace.from_json(attributes[STUDY_SPACE]))
+        _require_same_config(name, config, attributes.get(STUDY_CONFIG, {}))
+    elif _has_begun(study):
+        raise InputError(
+            f"study {name!r} was made by another program, which did not say what it searches; "
+            "take another --study"
+        )
+    else:
         if space.first:
             study.enqueue_trial(space.first, skip_if_exists=True)
-        study.set_user_attr(CONFIG, dict(config))
-        study.set_user_attr(SPACE, space.to_json())
-        return study
-    difference = space.difference(SearchSpace.from_json(there[SPACE]))
+        study.set_user_attr(STUDY_CONFIG, dict(config))
+        study.set_user_attr(STUDY_SPACE, space.to_json())
+    return study
+
+
+def _has_begun(study: optuna.Study) -> bool:
+    """Whether trials were run; the first one is queued before a study is described."""
+    return any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+
+
+def _require_same_space(name: str, space: SearchSpace, other: SearchSpace) -> None:
+    difference = space.difference(other)
     if difference:
         raise InputError(
             f"study {name!r} is of another search space: {difference}; take another --study"
         )
-    before = there.get(CONFIG, {})
+
+
+def _require_same_config(name: str, config: Mapping[str, Any], before: Mapping[str, Any]) -> None:
     # A key that one of the two does not have came with another version of this project.
-    other = [key for key in sorted(before.keys() & config.keys()) if before[key] != config[key]]
-    if other:
-        key = other[0]
+    for key in sorted(before.keys() & config.keys()):
+        if before[key] == config[key]:
+            continue
         difference = f"{before[key]}, not {config[key]}"
         if key == WEIGHTS_CONTENT:
             what, same = f"MODEL.WEIGHTS of which the content differs ({difference})", "weights"
@@ -102,29 +124,32 @@ def join_study(
             f"study {name!r} trains with {what}: its scores cannot be compared; take "
             f"another --study or the same {same}"
         )
-    return study
 
 
-def _has_begun(study: optuna.Study) -> bool:
-    """Whether trials were run; the first one is queued before a study is described."""
-    return any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
-
-
-def finished_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that ended, less those that were queued again and those one too many."""
+def counting_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials of any state, without those that were queued again and surplus ones."""
     retried = {number for trial in trials for number in _retry_history(trial)}
     return [
         trial
         for trial in trials
-        if trial.state.is_finished()
-        and trial.number not in retried
-        and SURPLUS not in trial.user_attrs
+        if trial.number not in retried and TRIAL_SURPLUS not in trial.user_attrs
     ]
+
+
+def finished_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Complete, pruned and failed trials, see :func:`counting_trials`."""
+    return [trial for trial in counting_trials(trials) if trial.state.is_finished()]
 
 
 def original_number(trial: FrozenTrial) -> int:
     """Number of the trial that a retried trial was at first; another trial's own number."""
     return min([trial.number, *_retry_history(trial)])
+
+
+def _retry_history(trial: FrozenTrial) -> list[int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return RetryHeartbeatStaleTrialCallback.retry_history(trial)
 
 
 def progress(trials: Sequence[FrozenTrial], budget: int, now: datetime | None = None) -> str:
@@ -146,8 +171,10 @@ def progress(trials: Sequence[FrozenTrial], budget: int, now: datetime | None = 
     }
     some = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     line = f"{len(done)} of {budget} trials{f' ({some})' if some else ''}"
-    best = best_trial(trials)
-    line += f", best {best.value:.2f} of trial {best.number}" if best else ", none complete yet"
+    best = ranked_trials(trials)[:1]
+    line += (
+        f", best {best[0].value:.2f} of trial {best[0].number}" if best else ", none complete yet"
+    )
     left = budget - len(done)
     seconds = [trial.duration.total_seconds() for trial in done[-10:] if trial.duration]
     if left <= 0 or not seconds:
@@ -158,14 +185,8 @@ def progress(trials: Sequence[FrozenTrial], budget: int, now: datetime | None = 
     return f"{line}, ETA {rest} (at {(now or datetime.now()) + rest:%a %H:%M})"
 
 
-def best_trial(trials: Sequence[FrozenTrial], maximize: bool = True) -> FrozenTrial | None:
-    """The complete trial with the best value, the earliest of equals; None if none is complete."""
+def ranked_trials(trials: Sequence[FrozenTrial], maximize: bool = True) -> list[FrozenTrial]:
+    """The complete trials, the best first; of equal values the earliest first."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    sign = 1 if maximize else -1
-    return max(complete, key=lambda trial: (sign * trial.values[0], -trial.number), default=None)
-
-
-def _retry_history(trial: FrozenTrial) -> list[int]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return RetryHeartbeatStaleTrialCallback.retry_history(trial)
+    sign = -1 if maximize else 1
+    return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))

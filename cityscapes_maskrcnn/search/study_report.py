@@ -4,48 +4,83 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import statistics
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import optuna
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.visualization import matplotlib as optuna_plots
 from tabulate import tabulate
 
 from cityscapes_maskrcnn.search.best_config import anchors_remark, best_config, fragment_text
+from cityscapes_maskrcnn.search.confirmation import confirmed_scores, describe_scores
 from cityscapes_maskrcnn.search.study import (
-    CONFIG,
-    ITERATIONS,
-    REASON,
-    best_trial,
-    description,
+    STUDY_CONFIG,
+    TRIAL_ITERATIONS,
+    TRIAL_REASON,
     finished_trials,
+    mapping_attribute,
+    ranked_trials,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
-from cityscapes_maskrcnn.visualization.study_plots import (
-    parameter_names,
-    plot_history,
-    plot_importances,
-    plot_parallel_coordinates,
-    plot_slices,
-)
+from cityscapes_maskrcnn.utils.files import atomic_write, write_text
 
 _TOP = 10
+# Of fewer complete trials importances are chance.
+_LEAST_TRIALS: Final = 10
+_PARAMETER_HEADERS = ["parameter", "importance", "best", "in the best quarter", "tried"]
 
 
-def write_report(study: optuna.Study, where: str, output: Path) -> tuple[list[Path], str]:
+@dataclass(frozen=True)
+class _Results:
+    """A study, as the report looks at it.
+
+    Attributes:
+        study: of this project or any other program.
+        where: the database, as the report shall name it.
+        label: what a value is.
+        trials: the finished ones.
+        ranked: of these the complete ones with a finite value, the best first.
+        confirmed: scores by trial, the best mean first, and by seed.
+        best: the winner: by its mean among the confirmed trials, else by its only score.
+    """
+
+    study: optuna.Study
+    where: str
+    label: str
+    trials: list[FrozenTrial]
+    ranked: list[FrozenTrial]
+    confirmed: dict[int, dict[int, float]]
+    best: FrozenTrial
+
+    @property
+    def maximize(self) -> bool:
+        return bool(self.study.direction == StudyDirection.MAXIMIZE)
+
+    @property
+    def best_score(self) -> str:
+        scores = self.confirmed.get(self.best.number)
+        return describe_scores(list(scores.values())) if scores else f"{self.best.values[0]:.6g}"
+
+
+def write_study_report(study: optuna.Study, where: str, output: Path) -> tuple[list[Path], str]:
     """Write ``report.md``, four pictures, ``trials.csv`` and ``best.yaml``.
 
     Where the best trial cannot become config keys there is no ``best.yaml``. An earlier one in
-    the folder, which says of which trial it is, is left as it is.
+    the folder, which names its trial, is left as it is.
 
     Args:
         study: of this project or any other program; needs one complete trial.
@@ -59,52 +94,66 @@ def write_report(study: optuna.Study, where: str, output: Path) -> tuple[list[Pa
         InputError: the study has no complete trial or several objectives, or a file cannot be
             written.
     """
+    results = _read_results(study, where)
+    importances, remark = parameter_importances(study)
+    best_file = output / "best.yaml"
+    fragment, use, missing = _fragment(study, results.best, best_file)
+    pictures = _draw_pictures(results, list(importances), remark, output)
+    texts = {
+        "trials.csv": _csv(results),
+        "report.md": _markdown(results, importances, remark, pictures, use),
+    }
+    if fragment:
+        texts["best.yaml"] = fragment_text(
+            study,
+            where=where,
+            best=results.best,
+            score=f"{results.label} {results.best_score}",
+            fragment=fragment,
+            file=best_file,
+        )
+    for name, text in texts.items():
+        write_text(output / name, text)
+    return [output / name for name in [*texts, *pictures]], missing
+
+
+def _read_results(study: optuna.Study, where: str) -> _Results:
     if len(study.directions) != 1:
         raise InputError(
             f"study {study.study_name!r} has {len(study.directions)} objectives: only studies of "
             "one can be analyzed"
         )
-    maximize = study.direction == StudyDirection.MAXIMIZE
     trials = finished_trials(study.get_trials(deepcopy=False))
-    finite = [trial for trial in trials if _value(trial) is not None]
-    best = best_trial(finite, maximize)
-    if best is None:
+    finite = [trial for trial in trials if _is_finite(trial)]
+    ranked = ranked_trials(finite, study.direction == StudyDirection.MAXIMIZE)
+    if not ranked:
+        reasons = [t.user_attrs[TRIAL_REASON] for t in trials if TRIAL_REASON in t.user_attrs]
+        last = f"; the last failure: {reasons[-1]}" if reasons else ""
         raise InputError(
             f"study {study.study_name!r} has no complete trial ({_states(study.trials)}): there "
-            f"is nothing to analyze{_last_reason(trials)}"
+            f"is nothing to analyze{last}"
         )
-    label = _label(study)
-    importances, remark = parameter_importances(study)
-    best_file = output / "best.yaml"
-    fragment, use, missing = _fragment(study, best, best_file)
-    files = {
-        "history.png": lambda path: plot_history(trials, label, maximize, path),
-        "importances.png": lambda path: plot_importances(importances, remark, path),
-        "slices.png": lambda path: plot_slices(finite, label, maximize, path),
-        "parallel_coordinates.png": lambda path: plot_parallel_coordinates(
-            finite, label, maximize, path
-        ),
-    }
-    if not importances:
-        del files["importances.png"]
-    if not best.params:
-        del files["slices.png"], files["parallel_coordinates.png"]
-    texts = {
-        "trials.csv": _csv(trials, maximize),
-        "report.md": _markdown(*(study, where, best, label, importances, remark, list(files), use)),
-    }
-    if fragment:
-        texts["best.yaml"] = fragment_text(study, where, best, label, fragment, best_file)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name, draw in files.items():
-            draw(output / name)
-        for name, text in texts.items():
-            with atomic_write(output / name, "w") as file:
-                file.write(text)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
-    return [output / name for name in [*texts, *files]], missing
+    objective = mapping_attribute(study, STUDY_CONFIG).get("SEARCH.OBJECTIVE", "")
+    label = str(objective or (study.metric_names or ["objective"])[0])
+    confirmed = confirmed_scores(study)
+    return _Results(
+        study=study,
+        where=where,
+        label=f"{label} (%)" if objective and "AP" in label else label,
+        trials=trials,
+        ranked=ranked,
+        confirmed=confirmed,
+        best=next((t for number in confirmed for t in ranked if t.number == number), ranked[0]),
+    )
+
+
+def _is_finite(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.COMPLETE and bool(np.isfinite(trial.values[0]))
+
+
+def parameter_names(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Every parameter of some trials, in the order of their first use."""
+    return list(dict.fromkeys(name for trial in trials for name in trial.params))
 
 
 def parameter_importances(study: optuna.Study) -> tuple[dict[str, float], str]:
@@ -112,13 +161,9 @@ def parameter_importances(study: optuna.Study) -> tuple[dict[str, float], str]:
 
     Returns:
         Fractions that add up to 1, by name, largest first, and what limits their meaning. Empty
-        where they cannot be measured; the remark then says why.
+        where they cannot be measured; the remark then has the reason.
     """
-    complete = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if _value(trial) is not None
-    ]
+    complete = [trial for trial in study.get_trials(deepcopy=False) if _is_finite(trial)]
     values = {trial.values[0] for trial in complete}
     varied = [
         name
@@ -126,18 +171,16 @@ def parameter_importances(study: optuna.Study) -> tuple[dict[str, float], str]:
         if all(name in trial.params for trial in complete)
         and len({trial.params[name] for trial in complete}) > 1
     ]
-    if len(complete) < 2 or len(values) < 2 or not varied:
+    if len(complete) < _LEAST_TRIALS or len(values) < 2 or not varied:
         return {}, (
-            f"Importances cannot be measured: {len(complete)} complete, {len(values)} different "
-            f"scores, {len(varied)} parameters that vary."
+            f"Importances are not measured: {len(complete)} complete trials (at least "
+            f"{_LEAST_TRIALS} are needed), {len(values)} different scores, {len(varied)} "
+            "parameters that vary."
         )
-    # A copy in memory with these trials only: an infinite score would spoil all importances.
-    copy = optuna.create_study(direction=study.direction)
-    copy.add_trials(complete)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = get_param_importances(
-            copy, evaluator=FanovaImportanceEvaluator(seed=0), params=varied
+            _finite_copy(study), evaluator=FanovaImportanceEvaluator(seed=0), params=varied
         )
     remark = f"Measured on {len(complete)} complete trials"
     if len(complete) < 10 * len(varied):
@@ -145,32 +188,139 @@ def parameter_importances(study: optuna.Study) -> tuple[dict[str, float], str]:
     return found, f"{remark}."
 
 
+def _finite_copy(study: optuna.Study) -> optuna.Study:
+    """Copy a study into memory with its finite trials under their numbers.
+
+    An infinite score would spoil importances and pictures.
+    """
+    copy = optuna.create_study(direction=study.direction)
+    copy.add_trials(
+        trial if _is_finite(trial) else create_trial(state=TrialState.FAIL)
+        for trial in study.get_trials(deepcopy=False)
+    )
+    return copy
+
+
+def _draw_pictures(results: _Results, important: list[str], remark: str, output: Path) -> list[str]:
+    """Let Optuna draw the study, with titles, sizes and labels of our own.
+
+    Args:
+        results: of the study.
+        important: parameters whose importances can be measured.
+        remark: on what they were measured.
+        output: the folder.
+
+    Returns:
+        Names of the files.
+    """
+    study, names = _finite_copy(results.study), parameter_names(results.ranked)
+    width = 2.2 * len(names) + 2.0
+    files: list[str] = []
+
+    def save(figure: Figure, name: str, title: str, size: tuple[float, float]) -> None:
+        figure.set_size_inches(size)
+        figure.suptitle(title, x=0.125, y=1.0, ha="left", fontsize=12, fontweight="bold")
+        with atomic_write(output / name) as file:
+            figure.savefig(file, format="png", dpi=120, bbox_inches="tight", facecolor="white")
+        files.append(name)
+
+    # Optuna changes pyplot's style, leaves its figures open, and warns that all this is
+    # experimental. Names of parameters may hold dollar signs, which would begin a formula.
+    with plt.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = set(plt.get_fignums())
+        try:
+            if names:
+                # First, because the other plots switch to a style with a grey background.
+                axis: Any = optuna_plots.plot_parallel_coordinate(
+                    study, params=names, target_name=results.label
+                )
+                axis.set_title("")
+                # Optuna shortens names; it has them in this order.
+                labels = [wrapped(name, 20) for name in (results.label, *sorted(names))]
+                axis.set_xticks(axis.get_xticks(), labels, rotation=0, fontsize=9)
+                _, bar, *others = axis.figure.axes
+                for other in others:
+                    other.tick_params(axis="y", labelsize=8)
+                    if other.get_yscale() == "log":
+                        other.yaxis.set_major_formatter("{x:g}")
+                    else:
+                        limits, texts = other.get_ylim(), other.get_yticklabels()
+                        other.set_yticks(other.get_yticks(), _wrapped_labels(texts, 18))
+                        other.set_ylim(limits)
+                # Beside the longest labels of the last parameter.
+                place = bar.get_position()
+                bar.set_position([place.x0 + 0.9 / width, place.y0, place.width, place.height])
+                save(axis.figure, "parallel_coordinates.png", "Complete trials", (width, 4.8))
+            axis = optuna_plots.plot_optimization_history(study, target_name=results.label)
+            axis.set_title("")
+            axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+            save(axis.figure, "history.png", f"{results.label} of every trial", (9.0, 4.2))
+            if important:
+                axis = optuna_plots.plot_param_importances(
+                    study,
+                    evaluator=FanovaImportanceEvaluator(seed=0),
+                    params=important,
+                    target_name=results.label,
+                )
+                axis.set_title("", loc="left")
+                axis.set(xlabel=f"share of the variance of the score (fANOVA)\n{remark}", ylabel="")
+                axis.get_legend().remove()
+                axis.set_yticks(axis.get_yticks(), _wrapped_labels(axis.get_yticklabels(), 26))
+                size = (8.0, 1.4 + 0.5 * len(important))
+                save(axis.figure, "importances.png", "Importance of the parameters", size)
+            if names:
+                axes: Any = optuna_plots.plot_slice(study, params=names, target_name=results.label)
+                for axis in np.ravel(axes):
+                    axis.set_title("")
+                    axis.set_xlabel(wrapped(axis.get_xlabel(), 18), fontsize=10)
+                    axis.tick_params(axis="x", rotation=90, labelsize=8)
+                    if axis.get_xscale() == "log":
+                        axis.xaxis.set_major_formatter("{x:g}")
+                title = f"{results.label} over each parameter"
+                save(axis.figure, "slices.png", title, (width, 4.6))
+        finally:
+            for number in set(plt.get_fignums()) - before:
+                plt.close(number)
+    return files
+
+
+def _wrapped_labels(labels: Sequence[Any], width: int) -> list[str]:
+    return [wrapped(label.get_text(), width) for label in labels]
+
+
+def wrapped(name: str, width: int) -> str:
+    """Break a name into lines of at most ``width`` letters: at spaces, underscores and dots."""
+    lines = [""]
+    for word in re.findall(r"[^\s_.]*(?:[\s_.]+|$)", name):
+        for part in textwrap.wrap(word, width, drop_whitespace=False):
+            if len(lines[-1]) + len(part.rstrip()) > width:
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(line.strip() for line in lines)
+
+
 def _markdown(
-    study: optuna.Study,
-    where: str,
-    best: FrozenTrial,
-    label: str,
+    results: _Results,
     importances: Mapping[str, float],
     remark: str,
     pictures: Sequence[str],
     use: str,
 ) -> str:
-    trials = finished_trials(study.get_trials(deepcopy=False))
-    maximize = study.direction == StudyDirection.MAXIMIZE
-    ranked = _ranked(trials, maximize)
+    trials, ranked, best = results.trials, results.ranked, results.best
     names = parameter_names(ranked)
     seconds = [trial.duration.total_seconds() for trial in trials if trial.duration]
     iterations = [
-        trial.user_attrs[ITERATIONS]
+        trial.user_attrs[TRIAL_ITERATIONS]
         for trial in trials
         # Other programs may keep anything by this name.
-        if isinstance(trial.user_attrs.get(ITERATIONS), int)
+        if isinstance(trial.user_attrs.get(TRIAL_ITERATIONS), int)
     ]
     facts = [
-        f"Database: {where}",
-        f"Trials: {_states(study.get_trials(deepcopy=False))}",
-        f"Best: **{best.values[0]:.6g}**, trial {best.number} "
-        f"({'largest' if maximize else 'smallest'} is best)",
+        f"Database: {results.where}",
+        f"Trials: {_states(results.study.get_trials(deepcopy=False))}",
+        f"Best: **{results.best_score}**, trial {best.number} "
+        f"({'largest' if results.maximize else 'smallest'} is best)",
         f"Time: {timedelta(seconds=round(sum(seconds)))} in trials, "
         f"{timedelta(seconds=round(statistics.median(seconds or [0])))} in the median one",
     ]
@@ -181,21 +331,28 @@ def _markdown(
         for trial in ranked[:_TOP]
     ]
     parts = [
-        f"# Study {study.study_name}",
+        f"# Study {results.study.study_name}",
         "\n".join(f"- {fact}" for fact in facts),
         f"## Best {min(_TOP, len(ranked))} of {len(ranked)} complete trials",
-        _table(rows, ["trial", label, *names]),
-        "![history](history.png)",
+        _table(rows, ["trial", results.label, *names]),
     ]
+    if results.confirmed:
+        parts += [
+            "## Confirmed with other seeds",
+            _confirmed_table(results.confirmed),
+            f"{results.label} of the best trials, trained again with other seeds and to their "
+            "end; the mean of all seeds decides.",
+        ]
+    parts.append("![history](history.png)")
     if names:
         parts += [
             "## Parameters",
-            _table(_parameter_rows(ranked, trials, names, importances), _PARAMETER_HEADERS),
+            _table(_parameter_rows(results, names, importances), _PARAMETER_HEADERS),
             remark,
             *(f"![{Path(name).stem}]({name})" for name in pictures if name != "history.png"),
         ]
     failed = Counter(
-        str(trial.user_attrs.get(REASON, "no reason was recorded"))
+        str(trial.user_attrs.get(TRIAL_REASON, "no reason was recorded"))
         for trial in trials
         if trial.state == TrialState.FAIL
     )
@@ -206,10 +363,24 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
+def _confirmed_table(confirmed: Mapping[int, Mapping[int, float]]) -> str:
+    seeds = list(dict.fromkeys(seed for by_seed in confirmed.values() for seed in by_seed))
+    rows = [
+        [
+            number,
+            *(by_seed.get(seed, "-") for seed in seeds),
+            statistics.mean(by_seed.values()),
+            f"{min(by_seed.values()):.4g} to {max(by_seed.values()):.4g}",
+        ]
+        for number, by_seed in confirmed.items()
+    ]
+    return _table(rows, ["trial", *(f"seed {seed}" for seed in seeds), "mean", "min to max"])
+
+
 def _fragment(
     study: optuna.Study, best: FrozenTrial, file: Path
 ) -> tuple[dict[str, Any], str, str]:
-    """The content of ``best.yaml``, what the report says of it, and why there is none."""
+    """The content of ``best.yaml``, the report's section on it, and why there is none."""
     fragment: dict[str, Any] = {}
     anchors = ""
     why = "None of the parameters has a known config key"
@@ -234,92 +405,61 @@ def _fragment(
     return fragment, "\n\n".join(filter(None, [use, anchors])), missing.replace("`", "")
 
 
-_PARAMETER_HEADERS = ["parameter", "importance", "best", "in the best quarter", "tried"]
-
-
 def _parameter_rows(
-    ranked: Sequence[FrozenTrial],
-    trials: Sequence[FrozenTrial],
-    names: Sequence[str],
-    importances: Mapping[str, float],
+    results: _Results, names: Sequence[str], importances: Mapping[str, float]
 ) -> list[list[Any]]:
     """Importance, best value, where the best quarter of the trials lies, and all that was tried."""
-    quarter = ranked[: max(1, len(ranked) // 4)]
+    quarter = results.ranked[: max(1, len(results.ranked) // 4)]
     return [
         [
             name,
             f"{100 * importances[name]:.0f} %" if name in importances else "",
-            _span([ranked[0].params[name]]) if name in ranked[0].params else "",
-            _span([trial.params[name] for trial in quarter if name in trial.params]),
-            _span([trial.params[name] for trial in trials if name in trial.params]),
+            _span([results.best], name),
+            _span(quarter, name),
+            _span(results.trials, name),
         ]
         for name in names
     ]
 
 
-def _span(values: Sequence[Any]) -> str:
+def _span(trials: Sequence[FrozenTrial], name: str) -> str:
+    values = [trial.params[name] for trial in trials if name in trial.params]
     if not values:
         return ""
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         ends = dict.fromkeys(f"{end:.4g}" for end in (min(values), max(values)))
         return " to ".join(ends)
-    counts = Counter(str(value) for value in values)
     if len(values) == 1:
         return str(values[0])
+    counts = Counter(str(value) for value in values)
     return ", ".join(f"{value} ({count})" for value, count in counts.most_common())
 
 
-def _csv(trials: Sequence[FrozenTrial], maximize: bool) -> str:
+def _csv(results: _Results) -> str:
     """Every finished trial in a line, the best first, those without a value last."""
-    names = parameter_names(trials)
-    ranked = _ranked(trials, maximize)
-    rest = [trial for trial in trials if trial not in ranked]
+    names = parameter_names(results.trials)
+    rest = [trial for trial in results.trials if not _is_finite(trial)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "state", "value", *names, "seconds", "iterations", "reason"])
-    for trial in [*ranked, *rest]:
+    for trial in [*results.ranked, *rest]:
         writer.writerow(
             [
                 trial.number,
                 trial.state.name.lower(),
-                "" if _value(trial) is None else trial.values[0],
+                trial.values[0] if _is_finite(trial) else "",
                 *(trial.params.get(name, "") for name in names),
                 round(trial.duration.total_seconds(), 1) if trial.duration else "",
-                trial.user_attrs.get(ITERATIONS, ""),
-                trial.user_attrs.get(REASON, ""),
+                trial.user_attrs.get(TRIAL_ITERATIONS, ""),
+                trial.user_attrs.get(TRIAL_REASON, ""),
             ]
         )
     return text.getvalue()
 
 
-def _ranked(trials: Sequence[FrozenTrial], maximize: bool) -> list[FrozenTrial]:
-    sign = -1 if maximize else 1
-    having = [trial for trial in trials if _value(trial) is not None]
-    return sorted(having, key=lambda trial: (sign * trial.values[0], trial.number))
-
-
-def _value(trial: FrozenTrial) -> float | None:
-    """The value of a complete trial; None for others, and where it is infinite."""
-    if trial.state != TrialState.COMPLETE or not np.isfinite(trial.values[0]):
-        return None
-    return float(trial.values[0])
-
-
 def _states(trials: Sequence[FrozenTrial]) -> str:
     counts = Counter({"FAIL": "failed"}.get(t.state.name, t.state.name.lower()) for t in trials)
     return ", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no trials"
-
-
-def _last_reason(trials: Sequence[FrozenTrial]) -> str:
-    reasons = [trial.user_attrs[REASON] for trial in trials if REASON in trial.user_attrs]
-    return f"; the last failure: {reasons[-1]}" if reasons else ""
-
-
-def _label(study: optuna.Study) -> str:
-    objective = description(study, CONFIG).get("SEARCH.OBJECTIVE", "")
-    if objective:
-        return f"{objective} (%)" if "AP" in objective else str(objective)
-    return (study.metric_names or ["objective"])[0]
 
 
 def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The search as the config describes it: from keys to a study and a worker."""
+"""The search as the config describes it: from keys to a study, its sampler, pruner and worker."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
-from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import TPESampler
+from optuna.trial import FrozenTrial
 
 from cityscapes_maskrcnn.data.loaders import training_dicts
 from cityscapes_maskrcnn.engine.solver import resolve_epochs
-from cityscapes_maskrcnn.search.sampler import SeededByTrial
+from cityscapes_maskrcnn.search.confirmation import confirm
 from cityscapes_maskrcnn.search.space import SearchSpace
 from cityscapes_maskrcnn.search.storage import (
     database_errors,
@@ -27,10 +30,10 @@ from cityscapes_maskrcnn.search.storage import (
     without_password,
 )
 from cityscapes_maskrcnn.search.study import (
-    CONFIG,
+    STUDY_CONFIG,
     WEIGHTS_CONTENT,
-    description,
     join_study,
+    mapping_attribute,
     progress,
 )
 from cityscapes_maskrcnn.search.trial import TrialRunner, check_folders
@@ -49,14 +52,16 @@ _FREE_NODES = ("DATALOADER.", "SEARCH.PARAMETERS.", "SEARCH.PRUNER.", "SOLVER.CH
 
 def tune(
     cfg: CfgNode,
+    *,
     study_name: str,
-    storage: str,
+    storage: str = "",
     budget: int,
-    prune: bool,
+    prune: bool = True,
+    confirm_best: int = 0,
     train_command: Sequence[str],
     stop: StopRequests,
 ) -> None:
-    """Search: join or make the study, then run trials until its budget is used up.
+    """Search: create or join the study, then run trials until its budget is used up.
 
     Args:
         cfg: from :func:`.cli.build_config`; ``OUTPUT_DIR`` gets the folders of the trials.
@@ -64,6 +69,7 @@ def tune(
         storage: database in any spelling; empty: ``OUTPUT_DIR/search.db``.
         budget: finished trials that the study shall have in all.
         prune: end bad trials early.
+        confirm_best: how many of the best trials to train again with other seeds.
         train_command: program and flags that train; the config file is added.
         stop: requests to stop.
 
@@ -76,7 +82,11 @@ def tune(
     _check_keys(cfg, space)
     if not study_name:
         raise InputError("--study is empty: name the study")
-    iterations, period = _check(cfg, budget)
+    if budget < 1:
+        raise InputError(f"--trials {budget}: at least 1")
+    if confirm_best < 0:
+        raise InputError(f"--confirm {confirm_best}: at least 0, which means none")
+    iterations, period = _trial_length(cfg)
     output = Path(cfg.OUTPUT_DIR)
     url = storage_url(storage or str(output / "search.db"))
     least = cfg.SEARCH.PRUNER.MIN_EVALUATIONS
@@ -87,27 +97,31 @@ def tune(
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {output}: cannot be made: {error.strerror}") from error
     trials = output / "trials"
-    mine = {"study": study_name}
     # Before there is a database file.
-    check_folders(trials, mine)
+    check_folders(trials, {"study": study_name})
     config = {**_shared(yaml.safe_load(text)), WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS)}
     with database_errors(url), warnings.catch_warnings():
         # Heartbeats have been experimental since Optuna 2.8.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         database = open_storage(url, cfg.SEARCH.HEARTBEAT_SECONDS)
         if study_name not in optuna.get_all_study_names(database):
-            # Before it is made: a refused search leaves no study behind.
-            check_folders(trials, {**mine, "config": config})
+            # Before it is created: a refused search leaves no study behind.
+            check_folders(trials, {"study": study_name, "config": config})
         study = join_study(
             database,
-            study_name,
-            space,
-            config,
-            SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
-            build_pruner(cfg, period) if prunes else NopPruner(),
+            name=study_name,
+            space=space,
+            config=config,
+            sampler=SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
+            pruner=SuccessiveHalvingPruner(
+                min_resource=least * period, reduction_factor=cfg.SEARCH.PRUNER.REDUCTION
+            )
+            if prunes
+            else NopPruner(),
         )
         # A study that was there has a config of its own.
-        check_folders(trials, {**mine, "config": description(study, CONFIG)})
+        config = dict(mapping_attribute(study, STUDY_CONFIG))
+        check_folders(trials, {"study": study_name, "config": config})
         setup_logger(cfg.OUTPUT_DIR, name="cityscapes_maskrcnn", abbrev_name="cm")
         logger.info("Study %r in %s", study_name, without_password(url))
         for name, parameter in space.parameters.items():
@@ -116,18 +130,60 @@ def tune(
             logger.info(
                 "No trial will be pruned: they have no more than SEARCH.PRUNER.MIN_EVALUATIONS %d "
                 "evaluations (TEST.EVAL_PERIOD %d of %d iterations)",
-                *(least, period, iterations),
+                least,
+                period,
+                iterations,
             )
-        # Trials train with the config as it is now, whatever happens to the files it came from.
-        runner = TrialRunner(
-            train_command, text, cfg.SEARCH.OBJECTIVE, stop, 60 * cfg.SEARCH.STALL_MINUTES
+        worker = Worker(
+            study=study,
+            space=space,
+            runner=TrialRunner(
+                command=train_command,
+                # Trials train with the config as it is now, whatever happens to its files.
+                config=text,
+                objective=cfg.SEARCH.OBJECTIVE,
+                stop=stop,
+                stall_seconds=60 * cfg.SEARCH.STALL_MINUTES,
+            ),
+            folder=trials,
+            total_iterations=iterations,
+            max_failures=cfg.SEARCH.MAX_FAILURES,
         )
-        worker = Worker(study, space, runner, trials, iterations, cfg.SEARCH.MAX_FAILURES)
         logger.info("%s", progress(study.get_trials(deepcopy=False), budget))
         worker.run(budget)
+        if confirm_best:
+            confirm(database, worker, count=confirm_best, folder=output / "confirmation")
         command = ["tools/analyze_study.py", "--storage", without_password(url)]
         command += ["--study", study_name, "--output", cfg.OUTPUT_DIR]
         logger.info("Done. Report and best.yaml: %s", shlex.join(command))
+
+
+class SeededByTrial(TPESampler):
+    """Optuna's TPE, with random numbers that follow from a seed and the number of the trial.
+
+    One generator for a whole worker would start anew with every restart, and workers with the
+    same seed would draw the same trials. Here the result depends on the trials before and on
+    nothing else: neither on who runs it nor on interruptions.
+
+    Args:
+        seed: negative: unpredictable.
+        random_trials: trials drawn at random before TPE learns from the finished ones.
+    """
+
+    def __init__(self, seed: int, random_trials: int = 10) -> None:
+        super().__init__(n_startup_trials=random_trials)
+        self._base_seed = seed
+        self._random_trials = random_trials
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Take the generator of this trial."""
+        seed = None
+        if self._base_seed >= 0:
+            words = np.random.SeedSequence((self._base_seed, trial.number)).generate_state(1)
+            seed = int(words[0])
+        # TPE has no state but its generator: all else is read from the study.
+        super().__init__(seed=seed, n_startup_trials=self._random_trials)
+        super().before_trial(study, trial)
 
 
 def _check_keys(cfg: CfgNode, space: SearchSpace) -> None:
@@ -142,10 +198,8 @@ def _check_keys(cfg: CfgNode, space: SearchSpace) -> None:
             )
 
 
-def _check(cfg: CfgNode, budget: int) -> tuple[int, int]:
-    """Raise for what would make every trial fail; iterations of a trial and between scores."""
-    if budget < 1:
-        raise InputError(f"--trials {budget}: at least 1")
+def _trial_length(cfg: CfgNode) -> tuple[int, int]:
+    """Iterations of a trial and between two scores; raise for what would fail every trial."""
     if len(cfg.DATASETS.TEST) != 1:
         raise InputError(
             f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: a search needs one dataset to score on"
@@ -164,19 +218,6 @@ def _check(cfg: CfgNode, budget: int) -> tuple[int, int]:
     resolve_epochs(trial)
     DatasetCatalog.get(cfg.DATASETS.TEST[0])
     return trial.SOLVER.MAX_ITER, trial.TEST.EVAL_PERIOD
-
-
-def build_pruner(cfg: CfgNode, period: int) -> BasePruner:
-    """Build the pruner that ``SEARCH.PRUNER`` describes.
-
-    Args:
-        cfg: the config.
-        period: iterations between two evaluations.
-    """
-    return SuccessiveHalvingPruner(
-        min_resource=cfg.SEARCH.PRUNER.MIN_EVALUATIONS * period,
-        reduction_factor=cfg.SEARCH.PRUNER.REDUCTION,
-    )
 
 
 def _content(weights: str) -> str:

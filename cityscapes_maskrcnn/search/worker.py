@@ -1,10 +1,10 @@
-"""A search that any number of workers share: joining a study, its budget, its trials."""
+"""A search that any number of workers share: its budget, its trials, those of killed workers."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,24 +17,18 @@ from optuna.trial import FrozenTrial, TrialState
 from cityscapes_maskrcnn.search.space import SearchSpace, Value, config_keys
 from cityscapes_maskrcnn.search.storage import MAX_RETRIES
 from cityscapes_maskrcnn.search.study import (
-    CONFIG,
-    ITERATIONS,
-    REASON,
-    SETTINGS,
-    SURPLUS,
-    WORKER,
+    STUDY_CONFIG,
+    TRIAL_ITERATIONS,
+    TRIAL_REASON,
+    TRIAL_SETTINGS,
+    TRIAL_SURPLUS,
+    TRIAL_WORKER,
+    counting_trials,
     finished_trials,
     original_number,
     progress,
 )
-from cityscapes_maskrcnn.search.trial import (
-    FAILED,
-    PRUNED,
-    STOPPED,
-    Outcome,
-    TrialRunner,
-    claim_folder,
-)
+from cityscapes_maskrcnn.search.trial import Outcome, TrialEnd, TrialRunner, claim_folder
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.process_identity import is_gone, this_process
 from cityscapes_maskrcnn.utils.stop import Stopped
@@ -46,14 +40,14 @@ _UNCLAIMED = 60.0
 
 
 class _Surplus(Exception):  # noqa: N818 - not an error
-    """Another worker started the last trial of the budget at the same moment."""
+    """Another worker runs this trial, or the last one of the budget."""
 
 
 class _TrialFailed(Exception):  # noqa: N818 - Optuna's word is failed
     """Tells Optuna that a trial failed; the reason is in its attributes."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Worker:
     """Runs trials of a study until its budget is used up.
 
@@ -77,14 +71,14 @@ class Worker:
     _failures: dict[int, str] = field(default_factory=dict)
     _unclaimed: dict[int, float] = field(default_factory=dict)
 
-    def run(self, budget: int) -> None:
+    def run(self, budget: int | None) -> None:
         """Run trials until the study has ``budget`` finished ones, whoever ran them.
 
         Complete, pruned and failed trials count; a killed or interrupted one that was given back
         does not. Trials of killed workers are taken over.
 
         Args:
-            budget: number of trials of the whole study.
+            budget: number of trials of the whole study; None: those that are queued.
 
         Raises:
             InputError: trials fail one after the other, or a folder cannot be used.
@@ -98,18 +92,45 @@ class Worker:
             trials = self.study.get_trials(deepcopy=False)
             running = [trial for trial in trials if trial.state == TrialState.RUNNING]
             done = len(finished_trials(trials))
-            if done >= budget:
+            goal = len(counting_trials(trials)) if budget is None else budget
+            if done >= goal:
                 return
-            if done + len(running) < budget:
+            if done + len(running) < goal:
                 waiting = False
                 self._run_one(budget)
-                logger.info("%s", progress(self.study.get_trials(deepcopy=False), budget))
+                logger.info("%s", progress(self.study.get_trials(deepcopy=False), goal))
                 continue
             if not waiting:
                 numbers = ", ".join(str(trial.number) for trial in running)
                 logger.info("Waiting for trials of other, or killed, workers: %s", numbers)
                 waiting = True
             time.sleep(self.patience)
+
+    def settings(self, values: dict[str, Value]) -> dict[str, Any]:
+        """Turn the values of a trial into its config keys."""
+        keys = {name: parameter.key for name, parameter in self.space.parameters.items()}
+        negative, positive = self.study.user_attrs[STUDY_CONFIG]["MODEL.RPN.IOU_THRESHOLDS"]
+        return config_keys(values, keys, (negative, positive))
+
+    def _draw(self, trial: optuna.Trial) -> dict[str, Value]:
+        return self.space.suggest(trial)
+
+    def _is_surplus(self, trials: Sequence[FrozenTrial], number: int, budget: int | None) -> bool:
+        """Whether a trial that has just started is one more than the budget.
+
+        Two workers may both have seen room for one more. Who has claimed a trial goes on, else the
+        one with the lower number.
+        """
+        before = [
+            trial
+            for trial in trials
+            if trial.state == TrialState.RUNNING
+            and (
+                trial.number < number
+                or (TRIAL_WORKER in trial.user_attrs and trial.number != number)
+            )
+        ]
+        return budget is not None and len(finished_trials(trials)) + len(before) >= budget
 
     def _take_over(self) -> None:
         """Queue the trials of killed workers again.
@@ -121,7 +142,7 @@ class Worker:
         now, before = time.monotonic(), self._unclaimed
         self._unclaimed = {}
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            worker = trial.user_attrs.get(WORKER)
+            worker = trial.user_attrs.get(TRIAL_WORKER)
             if worker is None:
                 # Not by when it started: clocks of machines differ, and Optuna's are local times.
                 self._unclaimed[trial.number] = before.get(trial.number, now)
@@ -134,15 +155,15 @@ class Worker:
                     self.study.tell(trial.number, state=TrialState.FAIL)
                     self._queue_again(trial.number, MAX_RETRIES)
 
-    def _run_one(self, budget: int) -> None:
+    def _run_one(self, budget: int | None) -> None:
         started: list[int] = []
 
         def objective(trial: optuna.Trial) -> float:
             started.append(trial.number)
-            if self._is_surplus(trial.number, budget):
-                trial.set_user_attr(SURPLUS, True)
+            if self._is_surplus(self.study.get_trials(deepcopy=False), trial.number, budget):
+                trial.set_user_attr(TRIAL_SURPLUS, True)
                 raise _Surplus
-            trial.set_user_attr(WORKER, this_process())
+            trial.set_user_attr(TRIAL_WORKER, this_process())
             return self._train(trial)
 
         verbosity = optuna.logging.get_verbosity()
@@ -174,21 +195,6 @@ class Worker:
                 "on when the cause is gone"
             )
 
-    def _is_surplus(self, number: int, budget: int) -> bool:
-        """Whether a trial that has just started is one more than the budget.
-
-        Two workers may both have seen room for one more. Who has claimed a trial goes on, else the
-        one with the lower number.
-        """
-        trials = self.study.get_trials(deepcopy=False)
-        before = [
-            trial
-            for trial in trials
-            if trial.state == TrialState.RUNNING
-            and (trial.number < number or (WORKER in trial.user_attrs and trial.number != number))
-        ]
-        return len(finished_trials(trials)) + len(before) >= budget
-
     def _trial(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=True)[number]
 
@@ -198,47 +204,44 @@ class Worker:
 
     def _train(self, trial: optuna.Trial) -> float:
         """Train one trial; its score."""
-        values = self.space.suggest(trial)
+        values = self._draw(trial)
         number = original_number(self._trial(trial.number))
         folder = self.folder / f"{number:04d}"
         again = f" (again trial {number})" if number != trial.number else ""
-        shown = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
-        logger.info("Trial %d%s: %s", trial.number, again, shown)
-        identity = {"study": self.study.study_name, "config": self.study.user_attrs[CONFIG]}
-        claim_folder(folder, {**identity, "trial": number, "parameters": values})
-        settings = self._settings(values)
-        trial.set_user_attr(SETTINGS, settings)
+        listed = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+        logger.info("Trial %d%s: %s", trial.number, again, listed)
+        identity = {
+            "study": self.study.study_name,
+            "config": self.study.user_attrs[STUDY_CONFIG],
+            "trial": number,
+            "parameters": values,
+        }
+        claim_folder(folder, identity)
+        settings = self.settings(values)
+        trial.set_user_attr(TRIAL_SETTINGS, settings)
 
         def prune(iterations: int, score: float) -> bool:
             # Detectron2 counts one more when it evaluates after the last iteration.
             done = min(iterations, self.total_iterations)
-            logger.info(
-                "Trial %d: %d of %d iterations, score %.2f",
-                *(trial.number, done, self.total_iterations, score),
-            )
+            progressed = f"{done} of {self.total_iterations} iterations, score {score:.2f}"
+            logger.info("Trial %d: %s", trial.number, progressed)
             trial.report(score, done)
             return done < self.total_iterations and trial.should_prune()
 
-        outcome = self.runner.run(folder, settings, _once(prune))
-        return self._conclude(trial, outcome)
-
-    def _settings(self, values: Mapping[str, Value]) -> dict[str, Any]:
-        keys = {name: parameter.key for name, parameter in self.space.parameters.items()}
-        negative, positive = self.study.user_attrs[CONFIG]["MODEL.RPN.IOU_THRESHOLDS"]
-        return config_keys(values, keys, (negative, positive))
+        return self._conclude(trial, self.runner.run(folder, settings, prune))
 
     def _conclude(self, trial: optuna.Trial, outcome: Outcome) -> float:
         """Tell Optuna how a trial ended: by a value or an exception."""
-        if outcome.state == STOPPED:
+        if outcome.end == TrialEnd.STOPPED:
             raise Stopped(self.runner.stop.signals[0])
-        trial.set_user_attr(ITERATIONS, min(outcome.iterations, self.total_iterations))
-        if outcome.state == FAILED:
-            trial.set_user_attr(REASON, outcome.reason)
+        trial.set_user_attr(TRIAL_ITERATIONS, min(outcome.iterations, self.total_iterations))
+        if outcome.end == TrialEnd.FAILED:
+            trial.set_user_attr(TRIAL_REASON, outcome.reason)
             logger.warning("Trial %d failed: %s", trial.number, outcome.reason)
             self._failures[trial.number] = outcome.reason
             raise _TrialFailed(outcome.reason)
         self._failures.clear()
-        if outcome.state == PRUNED:
+        if outcome.end == TrialEnd.PRUNED:
             logger.info("Trial %d pruned after %d iterations", trial.number, outcome.iterations)
             raise optuna.TrialPruned
         return outcome.value
@@ -254,19 +257,6 @@ def _storage_error(error: BaseException | None) -> optuna.exceptions.StorageInte
             return error
         error = error.__context__
     return None
-
-
-def _once(call: Callable[[int, float], bool]) -> Callable[[int, float], bool]:
-    """Make a call for new iterations only; for others False."""
-    seen: set[int] = set()
-
-    def new_only(iterations: int, score: float) -> bool:
-        if iterations in seen:
-            return False
-        seen.add(iterations)
-        return call(iterations, score)
-
-    return new_only
 
 
 def _short(value: Value) -> str:

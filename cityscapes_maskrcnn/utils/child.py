@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cityscapes_maskrcnn.utils.end_with_parent import bound_to_this_process
-from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.stop import Stopped, StopRequests
+from cityscapes_maskrcnn.utils.stop import StopRequests
 
 
 def run_child(
     command: Sequence[str],
     log_file: Path,
-    while_running: Callable[[], None],
+    *,
+    stop: StopRequests,
+    watch: Callable[[], float | None],
+    grace: float = math.inf,
     keep_open: Sequence[int] = (),
     interval: float = 1.0,
-) -> None:
+) -> str:
     """Run a command to its end; its output is appended to a file.
 
     On Ctrl-C or SIGTERM the child gets one SIGTERM, on which this project's tools save their work;
@@ -29,63 +34,55 @@ def run_child(
 
     Args:
         command: program and arguments.
-        log_file: appended to; its folder is made.
-        while_running: called every ``interval`` seconds.
+        log_file: appended to; its folder must exist.
+        stop: requests to stop this process.
+        watch: called every ``interval`` seconds until the child is asked to stop. A number instead
+            of None asks it, and kills it after so many seconds.
+        grace: seconds after which a child that was asked to stop by a signal is killed.
         keep_open: file descriptors the child inherits, such as that of a lock it shall hold.
         interval: seconds.
 
-    Raises:
-        InputError: the command failed; the message has its last line.
-        Stopped: this process was asked to stop, and the child has ended.
+    Returns:
+        Why the command failed, in one line; empty if it ended with status 0.
     """
-    log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as log:
         start = log.tell()
-        with StopRequests().listening() as stop:
-            child = subprocess.Popen(
-                bound_to_this_process(command),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                pass_fds=keep_open,
-                # Ctrl-C in the terminal reaches this process only, which passes it on.
-                start_new_session=True,
-            )
-            answered = 0
+        child = subprocess.Popen(
+            bound_to_this_process(command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            pass_fds=keep_open,
+            # Ctrl-C in the terminal reaches this process only, which passes it on.
+            start_new_session=True,
+        )
+        deadline: float | None = None
+        try:
             while child.poll() is None:
-                while_running()
-                try:
+                if deadline is None:
+                    patience = grace if stop.signals else watch()
+                    if patience is not None:
+                        child.terminate()
+                        deadline = time.monotonic() + patience
+                elif time.monotonic() > deadline or len(stop.signals) > 1:
+                    break
+                with suppress(subprocess.TimeoutExpired):
                     child.wait(interval)
-                except subprocess.TimeoutExpired:
-                    if len(stop.signals) > answered:
-                        answered = len(stop.signals)
-                        _stop(child, answered)
-    if stop.signals:
-        raise Stopped(stop.signals[0])
-    if child.returncode:
-        raise InputError(_failure(command, child.returncode, log_file, start))
-
-
-def _stop(child: subprocess.Popen[bytes], times: int) -> None:
-    """Ask the child to stop; if asked again, kill its whole process group."""
-    if times == 1:
-        child.terminate()
-    else:
-        os.killpg(child.pid, signal.SIGKILL)
-
-
-def _failure(command: Sequence[str], status: int, log_file: Path, start: int) -> str:
-    """Say in one line why a command failed: its own words, and where to read more."""
-    with log_file.open("rb") as log:
-        log.seek(start)
-        reason = failure_reason(status, log.read().decode(errors="replace"))
-    name = Path(command[1] if len(command) > 1 else command[0]).name
-    return f"{name}: {reason} (log: {log_file})"
+        finally:
+            # Also after an error in watch(): nothing trains on unwatched.
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    if not child.returncode:
+        return ""
+    with log_file.open("rb") as file:
+        file.seek(start)
+        return failure_reason(child.returncode, file.read().decode(errors="replace"))
 
 
 def failure_reason(status: int, output: str) -> str:
-    """Say in one line why a training run failed.
+    """Describe in one line why a command failed.
 
     Args:
         status: its exit status; negative: the signal that killed it.
@@ -106,5 +103,5 @@ def failure_reason(status: int, output: str) -> str:
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     # CUDA's errors end with lines of advice.
     raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
-    said = errors or raised or lines or ["it printed nothing"]
-    return f"exit status {status}: {said[-1]}"[:500]
+    best = errors or raised or lines or ["it printed nothing"]
+    return f"exit status {status}: {best[-1]}"[:500]

@@ -183,7 +183,9 @@ def _mark_gap(axis: Axes, gap: Gap) -> None:
 def _note(axis: Axes, height: float, text: str, color: str) -> None:
     """Write a line at the right, below a share of the panel's height."""
     axis.text(
-        *(0.98, height, text),
+        0.98,
+        height,
+        text,
         transform=axis.transAxes,
         ha="right",
         va="top",

@@ -36,6 +36,8 @@ Bar = tuple[str, float, bool]
 
 
 def plot_performance(
+    output: str | os.PathLike[str],
+    *,
     headings: Sequence[str],
     cells: Sequence[Sequence[str]],
     official: Sequence[Bar],
@@ -43,11 +45,11 @@ def plot_performance(
     by_size: Sequence[Bar],
     caution: str,
     remark: str,
-    output: str | os.PathLike[str],
 ) -> None:
     """Draw the table of a run and its place among others, each protocol in a chart of its own.
 
     Args:
+        output: the PNG file; it appears only when it is complete.
         headings: of the table's columns.
         cells: the table, row by row, as text.
         official: bars of the official protocol, top to bottom.
@@ -56,7 +58,6 @@ def plot_performance(
         caution: a line below the title that nobody may overlook; empty for none.
         remark: one or more lines at the bottom; longer ones are wrapped, and the picture is higher
             by what they take. Empty for none.
-        output: the PNG file; it appears only when it is complete.
 
     Raises:
         InputError: ``output`` cannot be written.

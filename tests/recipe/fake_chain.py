@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from cityscapes_maskrcnn.recipe.chain import run_chain
-from cityscapes_maskrcnn.recipe.step_state import Step
+from cityscapes_maskrcnn.recipe.step import Step
 from cityscapes_maskrcnn.utils.tool import run_tool
 
 FAKE_STEP = Path(__file__).with_name("fake_step.py")
@@ -26,7 +26,7 @@ def steps(output: Path, seconds: str, names: list[str]) -> list[Step]:
                 commands=((*words, *map(str, parent.values())),),
                 settings={"count": str(count)},
                 needs=parent,
-                makes=("result",),
+                outputs=("result",),
                 data="numbers",
                 images=count,
             )

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Kill the real chain at random moments, and see that the same command ends it all the same.
+r"""Kill the real chain at random moments, and see that the same command ends it all the same.
 
 Run by hand, because it trains the whole demo more than twice:
 
-    python tests/recipe/kill_chain.py OUTPUT --kills 10 -- --config-dir configs/demo --trials 2
+    python tests/recipe/kill_chain.py OUTPUT --kills 10 -- --config-dir configs/demo \
+        --trials 2 --confirm 1
 
 It runs the chain once undisturbed into OUTPUT/whole, then into OUTPUT/killed with SIGKILL at random
 moments, and compares the weights that every stage ended with, bit by bit. What follows ``--`` goes

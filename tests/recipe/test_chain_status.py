@@ -14,8 +14,10 @@ from cityscapes_maskrcnn.recipe.chain_status import (
     format_time,
     last_metrics,
 )
-from cityscapes_maskrcnn.recipe.step_state import COMPLETE, NEW, UNFINISHED, Step
+from cityscapes_maskrcnn.recipe.step import Step, StepState
 from cityscapes_maskrcnn.utils.errors import InputError
+
+NEW, HALF, DONE = StepState.NEW, StepState.UNFINISHED, StepState.COMPLETE
 
 
 class Clock:
@@ -30,7 +32,18 @@ def step(root: Path, name: str, iterations: int, amount: int = 0) -> Step:
     folder = root / name
     folder.mkdir()
     data = f"cityscapes_{name}_train"
-    return Step(name, folder, (), {}, {}, (), data, 1500, iterations, amount)
+    return Step(
+        name=name,
+        folder=folder,
+        commands=(),
+        settings={},
+        needs={},
+        outputs=(),
+        data=data,
+        images=1500,
+        iterations=iterations,
+        amounts={"trials": amount} if amount else {},
+    )
 
 
 def metrics(folder: Path, iteration: int, loss: float = 1.5) -> None:
@@ -49,7 +62,9 @@ def chain(tmp_path: Path) -> list[Step]:
 
 
 def test_the_plan_has_a_row_a_step(chain: list[Step]) -> None:
-    states = {"stage_1": COMPLETE, "search": UNFINISHED, "stage_2": NEW, "scores": NEW}
+    states = dict(
+        zip(("stage_1", "search", "stage_2", "scores"), (DONE, HALF, NEW, NEW), strict=True)
+    )
     lines = format_plan(chain, states).splitlines()
     assert lines[2].split() == [
         *("stage_1", "stage_1_train", "1,500", "1,000", str(chain[0].folder), "complete")
@@ -59,11 +74,11 @@ def test_the_plan_has_a_row_a_step(chain: list[Step]) -> None:
 
 
 def test_the_plan_says_which_data_are_missing(chain: list[Step]) -> None:
-    states = {"stage_1": NEW, "search": NEW, "stage_2": COMPLETE, "scores": NEW}
+    states = {"stage_1": NEW, "search": NEW, "stage_2": DONE, "scores": NEW}
     lost = [
-        replace(step, images=0, iterations=0, lacking={"data": "no train"}) for step in chain[:3]
+        replace(step, images=0, iterations=0, missing={"data": "no train"}) for step in chain[:3]
     ]
-    scores = replace(chain[3], lacking={"data": "no val"})
+    scores = replace(chain[3], missing={"data": "no val"})
     table, _, below = format_plan([*lost, scores], states).partition("\n\n")
     rows = [line.split() for line in table.splitlines()[2:]]
     assert [row[0] for row in rows if row[-2:] == ["data", "missing"]] == [
@@ -78,11 +93,11 @@ def test_the_plan_says_which_data_are_missing(chain: list[Step]) -> None:
 def test_the_plan_says_which_weights_are_missing(chain: list[Step]) -> None:
     states = dict.fromkeys([step.name for step in chain], NEW)
     weights = {"weights": "no typo.pth"}
-    lost = [replace(chain[0], lacking={"data": "no train", **weights}), chain[1]]
-    lost += [replace(chain[2], lacking=weights), replace(chain[3], lacking={"data": "no val"})]
+    lost = [replace(chain[0], missing={"data": "no train", **weights}), chain[1]]
+    lost += [replace(chain[2], missing=weights), replace(chain[3], missing={"data": "no val"})]
     table, _, below = format_plan(lost, states).partition("\n\n")
-    shown = [line.split("  ")[-1].strip() for line in table.splitlines()[2:]]
-    assert shown == ["data and weights missing", "to do", "weights missing", "data missing"]
+    states_drawn = [line.split("  ")[-1].strip() for line in table.splitlines()[2:]]
+    assert states_drawn == ["data and weights missing", "to do", "weights missing", "data missing"]
     assert below.splitlines() == [
         *("stage_1: no train", "stage_1, stage_2: no typo.pth", "scores: no val")
     ]
@@ -117,9 +132,7 @@ def test_eta_follows_the_running_step(chain: list[Step]) -> None:
 
 def test_eta_of_later_steps_follows_what_was_measured(chain: list[Step]) -> None:
     clock = Clock()
-    status = ChainStatus(
-        chain, {**dict.fromkeys([s.name for s in chain], NEW)}, io.StringIO(), clock
-    )
+    status = ChainStatus(chain, dict.fromkeys([s.name for s in chain], NEW), io.StringIO(), clock)
     status.began(chain[0])
     metrics(chain[0].folder, 999)
     clock.seconds = 500.0
@@ -143,7 +156,7 @@ def test_a_log_gets_a_line_a_minute(chain: list[Step]) -> None:
     table = stream.tell()
     for _ in range(150):
         clock.seconds += 1.0
-        status.tick(chain[1])
+        status.tick()
     lines = stream.getvalue()[table:].splitlines()
     assert lines == ["search  Trial 0: score 3  ETA -  of all about -"] * 2
 

@@ -17,7 +17,7 @@ from cityscapes_maskrcnn.recipe.performance_table import (
     to_csv,
     to_markdown,
 )
-from cityscapes_maskrcnn.recipe.report import write_report
+from cityscapes_maskrcnn.recipe.report import write_recipe_report
 from cityscapes_maskrcnn.utils.errors import InputError
 
 SUMMARY = {
@@ -118,11 +118,11 @@ def test_the_markdown_names_protocols_and_units(output: Path) -> None:
     [(42.4, "42 s"), (160.0, "160 s"), (690.0, "12 min"), (3599.0, "1 h 00 min")],
 )
 def test_time(seconds: float, expected: str) -> None:
-    assert cell(Row("this run", "1 heads", seconds=seconds), "time") == expected
+    assert cell(Row(group="this run", name="1 heads", seconds=seconds), "time") == expected
 
 
 def test_the_report_writes_all_and_says_where(output: Path) -> None:
-    said = write_report(output)
+    said = write_recipe_report(output)
     for name in ("performance.md", "performance.csv", "performance.png", "overfitting.png"):
         assert (output / name).stat().st_size > 300
         assert str(output / name) in said
@@ -143,7 +143,7 @@ def test_generated_scenes_are_named_wherever_scores_stand(output: Path, tmp_path
         for stage in ("stage_0", "stage_1"):
             write_stage(folder, stage, generated=generated)
     warning = "generated scenes, not Cityscapes. Its scores cannot be compared with published ones."
-    said = {folder: write_report(folder) for folder in (made, real, output)}
+    said = {folder: write_recipe_report(folder) for folder in (made, real, output)}
     for folder, text in said.items():
         markdown = (folder / "performance.md").read_text()
         table = (folder / "performance.csv").read_text().splitlines()
@@ -171,7 +171,7 @@ def test_a_stage_without_scores_is_generated_as_its_training_was(tmp_path: Path)
 
 def test_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no stage has ended"):
-        write_report(tmp_path)
+        write_recipe_report(tmp_path)
 
 
 def test_a_damaged_file_gets_one_line(output: Path) -> None:

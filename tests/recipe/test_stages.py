@@ -11,8 +11,8 @@ import yaml
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe.chain import read_states, require_inputs
-from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, keep_matching, split_words
-from cityscapes_maskrcnn.recipe.step_state import COMPLETE, NEW, UNFINISHED, Step, begin, finish
+from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, split_words, write_matching
+from cityscapes_maskrcnn.recipe.step import Step, StepState
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PROJECT = Path(__file__).parents[2]
@@ -24,10 +24,18 @@ def data(small_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
 
 
-def recipe(output: Path, *opts: str, stages: tuple[str, ...] = STEPS, trials: int = 3) -> Recipe:
+def recipe(
+    output: Path, *opts: str, stages: tuple[str, ...] = STEPS, trials: int = 3, confirm: int = 1
+) -> Recipe:
     return Recipe(
-        *(CONFIGS, output, PROJECT / "tools", build_config, ["MODEL.DEVICE", "cpu", *opts]),
-        *(stages, trials),
+        config_dir=CONFIGS,
+        output=output,
+        tools=PROJECT / "tools",
+        build_config=build_config,
+        opts=["MODEL.DEVICE", "cpu", *opts],
+        selected=stages,
+        trials=trials,
+        confirm=confirm,
     )
 
 
@@ -57,7 +65,7 @@ def test_every_step_hands_on(tmp_path: Path) -> None:
     assert (said("anchors")["--num-sizes"], said("anchors")["--num-ratios"]) == ("3", "3")
     assert said("search")["MODEL.WEIGHTS"] == weights["stage_1"]
     assert said("search")["INCLUDE"] == str((anchors,))
-    assert said("search")["--trials"] == "3"
+    assert (said("search")["--trials"], said("search")["--confirm"]) == ("3", "1")
     assert said("search")["--storage"] == said("search", 1)["--storage"]
     assert said("search", 1)["--output"] == str(tmp_path / "search")
     # Both stages start from their parent, with the same anchors and thresholds.
@@ -79,15 +87,15 @@ def test_the_plan_counts(tmp_path: Path) -> None:
     images = steps["stage_1"].images
     assert 6 <= images <= 8
     assert steps["stage_1"].iterations == 2 * -(-images // 2)
-    assert steps["search"].iterations == 3 * 2 * 1  # 3 trials, 2 epochs of 1 image
+    assert steps["search"].iterations == 5 * 2 * 1  # 3 trials + 2 seeds of one; 2 epochs of 1 image
     assert steps["scores/stage_1"].images == 2  # of 6 in 4 parts: 2 2 1 1
 
 
-def complete(folder: Path, step: object) -> None:
-    begin(folder, step.inputs())
-    for name in step.makes:
-        (folder / name).write_text(name)
-    finish(folder, step.inputs(), step.makes)
+def complete(step: Step) -> None:
+    step.begin()
+    for name in step.outputs:
+        (step.folder / name).write_text(name)
+    step.finish()
 
 
 def test_what_is_complete_is_used_by_later_calls(tmp_path: Path) -> None:
@@ -98,7 +106,7 @@ def test_what_is_complete_is_used_by_later_calls(tmp_path: Path) -> None:
     assert own.settings["MODEL.WEIGHTS"] == "mine.pth"
 
     stage_1 = recipe(tmp_path, "MODEL.WEIGHTS", "", stages=("stage_1",)).steps()[0]
-    complete(tmp_path / "stage_1", stage_1)
+    complete(stage_1)
     steps = recipe(tmp_path, stages=("stage_2",)).steps()
     assert [step.name for step in steps] == ["stage_2", "scores/stage_1", "scores/stage_2"]
     assert options(steps[0].commands[0])["MODEL.WEIGHTS"] == str(
@@ -114,14 +122,14 @@ def test_what_counts_as_another_config(tmp_path: Path) -> None:
         assert (stage_0.name, search.name) == ("stage_0", "search")
         return read_states(recipe_steps)
 
-    complete(tmp_path / "stage_1", recipe(tmp_path, stages=("stage_0", "stage_1")).steps()[1])
+    complete(recipe(tmp_path, stages=("stage_0", "stage_1")).steps()[1])
     for step in recipe(tmp_path, stages=("stage_0", "search")).steps()[:2]:
-        complete(tmp_path / step.name, step)
-    assert state() == {"stage_0": COMPLETE, "search": COMPLETE}
+        complete(step)
+    assert state() == {"stage_0": StepState.COMPLETE, "search": StepState.COMPLETE}
     # Where and how, not what.
-    assert state("DATALOADER.NUM_WORKERS", "2")["stage_0"] == COMPLETE
-    assert state("SEARCH.HEARTBEAT_SECONDS", "9")["search"] == COMPLETE
-    assert state(trials=4) == {"stage_0": COMPLETE, "search": UNFINISHED}
+    assert state("DATALOADER.NUM_WORKERS", "2")["stage_0"] == StepState.COMPLETE
+    assert state("SEARCH.HEARTBEAT_SECONDS", "9")["search"] == StepState.COMPLETE
+    assert state(trials=4) == {"stage_0": StepState.COMPLETE, "search": StepState.UNFINISHED}
     with pytest.raises(InputError, match=r"stage_0: was made with SEED 42, now 7; take another"):
         state("SEED", "7")
     with pytest.raises(InputError, match=r"search: .*PARAMETERS.fg_iou_thresh.HIGH 0.7, now"):
@@ -129,7 +137,7 @@ def test_what_counts_as_another_config(tmp_path: Path) -> None:
 
 
 def test_nothing_is_there_at_first(tmp_path: Path) -> None:
-    assert set(read_states(recipe(tmp_path / "none").steps()).values()) == {NEW}
+    assert set(read_states(recipe(tmp_path / "none").steps()).values()) == {StepState.NEW}
     assert not (tmp_path / "none").exists()
 
 
@@ -140,6 +148,7 @@ def test_nothing_is_there_at_first(tmp_path: Path) -> None:
         (["SEED"], {}, "KEY VALUE pairs; one is incomplete"),
         ([], {"stages": ("stage_9",)}, "--stages stage_9: there is no such step"),
         ([], {"trials": 0}, "--trials 0: at least 1"),
+        ([], {"confirm": -1}, "--confirm -1: at least 0"),
         (
             ["DATASETS.TRAIN", "('cityscapes_instance_val_part4of4','cityscapes_instance_val')"],
             {"stages": ("anchors",)},
@@ -160,10 +169,10 @@ def test_an_empty_partition_is_told_in_the_plan(
     generate_dataset(tmp_path, {"train": 8, "val": 2}, 96, 192, seed=3)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     steps = recipe(tmp_path / "output", stages=("stage_0", "stage_1")).steps()
-    assert [(step.name, list(step.lacking)) for step in steps] == [
+    assert [(step.name, list(step.missing)) for step in steps] == [
         *(("stage_0", []), ("stage_1", []), ("scores/stage_1", ["data"]))
     ]
-    assert "val_part3and4of4: part 3 of 4 is empty" in steps[2].lacking["data"]
+    assert "val_part3and4of4: part 3 of 4 is empty" in steps[2].missing["data"]
 
 
 def test_missing_data_do_not_hide_the_plan(
@@ -178,10 +187,10 @@ def test_missing_data_do_not_hide_the_plan(
             *(*STEPS, "scores/stage_1", "scores/stage_2", "scores/stage_3")
         ]
         # Epochs of unknown length have an unknown number of iterations.
-        assert {step.images == 0 for step in steps if step.lacking} == {True}
-        assert {step.iterations for step in steps if step.lacking} == {0}
-        assert all(step.images for step in steps if not step.lacking)
-        return {step.name: step.lacking["data"] for step in steps if step.lacking}
+        assert {step.images == 0 for step in steps if step.missing} == {True}
+        assert {step.iterations for step in steps if step.missing} == {0}
+        assert all(step.images for step in steps if not step.missing)
+        return {step.name: step.missing["data"] for step in steps if step.missing}
 
     assert list(lacking("gtCoarse")) == ["stage_0"]
     problems = lacking("gtFine")
@@ -197,7 +206,7 @@ def test_data_to_validate_on_are_missed_too(
     shutil.rmtree(root / "cityscapes" / "gtFine" / "val")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     steps = recipe(tmp_path / "output").steps()
-    lacking = {step.name for step in steps if step.lacking}
+    lacking = {step.name for step in steps if step.missing}
     # Stage 0 has other annotations, and anchors are fitted to train; all others validate on val.
     assert lacking == {*STEPS, "scores/stage_1", "scores/stage_2", "scores/stage_3"} - {
         *("stage_0", "anchors")
@@ -209,14 +218,14 @@ def test_data_to_validate_on_are_missed_too(
 def test_what_is_complete_needs_no_data(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    complete(tmp_path / "stage_0", recipe(tmp_path, stages=("stage_0",)).steps()[0])
+    complete(recipe(tmp_path, stages=("stage_0",)).steps()[0])
     root = tmp_path / "without"
     shutil.copytree(small_root, root, ignore=shutil.ignore_patterns("gtCoarse"))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     steps = recipe(tmp_path, stages=("stage_0", "stage_1")).steps()
     states = read_states(steps)
-    assert states["stage_0"] == COMPLETE
-    assert steps[0].lacking
+    assert states["stage_0"] == StepState.COMPLETE
+    assert steps[0].missing
     require_inputs(steps, states)
 
 
@@ -224,7 +233,7 @@ def test_weights_that_are_no_file_are_found_before_anything_starts(tmp_path: Pat
     def lacking(weights: str, *stages: str) -> dict[str, str]:
         steps = recipe(tmp_path, "MODEL.WEIGHTS", weights, stages=stages).steps()
         assert all(step.images for step in steps)
-        return {step.name: told for step in steps for told in step.lacking.values()}
+        return {step.name: told for step in steps for told in step.missing.values()}
 
     told = "no such file; name the weights to start from"
     assert lacking("typo.pth", "stage_2") == {"stage_2": f"MODEL.WEIGHTS typo.pth: {told}"}
@@ -247,10 +256,10 @@ def test_named_weights_count_by_their_content(tmp_path: Path) -> None:
     mine, moved = tmp_path / "mine.pth", tmp_path / "moved.pth"
     mine.write_text("weights")
     chosen = recipe(tmp_path / "out", "MODEL.WEIGHTS", str(mine), stages=("stage_2",))
-    complete(tmp_path / "out" / "stage_2", chosen.steps()[0])
-    assert state(mine) == COMPLETE
+    complete(chosen.steps()[0])
+    assert state(mine) == StepState.COMPLETE
     shutil.copy(mine, moved)
-    assert state(moved) == COMPLETE
+    assert state(moved) == StepState.COMPLETE
     mine.write_text("others")
     with pytest.raises(InputError, match=r"stage_2: was made with another MODEL\.WEIGHTS; take"):
         state(mine)
@@ -266,18 +275,18 @@ def test_a_training_with_a_checkpoint_goes_on_without_the_weights_it_began_with(
         keys = ("MODEL.WEIGHTS", str(mine))
         return recipe(tmp_path / "out", *keys, stages=("stage_2",)).steps()[0]
 
-    begin(stage_2().folder, stage_2().inputs())
+    stage_2().begin()
     mine.unlink()
-    assert list(stage_2().lacking) == ["weights"]
+    assert list(stage_2().missing) == ["weights"]
     (stage_2().folder / "last_checkpoint").touch()
-    assert not stage_2().lacking
-    assert read_states([stage_2()]) == {"stage_2": UNFINISHED}
-    assert None not in stage_2().inputs().files.values()
+    assert not stage_2().missing
+    assert read_states([stage_2()]) == {"stage_2": StepState.UNFINISHED}
+    assert "MODEL.WEIGHTS" not in stage_2().needs
 
 
 def test_the_config_of_a_stage_is_part_of_it(tmp_path: Path) -> None:
     stage_1 = recipe(tmp_path, "MODEL.WEIGHTS", "", stages=("stage_1",)).steps()[0]
-    complete(stage_1.folder, stage_1)
+    complete(stage_1)
     config = stage_1.folder / "config.yaml"
     config.write_text("SEED: 9")
     with pytest.raises(InputError, match=r"stage_1/config\.yaml: was changed since the step was"):
@@ -297,7 +306,7 @@ def test_stage_3_takes_the_model_and_not_the_schedule(tmp_path: Path) -> None:
         "SOLVER": {"BASE_LR": 0.5},
     }
     (tmp_path / "best.yaml").write_text(yaml.safe_dump(best))
-    keep_matching(tmp_path / "best.yaml", tmp_path / "matching.yaml")
+    write_matching(tmp_path / "best.yaml", tmp_path / "matching.yaml")
     assert yaml.safe_load((tmp_path / "matching.yaml").read_text()) == {
         "MODEL": {"RPN": {"IOU_THRESHOLDS": [0.2, 0.8]}, "ROI_HEADS": {"IOU_LABELS": [0, -1, 1]}}
     }

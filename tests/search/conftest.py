@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
+
+
+@pytest.fixture(scope="session")
+def worker() -> SimpleNamespace:
+    """The program that the tests of killed workers start, as a module."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("search_worker.py"))))
 
 
 @pytest.fixture

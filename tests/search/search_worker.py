@@ -1,6 +1,6 @@
 """One worker of a search, as tools/tune.py runs it, with the fake training program.
 
-Usage: search_worker.py URL FOLDER BUDGET
+Usage: search_worker.py URL FOLDER BUDGET [CONFIRM]
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 
 import optuna
 
-from cityscapes_maskrcnn.search.sampler import SeededByTrial
+from cityscapes_maskrcnn.search.confirmation import confirm
 from cityscapes_maskrcnn.search.space import Parameter, SearchSpace
 from cityscapes_maskrcnn.search.storage import database_errors, open_storage, storage_url
 from cityscapes_maskrcnn.search.study import join_study
 from cityscapes_maskrcnn.search.trial import Outcome, TrialRunner
+from cityscapes_maskrcnn.search.tuning import SeededByTrial
 from cityscapes_maskrcnn.search.worker import Worker
 from cityscapes_maskrcnn.utils.stop import Stopped, StopRequests
 from cityscapes_maskrcnn.utils.tool import run_tool
@@ -56,31 +57,44 @@ def search(
     stop: StopRequests | None = None,
     pruner: optuna.pruners.BasePruner | None = None,
     heartbeat: int = 60,
+    confirm_best: int = 0,
 ) -> optuna.Study:
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     url = storage_url(url)
     with database_errors(url):
+        storage = open_storage(url, heartbeat)
         study = join_study(
-            open_storage(url, heartbeat),
-            "search",
-            space(),
-            CONFIG,
-            SeededByTrial(1),
-            pruner or optuna.pruners.NopPruner(),
+            storage,
+            name="search",
+            space=space(),
+            config=CONFIG,
+            sampler=SeededByTrial(1),
+            pruner=pruner or optuna.pruners.NopPruner(),
         )
         runner = Judge(
             [sys.executable, FAKE], "SEED: 1\n", "segm/AP", stop or StopRequests(), interval=0.05
         )
-        Worker(study, space(), runner, folder, 100, patience=0.1).run(budget)
+        worker = Worker(
+            study=study,
+            space=space(),
+            runner=runner,
+            folder=folder,
+            total_iterations=100,
+            patience=0.1,
+        )
+        worker.run(budget)
+        if confirm_best:
+            confirm(storage, worker, count=confirm_best, folder=folder / "confirmation")
     return study
 
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     url, folder, budget = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    confirm_best = int(sys.argv[4]) if len(sys.argv) > 4 else 0
     with StopRequests().listening() as stop:
         try:
-            search(url, folder, budget, stop)
+            search(url, folder, budget, stop, confirm_best=confirm_best)
         except Stopped:
             return 128 + stop.signals[0]
     return 0

@@ -13,8 +13,8 @@ from optuna.trial import create_trial
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.search.best_config import best_config
 from cityscapes_maskrcnn.search.space import Parameter, SearchSpace
-from cityscapes_maskrcnn.search.study import CONFIG, SPACE
-from cityscapes_maskrcnn.search.study_report import write_report
+from cityscapes_maskrcnn.search.study import STUDY_CONFIG, STUDY_SPACE
+from cityscapes_maskrcnn.search.study_report import write_study_report
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SEARCH_ANCHORS = [[32], [64], [128], [256], [512]]
@@ -25,7 +25,7 @@ def anchors_study(kmeans: object, config: dict[str, Any] | None) -> optuna.Study
     """One trial that searched for k-means anchors or none, and for a threshold."""
     study = optuna.create_study(study_name="s", direction="maximize")
     if config is not None:
-        study.set_user_attr(CONFIG, config)
+        study.set_user_attr(STUDY_CONFIG, config)
     study.add_trial(
         create_trial(
             value=1.0,
@@ -53,11 +53,13 @@ def test_config_keys_of_a_widened_search(tmp_path: Path) -> None:
             "rpn_positive_iou_thresh": Parameter("float", 0.5, 0.9),
         }
     )
-    study.set_user_attr(SPACE, space.to_json())
+    study.set_user_attr(STUDY_SPACE, space.to_json())
     config = {"MODEL.RPN.IOU_THRESHOLDS": [0.2, 0.7], "SEARCH.OBJECTIVE": "AP"}
-    study.set_user_attr(CONFIG, {**config, "DATASETS.TEST": ["cityscapes_instance_val_part3of4"]})
+    study.set_user_attr(
+        STUDY_CONFIG, {**config, "DATASETS.TEST": ["cityscapes_instance_val_part3of4"]}
+    )
     study.optimize(lambda trial: float(len(space.suggest(trial))), n_trials=1)
-    write_report(study, "memory", tmp_path)
+    write_study_report(study, "memory", tmp_path)
     rate, positive = study.best_params.values()
     fragment = yaml.safe_load((tmp_path / "best.yaml").read_text())
     assert fragment["SOLVER"] == {"BASE_LR": rate}
@@ -77,7 +79,7 @@ def test_text_in_a_study_cannot_become_config_keys(tmp_path: Path) -> None:
         return trial.suggest_float("fg_iou_thresh", 0.3, 0.7)
 
     study.optimize(objective, n_trials=1)
-    write_report(study, "memory\nSEED: 4", tmp_path)
+    write_study_report(study, "memory\nSEED: 4", tmp_path)
     fragment = yaml.safe_load((tmp_path / "best.yaml").read_text())
     assert fragment == {**best_config(study, study.best_trial), "VERSION": 2}
 
@@ -86,7 +88,7 @@ def test_text_in_a_study_cannot_become_config_keys(tmp_path: Path) -> None:
 def test_without_k_means_the_anchors_are_those_of_the_search(
     search_config: dict[str, Any], tmp_path: Path, value: object
 ) -> None:
-    write_report(anchors_study(value, search_config), "memory", tmp_path)
+    write_study_report(anchors_study(value, search_config), "memory", tmp_path)
     tuned = str(CONFIGS / "stage_2_tuned.yaml")
     assert build_config(tuned, []).MODEL.ANCHOR_GENERATOR.SIZES != SEARCH_ANCHORS
     cfg = build_config(tuned, ["INCLUDE", f"('{tmp_path / 'best.yaml'}',)"])
@@ -101,7 +103,7 @@ def test_without_k_means_the_anchors_are_those_of_the_search(
 def test_k_means_is_fitted_anew(search_config: dict[str, Any], tmp_path: Path) -> None:
     """On all training images instead of the trials' few, but as many anchors as theirs."""
     search_config[f"{NODE}.NUM_RATIOS"] = 2
-    write_report(anchors_study(True, search_config), "memory", tmp_path)
+    write_study_report(anchors_study(True, search_config), "memory", tmp_path)
     tuned = str(CONFIGS / "stage_2_tuned.yaml")
     cfg = build_config(tuned, ["INCLUDE", f"('{tmp_path / 'best.yaml'}',)"])
     node = cfg.MODEL.ANCHOR_GENERATOR
@@ -113,14 +115,14 @@ def test_k_means_is_fitted_anew(search_config: dict[str, Any], tmp_path: Path) -
 
 def test_anchors_that_were_not_searched_are_left_alone(search_config: dict[str, Any]) -> None:
     study = optuna.create_study(direction="maximize")
-    study.set_user_attr(CONFIG, search_config)
+    study.set_user_attr(STUDY_CONFIG, search_config)
     study.optimize(lambda trial: trial.suggest_float("fg_iou_thresh", 0.3, 0.7), n_trials=1)
     assert set(best_config(study, study.best_trial)["MODEL"]) == {"ROI_HEADS"}
 
 
 def test_anchors_of_another_program_are_not_known(tmp_path: Path) -> None:
     study = anchors_study(False, None)
-    write_report(study, "memory", tmp_path / "alone")
+    write_study_report(study, "memory", tmp_path / "alone")
     assert not (tmp_path / "alone" / "best.yaml").exists()
     assert (
         "Anchors: not known. kmeans_anchors is False"
@@ -133,7 +135,7 @@ def test_anchors_of_another_program_are_not_known(tmp_path: Path) -> None:
 
     study = optuna.create_study(direction="maximize")
     study.optimize(objective, n_trials=1)
-    write_report(study, "memory", tmp_path / "r")
+    write_study_report(study, "memory", tmp_path / "r")
     for name in ("report.md", "best.yaml"):
         assert "Anchors: not known. kmeans_anchors is False" in (tmp_path / "r" / name).read_text()
     best = yaml.safe_load((tmp_path / "r" / "best.yaml").read_text())
@@ -143,6 +145,6 @@ def test_anchors_of_another_program_are_not_known(tmp_path: Path) -> None:
 def test_one_threshold_beyond_the_default_of_the_other(
     rpn_study: Callable[..., optuna.Study], tmp_path: Path
 ) -> None:
-    write_report(rpn_study((0.75, 0.75), (0.8, 0.8), trials=1), "memory", tmp_path)
+    write_study_report(rpn_study((0.75, 0.75), (0.8, 0.8), trials=1), "memory", tmp_path)
     best = yaml.safe_load((tmp_path / "best.yaml").read_text())
     assert best["MODEL"]["RPN"]["IOU_THRESHOLDS"] == [0.75, 0.8]

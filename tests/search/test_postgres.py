@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cityscapes_maskrcnn.search.storage import open_storage, open_study, storage_url
-from cityscapes_maskrcnn.search.study import WORKER, finished_trials
+from cityscapes_maskrcnn.search.study import TRIAL_WORKER, finished_trials
 from cityscapes_maskrcnn.utils.errors import InputError
 
 WORKER_PROGRAM = Path(__file__).with_name("search_worker.py")
@@ -110,7 +110,7 @@ def test_workers_of_several_machines_share_a_study(server: Server, tmp_path: Pat
             done = finished_trials(study.trials)
         states = [trial.state for trial in done]
         assert states == [TrialState.COMPLETE, TrialState.FAIL, *[TrialState.COMPLETE] * 4]
-        assert len({trial.user_attrs[WORKER] for trial in done}) == 2
+        assert len({trial.user_attrs[TRIAL_WORKER] for trial in done}) == 2
         assert len({trial.params["fg_iou_thresh"] for trial in done}) == 6
 
 

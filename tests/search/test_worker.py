@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 import signal
 import sqlite3
 import subprocess
@@ -21,27 +20,22 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cityscapes_maskrcnn.search.space import Parameter, SearchSpace
 from cityscapes_maskrcnn.search.storage import open_storage, storage_url
 from cityscapes_maskrcnn.search.study import (
-    REASON,
-    SETTINGS,
-    SURPLUS,
-    WORKER,
-    best_trial,
+    TRIAL_REASON,
+    TRIAL_SETTINGS,
+    TRIAL_SURPLUS,
+    TRIAL_WORKER,
     finished_trials,
     join_study,
     original_number,
     progress,
+    ranked_trials,
 )
 from cityscapes_maskrcnn.search.trial import last_iteration
+from cityscapes_maskrcnn.search.worker import Worker
 from cityscapes_maskrcnn.utils.errors import InputError
 
 WORKER_PROGRAM = Path(__file__).with_name("search_worker.py")
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-
-
-@pytest.fixture(scope="module")
-def worker() -> SimpleNamespace:
-    """The program that the subprocess tests start, as a module."""
-    return SimpleNamespace(**runpy.run_path(str(WORKER_PROGRAM)))
 
 
 @contextmanager
@@ -72,6 +66,13 @@ def runs(folder: Path, number: int) -> list[int]:
     return [int(line.split()[1]) for line in lines]
 
 
+def idle(worker: SimpleNamespace, study: optuna.Study, folder: Path) -> Worker:
+    """A worker that trains nothing."""
+    return worker.Worker(
+        study=study, space=worker.space(), runner=None, folder=folder / "t", total_iterations=100
+    )
+
+
 def wait_for(path: Path) -> None:
     for _ in range(1200):
         if path.exists():
@@ -90,13 +91,16 @@ def test_a_search_goes_on_until_its_budget_is_used(
     # The values to start with come first: 40 x (1 - |0.4154 - 0.5|) = 36.616
     assert trials[0].params == {"fg_iou_thresh": 0.4154, "fpn_grad_flow": True}
     assert trials[0].value == pytest.approx(36.616)
-    assert trials[0].user_attrs[SETTINGS] == {
+    assert trials[0].user_attrs[TRIAL_SETTINGS] == {
         "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.2077, 0.4154],
         "MODEL.ROI_HEADS.IOU_LABELS": [0, -1, 1],
         "MODEL.FPN.FREEZE": False,
     }
     assert trials[0].intermediate_values.keys() == set(range(10, 101, 10))
-    assert trials[1].user_attrs[REASON] == "exit status 1: RuntimeError: index 8 is out of bounds"
+    assert (
+        trials[1].user_attrs[TRIAL_REASON]
+        == "exit status 1: RuntimeError: index 8 is out of bounds"
+    )
     # The same command does nothing; with a larger budget it goes on.
     worker.search(str(tmp_path / "s.db"), tmp_path / "t", 2)
     assert len(read(tmp_path)) == 2
@@ -156,7 +160,7 @@ def test_workers_share_the_budget(tmp_path: Path) -> None:
     assert [one.returncode, other.returncode] == [0, 0], outputs
     done = finished_trials(read(tmp_path))
     assert [trial.state for trial in done] == [TrialState.COMPLETE] * 5
-    assert len({trial.user_attrs[WORKER] for trial in done}) == 2
+    assert len({trial.user_attrs[TRIAL_WORKER] for trial in done}) == 2
     assert len({trial.params["fg_iou_thresh"] for trial in done}) == 5
 
 
@@ -167,7 +171,7 @@ def test_a_worker_of_another_machine_is_given_up_by_its_heartbeat(
     worker.search(url, tmp_path / "t", 1)
     study = optuna.load_study(study_name="search", storage=open_storage(url, 1))
     lost = study.ask()
-    lost.set_user_attr(WORKER, "another machine 1 1")
+    lost.set_user_attr(TRIAL_WORKER, "another machine 1 1")
     lost.suggest_float("fg_iou_thresh", 0.3, 0.7)
     start = time.monotonic()
     study._storage.record_heartbeat(lost._trial_id)
@@ -208,13 +212,13 @@ def test_one_trial_too_many_is_dropped(worker: SimpleNamespace, tmp_path: Path) 
     worker.search(url, tmp_path / "t", 1)
     storage = open_storage(url, 60)
     study = optuna.load_study(study_name="search", storage=storage)
-    other = worker.Worker(study, worker.space(), None, tmp_path / "t", 100)
+    other = idle(worker, study, tmp_path)
     running = study.ask()
-    running.set_user_attr(WORKER, "another machine 1 1")
+    running.set_user_attr(TRIAL_WORKER, "another machine 1 1")
     other._run_one(2)
     trials = read(tmp_path)
     assert [trial.state.name for trial in trials] == ["COMPLETE", "RUNNING", "FAIL"]
-    assert SURPLUS in trials[2].user_attrs
+    assert TRIAL_SURPLUS in trials[2].user_attrs
     assert len(finished_trials(trials)) == 1
 
 
@@ -226,13 +230,13 @@ def test_an_unclaimed_trial_is_taken_over_by_this_clock(
     worker.search(url, tmp_path / "t", 1)
     study = optuna.load_study(study_name="search", storage=open_storage(url, 60))
     study.ask()
-    study.ask().set_user_attr(WORKER, "another machine 1 1")
+    study.ask().set_user_attr(TRIAL_WORKER, "another machine 1 1")
 
     with sqlite3.connect(tmp_path / "s.db") as connection:
         moment = str(datetime.now() - timedelta(hours=9))
         connection.execute("update trials set datetime_start = ? where number > 0", (moment,))
     fresh = optuna.load_study(study_name="search", storage=open_storage(url, 60))
-    mine = worker.Worker(fresh, worker.space(), None, tmp_path / "t", 100)
+    mine = idle(worker, fresh, tmp_path)
     mine._take_over()
     assert [trial.state.name for trial in read(tmp_path)] == ["COMPLETE", "RUNNING", "RUNNING"]
     mine._unclaimed[1] -= 61.0  # as if a minute ago
@@ -246,16 +250,16 @@ def test_a_surplus_trial_is_known_without_a_clock(worker: SimpleNamespace, tmp_p
     for _ in range(3):
         study.ask()
     study.tell(0, 1.0)
-    mine = worker.Worker(study, worker.space(), None, tmp_path / "t", 100)
+    mine = idle(worker, study, tmp_path)
     # One is complete; of the two that start together the lower number goes on ...
-    assert [mine._is_surplus(number, 2) for number in (1, 2)] == [False, True]
+    assert [mine._is_surplus(study.trials, number, 2) for number in (1, 2)] == [False, True]
     # ... but not when the other has been claimed.
-    study._storage.set_trial_user_attr(study.trials[2]._trial_id, WORKER, "a 1 1")
-    assert mine._is_surplus(1, 2)
-    assert not mine._is_surplus(1, 3)
+    study._storage.set_trial_user_attr(study.trials[2]._trial_id, TRIAL_WORKER, "a 1 1")
+    assert mine._is_surplus(study.trials, 1, 2)
+    assert not mine._is_surplus(study.trials, 1, 3)
 
 
-@pytest.mark.parametrize("step", ["_settings", "_conclude"])
+@pytest.mark.parametrize("step", ["settings", "_conclude"])
 def test_a_lost_database_ends_the_search_in_one_line(
     worker: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -297,7 +301,14 @@ def join(
 ) -> None:
     sampler, pruner = optuna.samplers.RandomSampler(), optuna.pruners.NopPruner()
     content = {**worker.CONFIG, **config}
-    join_study(open_storage(url, 60), "search", space or worker.space(), content, sampler, pruner)
+    join_study(
+        open_storage(url, 60),
+        name="search",
+        space=space or worker.space(),
+        config=content,
+        sampler=sampler,
+        pruner=pruner,
+    )
 
 
 def test_only_the_same_search_can_be_joined(worker: SimpleNamespace, tmp_path: Path) -> None:
@@ -377,13 +388,12 @@ def test_progress() -> None:
     assert "ETA" not in progress(trials, 4, now)
 
 
-def test_the_best_trial() -> None:
+def test_the_best_trial_comes_first() -> None:
     trials = [
         frozen(TrialState.PRUNED, 99.0, 1, 0),
         frozen(TrialState.COMPLETE, 3.0, 1, 1),
         frozen(TrialState.COMPLETE, 1.0, 1, 2),
         frozen(TrialState.COMPLETE, 3.0, 1, 3),
     ]
-    assert best_trial(trials).number == 1
-    assert best_trial(trials, maximize=False).number == 2
-    assert best_trial(trials[:1]) is None
+    assert [trial.number for trial in ranked_trials(trials)] == [1, 3, 2]
+    assert [trial.number for trial in ranked_trials(trials, maximize=False)] == [2, 1, 3]

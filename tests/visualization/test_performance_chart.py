@@ -24,11 +24,15 @@ def draw(path: Path, caution: str = "") -> npt.NDArray[np.uint8]:
     others = [("Mask R-CNN R50-FPN, COCO (Detectron2), val", 36.5, False)]
     study = [(f"{stage}, reference study, val parts 3-4", 29.8, False) for stage in STAGES]
     cells = [(stage, "30.0") for stage in STAGES]
-    plot_performance(
-        *(HEADINGS, cells, [*ours, *others], [*ours, *study], sizes, caution, "", path)
-    )
+    bars = {"official": [*ours, *others], "coco_style": [*ours, *study], "by_size": sizes}
+    plot_performance(path, headings=HEADINGS, cells=cells, **bars, caution=caution, remark="")
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def plot_without_scores(path: Path, **changes: object) -> None:
+    empty = {"official": [], "coco_style": [], "by_size": [], "caution": "", "remark": ""}
+    plot_performance(path, headings=HEADINGS, cells=[("1 heads", "-")], **{**empty, **changes})
 
 
 def test_nothing_is_cut_off_at_the_edges(tmp_path: Path) -> None:
@@ -52,7 +56,7 @@ def test_long_remarks_are_whole(tmp_path: Path, figures: list[Figure]) -> None:
     names = ", ".join(f"frankfurt_{number:06d}_000019_leftImg8bit.png" for number in range(8))
     remark = f"1 heads: not honest: {names}\n2 tuned: not honest: {'MY_DATA_SET_' * 20}"
     for text in ("", remark):
-        plot_performance(HEADINGS, [("1 heads", "-")], [], [], [], "", text, tmp_path / "a.png")
+        plot_without_scores(tmp_path / "a.png", remark=text)
     without, figure = figures
     (line,) = [text for text in figure.texts if names[:20] in text.get_text()]
     assert "".join(line.get_text().split()).endswith("".join(remark.split()))
@@ -68,7 +72,7 @@ def test_a_bar_of_nearly_nothing_does_not_look_full(
     tmp_path: Path, figures: list[Figure], score: float, low: float, high: float
 ) -> None:
     sizes = [("small: 1 heads", score, True)]
-    plot_performance(HEADINGS, [("1 heads", "-")], [], [], sizes, "", "", tmp_path / "a.png")
+    plot_without_scores(tmp_path / "a.png", by_size=sizes)
     (bar,) = [
         patch
         for part in figures[0].subfigs[1].subfigs
@@ -81,7 +85,7 @@ def test_a_bar_of_nearly_nothing_does_not_look_full(
 
 
 def test_a_run_without_scores(tmp_path: Path) -> None:
-    plot_performance(HEADINGS, [("0 backbone", "-")], [], [], [], "", "", tmp_path / "a.png")
+    plot_without_scores(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 

@@ -1,0 +1,196 @@
+"""A step of the recipe, and whether it is done, was interrupted, or was made from something else.
+
+A step's folder holds two small files beside its outputs: ``inputs.json``, written before it starts,
+lists what it is made from; ``complete.json``, written last, lists the files it ended with. Both
+appear whole or not at all, so the folder's state is right after a kill at any moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import file_digest, write_json
+
+INPUTS_FILE: Final = "inputs.json"
+COMPLETE_FILE: Final = "complete.json"
+
+
+class StepState(Enum):
+    """How far a step is, in the words of the plan."""
+
+    NEW = "to do"
+    UNFINISHED = "interrupted"
+    RUNNING = "running"
+    COMPLETE = "complete"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of the recipe.
+
+    Attributes:
+        name: ``stage_1``, ``search``, ``scores/stage_1``, ...
+        folder: where everything it writes is.
+        commands: run one after the other; all can be run again after an interruption.
+        settings: config keys and values, as text, that make it what it is.
+        defaults: of all config keys, as text.
+        needs: files it starts from. Those of earlier steps by a name without the output folder,
+            so that the whole folder can move; those that settings name by key.
+        outputs: files that must be there at its end, by name within ``folder``.
+        data: names of datasets, for the plan.
+        images: number of images it goes through; 0 where they cannot be loaded.
+        iterations: training steps; 0 if it trains nothing.
+        amounts: how much is to be done of what can be done further later, such as ``trials``.
+        after: called when the commands have ended.
+        missing: what it cannot start without, ``data`` or ``weights``, and why that cannot be had,
+            such as a missing folder.
+    """
+
+    name: str
+    folder: Path
+    commands: tuple[tuple[str, ...], ...]
+    settings: Mapping[str, str]
+    needs: Mapping[str, Path]
+    outputs: tuple[str, ...]
+    data: str = ""
+    images: int = 0
+    iterations: int = 0
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    amounts: Mapping[str, int] = field(default_factory=dict)
+    after: Callable[[], None] = field(default=lambda: None)
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def read_state(self) -> StepState:
+        """Find out how far the step is.
+
+        Raises:
+            InputError: the folder holds a step that was made from something else, or what no step
+                of the recipe wrote, or a complete one whose files are gone or changed.
+        """
+        inputs, complete = self.folder / INPUTS_FILE, self.folder / COMPLETE_FILE
+        if not inputs.is_file():
+            names = sorted(path.name for path in self.folder.glob("*"))
+            foreign = [name for name in names if not name.endswith(".tmp")]
+            if foreign:
+                raise InputError(
+                    f"{self.folder}: holds {foreign[0]}, which this command did not make; take "
+                    "another --output, or move the folder away"
+                )
+            return StepState.NEW
+        differences = self._differences(_read_json(inputs, "settings", "files"))
+        if differences:
+            more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
+            raise InputError(
+                f"{self.folder}: was made with {'; '.join(differences[:4])}{more}; take another "
+                "--output, or delete the folder to make it again"
+            )
+        if not complete.is_file():
+            return StepState.UNFINISHED
+        done = _read_json(complete, "outputs")
+        for name in self.outputs:
+            digest = file_digest(self.folder / name)
+            # A file that is not listed was not counted yet when the step ended.
+            if digest is None or digest != done["outputs"].get(name, digest):
+                what = "is gone" if digest is None else "was changed"
+                raise InputError(
+                    f"{self.folder / name}: {what} since the step was complete; put it back, or "
+                    f"delete {self.folder} to make it again"
+                )
+        # Earlier versions knew one amount, the trials; what they did not know is no more work.
+        amounts = done.get("amounts", {"trials": done.get("amount", 0)})
+        enough = all(amounts.get(name, least) >= least for name, least in self.amounts.items())
+        return StepState.COMPLETE if enough else StepState.UNFINISHED
+
+    def begin(self) -> None:
+        """Note what the step is made from, before anything else is written."""
+        (self.folder / COMPLETE_FILE).unlink(missing_ok=True)
+        changed = [key for key, value in self.settings.items() if value != self.defaults.get(key)]
+        content = {
+            "settings": dict(self.settings),
+            "changed": changed,
+            "files": {name: _content_digest(path) for name, path in self.needs.items()},
+        }
+        write_json(self.folder / INPUTS_FILE, content)
+
+    def finish(self) -> None:
+        """Mark the step as complete.
+
+        Raises:
+            InputError: an output is missing.
+        """
+        digests = {name: file_digest(self.folder / name) for name in self.outputs}
+        missing = [name for name, digest in digests.items() if digest is None]
+        if missing:
+            raise InputError(
+                f"{self.folder}: the step ended without writing {missing[0]}; see its log"
+            )
+        content = {"amounts": dict(self.amounts), "outputs": digests}
+        write_json(self.folder / COMPLETE_FILE, content)
+
+    def _differences(self, before: Mapping[str, Any]) -> list[str]:
+        """Name what the folder was made from and what it would be made from now."""
+        settings, files = before["settings"], before["files"]
+        # A setting that names a file counts by the file's content, where that is known.
+        by_content = {
+            name for name, path in self.needs.items() if files.get(name) and path.is_file()
+        }
+        named = (settings.keys() | self.settings.keys()) - by_content
+        differing = [
+            f"{key} {settings.get(key, 'nothing')}, now {self.settings.get(key, 'nothing')}"
+            for key in sorted(named)
+            if not self._same_setting(key, settings, before.get("changed", ()))
+        ]
+        for name in sorted((files.keys() | self.needs.keys()) - named):
+            path, digest = self.needs.get(name), files.get(name)
+            # A file that is not there yet is judged when it is.
+            if (
+                path is None
+                or name not in files
+                or (path.is_file() and not _has_content(path, digest))
+            ):
+                differing.append(f"another {name}")
+        return differing
+
+    def _same_setting(self, key: str, before: Mapping[str, str], changed: Any) -> bool:
+        """Whether a setting is as before; a key that one side lacks came or went by an upgrade."""
+        if key not in before:
+            return self.settings[key] == self.defaults.get(key)
+        if key not in self.settings:
+            return key not in self.defaults and key not in changed
+        return before[key] == self.settings[key]
+
+
+def _content_digest(path: Path) -> str | None:
+    """SHA-256 of a file; of a yaml file its values count, without comments and order."""
+    if path.suffix != ".yaml" or not path.is_file():
+        return file_digest(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _has_content(path: Path, digest: str | None) -> bool:
+    # Earlier versions noted the bytes of yaml files too.
+    return digest in (_content_digest(path), file_digest(path))
+
+
+def _read_json(path: Path, *keys: str) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}; delete the folder") from error
+    if not isinstance(content, dict) or not all(key in content for key in keys):
+        raise InputError(f"{path}: has no {' and '.join(keys)}; delete the folder")
+    return content

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import hashlib
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.search.tuning import SeededByTrial, tune
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import file_digest
+from cityscapes_maskrcnn.utils.stop import StopRequests
+
+PROJECT = Path(__file__).parents[2]
+FAKE = Path(__file__).with_name("fake_train_net.py")
+# The fake needs this of every trial, and trains so long.
+CONFIG = (
+    "MODEL.WEIGHTS",
+    "",
+    "SOLVER.EPOCHS",
+    "0",
+    "SOLVER.MAX_ITER",
+    "100",
+    "TEST.EVAL_PERIOD",
+    "10",
+    "DATASETS.TRAIN",
+    "('cityscapes_instance_train',)",
+)
+
+
+@pytest.fixture
+def search(small_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., optuna.Study]:
+    """A search in this process, by default of one trial, with the fake training program."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
+
+    def run(output: Path, *opts: str, study: str = "search", **options: object) -> optuna.Study:
+        file = PROJECT / "configs" / "stage_2_search.yaml"
+        cfg = build_config(str(file), [*CONFIG, *opts, "OUTPUT_DIR", str(output)])
+        settings = {"budget": 1, "prune": False, **options}
+        command = [sys.executable, str(FAKE)]
+        tune(cfg, study_name=study, train_command=command, stop=StopRequests(), **settings)
+        return optuna.load_study(study_name=study, storage=f"sqlite:///{output}/search.db")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("opts", "options", "message"),
+    [
+        (
+            [],
+            {"storage": "postgres://u:secret@127.0.0.1:1/d"},
+            "127.0.0.1:1/d: cannot use the database: c",
+        ),
+        ([], {"budget": 0}, "--trials 0: at least 1"),
+        ([], {"confirm_best": -1}, "--confirm -1: at least 0"),
+        ([], {"study": ""}, "--study is empty: name the study"),
+        (["MODEL.WEIGHTS", "s/model_final.pth"], {}, "s/model_final.pth: no such file; train"),
+        (["DATASETS.TEST", "()"], {}, "a search needs one dataset to score on"),
+        (["SEARCH.PRUNER.REDUCTION", "1"], {}, "REDUCTION at least 2"),
+        (["SEARCH.STALL_MINUTES", "-1.0"], {}, "SEARCH.STALL_MINUTES must be at least 0"),
+        (["SEARCH.MAX_FAILURES", "0"], {}, "must be at least 1"),
+        (
+            ["SEARCH.PARAMETERS.fg_iou_thresh.KEY", "SOLVER.RATE"],
+            {},
+            "fg_iou_thresh.KEY SOLVER.RATE: there is no such config key",
+        ),
+    ],
+)
+def test_bad_input(
+    search: Callable[..., optuna.Study],
+    tmp_path: Path,
+    opts: list[str],
+    options: dict[str, object],
+    message: str,
+) -> None:
+    with pytest.raises(InputError) as caught:
+        search(tmp_path / "out", *opts, **options)
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def sample(numbers: list[int], seed: int = 7) -> list[dict[str, float]]:
+    """Run as many trials as the numbers say, each number with a sampler, a worker, of its own."""
+    storage = optuna.storages.InMemoryStorage()
+    for trials in numbers:
+        study = optuna.create_study(
+            study_name="s", storage=storage, sampler=SeededByTrial(seed, 4), load_if_exists=True
+        )
+
+        def objective(trial: optuna.Trial) -> float:
+            x = trial.suggest_float("x", 0, 1)
+            return (x - 0.3) ** 2 + trial.suggest_categorical("y", [0, 1])
+
+        study.optimize(objective, n_trials=trials)
+    return [trial.params for trial in study.trials]
+
+
+def test_an_interrupted_search_draws_what_an_uninterrupted_one_draws() -> None:
+    whole = sample([12])
+    # Four at random, then TPE, in one worker or in five.
+    assert sample([1, 2, 3, 2, 4]) == whole
+    assert len({each["x"] for each in whole}) == 12
+    assert sample([12], seed=8) != whole
+    assert sample([3], seed=-1) != sample([3], seed=-1)
+
+
+def test_it_learns() -> None:
+    """After its random trials it looks where the minimum is, x = 0.3 and y = 0."""
+    last = sample([40])[-20:]
+    assert sum(each["y"] == 0 for each in last) > 15
+    # 6 of 20 would be there at random.
+    assert sum(abs(each["x"] - 0.3) < 0.15 for each in last) >= 11
+
+
+def test_the_last_line_can_be_pasted(search: Callable[..., optuna.Study], tmp_path: Path) -> None:
+    output = tmp_path / "my search"
+    search(output, study="thresholds of mine")
+    line = (output / "log.txt").read_text().splitlines()[-1]
+    assert shlex.split(line.partition("best.yaml: ")[2]) == [
+        *("tools/analyze_study.py", "--storage", f"sqlite:///{output}/search.db"),
+        *("--study", "thresholds of mine", "--output", str(output)),
+    ]
+
+
+def test_other_weights_are_refused_by_their_content(
+    search: Callable[..., optuna.Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, copy = tmp_path / "mine.pth", tmp_path / "copy.pth"
+    mine.write_text("weights")
+    digested: list[Path] = []
+    monkeypatch.setattr(
+        "cityscapes_maskrcnn.search.tuning.file_digest",
+        lambda path: digested.append(path) or file_digest(path),
+    )
+    study = search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
+    assert digested == [mine]
+    shutil.copy(mine, copy)
+    search(tmp_path / "out", "MODEL.WEIGHTS", str(copy))
+    before, now = file_digest(mine), hashlib.sha256(b"others").hexdigest()
+    mine.write_text("others")
+    with pytest.raises(InputError) as caught:
+        search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
+    assert str(caught.value) == (
+        "study 'search' trains with MODEL.WEIGHTS of which the content differs (SHA-256 "
+        f"{before}, not SHA-256 {now}): its scores cannot be compared; take another --study or "
+        "the same weights"
+    )
+    with pytest.raises(InputError, match=rf"differs \(SHA-256 {before}, not no weights\): its"):
+        search(tmp_path / "out")
+    # A study that was made before says nothing about it.
+    config = dict(study.user_attrs["config"])
+    del config["content of MODEL.WEIGHTS"]
+    study.set_user_attr("config", config)
+    shutil.rmtree(tmp_path / "out" / "trials")
+    search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
+
+
+def test_trials_of_another_study_are_found_before_one_is_started(
+    search: Callable[..., optuna.Study], tmp_path: Path
+) -> None:
+    search(tmp_path)
+    url = f"sqlite:///{tmp_path}/search.db"
+    other = "0000: holds a trial of another study or config; take another OUTPUT_DIR"
+    with pytest.raises(InputError, match=other):
+        search(tmp_path, study="other")
+    assert optuna.get_all_study_names(url) == ["search"]
+    # Another study of the same name, in a new database.
+    (tmp_path / "search.db").unlink()
+    with pytest.raises(InputError, match=other):
+        search(tmp_path, "SEED", "7")
+    assert optuna.get_all_study_names(url) == []
+    search(tmp_path)
+    assert optuna.get_all_study_names(url) == ["search"]
+
+
+def test_a_search_whose_trials_are_too_short_to_be_pruned_says_so(
+    search: Callable[..., optuna.Study], tmp_path: Path
+) -> None:
+    line = (
+        "No trial will be pruned: they have no more than SEARCH.PRUNER.MIN_EVALUATIONS 5 "
+        "evaluations (TEST.EVAL_PERIOD 20 of 100 iterations)"
+    )
+    # Five evaluations of 20 iterations are all of a trial; 19 leave five iterations to save.
+    for period, prune, told in (("20", True, True), ("19", True, False), ("20", False, False)):
+        output = tmp_path / f"{period} {prune}"
+        search(output, "TEST.EVAL_PERIOD", period, prune=prune)
+        assert (line in (output / "log.txt").read_text()) == told
