@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from typing import Any, Final
 
 import torch
 from detectron2.config import CfgNode
@@ -27,6 +29,17 @@ from cityscapes_maskrcnn.evaluation.result_files import image_name
 from cityscapes_maskrcnn.evaluation.submission_check import ExpectedImage
 from cityscapes_maskrcnn.evaluation.submission_writer import SubmissionWriter
 from cityscapes_maskrcnn.utils.errors import InputError
+
+# Keys of MODEL that change training, where a model comes from, or where and how fast it runs.
+_ONLY_TRAINING: Final = re.compile(
+    r"""MODEL\.(
+        DEVICE | CHANNELS_LAST | WEIGHTS.* | LOAD_PROPOSALS | (BACKBONE|FPN)\.FREEZE.*
+        | .*\.( .*_TRAIN | IOU_(THRESHOLDS|LABELS) | IOUS | BATCH_SIZE_PER_IMAGE
+            | POSITIVE_FRACTION | BOUNDARY_THRESH | PROPOSAL_APPEND_GT | TRAIN_ON_PRED_BOXES
+            | .*LOSS.* | SMOOTH_L1_BETA )
+    )""",
+    re.VERBOSE,
+)
 
 
 def expected_images(dataset_name: str) -> list[ExpectedImage]:
@@ -54,7 +67,8 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
         output: the zip file; it appears when it is complete and was read back.
 
     Raises:
-        InputError: no weights, another dataset's model, a broken image, a full disk.
+        InputError: no weights, another dataset's model, a broken image, a full disk, or finished
+            images of another model beside the output.
     """
     if not cfg.MODEL.WEIGHTS:
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint")
@@ -70,8 +84,8 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
     load_for_inference(model, cfg)
     run = {
         "weights": weights_digest(model),
-        "config": config_digest(cfg),
         "dataset": dataset_name,
+        **prediction_settings(cfg),
     }
     writer = SubmissionWriter(output, images, run)
     if comm.is_main_process():
@@ -121,8 +135,24 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def config_digest(cfg: CfgNode) -> str:
-    """SHA-256 over the part of the config that predictions depend on; weights are told apart."""
-    relevant = CfgNode({key: cfg[key].clone() for key in ("MODEL", "INPUT", "TEST")})
-    relevant.MODEL.WEIGHTS = ""
-    return hashlib.sha256(relevant.dump().encode()).hexdigest()
+def prediction_settings(cfg: CfgNode) -> dict[str, Any]:
+    """Get what predictions depend on beside the weights: key -> value.
+
+    That is ``MODEL`` without the keys of :data:`_ONLY_TRAINING`, the pixel format and test size of
+    ``INPUT``, the number of detections, and, if it is enabled, ``TEST.AUG``.
+    """
+    keys = [key for key in _flatten(cfg.MODEL, "MODEL") if not _ONLY_TRAINING.fullmatch(key)]
+    keys += ["INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"]
+    keys += ["TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.ENABLED"]
+    if cfg.TEST.AUG.ENABLED:
+        keys += ["TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP"]
+    return {key: reduce(getattr, key.split("."), cfg) for key in keys}
+
+
+def _flatten(node: CfgNode, prefix: str) -> Iterator[str]:
+    for key, value in node.items():
+        name = f"{prefix}.{key}"
+        if isinstance(value, CfgNode):
+            yield from _flatten(value, name)
+        else:
+            yield name

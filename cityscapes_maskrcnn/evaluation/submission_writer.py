@@ -1,8 +1,8 @@
 """The zip file for the benchmark's server: written image by image, resumable, put together last.
 
-Beside ``submission.zip`` a folder ``submission.zip.parts`` holds a small zip for every image that
-is done, each written whole or not at all, and says which model and images they belong to. When all
-are there the archive is made of them in that folder, read back, and only then renamed.
+Beside ``submission.zip`` a folder ``submission.zip.parts`` holds a small zip for every finished
+image, each written whole or not at all, and ``run.json``: which model and images they belong to.
+When all are there the archive is made of them in that folder, read back, and only then renamed.
 
 The same predictions give the same bytes: names, order, times and permissions are fixed.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 import shutil
@@ -19,7 +18,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.evaluation.instance_ap import Prediction
@@ -30,11 +29,10 @@ from cityscapes_maskrcnn.evaluation.submission_check import (
     format_violations,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import atomic_write, to_json, write_json
 
 _RUN_FILE: Final = "run.json"
-_FORMAT: Final = 1  # of the parts; another one starts anew
-logger = logging.getLogger(__name__)
+_FORMAT: Final = 2  # of the parts
 
 
 class SubmissionWriter:
@@ -43,8 +41,8 @@ class SubmissionWriter:
     Args:
         output: the zip file to make.
         images: all of the split.
-        run: what the results depend on (digests of the weights, the config, ...), by name. Parts
-            that an earlier run with another ``run`` or other images left are not used.
+        run: by name what the predictions depend on (a digest of the weights, config keys, ...).
+            Parts of an earlier run are used if it had the same.
 
     Raises:
         InputError: the output is a folder.
@@ -54,7 +52,7 @@ class SubmissionWriter:
         self,
         output: str | os.PathLike[str],
         images: Sequence[ExpectedImage],
-        run: Mapping[str, str],
+        run: Mapping[str, Any],
     ) -> None:
         self.output = Path(output)
         if self.output.is_dir():
@@ -63,34 +61,28 @@ class SubmissionWriter:
         self._images = sorted(images, key=lambda image: image.name)
         listing = "\n".join(f"{i.name} {i.height} {i.width}" for i in self._images)
         digest = hashlib.sha256(listing.encode()).hexdigest()
-        self._run = {"format": str(_FORMAT), **run, "images": digest}
+        # As it reads back, with lists in place of tuples.
+        self._run = json.loads(to_json({"format": _FORMAT, **run, "images": digest}))
 
     def prepare(self) -> None:
-        """Make the folder of parts, or clean up the one that is there. One process calls this.
+        """Create the folder of parts, or check the existing one. One process calls this.
 
         Raises:
-            InputError: the output cannot be written, or the folder is not one of this class's.
+            InputError: the folder cannot be written, is not one of this class's, or has parts of
+                another model or other images. Nothing is deleted then.
         """
-        with self._clear_errors(self.work):
-            self.work.mkdir(parents=True, exist_ok=True)
-            different = self._differences()
-            if different:
-                logger.warning(
-                    "%s: holds parts made with another %s; they are removed, this run starts anew",
-                    self.work,
-                    " and ".join(different),
-                )
-                shutil.rmtree(self.work)
-                self.work.mkdir()
-            for left in self.work.iterdir():
-                # What a run that was killed had not finished.
-                if left.suffix == ".tmp":
-                    left.unlink()
-            with atomic_write(self.work / _RUN_FILE, "w") as file:
-                json.dump(self._run, file, indent=1)
+        left = list(self.work.iterdir()) if self.work.exists() else []
+        for path in left:
+            # What a killed run had not finished.
+            if path.suffix == ".tmp":
+                path.unlink()
+        finished = [path for path in left if path.suffix != ".tmp" and path.name != _RUN_FILE]
+        if finished:
+            self._check_run(finished[0].name)
+        write_json(self.work / _RUN_FILE, self._run)
 
     def is_done(self, image_file: str | os.PathLike[str]) -> bool:
-        """Whether the part of an image is there."""
+        """Whether the part of an image exists."""
         return self._part(image_name(image_file)).is_file()
 
     def write(
@@ -103,7 +95,7 @@ class SubmissionWriter:
         """Write the part of one image; empty masks, which do not count, are left out.
 
         Raises:
-            InputError: a confidence or a class is none, or the disk is full.
+            InputError: a confidence is not finite, a class is none of the 8, or the disk is full.
         """
         for prediction in predictions:
             if not math.isfinite(prediction.confidence):
@@ -112,11 +104,7 @@ class SubmissionWriter:
                 raise InputError(f"{image_file}: a prediction's class is {prediction.category}")
         kept = [prediction for prediction in predictions if prediction.mask.area()]
         part = self._part(image_name(image_file))
-        with (
-            self._clear_errors(part),
-            atomic_write(part) as file,
-            zipfile.ZipFile(file, "w") as archive,
-        ):
+        with self._open_archive(part) as archive:
             for name, content in image_results(image_file, kept, height, width):
                 _add(archive, name, content)
 
@@ -137,72 +125,62 @@ class SubmissionWriter:
                 f"{self.output}: {len(missing)} of {len(parts)} images are not done, the first is "
                 f"{missing[0]}"
             )
-        whole = self.work / "whole.tmp"
-        with self._clear_errors(self.output):
-            try:
-                with whole.open("wb") as file:
-                    with zipfile.ZipFile(file, "w") as archive:
-                        for part in parts:
-                            _copy(part, archive)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError:
-                whole.unlink(missing_ok=True)
-                raise
-            violations = check_submission(whole, self._images, num_workers)
-            if violations:
-                raise InputError(
-                    f"{whole}: what was written is not valid: {format_violations(violations, 3)}"
-                )
-            whole.replace(self.output)
+        whole = self.work / "whole"
+        with self._open_archive(whole) as archive:
+            for part in parts:
+                try:
+                    with zipfile.ZipFile(part) as source:
+                        for entry in source.infolist():
+                            _add(archive, entry.filename, source.read(entry))
+                except zipfile.BadZipFile as error:
+                    raise InputError(
+                        f"{part}: damaged ({error}); remove it and run again"
+                    ) from error
+        violations = check_submission(whole, self._images, num_workers)
+        if violations:
+            raise InputError(
+                f"{whole}: what was written is not valid: {format_violations(violations, 3)}"
+            )
+        whole.replace(self.output)
         shutil.rmtree(self.work)
 
     def _part(self, name: str) -> Path:
         return self.work / f"{name}.zip"
 
-    def _differences(self) -> list[str]:
-        """Names of what the parts that are there depend on and this run has otherwise."""
+    def _check_run(self, finished: str) -> None:
+        """Raise unless the parts in the folder, ``finished`` being one, are of this run."""
         run_file = self.work / _RUN_FILE
         if not run_file.exists():
-            others = [path.name for path in self.work.iterdir() if path.suffix != ".tmp"]
-            if others:
-                raise InputError(
-                    f"{self.work}: needed for unfinished results, but it holds other files "
-                    f"({others[0]}); move it away"
-                )
-            return []
+            raise InputError(
+                f"{self.work}: needed for unfinished results, but it holds other files "
+                f"({finished}); move it away"
+            )
         try:
-            before = json.loads(run_file.read_text(encoding="utf-8"))
-        except ValueError:
-            return [_RUN_FILE]
-        if not isinstance(before, dict):
-            return [_RUN_FILE]
-        return [name for name, value in self._run.items() if before.get(name) != value]
+            before = dict(json.loads(run_file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            before = {}
+        different = sorted(
+            name for name in {*before, *self._run} if before.get(name) != self._run.get(name)
+        )
+        if different:
+            names = ", ".join(different[:3]) + ", ..." * (len(different) > 3)
+            raise InputError(
+                f"{self.work}: holds images predicted with another {names}; give another --output"
+                f" or delete {self.work}"
+            )
 
     @contextmanager
-    def _clear_errors(self, path: Path) -> Iterator[None]:
+    def _open_archive(self, path: Path) -> Iterator[zipfile.ZipFile]:
         try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be written: {error.strerror or error}{self._advice()}"
-            ) from error
+            with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
+                yield archive
         except InputError as error:
-            raise InputError(f"{error}{self._advice() * (' written: ' in str(error))}") from error
-
-    def _advice(self) -> str:
-        return (
-            f"; images that are done stay in {self.work}: make room and give the same command again"
-        )
-
-
-def _copy(part: Path, archive: zipfile.ZipFile) -> None:
-    try:
-        with zipfile.ZipFile(part) as source:
-            for entry in source.infolist():
-                _add(archive, entry.filename, source.read(entry))
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{part}: damaged ({error}); remove it and run again") from error
+            if not isinstance(error.__cause__, OSError):
+                raise
+            raise InputError(
+                f"{error}; images that are done stay in {self.work}: make room and give the same"
+                " command again"
+            ) from error
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

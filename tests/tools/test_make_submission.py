@@ -171,11 +171,20 @@ def test_goes_on_after_a_failure(
     assert done.returncode == 1
     assert f"{second.name}: truncated" in done.stderr.splitlines()[-1]
     assert not output.exists()
-    assert len(list((tmp_path / "parts.zip.parts").glob("*.zip"))) == 1
+    parts = tmp_path / "parts.zip.parts"
+    assert len(list(parts.glob("*.zip"))) == 1
 
     second.write_bytes(content)
-    done = submit(*flags(model_folder, output))
-    assert done.returncode == 0
+    done = submit(*flags(model_folder, output), "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.1)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {parts}: holds images predicted with another MODEL.ROI_HEADS.SCORE_THRESH_TEST;"
+        f" give another --output or delete {parts}"
+    )
+    # What predictions do not depend on may change.
+    harmless = ("TEST.NUM_WORKERS", 0, "TEST.EVAL_PERIOD", 9, "INPUT.MIN_SIZE_TRAIN", "(64,)")
+    done = submit(*flags(model_folder, output), *harmless)
+    assert done.returncode == 0, done.stderr
     assert "1 of 2 images of cityscapes_instance_test are left to predict" in done.stdout
     assert output.read_bytes() == (tmp_path / "whole.zip").read_bytes()
     assert not (tmp_path / "parts.zip.parts").exists()
