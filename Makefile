@@ -62,7 +62,7 @@ demo: $(READY)
 	  --config-file $(DEMO)/stage_3/config.yaml \
 	  --input '$(DEMO)/datasets/cityscapes/leftImg8bit/val/*/*_00000[89]_*.png' \
 	    '$(DEMO)/datasets/cityscapes/leftImg8bit/val/*/*_00001[0-5]_*.png' \
-	  --output $(DEMO)/pictures --confidence-threshold 0.7 \
+	  --output $(DEMO)/pictures --score-thresh 0.7 \
 	  MODEL.WEIGHTS $(DEMO)/stage_3/model_final.pth
 	@echo
 	@echo "Pictures           $(DEMO)/pictures/"

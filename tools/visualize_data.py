@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.utils.tool import run_tool
-from cityscapes_maskrcnn.visualization.dataset import draw_record, sample_dataset
+from cityscapes_maskrcnn.visualization.annotated_images import draw_record, sample_dataset
 from cityscapes_maskrcnn.visualization.image_files import make_folder, picture_files, write_picture
 
 EXAMPLES = """
@@ -24,7 +24,7 @@ examples:
 """
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Draw one image after the other."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,7 +34,7 @@ def main() -> None:
     add("--output", required=True, metavar="DIR", help="folder for the pictures")
     add("--num-images", type=int, metavar="N", help="draw a random sample only (default: all)")
     add("--seed", type=int, default=0, metavar="S", help="of the sample (default: 0)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     register_all()
     records, metadata = sample_dataset(args.dataset, args.num_images, args.seed)

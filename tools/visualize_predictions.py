@@ -23,11 +23,11 @@ examples:
   the validation images of one city, ground truth and prediction side by side:
     tools/visualize_predictions.py --config-file output/stage_1/config.yaml \\
         --input datasets/cityscapes/leftImg8bit/val/lindau --output pictures \\
-        --confidence-threshold 0.7 MODEL.WEIGHTS output/stage_1/model_final.pth
+        --score-thresh 0.7 MODEL.WEIGHTS output/stage_1/model_final.pth
 """
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Predict and draw one image after the other."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -36,14 +36,21 @@ def main() -> None:
     add("--config-file", required=True, metavar="FILE", help="the model's config")
     add("--input", required=True, nargs="+", metavar="IMG", help="files, folders or patterns")
     add("--output", required=True, metavar="DIR", help="folder for the pictures")
-    add("--confidence-threshold", type=float, default=0.5, metavar="T", help="default: 0.5")
+    add(
+        "--score-thresh",
+        "--confidence-threshold",  # its name in Detectron2's demo.py
+        type=float,
+        default=0.5,
+        metavar="T",
+        help="lowest score of a detection (default: 0.5)",
+    )
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     cfg = build_config(args.config_file, args.opts)
     images = files.find_images(args.input)
     folder = files.make_folder(args.output)
-    predictor = Predictor(cfg, args.confidence_threshold)
+    predictor = Predictor(cfg, args.score_thresh)
     if cfg.MODEL.WEIGHTS:
         load_for_inference(predictor.model, cfg)
     else:

@@ -1,14 +1,15 @@
 """Pictures of instances: ground truth and predictions over their image.
 
-Detectron2's Visualizer draws; this module decides how it looks on street scenes: official class
-colours, small images enlarged until labels are readable, large objects below small ones, groups
-hatched, and only as many labels as find room.
+Detectron2's Visualizer, adapted to street scenes: official class colours, small images enlarged
+until labels are readable, large objects below small ones, groups hatched, and only as many labels
+as find room.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import contourpy
@@ -19,10 +20,13 @@ import pycocotools.mask as coco_mask
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.collections import LineCollection
+from matplotlib.font_manager import findfont
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
+from PIL import Image, ImageDraw, ImageFont
 
 from cityscapes_maskrcnn.visualization.label_layout import place_labels
+from cityscapes_maskrcnn.visualization.style import INK
 
 RgbImage = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float64]
@@ -36,7 +40,7 @@ _SHADES = (0.0, 0.24, 0.1, 0.32)
 
 @dataclass(frozen=True)
 class DrawnObject:
-    """One object, in pixels of the picture that is drawn.
+    """One object, in pixels of the image.
 
     Attributes:
         category: contiguous class id.
@@ -76,15 +80,14 @@ def draw_ground_truth(image_rgb: RgbImage, dataset_dict: dict[str, Any], metadat
         The picture, shape (H', W', 3), uint8: as large as the image, or enlarged until it is
         ``MIN_PANEL_WIDTH`` wide.
     """
-    factor = _enlargement(image_rgb)
     objects = []
     for annotation in dataset_dict.get("annotations", []):
         category = int(annotation["category_id"])
         is_group = bool(annotation.get("iscrowd", 0))
         name = metadata.thing_classes[category] + (" group" if is_group else "")
         contours = _annotation_contours(annotation, image_rgb.shape[:2])
-        objects.append(_make_object(category, contours, factor, name, is_group))
-    return _draw(image_rgb, factor, objects, metadata.thing_colors)
+        objects.append(DrawnObject(category, contours, label=name, is_group=is_group))
+    return _draw(image_rgb, objects, metadata.thing_colors)
 
 
 def draw_predictions(
@@ -102,19 +105,17 @@ def draw_predictions(
     Returns:
         The picture, see :func:`draw_ground_truth`.
     """
-    factor = _enlargement(image_rgb)
     kept = instances[instances.scores >= threshold]
     if kept.has("pred_masks"):
         contours = [mask_contours(mask) for mask in np.asarray(kept.pred_masks, dtype=bool)]
     else:
         contours = [[_box_contour(box)] for box in kept.pred_boxes.tensor.numpy()]
-    objects = []
-    for category, score, shape in zip(
-        kept.pred_classes.tolist(), kept.scores.tolist(), contours, strict=True
-    ):
-        name = f"{metadata.thing_classes[category]} {score:.0%}"
-        objects.append(_make_object(category, shape, factor, name))
-    return _draw(image_rgb, factor, objects, metadata.thing_colors)
+    categories, scores = kept.pred_classes.tolist(), kept.scores.tolist()
+    objects = [
+        DrawnObject(category, shape, label=f"{metadata.thing_classes[category]} {score:.0%}")
+        for category, score, shape in zip(categories, scores, contours, strict=True)
+    ]
+    return _draw(image_rgb, objects, metadata.thing_colors)
 
 
 def draw_semantic_labels(
@@ -130,12 +131,37 @@ def draw_semantic_labels(
     Returns:
         The picture, see :func:`draw_ground_truth`.
     """
-    factor = _enlargement(image_rgb)
     objects = [
-        _make_object(category, mask_contours(train_ids == category), factor, name)
+        DrawnObject(category, mask_contours(train_ids == category), label=name)
         for category, name in enumerate(metadata.stuff_classes)
     ]
-    return _draw(image_rgb, factor, objects, metadata.stuff_colors)
+    return _draw(image_rgb, objects, metadata.stuff_colors)
+
+
+def side_by_side(panels: Sequence[tuple[str, RgbImage]]) -> RgbImage:
+    """Put captioned pictures in a row on white.
+
+    Args:
+        panels: pairs of a caption and a picture of shape (H, W, 3), uint8, RGB, from left to
+            right, at least one. Pictures are aligned at the top.
+
+    Returns:
+        One picture, shape (H + caption, sum of W + gaps, 3), uint8, RGB.
+    """
+    height = max(picture.shape[0] for _, picture in panels)
+    text_height = max(14, round(max(picture.shape[1] for _, picture in panels) / 45))
+    bar, gap = round(1.8 * text_height), round(text_height / 2)
+    width = sum(picture.shape[1] for _, picture in panels) + gap * (len(panels) - 1)
+    canvas = Image.new("RGB", (width, bar + height), "white")
+    draw = ImageDraw.Draw(canvas)
+    # The font that matplotlib brings along: the labels' own, and there on every machine.
+    font = ImageFont.truetype(findfont("DejaVu Sans"), text_height)
+    left = 0
+    for caption, picture in panels:
+        draw.text((left + gap, bar / 2), caption, fill=INK, font=font, anchor="lm")
+        canvas.paste(Image.fromarray(np.ascontiguousarray(picture)), (left, bar))
+        left += picture.shape[1] + gap
+    return np.array(canvas)
 
 
 def mask_contours(mask: npt.NDArray[np.bool_]) -> list[FloatArray]:
@@ -185,27 +211,18 @@ def _signed_area(contour: FloatArray) -> float:
     return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
-def _enlargement(image: RgbImage) -> float:
-    return max(1.0, MIN_PANEL_WIDTH / image.shape[1])
-
-
-def _make_object(
-    category: int, contours: list[FloatArray], factor: float, label: str, is_group: bool = False
-) -> DrawnObject:
-    drawable = [contour * factor for contour in contours if len(contour) >= 3]
-    return DrawnObject(category, drawable, label, is_group)
-
-
-def _draw(
-    image: RgbImage, factor: float, objects: Sequence[DrawnObject], colors: Colors
-) -> RgbImage:
+def _draw(image: RgbImage, objects: Sequence[DrawnObject], colors: Colors) -> RgbImage:
+    """Draw objects over an image, enlarged with them until it is wide enough for labels."""
+    factor = max(1.0, MIN_PANEL_WIDTH / image.shape[1])
     if factor > 1:
-        image = np.asarray(
-            cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC),
-            dtype=np.uint8,
-        )
+        enlarged = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+        image = np.asarray(enlarged, dtype=np.uint8)
+    scaled = [
+        replace(item, contours=[part * factor for part in item.contours if len(part) >= 3])
+        for item in objects
+    ]
     visualizer = StreetVisualizer(image, colors)
-    visualizer.draw_objects([item for item in objects if item.contours])
+    visualizer.draw_objects([item for item in scaled if item.contours])
     return visualizer.get_output().get_image()
 
 
@@ -231,9 +248,16 @@ class StreetVisualizer(Visualizer):
     def draw_objects(self, objects: Sequence[DrawnObject]) -> None:
         """Draw objects: groups first, then from large to small, then the labels."""
         order = sorted(objects, key=lambda item: (not item.is_group, -item.area))
-        shades = self._shades(order)
-        for item, shade in zip(order, shades, strict=True):
-            self._draw_object(item, shade)
+        # Neighbours of a class, from left to right, get different shades of its colour.
+        left_to_right = sorted(range(len(order)), key=lambda index: order[index].box[0])
+        counts: Counter[int] = Counter()
+        shades: dict[int, float] = {}
+        for index in left_to_right:
+            category = order[index].category
+            shades[index] = _SHADES[counts[category] % len(_SHADES)]
+            counts[category] += 1
+        for index, item in enumerate(order):
+            self._draw_object(item, shades[index])
         self._draw_labels(order)
 
     def _class_color(self, category: int, white: float = 0.0) -> tuple[float, ...]:
@@ -244,16 +268,6 @@ class StreetVisualizer(Visualizer):
     def _is_light(self, category: int) -> bool:
         """Whether black letters stand out better than white ones (luma, ITU-R BT.601)."""
         return float(np.dot(self._class_color(category), (0.299, 0.587, 0.114))) > 0.6
-
-    def _shades(self, objects: Sequence[DrawnObject]) -> list[float]:
-        """A share of white per object, different for neighbours of a class."""
-        shades = [0.0] * len(objects)
-        seen: dict[int, int] = {}
-        for index in sorted(range(len(objects)), key=lambda index: objects[index].box[0]):
-            number = seen.get(objects[index].category, 0)
-            seen[objects[index].category] = number + 1
-            shades[index] = _SHADES[number % len(_SHADES)]
-        return shades
 
     def _draw_object(self, item: DrawnObject, shade: float) -> None:
         outline = Outline.make_compound_path(
@@ -288,7 +302,9 @@ class StreetVisualizer(Visualizer):
         self.output.ax.add_collection(lines, autolim=False)
 
     def _draw_labels(self, objects: Sequence[DrawnObject]) -> None:
-        labelled = [item for item in objects if _height(item.box) >= 1.2 * self._text_height]
+        labelled = [
+            item for item in objects if item.box[3] - item.box[1] >= 1.2 * self._text_height
+        ]
         labelled.sort(key=lambda item: -item.area)
         if not labelled:
             return
@@ -325,10 +341,6 @@ class StreetVisualizer(Visualizer):
                 text.remove()
             else:
                 text.set_position((place[0] + padding, place[1] + padding))
-
-
-def _height(box: FloatArray) -> float:
-    return float(box[3] - box[1])
 
 
 def _inner_point(item: DrawnObject) -> tuple[float, float]:

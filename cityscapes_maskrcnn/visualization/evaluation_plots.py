@@ -114,8 +114,8 @@ def _confusion(rows: list[Row], _per_class: list[Row], threshold: float) -> Figu
     # Not part of the classes' square: objects and predictions without a partner of any class.
     axis.axhline(len(rows) - 1.5, **_GAP)
     axis.axvline(len(columns) - 1.5, **_GAP)
-    axis.set_ylabel("truth", color=INK)
-    axis.set_xlabel("prediction (% of the row); unmatched: no IoU above 0.5", color=INK)
+    axis.set_ylabel("ground truth")
+    axis.set_xlabel("prediction (% of the row); unmatched: no IoU above 0.5")
     return figure
 
 

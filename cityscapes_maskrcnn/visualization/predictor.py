@@ -17,16 +17,18 @@ from cityscapes_maskrcnn.data.images import read_image
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.visualization.dataset import check_size
-from cityscapes_maskrcnn.visualization.drawing import draw_ground_truth, draw_predictions
-from cityscapes_maskrcnn.visualization.image_files import ground_truth_of
-from cityscapes_maskrcnn.visualization.panels import side_by_side
+from cityscapes_maskrcnn.visualization.annotated_images import check_size, ground_truth_of
+from cityscapes_maskrcnn.visualization.drawing import (
+    draw_ground_truth,
+    draw_predictions,
+    side_by_side,
+)
 
 
 class Predictor:
-    """Finds instances in image files.
+    """Find and draw the instances of image files.
 
-    What Detectron2's ``DefaultPredictor`` does, with two differences: the mapper is the one that
+    It differs from Detectron2's ``DefaultPredictor`` in two ways: the mapper is the one that
     evaluation uses, so that the pictures show what is scored; and the weights are not loaded here
     but by ``engine.checkpoint.load_for_inference``, which never executes code.
 
@@ -40,14 +42,14 @@ class Predictor:
 
         Args:
             cfg: the model's config; not changed.
-            threshold: lowest score that matters, between 0 and 1.
+            threshold: lowest score of a detection, between 0 and 1.
 
         Raises:
             InputError: the threshold is out of range, or the model is not one of the 8 Cityscapes
                 instance classes.
         """
         if not (math.isfinite(threshold) and 0 <= threshold <= 1):
-            raise InputError(f"--confidence-threshold {threshold}: it must lie between 0 and 1")
+            raise InputError(f"--score-thresh {threshold}: it must lie between 0 and 1")
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         if num_classes != len(THING_CLASSES):
             raise InputError(
@@ -80,7 +82,7 @@ class Predictor:
         return output["instances"].to("cpu")
 
     def draw(self, image_file: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-        """Draw what is found in an image, to the right of its ground truth where it has one.
+        """Draw the detections in an image, to the right of its ground truth where it has one.
 
         Returns:
             The picture with captions, shape (H, W, 3), uint8, RGB.
@@ -94,6 +96,8 @@ class Predictor:
         if record is not None:
             check_size(str(image_file), image, record)
             panels.append(("ground truth", draw_ground_truth(image, record, self.metadata)))
-        prediction = draw_predictions(image, self(image_file), self.metadata, self._threshold)
+        prediction = draw_predictions(
+            image, self(image_file), self.metadata, threshold=self._threshold
+        )
         panels.append((f"prediction (score >= {self._threshold:g})", prediction))
         return side_by_side(panels)

