@@ -40,11 +40,8 @@ $(READY): setup.py $(CONSTRAINTS)
 	@.ci/detectron2 check '$(DETECTRON2)' $(VENV)
 	@echo "Setting up $(VENV): about 6 GB, a few minutes, once"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --no-compile $(PINS) 'setuptools<81' wheel ninja numpy torch torchvision
-	@# What else is needed is installed while Detectron2 compiles.
-	@$(if $(CONSTRAINTS),$(BIN)/pip install -q --no-compile -r $(CONSTRAINTS) & )others=$$!; \
-	  .ci/detectron2 build '$(DETECTRON2)' $(VENV) || { $(if $(CONSTRAINTS),kill $$others;) exit 1; }; \
-	  $(if $(CONSTRAINTS),wait $$others)
+	$(BIN)/pip install -q --no-compile $(PINS) 'setuptools<81' numpy torch torchvision $(CONSTRAINTS:%=-r %)
+	.ci/detectron2 build '$(DETECTRON2)' $(VENV)
 	DETECTRON2="file://$$(realpath $(VENV)/wheels/detectron2-*.whl)" \
 	  $(BIN)/pip install -q --no-compile --no-build-isolation $(PINS) -e '.[dev]'
 	@touch $@

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
+
+# Where Detectron2's C++ extension was built, nothing may use it.
+sys.modules["detectron2._C"] = None  # type: ignore[assignment]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -77,12 +77,15 @@ def test_python_is_no_good(tmp_path: Path) -> None:
     assert "has no venv module; on Debian and Ubuntu: apt install python3-venv" in line
 
 
-def test_a_folder_becomes_a_wheel_and_is_not_written_to(tmp_path: Path) -> None:
+def test_a_folder_becomes_a_wheel_without_its_extension(tmp_path: Path) -> None:
     source, venv = tmp_path / "work tree", tmp_path / "venv"
     (source / "detectron2").mkdir(parents=True)
     (source / "detectron2" / "__init__.py").touch()
+    (source / "detectron2" / "vision.cpp").write_text("#include <torch/extension.h>\n")
     (source / "setup.py").write_text(
-        "from setuptools import setup\nsetup(name='detectron2', packages=['detectron2'])\n"
+        "from setuptools import Extension, setup\n"
+        "extensions = [Extension('detectron2._C', ['detectron2/vision.cpp'])]\n"
+        "setup(name='detectron2', packages=['detectron2'], ext_modules=extensions)\n"
     )
     before = sorted(source.rglob("*"))
     venv.mkdir()
@@ -90,11 +93,13 @@ def test_a_folder_becomes_a_wheel_and_is_not_written_to(tmp_path: Path) -> None:
 
     def detectron2(action: str, place: Path) -> None:
         command = [PROJECT / ".ci" / "detectron2", action, place, venv]
-        subprocess.run(command, check=True, capture_output=True)
+        # No compiler.
+        environment = {**os.environ, "CC": "/bin/false", "CXX": "/bin/false"}
+        subprocess.run(command, env=environment, check=True, capture_output=True)
 
     detectron2("check", source)
     detectron2("build", source)
-    (wheel,) = (venv / "wheels").glob("detectron2-*.whl")
+    (wheel,) = (venv / "wheels").glob("detectron2-*-py3-none-any.whl")
     assert sorted(source.rglob("*")) == before
 
     given = Path(shutil.copy(wheel, tmp_path))

@@ -81,9 +81,11 @@ def test_datasets_load_with_their_metadata(
     assert metadata.stuff_classes[13] == "car"
 
 
-def test_the_example_of_the_readme(
+def test_the_example_of_the_readme_without_detectron2s_extension(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with pytest.raises(ImportError):
+        import detectron2._C  # noqa: F401
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(TINY.format(base=CONFIGS / "Base-MaskRCNN-R50-FPN.yaml"))
