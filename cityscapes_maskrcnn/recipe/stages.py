@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,10 +74,11 @@ _MATCHING: Final = ("RPN", "ROI_HEADS", "ANCHOR_GENERATOR")
 BuildConfig = Callable[[str, list[str]], CfgNode]
 
 
+@dataclass(kw_only=True)
 class Recipe:
     """The steps for one set of configs and one output folder.
 
-    Args:
+    Attributes:
         config_dir: holds the files of ``CONFIGS``.
         output: each step gets a folder in it.
         tools: folder of ``train_net.py`` and the others.
@@ -93,43 +94,36 @@ class Recipe:
         InputError: ``opts`` sets what the chain sets itself, or a step is unknown.
     """
 
-    def __init__(
-        self,
-        *,
-        config_dir: Path,
-        output: Path,
-        tools: Path,
-        build_config: BuildConfig,
-        opts: Sequence[str] = (),
-        selected: Sequence[str] = STEPS,
-        trials: int = 42,
-        confirm: int = 3,
-        num_gpus: int = 1,
-    ) -> None:
-        unknown = sorted(set(selected) - set(STEPS))
+    config_dir: Path
+    output: Path
+    tools: Path
+    build_config: BuildConfig
+    opts: Sequence[str] = ()
+    selected: Sequence[str] = STEPS
+    trials: int = 42
+    confirm: int = 3
+    num_gpus: int = 1
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.selected) - set(STEPS))
         if unknown:
             raise InputError(f"--stages {unknown[0]}: there is no such step, only {list(STEPS)}")
-        if trials < 1:
-            raise InputError(f"--trials {trials}: at least 1")
-        if confirm < 0:
-            raise InputError(f"--confirm {confirm}: at least 0, which means none")
-        if len(opts) % 2:
-            raise InputError(f"config options come as KEY VALUE pairs; one is incomplete: {opts}")
-        pairs = list(zip(opts[0::2], opts[1::2], strict=True))
+        if self.trials < 1:
+            raise InputError(f"--trials {self.trials}: at least 1")
+        if self.confirm < 0:
+            raise InputError(f"--confirm {self.confirm}: at least 0, which means none")
+        if len(self.opts) % 2:
+            raise InputError(
+                f"config options come as KEY VALUE pairs; one is incomplete: {self.opts}"
+            )
+        pairs = list(zip(self.opts[0::2], self.opts[1::2], strict=True))
         for key, _ in pairs:
             if key in ("OUTPUT_DIR", "INCLUDE"):
                 raise InputError(f"{key}: the chain sets it for every step; leave it out")
+        self.selected = [name for name in STEPS if name in self.selected]
         self._weights = [value for key, value in pairs if key == "MODEL.WEIGHTS"]
         self._opts = [word for pair in pairs if pair[0] != "MODEL.WEIGHTS" for word in pair]
-        self._config_dir = config_dir
-        self._output = output
-        self._tools = tools
-        self._build_config = build_config
-        self._selected = [name for name in STEPS if name in selected]
-        self._trials = trials
-        self._confirm = confirm
-        self._num_gpus = num_gpus
-        self._defaults = flatten(build_config("", []))
+        self._defaults = flatten(self.build_config("", []))
         self._problems: dict[str, str] = {}
 
     def steps(self) -> list[Step]:
@@ -139,60 +133,43 @@ class Recipe:
             InputError: a config is wrong, or no weights are named for a stage to start from.
                 Missing data or weights do not raise; they are listed in :attr:`.Step.missing`.
         """
-        steps = [self._step(name) for name in self._selected]
+        build = {"anchors": self._anchors, "search": self._search}
+        steps = [build[name]() if name in build else self._training(name) for name in self.selected]
         return steps + [self._scoring(name) for name in TRAINED_STEPS[1:] if self._has(name)]
-
-    def _step(self, name: str) -> Step:
-        if name == "anchors":
-            return self._anchors()
-        return self._search() if name == "search" else self._training(name)
 
     def _training(self, name: str) -> Step:
         includes = self._includes("anchors", "search") if name in ("stage_2", "stage_3") else {}
         if name == "stage_3" and "search/best.yaml" in includes:
             # A learning rate or a frozen FPN that were found for stage 2 are not for stage 3.
             del includes["search/best.yaml"]
-            includes["search/matching.yaml"] = self._output / "search" / "matching.yaml"
-        weights = self._start(name)
-        command = self._tool(
-            "train_net.py",
-            "--config-file",
-            self._config_dir / CONFIGS[name],
-            "--num-gpus",
-            self._num_gpus,
-            "--resume",
-            *self._options(name, weights, includes),
-        )
-        step = self._training_step(name, self._config(name), weights, includes)
+            includes["search/matching.yaml"] = self.output / "search" / "matching.yaml"
+        flags = {
+            "--config-file": self.config_dir / CONFIGS[name],
+            "--num-gpus": self.num_gpus,
+        }
+        command = self._tool("train_net.py", flags, "--resume", *self._options(name, includes))
         outputs = (WEIGHTS, "summary.json", CONFIG_FILE)
-        return replace(step, commands=(command,), outputs=outputs)
+        return replace(self._training_step(name, includes), commands=(command,), outputs=outputs)
 
     def _anchors(self) -> Step:
-        cfg, folder = self._config("anchors"), self._output / "anchors"
+        cfg, folder = self._config("anchors"), self.output / "anchors"
         if len(cfg.DATASETS.TRAIN) != 1:
             raise InputError(
                 f"anchors: they are fitted to one dataset; DATASETS.TRAIN is {cfg.DATASETS.TRAIN}"
             )
-        command = self._tool(
-            "cluster_anchors.py",
-            "--dataset",
-            cfg.DATASETS.TRAIN[0],
-            "--config-file",
-            self._config_dir / CONFIGS["anchors"],
+        flags = {
+            "--dataset": cfg.DATASETS.TRAIN[0],
+            "--config-file": self.config_dir / CONFIGS["anchors"],
             # As many as the stage has in its config: another number would not fit its RPN.
-            "--num-sizes",
-            len(cfg.MODEL.RPN.IN_FEATURES),
-            "--num-ratios",
-            len(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS[0]),
-            "--output",
-            folder / "anchors.yaml",
-            *self._opts,
-        )
+            "--num-sizes": len(cfg.MODEL.RPN.IN_FEATURES),
+            "--num-ratios": len(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS[0]),
+            "--output": folder / "anchors.yaml",
+        }
         missing = self._missing_data(cfg.DATASETS.TRAIN)
         return Step(
             name="anchors",
             folder=folder,
-            commands=(command,),
+            commands=(self._tool("cluster_anchors.py", flags, *self._opts),),
             settings={key: value for key, value in flatten(cfg).items() if key in _FIT_SETTINGS},
             defaults=self._defaults,
             needs={},
@@ -203,32 +180,26 @@ class Recipe:
         )
 
     def _search(self) -> Step:
-        weights, includes = self._start("search"), self._includes("anchors")
-        folder = self._output / "search"
-        database = ("--study", STUDY, "--storage", f"sqlite:///{folder / 'search.db'}")
-        tune = self._tool(
-            "tune.py",
-            "--config-file",
-            self._config_dir / CONFIGS["search"],
-            *database,
-            "--trials",
-            self._trials,
-            "--confirm",
-            self._confirm,
-            "--num-gpus",
-            self._num_gpus,
-            *self._options("search", weights, includes),
-        )
-        analyze = self._tool("analyze_study.py", *database, "--output", folder)
+        includes, folder = self._includes("anchors"), self.output / "search"
+        database = {"--study": STUDY, "--storage": f"sqlite:///{folder / 'search.db'}"}
+        flags = {
+            "--config-file": self.config_dir / CONFIGS["search"],
+            **database,
+            "--trials": self.trials,
+            "--confirm": self.confirm,
+            "--num-gpus": self.num_gpus,
+        }
+        tune = self._tool("tune.py", flags, *self._options("search", includes))
+        analyze = self._tool("analyze_study.py", {**database, "--output": folder})
         best, matching = folder / "best.yaml", folder / "matching.yaml"
-        step = self._training_step("search", self._config("search"), weights, includes)
-        runs = self._trials + OTHER_SEEDS * min(self._confirm, self._trials)
+        step = self._training_step("search", includes)
+        runs = self.trials + OTHER_SEEDS * min(self.confirm, self.trials)
         return replace(
             step,
             commands=(tune, analyze),
             outputs=(best.name, matching.name),
             iterations=runs * step.iterations,
-            amounts={"trials": self._trials, "confirm": self._confirm},
+            amounts={"trials": self.trials, "confirm": self.confirm},
             after=lambda: write_matching(best, matching),
         )
 
@@ -237,26 +208,20 @@ class Recipe:
         cfg = self._config("stage_3")
         names = tuple(cfg.DATASETS.TEST)
         missing = self._missing_data(names)
-        weights = self._output / stage / WEIGHTS
-        folder = self._output / "scores" / stage
-        command = self._tool(
-            "train_net.py",
-            "--config-file",
-            self._output / stage / CONFIG_FILE,
-            "--eval-only",
-            "--num-gpus",
-            self._num_gpus,
-            "MODEL.WEIGHTS",
-            weights,
-            "DATASETS.TEST",
-            names,
-            "MODEL.DEVICE",
-            cfg.MODEL.DEVICE,
-            "OUTPUT_DIR",
-            folder,
-            "TEST.ALLOW_SEEN_IMAGES",
-            cfg.TEST.ALLOW_SEEN_IMAGES,
-        )
+        weights = self.output / stage / WEIGHTS
+        folder = self.output / "scores" / stage
+        flags = {
+            "--config-file": self.output / stage / CONFIG_FILE,
+            "--num-gpus": self.num_gpus,
+        }
+        settings: dict[str, object] = {
+            "MODEL.WEIGHTS": weights,
+            "DATASETS.TEST": names,
+            "MODEL.DEVICE": cfg.MODEL.DEVICE,
+            "OUTPUT_DIR": folder,
+            "TEST.ALLOW_SEEN_IMAGES": cfg.TEST.ALLOW_SEEN_IMAGES,
+        }
+        command = self._tool("train_net.py", flags, "--eval-only", *_words(settings))
         return Step(
             name=f"scores/{stage}",
             folder=folder,
@@ -270,14 +235,9 @@ class Recipe:
             missing=missing,
         )
 
-    def _training_step(
-        self,
-        name: str,
-        cfg: CfgNode,
-        weights: tuple[str, Path] | str,
-        includes: Mapping[str, Path],
-    ) -> Step:
+    def _training_step(self, name: str, includes: Mapping[str, Path]) -> Step:
         """A step that trains, without its commands and outputs."""
+        cfg = self._config(name)
         settings = {
             key: value
             for key, value in flatten(cfg).items()
@@ -286,22 +246,23 @@ class Recipe:
         }
         needs = dict(includes)
         missing = self._missing_data((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-        if isinstance(weights, str):
+        weights, parent = self._start(name)
+        if parent:
+            needs[parent] = Path(weights)
+        else:
             settings["MODEL.WEIGHTS"] = weights
             without = self._missing_weights(name, weights)
             # A training that has a checkpoint goes on from that alone.
-            if not (without and (self._output / name / "last_checkpoint").is_file()):
+            if not (without and (self.output / name / "last_checkpoint").is_file()):
                 missing |= without
                 if weights and "://" not in weights:
                     needs["MODEL.WEIGHTS"] = Path(weights)
-        else:
-            needs[weights[0]] = weights[1]
         countable = not self._missing_data(cfg.DATASETS.TRAIN)
         if countable:
             resolve_epochs(cfg)
         return Step(
             name=name,
-            folder=self._output / name,
+            folder=self.output / name,
             commands=(),
             settings=settings,
             defaults=self._defaults,
@@ -319,8 +280,8 @@ class Recipe:
 
         Outputs of a step before this one are there in time; addresses are not judged.
         """
-        before = self._selected[: self._selected.index(name)]
-        outputs = [(self._output / step / WEIGHTS).resolve() for step in before]
+        before = self.selected[: self.selected.index(name)]
+        outputs = [(self.output / step / WEIGHTS).resolve() for step in before]
         path = Path(weights)
         if not weights or "://" in weights or path.is_file() or path.resolve() in outputs:
             return {}
@@ -340,52 +301,53 @@ class Recipe:
         return {"data": problem} if problem else {}
 
     def _config(self, name: str) -> CfgNode:
-        return self._build_config(str(self._config_dir / CONFIGS[name]), list(self._opts))
+        return self.build_config(str(self.config_dir / CONFIGS[name]), list(self._opts))
 
     def _has(self, name: str) -> bool:
         """Whether a step is done in this chain, or was done before."""
-        return name in self._selected or (self._output / name / COMPLETE_FILE).is_file()
+        return name in self.selected or (self.output / name / COMPLETE_FILE).is_file()
 
-    def _start(self, name: str) -> tuple[str, Path] | str:
-        """Weights to start from: a file of an earlier step, with its name, or what the user says.
+    def _start(self, name: str) -> tuple[str, str]:
+        """Weights to start from, and their name if an earlier step writes them.
 
         Raises:
             InputError: there are none.
         """
         parent = PARENTS.get(name)
         if parent and self._has(parent):
-            return f"{parent}/{WEIGHTS}", self._output / parent / WEIGHTS
+            return str(self.output / parent / WEIGHTS), f"{parent}/{WEIGHTS}"
         if parent and not self._weights:
             raise InputError(
                 f"{name} starts from the weights of {parent}, which is not complete in "
-                f"{self._output / parent}: add {parent} to --stages, or name weights with "
+                f"{self.output / parent}: add {parent} to --stages, or name weights with "
                 "MODEL.WEIGHTS"
             )
-        return self._weights[-1] if self._weights else self._config(name).MODEL.WEIGHTS
+        return (self._weights[-1] if self._weights else self._config(name).MODEL.WEIGHTS), ""
 
     def _includes(self, *names: str) -> dict[str, Path]:
         files = {"anchors": "anchors.yaml", "search": "best.yaml"}
         return {
-            f"{name}/{files[name]}": self._output / name / files[name]
+            f"{name}/{files[name]}": self.output / name / files[name]
             for name in names
             if self._has(name)
         }
 
-    def _options(
-        self, name: str, weights: tuple[str, Path] | str, includes: Mapping[str, Path]
-    ) -> list[object]:
+    def _options(self, name: str, includes: Mapping[str, Path]) -> list[str]:
         """KEY VALUE pairs: the user's, then what the chain hands on."""
-        start = weights if isinstance(weights, str) else weights[1]
-        files = tuple(map(str, includes.values()))
-        return [
-            *self._opts,
-            *("MODEL.WEIGHTS", start),
-            *("OUTPUT_DIR", self._output / name),
-            *(("INCLUDE", files) if files else ()),
-        ]
+        settings: dict[str, object] = {
+            "MODEL.WEIGHTS": self._start(name)[0],
+            "OUTPUT_DIR": self.output / name,
+        }
+        if includes:
+            settings["INCLUDE"] = tuple(map(str, includes.values()))
+        return [*self._opts, *_words(settings)]
 
-    def _tool(self, name: str, *arguments: object) -> tuple[str, ...]:
-        return (sys.executable, str(self._tools / name), *map(str, arguments))
+    def _tool(self, name: str, flags: Mapping[str, object], *words: str) -> tuple[str, ...]:
+        return (sys.executable, str(self.tools / name), *_words(flags), *words)
+
+
+def _words(pairs: Mapping[str, object]) -> list[str]:
+    return [str(word) for pair in pairs.items() for word in pair]
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
