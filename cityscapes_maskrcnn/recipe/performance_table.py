@@ -1,6 +1,7 @@
 """The performance table: what each stage reached and cost, beside what others have published.
 
-Official and COCO-style numbers differ a lot on the same predictions; every column says which it is.
+Official and COCO-style numbers differ a lot on the same predictions: every column names its
+protocol.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from cityscapes_maskrcnn.search.study import (
 )
 
 _NODE = "MODEL.ANCHOR_GENERATOR."
-# Which anchors a config has, and what else it says of those that are to be fitted.
+# The anchors of a config, and how many ratios are fitted.
 _ANCHORS = (f"{_NODE}NAME", f"{_NODE}SIZES", f"{_NODE}ASPECT_RATIOS")
 _FITTING = (f"{_NODE}NUM_RATIOS",)
 

@@ -86,8 +86,8 @@ def join_study(
         _require_same_config(name, config, attributes.get(STUDY_CONFIG, {}))
     elif _has_begun(study):
         raise InputError(
-            f"study {name!r} was made by another program, which did not say what it searches; "
-            "take another --study"
+            f"study {name!r} is another program's, and its search space is not known; take "
+            "another --study"
         )
     else:
         if space.first:

@@ -9,7 +9,8 @@ import statistics
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -214,75 +215,95 @@ def _draw_pictures(results: _Results, important: list[str], remark: str, output:
         Names of the files.
     """
     study, names = _finite_copy(results.study), parameter_names(results.ranked)
-    width = 2.2 * len(names) + 2.0
-    files: list[str] = []
+    with _own_pyplot():
+        figures: dict[str, Figure] = {}
+        if names:
+            # First, because the other plots switch to a style with a grey background.
+            figures["parallel_coordinates.png"] = _draw_parallel(study, names, results.label)
+        figures["history.png"] = _draw_history(study, results.label)
+        if important:
+            figures["importances.png"] = _draw_importances(study, important, remark)
+        if names:
+            figures["slices.png"] = _draw_slices(study, names, results.label)
+        for name, figure in figures.items():
+            with atomic_write(output / name) as file:
+                figure.savefig(file, format="png", dpi=120, bbox_inches="tight", facecolor="white")
+    return list(figures)
 
-    def save(figure: Figure, name: str, title: str, size: tuple[float, float]) -> None:
-        figure.set_size_inches(size)
-        figure.suptitle(title, x=0.125, y=1.0, ha="left", fontsize=12, fontweight="bold")
-        with atomic_write(output / name) as file:
-            figure.savefig(file, format="png", dpi=120, bbox_inches="tight", facecolor="white")
-        files.append(name)
 
-    # Optuna changes pyplot's style, leaves its figures open, and warns that all this is
-    # experimental. Names of parameters may hold dollar signs, which would begin a formula.
+@contextmanager
+def _own_pyplot() -> Iterator[None]:
+    """Undo what Optuna leaves behind: open figures and another style.
+
+    Names of parameters may hold dollar signs, which would begin a formula.
+    """
+    before = set(plt.get_fignums())
     with plt.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        # Optuna warns that its plots are experimental.
         warnings.simplefilter("ignore")
-        before = set(plt.get_fignums())
         try:
-            if names:
-                # First, because the other plots switch to a style with a grey background.
-                axis: Any = optuna_plots.plot_parallel_coordinate(
-                    study, params=names, target_name=results.label
-                )
-                axis.set_title("")
-                # Optuna shortens names; it has them in this order.
-                labels = [wrapped(name, 20) for name in (results.label, *sorted(names))]
-                axis.set_xticks(axis.get_xticks(), labels, rotation=0, fontsize=9)
-                _, bar, *others = axis.figure.axes
-                for other in others:
-                    other.tick_params(axis="y", labelsize=8)
-                    if other.get_yscale() == "log":
-                        other.yaxis.set_major_formatter("{x:g}")
-                    else:
-                        limits, texts = other.get_ylim(), other.get_yticklabels()
-                        other.set_yticks(other.get_yticks(), _wrapped_labels(texts, 18))
-                        other.set_ylim(limits)
-                # Beside the longest labels of the last parameter.
-                place = bar.get_position()
-                bar.set_position([place.x0 + 0.9 / width, place.y0, place.width, place.height])
-                save(axis.figure, "parallel_coordinates.png", "Complete trials", (width, 4.8))
-            axis = optuna_plots.plot_optimization_history(study, target_name=results.label)
-            axis.set_title("")
-            axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-            save(axis.figure, "history.png", f"{results.label} of every trial", (9.0, 4.2))
-            if important:
-                axis = optuna_plots.plot_param_importances(
-                    study,
-                    evaluator=FanovaImportanceEvaluator(seed=0),
-                    params=important,
-                    target_name=results.label,
-                )
-                axis.set_title("", loc="left")
-                axis.set(xlabel=f"share of the variance of the score (fANOVA)\n{remark}", ylabel="")
-                axis.get_legend().remove()
-                axis.set_yticks(axis.get_yticks(), _wrapped_labels(axis.get_yticklabels(), 26))
-                size = (8.0, 1.4 + 0.5 * len(important))
-                save(axis.figure, "importances.png", "Importance of the parameters", size)
-            if names:
-                axes: Any = optuna_plots.plot_slice(study, params=names, target_name=results.label)
-                for axis in np.ravel(axes):
-                    axis.set_title("")
-                    axis.set_xlabel(wrapped(axis.get_xlabel(), 18), fontsize=10)
-                    axis.tick_params(axis="x", rotation=90, labelsize=8)
-                    if axis.get_xscale() == "log":
-                        axis.xaxis.set_major_formatter("{x:g}")
-                title = f"{results.label} over each parameter"
-                save(axis.figure, "slices.png", title, (width, 4.6))
+            yield
         finally:
             for number in set(plt.get_fignums()) - before:
                 plt.close(number)
-    return files
+
+
+def _draw_history(study: optuna.Study, label: str) -> Figure:
+    axis: Any = optuna_plots.plot_optimization_history(study, target_name=label)
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return _finished(axis, f"{label} of every trial", 9.0, 4.2)
+
+
+def _draw_importances(study: optuna.Study, names: list[str], remark: str) -> Figure:
+    axis: Any = optuna_plots.plot_param_importances(
+        study, evaluator=FanovaImportanceEvaluator(seed=0), params=names
+    )
+    axis.set(xlabel=f"share of the variance of the score (fANOVA)\n{remark}", ylabel="")
+    axis.get_legend().remove()
+    axis.set_yticks(axis.get_yticks(), _wrapped_labels(axis.get_yticklabels(), 26))
+    return _finished(axis, "Importance of the parameters", 8.0, 1.4 + 0.5 * len(names))
+
+
+def _draw_slices(study: optuna.Study, names: list[str], label: str) -> Figure:
+    axes: Any = optuna_plots.plot_slice(study, params=names, target_name=label)
+    for axis in np.ravel(axes):
+        axis.set_xlabel(wrapped(axis.get_xlabel(), 18), fontsize=10)
+        axis.tick_params(axis="x", rotation=90, labelsize=8)
+        if axis.get_xscale() == "log":
+            axis.xaxis.set_major_formatter("{x:g}")
+    return _finished(axis, f"{label} over each parameter", 2.2 * len(names) + 2.0, 4.6)
+
+
+def _draw_parallel(study: optuna.Study, names: list[str], label: str) -> Figure:
+    width = 2.2 * len(names) + 2.0
+    axis: Any = optuna_plots.plot_parallel_coordinate(study, params=names, target_name=label)
+    # Optuna shortens names; it has them in this order.
+    labels = [wrapped(name, 20) for name in (label, *sorted(names))]
+    axis.set_xticks(axis.get_xticks(), labels, rotation=0, fontsize=9)
+    _, bar, *scales = axis.figure.axes
+    for scale in scales:
+        scale.tick_params(axis="y", labelsize=8)
+        if scale.get_yscale() == "log":
+            scale.yaxis.set_major_formatter("{x:g}")
+        else:
+            limits, texts = scale.get_ylim(), scale.get_yticklabels()
+            scale.set_yticks(scale.get_yticks(), _wrapped_labels(texts, 18))
+            # Ticks beyond the ends would stretch the scale.
+            scale.set_ylim(limits)
+    # Beside the longest labels of the last parameter.
+    place = bar.get_position()
+    bar.set_position((place.x0 + 0.9 / width, place.y0, place.width, place.height))
+    return _finished(axis, "Complete trials", width, 4.8)
+
+
+def _finished(axis: Any, title: str, width: float, height: float) -> Figure:
+    """Replace Optuna's title and set the size in inches."""
+    figure: Figure = axis.figure
+    for place in ("left", "center"):
+        axis.set_title("", loc=place)
+    figure.set_size_inches(width, height)
+    figure.suptitle(title, x=0.125, y=1.0, ha="left", fontsize=12, fontweight="bold")
+    return figure
 
 
 def _wrapped_labels(labels: Sequence[Any], width: int) -> list[str]:

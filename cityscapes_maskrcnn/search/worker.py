@@ -186,7 +186,7 @@ class Worker:
         finally:
             optuna.logging.set_verbosity(verbosity)
         if len(self._failures) >= self.max_failures:
-            # They say nothing about their parameters, so they shall run when the cause is gone.
+            # Their parameters are not the cause, so they run again when it is gone.
             for number in self._failures:
                 self._queue_again(number, None)
             raise InputError(

@@ -127,7 +127,7 @@ def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap |
     axis.set_xlabel("iteration", color=INK, fontsize=9)
     finite = [v for v in (*training.values(), *validation.values()) if np.isfinite(v)]
     low, top = min(finite, default=0.0), max(finite, default=1.0)
-    # First iterations that lie far above all others are cut off, and the picture says so.
+    # First iterations that lie far above all others are cut off, with a note.
     high = max(2.5 * float(np.median(finite)), *validation.values(), 1e-12)
     if top > 2 * high:
         _note(axis, 0.91, f"training up to {top:.3g}, cut off", _TRAINING)

@@ -83,8 +83,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_steps_run_in_order_and_hand_on(whole: Path) -> None:
-    said = (whole / "stdout").read_text()
-    places = [said.index(f"{name}: complete") for name in STEPS]
+    printed = (whole / "stdout").read_text()
+    places = [printed.index(f"{name}: complete") for name in STEPS]
     assert places == sorted(places)
     assert len(set(results(whole).values())) == 3
     for name, count in STEPS.items():
@@ -139,9 +139,9 @@ def test_sigterm_and_ctrl_c_let_the_step_save(whole: Path, tmp_path: Path) -> No
         with started(tmp_path, "0", FAKE_HOLD="1") as process:
             wait_until((tmp_path / name / "saved").exists)
             process.send_signal(number)
-            said, _ = process.communicate(timeout=60)
+            printed, _ = process.communicate(timeout=60)
         assert process.returncode == 128 + number
-        assert "the same command goes on" in said
+        assert "the same command goes on" in printed
         assert (tmp_path / name / "saved").read_text().startswith("1 ")
         assert not (tmp_path / name / "complete.json").exists()
     assert run(tmp_path).returncode == 0

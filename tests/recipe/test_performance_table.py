@@ -38,16 +38,16 @@ RESULTS = {
 }
 
 
-def write_stage(output: Path, stage: str, seen: list[str] | None = None, **said: bool) -> None:
-    """What a stage leaves; ``said`` is what it says of its images, which older stages did not."""
+def write_stage(output: Path, stage: str, seen: list[str] | None = None, **noted: bool) -> None:
+    """What a stage leaves; ``noted`` is what its files note of its images, which older ones did not."""
     (output / stage).mkdir(parents=True)
-    (output / stage / "summary.json").write_text(json.dumps({**SUMMARY, **said}))
+    (output / stage / "summary.json").write_text(json.dumps({**SUMMARY, **noted}))
     lines = [{"iteration": i, "total_loss": 2 - i / 100} for i in range(0, 100, 20)]
     lines += [{"iteration": i, "validation/total_loss": 2.0, "sem_seg/IoU": 30.5} for i in (49, 99)]
     (output / stage / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     if stage != "stage_0":
         (output / "scores" / stage).mkdir(parents=True)
-        part = {"images": 250, "results": RESULTS, **said}
+        part = {"images": 250, "results": RESULTS, **noted}
         scores = {"datasets": {"cityscapes_instance_val_part3and4of4": part}, "seen": seen or []}
         (output / "scores" / stage / "scores.json").write_text(json.dumps(scores))
 
@@ -122,13 +122,13 @@ def test_time(seconds: float, expected: str) -> None:
 
 
 def test_the_report_writes_all_and_says_where(output: Path) -> None:
-    said = write_recipe_report(output)
+    printed = write_recipe_report(output)
     for name in ("performance.md", "performance.csv", "performance.png", "overfitting.png"):
         assert (output / name).stat().st_size > 300
-        assert str(output / name) in said
-    assert "mean IoU 30.5 %" in said
+        assert str(output / name) in printed
+    assert "mean IoU 30.5 %" in printed
     assert "Swin-L" in (output / "performance.md").read_text()
-    assert str(output / "stage_3") in said
+    assert str(output / "stage_3") in printed
 
 
 def colored(picture: Path, color: tuple[int, int, int]) -> int:
@@ -143,8 +143,8 @@ def test_generated_scenes_are_named_wherever_scores_stand(output: Path, tmp_path
         for stage in ("stage_0", "stage_1"):
             write_stage(folder, stage, generated=generated)
     warning = "generated scenes, not Cityscapes. Its scores cannot be compared with published ones."
-    said = {folder: write_recipe_report(folder) for folder in (made, real, output)}
-    for folder, text in said.items():
+    printed = {folder: write_recipe_report(folder) for folder in (made, real, output)}
+    for folder, text in printed.items():
         markdown = (folder / "performance.md").read_text()
         table = (folder / "performance.csv").read_text().splitlines()
         expected = folder == made

@@ -95,9 +95,9 @@ def test_without_k_means_the_anchors_are_those_of_the_search(
     node = cfg.MODEL.ANCHOR_GENERATOR
     assert (node.NAME, node.SIZES) == ("DefaultAnchorGenerator", SEARCH_ANCHORS)
     assert node.ASPECT_RATIOS == [[0.5, 1.0, 2.0]]
-    said = "Anchors: those that the trials without k-means trained with."
-    assert said in (tmp_path / "report.md").read_text()
-    assert f"# {said}\n" in (tmp_path / "best.yaml").read_text()
+    printed = "Anchors: those that the trials without k-means trained with."
+    assert printed in (tmp_path / "report.md").read_text()
+    assert f"# {printed}\n" in (tmp_path / "best.yaml").read_text()
 
 
 def test_k_means_is_fitted_anew(search_config: dict[str, Any], tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_search_cannot_go_on_in_tables_of_an_older_optuna(tmp_path: Path) -> N
         open_storage(storage_url(str(path)), 60)
 
 
-def test_a_missing_study_is_told_with_those_there_are(tmp_path: Path) -> None:
+def test_a_missing_study_is_named_with_those_there_are(tmp_path: Path) -> None:
     url = storage_url(str(tmp_path / "s.db"))
     for name in ("b", "a"):
         optuna.create_study(study_name=name, storage=url)

@@ -188,7 +188,7 @@ def test_a_search_whose_trials_are_too_short_to_be_pruned_says_so(
         "evaluations (TEST.EVAL_PERIOD 20 of 100 iterations)"
     )
     # Five evaluations of 20 iterations are all of a trial; 19 leave five iterations to save.
-    for period, prune, told in (("20", True, True), ("19", True, False), ("20", False, False)):
+    for period, prune, logged in (("20", True, True), ("19", True, False), ("20", False, False)):
         output = tmp_path / f"{period} {prune}"
         search(output, "TEST.EVAL_PERIOD", period, prune=prune)
-        assert (line in (output / "log.txt").read_text()) == told
+        assert (line in (output / "log.txt").read_text()) == logged

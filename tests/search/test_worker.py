@@ -245,20 +245,6 @@ def test_an_unclaimed_trial_is_taken_over_by_this_clock(
     assert [trial.state.name for trial in read(tmp_path)] == states
 
 
-def test_a_surplus_trial_is_known_without_a_clock(worker: SimpleNamespace, tmp_path: Path) -> None:
-    study = optuna.create_study(storage=storage_url(str(tmp_path / "s.db")))
-    for _ in range(3):
-        study.ask()
-    study.tell(0, 1.0)
-    mine = idle(worker, study, tmp_path)
-    # One is complete; of the two that start together the lower number goes on ...
-    assert [mine._is_surplus(study.trials, number, 2) for number in (1, 2)] == [False, True]
-    # ... but not when the other has been claimed.
-    study._storage.set_trial_user_attr(study.trials[2]._trial_id, TRIAL_WORKER, "a 1 1")
-    assert mine._is_surplus(study.trials, 1, 2)
-    assert not mine._is_surplus(study.trials, 1, 3)
-
-
 @pytest.mark.parametrize("step", ["settings", "_conclude"])
 def test_a_lost_database_ends_the_search_in_one_line(
     worker: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -350,7 +336,7 @@ def test_studies_of_other_programs_are_not_joined(worker: SimpleNamespace, tmp_p
     url = storage_url(str(tmp_path / "s.db"))
     study = optuna.create_study(study_name="search", storage=url)
     study.optimize(lambda trial: trial.suggest_float("fg_iou_thresh", 0.3, 0.7), n_trials=1)
-    with pytest.raises(InputError, match="'search' was made by another program"):
+    with pytest.raises(InputError, match="'search' is another program's"):
         join(worker, url)
     assert len(read(tmp_path)) == 1
 

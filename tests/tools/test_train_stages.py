@@ -47,8 +47,8 @@ def chain(train_stages: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_plans_trains_scores_and_reports(chain: Path) -> None:
-    said = (chain / "stdout").read_text()
-    plan, _, rest = said.partition("stage_2: complete")
+    printed = (chain / "stdout").read_text()
+    plan, _, rest = printed.partition("stage_2: complete")
     assert plan.index("iterations") < plan.index("running")
     assert "scores/stage_3: complete" in rest
     assert "COCO-style AP50" in rest
@@ -119,7 +119,7 @@ def test_a_second_call_runs_nothing(chain: Path, train_stages: Run) -> None:
 
 
 @pytest.mark.parametrize("flags", [["--dry-run"], []])
-def test_missing_data_are_told_below_the_plan_and_nothing_is_written(
+def test_missing_data_are_named_below_the_plan_and_nothing_is_written(
     train_stages: Run, small_root: Path, tmp_path: Path, flags: list[str]
 ) -> None:
     root = tmp_path / "data"
@@ -138,19 +138,15 @@ def test_missing_data_are_told_below_the_plan_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == [root]
 
 
-@pytest.mark.parametrize("flags", [["--dry-run"], []])
-def test_mistyped_weights_are_told_below_the_plan_and_nothing_is_written(
-    train_stages: Run, tmp_path: Path, flags: list[str]
+def test_mistyped_weights_are_named_below_the_plan_and_nothing_is_written(
+    train_stages: Run, tmp_path: Path
 ) -> None:
     words = ["--stages", "stage_2", "MODEL.WEIGHTS", "missing.pth", *TINY.split()]
-    done = train_stages(tmp_path / "new", *flags, *words)
+    done = train_stages(tmp_path / "new", *words)
     assert done.returncode == 1
-    plan, _, below = done.stdout.partition("\n\n")
-    states = {line.split()[0]: line.split()[-2:] for line in plan.splitlines()[2:]}
-    assert states == {"stage_2": ["weights", "missing"], "scores/stage_2": ["to", "do"]}
-    assert below.splitlines() == [
+    assert done.stdout.splitlines()[-1] == (
         "stage_2: MODEL.WEIGHTS missing.pth: no such file; name the weights to start from"
-    ]
+    )
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert error == "error: stage_2: weights missing, see below the plan; nothing is done"
     # So that the same command with the right weights is not refused for what this one left.
