@@ -65,13 +65,20 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
         InputError: see :func:`training_dicts`; the batch cannot be divided among the processes, or
             a key of Detectron2's loader is set that this one does not support.
     """
-    batch_size = _batch_size_of_process(cfg)
-    for key, is_set in {
-        f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}": cfg.DATALOADER.SAMPLER_TRAIN
-        != "TrainingSampler",
+    total, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if total < 1:
+        raise InputError(f"SOLVER.IMS_PER_BATCH is {total}: at least 1")
+    if total % processes:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH {total} cannot be shared equally by {processes} processes"
+        )
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    unsupported = {
+        f"DATALOADER.SAMPLER_TRAIN {sampler}": sampler != "TrainingSampler",
         "MODEL.LOAD_PROPOSALS True": cfg.MODEL.LOAD_PROPOSALS,
         "MODEL.KEYPOINT_ON True": cfg.MODEL.KEYPOINT_ON,
-    }.items():
+    }
+    for key, is_set in unsupported.items():
         if is_set:
             raise InputError(
                 f"{key}: this project's training loader does not support it; only an override of "
@@ -92,11 +99,11 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
         dicts=DatasetFromList(dicts, copy=False),
         mapper=CityscapesMapper(cfg, is_train=True),
         seed=seed,
-        batch_size=batch_size,
+        batch_size=total // processes,
     )
     return DataLoader(
         stream,
-        batch_size=batch_size,
+        batch_size=total // processes,
         drop_last=True,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
@@ -106,22 +113,6 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
         generator=torch.Generator().manual_seed(seed),
         worker_init_fn=_start_worker,
     )
-
-
-def _batch_size_of_process(cfg: CfgNode) -> int:
-    """Divide ``SOLVER.IMS_PER_BATCH`` by the number of processes.
-
-    Raises:
-        InputError: it is not a multiple of it.
-    """
-    total, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
-    if total < 1:
-        raise InputError(f"SOLVER.IMS_PER_BATCH is {total}: at least 1")
-    if total % processes:
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH {total} cannot be shared equally by {processes} processes"
-        )
-    return total // processes
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:

@@ -19,16 +19,18 @@ from cityscapes_maskrcnn.data.provenance import (
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
-def data_of_run(cfg: CfgNode) -> list[UsedData]:
+def data_of_run(cfg: CfgNode, selected: bool = False) -> list[UsedData]:
     """Say what training with a config uses, and what for.
 
     Args:
         cfg: reads ``DATASETS.TRAIN`` (trained on), ``DATASETS.TUNED_ON`` (tuned on) and
             ``DATASETS.TEST``, which is tuned on where its validation loss steers the run: with
             early stopping, or a learning rate that follows it. Watching alone is no tuning.
+        selected: of weights that were selected by their score on ``DATASETS.TEST``.
     """
     tuned = list(cfg.DATASETS.TUNED_ON)
-    if cfg.SOLVER.EARLY_STOPPING.ENABLED or cfg.SOLVER.LR_SCHEDULER_NAME == "ReduceLROnPlateau":
+    plateau = cfg.SOLVER.LR_SCHEDULER_NAME == "ReduceLROnPlateau"
+    if selected or plateau or cfg.SOLVER.EARLY_STOPPING.ENABLED:
         tuned += cfg.DATASETS.TEST
     names = [(name, TRAINED) for name in cfg.DATASETS.TRAIN]
     names += [(name, TUNED) for name in dict.fromkeys(tuned)]

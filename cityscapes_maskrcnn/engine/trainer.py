@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,11 +192,10 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Build the hooks, in the order in which they run; the last one writes the events."""
-        cfg = self.cfg
-        main_process = comm.is_main_process()
+        cfg, main_process = self.cfg, comm.is_main_process()
         plateau = isinstance(self.scheduler, ReduceLROnPlateau)
-        stop = StopOnSignal(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
         # The checkpoint comes before the measurements: an interruption of them loses no iteration.
+        stop = StopOnSignal(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
         built: list[HookBase | None] = [
             SeedEveryStep(cfg.SEED),
             CheckFrozen() if main_process else None,
@@ -209,35 +207,8 @@ class Trainer(DefaultTrainer):
             else None,
             stop,
         ]
-        if cfg.TEST.VALIDATION_LOSS:
-            built.append(
-                ValidationLoss(
-                    cfg.TEST.EVAL_PERIOD, lambda: stop.watch(self.build_validation_loader(cfg))
-                )
-            )
-        evaluation = Evaluation(cfg.TEST.EVAL_PERIOD, partial(self._evaluate, stop))
-        best = self._build_best_checkpoint()
         if cfg.DATASETS.TEST:
-            built += [evaluation, best]
-        if plateau:
-            built.append(PlateauSchedule(self.scheduler))
-        if cfg.SOLVER.EARLY_STOPPING.ENABLED:
-
-            def hand_over_best() -> None:
-                best.restore()
-                self.checkpointer.save("model_final", iteration=self.iter)
-                evaluation.measure()
-
-            built.append(
-                EarlyStopping(
-                    patience=cfg.SOLVER.EARLY_STOPPING.PATIENCE,
-                    threshold=cfg.SOLVER.PLATEAU.THRESHOLD,
-                    hand_over=hand_over_best,
-                )
-            )
-        if cfg.DATASETS.TEST and cfg.TEST.AUG.ENABLED:
-            # Period 0: at the end of training only.
-            built.append(Evaluation(0, partial(self._evaluate_augmented, stop)))
+            built += self._measurement_hooks(stop)
         if main_process:
             built += [
                 DriftReport(Path(cfg.OUTPUT_DIR)) if cfg.SOLVER.DRIFT_REPORT else None,
@@ -246,33 +217,60 @@ class Trainer(DefaultTrainer):
             ]
         return [hook for hook in built if hook is not None]
 
-    def _build_best_checkpoint(self) -> BestCheckpoint:
-        selecting = self.cfg.clone()
-        selecting.defrost()
-        selecting.DATASETS.TUNED_ON = (*selecting.DATASETS.TUNED_ON, *selecting.DATASETS.TEST)
-        return BestCheckpoint(
+    def _measurement_hooks(self, stop: StopOnSignal) -> list[HookBase | None]:
+        """Build what measures on ``DATASETS.TEST``, and then what acts on the measurements."""
+        cfg = self.cfg
+
+        def evaluators(*folder: str) -> list[DatasetEvaluator]:
+            return [
+                InterruptibleEvaluator(self.build_evaluator(cfg, name, *folder), stop)
+                for name in cfg.DATASETS.TEST
+            ]
+
+        def evaluate() -> dict[str, Any]:
+            self._last_eval_results = self.test(cfg, self.model, evaluators())
+            return self._last_eval_results
+
+        def hand_over_best() -> None:
+            best.restore()
+            self.checkpointer.save("model_final", iteration=self.iter)
+            evaluation.measure()
+
+        evaluation = Evaluation(cfg.TEST.EVAL_PERIOD, evaluate)
+        best = BestCheckpoint(
             model=self.model,
-            output_dir=self.cfg.OUTPUT_DIR,
-            period=self.cfg.TEST.EVAL_PERIOD,
-            metric=self.cfg.SOLVER.BEST_CHECKPOINT_METRIC,
-            datasets=self.cfg.DATASETS.TEST,
-            selected_on=data_of_run(selecting),
+            output_dir=cfg.OUTPUT_DIR,
+            period=cfg.TEST.EVAL_PERIOD,
+            metric=cfg.SOLVER.BEST_CHECKPOINT_METRIC,
+            datasets=cfg.DATASETS.TEST,
+            selected_on=data_of_run(cfg, selected=True),
         )
-
-    def _interruptible_evaluators(self, stop: StopOnSignal, *folder: str) -> list[DatasetEvaluator]:
         return [
-            InterruptibleEvaluator(self.build_evaluator(self.cfg, name, *folder), stop)
-            for name in self.cfg.DATASETS.TEST
+            ValidationLoss(
+                cfg.TEST.EVAL_PERIOD, lambda: stop.watch(self.build_validation_loader(cfg))
+            )
+            if cfg.TEST.VALIDATION_LOSS
+            else None,
+            evaluation,
+            best,
+            PlateauSchedule(self.scheduler)
+            if isinstance(self.scheduler, ReduceLROnPlateau)
+            else None,
+            EarlyStopping(
+                patience=cfg.SOLVER.EARLY_STOPPING.PATIENCE,
+                threshold=cfg.SOLVER.PLATEAU.THRESHOLD,
+                hand_over=hand_over_best,
+            )
+            if cfg.SOLVER.EARLY_STOPPING.ENABLED
+            else None,
+            # Period 0: at the end of training only.
+            Evaluation(
+                0,
+                lambda: self.test_with_TTA(cfg, self.model, evaluators(_augmented_folder(cfg))),
+            )
+            if cfg.TEST.AUG.ENABLED
+            else None,
         ]
-
-    def _evaluate(self, stop: StopOnSignal) -> dict[str, Any]:
-        evaluators = self._interruptible_evaluators(stop)
-        self._last_eval_results = self.test(self.cfg, self.model, evaluators)
-        return self._last_eval_results
-
-    def _evaluate_augmented(self, stop: StopOnSignal) -> dict[str, Any]:
-        evaluators = self._interruptible_evaluators(stop, self._augmented_folder(self.cfg))
-        return self.test_with_TTA(self.cfg, self.model, evaluators)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -347,15 +345,11 @@ class Trainer(DefaultTrainer):
         logger = logging.getLogger(__name__)
         logger.info("With test-time augmentation (_TTA), on each image of %s:", cfg.DATASETS.TEST)
         if evaluators is None:
-            folder = cls._augmented_folder(cfg)
+            folder = _augmented_folder(cfg)
             evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, augmented, evaluators)
         logger.info("The scores since then are those with test-time augmentation (_TTA)")
         return OrderedDict((f"{name}_TTA", scores) for name, scores in results.items())
-
-    @staticmethod
-    def _augmented_folder(cfg: CfgNode) -> str:
-        return str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
@@ -385,3 +379,7 @@ class Trainer(DefaultTrainer):
             write_scores(cfg, checkpointer.path, without_nan(results), seen)
             verify_results(cfg, results)
         return results
+
+
+def _augmented_folder(cfg: CfgNode) -> str:
+    return str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
