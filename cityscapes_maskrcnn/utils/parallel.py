@@ -9,6 +9,7 @@ caller's main module, so it starts in a fifth of a second, and scripts without
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -108,6 +109,11 @@ class TaskQueue:
             return
         if self._pool is None:
             self._pool = _start_pool(self._num_workers, self._initializer)
+            # A process that multiprocessing has started waits for its children when it ends, before
+            # Python would end those of a pool. Queues, over which that happens, close at 10.
+            multiprocessing.util.Finalize(
+                self, self._pool.shutdown, kwargs={"cancel_futures": True}, exitpriority=20
+            )
         while len(self._pending) >= 2 * self._num_workers + 2:
             self._collect()
         self._pending.append((name, self._pool.submit(function, *arguments)))

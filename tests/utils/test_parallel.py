@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -191,3 +193,21 @@ def test_workers_outlive_a_signal_to_the_group_and_end_when_one_was_killed() -> 
         check=True,
     )
     assert done.stdout.splitlines() == ["caught", "['a', 'b']", "BrokenProcessPool"]
+
+
+def leave_with_work() -> None:
+    tasks = TaskQueue(1)
+    for number in range(40):
+        tasks.put(str(number), time.sleep, 0.01)
+    raise SystemExit(3)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_that_leaves_its_work_ends() -> None:
+    """As one of several that train and are asked to stop during an evaluation."""
+    process = multiprocessing.get_context("fork").Process(target=leave_with_work)
+    process.start()
+    process.join(15)
+    if process.is_alive():
+        process.kill()
+    assert process.exitcode == 3
