@@ -39,7 +39,7 @@ RESULTS = {
 
 
 def write_stage(output: Path, stage: str, seen: list[str] | None = None, **noted: bool) -> None:
-    """What a stage leaves; ``noted`` is what its files note of its images, which older ones did not."""
+    """Write the files of a stage; ``noted`` is what older ones did not have."""
     (output / stage).mkdir(parents=True)
     (output / stage / "summary.json").write_text(json.dumps({**SUMMARY, **noted}))
     lines = [{"iteration": i, "total_loss": 2 - i / 100} for i in range(0, 100, 20)]
