@@ -28,7 +28,7 @@ def main() -> int | None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("root", help="folder in which cityscapes/ is made")
+    parser.add_argument("root", help="folder in which cityscapes/ is created")
     parser.add_argument("--train", type=int, default=96, help="number of images (default: 96)")
     parser.add_argument("--val", type=int, default=24, help="number of images (default: 24)")
     parser.add_argument("--test", type=int, default=0, help="number of images (default: 0)")
@@ -46,9 +46,9 @@ def main() -> int | None:
         "test": args.test,
         "train_extra": args.train_extra,
     }
-    wanted = (args.root, counts, args.height, args.width, args.seed)
-    found = find_dataset(*wanted)
-    folder = found or generate_dataset(*wanted, args.num_workers)
+    look = {"height": args.height, "width": args.width, "seed": args.seed}
+    found = find_dataset(args.root, counts, **look)
+    folder = found or generate_dataset(args.root, counts, **look, num_workers=args.num_workers)
     total = ", ".join(f"{split} {count}" for split, count in counts.items())
     state = "already there" if found else "written"
     print(f"{folder}: {total} images of {args.height}x{args.width}, {state}")

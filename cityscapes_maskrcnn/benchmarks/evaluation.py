@@ -129,7 +129,7 @@ def benchmark_evaluation(
 def make_case(folder: Path, num_images: int, num_predictions: int, height: int, width: int) -> Case:
     """Generate scenes, and predictions from their ground truth; register them as a dataset."""
     counts = {"train": 0, "val": num_images, "test": 0, "train_extra": 0}
-    root = generate_dataset(folder / "data", counts, height, width, seed=5)
+    root = generate_dataset(folder / "data", counts, height=height, width=width, seed=5)
     gt_dir = root / "gtFine" / "val"
     truth_files = sorted(gt_dir.glob("*/*_instanceIds.png"))
     random = np.random.default_rng(0)

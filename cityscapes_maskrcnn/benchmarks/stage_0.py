@@ -88,7 +88,7 @@ def _load_batches(config_file: str, opts: list[str], root: str, count: int) -> l
     """Load the first training batches of generated coarse data."""
     cfg = build_config(config_file, opts)
     height, width = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    generate_dataset(root, {"train_extra": 4}, height, width, seed=0)
+    generate_dataset(root, {"train_extra": 4}, height=height, width=width, seed=0)
     register_all(root)
     cfg.DATASETS.TRAIN = ("cityscapes_coarse_semantic_train_extra",)
     cfg.DATALOADER.NUM_WORKERS = 0

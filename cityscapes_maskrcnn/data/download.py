@@ -1,12 +1,11 @@
-"""Fetching the official archives with the official downloader, and unpacking them."""
+"""Fetch the official archives with the official downloader, and unpack them."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -22,7 +21,7 @@ _ACCOUNT: Final = "an account from https://www.cityscapes-dataset.com/register/ 
 
 
 def download(folder: Path, packages: Sequence[str]) -> None:
-    """Hand over to the downloader of cityscapesscripts, which asks for name and password.
+    """Call the downloader of cityscapesscripts, which asks for name and password.
 
     Args:
         folder: where the archives go. Those that are there completely are kept, those that are
@@ -30,7 +29,7 @@ def download(folder: Path, packages: Sequence[str]) -> None:
         packages: names of archives.
 
     Raises:
-        InputError: the downloader failed; it has said why.
+        InputError: the downloader failed; it printed the reason.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [name for name in packages if not zipfile.is_zipfile(folder / name)]
@@ -48,35 +47,26 @@ def unpack(archive: Path, folder: Path) -> int:
 
     Args:
         archive: the zip file.
-        folder: where its content goes.
+        folder: where its content goes; names that lead out of it are brought back into it.
 
     Returns:
         Number of files written.
 
     Raises:
-        InputError: the archive is damaged, or a name in it leads out of ``folder``.
+        InputError: the archive is damaged, or the folder cannot be written.
     """
-    folder = folder.resolve()
     written = 0
     try:
         with zipfile.ZipFile(archive) as content:
             members = [member for member in content.infolist() if not member.is_dir()]
-            targets = [(folder / member.filename).resolve() for member in members]
-            for target in targets:
-                if not target.is_relative_to(folder):
-                    raise InputError(f"{archive}: {target} would lie outside {folder}")
-            for member, target in zip(
-                tqdm(members, f"Unpacking {archive.name}", delay=1.0), targets, strict=True
-            ):
-                if target.exists() and target.stat().st_size == member.file_size:
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with content.open(member) as source, target.open("wb") as file:
-                    shutil.copyfileobj(source, file, 1 << 20)
-                written += 1
-    except (zipfile.BadZipFile, EOFError) as error:
+            for member in tqdm(members, f"Unpacking {archive.name}", delay=1.0):
+                target = folder / member.filename
+                if not target.exists() or target.stat().st_size != member.file_size:
+                    content.extract(member, folder)
+                    written += 1
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{archive}: damaged ({error}); delete it and download again") from error
     except OSError as error:
-        place = os.fspath(error.filename or folder)
+        place = error.filename or folder
         raise InputError(f"{place}: cannot be unpacked: {error.strerror}") from error
     return written

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -42,15 +43,17 @@ class _Dataset(NamedTuple):
         task: ``"instance"`` or ``"semantic"``.
         split: folder below ``leftImg8bit`` and the annotations.
         annotations: ``"gtFine"``, ``"gtCoarse"``, or None for images without labels.
-        part: (part, parts), or None for the whole split. ((3, 4), 4): parts 3 and 4 of 4.
-        cities: the cities to take, or None for all.
-        else_split: the split to take a city from that ``split`` has not.
+        parts: the parts of the split that belong to it; empty for the whole split.
+        num_parts: into how many parts the split is cut.
+        cities: the cities to load, or None for all.
+        else_split: where to find a city that ``split`` does not have.
     """
 
     task: str
     split: str
     annotations: str | None
-    part: tuple[int | tuple[int, ...], int] | None = None
+    parts: tuple[int, ...] = ()
+    num_parts: int = 1
     cities: tuple[str, ...] | None = None
     else_split: str | None = None
 
@@ -67,13 +70,15 @@ _DATASETS: Final[dict[str, _Dataset]] = {
     "cityscapes_instance_test": _Dataset("instance", "test", None),
     **{
         f"cityscapes_instance_{split}_part{part}of{parts}": _Dataset(
-            "instance", split, "gtFine", (part, parts)
+            "instance", split, "gtFine", parts=(part,), num_parts=parts
         )
         for split, parts in [("train", TRAIN_PARTS), ("val", VAL_PARTS)]
         for part in range(1, parts + 1)
     },
     # What no stage trains on or is tuned on; two names would be scored one by one.
-    "cityscapes_instance_val_part3and4of4": _Dataset("instance", "val", "gtFine", ((3, 4), 4)),
+    "cityscapes_instance_val_part3and4of4": _Dataset(
+        "instance", "val", "gtFine", parts=(3, 4), num_parts=VAL_PARTS
+    ),
     "cityscapes_coarse_semantic_pretrain": _Dataset(
         "semantic", "train_extra", "gtCoarse", cities=PRETRAIN_CITIES, else_split="train"
     ),
@@ -150,7 +155,7 @@ def register_subset(name: str, base: str, size: int, seed: int = 0) -> None:
 
 
 def check_dataset_names(names: Iterable[str]) -> None:
-    """Make sure that datasets are registered.
+    """Verify that datasets are registered.
 
     Raises:
         InputError: one is not; the message proposes similar names.
@@ -199,24 +204,20 @@ def _load(name: str, dataset: _Dataset, root: str) -> list[DatasetDict]:
             )
             return [image for row in rows for image in _load(name, row, root)]
 
-    def take_part(image_ids: Sequence[str]) -> Sequence[str]:
-        if dataset.part is None:
-            return image_ids
-        chosen, parts = dataset.part
+    def select(image_ids: Sequence[str]) -> Sequence[str]:
         try:
-            return sorted(
-                image_id
-                for part in ((chosen,) if isinstance(chosen, int) else chosen)
-                for image_id in partition(image_ids, part, parts)
-            )
+            chosen = [partition(image_ids, part, dataset.num_parts) for part in dataset.parts]
         except InputError as error:
             raise InputError(f"{name}: {error} in {image_dir}") from error
+        return sorted(chain(*chosen)) if chosen else image_ids
 
     if dataset.annotations is None:
-        return load_images(image_dir, dataset.cities, take_part)
+        return load_images(image_dir, cities=dataset.cities, select=select)
     if dataset.task == "instance":
-        return load_instances(image_dir, gt_dir, dataset.cities, take_part)
-    return load_semantic(image_dir, gt_dir, dataset.annotations, dataset.cities, take_part)
+        return load_instances(image_dir, gt_dir, cities=dataset.cities, select=select)
+    return load_semantic(
+        image_dir, gt_dir, kind=dataset.annotations, cities=dataset.cities, select=select
+    )
 
 
 def _load_subset(name: str, base: str, size: int, seed: int) -> list[DatasetDict]:

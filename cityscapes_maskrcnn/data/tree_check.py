@@ -1,9 +1,10 @@
-"""Is a Cityscapes tree complete and whole?"""
+"""Check that a Cityscapes tree is complete and undamaged."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -20,19 +21,16 @@ from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 OFFICIAL_SIZE: Final = (1024, 2048)  # height, width
 
-# What Pillow raises for files that are no images, or claim to have any number of pixels.
-_BROKEN: Final = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
 
 class _Split(NamedTuple):
-    """What the official release holds.
+    """A split of the official release.
 
     Attributes:
         kind: ``"gtFine"`` or ``"gtCoarse"``.
         name: of the split's folder.
-        images: how many.
+        images: their number.
         packages: the archives it comes in.
-        required: whether the recipe cannot do without it.
+        required: whether every stage of the recipe but stage 0 needs it.
     """
 
     kind: str
@@ -54,7 +52,7 @@ _SPLITS: Final = (
 
 
 class SplitCheck(NamedTuple):
-    """What was found in one split.
+    """The findings in one split.
 
     Attributes:
         name: for instance ``gtFine/train``.
@@ -62,7 +60,7 @@ class SplitCheck(NamedTuple):
         annotations: number of complete annotations (polygons, label ids, instance ids).
         official: number of images in the official release.
         problems: one line each, naming the file.
-        note: why it is no trouble that the split is not there, or empty.
+        note: why a split that is not there is no problem, or empty.
         subset: there are problems that ``allow_subset`` would accept.
     """
 
@@ -73,18 +71,6 @@ class SplitCheck(NamedTuple):
     problems: tuple[str, ...]
     note: str = ""
     subset: bool = False
-
-
-class _Files(NamedTuple):
-    """What was found in the files of one image.
-
-    Attributes:
-        problems: one line each, naming the file.
-        other_size: the image and its size, where that is whole but not the official one.
-    """
-
-    problems: list[str]
-    other_size: str
 
 
 def tree_folder(root: str | os.PathLike[str]) -> Path:
@@ -179,13 +165,13 @@ def _check_split(
         size=None if allow_subset else OFFICIAL_SIZE,
     )
     found = map_in_parallel(read, sorted(images), f"Checking {result.name}", num_workers)
-    others = [files.other_size for files in found if files.other_size]
+    others = [other_size for _, other_size in found if other_size]
     if others:
         # One cause, however many images: a line for each would hide the rest.
         first = f", the first: {others[0]}" if len(others) > 1 else f": {others[0]}"
         problems.append(f"{len(others)} images are not {_text(OFFICIAL_SIZE)} pixels{first}")
     return result._replace(
-        problems=(*problems, *(text for files in found for text in files.problems)),
+        problems=(*problems, *(text for in_files, _ in found for text in in_files)),
         subset=not allow_subset and (bool(others) or len(images) != split.images),
     )
 
@@ -198,12 +184,13 @@ def _stems(folder: Path, suffix: str) -> set[str]:
 
 def _check_files(
     stem: str,
+    *,
     image_dir: Path,
     gt_dir: Path,
     suffixes: Sequence[str],
     check_image: bool,
     size: tuple[int, int] | None,
-) -> _Files:
+) -> tuple[list[str], str]:
     """Read one image and those of its annotation files that exist.
 
     Args:
@@ -213,12 +200,16 @@ def _check_files(
         suffixes: of the annotation files.
         check_image: False: take the image's size from its header and do not read the rest.
         size: height and width the image must have; None: any.
+
+    Returns:
+        Problems, one line each, and the name and size of an undamaged image that is not of the
+        official size, or an empty string.
     """
     image = f"{image_dir}/{stem}{IMAGE_SUFFIX}"
     problems = []
     expected, other_size = None, ""
     try:
-        expected = _read_whole(image) if check_image else read_png_size(image)
+        expected = _check_image(image) if check_image else read_png_size(image)
         if size is not None and expected != size:
             other_size = f"{image} ({_text(expected)})"
     except InputError as error:
@@ -227,30 +218,28 @@ def _check_files(
         if not Path(path).exists():
             continue
         try:
-            if path.endswith(".json"):
-                height, width, objects = read_objects(path)
-                if "_gtFine_" in path:
-                    check_polygons(path, objects)
-                found = (height, width)
-            else:
-                found = _check_ids(path)
+            found = _check_polygons(path) if path.endswith(".json") else _check_ids(path)
         except InputError as error:
             problems.append(str(error))
             continue
         if expected is not None and found != expected:
             problems.append(f"{path}: {_text(found)} pixels, but its image is {_text(expected)}")
-    return _Files(problems, other_size)
+    return problems, other_size
 
 
-def _read_whole(path: str) -> tuple[int, int]:
-    """Height and width of an image whose every byte agrees with its checksums."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            mode = image.mode
-            image.verify()
-    except _BROKEN as error:
-        raise InputError(f"{path}: not a whole PNG file ({error}); unpack it again") from error
+def _check_polygons(path: str) -> tuple[int, int]:
+    """Height and width of a valid annotation."""
+    height, width, objects = read_objects(path)
+    if "_gtFine_" in path:  # of the coarse annotations only label images are read
+        check_polygons(path, objects)
+    return height, width
+
+
+def _check_image(path: str) -> tuple[int, int]:
+    """Height and width of an image of which every byte agrees with its checksums."""
+    with _open_png(path) as image:
+        (width, height), mode = image.size, image.mode
+        image.verify()
     if mode != "RGB":
         raise InputError(f"{path}: an 8 bit RGB image is expected, not mode {mode}")
     return height, width
@@ -258,11 +247,8 @@ def _read_whole(path: str) -> tuple[int, int]:
 
 def _check_ids(path: str) -> tuple[int, int]:
     """Height and width of a label or instance image that holds official ids only."""
-    try:
-        with Image.open(path) as image:
-            ids = np.asarray(image)
-    except _BROKEN as error:
-        raise InputError(f"{path}: not a whole PNG file ({error}); unpack it again") from error
+    with _open_png(path) as image:
+        ids = np.asarray(image)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"{path}: one channel of whole numbers is expected")
     known = {label.id for label in LABELS if label.id >= 0}
@@ -278,6 +264,16 @@ def _check_ids(path: str) -> tuple[int, int]:
     return ids.shape[0], ids.shape[1]
 
 
+@contextmanager
+def _open_png(path: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    # What Pillow raises for files that are no images, or claim to have any number of pixels.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a whole PNG file ({error}); unpack it again") from error
+
+
 def _text(size: tuple[int, int]) -> str:
-    """Width x height, as people say it."""
+    """Width x height, the usual order in text."""
     return f"{size[1]}x{size[0]}"

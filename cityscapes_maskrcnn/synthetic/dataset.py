@@ -1,7 +1,7 @@
 """A stand-in for Cityscapes: generated street scenes in the complete official layout.
 
-The pictures come from :mod:`synthetic_scene`; this file writes them as ``leftImg8bit``, ``gtFine``
-and ``gtCoarse`` trees, with the names, formats and split sizes' proportions of the official zips.
+The scenes come from :mod:`.scene`; this file writes them as ``leftImg8bit``, ``gtFine`` and
+``gtCoarse`` trees, with the names and formats of the official zips.
 """
 
 from __future__ import annotations
@@ -28,27 +28,14 @@ from cityscapes_maskrcnn.synthetic.label_images import (
     Annotation,
     coarsen,
     colors_of_labels,
-    draw_colors,
     draw_instance_ids,
-    draw_label_ids,
     labels_of_instances,
     withheld,
 )
-from cityscapes_maskrcnn.synthetic.scene import Scene, render_scene
+from cityscapes_maskrcnn.synthetic.scene import render_scene
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
-
-__all__ = [
-    "Scene",
-    "coarsen",
-    "draw_colors",
-    "draw_instance_ids",
-    "draw_label_ids",
-    "find_dataset",
-    "generate_dataset",
-    "image_name",
-    "render_scene",
-]
+from cityscapes_maskrcnn.utils.files import write_text
+from cityscapes_maskrcnn.utils.parallel import available_cores
 
 VERSION: Final = 1
 SMALLEST: Final = (64, 128)
@@ -68,6 +55,7 @@ def image_name(split: str, index: int) -> tuple[str, str]:
 def generate_dataset(
     root: str | os.PathLike[str],
     counts: Mapping[str, int],
+    *,
     height: int,
     width: int,
     seed: int,
@@ -94,39 +82,62 @@ def generate_dataset(
     """
     if num_workers is not None and num_workers < 1:
         raise InputError(f"number of workers is {num_workers}: must be 1 or more")
-    found = find_dataset(root, counts, height, width, seed)
-    if found is not None:
-        return found
+    arguments = _check_arguments(counts, height, width, seed)
     folder = Path(root) / "cityscapes"
-    arguments = _arguments(counts, height, width, seed)
+    if _is_finished(folder, arguments):
+        return folder
     _write_manifest(folder, arguments, finished=False)
     jobs = [
         _Job(str(folder), split, index, height, width, seed)
-        for split in CITIES
-        for index in range(int(counts.get(split, 0)))
+        for split, count in arguments["counts"].items()
+        for index in range(count)
     ]
-    workers = num_workers or min(len(os.sched_getaffinity(0)), 1 + len(jobs) // 4)
-    with tqdm(total=len(jobs), desc="street scenes", unit="image") as bar:
-        for _ in _run(jobs, workers):
-            bar.update()
+    workers = num_workers or min(available_cores(), 1 + len(jobs) // 4)
+    for _ in tqdm(_run(jobs, workers), "street scenes", len(jobs), unit="image"):
+        pass
     _write_manifest(folder, arguments, finished=True)
     return folder
 
 
 def find_dataset(
-    root: str | os.PathLike[str], counts: Mapping[str, int], height: int, width: int, seed: int
+    root: str | os.PathLike[str],
+    counts: Mapping[str, int],
+    *,
+    height: int,
+    width: int,
+    seed: int,
 ) -> Path | None:
-    """Where generate_dataset finished the same set before, or None.
+    """Find the set that :func:`generate_dataset` finished earlier with the same arguments.
+
+    Returns:
+        ``root/cityscapes``, or None.
 
     Raises:
-        InputError: as generate_dataset.
+        InputError: as :func:`generate_dataset`.
     """
-    _check(counts, height, width, seed)
     folder = Path(root) / "cityscapes"
-    return folder if _already_there(folder, _arguments(counts, height, width, seed)) else None
+    arguments = _check_arguments(counts, height, width, seed)
+    return folder if _is_finished(folder, arguments) else None
 
 
-def _arguments(counts: Mapping[str, int], height: int, width: int, seed: int) -> dict[str, Any]:
+def _check_arguments(
+    counts: Mapping[str, int], height: int, width: int, seed: int
+) -> dict[str, Any]:
+    """Raise an InputError unless a set can be generated; else what its manifest says of it."""
+    for split, count in counts.items():
+        if split not in CITIES:
+            raise InputError(f"unknown split {split!r}: must be one of {', '.join(CITIES)}")
+        if count < 0:
+            raise InputError(f"number of {split} images is {count}: must be 0 or more")
+    if not any(counts.values()):
+        raise InputError("no images asked for: give a number of train, val, test or train_extra")
+    if not (SMALLEST[0] <= height <= LARGEST[0] and SMALLEST[1] <= width <= LARGEST[1]):
+        raise InputError(
+            f"image size {height}x{width} (height x width) is out of range: must be from "
+            f"{SMALLEST[0]}x{SMALLEST[1]} to {LARGEST[0]}x{LARGEST[1]}"
+        )
+    if seed < 0:
+        raise InputError(f"seed is {seed}: must be 0 or more")
     return {
         "version": VERSION,
         "counts": {split: int(counts.get(split, 0)) for split in CITIES},
@@ -159,24 +170,7 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[None]:
         yield from pool.map(_write_image, jobs, chunksize=2)
 
 
-def _check(counts: Mapping[str, int], height: int, width: int, seed: int) -> None:
-    for split, count in counts.items():
-        if split not in CITIES:
-            raise InputError(f"unknown split {split!r}: must be one of {', '.join(CITIES)}")
-        if count < 0:
-            raise InputError(f"number of {split} images is {count}: must be 0 or more")
-    if not any(counts.values()):
-        raise InputError("no images asked for: give a number of train, val, test or train_extra")
-    if not (SMALLEST[0] <= height <= LARGEST[0] and SMALLEST[1] <= width <= LARGEST[1]):
-        raise InputError(
-            f"image size {height}x{width} (height x width) is out of range: must be from "
-            f"{SMALLEST[0]}x{SMALLEST[1]} to {LARGEST[0]}x{LARGEST[1]}"
-        )
-    if seed < 0:
-        raise InputError(f"seed is {seed}: must be 0 or more")
-
-
-def _already_there(folder: Path, arguments: dict[str, Any]) -> bool:
+def _is_finished(folder: Path, arguments: dict[str, Any]) -> bool:
     """Whether the finished set is in the folder; False if it may be written.
 
     Raises:
@@ -205,11 +199,7 @@ def _already_there(folder: Path, arguments: dict[str, Any]) -> bool:
 
 def _write_manifest(folder: Path, arguments: dict[str, Any], finished: bool) -> None:
     content = {"made_by": "make_synthetic_cityscapes", "arguments": arguments, "finished": finished}
-    try:
-        with atomic_write(folder / MANIFEST, "w") as file:
-            json.dump(content, file, indent=2)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+    write_text(folder / MANIFEST, json.dumps(content, indent=2))
 
 
 def _write_image(job: _Job) -> None:

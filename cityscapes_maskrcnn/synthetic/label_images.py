@@ -26,7 +26,7 @@ def _draw(annotation: Annotation, values: list[int]) -> npt.NDArray[np.int32]:
 
 
 def draw_instance_ids(annotation: Annotation) -> npt.NDArray[np.uint16]:
-    """What ``*_instanceIds.png`` holds.
+    """Draw what ``*_instanceIds.png`` holds.
 
     Args:
         annotation: the content of a polygons file.
@@ -54,20 +54,10 @@ def draw_instance_ids(annotation: Annotation) -> npt.NDArray[np.uint16]:
     return _draw(annotation, values).astype(np.uint16)
 
 
-def draw_label_ids(annotation: Annotation) -> npt.NDArray[np.uint8]:
-    """What ``*_labelIds.png`` holds: (H, W) uint8 official label ids. See draw_instance_ids."""
-    return labels_of_instances(draw_instance_ids(annotation))
-
-
 def labels_of_instances(instance_ids: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
     """Label ids (H, W) uint8 of an instance image (H, W) uint16."""
     single = instance_ids >= 1000
     return np.where(single, instance_ids // 1000, instance_ids).astype(np.uint8)
-
-
-def draw_colors(annotation: Annotation) -> npt.NDArray[np.uint8]:
-    """What ``*_color.png`` holds: (H, W, 4) uint8 RGBA in the official colours."""
-    return colors_of_labels(draw_label_ids(annotation))
 
 
 def colors_of_labels(label_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -81,7 +71,7 @@ def colors_of_labels(label_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def visible_areas(annotation: Annotation) -> npt.NDArray[np.int64]:
-    """Pixels of every object that no later object covers.
+    """Count the pixels of every object that no later object covers.
 
     Returns:
         One count per entry of ``annotation["objects"]``; 0 for those that are not drawn.
@@ -101,7 +91,7 @@ def _draw_order(annotation: Annotation) -> npt.NDArray[np.int32]:
 
 
 def coarsen(annotation: Annotation) -> Annotation:
-    """The annotation that somebody in a hurry would have made.
+    """Simplify an annotation to what a quick annotator would draw.
 
     As in the official coarse set, areas stay inside the objects, have few vertices and leave gaps
     along the edges unlabeled; small and mostly hidden objects are left out.
@@ -156,7 +146,7 @@ def _shrunk(
 
 
 def withheld(annotation: Annotation) -> Annotation:
-    """What the official test set shows of an annotation: nothing but ignored regions."""
+    """Replace an annotation by a placeholder of ignored regions, as in the official test set."""
     height, width = annotation["imgHeight"], annotation["imgWidth"]
     whole = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
     kept = [

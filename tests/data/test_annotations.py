@@ -167,7 +167,7 @@ def test_same_as_detectron2_on_random_scenes(tmp_path, write_scene, detectron2_l
 
 
 def test_same_as_detectron2_on_generated_streets(tmp_path, detectron2_loader):
-    generate_dataset(tmp_path, {"train": 3}, 128, 256, seed=1, num_workers=1)
+    generate_dataset(tmp_path, {"train": 3}, height=128, width=256, seed=1, num_workers=1)
     images = assert_same(tmp_path, "train", detectron2_loader)
     assert sum(len(image["annotations"]) for image in images) > 20
 

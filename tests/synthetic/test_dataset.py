@@ -8,7 +8,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,23 +17,23 @@ from PIL import Image
 from cityscapes_maskrcnn.data.cities import CITIES
 from cityscapes_maskrcnn.data.generated import is_generated
 from cityscapes_maskrcnn.data.labels import INSTANCE_LABELS, resolve_label
-from cityscapes_maskrcnn.synthetic.dataset import (
+from cityscapes_maskrcnn.synthetic.dataset import find_dataset, generate_dataset, image_name
+from cityscapes_maskrcnn.synthetic.label_images import (
+    colors_of_labels,
     draw_instance_ids,
-    draw_label_ids,
-    find_dataset,
-    generate_dataset,
-    image_name,
-    render_scene,
+    labels_of_instances,
 )
-from cityscapes_maskrcnn.synthetic.scene import Scene
+from cityscapes_maskrcnn.synthetic.scene import Scene, render_scene
 from cityscapes_maskrcnn.utils.errors import InputError
 
 COUNTS = {"train": 3, "val": 2, "test": 1, "train_extra": 2}
+ARGUMENTS: dict[str, int] = {"height": 96, "width": 192, "seed": 7, "num_workers": 1}
+SMALL: dict[str, int] = {"height": 64, "width": 128, "seed": 0}
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate_dataset(tmp_path_factory.mktemp("root"), COUNTS, 96, 192, 7, num_workers=1)
+    return generate_dataset(tmp_path_factory.mktemp("root"), COUNTS, **ARGUMENTS)
 
 
 @pytest.fixture(scope="module")
@@ -88,57 +87,48 @@ def test_official_cities_and_names() -> None:
 
 def test_files_hold_what_the_polygons_say(tree: Path) -> None:
     for path in tree.rglob("*_polygons.json"):
-        annotation = json.loads(path.read_text())
-        stem = str(path).removesuffix("polygons.json")
-        with Image.open(stem + "instanceIds.png") as image:
-            assert image.mode == "I;16"
-            assert np.array_equal(np.asarray(image), draw_instance_ids(annotation))
-        with Image.open(stem + "labelIds.png") as image:
-            assert image.mode == "L"
-            assert np.array_equal(np.asarray(image), draw_label_ids(annotation))
-        with Image.open(stem + "color.png") as image:
-            assert image.size == (192, 96)
+        ids = draw_instance_ids(json.loads(path.read_text()))
+        labels = labels_of_instances(ids)
+        expected = [("instanceIds", "I;16", ids), ("labelIds", "L", labels)]
+        expected.append(("color", "RGBA", colors_of_labels(labels)))
+        for ending, mode, pixels in expected:
+            with Image.open(str(path).replace("polygons.json", f"{ending}.png")) as image:
+                assert image.mode == mode
+                assert np.array_equal(np.asarray(image), pixels)
+        if "/test/" in str(path):  # a placeholder
+            assert set(np.unique(labels)) == {1, 2, 3}
     with Image.open(next(tree.glob("leftImg8bit/train/*/*.png"))) as image:
         assert (image.mode, image.size) == ("RGB", (192, 96))
 
 
-def test_test_split_has_dummy_annotations(tree: Path) -> None:
-    (path,) = tree.glob("gtFine/test/*/*_labelIds.png")
-    with Image.open(path) as image:
-        assert set(np.unique(np.asarray(image))) == {1, 2, 3}
-
-
-def test_same_seed_same_bytes_with_any_number_of_workers(tree: Path, tmp_path: Path) -> None:
-    again = generate_dataset(tmp_path / "a", COUNTS, 96, 192, 7, num_workers=2)
-    assert _files(again) == _files(tree)
-    other = generate_dataset(tmp_path / "b", {"val": 1}, 96, 192, 8, num_workers=1)
+def test_equal_arguments_give_equal_bytes(tree: Path, tmp_path: Path) -> None:
+    """Whatever the number of processes and of further images."""
+    more = COUNTS | {"train": 4}
+    again = _files(generate_dataset(tmp_path / "a", more, **{**ARGUMENTS, "num_workers": 2}))
+    before = _files(tree)
+    del before["synthetic.json"]
+    assert {name: again[name] for name in before} == before
+    other = _files(generate_dataset(tmp_path / "b", {"val": 1}, **{**ARGUMENTS, "seed": 8}))
     name = "leftImg8bit/val/frankfurt/frankfurt_000000_000019_leftImg8bit.png"
-    assert _files(other)[name] != _files(tree)[name]
-
-
-def test_more_images_leave_the_first_ones_as_they_are(tree: Path, tmp_path: Path) -> None:
-    more = _files(generate_dataset(tmp_path, {"train": 4}, 96, 192, 7, num_workers=1))
-    first = {name: digest for name, digest in _files(tree).items() if "/train/" in name}
-    assert len(first) == 3 * 9
-    assert {name: more[name] for name in first} == first
+    assert other[name] != before[name]
 
 
 def test_finished_set_is_left_alone_and_a_broken_off_one_is_made_again(tmp_path: Path) -> None:
-    arguments: tuple[Any, ...] = (tmp_path, {"val": 1}, 64, 128, 0)
-    assert find_dataset(*arguments) is None
-    folder = generate_dataset(*arguments, num_workers=1)
+    counts = {"val": 1}
+    assert find_dataset(tmp_path, counts, **SMALL) is None
+    folder = generate_dataset(tmp_path, counts, **SMALL)
     before = _files(folder)
     image = next(folder.glob("leftImg8bit/val/*/*.png"))
     stamp = image.stat().st_mtime_ns
-    assert find_dataset(*arguments) == folder
-    assert generate_dataset(*arguments, num_workers=1) == folder
+    assert find_dataset(tmp_path, counts, **SMALL) == folder
+    assert generate_dataset(tmp_path, counts, **SMALL) == folder
     assert image.stat().st_mtime_ns == stamp
 
     manifest = folder / "synthetic.json"
     manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
     image.write_bytes(b"half a picture")
-    assert find_dataset(*arguments) is None
-    generate_dataset(*arguments, num_workers=1)
+    assert find_dataset(tmp_path, counts, **SMALL) is None
+    generate_dataset(tmp_path, counts, **SMALL)
     assert _files(folder) == before
 
 
@@ -164,38 +154,37 @@ def test_foreign_data_is_never_touched(tmp_path: Path) -> None:
     real = tmp_path / "real" / "cityscapes" / "leftImg8bit"
     real.mkdir(parents=True)
     with pytest.raises(InputError, match="not synthetic"):
-        generate_dataset(tmp_path / "real", counts, 64, 128, 0)
+        generate_dataset(tmp_path / "real", counts, **SMALL)
     assert list((tmp_path / "real").rglob("*")) == [real.parent, real]
 
-    made = generate_dataset(tmp_path / "made", counts, 64, 128, 0, num_workers=1)
-    before = _files(made)
+    folder = generate_dataset(tmp_path / "other", counts, **SMALL)
+    before = _files(folder)
     with pytest.raises(InputError, match="other arguments"):
-        generate_dataset(tmp_path / "made", counts, 64, 128, 1)
-    assert _files(made) == before
-    (made / "synthetic.json").write_text("{")
+        generate_dataset(tmp_path / "other", counts, **{**SMALL, "seed": 1})
+    assert _files(folder) == before
+    (folder / "synthetic.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
-        generate_dataset(tmp_path / "made", counts, 64, 128, 0)
+        generate_dataset(tmp_path / "other", counts, **SMALL)
 
 
 @pytest.mark.parametrize(
-    ("counts", "height", "width", "seed", "workers", "message"),
+    ("counts", "changes", "message"),
     [
-        ({"train": -1}, 64, 128, 0, 1, "number of train images is -1"),
-        ({"training": 1}, 64, 128, 0, 1, "unknown split 'training'"),
-        ({"train": 0}, 64, 128, 0, 1, "no images asked for"),
-        ({"train": 1}, 63, 128, 0, 1, "63x128"),
-        ({"train": 1}, 64, 127, 0, 1, "64x127"),
-        ({"train": 1}, 64, 10000, 0, 1, "out of range"),
-        ({"train": 1}, 64, 128, -1, 1, "seed is -1"),
-        ({"train": 1}, 64, 128, 0, 0, "number of workers is 0"),
+        ({"train": -1}, {}, "number of train images is -1"),
+        ({"training": 1}, {}, "unknown split 'training'"),
+        ({"train": 0}, {}, "no images asked for"),
+        ({"train": 1}, {"height": 63}, "63x128"),
+        ({"train": 1}, {"width": 127}, "64x127"),
+        ({"train": 1}, {"width": 10000}, "out of range"),
+        ({"train": 1}, {"seed": -1}, "seed is -1"),
+        ({"train": 1}, {"num_workers": 0}, "number of workers is 0"),
     ],
 )
 def test_bad_arguments(
-    counts: dict[str, int], height: int, width: int, seed: int, workers: int, message: str,
-    tmp_path: Path,
-) -> None:  # fmt: skip
+    counts: dict[str, int], changes: dict[str, int], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        generate_dataset(tmp_path, counts, height, width, seed, workers)
+        generate_dataset(tmp_path, counts, **(SMALL | changes))
     assert not list(tmp_path.iterdir())
 
 
@@ -204,7 +193,7 @@ def test_odd_sizes(height: int, width: int) -> None:
     scene = render_scene(np.random.default_rng(0), height, width)
     assert scene.image.shape == (height, width, 3)
     assert scene.image.dtype == np.uint8
-    assert draw_label_ids(scene.annotation).shape == (height, width)
+    assert draw_instance_ids(scene.annotation).shape == (height, width)
 
 
 def test_annotations_have_the_official_fields(scenes: list[Scene]) -> None:
@@ -290,7 +279,9 @@ def test_riders_sit_on_something(scenes: list[Scene]) -> None:
 def test_a_smaller_picture_shows_the_same_street() -> None:
     large = render_scene(np.random.default_rng(5), 256, 512)
     small = render_scene(np.random.default_rng(5), 128, 256)
-    reduced = draw_label_ids(large.annotation)[::2, ::2]
-    assert (reduced == draw_label_ids(small.annotation)).mean() > 0.85
+    large_ids, small_ids = (
+        labels_of_instances(draw_instance_ids(each.annotation)) for each in (large, small)
+    )
+    assert (large_ids[::2, ::2] == small_ids).mean() > 0.85
     difference = large.image[::2, ::2].astype(float) - small.image
     assert np.abs(difference).mean() < 20

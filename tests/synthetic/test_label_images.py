@@ -5,20 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from cityscapesscripts.helpers.annotation import Annotation
 from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 
-from cityscapes_maskrcnn.synthetic.dataset import (
+from cityscapes_maskrcnn.synthetic.label_images import (
     coarsen,
-    draw_colors,
+    colors_of_labels,
     draw_instance_ids,
-    draw_label_ids,
-    render_scene,
+    labels_of_instances,
+    visible_areas,
+    withheld,
 )
-from cityscapes_maskrcnn.synthetic.label_images import visible_areas, withheld
+from cityscapes_maskrcnn.synthetic.scene import render_scene
 from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def label_ids(annotation: dict[str, Any]) -> npt.NDArray[np.uint8]:
+    return labels_of_instances(draw_instance_ids(annotation))
 
 
 def _rectangle(x0: int, y0: int, x1: int, y1: int) -> list[list[int]]:
@@ -49,10 +55,10 @@ def test_ids_of_a_drawing_made_by_hand() -> None:
     assert ids[0, 8] == 24000
     assert ids[7, 0] == 7
     assert ids[0, 11] == 0  # the deleted bus is not drawn
-    labels = draw_label_ids(annotation)
+    labels = label_ids(annotation)
     assert labels.dtype == np.uint8
     assert [labels[0, 0], labels[1, 6], labels[0, 8], labels[7, 0]] == [26, 26, 24, 7]
-    assert draw_colors(annotation)[7, 0].tolist() == [128, 64, 128, 255]
+    assert colors_of_labels(label_ids(annotation))[7, 0].tolist() == [128, 64, 128, 255]
     # Second car: 3 columns, 4 rows. First: 4 x 4, of which it hides 2 x 2. Road: 12 x 4, of which
     # the second car hides 3 x 2.
     assert visible_areas(annotation).tolist() == [48 - 6, 16 - 4, 4, 4, 12, 0, 0]
@@ -61,7 +67,12 @@ def test_ids_of_a_drawing_made_by_hand() -> None:
 def test_empty_annotation() -> None:
     annotation = _annotation()
     assert not draw_instance_ids(annotation).any()
-    assert draw_colors(annotation).reshape(-1, 4).max(axis=0).tolist() == [0, 0, 0, 255]
+    assert colors_of_labels(label_ids(annotation)).reshape(-1, 4).max(axis=0).tolist() == [
+        0,
+        0,
+        0,
+        255,
+    ]
     assert coarsen(annotation)["objects"] == []
     assert visible_areas(annotation).tolist() == []
 
@@ -72,7 +83,7 @@ def test_unknown_label_is_named() -> None:
 
 
 @pytest.mark.parametrize("coarse", [False, True])
-@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_drawings_equal_the_official_ones(seed: int, coarse: bool, tmp_path: Path) -> None:
     annotation = render_scene(np.random.default_rng(seed), 256, 512).annotation
     if coarse:
@@ -83,19 +94,21 @@ def test_drawings_equal_the_official_ones(seed: int, coarse: bool, tmp_path: Pat
     official.fromJsonFile(str(path))
     expected = np.asarray(createInstanceImage(official, "ids"))
     assert np.array_equal(draw_instance_ids(annotation), expected)
-    assert np.array_equal(draw_label_ids(annotation), createLabelImage(official, "ids"))
-    assert np.array_equal(draw_colors(annotation), createLabelImage(official, "color"))
+    assert np.array_equal(label_ids(annotation), createLabelImage(official, "ids"))
+    assert np.array_equal(
+        colors_of_labels(label_ids(annotation)), createLabelImage(official, "color")
+    )
 
 
 def test_coarse_annotation_is_coarser_and_agrees_where_it_speaks() -> None:
     vertices = [0, 0]
     agree = labelled = total = 0
-    for seed in range(4):
+    for seed in range(2):
         fine = render_scene(np.random.default_rng(seed), 256, 512).annotation
         coarse = coarsen(fine)
         for index, annotation in enumerate((fine, coarse)):
             vertices[index] += sum(len(item["polygon"]) for item in annotation["objects"])
-        fine_ids, coarse_ids = draw_label_ids(fine), draw_label_ids(coarse)
+        fine_ids, coarse_ids = label_ids(fine), label_ids(coarse)
         spoken = coarse_ids > 0
         agree += int((fine_ids == coarse_ids)[spoken].sum())
         labelled += int(spoken.sum())
@@ -107,6 +120,6 @@ def test_coarse_annotation_is_coarser_and_agrees_where_it_speaks() -> None:
 
 def test_withheld_annotation_shows_nothing_but_ignored_regions() -> None:
     fine = render_scene(np.random.default_rng(1), 128, 256).annotation
-    assert set(np.unique(draw_label_ids(fine))) >= {7, 11}
+    assert set(np.unique(label_ids(fine))) >= {7, 11}
     # ego vehicle 1, rectification border 2, out of roi 3
     assert set(np.unique(draw_instance_ids(withheld(fine)))) == {1, 2, 3}

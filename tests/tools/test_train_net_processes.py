@@ -158,7 +158,7 @@ def test_flags_that_do_not_fit_together(train_net: Run, flags: str, message: str
 def test_one_of_two_processes_finds_a_truncated_image(
     train_net: Run, tiny: list[str], tmp_path: Path
 ) -> None:
-    generate_dataset(tmp_path, {"train": 2, "val": 1}, 96, 192, seed=3)
+    generate_dataset(tmp_path, {"train": 2, "val": 1}, height=96, width=192, seed=3)
     image = min((tmp_path / "cityscapes" / "leftImg8bit" / "train").rglob("*.png"))
     image.write_bytes(image.read_bytes()[:500])
     # One image each, in the only iteration: the end of training must not evaluate, which would
