@@ -35,8 +35,8 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     averages,
     ground_truth,
 )
+from cityscapes_maskrcnn.evaluation.instances import to_image_scale
 from cityscapes_maskrcnn.evaluation.result_files import match_result_files, read_instance_ids
-from cityscapes_maskrcnn.evaluation.unpasted import to_image_scale
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 from cityscapes_maskrcnn.utils.errors import InputError
 

@@ -20,7 +20,7 @@ from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.cache import CACHE_VARIABLE
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
-from cityscapes_maskrcnn.evaluation.unpasted import leave_masks_unpasted, to_image_scale
+from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted, to_image_scale
 from cityscapes_maskrcnn.utils.errors import InputError
 
 _SCENES = 8

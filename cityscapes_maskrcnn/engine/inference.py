@@ -15,9 +15,9 @@ from detectron2.modeling.meta_arch import GeneralizedRCNN
 from torch import nn
 
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
 from cityscapes_maskrcnn.evaluation.result_files import ground_truth_file
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
-from cityscapes_maskrcnn.evaluation.unpasted import leave_masks_unpasted
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
 

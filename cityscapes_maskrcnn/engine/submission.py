@@ -24,7 +24,7 @@ from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.inference import with_test_time_augmentation
 from cityscapes_maskrcnn.engine.run_setup import start_logs
 from cityscapes_maskrcnn.engine.trainer import Trainer
-from cityscapes_maskrcnn.evaluation.evaluator import instances_to_predictions
+from cityscapes_maskrcnn.evaluation.instances import instances_to_predictions
 from cityscapes_maskrcnn.evaluation.result_files import image_name
 from cityscapes_maskrcnn.evaluation.submission_check import ExpectedImage
 from cityscapes_maskrcnn.evaluation.submission_writer import SubmissionWriter

@@ -1,37 +1,41 @@
-"""What a model gets wrong, and where: counted at IoU 0.5 and a confidence threshold.
+"""What a model gets wrong, and where: counted at IoU 0.5 and a score threshold.
 
 The official score says how good a model is, not why. What is found here agrees with it: the area
-under :func:`precision_recall` is the official AP50, and found instances and false positives are
+under its curves is the official AP50, and found instances and false positives are
 the true and false positives of the official protocol above the threshold.
 
 Words used below:
 
 * An *object* is a ground-truth instance that the protocol evaluates: no group, at least 100 pixels.
-* A *shown* prediction has a mask and at least the threshold's confidence.
-* A prediction *covers* a ground truth if their IoU exceeds 0.5. Ground truth does not overlap, so
-  it covers one at most.
-* An object is *found* if a shown prediction of its class covers it, else *missed*.
+* A *detection* is a prediction with a mask and at least the threshold's score.
+* A detection *matches* a ground truth if their IoU exceeds 0.5. Ground truth does not overlap, so
+  it matches one at most.
+* An object is *found* if a detection of its class matches it, else *missed*.
 
 A false positive has one cause, the first of these that applies:
 
-1. ``duplicate``: it covers an object of its class that a more confident prediction has found.
-2. ``wrong class``: it covers a ground truth of another class, be it a group or a small one.
+1. ``duplicate``: it matches an object of its class that a detection of a higher score has found.
+2. ``wrong class``: it matches a ground truth of another class, be it a group or a small one.
 3. ``poor mask``: its highest IoU with ground truth of its class is above 0.1 (and at most 0.5).
 4. ``background``: all others.
 
-As in the official protocol a prediction counts neither way if it covers a group or a small ground
+As in the official protocol a prediction counts neither way if it matches a group or a small ground
 truth of its class, or if more than half of it lies on void or such ground truth.
 
 The *occlusion* of an object is the share of its box that closer things take. Of two things on a
 street the closer one stands lower in the image, so those ground truths are taken for closer whose
-box ends lower, groups and small ones among them. Poles, trees and whatever else has no instances
+box ends lower, groups and small ones among them. Poles, trees and other things without instances
 hide objects too but do not count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -44,11 +48,14 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     GroundTruth,
     ImageMatches,
     IntArray,
+    PrecisionRecall,
     Prediction,
     common_pixels,
+    precision_recall,
 )
 from cityscapes_maskrcnn.evaluation.masks import CroppedMask
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
 
 IOU_THRESHOLD: Final = 0.5
 POOR_MASK_IOU: Final = 0.1
@@ -57,6 +64,9 @@ CAUSES: Final = ("duplicate", "wrong class", "poor mask", "background")
 SIZE_LIMITS: Final = {"small": 0, "medium": 32**2, "large": 96**2}
 # The limits of the Caltech pedestrian benchmark, shares.
 OCCLUSION_LIMITS: Final = {"none": 0.0, "partial": 0.01, "heavy": 0.35}
+PER_CLASS_FILE: Final = "per_class.csv"
+# Not "missed" or "background", which look at the classes.
+UNMATCHED: Final = "unmatched"
 
 _NOT_COUNTED, _FALSE, _TRUE = -1, 0, 1  # verdicts
 _DUPLICATE, _WRONG_CLASS, _POOR_MASK, _BACKGROUND = range(len(CAUSES))
@@ -72,8 +82,8 @@ class ImageErrors:
         areas: shape (G,), dtype int64: pixels.
         occlusions: shape (G,), dtype float64: share of the object's box taken by closer things.
         found: shape (G,), dtype bool.
-        answers: shape (G,), dtype int64: class of the most confident shown prediction that covers
-            the object, right or wrong; -1 if none does.
+        pred_categories: shape (G,), dtype int64: class of the detection of the highest score that
+            matches the object, right or wrong; -1 if none does.
         false_categories: shape (F,), dtype int64: predicted classes of the false positives.
         causes: shape (F,), dtype int64: indices into :data:`CAUSES`.
     """
@@ -82,31 +92,9 @@ class ImageErrors:
     areas: IntArray
     occlusions: FloatArray
     found: npt.NDArray[np.bool_]
-    answers: IntArray
+    pred_categories: IntArray
     false_categories: IntArray
     causes: IntArray
-
-
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """The official precision-recall curve of a class at IoU 0.5.
-
-    Attributes:
-        confidences: shape (N,), ascending: a point for every different confidence, the predictions
-            from there upwards being counted. The last is infinite: no prediction, recall 0 and, by
-            convention, precision 1.
-        recall: shape (N,), descending, 0 to 1.
-        precision: shape (N,), 0 to 1.
-    """
-
-    confidences: FloatArray
-    recall: FloatArray
-    precision: FloatArray
-
-    def area(self) -> float:
-        """Integrate with the official step rule: equals the official AP50 to the last bit."""
-        padded = np.concatenate([self.recall[:1], self.recall, [0.0]])
-        return float(np.dot(self.precision, np.convolve(padded, [-0.5, 0, 0.5], "valid")))
 
 
 @dataclass(frozen=True)
@@ -114,19 +102,19 @@ class ErrorSummary:
     """The errors of all images.
 
     Attributes:
-        confidence_threshold: lowest confidence of a shown prediction.
+        score_thresh: lowest score of a detection.
         curves: one per class; None for a class without objects.
-        confusion: shape (9, 9), dtype int64, rows truth, columns prediction, 0 to 7 the classes.
-            An object counts once, in the column of its :attr:`ImageErrors.answers`, in column 8 if
-            nothing covers it. Row 8 has the false positives that cover no ground truth: poor masks
-            and background.
+        confusion: shape (9, 9), dtype int64, rows ground truth, columns prediction, 0 to 7 the
+            classes. An object counts once, in the column of its
+            :attr:`ImageErrors.pred_categories`, in column 8 if nothing matches it. Row 8 has the
+            false positives that match no ground truth: poor masks and background.
         false_positives: shape (8, 4), dtype int64: by predicted class and :data:`CAUSES`.
         by_size: shape (8, 3, 2), dtype int64: by class and :data:`SIZE_LIMITS`, how many objects
             there are and how many of them are missed.
         by_occlusion: the same by :data:`OCCLUSION_LIMITS`.
     """
 
-    confidence_threshold: float
+    score_thresh: float
     curves: tuple[PrecisionRecall | None, ...]
     confusion: IntArray
     false_positives: IntArray
@@ -135,102 +123,79 @@ class ErrorSummary:
 
 
 def analyse_image(
-    truth: GroundTruth,
+    gt: GroundTruth,
     predictions: Sequence[Prediction],
     matches: ImageMatches,
-    confidence_threshold: float,
+    score_thresh: float,
 ) -> ImageErrors:
     """Find the errors in one image.
 
     Only the masks of false positives are compared with the ground truth once more; what the others
-    cover is in ``matches``.
+    match is in ``matches``.
 
     Args:
-        truth: of the image.
+        gt: of the image.
         predictions: of the image.
-        matches: what :func:`.instance_ap.match_image` gives for the two.
-        confidence_threshold: lowest confidence of a prediction that is looked at.
-
-    Returns:
-        The errors.
+        matches: result of :func:`.instance_ap.match_image` for the two.
+        score_thresh: lowest score of a detection.
 
     Raises:
         InputError: the threshold is NaN.
     """
-    if np.isnan(confidence_threshold):
-        raise InputError("the confidence threshold of the error analysis is NaN")
+    if np.isnan(score_thresh):
+        raise InputError("the score threshold of the error analysis is NaN")
     masks = [prediction.mask for prediction in predictions if prediction.mask.area()]
     verdicts = _verdicts(matches)
-    shown = matches.confidences >= confidence_threshold
-    covers = matches.overlaps > IOU_THRESHOLD
-    false = np.flatnonzero(shown & (verdicts == _FALSE))
+    is_detection = matches.confidences >= score_thresh
+    is_match = matches.overlaps > IOU_THRESHOLD
+    false = np.flatnonzero(is_detection & (verdicts == _FALSE))
 
-    # What each shown prediction covers, in any class: index of the ground truth, -1 for none.
-    covered = np.where(covers, matches.targets, -1)
-    is_duplicate = covers[false]
+    # The ground truth, of any class, that each detection matches: its index, -1 for none.
+    matched = np.where(is_match, matches.targets, -1)
+    is_duplicate = is_match[false]
     others = false[~is_duplicate]
-    covered[others] = _covered_by(truth, [masks[index] for index in others.tolist()])
+    other_masks = [masks[index] for index in others.tolist()]
+    areas = np.array([mask.area() for mask in other_masks], dtype=np.int64)
+    common = common_pixels(gt, other_masks)
+    overlaps = common / (gt.areas + areas[:, None] - common)
+    # A first column stands for no ground truth: it wins where no other exceeds the threshold.
+    overlaps = np.concatenate([np.full((len(others), 1), IOU_THRESHOLD), overlaps], axis=1)
+    matched[others] = overlaps.argmax(axis=1) - 1
     causes = np.select(
-        [is_duplicate, covered[false] >= 0, matches.overlaps[false] > POOR_MASK_IOU],
+        [is_duplicate, matched[false] >= 0, matches.overlaps[false] > POOR_MASK_IOU],
         [_DUPLICATE, _WRONG_CLASS, _POOR_MASK],
         _BACKGROUND,
     )
 
-    answers = np.full(len(truth.ids), -1, dtype=np.int64)
-    counted = np.flatnonzero(shown & (verdicts != _NOT_COUNTED) & (covered >= 0))
-    # Ascending, so that of several predictions for one object the most confident is written last.
+    pred_categories = np.full(len(gt.ids), -1, dtype=np.int64)
+    counted = np.flatnonzero(is_detection & (verdicts != _NOT_COUNTED) & (matched >= 0))
+    # Ascending, so that of several detections of one object the best score is written last.
     order = counted[np.argsort(-matches.confidences[counted], kind="stable")][::-1]
-    answers[covered[order]] = matches.categories[order]
-    found = np.zeros(len(truth.ids), dtype=bool)
-    found[matches.targets[shown & (verdicts == _TRUE)]] = True
+    pred_categories[matched[order]] = matches.categories[order]
+    found = np.zeros(len(gt.ids), dtype=bool)
+    found[matches.targets[is_detection & (verdicts == _TRUE)]] = True
 
-    objects = np.flatnonzero(~truth.is_group & (truth.areas >= MIN_REGION_PIXELS))
+    objects = np.flatnonzero(~gt.is_group & (gt.areas >= MIN_REGION_PIXELS))
     return ImageErrors(
-        categories=truth.categories[objects],
-        areas=truth.areas[objects],
-        occlusions=_occlusions(truth, objects),
+        categories=gt.categories[objects],
+        areas=gt.areas[objects],
+        occlusions=_occlusions(gt, objects),
         found=found[objects],
-        answers=answers[objects],
+        pred_categories=pred_categories[objects],
         false_categories=matches.categories[false],
         causes=causes.astype(np.int64),
     )
 
 
-def precision_recall(matches: Sequence[ImageMatches]) -> tuple[PrecisionRecall | None, ...]:
-    """Draw the official precision-recall curve of every class at IoU 0.5.
-
-    Args:
-        matches: one per image.
-
-    Returns:
-        One per class; None for a class without objects.
-    """
-    if not matches:
-        return (None,) * _NUM_CLASSES
-    num_objects = np.stack([image.num_ground_truth for image in matches]).sum(axis=0)
-    verdicts = np.concatenate([_verdicts(image) for image in matches])
-    categories = np.concatenate([image.categories for image in matches])
-    confidences = np.concatenate([image.confidences for image in matches])
-    curves: list[PrecisionRecall | None] = []
-    for category in range(_NUM_CLASSES):
-        mine = (categories == category) & (verdicts != _NOT_COUNTED)
-        if num_objects[category]:
-            is_true = verdicts[mine] == _TRUE
-            curves.append(_curve(confidences[mine], is_true, int(num_objects[category])))
-        else:
-            curves.append(None)
-    return tuple(curves)
-
-
 def summarise_errors(
-    matches: Sequence[ImageMatches], errors: Sequence[ImageErrors], confidence_threshold: float
+    matches: Sequence[ImageMatches], errors: Sequence[ImageErrors], score_thresh: float
 ) -> ErrorSummary:
     """Add up the errors of all images.
 
     Args:
         matches: one per image.
-        errors: one per image, in the same order, found with ``confidence_threshold``.
-        confidence_threshold: lowest confidence of a shown prediction.
+        errors: one per image, in the same order, found with ``score_thresh``.
+        score_thresh: lowest score of a detection.
 
     Returns:
         The sums, and the curves, which do not depend on the threshold.
@@ -243,8 +208,8 @@ def summarise_errors(
     categories, false_categories = joined("categories", int), joined("false_categories", int)
     causes, missed = joined("causes", int), ~joined("found", bool)
     confusion = np.zeros((_NUM_CLASSES + 1, _NUM_CLASSES + 1), dtype=np.int64)
-    # Index -1, nothing covers the object, is the last column.
-    np.add.at(confusion, (categories, joined("answers", int)), 1)
+    # Index -1, nothing matches the object, is the last column.
+    np.add.at(confusion, (categories, joined("pred_categories", int)), 1)
     on_nothing = np.isin(causes, [_POOR_MASK, _BACKGROUND])
     np.add.at(confusion[-1], false_categories[on_nothing], 1)
     false_positives = np.zeros((_NUM_CLASSES, len(CAUSES)), dtype=np.int64)
@@ -258,8 +223,8 @@ def summarise_errors(
         return table
 
     return ErrorSummary(
-        confidence_threshold=confidence_threshold,
-        curves=precision_recall(matches),
+        score_thresh=score_thresh,
+        curves=_curves(matches),
         confusion=confusion,
         false_positives=false_positives,
         by_size=count(joined("areas", int), SIZE_LIMITS),
@@ -267,49 +232,150 @@ def summarise_errors(
     )
 
 
+def write_error_tables(
+    folder: str | os.PathLike[str], summary: ErrorSummary, ap: FloatArray
+) -> None:
+    """Write the tables.
+
+    * ``per_class.csv``: official AP and AP50 in percent; found and missed objects, false
+      positives, precision and recall of the detections above ``confidence_threshold``.
+    * ``precision_recall.csv``: the curves, a line per class and point.
+    * ``confusion.csv``: rows ground truth (``truth``), columns prediction; ``unmatched`` are
+      objects that nothing matches, and detections that match nothing, of any class.
+    * ``false_positives.csv``: by predicted class and cause.
+    * ``misses.csv``: objects and missed ones by class and size, by class and occlusion.
+
+    Args:
+        folder: created when missing.
+        summary: the errors of all images.
+        ap: of the same images, from :func:`.instance_ap.average_precision`.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    confusion_rows = zip([*THING_CLASSES, UNMATCHED], summary.confusion.tolist(), strict=True)
+    cause_rows = zip(THING_CLASSES, summary.false_positives.tolist(), strict=True)
+    tables: dict[str, Iterable[Sequence[Any]]] = {
+        PER_CLASS_FILE: _per_class_rows(summary, ap),
+        "precision_recall.csv": _curve_rows(summary),
+        "confusion.csv": [
+            ["truth", *THING_CLASSES, UNMATCHED],
+            *([name, *counts] for name, counts in confusion_rows),
+        ],
+        "false_positives.csv": [
+            ["class", *CAUSES],
+            *([name, *counts] for name, counts in cause_rows),
+        ],
+        "misses.csv": _miss_rows(summary),
+    }
+    for name, rows in tables.items():
+        with atomic_write(Path(folder, name), "w") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def _per_class_rows(summary: ErrorSummary, ap: FloatArray) -> Iterable[Sequence[Any]]:
+    yield [
+        "class",
+        "AP",
+        "AP50",
+        "confidence_threshold",
+        "objects",
+        "found",
+        "missed",
+        "false_positives",
+        "precision",
+        "recall",
+    ]
+    num_objects, num_missed = summary.by_size.sum(axis=1).T.tolist()
+    num_false = summary.false_positives.sum(axis=1).tolist()
+    for name, scores, objects, missed, false in zip(
+        THING_CLASSES, ap, num_objects, num_missed, num_false, strict=True
+    ):
+        found = objects - missed
+        yield [
+            name,
+            _cell(100 * scores.mean()),
+            _cell(100 * scores[0]),
+            summary.score_thresh,
+            objects,
+            found,
+            missed,
+            false,
+            _cell(found / (found + false) if found + false else math.nan),
+            _cell(found / objects if objects else math.nan),
+        ]
+
+
+def _curve_rows(summary: ErrorSummary) -> Iterable[Sequence[Any]]:
+    yield ["class", "confidence", "recall", "precision"]
+    for name, curve in zip(THING_CLASSES, summary.curves, strict=True):
+        if curve is not None:
+            for point in zip(
+                curve.confidences.tolist(),
+                curve.recall.tolist(),
+                curve.precision.tolist(),
+                strict=True,
+            ):
+                yield [name, *point]
+
+
+def _miss_rows(summary: ErrorSummary) -> Iterable[Sequence[Any]]:
+    yield ["class", "by", "group", "objects", "missed"]
+    tables: list[tuple[str, Mapping[str, float], IntArray]] = [
+        ("size", SIZE_LIMITS, summary.by_size),
+        ("occlusion", OCCLUSION_LIMITS, summary.by_occlusion),
+    ]
+    for kind, limits, table in tables:
+        for name, groups in zip(THING_CLASSES, table.tolist(), strict=True):
+            for group, counts in zip(limits, groups, strict=True):
+                yield [name, kind, group, *counts]
+
+
+def _cell(value: float) -> float | str:
+    """An empty cell for NaN, which spreadsheets take for text."""
+    return "" if math.isnan(value) else float(value)
+
+
+def _curves(matches: Sequence[ImageMatches]) -> tuple[PrecisionRecall | None, ...]:
+    """Draw every class's curve at IoU 0.5; None for a class without objects."""
+    if not matches:
+        return (None,) * _NUM_CLASSES
+    num_objects = np.sum([image.num_ground_truth for image in matches], axis=0).tolist()
+    verdicts = np.concatenate([_verdicts(image) for image in matches])
+    categories = np.concatenate([image.categories for image in matches])
+    confidences = np.concatenate([image.confidences for image in matches])
+    counted = verdicts != _NOT_COUNTED
+    return tuple(
+        precision_recall(
+            confidences[counted & (categories == category)],
+            verdicts[counted & (categories == category)] == _TRUE,
+            num_objects[category],
+        )
+        if num_objects[category]
+        else None
+        for category in range(_NUM_CLASSES)
+    )
+
+
 def _verdicts(matches: ImageMatches) -> IntArray:
     """Judge every prediction of an image as the official protocol does at IoU 0.5."""
-    covers = matches.overlaps > IOU_THRESHOLD
-    verdicts = np.where(covers | (matches.ignored > IOU_THRESHOLD), _NOT_COUNTED, _FALSE)
-    on_object = np.flatnonzero(covers & (matches.targets >= 0))
+    is_match = matches.overlaps > IOU_THRESHOLD
+    verdicts = np.where(is_match | (matches.ignored > IOU_THRESHOLD), _NOT_COUNTED, _FALSE)
+    on_object = np.flatnonzero(is_match & (matches.targets >= 0))
     verdicts[on_object] = _FALSE
-    # Descending, so that of several predictions for one object the most confident comes first.
+    # Descending, so that of several predictions of one object the best score comes first.
     order = on_object[np.argsort(-matches.confidences[on_object], kind="stable")]
     verdicts[order[np.unique(matches.targets[order], return_index=True)[1]]] = _TRUE
     return verdicts
 
 
-def _covered_by(truth: GroundTruth, masks: Sequence[CroppedMask]) -> IntArray:
-    """Index of the ground truth of any class that each mask covers, -1 where there is none."""
-    areas = np.array([mask.area() for mask in masks], dtype=np.int64)
-    common = common_pixels(truth, masks)
-    overlaps = common / (truth.areas + areas[:, None] - common)
-    # A first column stands for no ground truth: it wins where no other exceeds the threshold.
-    overlaps = np.concatenate([np.full((len(masks), 1), IOU_THRESHOLD), overlaps], axis=1)
-    return overlaps.argmax(axis=1) - 1
-
-
-def _occlusions(truth: GroundTruth, objects: IntArray) -> FloatArray:
+def _occlusions(gt: GroundTruth, objects: IntArray) -> FloatArray:
     """Share of the box of each of some instances, shape (G,), that closer ones take."""
-    boxes = truth.boxes[objects]
+    boxes = gt.boxes[objects]
     sizes = boxes[:, 2:] - boxes[:, :2]
     filled = [
         CroppedMask(x0, y0, np.ones((height, width), dtype=bool))
         for (x0, y0), (width, height) in zip(boxes[:, :2].tolist(), sizes.tolist(), strict=True)
     ]
-    is_closer = truth.boxes[:, 3] > boxes[:, 3:]
-    return (common_pixels(truth, filled) * is_closer).sum(axis=1) / sizes.prod(axis=1)
-
-
-def _curve(
-    confidences: FloatArray, is_true: npt.NDArray[np.bool_], num_objects: int
-) -> PrecisionRecall:
-    order = np.argsort(confidences, kind="stable")
-    points, first = np.unique(confidences[order], return_index=True)
-    true_below = np.concatenate([[0.0], np.cumsum(is_true[order])])[first]
-    true_positives = float(np.count_nonzero(is_true)) - true_below
-    return PrecisionRecall(
-        confidences=np.append(points, np.inf),
-        recall=np.append(true_positives / num_objects, 0.0),
-        precision=np.append(true_positives / (len(confidences) - first), 1.0),
-    )
+    is_closer = gt.boxes[:, 3] > boxes[:, 3:]
+    return (common_pixels(gt, filled) * is_closer).sum(axis=1) / sizes.prod(axis=1)

@@ -1,61 +1,121 @@
-"""Detectron2's plug for the scores: predictions in, results out, nothing written on the way."""
+"""Detectron2's evaluators: every image is scored as soon as it is predicted, nothing is written."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Instances, ROIMasks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
-from cityscapes_maskrcnn.evaluation.coco_ap import (
-    CocoImage,
-    coco_image,
-    coco_scores,
-    format_coco_scores,
-)
-from cityscapes_maskrcnn.evaluation.error_analysis import (
-    ImageErrors,
-    analyse_image,
-    summarise_errors,
-)
-from cityscapes_maskrcnn.evaluation.error_tables import write_error_tables
+from cityscapes_maskrcnn.evaluation.coco_ap import coco_scores, format_coco_scores
+from cityscapes_maskrcnn.evaluation.error_analysis import summarise_errors, write_error_tables
 from cityscapes_maskrcnn.evaluation.ground_truth_cache import read_ground_truth
-from cityscapes_maskrcnn.evaluation.image_evaluator import ImageEvaluator
+from cityscapes_maskrcnn.evaluation.image_scoring import ImageResult, score_image, use_one_thread
 from cityscapes_maskrcnn.evaluation.instance_ap import (
-    FloatArray,
     GroundTruth,
-    ImageMatches,
-    Prediction,
     average_precision,
     averages,
     format_averages,
-    match_image,
 )
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask, Mask, crop_mask, occupied_span
-from cityscapes_maskrcnn.evaluation.pasting import paste_masks
+from cityscapes_maskrcnn.evaluation.instances import compact_instances
 from cityscapes_maskrcnn.evaluation.result_files import ground_truth_file, image_name
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import write_json
+from cityscapes_maskrcnn.utils.parallel import TaskQueue
 
-RESULTS_FILE = "cityscapes_results.json"
-ANALYSIS_FOLDER = "analysis"
+RESULTS_FILE: Final = "cityscapes_results.json"
+ANALYSIS_FOLDER: Final = "analysis"
+
+Result = TypeVar("Result")
+# Detectron2's setup_logger() shows what is below "detectron2" only.
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 
-@dataclass(frozen=True)
-class ImageResult:
-    """What is kept of an image until the end: some ten kilobytes."""
+class ImageEvaluator(DatasetEvaluator, Generic[Result]):
+    """Base of the evaluators: of every image a small result is kept.
 
-    matches: ImageMatches
-    coco: CocoImage | None
-    errors: ImageErrors | None
+    Images are scored in worker processes, if there are any, while the model goes on. Works on any
+    number of processes and machines. A subclass has ``process``, which calls :meth:`_score_image`,
+    and :meth:`_summarise`.
+
+    Args:
+        dataset_name: a registered dataset.
+        output_dir: where the main process writes its files; None: nowhere.
+        num_workers: processes that score while the model predicts; 0: this process does it.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | os.PathLike[str] | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        self._dataset_name = dataset_name
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._new_tasks = partial(TaskQueue, num_workers, use_one_thread)
+        self._tasks = self._new_tasks()
+
+    def _image_names(self) -> Iterable[str]:
+        """Names of the dataset's images, see :func:`.result_files.image_name`."""
+        raise NotImplementedError
+
+    def _summarise(self, images: list[Result]) -> OrderedDict[str, dict[str, float]]:
+        """Score the whole dataset; called in the main process, with the images sorted by name."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._tasks.close()
+        self._tasks = self._new_tasks()
+
+    def _score_image(self, name: str, function: Callable[[], Result]) -> None:
+        """Have ``function``, which can be pickled, called here or in a worker for one image."""
+        self._tasks.put(name, function)
+
+    def _check_name(self, name: str) -> None:
+        """Raise an InputError for an image that is not of the dataset."""
+        if name not in self._image_names():
+            raise InputError(f"cannot score {self._dataset_name}: {name} does not belong to it")
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Gather all processes' images and score them. Every process has to call this.
+
+        Returns:
+            In the main process the scores by task, in percent; elsewhere nothing.
+
+        Raises:
+            InputError: images of the dataset were not predicted, or a prediction is invalid.
+        """
+        gathered = comm.gather(self._tasks.results())
+        if not comm.is_main_process():
+            return OrderedDict()
+        # A sampler may give an image to two processes, so that all have equally many.
+        by_name = {name: image for part in gathered for name, image in part.items()}
+        missing = sorted(set(self._image_names()) - by_name.keys())
+        if missing:
+            raise InputError(
+                f"cannot score {self._dataset_name}: {len(missing)} images were not predicted:"
+                f" {', '.join(missing)}"
+            )
+        # Sums, and COCO's order between equal scores, go by the images' order: keep it independent
+        # of the processes.
+        return self._summarise([by_name[name] for name in sorted(by_name)])
+
+    def _log_table(self, table: str, num_images: int) -> None:
+        logger.info("%s, %d images\n%s", self._dataset_name, num_images, table)
+
+    def _write_json(self, file_name: str, value: Any) -> None:
+        """Write a file into the output folder, if there is one."""
+        if self._output_dir is not None:
+            write_json(self._output_dir / file_name, value)
 
 
 class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
@@ -107,24 +167,24 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         self._coco = coco
         self._analysis_confidence = None if output_dir is None else analysis_confidence
         self._draw = draw
-        self._truths: dict[str, GroundTruth] | None = None
+        self._ground_truth: dict[str, GroundTruth] | None = None
 
     def reset(self) -> None:
         """Forget all images, and compare the ground truth with its files again."""
         super().reset()
-        self._truths = None
+        self._ground_truth = None
 
     def _image_names(self) -> Iterable[str]:
         return self.load_ground_truth()
 
     def load_ground_truth(self) -> dict[str, GroundTruth]:
         """Read the ground truth of the dataset now, by image, and not at the first image."""
-        if self._truths is None:
+        if self._ground_truth is None:
             images = [image["file_name"] for image in DatasetCatalog.get(self._dataset_name)]
             files = [ground_truth_file(self._gt_dir, image) for image in images]
-            truths = read_ground_truth(self._gt_dir, files)
-            self._truths = dict(zip(map(image_name, images), truths, strict=True))
-        return self._truths
+            loaded = read_ground_truth(self._gt_dir, files)
+            self._ground_truth = dict(zip(map(image_name, images), loaded, strict=True))
+        return self._ground_truth
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -135,17 +195,16 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
             inputs: Detectron2's dataset dicts; ``file_name`` is used.
             outputs: Detectron2's predictions: ``{"instances": Instances}`` at the image's original
                 size with ``pred_classes`` (N,), ``scores`` (N,), ``pred_boxes`` and ``pred_masks``:
-                (N, height, width), or unpasted, see :mod:`.unpasted`.
+                (N, height, width), or unpasted, see :mod:`.instances`.
 
         Raises:
             InputError: an image is not of the dataset, its ground truth is missing or unreadable,
-                or predictions (of an earlier image, with worker processes) are of no use.
+                or predictions (of an earlier image, with worker processes) are invalid.
         """
-        truths = self.load_ground_truth()
+        ground_truth = self.load_ground_truth()
         for image, output in zip(inputs, outputs, strict=True):
             name = image_name(image["file_name"])
-            if name not in truths:
-                raise InputError(f"cannot score {self._dataset_name}: {name} does not belong to it")
+            self._check_name(name)
             if "instances" not in output:
                 raise InputError(
                     f"the model predicts {' and '.join(output) or 'nothing'}, but no instances to"
@@ -155,8 +214,15 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
                 compact = compact_instances(output["instances"])
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
-            options = self._coco, self._analysis_confidence
-            self._score_image(image["file_name"], _score, name, truths[name], compact, *options)
+            score = partial(
+                score_image,
+                name=name,
+                gt=ground_truth[name],
+                compact=compact,
+                coco=self._coco,
+                analysis_confidence=self._analysis_confidence,
+            )
+            self._score_image(name, score)
 
     def _summarise(self, images: list[ImageResult]) -> OrderedDict[str, dict[str, float]]:
         """Score the dataset.
@@ -169,169 +235,32 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         ap = average_precision([image.matches for image in images])
         official = averages(ap)
         self._log_table(format_averages(official), len(images))
-        self._write_json(RESULTS_FILE, {"averages": official}, indent=4)
-        self._write_analysis(images, ap)
+        self._write_json(RESULTS_FILE, {"averages": official})
         segm = {"AP": official["allAp"], "AP50": official["allAp50%"]}
         segm |= {f"AP-{name}": score["ap"] for name, score in official["classes"].items()}
         segm |= {f"AP50-{name}": score["ap50%"] for name, score in official["classes"].items()}
         results = {"segm": segm}
-        coco_images = [image.coco for image in images if image.coco is not None]
         if self._coco:
+            coco_images = [image.coco for image in images if image.coco is not None]
             results["coco_segm"] = coco_scores(coco_images, "segm")
             results["coco_bbox"] = coco_scores(coco_images, "bbox")
             both = {"masks": results["coco_segm"], "boxes": results["coco_bbox"]}
             self._log_table(format_coco_scores(both), len(images))
+        if self._output_dir is not None and self._analysis_confidence is not None:
+            folder = self._output_dir / ANALYSIS_FOLDER
+            summary = summarise_errors(
+                [image.matches for image in images],
+                [image.errors for image in images if image.errors is not None],
+                score_thresh=self._analysis_confidence,
+            )
+            try:
+                write_error_tables(folder, summary, ap)
+                if self._draw is not None:
+                    self._draw(folder)
+            except (OSError, InputError) as error:
+                # The scores, and a training that is under way, are worth more than the pictures.
+                logger.warning("%s: the error analysis is incomplete: %s", folder, error)
         return OrderedDict(
             (task, {key: 100 * score for key, score in scores.items()})
             for task, scores in results.items()
         )
-
-    def _write_analysis(self, images: list[ImageResult], ap: FloatArray) -> None:
-        errors = [image.errors for image in images if image.errors is not None]
-        if self._output_dir is None or self._analysis_confidence is None:
-            return
-        folder = self._output_dir / ANALYSIS_FOLDER
-        matches = [image.matches for image in images]
-        summary = summarise_errors(matches, errors, self._analysis_confidence)
-        try:
-            write_error_tables(folder, summary, ap)
-            if self._draw is not None:
-                self._draw(folder)
-        except (OSError, InputError) as error:
-            # The scores, and a training that is under way, are worth more than the pictures.
-            self._logger.warning("%s: the error analysis is incomplete: %s", folder, error)
-
-
-@dataclass(frozen=True)
-class CompactInstances:
-    """One image's predictions as they go to a worker process: without a full frame.
-
-    Attributes:
-        size: height and width of the image in pixels.
-        categories: N contiguous class ids.
-        scores: N confidences.
-        boxes: shape (N, 4), dtype float32: (x0, y0, x1, y1); None if the model has none.
-        masks: N masks cut down to their boxes, or shape (N, M, M), dtype float32: unpasted.
-    """
-
-    size: tuple[int, int]
-    categories: list[int]
-    scores: list[float]
-    boxes: npt.NDArray[np.float32] | None
-    masks: list[CroppedMask] | npt.NDArray[np.float32]
-
-    def predictions(self, height: int, width: int) -> list[Prediction]:
-        """Get the predictions, pasting what is unpasted.
-
-        Args:
-            height: of the ground truth in pixels.
-            width: of the ground truth in pixels.
-
-        Raises:
-            InputError: the predictions are of another size, or not finite.
-        """
-        if self.size != (height, width):
-            raise InputError(
-                f"the predicted masks are {self.size[0]} x {self.size[1]} (height x width), the"
-                f" ground truth {height} x {width}: predictions must come at the original size"
-            )
-        masks: list[Mask] = []
-        boxes: list[Any] = [None] * len(self.scores)
-        if self.boxes is not None:
-            boxes = [tuple(box) for box in self.boxes.tolist()]
-        if isinstance(self.masks, list):
-            masks += self.masks
-        else:
-            assert self.boxes is not None
-            masks += paste_masks(self.masks, self.boxes, height, width)
-        return [
-            Prediction(mask, category, score, box)
-            for mask, category, score, box in zip(
-                masks, self.categories, self.scores, boxes, strict=True
-            )
-        ]
-
-
-def compact_instances(instances: Instances) -> CompactInstances:
-    """Bring Detectron2's predictions of one image to main memory, without full frames.
-
-    Args:
-        instances: on any device, with ``pred_masks`` (N, height, width) or :class:`ROIMasks`,
-            ``pred_classes``, ``scores`` and, if the model has them, ``pred_boxes``.
-
-    Raises:
-        InputError: there are no masks.
-    """
-    if not instances.has("pred_masks"):
-        raise InputError("the model predicts no masks; set MODEL.MASK_ON True to score them")
-    masks, boxes = instances.pred_masks, None
-    if instances.has("pred_boxes"):
-        boxes = instances.pred_boxes.tensor.float().cpu().numpy()
-    size = tuple(instances.image_size)
-    if isinstance(masks, ROIMasks):
-        compact: Any = masks.tensor.float().cpu().numpy()
-    else:
-        size = tuple(masks.shape[1:])
-        crop = crop_on_cpu if masks.device.type == "cpu" else crop_on_device
-        compact = crop(masks.bool())
-    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
-    return CompactInstances(size, classes, scores, boxes, compact)
-
-
-def instances_to_predictions(instances: Instances, height: int, width: int) -> list[Prediction]:
-    """Turn Detectron2's predictions of one image into this project's.
-
-    Args:
-        instances: see :func:`compact_instances`.
-        height: of the image in pixels.
-        width: of the image in pixels.
-
-    Returns:
-        N predictions.
-
-    Raises:
-        InputError: there are no masks, or they have another size.
-    """
-    return compact_instances(instances).predictions(height, width)
-
-
-def _score(
-    name: str,
-    truth: GroundTruth,
-    compact: CompactInstances,
-    coco: bool,
-    analysis_confidence: float | None,
-) -> ImageResult:
-    """Match one image; runs in a worker process if there are any."""
-    errors = None
-    try:
-        predictions = compact.predictions(truth.height, truth.width)
-        matches = match_image(truth, predictions)
-        if analysis_confidence is not None:
-            errors = analyse_image(truth, predictions, matches, analysis_confidence)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    return ImageResult(matches, coco_image(truth, predictions) if coco else None, errors)
-
-
-def crop_on_cpu(masks: torch.Tensor) -> list[CroppedMask]:
-    """Cut N masks, shape (N, height, width), bool, down to their boxes with NumPy.
-
-    PyTorch's ``any`` takes ten times as long on a CPU.
-    """
-    return [crop_mask(mask) for mask in masks.numpy()]
-
-
-def crop_on_device(masks: torch.Tensor) -> list[CroppedMask]:
-    """Cut N masks, shape (N, height, width), bool, down to their boxes where they are.
-
-    Only the boxes' insides travel to main memory, not 2 MB a mask.
-    """
-    rows = masks.any(dim=2).cpu().numpy()
-    columns = masks.any(dim=1).cpu().numpy()
-    crops = []
-    for mask, row, column in zip(masks, rows, columns, strict=True):
-        (y0, y1), (x0, x1) = occupied_span(row), occupied_span(column)
-        # A copy, because a CPU tensor's array would be a view of the frame.
-        crops.append(CroppedMask(x0, y0, mask[y0:y1, x0:x1].cpu().numpy().copy()))
-    return crops

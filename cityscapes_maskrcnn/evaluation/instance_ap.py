@@ -126,6 +126,28 @@ class ImageMatches:
     num_ground_truth: IntArray
 
 
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """The precision-recall curve of a class at one IoU threshold.
+
+    Attributes:
+        confidences: shape (N,), ascending: a point for every different score, the predictions from
+            there upwards being counted. The last is infinite: no prediction, recall 0 and, by
+            convention, precision 1.
+        recall: shape (N,), descending, 0 to 1.
+        precision: shape (N,), 0 to 1.
+    """
+
+    confidences: FloatArray
+    recall: FloatArray
+    precision: FloatArray
+
+    def area(self) -> float:
+        """Integrate with the official step rule: equals the official AP to the last bit."""
+        padded = np.concatenate([self.recall[:1], self.recall, [0.0]])
+        return float(np.dot(self.precision, np.convolve(padded, [-0.5, 0, 0.5], "valid")))
+
+
 def ground_truth(instance_ids: npt.NDArray[Any]) -> GroundTruth:
     """Read one image's instances out of its ``*_gtFine_instanceIds.png``.
 
@@ -198,11 +220,11 @@ def ground_truth(instance_ids: npt.NDArray[Any]) -> GroundTruth:
     )
 
 
-def match_image(truth: GroundTruth, predictions: Sequence[Prediction]) -> ImageMatches:
+def match_image(gt: GroundTruth, predictions: Sequence[Prediction]) -> ImageMatches:
     """Measure every prediction of one image against the ground truth of its class.
 
     Args:
-        truth: of the image.
+        gt: of the image.
         predictions: of the image, in any order; those with an empty mask are left out.
 
     Returns:
@@ -212,10 +234,10 @@ def match_image(truth: GroundTruth, predictions: Sequence[Prediction]) -> ImageM
         InputError: a confidence is NaN, so that the predictions have no order; a class is not one
             of the 8; a mask does not lie inside the frame.
     """
-    evaluated = ~truth.is_group & (truth.areas >= MIN_REGION_PIXELS)
+    evaluated = ~gt.is_group & (gt.areas >= MIN_REGION_PIXELS)
     kept, masks = [], []
     for prediction in predictions:
-        mask = to_runs(prediction.mask, truth.height, truth.width)
+        mask = to_runs(prediction.mask, gt.height, gt.width)
         if len(mask.starts):
             kept.append(prediction)
             masks.append(mask)
@@ -228,18 +250,18 @@ def match_image(truth: GroundTruth, predictions: Sequence[Prediction]) -> ImageM
     confidences = np.array([prediction.confidence for prediction in kept], dtype=np.float64)
     if np.isnan(confidences).any():
         raise InputError("a prediction's confidence is NaN: it cannot be ranked")
-    counts = _count_codes(truth, masks)
+    counts = _count_codes(gt, masks)
     areas = counts.sum(axis=1)
 
-    same_class = categories[:, None] == truth.categories[None, :]
+    same_class = categories[:, None] == gt.categories[None, :]
     intersections = counts[:, _FIRST:] * same_class
-    overlaps = intersections / (truth.areas + areas[:, None] - intersections)
+    overlaps = intersections / (gt.areas + areas[:, None] - intersections)
     # A last column stands for "no ground truth at all".
     overlaps = np.concatenate([overlaps, np.zeros((len(kept), 1))], axis=1)
     best = overlaps.argmax(axis=1)
     best_overlap = np.take_along_axis(overlaps, best[:, None], axis=1)[:, 0]
     # The official code counts a group that is also small twice.
-    times_ignored = truth.is_group.astype(np.int64) + (truth.areas < MIN_REGION_PIXELS)
+    times_ignored = gt.is_group.astype(np.int64) + (gt.areas < MIN_REGION_PIXELS)
     ignored_pixels = counts[:, _VOID] + intersections @ times_ignored
     is_target = np.append(evaluated, False)[best] & (best_overlap > 0)
     return ImageMatches(
@@ -248,7 +270,7 @@ def match_image(truth: GroundTruth, predictions: Sequence[Prediction]) -> ImageM
         overlaps=best_overlap,
         targets=np.where(is_target, best, -1),
         ignored=ignored_pixels / areas,
-        num_ground_truth=np.bincount(truth.categories[evaluated], minlength=len(THING_CLASSES)),
+        num_ground_truth=np.bincount(gt.categories[evaluated], minlength=len(THING_CLASSES)),
     )
 
 
@@ -260,11 +282,11 @@ def _mask_of(
     return RunMask(starts[runs].astype(np.int64), ends.astype(np.int64), height)
 
 
-def common_pixels(truth: GroundTruth, masks: Sequence[Mask]) -> IntArray:
+def common_pixels(gt: GroundTruth, masks: Sequence[Mask]) -> IntArray:
     """Count the pixels that masks have in common with every ground truth of an image.
 
     Args:
-        truth: of the image.
+        gt: of the image.
         masks: N masks inside its frame; they may overlap.
 
     Returns:
@@ -273,27 +295,27 @@ def common_pixels(truth: GroundTruth, masks: Sequence[Mask]) -> IntArray:
     Raises:
         InputError: a mask does not lie inside the frame.
     """
-    runs = [to_runs(mask, truth.height, truth.width) for mask in masks]
-    return _count_codes(truth, runs)[:, _FIRST:]
+    runs = [to_runs(mask, gt.height, gt.width) for mask in masks]
+    return _count_codes(gt, runs)[:, _FIRST:]
 
 
-def _count_codes(truth: GroundTruth, masks: Sequence[RunMask]) -> IntArray:
+def _count_codes(gt: GroundTruth, masks: Sequence[RunMask]) -> IntArray:
     """Count the pixels of every code of :class:`GroundTruth` under N masks, shape (N, 2 + K)."""
-    num_codes = _FIRST + len(truth.ids)
+    num_codes = _FIRST + len(gt.ids)
     none = np.zeros(0, dtype=np.int64)
     starts = np.concatenate([none, *(mask.starts for mask in masks)])
     ends = np.concatenate([none, *(mask.ends for mask in masks)])
     owner = np.repeat(np.arange(len(masks)), [len(mask.starts) for mask in masks])
     # Cut the masks' runs at the borders of the ground truth's.
-    first = np.searchsorted(truth.run_starts, starts, side="right") - 1
-    pieces = np.searchsorted(truth.run_starts, ends, side="left") - first
+    first = np.searchsorted(gt.run_starts, starts, side="right") - 1
+    pieces = np.searchsorted(gt.run_starts, ends, side="left") - first
     piece_ends = np.cumsum(pieces)
     under = np.arange(pieces.sum()) - np.repeat(piece_ends - pieces - first, pieces)
-    begin = truth.run_starts[under].astype(np.int64)
+    begin = gt.run_starts[under].astype(np.int64)
     begin[piece_ends - pieces] = starts
     end = np.append(begin[1:], 0)
     end[piece_ends - 1] = ends
-    keys = np.repeat(owner * num_codes, pieces) + truth.run_codes[under]
+    keys = np.repeat(owner * num_codes, pieces) + gt.run_codes[under]
     counts = np.bincount(keys, weights=end - begin, minlength=len(masks) * num_codes)
     return counts.astype(np.int64).reshape(len(masks), num_codes)
 
@@ -334,12 +356,32 @@ def average_precision(matches: Sequence[ImageMatches]) -> FloatArray:
             is_false = (ignored[mine] <= overlap) & ~found
             is_false[candidates] = ~is_true[candidates]
             counted = is_true | is_false
-            result[category, index] = _area_under_curve(
-                confidences[mine][counted][::-1],
-                is_true[counted][::-1],
-                int(num_ground_truth[category]),
+            curve = precision_recall(
+                confidences[mine][counted], is_true[counted], int(num_ground_truth[category])
             )
+            result[category, index] = curve.area()
     return result
+
+
+def precision_recall(
+    confidences: FloatArray, is_true: npt.NDArray[np.bool_], num_ground_truth: int
+) -> PrecisionRecall:
+    """Draw a class's curve, in the official order of operations.
+
+    Args:
+        confidences: shape (N,), of the predictions that count.
+        is_true: shape (N,): true positives; the others are false positives.
+        num_ground_truth: at least 1.
+    """
+    order = np.argsort(confidences, kind="stable")
+    points, first = np.unique(confidences[order], return_index=True)
+    true_below = np.concatenate([[0.0], np.cumsum(is_true[order])])[first]
+    true_positives = float(np.count_nonzero(is_true)) - true_below
+    return PrecisionRecall(
+        confidences=np.append(points, np.inf),
+        recall=np.append(true_positives / num_ground_truth, 0.0),
+        precision=np.append(true_positives / (len(confidences) - first), 1.0),
+    )
 
 
 def averages(ap: FloatArray) -> dict[str, Any]:
@@ -371,27 +413,3 @@ def format_averages(official: Mapping[str, Any]) -> str:
     lines = [f"{PROTOCOL}, percent", f"{'class':<12}{'AP':>8}{'AP50':>8}"]
     lines += [f"{name:<12}{100 * ap:>8.2f}{100 * ap50:>8.2f}" for name, ap, ap50 in rows]
     return "\n".join(lines)
-
-
-def _area_under_curve(
-    confidences: FloatArray, is_true: npt.NDArray[np.bool_], num_ground_truth: int
-) -> float:
-    """Integrate a precision-recall curve step by step, in the official order of operations.
-
-    Args:
-        confidences: shape (N,), ascending.
-        is_true: shape (N,): true positives; the others are false positives.
-        num_ground_truth: at least 1.
-
-    Returns:
-        The area, 0 to 1.
-    """
-    if not len(confidences):
-        return 0.0
-    first = np.unique(confidences, return_index=True)[1]
-    true_below = np.concatenate([[0.0], np.cumsum(is_true)])[first]
-    true_positives = float(np.count_nonzero(is_true)) - true_below
-    precision = np.append(true_positives / (len(confidences) - first), 1.0)
-    recall = np.append(true_positives / num_ground_truth, 0.0)
-    padded = np.concatenate([recall[:1], recall, [0.0]])
-    return float(np.dot(precision, np.convolve(padded, [-0.5, 0, 0.5], "valid")))

@@ -18,8 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.nn import functional as F
 
 from cityscapes_maskrcnn.evaluation.masks import IntArray, RunMask
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -150,6 +148,10 @@ def _sample(
     probabilities: FloatArray, boxes: FloatArray, mask: IntArray, column: IntArray, row: IntArray
 ) -> FloatArray:
     """Interpolate as Detectron2 does at single pixels; masks (ascending), columns and rows."""
+    # Here, because importing torch takes seconds and most of this file works without it.
+    import torch
+    from torch.nn import functional as F
+
     grid_x = _grid(column, boxes[mask, 0], boxes[mask, 2])
     grid_y = _grid(row, boxes[mask, 1], boxes[mask, 3])
     grid = torch.from_numpy(np.stack([grid_x, grid_y], axis=1))

@@ -15,15 +15,19 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from cityscapes_maskrcnn.data.images import read_label_image
 from cityscapes_maskrcnn.data.labels import INSTANCE_LABELS, LABELS, SEMANTIC_LABELS, Label
+from cityscapes_maskrcnn.evaluation.result_files import read_instance_ids
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PROTOCOL: Final = "Cityscapes pixel-level protocol (official)"
@@ -42,6 +46,7 @@ MEAN_AREAS: Final[dict[str, float]] = {
     "bicycle": 4672.3249222261,
 }
 
+LABEL_IDS_SUFFIX: Final = "_labelIds.png"
 _IMAGE_LABELS: Final[tuple[Label, ...]] = tuple(label for label in LABELS if label.id >= 0)
 _CATEGORIES: Final[tuple[str, ...]] = tuple(dict.fromkeys(label.category for label in LABELS))
 # Categories of nothing but things: human and vehicle.
@@ -126,6 +131,28 @@ def count_image(
         instance_hits=np.take_along_axis(counts, labels[:, None], axis=1)[:, 0],
         category_hits=(counts * _same_category()[labels]).sum(axis=1),
     )
+
+
+def count_label_file(
+    file: str | os.PathLike[str], predicted_ids: npt.NDArray[np.uint8]
+) -> ImageCounts:
+    """Compare one image's prediction with its ground truth's files.
+
+    Args:
+        file: the ``*_labelIds.png``, with its ``*_instanceIds.png`` beside it.
+        predicted_ids: see :func:`count_image`.
+
+    Raises:
+        InputError: a file is missing or unreadable, or the prediction does not fit.
+    """
+    path = Path(file)
+    instance_name = path.name.removesuffix(LABEL_IDS_SUFFIX) + "_instanceIds.png"
+    label_ids = read_label_image(path)
+    instance_ids = read_instance_ids(path.with_name(instance_name))
+    try:
+        return count_image(label_ids, instance_ids, predicted_ids)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def pixel_scores(images: Sequence[ImageCounts]) -> dict[str, Any]:

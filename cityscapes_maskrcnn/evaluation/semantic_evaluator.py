@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,19 @@ import numpy.typing as npt
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from cityscapes_maskrcnn.data.images import read_label_image
 from cityscapes_maskrcnn.data.labels import SEMANTIC_LABELS
-from cityscapes_maskrcnn.evaluation.image_evaluator import ImageEvaluator
+from cityscapes_maskrcnn.evaluation.evaluator import ImageEvaluator
 from cityscapes_maskrcnn.evaluation.pixel_iou import (
+    LABEL_IDS_SUFFIX,
     ImageCounts,
-    count_image,
+    count_label_file,
     format_pixel_scores,
     pixel_scores,
 )
-from cityscapes_maskrcnn.evaluation.result_files import image_name, read_instance_ids
+from cityscapes_maskrcnn.evaluation.result_files import image_name
 from cityscapes_maskrcnn.utils.errors import InputError
 
 RESULTS_FILE = "cityscapes_semantic_results.json"
-_LABEL_IDS_SUFFIX = "_labelIds.png"
 # Detectron2's names of the four averages -> the official script's.
 _AVERAGES = {
     "IoU": "averageScoreClasses",
@@ -70,18 +70,18 @@ class CityscapesSemanticEvaluator(ImageEvaluator[ImageCounts]):
                 f"dataset {dataset_name} has not the 19 Cityscapes classes in the order of their"
                 f" train ids: {', '.join(metadata.stuff_classes)}"
             )
-        self._truth_files: dict[str, Path] = {}
+        self._label_files: dict[str, Path] = {}
         for image in DatasetCatalog.get(dataset_name):
             file = image.get("sem_seg_file_name")
-            if file is None or not file.endswith(_LABEL_IDS_SUFFIX):
+            if file is None or not file.endswith(LABEL_IDS_SUFFIX):
                 raise InputError(
-                    f"dataset {dataset_name} has no *{_LABEL_IDS_SUFFIX} to score against; name one"
+                    f"dataset {dataset_name} has no *{LABEL_IDS_SUFFIX} to score against; name one"
                     " with semantic labels, such as cityscapes_coarse_semantic_pretrain_val"
                 )
-            self._truth_files[image_name(image["file_name"])] = Path(file)
+            self._label_files[image_name(image["file_name"])] = Path(file)
 
     def _image_names(self) -> Iterable[str]:
-        return self._truth_files
+        return self._label_files
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -99,13 +99,14 @@ class CityscapesSemanticEvaluator(ImageEvaluator[ImageCounts]):
         """
         for image, output in zip(inputs, outputs, strict=True):
             name = image_name(image["file_name"])
-            if name not in self._truth_files:
-                raise InputError(f"cannot score {self._dataset_name}: {name} does not belong to it")
+            self._check_name(name)
             try:
                 predicted_ids = logits_to_label_ids(output["sem_seg"])
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
-            self._score_image(image["file_name"], _count, self._truth_files[name], predicted_ids)
+            self._score_image(
+                name, partial(count_label_file, self._label_files[name], predicted_ids)
+            )
 
     def _summarise(self, images: list[ImageCounts]) -> OrderedDict[str, dict[str, float]]:
         """Score the dataset.
@@ -149,13 +150,3 @@ def logits_to_label_ids(logits: torch.Tensor) -> npt.NDArray[np.uint8]:
     # The lookup comes first: a byte per pixel leaves the device, not eight.
     ids: npt.NDArray[np.uint8] = label_ids.to(logits.device)[train_ids].cpu().numpy()
     return ids
-
-
-def _count(file: Path, predicted_ids: npt.NDArray[np.uint8]) -> ImageCounts:
-    """Count one image's pixels; runs in a worker process if there are any."""
-    instance_file = file.with_name(file.name.removesuffix(_LABEL_IDS_SUFFIX) + "_instanceIds.png")
-    label_ids, instance_ids = read_label_image(file), read_instance_ids(instance_file)
-    try:
-        return count_image(label_ids, instance_ids, predicted_ids)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error

@@ -21,8 +21,8 @@ from cityscapes_maskrcnn.engine.inference import (
     with_test_time_augmentation,
 )
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+from cityscapes_maskrcnn.evaluation.instances import UnpastedInference
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
-from cityscapes_maskrcnn.evaluation.unpasted import UnpastedInference
 from cityscapes_maskrcnn.utils.errors import InputError
 
 INSTANCE, SEMANTIC = "cityscapes_instance_val", "cityscapes_fine_semantic_val"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,9 @@ from cityscapes_maskrcnn.evaluation.error_analysis import (
     CAUSES,
     ImageErrors,
     analyse_image,
-    precision_recall,
     summarise_errors,
+    write_error_tables,
 )
-from cityscapes_maskrcnn.evaluation.error_tables import write_error_tables
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     ImageMatches,
     Prediction,
@@ -49,10 +47,10 @@ def scene(*objects: tuple[int, Box]) -> np.ndarray:
 def analyse(
     ids: np.ndarray, *predictions: tuple[int, float, Box], threshold: float = 0.5
 ) -> tuple[ImageMatches, ImageErrors]:
-    truth = ground_truth(ids)
-    made = [Prediction(rectangle(*box), category, score) for category, score, box in predictions]
-    matches = match_image(truth, made)
-    return matches, analyse_image(truth, made, matches, threshold)
+    gt = ground_truth(ids)
+    items = [Prediction(rectangle(*box), category, score) for category, score, box in predictions]
+    matches = match_image(gt, items)
+    return matches, analyse_image(gt, items, matches, threshold)
 
 
 def causes(errors: ImageErrors) -> list[tuple[str, str]]:
@@ -68,7 +66,7 @@ CAR_BOX = (10, 10, 20, 20)
 def test_found_and_nothing_else() -> None:
     _, errors = analyse(scene((26001, CAR_BOX)), (CAR, 0.9, CAR_BOX))
     assert errors.found.tolist() == [True]
-    assert (errors.answers.tolist(), errors.areas.tolist()) == ([CAR], [400])
+    assert (errors.pred_categories.tolist(), errors.areas.tolist()) == ([CAR], [400])
     assert causes(errors) == []
 
 
@@ -81,7 +79,7 @@ def test_every_cause() -> None:
         (CAR, 0.6, (50, 10, 20, 10)),  # IoU 200 / 400 = 0.5, which does not exceed 0.5
         (CAR, 0.6, (50, 28, 20, 5)),  # IoU 40 / (400 + 100 - 40) = 0.09
         (PERSON, 0.6, (0, 45, 8, 8)),
-        (PERSON, 0.4, (20, 45, 8, 8)),  # not shown
+        (PERSON, 0.4, (20, 45, 8, 8)),  # below the threshold
     )
     assert causes(errors) == [
         ("car", "duplicate"),
@@ -93,7 +91,7 @@ def test_every_cause() -> None:
     # Objects come in order of their ids: the person first.
     assert errors.categories.tolist() == [PERSON, CAR, CAR]
     assert errors.found.tolist() == [False, True, False]
-    assert errors.answers.tolist() == [-1, CAR, -1]
+    assert errors.pred_categories.tolist() == [-1, CAR, -1]
 
 
 def test_most_confident_one_finds_and_answers() -> None:
@@ -104,7 +102,7 @@ def test_most_confident_one_finds_and_answers() -> None:
         (TRUCK, 0.9, CAR_BOX),
     )
     # Found by a car, although the model would rather call it a truck.
-    assert (errors.found.tolist(), errors.answers.tolist()) == ([True], [TRUCK])
+    assert (errors.found.tolist(), errors.pred_categories.tolist()) == ([True], [TRUCK])
     assert causes(errors) == [("car", "duplicate"), ("truck", "wrong class")]
 
 
@@ -158,26 +156,21 @@ def random_images(seed: int, count: int = 12) -> list[tuple[ImageMatches, ImageE
             right = LABEL_IDS.index(value if value < 1000 else value // 1000)
             category = right if random.random() < 0.7 else int(random.integers(0, 5))
             predictions.append(Prediction(mask, category, float(random.integers(1, 9)) / 8))
-        truth = ground_truth(ids)
-        matches = match_image(truth, predictions)
-        images.append((matches, analyse_image(truth, predictions, matches, 0.5)))
+        gt = ground_truth(ids)
+        matches = match_image(gt, predictions)
+        images.append((matches, analyse_image(gt, predictions, matches, 0.5)))
     return images
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_area_under_the_curve_is_the_official_ap50(seed: int) -> None:
-    matches = [image for image, _ in random_images(seed)]
-    official = average_precision(matches)[:, 0]
-    areas = [np.nan if c is None else c.area() for c in precision_recall(matches)]
-    np.testing.assert_array_equal(areas, official)
-    assert 0.02 < np.nanmean(official) < 0.98
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_counts_agree_with_the_curve_and_with_each_other(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_curves_and_counts_agree_with_the_official_ap50(seed: int) -> None:
     images = random_images(seed)
     matches, errors = ([image[part] for image in images] for part in (0, 1))
     summary = summarise_errors(matches, errors, 0.5)
+    official = average_precision(matches)[:, 0]
+    areas = [np.nan if c is None else c.area() for c in summary.curves]
+    np.testing.assert_array_equal(areas, official)
+    assert 0.02 < np.nanmean(official) < 0.98
     objects, missed = summary.by_size.sum(axis=1).T
     np.testing.assert_array_equal(objects, sum(image.num_ground_truth for image in matches))
     for category, curve in enumerate(summary.curves):
@@ -186,9 +179,9 @@ def test_counts_agree_with_the_curve_and_with_each_other(seed: int) -> None:
             continue
         at = np.searchsorted(curve.confidences, 0.5)
         found = objects[category] - missed[category]
-        shown = found + summary.false_positives[category].sum()
+        detections = found + summary.false_positives[category].sum()
         assert curve.recall[at] == found / objects[category]
-        assert curve.precision[at] == found / shown
+        assert curve.precision[at] == found / detections
     np.testing.assert_array_equal(summary.confusion[:8].sum(axis=1), objects)
     np.testing.assert_array_equal(summary.by_size.sum(1), summary.by_occlusion.sum(1))
     on_nothing = summary.false_positives[:, [CAUSES.index("poor mask"), CAUSES.index("background")]]
@@ -198,7 +191,7 @@ def test_counts_agree_with_the_curve_and_with_each_other(seed: int) -> None:
 
 
 def test_order_of_predictions_and_images_does_not_matter() -> None:
-    truth = ground_truth(scene((26001, CAR_BOX), (24001, (50, 10, 10, 30))))
+    gt = ground_truth(scene((26001, CAR_BOX), (24001, (50, 10, 10, 30))))
     predictions = [
         Prediction(rectangle(*CAR_BOX), category, score)
         for category, score in [(CAR, 0.9), (CAR, 0.8), (BUS, 0.7), (PERSON, 0.95)]
@@ -206,19 +199,12 @@ def test_order_of_predictions_and_images_does_not_matter() -> None:
     tables = []
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
         shuffled = [predictions[i] for i in order]
-        matches = match_image(truth, shuffled)
-        errors = analyse_image(truth, shuffled, matches, 0.5)
+        matches = match_image(gt, shuffled)
+        errors = analyse_image(gt, shuffled, matches, 0.5)
         tables.append(summarise_errors([matches], [errors], 0.5))
     for table in tables[1:]:
         np.testing.assert_array_equal(table.confusion, tables[0].confusion)
         np.testing.assert_array_equal(table.false_positives, tables[0].false_positives)
-
-
-def test_records_are_small_and_travel() -> None:
-    _, errors = random_images(0, 1)[0]
-    data = pickle.dumps(errors)
-    assert len(data) < 4000
-    np.testing.assert_array_equal(pickle.loads(data).causes, errors.causes)
 
 
 def test_nothing_at_all() -> None:

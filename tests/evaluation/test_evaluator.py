@@ -12,6 +12,7 @@ import pickle
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,21 +24,22 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.logger import setup_logger
 from PIL import Image
 
-from cityscapes_maskrcnn.evaluation.evaluator import (
-    CityscapesInstanceEvaluator,
-    crop_on_cpu,
+from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages
+from cityscapes_maskrcnn.evaluation.instances import (
     crop_on_device,
     instances_to_predictions,
+    leave_masks_unpasted,
 )
-from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages
+from cityscapes_maskrcnn.evaluation.masks import crop_mask
 from cityscapes_maskrcnn.evaluation.result_files import (
     ground_truth_file,
     match_result_files,
     write_image_results,
 )
-from cityscapes_maskrcnn.evaluation.unpasted import UnpastedInference, leave_masks_unpasted
 from cityscapes_maskrcnn.utils.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -93,9 +95,9 @@ def make_case(folder: Path, num_images: int = 7) -> dict[str, Any]:
 
 @pytest.fixture
 def case(tmp_path: Path) -> dict[str, Any]:
-    made = make_case(tmp_path)
-    script.register("evaluator_test", made)
-    return made
+    case = make_case(tmp_path)
+    script.register("evaluator_test", case)
+    return case
 
 
 def process(
@@ -204,18 +206,6 @@ def test_missing_images_are_listed(case: dict[str, Any]) -> None:
     )
 
 
-def test_foreign_image(case: dict[str, Any]) -> None:
-    script.register("evaluator_test", {**case, "files": case["files"][:1]})
-    with pytest.raises(InputError, match="bonn_000001_000019 does not belong to it"):
-        process(CityscapesInstanceEvaluator("evaluator_test"), case, [1])
-
-
-def test_model_of_another_task(case: dict[str, Any]) -> None:
-    evaluator = CityscapesInstanceEvaluator("evaluator_test")
-    with pytest.raises(InputError, match="predicts sem_seg, but no instances to score on eval"):
-        evaluator.process([{"file_name": case["files"][0]}], [{"sem_seg": torch.zeros(19, 2, 2)}])
-
-
 def test_workers_give_the_same_score_and_their_errors(case: dict[str, Any]) -> None:
     expected = score(case)
     evaluator = CityscapesInstanceEvaluator("evaluator_test", num_workers=2)
@@ -229,18 +219,6 @@ def test_workers_give_the_same_score_and_their_errors(case: dict[str, Any]) -> N
     process(evaluator, {**case, "outputs": [broken] * 7}, [0])
     with pytest.raises(InputError, match="ulm_000000_000019: a prediction's confidence is NaN"):
         evaluator.evaluate()
-
-
-def test_predictions_of_no_use(case: dict[str, Any]) -> None:
-    evaluator = CityscapesInstanceEvaluator("evaluator_test")
-    good = case["outputs"][0]
-    for bad, message in [
-        ({**good, "classes": [8] * len(good["classes"])}, "has the class 8; the 8 Cityscapes"),
-        ({**good, "classes": [-1] * len(good["classes"])}, "has the class -1"),
-        ({**good, "scores": [math.nan] * len(good["scores"])}, "confidence is NaN"),
-    ]:
-        with pytest.raises(InputError, match=f"ulm_000000_000019: .*{message}"):
-            process(evaluator, {**case, "outputs": [bad]}, [0])
 
 
 def test_ground_truth_that_changes_is_noticed(case: dict[str, Any]) -> None:
@@ -258,9 +236,9 @@ def test_ground_truth_that_changes_is_noticed(case: dict[str, Any]) -> None:
         score(case)
 
 
-def unpasted(random: np.random.Generator, truth_file: Path) -> Instances:
+def unpasted(random: np.random.Generator, gt_file: Path) -> Instances:
     """What a Mask R-CNN's heads give for an image that was resized by 1.5."""
-    ids = np.asarray(Image.open(truth_file))
+    ids = np.asarray(Image.open(gt_file))
     boxes, classes = [[-9.0, -9.0, -1.0, -1.0]], [2]  # outside: Detectron2 drops it
     for value in np.unique(ids[ids >= 1000]).tolist() * 2:
         rows, columns = np.nonzero(ids == value)
@@ -303,8 +281,8 @@ def test_unpasted_masks_score_like_pasted_ones(case: dict[str, Any]) -> None:
             return [Instances(i.image_size, **copy.deepcopy(i.get_fields())) for i in given], None
 
     model = Heads().eval()
-    wrapped = leave_masks_unpasted(torch.nn.Sequential())
-    assert not isinstance(wrapped, UnpastedInference)
+    other = torch.nn.Sequential()
+    assert leave_masks_unpasted(other) is other
     loader = [[{"file_name": file, "height": HEIGHT, "width": WIDTH}] for file in case["files"]]
     results = []
     for each in (model, leave_masks_unpasted(model)):
@@ -321,15 +299,28 @@ def test_unpasted_masks_score_like_pasted_ones(case: dict[str, Any]) -> None:
     assert torch.equal(full, pasted["instances"].pred_masks)
 
 
-def test_log_has_one_table_a_protocol(
-    case: dict[str, Any], caplog: pytest.LogCaptureFixture
+@pytest.mark.usefixtures("plain_logger")
+def test_tables_are_logged_under_a_plain_setup_logger(
+    case: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with caplog.at_level(logging.INFO, logger="cityscapes_maskrcnn"):
-        score(case)
-    first, second = (record.getMessage() for record in caplog.records)
-    assert "evaluator_test, 7 images\nCityscapes instance protocol (official)" in first
-    assert "motorcycle" in first
-    assert "evaluator_test, 7 images\nCOCO-style protocol (pycocotools)" in second
+    setup_logger()
+    score(case)
+    out = capsys.readouterr().out
+    assert "evaluator_test, 7 images\nCityscapes instance protocol (official)" in out
+    assert "\nmotorcycle " in out
+    assert out.count("evaluator_test, 7 images\nCOCO-style protocol (pycocotools)") == 1
+
+
+@pytest.fixture
+def plain_logger() -> Iterator[None]:
+    """Undo what ``setup_logger()`` does to Detectron2's logger."""
+    logger = logging.getLogger("detectron2")
+    before = logger.level, logger.propagate, logger.handlers[:]
+    logger.handlers.clear()
+    setup_logger.cache_clear()
+    yield
+    logger.level, logger.propagate, logger.handlers[:] = before
+    setup_logger.cache_clear()
 
 
 def test_analysis_lies_beside_the_score(case: dict[str, Any], tmp_path: Path) -> None:
@@ -351,48 +342,68 @@ def test_analysis_that_cannot_be_written_costs_no_score(
     case: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "analysis").write_text("a file in its place")
-    with caplog.at_level(logging.WARNING, logger="cityscapes_maskrcnn"):
-        results = score(case, tmp_path)
+    results = score(case, tmp_path)
     assert results["segm"]["AP"] > 0
     assert "the error analysis is incomplete" in caplog.text
 
 
-def test_dataset_without_labels() -> None:
-    MetadataCatalog.pop("evaluator_no_labels", None)
-    with pytest.raises(InputError, match="evaluator_no_labels has no labels"):
-        CityscapesInstanceEvaluator("evaluator_no_labels")
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "evaluator_bad has no labels"),
+        ({"gt_dir": "x", "thing_classes": ["cat", "dog"]}, r"evaluator_bad has not .*: cat, dog"),
+    ],
+)
+def test_datasets_that_cannot_be_scored(metadata: dict[str, Any], message: str) -> None:
+    MetadataCatalog.pop("evaluator_bad", None)
+    MetadataCatalog.get("evaluator_bad").set(**metadata)
+    with pytest.raises(InputError, match=message):
+        CityscapesInstanceEvaluator("evaluator_bad")
 
 
-def test_dataset_of_other_classes(tmp_path: Path) -> None:
-    MetadataCatalog.pop("evaluator_pets", None)
-    MetadataCatalog.get("evaluator_pets").set(gt_dir=str(tmp_path), thing_classes=["cat", "dog"])
-    with pytest.raises(InputError, match=r"evaluator_pets has not the 8 .*: cat, dog"):
-        CityscapesInstanceEvaluator("evaluator_pets")
+def with_(output: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    for name, value in fields.items():
+        output["instances"].set(name, value)
+    return output
 
 
-def test_masks_of_another_size(case: dict[str, Any]) -> None:
-    evaluator = CityscapesInstanceEvaluator("evaluator_test")
-    output = script.to_output(case["outputs"][0])
-    output["instances"].pred_masks = output["instances"].pred_masks[:, :, 1:]
-    with pytest.raises(InputError, match=r"predicted masks are 60 x 89 .* ground truth 60 x 90"):
-        evaluator.process([{"file_name": case["files"][0]}], [output])
-
-
-def test_model_without_masks(case: dict[str, Any]) -> None:
-    output = script.to_output(case["outputs"][0])
+def without_masks(output: dict[str, Any]) -> dict[str, Any]:
     output["instances"].remove("pred_masks")
-    with pytest.raises(InputError, match=r"MODEL.MASK_ON"):
-        instances_to_predictions(output["instances"], HEIGHT, WIDTH)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o: with_(o, pred_classes=o["instances"].pred_classes * 0 + 8), "the class 8; the"),
+        (lambda o: with_(o, pred_classes=o["instances"].pred_classes * 0 - 1), "the class -1"),
+        (lambda o: with_(o, scores=o["instances"].scores * math.nan), "confidence is NaN"),
+        (
+            lambda o: with_(o, pred_masks=o["instances"].pred_masks[:, :, 1:]),
+            r"masks are 60 x 89 .* ground truth 60 x 90",
+        ),
+        (without_masks, "MODEL.MASK_ON"),
+        (lambda _: {"sem_seg": torch.zeros(19, 2, 2)}, "predicts sem_seg, but no instances"),
+    ],
+)
+def test_invalid_predictions(case: dict[str, Any], change: Any, message: str) -> None:
+    evaluator = CityscapesInstanceEvaluator("evaluator_test")
+    output = change(script.to_output(case["outputs"][0]))
+    with pytest.raises(InputError, match=message):
+        evaluator.process([{"file_name": case["files"][0]}], [output])
+    with pytest.raises(InputError, match="bonn_000009_000019 does not belong to it"):
+        evaluator.process([{"file_name": "bonn_000009_000019_x.png"}], [output])
 
 
 def test_crops_are_the_same_by_both_ways() -> None:
     masks = torch.from_numpy(np.random.default_rng(0).random((20, 9, 14)) < 0.03)
     masks[3] = False
     masks[4] = True
-    for on_cpu, on_device in zip(crop_on_cpu(masks), crop_on_device(masks), strict=True):
+    for mask, on_device in zip(masks, crop_on_device(masks), strict=True):
+        on_cpu = crop_mask(mask.numpy())
         assert (on_cpu.x0, on_cpu.y0) == (on_device.x0, on_device.y0)
         np.testing.assert_array_equal(on_cpu.bitmap, on_device.bitmap)
-    assert crop_on_cpu(masks[:0]) == crop_on_device(masks[:0]) == []
+    assert crop_on_device(masks[:0]) == []
 
 
 @pytest.mark.gpu

@@ -155,7 +155,7 @@ def test_part_of_a_split_and_missing_images() -> None:
 
 
 def test_log_names_protocol_and_dataset(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="cityscapes_maskrcnn.evaluation"):
+    with caplog.at_level(logging.INFO, logger="detectron2.cityscapes_maskrcnn"):
         score(FINE)
     (record,) = caplog.records
     text = record.getMessage()

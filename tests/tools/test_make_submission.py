@@ -19,8 +19,8 @@ from detectron2.modeling import build_model
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
-from cityscapes_maskrcnn.evaluation.evaluator import instances_to_predictions
 from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, ground_truth, match_image
+from cityscapes_maskrcnn.evaluation.instances import instances_to_predictions
 from cityscapes_maskrcnn.evaluation.result_files import (
     ground_truth_file,
     match_result_files,

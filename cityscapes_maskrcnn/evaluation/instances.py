@@ -1,0 +1,154 @@
+"""Detectron2's Instances of an image as predictions, without a full frame for every mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Instances, ROIMasks
+from torch import nn
+
+from cityscapes_maskrcnn.evaluation.image_scoring import CompactInstances
+from cityscapes_maskrcnn.evaluation.instance_ap import Prediction
+from cityscapes_maskrcnn.evaluation.masks import CroppedMask, crop_mask, occupied_span
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+class UnpastedInference(nn.Module):
+    """A Mask R-CNN whose ``pred_masks`` stay as small as its mask head makes them.
+
+    For :func:`detectron2.evaluation.inference_on_dataset` and an evaluator that understands it.
+    Everything else about the output is as ever; boxes are in pixels of the original image.
+    ``pred_masks`` is Detectron2's :class:`ROIMasks`, so that ``pred_masks.to_bitmasks(pred_boxes,
+    height, width)`` pastes them after all.
+
+    Args:
+        model: see :func:`leave_masks_unpasted`.
+    """
+
+    def __init__(self, model: GeneralizedRCNN) -> None:
+        super().__init__()
+        self.model = model
+        # Detectron2 puts a model back into the mode it found it in.
+        self.training = model.training
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
+        """Predict; input and output are Detectron2's."""
+        results = self.model.inference(batched_inputs, do_postprocess=False)
+        return [
+            {
+                "instances": to_image_scale(
+                    instances,
+                    height=image.get("height", instances.image_size[0]),
+                    width=image.get("width", instances.image_size[1]),
+                )
+            }
+            for instances, image in zip(results, batched_inputs, strict=True)
+        ]
+
+
+def leave_masks_unpasted(model: nn.Module) -> nn.Module:
+    """Wrap a model so that it leaves its masks unpasted.
+
+    Args:
+        model: as trained, possibly inside DistributedDataParallel.
+
+    Returns:
+        The wrapped model; ``model`` itself if it cannot do so: other meta architectures, test-time
+        augmentation, models without masks.
+    """
+    inner = getattr(model, "module", model)
+    # A subclass with an inference of its own, such as PanopticFPN, gives something else.
+    if not isinstance(inner, GeneralizedRCNN) or (
+        type(inner).inference is not GeneralizedRCNN.inference
+    ):
+        return model
+    return UnpastedInference(inner)
+
+
+def to_image_scale(instances: Instances, height: int, width: int) -> Instances:
+    """Bring boxes to the original image's scale by Detectron2's own function.
+
+    Args:
+        instances: a model's, not post-processed; changed in place.
+        height: of the original image in pixels.
+        width: of the original image in pixels.
+
+    Returns:
+        The instances inside the image, with ``pred_masks``, if there are any, as ROIMasks.
+    """
+    masks = instances.get_fields().get("pred_masks")
+    if masks is None:
+        return detector_postprocess(instances, height, width)
+    # It would paste what it knows as masks. Under another name they only lose what is outside.
+    instances.remove("pred_masks")
+    instances.unpasted = masks if isinstance(masks, ROIMasks) else ROIMasks(masks[:, 0])
+    result = detector_postprocess(instances, height, width)
+    result.pred_masks = result.unpasted
+    result.remove("unpasted")
+    return result
+
+
+def compact_instances(instances: Instances) -> CompactInstances:
+    """Bring Detectron2's predictions of one image to main memory, without full frames.
+
+    Args:
+        instances: on any device, with ``pred_masks`` (N, height, width) or :class:`ROIMasks`,
+            ``pred_classes``, ``scores`` and, if the model has them, ``pred_boxes``.
+
+    Raises:
+        InputError: there are no masks.
+    """
+    if not instances.has("pred_masks"):
+        raise InputError("the model predicts no masks; set MODEL.MASK_ON True to score them")
+    masks = instances.pred_masks
+    if isinstance(masks, ROIMasks):
+        size, compact = tuple(instances.image_size), masks.tensor.float().cpu().numpy()
+    elif masks.device.type == "cpu":
+        # PyTorch's any takes ten times as long as NumPy's on a CPU.
+        size, compact = tuple(masks.shape[1:]), list(map(crop_mask, masks.bool().numpy()))
+    else:
+        size, compact = tuple(masks.shape[1:]), crop_on_device(masks.bool())
+    return CompactInstances(
+        size=size,
+        categories=instances.pred_classes.tolist(),
+        scores=instances.scores.tolist(),
+        boxes=(
+            instances.pred_boxes.tensor.float().cpu().numpy()
+            if instances.has("pred_boxes")
+            else None
+        ),
+        masks=compact,
+    )
+
+
+def instances_to_predictions(instances: Instances, height: int, width: int) -> list[Prediction]:
+    """Turn Detectron2's predictions of one image into this project's.
+
+    Args:
+        instances: see :func:`compact_instances`.
+        height: of the image in pixels.
+        width: of the image in pixels.
+
+    Raises:
+        InputError: there are no masks, or they have another size.
+    """
+    return compact_instances(instances).predictions(height, width)
+
+
+def crop_on_device(masks: torch.Tensor) -> list[CroppedMask]:
+    """Cut N masks, shape (N, height, width), bool, down to their boxes where they are.
+
+    Only the boxes' insides travel to main memory, not 2 MB a mask.
+    """
+    rows = masks.any(dim=2).cpu().numpy()
+    columns = masks.any(dim=1).cpu().numpy()
+    crops = []
+    for mask, row, column in zip(masks, rows, columns, strict=True):
+        (y0, y1), (x0, x1) = occupied_span(row), occupied_span(column)
+        # A copy, because a CPU tensor's array would be a view of the frame.
+        crops.append(CroppedMask(x0, y0, mask[y0:y1, x0:x1].cpu().numpy().copy()))
+    return crops
