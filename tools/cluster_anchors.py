@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     source.add_argument("--dataset", metavar="NAME", help="such as cityscapes_instance_train")
     source.add_argument("--boxes", metavar="CSV", help="a file of width,height lines")
     add = parser.add_argument
-    add("--config-file", default=str(CONFIG), metavar="FILE", help="says how images are resized")
+    add("--config-file", default=str(CONFIG), metavar="FILE", help="sets how images are resized")
     add("--num-sizes", type=int, default=5, metavar="N", help="one a pyramid level (default: 5)")
     add("--num-ratios", type=int, default=3, metavar="N", help="anchors in a cell (default: 3)")
     add("--seed", type=int, metavar="S", help="0 to 4294967295; default: SEED of the config")

@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     if Path(args.output).suffix != ".pth":
-        raise InputError(f"{args.output}: OUT must end in .pth, which tells Detectron2 its format")
+        raise InputError(
+            f"{args.output}: OUT must end in .pth, by which Detectron2 knows the format"
+        )
     is_name = args.input.startswith(TORCHVISION_SCHEME)
     path = fetch_torchvision(args.input) if is_name else Path(args.input)
     checkpoint = read_checkpoint(path)

@@ -30,7 +30,7 @@ def write_drift_report(
     Args:
         start: see :func:`.modeling.drift.measure_drift`: a copy of the tensors before training.
         end: the tensors after training, in any naming.
-        folder: made when missing; each file appears only when it is complete.
+        folder: created when missing; each file appears only when it is complete.
 
     Returns:
         What the files say.

@@ -41,7 +41,7 @@ from cityscapes_maskrcnn.engine.seen_images import data_of_run, refuse_seen_imag
 from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
 from cityscapes_maskrcnn.engine.validation import ValidationLoss, check_validation
-from cityscapes_maskrcnn.modeling.freezing import format_parts, freeze_fpn, trainable_parts
+from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
 
@@ -74,9 +74,7 @@ class Trainer(DefaultTrainer):
             cfg.SEED = comm.shared_random_seed()
             cfg.freeze()
         model = self.build_model(cfg)
-        logging.getLogger(__name__).info(
-            "Trainable parameters:\n%s", format_parts(trainable_parts(model))
-        )
+        logging.getLogger(__name__).info("Trainable parameters:\n%s", parameter_table(model))
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
 

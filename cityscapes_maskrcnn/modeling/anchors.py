@@ -82,10 +82,10 @@ def fit_anchors(
     """Find the sizes and ratios that fit boxes best.
 
     The clustering happens in a scale-free space, with logarithms of size and of ratio as its axes:
-    there a distance says by what factor two shapes differ, which is what their IoU depends on. In
-    pixels a 300 pixel box that is off by 10 % would weigh as much as thirty boxes of 10 pixels that
-    are off by 10 % each (in squared distances as much as 900), so the clusters would go to the few
-    large boxes and the small ones would share what is left.
+    a distance is the factor by which two shapes differ, on which their IoU depends. In pixels a
+    300 pixel box that is off by 10 % would weigh as much as thirty boxes of 10 pixels that are off
+    by 10 % each (in squared distances as much as 900): the clusters would go to the few large boxes
+    and the small ones would share what is left.
 
     k-means (scikit-learn) over log sqrt(width * height) gives the sizes, k-means over
     log(height / width) the ratios. Detectron2 combines every size with every ratio, which neither

@@ -1,4 +1,4 @@
-"""The dilated ResNet-50 of torchvision's DeepLabv3, made of Detectron2's blocks."""
+"""The dilated ResNet-50 of torchvision's DeepLabv3, built from Detectron2's blocks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _STAGES = (
 
 
 class DilatedResNet(ResNet):
-    """A ResNet that also hands on its input, as the feature ``"image"``.
+    """A ResNet that also returns its input, as the feature ``"image"``.
 
-    The input's size cannot be told from the features, which are rounded up; a head that predicts
-    at the size of the input takes it from there.
+    The input's size does not follow from the features, whose sizes are rounded up; a head that
+    predicts at the size of the input takes it from there.
     """
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

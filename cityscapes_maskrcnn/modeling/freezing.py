@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import FPN
 from tabulate import tabulate
@@ -25,21 +22,6 @@ _PARTS = (
     ("mask head", ("roi_heads.mask_",)),
     ("semantic head", ("sem_seg_head.",)),
 )
-
-
-@dataclass(frozen=True)
-class ModelPart:
-    """A part of a model.
-
-    Attributes:
-        name: such as ``res2``, ``FPN`` or ``mask head``.
-        parameters: how many values it has, weights and biases of frozen BatchNorm among them.
-        trainable: how many of them an optimizer moves.
-    """
-
-    name: str
-    parameters: int
-    trainable: int
 
 
 def freeze_fpn(model: nn.Module) -> None:
@@ -70,15 +52,15 @@ def freeze_fpn(model: nn.Module) -> None:
         FrozenBatchNorm2d.convert_frozen_batchnorm(layer)
 
 
-def trainable_parts(model: nn.Module) -> list[ModelPart]:
-    """Count the parameters of every part of a model.
+def parameter_table(model: nn.Module) -> str:
+    """Count the parameters of every part of a model, and those that are trained.
 
     Args:
         model: not wrapped by DistributedDataParallel.
 
     Returns:
-        The parts that the model has, from the image to the output; others by the first word of
-        their module's name.
+        A Markdown table of the parts that the model has, from the image to the output, with the
+        total. Other modules than a Mask R-CNN's are listed by the first word of their names.
     """
     counts: dict[str, list[int]] = {name: [0, 0] for name, _ in _PARTS}
     for prefix, module in model.named_modules():
@@ -90,17 +72,8 @@ def trainable_parts(model: nn.Module) -> list[ModelPart]:
             count = counts.setdefault(_part_of(f"{prefix}."), [0, 0])
             count[0] += tensor.numel()
             count[1] += tensor.numel() * tensor.requires_grad
-    return [ModelPart(name, *count) for name, count in counts.items() if count[0]]
-
-
-def format_parts(parts: Sequence[ModelPart]) -> str:
-    """Lay out the result of :func:`trainable_parts` as a Markdown table, with the total."""
-    total = ModelPart(
-        name="total",
-        parameters=sum(part.parameters for part in parts),
-        trainable=sum(part.trainable for part in parts),
-    )
-    rows = [(part.name, f"{part.parameters:,}", f"{part.trainable:,}") for part in (*parts, total)]
+    counts["total"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    rows = [(name, f"{size:,}", f"{live:,}") for name, (size, live) in counts.items() if size]
     headers = ("part", "parameters", "trainable")
     align = ("left", "right", "right")
     return tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True)

@@ -78,7 +78,7 @@ class ASPP(nn.Module):
 class TorchvisionDeepLabV3Head(nn.Module):
     """ASPP, a 3x3 convolution and a classifier, upsampled to the size of the network's input.
 
-    For Detectron2's ``SemanticSegmentor``, on a backbone that also hands on its input as the
+    For Detectron2's ``SemanticSegmentor``, on a backbone that also returns its input as the
     feature ``"image"`` (:class:`.backbone.DilatedResNet`). Every tensor of the head of
     torchvision's ``deeplabv3_resnet50`` has its place here (:mod:`.deeplab_weights`), and with
     them the logits are the same.

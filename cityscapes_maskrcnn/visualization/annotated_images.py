@@ -85,7 +85,7 @@ def draw_record(record: dict[str, Any], metadata: Any) -> npt.NDArray[np.uint8]:
         The picture, shape (H, W, 3), uint8, RGB.
 
     Raises:
-        InputError: a file is missing, damaged, or of another size than the record says.
+        InputError: a file is missing, damaged, or of another size than the record's.
     """
     image = read_image(record["file_name"], "RGB")
     check_size(record["file_name"], image, record)

@@ -1,4 +1,4 @@
-"""What a model gets wrong, as pictures, drawn from the tables that an evaluation leaves behind."""
+"""Pictures of a model's errors, drawn from the tables that an evaluation writes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _precision_recall(rows: list[Row], per_class: list[Row], threshold: float) -
         recall, precision, confidence = np.array(points).T
         label = f"{scores['class']}  AP50 {float(scores['AP50']):.1f}"
         axis.plot(recall, precision, color=color, linewidth=1.8, label=label)
-        # The first point from there upwards; the last one is at infinity: nothing is shown.
+        # The first point from there upwards; the last one is at infinity: no predictions.
         at = int(np.searchsorted(confidence, threshold))
         if at < len(confidence) - 1:
             axis.plot(recall[at], precision[at], "o", color=color, markersize=6, clip_on=False)
@@ -100,11 +100,11 @@ def _precision_recall(rows: list[Row], per_class: list[Row], threshold: float) -
 
 
 def _confusion(rows: list[Row], _per_class: list[Row], threshold: float) -> Figure:
-    """A row for what is there, a column for what the model says."""
+    """A row for the class in the ground truth, a column for the predicted one."""
     columns = list(rows[0])[1:]
     counts = np.array([[int(row[column]) for column in columns] for row in rows])
     figure, (axis,) = _figure(
-        9.4, 6.6, 1, f"What the model says of each object (confidence ≥ {threshold:g})"
+        9.4, 6.6, 1, f"Predicted class of each object (confidence ≥ {threshold:g})"
     )
     names = [
         f"{row['truth']}\nn = {total:,}"
@@ -151,12 +151,10 @@ def _false_positives(rows: list[Row], _per_class: list[Row], threshold: float) -
 
 def _misses(rows: list[Row], _per_class: list[Row], threshold: float) -> Figure:
     """How many of the objects of a size, or of an occlusion, are not found."""
-    figure, axes = _figure(
-        11, 5.6, 2, f"Objects that are missed (IoU 0.5, confidence ≥ {threshold:g})"
-    )
+    figure, axes = _figure(11, 5.6, 2, f"Missed objects (IoU 0.5, confidence ≥ {threshold:g})")
     titles = {
         "size": "by size (limits 32² and 96² pixels)",
-        "occlusion": "by share of the box taken by closer things\n(limits 1% and 35%)",
+        "occlusion": "by share of the box that closer objects\nocclude (limits 1% and 35%)",
     }
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
         chosen = [row for row in rows if row["by"] == kind]

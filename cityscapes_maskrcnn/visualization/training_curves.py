@@ -24,7 +24,7 @@ from cityscapes_maskrcnn.visualization.style import (
 logger = logging.getLogger(__name__)
 
 # Iteration -> value, in order of iterations. As everywhere in Detectron2 the first one is 0: what
-# is measured after 100 iterations stands at 99, but for the scores at the end of training: at 100.
+# is measured after 100 iterations is at 99, except for the scores at the end of training: at 100.
 Curve = dict[int, float]
 
 # This project's name for the mean over the classes, and that of Detectron2's own evaluator.
