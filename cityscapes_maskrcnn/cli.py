@@ -21,12 +21,12 @@ with paused_garbage_collection():
     import detectron2.modeling  # noqa: F401
 
 import torch
-import torch.multiprocessing
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import check_dataset_names, register_all
@@ -80,7 +80,7 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     if len(opts) % 2:
         raise InputError(f"config options come as KEY VALUE pairs; one is incomplete in: {opts}")
     options = list(zip(opts[0::2], opts[1::2], strict=True))
-    # Which files to include may be said on the command line, whose other keys come after them.
+    # INCLUDE may be on the command line, whose other keys are merged after the files it names.
     _merge_options(cfg, [(key, value) for key, value in options if key == "INCLUDE"])
     _merge_includes(cfg)
     _merge_options(cfg, [(key, value) for key, value in options if key != "INCLUDE"])
@@ -120,8 +120,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     logger = logging.getLogger(__name__)
     if used and not args.eval_only and not args.resume:
         logger.warning(
-            "%s holds an earlier run, whose metrics.json this one goes on with and whose "
-            "checkpoints it replaces one by one; --resume goes on with that run instead",
+            "%s holds an earlier run: this one appends to its metrics.json and overwrites its "
+            "checkpoints one by one; --resume continues that run instead",
             cfg.OUTPUT_DIR,
         )
     if not cfg.MODEL.DEVICE.startswith("cuda"):
@@ -152,7 +152,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         raise InputError("several machines need the same --dist-url tcp://HOST:PORT of machine 0")
     if not 0 <= args.machine_rank < args.num_machines:
         raise InputError(f"--machine-rank must be between 0 and {args.num_machines - 1}")
-    # Built here too, so that a mistake in it is told once and not by every process.
+    # Built here too, so that a mistake in it is reported once and not by every process.
     on_cpu = build_config(args.config_file, args.opts).MODEL.DEVICE == "cpu"
     gpus = 0 if on_cpu else torch.cuda.device_count()
     if gpus and args.num_gpus > gpus:
@@ -165,12 +165,12 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # Otherwise every process starts a thread per core and they fight for them.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // args.num_gpus)))
-    # The processes save and stop on these; without this they would die with their parent.
+    # The processes save and stop on these signals; without this they would die with their parent.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _pass_on)
-    # Only the parent speaks: the processes hand it what is wrong with the input.
+    # The parent reports what is wrong with the input; the processes send it here.
     problems = multiprocessing.get_context("spawn").SimpleQueue()
-    # It would tell that it ends the processes that a failed one leaves behind.
+    # It would log that it ends the processes that a failed one leaves behind.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
         detectron2_launch(
@@ -181,14 +181,11 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
             dist_url=args.dist_url,
             args=(main, args, problems),
         )
-    except (
-        torch.multiprocessing.ProcessExitedException,
-        torch.multiprocessing.ProcessRaisedException,
-    ) as error:
-        # Whatever the processes stumbled over later follows from the first problem.
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        # Later errors of other processes follow from the first.
         if not problems.empty():
             raise InputError(problems.get()) from error
-        if isinstance(error, torch.multiprocessing.ProcessRaisedException):
+        if isinstance(error, ProcessRaisedException):
             raise
         if error.exit_code == -signal.SIGKILL:
             raise InputError(
@@ -213,10 +210,10 @@ def _process_main(
     args: argparse.Namespace,
     problems: SimpleQueue[str],
 ) -> None:
-    """Run one process of several."""
+    """Run ``main`` in one process of several."""
     if "fork" in multiprocessing.get_all_start_methods():
-        # As where training is a single process: this one was spawned, and would otherwise spawn
-        # its loading workers, each of which would import everything again.
+        # PyTorch's default for loading workers, which run NumPy and OpenCV only. A spawned process
+        # would spawn them, and each would import everything again.
         multiprocessing.set_start_method("fork", force=True)
     try:
         main(args)
@@ -302,18 +299,18 @@ def _merge_options(cfg: CfgNode, options: list[tuple[str, str]]) -> None:
 
 
 def _explain(cfg: CfgNode, error: Exception, where: str, key: str = "") -> str:
-    """Say in one line what yacs did not like, with the nearest existing key."""
+    """Turn an error of yacs into one line, with the nearest existing key."""
     message = str(error.args[0] if error.args else error)
-    unknown = re.match(r"Non-existent (?:config )?key: ?(\S*)", message)
     known = _all_keys(cfg)
+    unknown = re.match(r"Non-existent (?:config )?key: ?(\S*)", message)
     if unknown or (key and key not in known):
         key = key or (unknown.group(1) if unknown else "")
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{where}: there is no config key {key}{hint}"
-    inside = [each for each in known if key and each.startswith(f"{key}.")]
+    inside = next((each for each in known if key and each.startswith(f"{key}.")), None)
     if inside:
-        return f"{where}: {key} is a section; name a key in it, such as {inside[0]}"
+        return f"{where}: {key} is a section; name a key in it, such as {inside}"
     types = re.match(
         r"Type mismatch \(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \((.*) vs\. .*\) "
         r"for config key: (\S+)",
@@ -321,7 +318,7 @@ def _explain(cfg: CfgNode, error: Exception, where: str, key: str = "") -> str:
     )
     if types:
         wanted, found, value, name = types.groups()
-        return f"{where}: {name} must be of type {wanted}, such as {value}, not {found}"
+        message = f"{name} must be of type {wanted}, such as {value}, not {found}"
     return f"{where}: {message}"
 
 

@@ -20,7 +20,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 
 def data_of_run(cfg: CfgNode, selected: bool = False) -> list[UsedData]:
-    """Say what training with a config uses, and what for.
+    """List the data that training with a config uses, and for what.
 
     Args:
         cfg: reads ``DATASETS.TRAIN`` (trained on), ``DATASETS.TUNED_ON`` (tuned on) and
@@ -40,7 +40,7 @@ def data_of_run(cfg: CfgNode, selected: bool = False) -> list[UsedData]:
 def refuse_seen_images(
     cfg: CfgNode, history: Iterable[UsedData], roles: Collection[str]
 ) -> list[SeenImages]:
-    """Make sure that a model is scored on images that it has not seen.
+    """Refuse to score a model on images that it has seen.
 
     Args:
         cfg: reads ``DATASETS.TEST`` and ``TEST.ALLOW_SEEN_IMAGES``.
@@ -61,11 +61,11 @@ def refuse_seen_images(
     ]
     if not seen:
         return []
-    said = "; ".join(map(str, seen))
+    overlap = "; ".join(map(str, seen))
     if not cfg.TEST.ALLOW_SEEN_IMAGES:
         raise InputError(
-            f"the model has seen what it shall be scored on: {said}. Name other images in "
+            f"the model has seen images that it is to be scored on: {overlap}. Name others in "
             "DATASETS.TEST, or set TEST.ALLOW_SEEN_IMAGES True for a score that says so"
         )
-    logging.getLogger(__name__).warning("These scores are of images the model has seen: %s", said)
+    logging.getLogger(__name__).warning("The model has seen images it is scored on: %s", overlap)
     return seen
