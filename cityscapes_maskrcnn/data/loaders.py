@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
-from cityscapes_maskrcnn.utils.end_with_parent import end_with_parent
+from cityscapes_maskrcnn.utils.child import end_with_parent
 from cityscapes_maskrcnn.utils.errors import InputError
 
 

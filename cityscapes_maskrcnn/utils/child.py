@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
-from cityscapes_maskrcnn.utils.end_with_parent import bound_to_this_process
 from cityscapes_maskrcnn.utils.stop import StopRequests
+
+_PR_SET_PDEATHSIG: Final = 1
+# Has the kernel end the process with its parent, then becomes the command. A program of its own
+# rather than a function between fork and exec, where Python may deadlock if the parent has threads.
+_BIND_AND_RUN: Final = f"""
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGKILL)})
+# The parent may have died before the kernel was told.
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def run_child(
@@ -48,7 +69,7 @@ def run_child(
     with log_file.open("ab") as log:
         start = log.tell()
         child = subprocess.Popen(
-            bound_to_this_process(command),
+            [sys.executable, "-I", "-c", _BIND_AND_RUN, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
