@@ -117,7 +117,7 @@ def test_class_dependent_parameters_may_start_anew(tmp_path: Path) -> None:
         (b"", "not a checkpoint"),
         (b"plain text, not weights", "not a checkpoint"),
         ("truncated", "not a checkpoint"),
-        ([1, 2], "holds a list"),
+        ([1, 2], "holds no tensors"),
         ({"model": {}}, "holds no tensors"),
         ({"epoch": 3}, "holds no tensors"),
         ({"model": {"other.weight": torch.zeros(2)}}, "none of its tensors belongs to this model"),
