@@ -39,7 +39,7 @@ def main() -> None:
     for each, images in ((load, 2975), (once, 4), (scale, 500)):
         each.add_argument("--images", type=int, default=images, dest="num_images", help="how many")
     for each in (load, once):
-        each.add_argument("--repeats", type=int, default=5, help="the median of them is shown")
+        each.add_argument("--repeats", type=int, default=5, help="the median of them is reported")
     for each, number in ((once, 60), (scale, 100)):
         add, dest = each.add_argument, "num_predictions"
         add("--predictions", type=int, default=number, dest=dest, help="per image")
@@ -47,7 +47,7 @@ def main() -> None:
         add("--width", type=int, default=2048, help="of the images, in pixels")
     step = new("stage-0", help="a training step, and its memory")
     step.set_defaults(function="stage_0.benchmark_stage_0", config_file=STAGE_0)
-    step.add_argument("--steps", type=int, default=5, help="of each system; the median is shown")
+    step.add_argument("--steps", type=int, default=5, help="of each system; the median is reported")
     step.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
     options = vars(parser.parse_args())
     module, _, name = options.pop("function").partition(".")

@@ -6,7 +6,8 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from cityscapes_maskrcnn.benchmarks.official_evaluation import (
     runnable_official_code,
     score_result_files,
 )
-from cityscapes_maskrcnn.benchmarks.predictions import RawPredictions, predict_from_truth
+from cityscapes_maskrcnn.benchmarks.predictions import RawPredictions, predict_from_ground_truth
 from cityscapes_maskrcnn.data.cache import CACHE_VARIABLE
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
@@ -50,14 +51,14 @@ class Case:
     Attributes:
         gt_dir: the split's folder.
         images: names of image files (which nobody opens), one per ground truth.
-        truth_files: the ``*_instanceIds.png``, in the same order.
+        gt_files: the ``*_instanceIds.png``, in the same order.
         raw: the predictions, in the same order.
         size: height and width of the images in pixels.
     """
 
     gt_dir: Path
     images: list[str]
-    truth_files: list[Path]
+    gt_files: list[Path]
     raw: list[RawPredictions]
     size: tuple[int, int]
 
@@ -90,7 +91,7 @@ def benchmark_evaluation(
         num_predictions: per image.
         height: of the images in pixels.
         width: of the images in pixels.
-        repeats: how often everything is measured; the median is shown.
+        repeats: how often everything is measured; the median is reported.
 
     Returns:
         A table, and what is compared in it.
@@ -103,44 +104,62 @@ def benchmark_evaluation(
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory(prefix="benchmark_evaluation_") as folder:
-        case = make_case(Path(folder), num_images, num_predictions, height, width)
-        before = os.environ.get(CACHE_VARIABLE)
-        os.environ[CACHE_VARIABLE] = str(Path(folder) / "cache")
-        try:
-            with runnable_official_code(Path(folder)) as official:
-                runs = [measure(case, official) for _ in range(repeats)]
-        finally:
-            if before is None:
-                del os.environ[CACHE_VARIABLE]
-            else:
-                os.environ[CACHE_VARIABLE] = before
-    middle = {
+        case = make_case(
+            Path(folder),
+            num_images=num_images,
+            num_predictions=num_predictions,
+            height=height,
+            width=width,
+        )
+        with (
+            cache_in(Path(folder) / "cache"),
+            runnable_official_code(Path(folder)) as official,
+        ):
+            runs = [measure(case, official) for _ in range(repeats)]
+    medians = {
         step: Times(
-            float(np.median([run[step].wall for run in runs])),
-            float(np.median([run[step].processor for run in runs])),
+            wall=float(np.median([run[step].wall for run in runs])),
+            processor=float(np.median([run[step].processor for run in runs])),
         )
         for step in runs[0]
     }
     return _report(
-        middle, f"{num_images} images of {height}x{width}, {num_predictions} predictions each"
+        medians, f"{num_images} images of {height}x{width}, {num_predictions} predictions each"
     )
 
 
-def make_case(folder: Path, num_images: int, num_predictions: int, height: int, width: int) -> Case:
+@contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """Keep caches in a folder of the benchmark's own for the time of a ``with`` block."""
+    before = os.environ.get(CACHE_VARIABLE)
+    os.environ[CACHE_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[CACHE_VARIABLE]
+        if before is not None:
+            os.environ[CACHE_VARIABLE] = before
+
+
+def make_case(
+    folder: Path, *, num_images: int, num_predictions: int, height: int, width: int
+) -> Case:
     """Generate scenes, and predictions from their ground truth; register them as a dataset."""
     counts = {"train": 0, "val": num_images, "test": 0, "train_extra": 0}
     root = generate_dataset(folder / "data", counts, height=height, width=width, seed=5)
     gt_dir = root / "gtFine" / "val"
-    truth_files = sorted(gt_dir.glob("*/*_instanceIds.png"))
+    gt_files = sorted(gt_dir.glob("*/*_instanceIds.png"))
     random = np.random.default_rng(0)
-    truths = [ground_truth(read_instance_ids(file)) for file in truth_files]
     images = [
         str(file).replace("gtFine_instanceIds", "leftImg8bit").replace("/gtFine/", "/leftImg8bit/")
-        for file in truth_files
+        for file in gt_files
     ]
-    raw = [predict_from_truth(truth, num_predictions, random) for truth in truths]
+    raw = [
+        predict_from_ground_truth(ground_truth(read_instance_ids(file)), num_predictions, random)
+        for file in gt_files
+    ]
     register(images, gt_dir)
-    return Case(gt_dir, images, truth_files, raw, (height, width))
+    return Case(gt_dir=gt_dir, images=images, gt_files=gt_files, raw=raw, size=(height, width))
 
 
 def register(images: Sequence[str], gt_dir: Path) -> None:
@@ -202,7 +221,7 @@ def measure(case: Case, official: list[dict[str, Any]]) -> dict[str, Times]:
     scores["everything"] = timed("everything", everything.evaluate)
     results = result_folder(reference)
     matches = timed("files", lambda: match_result_files(results, case.gt_dir, num_workers=1))
-    timed("official", score_result_files(results, case.truth_files))
+    timed("official", score_result_files(results, case.gt_files))
     from_files = averages(average_precision(matches))
     np.testing.assert_equal(from_files, official[-1])
     for name, found in scores.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import resource
 import tempfile
 import time
@@ -15,9 +14,14 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from cityscapes_maskrcnn.benchmarks.evaluation import DATASET, Case, make_case, register
+from cityscapes_maskrcnn.benchmarks.evaluation import (
+    DATASET,
+    Case,
+    cache_in,
+    make_case,
+    register,
+)
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.data.cache import CACHE_VARIABLE
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted, to_image_scale
@@ -88,24 +92,40 @@ def benchmark_scale(
             "--images and --predictions must be 1 or more, --workers and --model-side 0 or more"
         )
     with tempfile.TemporaryDirectory(prefix="benchmark_evaluation_") as folder:
-        case = make_case(Path(folder), min(_SCENES, num_images), num_predictions, height, width)
+        case = make_case(
+            Path(folder),
+            num_images=min(_SCENES, num_images),
+            num_predictions=num_predictions,
+            height=height,
+            width=width,
+        )
         case = _repeat(case, num_images)
+        register(case.images, case.gt_dir)
         rows = []
-        # The first one fills the cache of the ground truth and is not counted.
-        for number, side in [(workers[0], 0), *((number, model_side) for number in workers)]:
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, spawn) as pool:
-                run = pool.submit(_measure, case, number, folder, config_file, side).result()
-            rows.append([number, *_cells(run, num_images)])
+        with cache_in(Path(folder) / "cache"):
+            start = time.perf_counter()
+            CityscapesInstanceEvaluator(DATASET).load_ground_truth()
+            first = time.perf_counter() - start
+            for number in workers:
+                # The process inherits the folder of the cache.
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    run = pool.submit(
+                        _measure,
+                        case,
+                        num_workers=number,
+                        folder=Path(folder),
+                        config_file=config_file,
+                        model_side=model_side,
+                    ).result()
+                rows.append([number, *_cells(run, num_images)])
     head = ["workers", "load, s", "model, s", "model and match, s", "images/s", "score, s"]
     head += ["memory, half", "memory, all", "worker"]
-    table = tabulate(rows[1:], head, "github")
-    first = rows[0][1]
+    table = tabulate(rows, head, "github")
     return (
         f"{num_images} images of {height}x{width}, {num_predictions} predictions each; memory in MB"
         " above that of the process before, with its model\n"
         "First time, decoding the ground truth on all cores:"
-        f" {first} s\n\n{table}"
+        f" {first:.2f} s\n\n{table}"
     )
 
 
@@ -118,16 +138,16 @@ def _cells(run: Run, num_images: int) -> list[str]:
 
 def _repeat(case: Case, num_images: int) -> Case:
     """Give the scenes more names."""
-    images, truth_files = [], []
+    images, gt_files = [], []
     for index in range(num_images):
-        source = case.truth_files[index % len(case.images)]
+        source = case.gt_files[index % len(case.images)]
         city = source.parent.name
         name = source.parent / f"{city}_{100000 + index}_000019_gtFine_instanceIds.png"
         name.hardlink_to(source)
-        truth_files.append(name)
+        gt_files.append(name)
         images.append(f"/none/{city}/{city}_{100000 + index}_000019_leftImg8bit.png")
     raw = [case.raw[index % len(case.raw)] for index in range(num_images)]
-    return replace(case, images=images, truth_files=truth_files, raw=raw)
+    return replace(case, images=images, gt_files=gt_files, raw=raw)
 
 
 def _build_model(config_file: Path, side: int) -> Callable[[], None]:
@@ -145,16 +165,17 @@ def _build_model(config_file: Path, side: int) -> Callable[[], None]:
     return predict
 
 
-def _measure(case: Case, num_workers: int, folder: str, config_file: Path, model_side: int) -> Run:
+def _measure(
+    case: Case, *, num_workers: int, folder: Path, config_file: Path, model_side: int
+) -> Run:
     """Score everything once."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     predict = _build_model(config_file, model_side)
     predict()
-    os.environ[CACHE_VARIABLE] = str(Path(folder) / "cache")
     register(case.images, case.gt_dir)
-    evaluator = CityscapesInstanceEvaluator(DATASET, Path(folder) / "inference", num_workers)
-    # One image, so that whatever is loaded on first use is not taken for growth.
+    evaluator = CityscapesInstanceEvaluator(DATASET, folder / "inference", num_workers)
+    # One image, so that what is loaded on first use is not taken for growth.
     to_image_scale(case.instances(0), *case.size)
     before = _peak()
     start = time.perf_counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -17,19 +16,17 @@ import numpy as np
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 from tabulate import tabulate
 
+from cityscapes_maskrcnn.benchmarks.evaluation import cache_in
 from cityscapes_maskrcnn.benchmarks.official_evaluation import runnable_official_code
 from cityscapes_maskrcnn.data.annotations import load_instances
-from cityscapes_maskrcnn.data.cache import CACHE_VARIABLE
 from cityscapes_maskrcnn.utils.errors import InputError
 
 _HEIGHT, _WIDTH = 1024, 2048
 _VERTICES = 41
-# What a street is made of: two objects in five count as instances.
-_LABELS = (
-    *("car", "person", "car", "bicycle", "rider", "truck", "cargroup", "motorcycle"),
-    *("road", "sidewalk", "building", "vegetation", "pole", "pole", "traffic sign", "sky"),
-    *("terrain", "fence", "static", "ego vehicle"),
-)
+# Objects of a street: two objects in five count as instances.
+_THINGS = ["car", "person", "car", "bicycle", "rider", "truck", "cargroup", "motorcycle"]
+_STUFF = ["road", "sidewalk", "building", "vegetation", "pole", "pole", "traffic sign", "sky"]
+_LABELS = [*_THINGS, *_STUFF, "terrain", "fence", "static", "ego vehicle"]
 
 
 def benchmark_loading(num_images: int, num_objects: int, repeats: int) -> str:
@@ -56,7 +53,7 @@ def benchmark_loading(num_images: int, num_objects: int, repeats: int) -> str:
             warnings.simplefilter("ignore")
             with _clock(seconds, "theirs"):
                 theirs = load_cityscapes_instances(image_dir, gt_dir)
-        with _cache_in(folder / "cache"):
+        with cache_in(folder / "cache"):
             with _clock(seconds, "first"):
                 load_instances(image_dir, gt_dir)
             for number in range(repeats):
@@ -83,18 +80,6 @@ def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
-
-
-@contextmanager
-def _cache_in(folder: Path) -> Iterator[None]:
-    before = os.environ.get(CACHE_VARIABLE)
-    os.environ[CACHE_VARIABLE] = str(folder)
-    try:
-        yield
-    finally:
-        del os.environ[CACHE_VARIABLE]
-        if before is not None:
-            os.environ[CACHE_VARIABLE] = before
 
 
 def _write_tree(folder: Path, num_images: int, num_objects: int) -> tuple[str, str]:

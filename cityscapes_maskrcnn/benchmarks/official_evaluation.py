@@ -1,4 +1,4 @@
-"""Detectron2's own Cityscapes evaluator, made to run outside of Meta, to compare with."""
+"""Detectron2's own Cityscapes evaluator, which runs outside of Meta here, to compare with."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def result_folder(evaluator: CityscapesInstanceEvaluator) -> Path:
     return Path(evaluator._temp_dir)
 
 
-def score_result_files(results: Path, truth_files: Sequence[Path]) -> Callable[[], None]:
+def score_result_files(results: Path, gt_files: Sequence[Path]) -> Callable[[], None]:
     """Prepare a call of the official function; inside of :func:`runnable_official_code`."""
 
     def score() -> None:
@@ -90,7 +90,7 @@ def score_result_files(results: Path, truth_files: Sequence[Path]) -> Callable[[
         official.args.predictionWalk = None
         official.args.JSONOutput = False
         official.args.gtInstancesFile = str(results / "no_such_file.json")
-        files = [str(file) for file in truth_files]
+        files = [str(file) for file in gt_files]
         predictions = [official.getPrediction(file, official.args) for file in files]
         official.evaluateImgLists(predictions, files, official.args)
 

@@ -1,4 +1,4 @@
-"""Predictions like those of a trained Mask R-CNN, made from the ground truth."""
+"""Predictions like those of a trained Mask R-CNN, derived from the ground truth."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class RawPredictions:
     categories: npt.NDArray[np.int64]
 
 
-def predict_from_truth(
-    truth: GroundTruth, number: int, random: np.random.Generator
+def predict_from_ground_truth(
+    gt: GroundTruth, number: int, random: np.random.Generator
 ) -> RawPredictions:
     """Imitate a detector.
 
@@ -41,39 +41,39 @@ def predict_from_truth(
     prediction in 10 lies anywhere.
 
     Args:
-        truth: of the image.
+        gt: of the image.
         number: of predictions.
         random: where all choices come from.
     """
     boxes = np.zeros((number, 4), dtype=np.float32)
     probabilities = np.zeros((number, MASK_SIZE, MASK_SIZE), dtype=np.float32)
     categories = np.zeros(number, dtype=np.int64)
-    weights = np.sqrt(np.minimum(truth.areas, 5000).astype(np.float64))
+    weights = np.sqrt(np.minimum(gt.areas, 5000).astype(np.float64))
     for index in range(number):
-        if not len(truth.ids) or random.random() < 0.1:
-            largest = min(300, truth.height, truth.width)
+        if not len(gt.ids) or random.random() < 0.1:
+            largest = min(300, gt.height, gt.width)
             width, height = np.exp(random.uniform(np.log(10), np.log(largest), size=2))
-            x0 = random.uniform(0, truth.width - width)
-            y0 = random.uniform(0, truth.height - height)
+            x0 = random.uniform(0, gt.width - width)
+            y0 = random.uniform(0, gt.height - height)
             box = np.array([x0, y0, x0 + width, y0 + height])
             chosen, category = None, int(random.integers(8))
         else:
-            chosen = int(random.choice(len(truth.ids), p=weights / weights.sum()))
-            x0, y0, x1, y1 = truth.boxes[chosen].tolist()
+            chosen = int(random.choice(len(gt.ids), p=weights / weights.sum()))
+            x0, y0, x1, y1 = gt.boxes[chosen].tolist()
             size = np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
             box = np.array([x0, y0, x1, y1]) + size * random.normal(0, 0.04, size=4)
-            category = int(truth.categories[chosen])
-        boxes[index] = np.clip(box, 0, [truth.width, truth.height] * 2)
+            category = int(gt.categories[chosen])
+        boxes[index] = np.clip(box, 0, [gt.width, gt.height] * 2)
         if (boxes[index, 2:] - boxes[index, :2]).min() < 1:
             boxes[index, 2:] = boxes[index, :2] + 1
         categories[index] = int(random.integers(8)) if random.random() < 0.05 else category
-        probabilities[index] = _mask(truth, chosen, boxes[index], random)
+        probabilities[index] = _mask(gt, chosen, boxes[index], random)
     scores = np.sort(random.random(number).astype(np.float32))[::-1].copy()
     return RawPredictions(boxes, probabilities, scores, categories)
 
 
 def _mask(
-    truth: GroundTruth,
+    gt: GroundTruth,
     index: int | None,
     box: npt.NDArray[np.float32],
     random: np.random.Generator,
@@ -85,7 +85,7 @@ def _mask(
     else:
         x = (box[0] + cells * (box[2] - box[0])).astype(np.int64)
         y = (box[1] + cells * (box[3] - box[1])).astype(np.int64)
-        cropped = truth.instance_mask(index)
+        cropped = gt.instance_mask(index)
         frame = np.pad(cropped.bitmap, 1)
         height, width = frame.shape
         inside = frame[

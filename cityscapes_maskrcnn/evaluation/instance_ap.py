@@ -53,7 +53,7 @@ class GroundTruth:
         height: pixels.
         width: pixels.
         run_starts: shape (R,), integers: positions (``x * height + y``, see :mod:`.masks`) where
-            runs of pixels with the same code begin, ascending from 0. They cover the frame.
+            runs of pixels with the same code begin, ascending from 0.
         run_codes: shape (R,), dtype uint8 (uint16 beyond 254 instances): 2 + k where instance k is,
             1 on void, 0 elsewhere.
         ids: shape (K,), dtype int64: pixel value of every instance or group of the 8 classes,

@@ -1,6 +1,6 @@
-"""Masks held as runs of pixels or inside their boxes; the full frame is never made.
+"""Masks held as runs of pixels or inside their boxes; never as a full frame.
 
-An instance covers a few percent of a 1024 x 2048 frame. Two forms hold only what it covers:
+An instance covers a few percent of a 1024 x 2048 frame. Two forms hold only its pixels:
 :class:`RunMask` lists its runs, which takes a few numbers for every column that it touches and is
 what the scores are computed from; :class:`CroppedMask` has the pixels of its box.
 

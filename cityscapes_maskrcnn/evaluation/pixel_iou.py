@@ -6,7 +6,7 @@ every image and goes over the full frame once per instance. Here one count over 
 confusion matrix and one over the pixels of instances gives what the instance-weighted score needs
 (:func:`count_image`); an image is then a matrix and a few numbers per instance.
 
-Two scores are made of the counts. IoU is the intersection over union of all pixels. In iIoU, for
+The counts give two scores. IoU is the intersection over union of all pixels. In iIoU, for
 classes with instances, a pixel of an instance weighs the more the smaller the instance is, so that
 a distant person counts as much as a near one.
 """

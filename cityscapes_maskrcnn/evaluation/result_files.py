@@ -287,7 +287,7 @@ def write_image_results(
     """Write one image's predictions in the official form.
 
     Args:
-        folder: where the text file and the masks go, side by side; made when missing.
+        folder: where the text file and the masks go, side by side; created when missing.
         image_file: the image; its name gives the names of what is written.
         predictions: of the image. A confidence is written so that it reads back as the same number.
         height: of the image in pixels.

@@ -362,5 +362,5 @@ def _check_mask(files: _Zip | _Folder, name: str, expected: ExpectedImage) -> li
     if ((pixels == 0) | (pixels == pixels.max())).all():
         return []
     values = np.unique(pixels).tolist()
-    shown = ", ".join(map(str, values[:6])) + ", ..." * (len(values) > 6)
-    return [Violation("mask that is not binary", name, f"it has {len(values)} values: {shown}")]
+    first = ", ".join(map(str, values[:6])) + ", ..." * (len(values) > 6)
+    return [Violation("mask that is not binary", name, f"it has {len(values)} values: {first}")]
