@@ -37,10 +37,10 @@ def mask(y0: int, y1: int, x0: int, x1: int) -> CroppedMask:
     return CroppedMask(x0, y0, np.ones((y1 - y0, x1 - x0), dtype=bool))
 
 
-def codes(truth: GroundTruth) -> np.ndarray:
+def codes(gt: GroundTruth) -> np.ndarray:
     """The runs as an image."""
-    lengths = np.diff(truth.run_starts, append=truth.height * truth.width)
-    return np.repeat(truth.run_codes, lengths).reshape(truth.width, truth.height).T
+    lengths = np.diff(gt.run_starts, append=gt.height * gt.width)
+    return np.repeat(gt.run_codes, lengths).reshape(gt.width, gt.height).T
 
 
 @pytest.fixture
@@ -59,11 +59,11 @@ def official_score(
         arguments.gtInstancesFile = str(tmp_path / "does_not_exist.json")
         arguments.predictionPath = str(results)
         arguments.predictionWalk = None
-        truth = sorted(str(file) for file in gt_dir.glob("*/*_gtFine_instanceIds.png"))
-        predictions = [official.getPrediction(file, arguments) for file in truth]
+        gt_files = sorted(str(file) for file in gt_dir.glob("*/*_gtFine_instanceIds.png"))
+        predictions = [official.getPrediction(file, arguments) for file in gt_files]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # its nanmean of nothing
-            result: dict[str, Any] = official.evaluateImgLists(predictions, truth, arguments)
+            result: dict[str, Any] = official.evaluateImgLists(predictions, gt_files, arguments)
         return result
 
     return score
@@ -76,7 +76,7 @@ class Scenes:
         self.random = np.random.default_rng(seed)
         random = self.random
         self.classes = random.choice(INSTANCE_IDS, size=random.integers(1, 5), replace=False)
-        self.num_truth = random.choice([0, 1, 4, 9])
+        self.num_objects = random.choice([0, 1, 4, 9])
         self.num_predictions = random.choice([0, 1, 6, 14], p=[0.1, 0.1, 0.4, 0.4])
         self.few_confidences = random.random() < 0.4
 
@@ -86,12 +86,12 @@ class Scenes:
         tall, wide = self.random.integers(2, [height // 2, width // 2])
         return slice(y0, y0 + tall), slice(x0, x0 + wide)
 
-    def truth(self, shape: tuple[int, int]) -> np.ndarray:
+    def instance_ids(self, shape: tuple[int, int]) -> np.ndarray:
         random = self.random
         ids = np.full(shape, 7, dtype=np.uint16)
         for _ in range(random.integers(0, 4)):  # void of all kinds, and road
             ids[self.rectangle(shape)] = random.choice([0, 1, 3, 4, 6, 7, 9, 18, 29, 30])
-        for number in range(self.num_truth):
+        for number in range(self.num_objects):
             label = random.choice(self.classes)
             kind = random.random()
             value = label if kind < 0.2 else label * 1000 + number  # a group, or an instance
@@ -136,7 +136,7 @@ def write_case(folder: Path, seed: int) -> tuple[Path, Path]:
     results.mkdir()
     for index in range(scenes.random.integers(1, 4)):
         shape = tuple(scenes.random.integers(30, 70, size=2).tolist())
-        ids = scenes.truth(shape)
+        ids = scenes.instance_ids(shape)
         Image.fromarray(ids).save(gt_dir / "ulm" / f"ulm_{index:06}_000019_gtFine_instanceIds.png")
         lines = []
         for number, (found, label, confidence) in enumerate(scenes.predictions(ids)):
@@ -148,7 +148,7 @@ def write_case(folder: Path, seed: int) -> tuple[Path, Path]:
 
 
 @pytest.mark.usefixtures("numpy_with_in1d")
-@pytest.mark.parametrize("first", range(0, 320, 40))
+@pytest.mark.parametrize("first", range(0, 200, 40))
 def test_same_bits_as_the_official_function(
     first: int, tmp_path: Path, official_score: Score
 ) -> None:
@@ -195,20 +195,6 @@ def test_random_cases_reach_every_rule(tmp_path: Path) -> None:
     assert (ap == 0).any()
     assert (ap == 1).any()
     assert ((ap > 0) & (ap < 1)).sum() > 100
-
-
-def test_averages_of_random_matrices_equal_the_official_ones() -> None:
-    arguments = official.CArgs()
-    arguments.__dict__.update(official.args.__dict__)
-    official.setInstanceLabels(arguments)
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        ap = random.random((8, 10))
-        ap[random.random(8) < 0.3] = np.nan
-        ap[0] = 0.5
-        expected = official.computeAverages(ap[None], arguments)
-        np.testing.assert_equal(averages(ap), expected)
-        assert list(averages(ap)["classes"]) == list(expected["classes"])
 
 
 def test_one_true_positive_one_false_positive_one_miss() -> None:
@@ -308,15 +294,15 @@ def test_ground_truth_holds_boxes_areas_and_masks() -> None:
     ids[1:3, 1:5] = 24001
     ids[2, 2] = 24  # cuts into it
     ids[4, 0] = 33000
-    truth = ground_truth(ids)
-    assert truth.ids.tolist() == [24, 24001, 33000]
-    assert truth.categories.tolist() == [0, 0, 7]
-    assert truth.areas.tolist() == [1, 7, 1]
-    assert truth.boxes.tolist() == [[2, 2, 3, 3], [1, 1, 5, 3], [0, 4, 1, 5]]
-    assert truth.is_group.tolist() == [True, False, False]
-    assert truth.instance_mask(1).bitmap.tolist() == [[True] * 4, [True, False, True, True]]
-    assert truth.run_codes.dtype == np.uint8
-    np.testing.assert_array_equal(codes(truth) == 1, ids == 0)
+    gt = ground_truth(ids)
+    assert gt.ids.tolist() == [24, 24001, 33000]
+    assert gt.categories.tolist() == [0, 0, 7]
+    assert gt.areas.tolist() == [1, 7, 1]
+    assert gt.boxes.tolist() == [[2, 2, 3, 3], [1, 1, 5, 3], [0, 4, 1, 5]]
+    assert gt.is_group.tolist() == [True, False, False]
+    assert gt.instance_mask(1).bitmap.tolist() == [[True] * 4, [True, False, True, True]]
+    assert gt.run_codes.dtype == np.uint8
+    np.testing.assert_array_equal(codes(gt) == 1, ids == 0)
 
 
 def test_void_is_every_ignored_label_id_but_no_instance_id() -> None:
@@ -327,10 +313,10 @@ def test_void_is_every_ignored_label_id_but_no_instance_id() -> None:
 
 def test_more_instances_than_a_byte_holds() -> None:
     ids = np.repeat(24000 + np.arange(400, dtype=np.uint16), 100).reshape(400, 100)
-    truth = ground_truth(ids)
-    assert truth.run_codes.dtype == np.uint16
+    gt = ground_truth(ids)
+    assert gt.run_codes.dtype == np.uint16
     predictions = [Prediction(crop_mask(ids == 24399), PERSON, 0.5)]
-    matches = match_image(truth, predictions)
+    matches = match_image(gt, predictions)
     assert matches.targets.tolist() == [399]
     assert matches.overlaps.tolist() == [1.0]
     assert average_precision([matches])[PERSON, 0] == 1 / 400
@@ -342,16 +328,18 @@ def test_unknown_instance_id(value: int) -> None:
         ground_truth(np.full((2, 2), value, dtype=np.uint16))
 
 
-def test_confidence_that_is_no_number() -> None:
-    truth = ground_truth(np.full((2, 2), 7, dtype=np.uint16))
-    with pytest.raises(InputError, match="NaN"):
-        match_image(truth, [Prediction(mask(0, 1, 0, 1), CAR, float("nan"))])
-
-
-def test_mask_outside_of_the_frame() -> None:
-    truth = ground_truth(np.full((5, 5), 7, dtype=np.uint16))
-    with pytest.raises(InputError, match=r"a mask reaches out of .* 5 x 5"):
-        match_image(truth, [Prediction(mask(0, 2, 4, 7), CAR, 0.5)])
+@pytest.mark.parametrize(
+    ("prediction", "message"),
+    [
+        (Prediction(mask(0, 1, 0, 1), CAR, float("nan")), "NaN"),
+        (Prediction(mask(0, 1, 0, 1), 8, 0.5), "the class 8"),
+        (Prediction(mask(0, 2, 4, 7), CAR, 0.5), r"a mask reaches out of .* 5 x 5"),
+    ],
+)
+def test_invalid_predictions(prediction: Prediction, message: str) -> None:
+    gt = ground_truth(np.full((5, 5), 7, dtype=np.uint16))
+    with pytest.raises(InputError, match=message):
+        match_image(gt, [prediction])
 
 
 def test_table_names_its_protocol() -> None:

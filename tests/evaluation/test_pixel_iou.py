@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,6 @@ from cityscapesscripts.helpers.labels import labels
 from PIL import Image
 
 from cityscapes_maskrcnn.evaluation.pixel_iou import (
-    MEAN_AREAS,
-    ImageCounts,
     count_image,
     format_pixel_scores,
     pixel_scores,
@@ -42,16 +37,16 @@ def official_score(tmp_path: Path) -> Callable[[list[Triple]], dict[str, Any]]:
         arguments.__dict__.update(official.args.__dict__)
         arguments.quiet = True
         arguments.JSONOutput = False
-        truth, predictions = [], []
+        gt_files, predictions = [], []
         for index, arrays in enumerate(images):
             files = [
                 tmp_path / f"{index}_{kind}.png" for kind in ("labelIds", "instanceIds", "pred")
             ]
             for array, file in zip(arrays, files, strict=True):
                 Image.fromarray(array).save(file)
-            truth.append(str(files[0]))
+            gt_files.append(str(files[0]))
             predictions.append(str(files[2]))
-        result: dict[str, Any] = official.evaluateImgLists(predictions, truth, arguments)
+        result: dict[str, Any] = official.evaluateImgLists(predictions, gt_files, arguments)
         return result
 
     return score
@@ -95,7 +90,7 @@ def random_images(seed: int) -> list[Triple]:
 
 
 @pytest.mark.usefixtures("numpy_with_in1d")
-@pytest.mark.parametrize("seeds", [range(i, i + 40) for i in range(0, 160, 40)], ids=str)
+@pytest.mark.parametrize("seeds", [range(i, i + 40) for i in range(0, 120, 40)], ids=str)
 def test_same_bits_as_the_official_function(
     seeds: range, official_score: Callable[[list[Triple]], dict[str, Any]]
 ) -> None:
@@ -128,9 +123,9 @@ def ids(rows: list[list[int]], dtype: Any = np.uint8) -> Ids:
 
 
 def test_pixels_by_hand() -> None:
-    truth = ids([[ROAD, ROAD, ROAD, ROAD], [SIDEWALK, SIDEWALK, 0, 0], [TREE, TREE, TREE, TREE]])
+    gt = ids([[ROAD, ROAD, ROAD, ROAD], [SIDEWALK, SIDEWALK, 0, 0], [TREE, TREE, TREE, TREE]])
     found = ids([[ROAD, ROAD, ROAD, SIDEWALK], [SIDEWALK, 0, ROAD, 0], [BUILDING, 4, TREE, TREE]])
-    scores = score([(truth, truth.astype(np.uint16), found)])
+    scores = score([(gt, gt.astype(np.uint16), found)])
     # road: 3 of 4 found; the one predicted on unlabeled (0) is no false positive: 3 / 4.
     assert scores["classScores"]["road"] == 0.75
     # sidewalk: 1 of 2 found, 1 false on road; predicting unlabeled counts as missed: 1 / 3.
@@ -152,9 +147,9 @@ def test_pixels_by_hand() -> None:
 
 def test_instances_by_hand() -> None:
     instance_ids = ids([[24000, 24000, 24000, 24000, 24001, 24001, 24, 7]], np.uint16)
-    truth = ids([[PERSON] * 7 + [ROAD]])
+    gt = ids([[PERSON] * 7 + [ROAD]])
     found = ids([[PERSON, PERSON, RIDER, ROAD, PERSON, ROAD, ROAD, PERSON]])
-    scores = score([(truth, instance_ids, found)])
+    scores = score([(gt, instance_ids, found)])
     # A pixel of the first person weighs mean / 4, of the second mean / 2; the group (24) nothing.
     # Hit: mean * (2 / 4 + 1 / 2) = mean; missed as much; 1 false pixel on road.
     mean = 3462.4756337644
@@ -171,8 +166,8 @@ def test_instances_by_hand() -> None:
 
 def test_caravans_count_as_vehicles_only_in_the_instance_score_of_the_category() -> None:
     instance_ids = ids([[26000, 26000, 29000, 7]], np.uint16)
-    truth, found = ids([[CAR, CAR, CARAVAN, ROAD]]), ids([[CAR, CARAVAN, CARAVAN, CARAVAN]])
-    counts = count_image(truth, instance_ids, found)
+    gt, found = ids([[CAR, CAR, CARAVAN, ROAD]]), ids([[CAR, CARAVAN, CARAVAN, CARAVAN]])
+    counts = count_image(gt, instance_ids, found)
     assert (counts.instance_labels.tolist(), counts.instance_areas.tolist()) == ([CAR], [2])
     assert (counts.instance_hits.tolist(), counts.category_hits.tolist()) == ([1], [2])
     scores = pixel_scores([counts])
@@ -182,11 +177,6 @@ def test_caravans_count_as_vehicles_only_in_the_instance_score_of_the_category()
     mean = 12794.0202738185
     assert scores["categoryInstScores"]["vehicle"] == pytest.approx(mean / (mean + 1))
     assert math.isnan(scores["classInstScores"]["caravan"])
-
-
-def test_mean_areas_are_the_official_ones() -> None:
-    evaluated = [x.name for x in labels if x.hasInstances and not x.ignoreInEval]
-    assert {name: official.args.avgClassSize[name] for name in evaluated} == MEAN_AREAS
 
 
 @pytest.mark.usefixtures("numpy_with_in1d")
@@ -203,41 +193,28 @@ def test_no_images_and_an_image_of_void(
     np.testing.assert_equal(score(void), official_score(void))
 
 
-def test_counts_of_an_image_are_independent_of_its_arrays_and_leave_them_alone() -> None:
-    arrays = random_images(4)[0]
-    copies = [array.copy() for array in arrays]
-    counts = count_image(*arrays)
-    for array, copy in zip(arrays, copies, strict=True):
-        np.testing.assert_array_equal(array, copy)
-        array[:] = 0
-    again = count_image(*copies)
-    for field in dataclasses.fields(ImageCounts):
-        mine = getattr(counts, field.name)
-        assert mine.dtype == np.int64
-        np.testing.assert_array_equal(mine, getattr(again, field.name))
-
-
-def test_wrong_values_and_shapes() -> None:
-    road = ids([[ROAD, ROAD]])
-    wide = road.astype(np.uint16)
-    with pytest.raises(InputError, match=r"the ground truth holds the label id 34"):
-        count_image(ids([[7, 34]]), wide, road)
-    with pytest.raises(InputError, match=r"the prediction holds the label id 255"):
-        count_image(road, wide, ids([[255, 7]]))
-    with pytest.raises(InputError, match=r"instance id 34001, which belongs to no official label"):
-        count_image(road, ids([[34001, 7]], np.uint16), road)
-    with pytest.raises(InputError, match=r"instance id 7001, which"):
-        count_image(road, ids([[7001, 7]], np.uint16), road)
-    with pytest.raises(InputError, match=r"prediction and label ids .* not \(1, 1\) and \(1, 2\)"):
-        count_image(road, wide, road[:, 1:])
-    with pytest.raises(InputError, match=r"instance ids and label ids .* not \(2, 1\) and"):
-        count_image(road, wide.T, road)
+@pytest.mark.parametrize(
+    ("label_ids", "instance_ids", "predicted_ids", "message"),
+    [
+        ([[7, 34]], [[7, 7]], [[7, 7]], "the ground truth holds the label id 34"),
+        ([[7, 7]], [[7, 7]], [[255, 7]], "the prediction holds the label id 255"),
+        ([[7, 7]], [[34001, 7]], [[7, 7]], "instance id 34001, which belongs to no official label"),
+        ([[7, 7]], [[7001, 7]], [[7, 7]], "instance id 7001, which"),
+        ([[7, 7]], [[7, 7]], [[7]], r"prediction and label ids .* not \(1, 1\) and \(1, 2\)"),
+        ([[7, 7]], [[7], [7]], [[7, 7]], r"instance ids and label ids .* not \(2, 1\) and"),
+    ],
+)
+def test_wrong_values_and_shapes(
+    label_ids: Any, instance_ids: Any, predicted_ids: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        count_image(ids(label_ids), ids(instance_ids, np.uint16), ids(predicted_ids))
 
 
 def test_table() -> None:
-    truth = ids([[ROAD, ROAD, CAR]])
+    gt = ids([[ROAD, ROAD, CAR]])
     instance_ids = ids([[ROAD, ROAD, 26000]], np.uint16)
-    table = format_pixel_scores(score([(truth, instance_ids, ids([[ROAD, CAR, CAR]]))]))
+    table = format_pixel_scores(score([(gt, instance_ids, ids([[ROAD, CAR, CAR]]))]))
     lines = table.splitlines()
     assert lines[0] == "Cityscapes pixel-level protocol (official), percent"
     # Weighed, the car's one pixel is 12,794 and the false one 1: 12794.02 / 12795.02 = 99.992 %.
@@ -254,11 +231,3 @@ def test_table() -> None:
         "category             IoU    iIoU",
         "flat               50.00       -",
     ]
-
-
-def test_works_without_detectron2_and_torch() -> None:
-    code = (
-        "import sys; sys.modules['detectron2'] = sys.modules['torch'] = None\n"
-        "import cityscapes_maskrcnn.evaluation.pixel_iou"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
-import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -24,6 +20,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import print_csv_format
 from PIL import Image
 
+from cityscapes_maskrcnn.data.images import read_label_image
+from cityscapes_maskrcnn.data.labels import train_id_lookup
 from cityscapes_maskrcnn.data.registration import register_all, register_subset
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import (
     CityscapesSemanticEvaluator,
@@ -31,8 +29,6 @@ from cityscapes_maskrcnn.evaluation.semantic_evaluator import (
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("evaluate_semantic_on_processes.py")
 FINE, COARSE = "cityscapes_fine_semantic_val", "cityscapes_coarse_semantic_train_extra"
 AVERAGES = {
     "IoU": "averageScoreClasses",
@@ -42,7 +38,14 @@ AVERAGES = {
 }
 
 
-script = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
+def make_logits(image: dict[str, Any]) -> torch.Tensor:
+    """The ground truth moved by a few pixels, under noise; always the same for an image."""
+    random = np.random.default_rng(crc32(Path(image["file_name"]).name.encode()))
+    train_ids = train_id_lookup()[read_label_image(image["sem_seg_file_name"])]
+    moved = np.roll(train_ids, random.integers(-4, 5, size=2).tolist(), axis=(0, 1))
+    logits = random.normal(size=(19, *moved.shape)).astype(np.float32)
+    logits += 4 * (moved == np.arange(19)[:, None, None])
+    return torch.from_numpy(logits)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,7 @@ def process(evaluator: CityscapesSemanticEvaluator, images: list[dict[str, Any]]
     for image in images:
         # A mapper for inference leaves the ground truth out.
         given = {"file_name": image["file_name"], "height": image["height"]}
-        evaluator.process([given], [{"sem_seg": script.make_logits(image)}])
+        evaluator.process([given], [{"sem_seg": make_logits(image)}])
 
 
 def score(dataset: str, output_dir: Path | None = None) -> dict[str, dict[str, float]]:
@@ -69,7 +72,7 @@ def official_score(images: list[dict[str, Any]], folder: Path) -> dict[str, Any]
     folder.mkdir()
     predictions = []
     for image in images:
-        train_ids = script.make_logits(image).argmax(dim=0).numpy()
+        train_ids = make_logits(image).argmax(dim=0).numpy()
         pixels = np.full(train_ids.shape, 255, np.uint8)
         for train_id in range(19):
             pixels[train_ids == train_id] = trainId2label[train_id].id
@@ -78,8 +81,8 @@ def official_score(images: list[dict[str, Any]], folder: Path) -> dict[str, Any]
     arguments = official.CArgs()
     arguments.__dict__.update(official.args.__dict__)
     arguments.quiet, arguments.JSONOutput = True, False
-    truth = [image["sem_seg_file_name"] for image in images]
-    result: dict[str, Any] = official.evaluateImgLists(predictions, truth, arguments)
+    gt_files = [image["sem_seg_file_name"] for image in images]
+    result: dict[str, Any] = official.evaluateImgLists(predictions, gt_files, arguments)
     return result
 
 
@@ -109,31 +112,6 @@ def test_equals_the_official_score_of_the_written_files(dataset: str, tmp_path: 
     assert written.keys() == expected.keys()
 
 
-def test_two_processes_and_a_padding_sampler_give_the_same_score(
-    small_root: Path, tmp_path: Path
-) -> None:
-    subprocess.run(
-        [sys.executable, SCRIPT, small_root, COARSE, "2", tmp_path / "out.json"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        check=True,
-        timeout=300,
-        capture_output=True,
-    )
-    out = json.loads((tmp_path / "out.json").read_text())
-    assert out["processes"] == 2
-    np.testing.assert_equal(out["results"], dict(score(COARSE)))
-
-
-def test_counts_each_image_once_and_forgets_on_reset() -> None:
-    images = DatasetCatalog.get(FINE)
-    evaluator = CityscapesSemanticEvaluator(FINE)
-    process(evaluator, [*images[::-1], images[2], images[2]])
-    np.testing.assert_equal(dict(evaluator.evaluate()), dict(score(FINE)))
-    evaluator.reset()
-    with pytest.raises(InputError, match="6 images were not predicted"):
-        evaluator.evaluate()
-
-
 def test_part_of_a_split_and_missing_images() -> None:
     register_subset("semantic_part", FINE, 2)
     part = score("semantic_part")["sem_seg"]["IoU"]
@@ -161,16 +139,12 @@ def test_log_names_protocol_and_dataset(caplog: pytest.LogCaptureFixture) -> Non
     text = record.getMessage()
     assert f"{FINE}, 6 images\nCityscapes pixel-level protocol (official), percent" in text
     assert re.search(r"^road +\d+\.\d\d +-$", text, re.MULTILINE)
-    assert re.search(r"^car +\d+\.\d\d +\d+\.\d\d$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["cityscapes_instance_val", "cityscapes_fine_sem_seg_test"])
-def test_dataset_without_semantic_labels(name: str) -> None:
-    with pytest.raises(InputError, match=f"{name} has no .*_labelIds.png to score against"):
-        CityscapesSemanticEvaluator(name)
-
-
-def test_dataset_of_other_classes() -> None:
+def test_datasets_that_cannot_be_scored() -> None:
+    for name in ("cityscapes_instance_val", "cityscapes_fine_sem_seg_test"):
+        with pytest.raises(InputError, match=f"{name} has no .*_labelIds.png to score against"):
+            CityscapesSemanticEvaluator(name)
     MetadataCatalog.pop("semantic_pets", None)
     MetadataCatalog.get("semantic_pets").set(stuff_classes=["lawn", "sofa"])
     with pytest.raises(InputError, match=r"semantic_pets has not the 19 .*: lawn, sofa"):
@@ -181,7 +155,7 @@ def test_damaged_ground_truth(small_root: Path, tmp_path: Path) -> None:
     shutil.copytree(small_root, tmp_path / "copy")
     register_all(str(tmp_path / "copy"))
     images = DatasetCatalog.get(FINE)
-    logits = [script.make_logits(image) for image in images]
+    logits = [make_logits(image) for image in images]
     evaluator = CityscapesSemanticEvaluator(FINE)
     labels, instances = (
         [Path(image["sem_seg_file_name"].replace("labelIds", kind)) for image in images]
@@ -224,5 +198,5 @@ def test_logits_to_label_ids(dtype: torch.dtype) -> None:
 
 @pytest.mark.gpu
 def test_logits_on_a_gpu() -> None:
-    logits = script.make_logits(DatasetCatalog.get(FINE)[0])
+    logits = make_logits(DatasetCatalog.get(FINE)[0])
     np.testing.assert_array_equal(logits_to_label_ids(logits.cuda()), logits_to_label_ids(logits))

@@ -143,14 +143,14 @@ def test_what_is_read_back_scores_as_in_memory(
     for image in sorted(
         DatasetCatalog.get("cityscapes_instance_val_part1of4"), key=lambda each: each["file_name"]
     ):
-        truth_file = ground_truth_file(val, image["file_name"])
-        ids = read_instance_ids(truth_file)
+        gt_file = ground_truth_file(val, image["file_name"])
+        ids = read_instance_ids(gt_file)
         with torch.no_grad():
             instances = model([mapper(image)])[0]["instances"]
         found = instances_to_predictions(instances, *ids.shape)
         matches.append(match_image(ground_truth(ids), found))
-        (part / truth_file.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(truth_file, part / truth_file.parent.name)
+        (part / gt_file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(gt_file, part / gt_file.parent.name)
     read_back = match_result_files(tmp_path / "unpacked", part, num_workers=1)
     assert sum(len(image.overlaps) for image in matches) > 5
     for one, other in zip(read_back, matches, strict=True):
