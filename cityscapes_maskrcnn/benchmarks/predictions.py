@@ -85,12 +85,8 @@ def _mask(
     else:
         x = (box[0] + cells * (box[2] - box[0])).astype(np.int64)
         y = (box[1] + cells * (box[3] - box[1])).astype(np.int64)
-        cropped = gt.instance_mask(index)
-        frame = np.pad(cropped.bitmap, 1)
-        height, width = frame.shape
-        inside = frame[
-            np.clip(y - cropped.y0 + 1, 0, height - 1)[:, None],
-            np.clip(x - cropped.x0 + 1, 0, width - 1)[None],
+        inside = gt.instance_mask(index).frame()[
+            np.clip(y, 0, gt.height - 1)[:, None], np.clip(x, 0, gt.width - 1)[None]
         ]
     waves = cv2.resize(random.normal(0, 1, size=(6, 6)), (MASK_SIZE, MASK_SIZE))
     logits = 8 * (cv2.blur(inside.astype(np.float64), (3, 3)) - 0.5) + waves

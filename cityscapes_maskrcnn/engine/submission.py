@@ -120,9 +120,10 @@ class _WriteResults(DatasetEvaluator):
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
         for image, output in zip(inputs, outputs, strict=True):
-            size = image["height"], image["width"]
-            predictions = instances_to_predictions(output["instances"], *size)
-            self._writer.write(image["file_name"], predictions, *size)
+            predictions = instances_to_predictions(
+                output["instances"], height=image["height"], width=image["width"]
+            )
+            self._writer.write(image["file_name"], predictions)
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -23,7 +23,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     Prediction,
     match_image,
 )
-from cityscapes_maskrcnn.evaluation.masks import coco_rles, tight_box
+from cityscapes_maskrcnn.evaluation.masks import coco_rles
 
 PROTOCOL: Final = "COCO-style protocol (pycocotools)"
 # Indices in COCOeval.stats.
@@ -76,19 +76,15 @@ def coco_image(gt: GroundTruth, predictions: Sequence[Prediction]) -> CocoImage:
         )
     ]
     kept = [prediction for prediction in predictions if prediction.mask.area()]
-    rles = coco_rles([prediction.mask for prediction in kept], gt.height, gt.width)
+    rles = coco_rles([prediction.mask for prediction in kept])
     detections = []
     for prediction, rle in zip(kept, rles, strict=True):
-        if prediction.box is None:
-            box = list(tight_box(prediction.mask))
-        else:
-            left, top, right, bottom = prediction.box
-            box = [left, top, right - left, bottom - top]
+        x0, y0, x1, y1 = prediction.box or prediction.mask.box()
         detections.append(
             {
                 "category_id": prediction.category + 1,
                 "segmentation": rle,
-                "bbox": box,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "score": prediction.confidence,
                 "area": prediction.mask.area(),
             }

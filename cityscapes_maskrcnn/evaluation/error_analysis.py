@@ -53,7 +53,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     common_pixels,
     precision_recall,
 )
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask
+from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
 
@@ -374,8 +374,16 @@ def _occlusions(gt: GroundTruth, objects: IntArray) -> FloatArray:
     boxes = gt.boxes[objects]
     sizes = boxes[:, 2:] - boxes[:, :2]
     filled = [
-        CroppedMask(x0, y0, np.ones((height, width), dtype=bool))
-        for (x0, y0), (width, height) in zip(boxes[:, :2].tolist(), sizes.tolist(), strict=True)
+        mask_from_bitmap(
+            np.ones((box_height, box_width), dtype=bool),
+            x0=x0,
+            y0=y0,
+            height=gt.height,
+            width=gt.width,
+        )
+        for (x0, y0), (box_width, box_height) in zip(
+            boxes[:, :2].tolist(), sizes.tolist(), strict=True
+        )
     ]
     is_closer = gt.boxes[:, 3] > boxes[:, 3:]
     return (common_pixels(gt, filled) * is_closer).sum(axis=1) / sizes.prod(axis=1)

@@ -18,7 +18,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     Prediction,
     match_image,
 )
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask
+from cityscapes_maskrcnn.evaluation.masks import RunMask
 from cityscapes_maskrcnn.evaluation.pasting import paste_masks
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -38,14 +38,14 @@ class CompactInstances:
         categories: N contiguous class ids.
         scores: N confidences.
         boxes: shape (N, 4), dtype float32: (x0, y0, x1, y1); None if the model has none.
-        masks: N masks cut down to their boxes, or shape (N, M, M), dtype float32: unpasted.
+        masks: N masks, or shape (N, M, M), dtype float32: unpasted.
     """
 
     size: tuple[int, int]
     categories: list[int]
     scores: list[float]
     boxes: npt.NDArray[np.float32] | None
-    masks: list[CroppedMask] | npt.NDArray[np.float32]
+    masks: list[RunMask] | npt.NDArray[np.float32]
 
     def predictions(self, height: int, width: int) -> list[Prediction]:
         """Get the predictions, pasting what is unpasted.

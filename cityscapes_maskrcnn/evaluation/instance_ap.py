@@ -15,7 +15,7 @@ regions, the official function stops with an IndexError; here the AP is 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import cv2
@@ -29,7 +29,7 @@ from cityscapes_maskrcnn.data.labels import (
     THING_CLASSES,
     VOID_IDS,
 )
-from cityscapes_maskrcnn.evaluation.masks import Mask, RunMask, coco_rles, to_runs
+from cityscapes_maskrcnn.evaluation.masks import RunMask, coco_rles
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PROTOCOL: Final = "Cityscapes instance protocol (official)"
@@ -81,8 +81,14 @@ class GroundTruth:
 
     def instance_mask(self, index: int) -> RunMask:
         """Get the mask of instance ``index`` (0 to K - 1)."""
-        size = self.height, self.width
-        return _mask_of(_FIRST + index, self.run_starts, self.run_codes, *size)
+        runs = np.flatnonzero(self.run_codes == _FIRST + index)
+        ends = np.append(self.run_starts, self.height * self.width)[runs + 1]
+        return RunMask(
+            starts=self.run_starts[runs].astype(np.int64),
+            ends=ends.astype(np.int64),
+            height=self.height,
+            width=self.width,
+        )
 
 
 @dataclass(frozen=True)
@@ -90,13 +96,13 @@ class Prediction:
     """One predicted instance.
 
     Attributes:
-        mask: lies inside the image's frame; an empty one does not count.
+        mask: in the image's frame; an empty one does not count.
         category: contiguous class id, 0 to 7.
         confidence: any number but NaN; equal ones make one point of the precision-recall curve.
         box: (x0, y0, x1, y1) in pixels as the model gave it, for box AP; None takes the mask's.
     """
 
-    mask: Mask
+    mask: RunMask
     category: int
     confidence: float
     box: tuple[float, float, float, float] | None = None
@@ -184,30 +190,10 @@ def ground_truth(instance_ids: npt.NDArray[Any]) -> GroundTruth:
     code_of[chosen] = _FIRST + np.arange(len(chosen))
     run_codes: npt.NDArray[Any] = code_of[run_to_present]
 
-    instance_runs = np.flatnonzero(run_codes >= _FIRST)
-    instance = run_codes[instance_runs].astype(np.int64) - _FIRST
-    column, row = np.divmod(starts[instance_runs], height)
-    last_column, last_row = np.divmod(starts[instance_runs] + lengths[instance_runs] - 1, height)
-    # A run that goes on in the next column touches both borders.
-    is_whole = last_column > column
-    y0, y1 = np.where(is_whole, 0, row), np.where(is_whole, height, last_row + 1)
-    boxes = np.empty((4, len(chosen)), dtype=np.int64)
-    for edge, reduce, start, found in [
-        (0, np.minimum, width, column),
-        (1, np.minimum, height, y0),
-        (2, np.maximum, 0, last_column + 1),
-        (3, np.maximum, 0, y1),
-    ]:
-        boxes[edge] = start
-        reduce.at(boxes[edge], instance, found)
     # Most runs are of other classes: neighbours of the same code are one.
     first = np.flatnonzero(np.append(True, run_codes[1:] != run_codes[:-1]))
     starts, run_codes = starts[first], run_codes[first]
-    masks = [
-        _mask_of(code, starts, run_codes, height, width)
-        for code in range(_FIRST, _FIRST + len(chosen))
-    ]
-    return GroundTruth(
+    gt = GroundTruth(
         height=height,
         width=width,
         run_starts=starts,
@@ -215,8 +201,14 @@ def ground_truth(instance_ids: npt.NDArray[Any]) -> GroundTruth:
         ids=present[chosen],
         categories=np.array([ID_TO_CONTIGUOUS[i] for i in label_ids[chosen].tolist()], np.int64),
         areas=areas[chosen],
-        boxes=boxes.T.copy(),
-        rles=tuple(rle["counts"] for rle in coco_rles(masks, height, width)),
+        boxes=np.zeros((0, 4), dtype=np.int64),
+        rles=(),
+    )
+    masks = [gt.instance_mask(index) for index in range(len(chosen))]
+    return replace(
+        gt,
+        boxes=np.array([mask.box() for mask in masks], dtype=np.int64).reshape(-1, 4),
+        rles=tuple(rle["counts"] for rle in coco_rles(masks)),
     )
 
 
@@ -232,15 +224,10 @@ def match_image(gt: GroundTruth, predictions: Sequence[Prediction]) -> ImageMatc
 
     Raises:
         InputError: a confidence is NaN, so that the predictions have no order; a class is not one
-            of the 8; a mask does not lie inside the frame.
+            of the 8; a mask is of another size than the ground truth.
     """
     evaluated = ~gt.is_group & (gt.areas >= MIN_REGION_PIXELS)
-    kept, masks = [], []
-    for prediction in predictions:
-        mask = to_runs(prediction.mask, gt.height, gt.width)
-        if len(mask.starts):
-            kept.append(prediction)
-            masks.append(mask)
+    kept = [prediction for prediction in predictions if len(prediction.mask.starts)]
     categories = np.array([prediction.category for prediction in kept], dtype=np.int64)
     unknown = categories[(categories < 0) | (categories >= len(THING_CLASSES))]
     if len(unknown):
@@ -250,7 +237,7 @@ def match_image(gt: GroundTruth, predictions: Sequence[Prediction]) -> ImageMatc
     confidences = np.array([prediction.confidence for prediction in kept], dtype=np.float64)
     if np.isnan(confidences).any():
         raise InputError("a prediction's confidence is NaN: it cannot be ranked")
-    counts = _count_codes(gt, masks)
+    counts = _count_codes(gt, [prediction.mask for prediction in kept])
     areas = counts.sum(axis=1)
 
     same_class = categories[:, None] == gt.categories[None, :]
@@ -274,33 +261,30 @@ def match_image(gt: GroundTruth, predictions: Sequence[Prediction]) -> ImageMatc
     )
 
 
-def _mask_of(
-    code: int, starts: npt.NDArray[Any], codes: npt.NDArray[Any], height: int, width: int
-) -> RunMask:
-    runs = np.flatnonzero(codes == code)
-    ends = np.append(starts, height * width)[runs + 1]
-    return RunMask(starts[runs].astype(np.int64), ends.astype(np.int64), height)
-
-
-def common_pixels(gt: GroundTruth, masks: Sequence[Mask]) -> IntArray:
+def common_pixels(gt: GroundTruth, masks: Sequence[RunMask]) -> IntArray:
     """Count the pixels that masks have in common with every ground truth of an image.
 
     Args:
         gt: of the image.
-        masks: N masks inside its frame; they may overlap.
+        masks: N masks of its frame; they may overlap.
 
     Returns:
         Shape (N, K).
 
     Raises:
-        InputError: a mask does not lie inside the frame.
+        InputError: a mask is of another size.
     """
-    runs = [to_runs(mask, gt.height, gt.width) for mask in masks]
-    return _count_codes(gt, runs)[:, _FIRST:]
+    return _count_codes(gt, masks)[:, _FIRST:]
 
 
 def _count_codes(gt: GroundTruth, masks: Sequence[RunMask]) -> IntArray:
     """Count the pixels of every code of :class:`GroundTruth` under N masks, shape (N, 2 + K)."""
+    for mask in masks:
+        if (mask.height, mask.width) != (gt.height, gt.width):
+            raise InputError(
+                f"a mask is {mask.height} x {mask.width} (height x width), its image"
+                f" {gt.height} x {gt.width}"
+            )
     num_codes = _FIRST + len(gt.ids)
     none = np.zeros(0, dtype=np.int64)
     starts = np.concatenate([none, *(mask.starts for mask in masks)])

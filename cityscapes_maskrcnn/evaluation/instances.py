@@ -13,7 +13,7 @@ from torch import nn
 
 from cityscapes_maskrcnn.evaluation.image_scoring import CompactInstances
 from cityscapes_maskrcnn.evaluation.instance_ap import Prediction
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask, crop_mask, occupied_span
+from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap, occupied_span
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -109,9 +109,9 @@ def compact_instances(instances: Instances) -> CompactInstances:
         size, compact = tuple(instances.image_size), masks.tensor.float().cpu().numpy()
     elif masks.device.type == "cpu":
         # PyTorch's any takes ten times as long as NumPy's on a CPU.
-        size, compact = tuple(masks.shape[1:]), list(map(crop_mask, masks.bool().numpy()))
+        size, compact = tuple(masks.shape[1:]), list(map(mask_from_bitmap, masks.bool().numpy()))
     else:
-        size, compact = tuple(masks.shape[1:]), crop_on_device(masks.bool())
+        size, compact = tuple(masks.shape[1:]), masks_from_device(masks.bool())
     return CompactInstances(
         size=size,
         categories=instances.pred_classes.tolist(),
@@ -139,16 +139,17 @@ def instances_to_predictions(instances: Instances, height: int, width: int) -> l
     return compact_instances(instances).predictions(height, width)
 
 
-def crop_on_device(masks: torch.Tensor) -> list[CroppedMask]:
-    """Cut N masks, shape (N, height, width), bool, down to their boxes where they are.
+def masks_from_device(masks: torch.Tensor) -> list[RunMask]:
+    """List the runs of N masks, shape (N, height, width), bool, on any device.
 
     Only the boxes' insides travel to main memory, not 2 MB a mask.
     """
     rows = masks.any(dim=2).cpu().numpy()
     columns = masks.any(dim=1).cpu().numpy()
-    crops = []
+    height, width = masks.shape[1:]
+    result = []
     for mask, row, column in zip(masks, rows, columns, strict=True):
         (y0, y1), (x0, x1) = occupied_span(row), occupied_span(column)
-        # A copy, because a CPU tensor's array would be a view of the frame.
-        crops.append(CroppedMask(x0, y0, mask[y0:y1, x0:x1].cpu().numpy().copy()))
-    return crops
+        inside = mask[y0:y1, x0:x1].cpu().numpy()
+        result.append(mask_from_bitmap(inside, x0=x0, y0=y0, height=height, width=width))
+    return result

@@ -63,7 +63,12 @@ def paste_masks(
     starts, ends = edges[0::2], edges[1::2]
     limits = np.searchsorted(starts, np.arange(len(boxes) + 1) * stride)
     return [
-        RunMask(starts[first:last] - index * stride, ends[first:last] - index * stride, height)
+        RunMask(
+            starts=starts[first:last] - index * stride,
+            ends=ends[first:last] - index * stride,
+            height=height,
+            width=width,
+        )
         for index, (first, last) in enumerate(pairwise(limits.tolist()))
     ]
 

@@ -38,7 +38,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     ground_truth,
     match_image,
 )
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask, crop_mask
+from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
@@ -72,7 +72,7 @@ def read_instance_ids(file: str | os.PathLike[str]) -> npt.NDArray[np.uint16]:
     return ids.astype(np.uint16, copy=False)
 
 
-def read_mask(file: Path, height: int, width: int) -> CroppedMask:
+def read_mask(file: Path, height: int, width: int) -> RunMask:
     """Read a mask: the pixels that are not black.
 
     Args:
@@ -94,7 +94,7 @@ def read_mask(file: Path, height: int, width: int) -> CroppedMask:
         else:
             # As the official code does: an index into a palette is no brightness.
             pixels = np.asarray(image.convert("L"))
-    return crop_mask(pixels)
+    return mask_from_bitmap(pixels)
 
 
 @contextmanager
@@ -281,8 +281,6 @@ def write_image_results(
     folder: str | os.PathLike[str],
     image_file: str | os.PathLike[str],
     predictions: Sequence[Prediction],
-    height: int,
-    width: int,
 ) -> Path:
     """Write one image's predictions in the official form.
 
@@ -290,13 +288,11 @@ def write_image_results(
         folder: where the text file and the masks go, side by side; created when missing.
         image_file: the image; its name gives the names of what is written.
         predictions: of the image. A confidence is written so that it reads back as the same number.
-        height: of the image in pixels.
-        width: of the image in pixels.
 
     Returns:
         The text file. It is written last: it never names a mask that is not there.
     """
-    for name, content in image_results(image_file, predictions, height, width):
+    for name, content in image_results(image_file, predictions):
         path = Path(folder) / name
         with atomic_write(path) as file:
             file.write(content)
@@ -304,7 +300,7 @@ def write_image_results(
 
 
 def image_results(
-    image_file: str | os.PathLike[str], predictions: Sequence[Prediction], height: int, width: int
+    image_file: str | os.PathLike[str], predictions: Sequence[Prediction]
 ) -> Iterator[tuple[str, bytes]]:
     """Make the files of :func:`write_image_results` one by one, the text file last.
 
@@ -314,12 +310,8 @@ def image_results(
     stem = Path(image_file).stem.replace(" ", "_")
     lines = []
     for index, prediction in enumerate(predictions):
-        mask = prediction.mask
-        box_height, box_width = mask.bitmap.shape
-        frame = np.zeros((height, width), dtype=np.uint8)
-        frame[mask.y0 : mask.y0 + box_height, mask.x0 : mask.x0 + box_width] = mask.bitmap * 255
         png = BytesIO()
-        Image.fromarray(frame).save(png, format="PNG", compress_level=1)
+        Image.fromarray(prediction.mask.frame() * 255).save(png, format="PNG", compress_level=1)
         name = f"{stem}_{index}_{THING_CLASSES[prediction.category]}.png"
         label_id = CONTIGUOUS_TO_ID[prediction.category]
         lines.append(f"{name} {label_id} {float(prediction.confidence)!r}\n")

@@ -89,8 +89,6 @@ class SubmissionWriter:
         self,
         image_file: str | os.PathLike[str],
         predictions: Sequence[Prediction],
-        height: int,
-        width: int,
     ) -> None:
         """Write the part of one image; empty masks, which do not count, are left out.
 
@@ -105,7 +103,7 @@ class SubmissionWriter:
         kept = [prediction for prediction in predictions if prediction.mask.area()]
         part = self._part(image_name(image_file))
         with self._open_archive(part) as archive:
-            for name, content in image_results(image_file, kept, height, width):
+            for name, content in image_results(image_file, kept):
                 _add(archive, name, content)
 
     def finish(self, num_workers: int | None = None) -> None:

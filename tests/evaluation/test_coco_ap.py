@@ -19,15 +19,17 @@ from cityscapes_maskrcnn.evaluation.coco_ap import (
     format_coco_scores,
 )
 from cityscapes_maskrcnn.evaluation.instance_ap import Prediction, ground_truth
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask, crop_mask
+from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
 
 HEIGHT, WIDTH = 180, 240
 LABEL_IDS = (24, 25, 26, 27, 28, 31, 32, 33)
 CAR = 2
 
 
-def filled(y0: int, y1: int, x0: int, x1: int) -> CroppedMask:
-    return CroppedMask(x0, y0, np.ones((y1 - y0, x1 - x0), dtype=bool))
+def filled(y0: int, y1: int, x0: int, x1: int) -> RunMask:
+    full = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    full[y0:y1, x0:x1] = True
+    return mask_from_bitmap(full)
 
 
 def random_image(random: np.random.Generator) -> tuple[np.ndarray, list[Prediction]]:
@@ -46,17 +48,13 @@ def random_image(random: np.random.Generator) -> tuple[np.ndarray, list[Predicti
         category = LABEL_IDS.index(value if value < 1000 else value // 1000)
         predictions.append(
             Prediction(
-                crop_mask(found), category, random.random(), box if random.random() < 0.3 else None
+                mask_from_bitmap(found),
+                category,
+                random.random(),
+                box if random.random() < 0.3 else None,
             )
         )
     return ids, predictions
-
-
-def full_frame(mask: CroppedMask) -> np.ndarray:
-    frame = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
-    height, width = mask.bitmap.shape
-    frame[mask.y0 : mask.y0 + height, mask.x0 : mask.x0 + width] = mask.bitmap
-    return frame
 
 
 @pytest.mark.parametrize("iou_type", ["segm", "bbox"])
@@ -81,7 +79,7 @@ def test_equals_pycocotools(iou_type: Any) -> None:
                 }
             )
         for prediction in predictions:
-            rle = coco_mask.encode(full_frame(prediction.mask))
+            rle = coco_mask.encode(np.asfortranarray(prediction.mask.frame()))
             x0, y0, width, height = coco_mask.toBbox(rle).tolist()
             if prediction.box is not None:
                 x0, y0 = prediction.box[:2]
@@ -145,7 +143,7 @@ def test_one_instance_in_all() -> None:
 
 
 def test_no_prediction_is_zero() -> None:
-    empty = Prediction(CroppedMask(0, 0, np.zeros((0, 0), dtype=bool)), CAR, 0.9)
+    empty = Prediction(filled(0, 0, 0, 0), CAR, 0.9)
     for predictions in ([], [empty]):
         for iou_type in ("segm", "bbox"):
             scores = coco_scores([one_car(predictions)], iou_type)

@@ -23,7 +23,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     ground_truth,
     match_image,
 )
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask, crop_mask
+from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
 from cityscapes_maskrcnn.utils.errors import InputError
 
 HEIGHT, WIDTH = 60, 120
@@ -32,8 +32,9 @@ LABEL_IDS = (24, 25, 26, 27, 28, 31, 32, 33)
 Box = tuple[int, int, int, int]
 
 
-def rectangle(x0: int, y0: int, width: int, height: int) -> CroppedMask:
-    return CroppedMask(x0, y0, np.ones((height, width), dtype=bool))
+def rectangle(x0: int, y0: int, width: int, height: int) -> RunMask:
+    bitmap = np.ones((height, width), dtype=bool)
+    return mask_from_bitmap(bitmap, x0=x0, y0=y0, height=HEIGHT, width=WIDTH)
 
 
 def scene(*objects: tuple[int, Box]) -> np.ndarray:
@@ -149,10 +150,10 @@ def random_images(seed: int, count: int = 12) -> list[tuple[ImageMatches, ImageE
             label = int(random.choice(LABEL_IDS[:4]))
             value = 4 if number == 0 else label if number == 1 else label * 1000 + number
             ids[y0 : y0 + random.integers(6, 25), x0 : x0 + random.integers(6, 35)] = value
-        predictions = [Prediction(crop_mask(ids == 999), CAR, 0.99)]  # empty: does not count
+        predictions = [Prediction(mask_from_bitmap(ids == 999), CAR, 0.99)]  # empty: does not count
         for value in [v for v in np.unique(ids).tolist() if v >= 24] * 3:
             shift = random.integers(-3, 4, size=2).tolist()
-            mask = crop_mask(np.roll(ids == value, shift, axis=(0, 1)))
+            mask = mask_from_bitmap(np.roll(ids == value, shift, axis=(0, 1)))
             right = LABEL_IDS.index(value if value < 1000 else value // 1000)
             category = right if random.random() < 0.7 else int(random.integers(0, 5))
             predictions.append(Prediction(mask, category, float(random.integers(1, 9)) / 8))

@@ -30,11 +30,11 @@ from PIL import Image
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages
 from cityscapes_maskrcnn.evaluation.instances import (
-    crop_on_device,
     instances_to_predictions,
     leave_masks_unpasted,
+    masks_from_device,
 )
-from cityscapes_maskrcnn.evaluation.masks import crop_mask
+from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.result_files import (
     ground_truth_file,
     match_result_files,
@@ -120,7 +120,7 @@ def test_equals_the_score_of_the_written_files(case: dict[str, Any], tmp_path: P
     for file, arrays in zip(case["files"], case["outputs"], strict=True):
         output = script.to_output(arrays)
         predictions = instances_to_predictions(output["instances"], HEIGHT, WIDTH)
-        write_image_results(tmp_path / "results", file, predictions, HEIGHT, WIDTH)
+        write_image_results(tmp_path / "results", file, predictions)
     matches = match_result_files(tmp_path / "results", case["gt_dir"], num_workers=1)
     expected = averages(average_precision(matches))
 
@@ -380,15 +380,13 @@ def test_invalid_predictions(case: dict[str, Any], change: Any, message: str) ->
         evaluator.process([{"file_name": "bonn_000009_000019_x.png"}], [output])
 
 
-def test_crops_are_the_same_by_both_ways() -> None:
+def test_masks_are_the_same_by_both_ways() -> None:
     masks = torch.from_numpy(np.random.default_rng(0).random((20, 9, 14)) < 0.03)
     masks[3] = False
     masks[4] = True
-    for mask, on_device in zip(masks, crop_on_device(masks), strict=True):
-        on_cpu = crop_mask(mask.numpy())
-        assert (on_cpu.x0, on_cpu.y0) == (on_device.x0, on_device.y0)
-        np.testing.assert_array_equal(on_cpu.bitmap, on_device.bitmap)
-    assert crop_on_device(masks[:0]) == []
+    for mask, on_device in zip(masks, masks_from_device(masks), strict=True):
+        np.testing.assert_equal(vars(on_device), vars(mask_from_bitmap(mask.numpy())))
+    assert masks_from_device(masks[:0]) == []
 
 
 @pytest.mark.gpu
@@ -398,5 +396,5 @@ def test_predictions_on_a_gpu(case: dict[str, Any]) -> None:
     there = instances_to_predictions(instances.to("cuda"), HEIGHT, WIDTH)
     assert len(here) == len(there) > 0
     for one, other in zip(here, there, strict=True):
-        np.testing.assert_array_equal(one.mask.bitmap, other.mask.bitmap)
+        np.testing.assert_array_equal(one.mask.frame(), other.mask.frame())
         assert (one.confidence, one.box) == (other.confidence, other.box)

@@ -23,7 +23,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     ground_truth,
     match_image,
 )
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask, crop_mask
+from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.result_files import match_result_files
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -32,9 +32,14 @@ PERSON, CAR, TRAIN = 0, 2, 5
 INSTANCE_IDS = [24, 25, 26, 27, 28, 31, 32, 33]
 
 
-def mask(y0: int, y1: int, x0: int, x1: int) -> CroppedMask:
-    """A filled rectangle; y1 and x1 are exclusive."""
-    return CroppedMask(x0, y0, np.ones((y1 - y0, x1 - x0), dtype=bool))
+def mask(ids: np.ndarray, y0: int, y1: int, x0: int, x1: int) -> RunMask:
+    """A filled rectangle in a frame like ``ids``; y1 and x1 are exclusive."""
+    full = np.zeros(ids.shape, dtype=bool)
+    full[y0:y1, x0:x1] = True
+    return mask_from_bitmap(full)
+
+
+FRAME = np.zeros((5, 5))
 
 
 def codes(gt: GroundTruth) -> np.ndarray:
@@ -202,9 +207,9 @@ def test_one_true_positive_one_false_positive_one_miss() -> None:
     ids[0:10, 0:10] = 26000  # found
     ids[20:30, 0:10] = 26001  # missed
     predictions = [
-        Prediction(mask(0, 10, 0, 8), CAR, 0.9),  # IoU 80 / 100 = 0.8
-        Prediction(mask(0, 10, 50, 60), CAR, 0.5),  # on the road
-        Prediction(mask(0, 10, 0, 10), PERSON, 0.9),  # no person there
+        Prediction(mask(ids, 0, 10, 0, 8), CAR, 0.9),  # IoU 80 / 100 = 0.8
+        Prediction(mask(ids, 0, 10, 50, 60), CAR, 0.5),  # on the road
+        Prediction(mask(ids, 0, 10, 0, 10), PERSON, 0.9),  # no person there
     ]
     matches = match_image(ground_truth(ids), predictions)
     assert matches.overlaps.tolist() == [0.8, 0.0, 0.0]
@@ -225,7 +230,7 @@ def test_one_true_positive_one_false_positive_one_miss() -> None:
 def test_overlap_must_exceed_the_threshold() -> None:
     ids = np.full((20, 20), 7, dtype=np.uint16)
     ids[0:10, 0:20] = 26000
-    half = match_image(ground_truth(ids), [Prediction(mask(0, 10, 0, 10), CAR, 0.5)])
+    half = match_image(ground_truth(ids), [Prediction(mask(ids, 0, 10, 0, 10), CAR, 0.5)])
     assert half.overlaps.tolist() == [0.5]  # 100 / 200
     assert average_precision([half])[CAR, 0] == 0.0
 
@@ -234,7 +239,7 @@ def test_ground_truth_of_99_pixels_is_ignored_and_of_100_is_not() -> None:
     ids = np.full((20, 40), 7, dtype=np.uint16)
     ids[0:9, 0:11] = 26000  # 99
     ids[10:20, 0:10] = 26001  # 100
-    predictions = [Prediction(mask(0, 9, 0, 11), CAR, 0.9)]
+    predictions = [Prediction(mask(ids, 0, 9, 0, 11), CAR, 0.9)]
     matches = match_image(ground_truth(ids), predictions)
     assert matches.num_ground_truth[CAR] == 1
     assert matches.targets.tolist() == [-1]
@@ -246,7 +251,7 @@ def test_prediction_on_a_small_group_is_ignored_twice() -> None:
     ids = np.full((20, 40), 7, dtype=np.uint16)
     ids[0:5, 0:4] = 26  # a group of 20 pixels
     ids[0:5, 4:8] = 0  # void, 20 pixels
-    matches = match_image(ground_truth(ids), [Prediction(mask(0, 10, 0, 10), CAR, 0.9)])
+    matches = match_image(ground_truth(ids), [Prediction(mask(ids, 0, 10, 0, 10), CAR, 0.9)])
     assert matches.ignored.tolist() == [(20 + 2 * 20) / 100]
 
 
@@ -255,7 +260,7 @@ def test_all_predictions_ignored_gives_zero(tmp_path: Path, official_score: Scor
     ids = np.full((40, 40), 7, dtype=np.uint16)
     ids[0:10, 0:10] = 26000
     ids[20:40] = 0
-    predictions = [Prediction(mask(20, 30, 0, 10), CAR, 0.9)]
+    predictions = [Prediction(mask(ids, 20, 30, 0, 10), CAR, 0.9)]
     assert (
         average_precision([match_image(ground_truth(ids), predictions)])[CAR].tolist() == [0] * 10
     )
@@ -281,7 +286,7 @@ def test_nothing_at_all_is_nan_without_a_warning() -> None:
 
 def test_no_prediction_is_zero() -> None:
     ids = np.full((20, 20), 31000, dtype=np.uint16)
-    empty = Prediction(CroppedMask(0, 0, np.zeros((0, 0), dtype=bool)), TRAIN, 0.9)
+    empty = Prediction(mask(ids, 0, 0, 0, 0), TRAIN, 0.9)
     for predictions in ([], [empty]):
         matches = match_image(ground_truth(ids), predictions)
         assert len(matches.confidences) == 0
@@ -300,7 +305,7 @@ def test_ground_truth_holds_boxes_areas_and_masks() -> None:
     assert gt.areas.tolist() == [1, 7, 1]
     assert gt.boxes.tolist() == [[2, 2, 3, 3], [1, 1, 5, 3], [0, 4, 1, 5]]
     assert gt.is_group.tolist() == [True, False, False]
-    assert gt.instance_mask(1).bitmap.tolist() == [[True] * 4, [True, False, True, True]]
+    assert gt.instance_mask(1).frame()[1:3, 1:].tolist() == [[1] * 4, [1, 0, 1, 1]]
     assert gt.run_codes.dtype == np.uint8
     np.testing.assert_array_equal(codes(gt) == 1, ids == 0)
 
@@ -315,7 +320,7 @@ def test_more_instances_than_a_byte_holds() -> None:
     ids = np.repeat(24000 + np.arange(400, dtype=np.uint16), 100).reshape(400, 100)
     gt = ground_truth(ids)
     assert gt.run_codes.dtype == np.uint16
-    predictions = [Prediction(crop_mask(ids == 24399), PERSON, 0.5)]
+    predictions = [Prediction(mask_from_bitmap(ids == 24399), PERSON, 0.5)]
     matches = match_image(gt, predictions)
     assert matches.targets.tolist() == [399]
     assert matches.overlaps.tolist() == [1.0]
@@ -331,9 +336,12 @@ def test_unknown_instance_id(value: int) -> None:
 @pytest.mark.parametrize(
     ("prediction", "message"),
     [
-        (Prediction(mask(0, 1, 0, 1), CAR, float("nan")), "NaN"),
-        (Prediction(mask(0, 1, 0, 1), 8, 0.5), "the class 8"),
-        (Prediction(mask(0, 2, 4, 7), CAR, 0.5), r"a mask reaches out of .* 5 x 5"),
+        (Prediction(mask(FRAME, 0, 1, 0, 1), CAR, float("nan")), "NaN"),
+        (Prediction(mask(FRAME, 0, 1, 0, 1), 8, 0.5), "the class 8"),
+        (
+            Prediction(mask(np.zeros((5, 6)), 0, 2, 4, 6), CAR, 0.5),
+            "a mask is 5 x 6 .* image 5 x 5",
+        ),
     ],
 )
 def test_invalid_predictions(prediction: Prediction, message: str) -> None:

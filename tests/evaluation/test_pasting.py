@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
 
-from cityscapes_maskrcnn.evaluation.masks import RunMask, crop_mask, to_runs
+from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.pasting import paste_masks
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -60,7 +60,7 @@ def assert_same_pixels(
     )
     masks = paste_masks(probabilities, boxes, height, width)
     for mask, expected, box in zip(masks, full.numpy(), boxes, strict=True):
-        runs = to_runs(crop_mask(expected), height, width)
+        runs = mask_from_bitmap(expected)
         np.testing.assert_array_equal(mask.starts, runs.starts, str(box))
         np.testing.assert_array_equal(mask.ends, runs.ends, str(box))
     return masks
@@ -125,9 +125,9 @@ def test_a_whole_box_by_hand() -> None:
         np.ones((1, 1, 1), dtype=np.float32), np.array([[1, 2, 5, 6]], dtype=np.float32), 9, 9
     )
     # At the corners 0.875 * 0.875 is left of it, between 1 and 5 wide: rows 2 to 5, columns 1 to 4.
-    assert (mask.x0, mask.y0) == (1, 2)
+    assert mask.box() == (1, 2, 5, 6)
     # The pixel at a corner is 1.5 from the centre, of 4: (1 - 1.5 / 4) ** 2 = 0.39, so outside.
-    assert mask.bitmap.astype(int).tolist() == [
+    assert mask.frame()[2:6, 1:5].tolist() == [
         [0, 1, 1, 0],
         [1, 1, 1, 1],
         [1, 1, 1, 1],

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cityscapes_maskrcnn.evaluation.instance_ap import Prediction
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask
+from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.result_files import (
     find_ground_truth,
     find_result_files,
@@ -57,8 +57,7 @@ def test_names() -> None:
 def test_reads_a_prediction(results: Path) -> None:
     (prediction,) = read(results)
     assert (prediction.category, prediction.confidence, prediction.box) == (2, 0.75, None)
-    assert (prediction.mask.x0, prediction.mask.y0) == (5, 2)
-    assert prediction.mask.bitmap.tolist() == [[True] * 5] * 2
+    assert (prediction.mask.box(), prediction.mask.area()) == ((5, 2, 10, 4), 10)
 
 
 def test_empty_file_is_no_prediction(results: Path) -> None:
@@ -89,7 +88,7 @@ def test_palette_mask_counts_by_colour_like_the_official_conversion(results: Pat
     image.putpalette([0, 0, 0, 0, 0, 0, 255, 255, 255])  # index 1 is black too
     image.save(results / "car.png")
     (prediction,) = read(results)
-    assert (prediction.mask.x0, prediction.mask.y0, prediction.mask.area()) == (1, 0, 1)
+    assert prediction.mask.box() == (1, 0, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_masks_of_every_kind(tmp_path: Path, mode: str) -> None:
         image = Image.fromarray(np.uint8(mask) * 255).convert(mode)
     image.save(tmp_path / "mask.png")
     found = read_mask(tmp_path / "mask.png", HEIGHT, WIDTH)
-    np.testing.assert_array_equal(full(found, HEIGHT, WIDTH), mask)
+    np.testing.assert_array_equal(found.frame(), mask)
 
 
 def png(header: tuple[int, ...], pixels: bytes) -> bytes:
@@ -156,20 +155,12 @@ def test_filters_and_interlacing(tmp_path: Path) -> None:
     """Rows that repeat the row before, to the last; a grey of 4 bits; interlaced pixels."""
     file = tmp_path / "mask.png"
     file.write_bytes(png((3, 3, 8, 0, 0, 0, 0), b"\0\0\0\0" + b"\0\0\7\0" + b"\2\0\0\0"))
-    assert full(read_mask(file, 3, 3), 3, 3) == [[0, 0, 0], [0, 1, 0], [0, 1, 0]]
+    assert read_mask(file, 3, 3).frame().tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 0]]
     file.write_bytes(png((3, 1, 4, 0, 0, 0, 0), b"\0\x05\0"))
-    assert full(read_mask(file, 1, 3), 1, 3) == [[0, 1, 0]]
+    assert read_mask(file, 1, 3).frame().tolist() == [[0, 1, 0]]
     # Adam7 has the pixels of a 2 x 2 image in the order (0, 0), (0, 1) and the row below.
     file.write_bytes(png((2, 2, 8, 0, 0, 0, 1), b"\0\0" + b"\0\x09" + b"\0\0\x09"))
-    assert full(read_mask(file, 2, 2), 2, 2) == [[0, 1], [0, 1]]
-
-
-def full(mask: CroppedMask, height: int, width: int) -> list[list[int]]:
-    frame = np.zeros((height, width), dtype=int)
-    rows, columns = mask.bitmap.shape
-    frame[mask.y0 : mask.y0 + rows, mask.x0 : mask.x0 + columns] = mask.bitmap
-    result: list[list[int]] = frame.tolist()
-    return result
+    assert read_mask(file, 2, 2).frame().tolist() == [[0, 1], [0, 1]]
 
 
 @pytest.mark.parametrize("side", [65535, 2**31 - 1])
@@ -253,12 +244,12 @@ def test_bad_instance_ids(tmp_path: Path) -> None:
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     predictions = [
-        Prediction(CroppedMask(0, 0, random.random((HEIGHT, WIDTH)) < 0.5), 0, 0.1),
-        Prediction(CroppedMask(5, 3, np.ones((4, 6), dtype=bool)), 7, float(np.float32(0.3))),
-        Prediction(CroppedMask(0, 0, np.zeros((0, 0), dtype=bool)), 2, 1e-9),
+        Prediction(mask_from_bitmap(random.random((HEIGHT, WIDTH)) < 0.5), 0, 0.1),
+        Prediction(mask_from_bitmap(np.eye(HEIGHT, WIDTH)), 7, float(np.float32(0.3))),
+        Prediction(mask_from_bitmap(np.zeros((HEIGHT, WIDTH))), 2, 1e-9),
     ]
     image_file = f"/data/val/ulm/{NAME}_leftImg8bit.png"
-    text_file = write_image_results(tmp_path, image_file, predictions, HEIGHT, WIDTH)
+    text_file = write_image_results(tmp_path, image_file, predictions)
     assert text_file == tmp_path / f"{NAME}_leftImg8bit_pred.txt"
     assert text_file.read_text().splitlines() == [
         f"{NAME}_leftImg8bit_0_person.png 24 0.1",
@@ -269,16 +260,14 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     read_back = read_predictions(text_file, tmp_path, HEIGHT, WIDTH)
     for before, after in zip(predictions, read_back, strict=True):
         assert (before.category, before.confidence) == (after.category, after.confidence)
-        np.testing.assert_array_equal(
-            full(before.mask, HEIGHT, WIDTH), full(after.mask, HEIGHT, WIDTH)
-        )
+        np.testing.assert_array_equal(before.mask.frame(), after.mask.frame())
     assert np.unique(
         np.asarray(Image.open(tmp_path / f"{NAME}_leftImg8bit_1_bicycle.png"))
     ).tolist() == [0, 255]
 
 
 def test_image_without_predictions_gets_an_empty_file(tmp_path: Path) -> None:
-    text_file = write_image_results(tmp_path, f"{NAME}_leftImg8bit.png", [], HEIGHT, WIDTH)
+    text_file = write_image_results(tmp_path, f"{NAME}_leftImg8bit.png", [])
     assert text_file.read_bytes() == b""
     assert list(tmp_path.iterdir()) == [text_file]
 

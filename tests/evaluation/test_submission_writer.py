@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cityscapes_maskrcnn.evaluation.instance_ap import Prediction
-from cityscapes_maskrcnn.evaluation.masks import CroppedMask
+from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.submission_check import ExpectedImage, check_submission
 from cityscapes_maskrcnn.evaluation.submission_writer import SubmissionWriter
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -27,15 +27,19 @@ def image_file(name: str) -> str:
     return f"/data/leftImg8bit/test/{name.split('_')[0]}/{name}_leftImg8bit.png"
 
 
+def box(x0: int, y0: int, bitmap: np.ndarray) -> RunMask:
+    return mask_from_bitmap(bitmap, x0=x0, y0=y0, height=HEIGHT, width=WIDTH)
+
+
 def predictions(name: str) -> list[Prediction]:
     """A car, a person and an empty mask; nothing for the last image."""
     if name == NAMES[-1]:
         return []
     random = np.random.default_rng(NAMES.index(name))
     return [
-        Prediction(CroppedMask(10, 5, random.random((20, 30)) < 0.8), 2, float(np.float32(0.3))),
-        Prediction(CroppedMask(0, 0, np.ones((12, 12), dtype=bool)), 0, 0.75),
-        Prediction(CroppedMask(0, 0, np.zeros((0, 0), dtype=bool)), 1, 0.5),
+        Prediction(box(10, 5, random.random((20, 30)) < 0.8), 2, float(np.float32(0.3))),
+        Prediction(box(0, 0, np.ones((12, 12))), 0, 0.75),
+        Prediction(box(0, 0, np.zeros((2, 2))), 1, 0.5),
     ]
 
 
@@ -44,7 +48,7 @@ def write(output: Path, names: list[str] = NAMES, run: dict[str, Any] = RUN) -> 
     writer.prepare()
     for name in names:
         if not writer.is_done(image_file(name)):
-            writer.write(image_file(name), predictions(name), HEIGHT, WIDTH)
+            writer.write(image_file(name), predictions(name))
     return writer
 
 
@@ -144,8 +148,8 @@ def test_damaged_part_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prediction", "message"),
     [
-        (Prediction(CroppedMask(0, 0, np.ones((2, 2), bool)), 2, float("nan")), "score is nan"),
-        (Prediction(CroppedMask(0, 0, np.ones((2, 2), bool)), 8, 0.5), "class is 8"),
+        (Prediction(box(0, 0, np.ones((2, 2))), 2, float("nan")), "score is nan"),
+        (Prediction(box(0, 0, np.ones((2, 2))), 8, 0.5), "class is 8"),
     ],
 )
 def test_predictions_that_make_no_sense(
@@ -153,7 +157,7 @@ def test_predictions_that_make_no_sense(
 ) -> None:
     writer = write(tmp_path / "s.zip", [])
     with pytest.raises(InputError, match=f"{NAMES[0]}_leftImg8bit.png: a prediction's {message}"):
-        writer.write(image_file(NAMES[0]), [prediction], HEIGHT, WIDTH)
+        writer.write(image_file(NAMES[0]), [prediction])
     assert not writer.is_done(image_file(NAMES[0]))
 
 
@@ -168,7 +172,7 @@ try:
     if {images} == len(NAMES):
         writer.finish(num_workers=1)
     else:
-        writer.write(image_file(NAMES[0]), predictions(NAMES[0]), HEIGHT, WIDTH)
+        writer.write(image_file(NAMES[0]), predictions(NAMES[0]))
 except InputError as error:
     sys.exit(str(error))
 """
