@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from cityscapes_maskrcnn.data.annotations import dataset_root
 from cityscapes_maskrcnn.data.download import COARSE_PACKAGES, FINE_PACKAGES, download, unpack
-from cityscapes_maskrcnn.data.tree_check import check_tree, format_checks, tree_folder
+from cityscapes_maskrcnn.data.tree import dataset_root, tree_folder
+from cityscapes_maskrcnn.data.tree_check import check_tree, format_checks
 from cityscapes_maskrcnn.utils.tool import count, run_tool
 
 EXAMPLES = """

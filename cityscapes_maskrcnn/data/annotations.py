@@ -1,46 +1,45 @@
 """From the official annotation files of a split to Detectron2's dataset dicts.
 
-Gives what ``detectron2.data.datasets.cityscapes`` gives (number for number), without Detectron2 and
-through a cache, so that a split is parsed once and not at every start of every process.
+Gives what ``detectron2.data.datasets.cityscapes`` gives, down to the last digit (the same GEOS
+operations in the same order on the same numbers), without Detectron2 and through a cache, so that
+a split is parsed once and not at every start of every process.
 """
 
 from __future__ import annotations
 
 import gc
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Callable, Sequence
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 
-from cityscapes_maskrcnn.data.annotation_files import (
-    NO_INSTANCES,
-    annotation_dicts,
-    read_instances,
-)
 from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, load_records
 from cityscapes_maskrcnn.data.images import read_png_size
+from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, Label, resolve_label
+from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, find_images, require_folder
 from cityscapes_maskrcnn.utils.errors import InputError
 
-IMAGE_SUFFIX: Final = "_leftImg8bit.png"
+XYXY_ABS: Final = 0  # detectron2.structures.BoxMode.XYXY_ABS, an IntEnum, is equal to it
 
-_NO_SIZE: Final[Record] = {"size": np.zeros(0, np.int64)}  # (2,): height and width in pixels
-_HELP: Final = (
-    "(set DETECTRON2_DATASETS to the folder that holds cityscapes/; datasets/README.md shows the "
-    "expected tree and where to get the data)"
-)
+#: The fields of a record of :func:`read_instances`, for n objects of p polygons of c numbers.
+NO_INSTANCES: Final[Record] = {
+    "size": np.zeros(0, np.int64),  # (2,): height and width of the image in pixels
+    "categories": np.zeros(0, np.int64),  # (n,): contiguous class ids
+    "crowds": np.zeros(0, bool),  # (n,): whether an object is a group
+    "boxes": np.zeros((0, 4)),  # (n, 4): x0, y0, x1, y1 in absolute pixel coordinates
+    "polygon_counts": np.zeros(0, np.int64),  # (n,): polygons of every object
+    "polygon_sizes": np.zeros(0, np.int64),  # (p,): numbers (twice the points) of every polygon
+    "coordinates": np.zeros(0),  # (c,): x0, y0, x1, y1, ... of one polygon after another
+}
 
 Selection = Callable[[Sequence[str]], Sequence[str]]
 DatasetDict = dict[str, Any]
-
-
-def dataset_root() -> str:
-    """The folder that holds ``cityscapes/``: ``$DETECTRON2_DATASETS``, else ``./datasets``."""
-    return str(Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser())
+AnnotatedObject = tuple[Label, bool, npt.NDArray[np.float32]]
 
 
 def load_instances(
@@ -48,13 +47,12 @@ def load_instances(
     gt_dir: str,
     cities: Sequence[str] | None = None,
     select: Selection | None = None,
-    num_workers: int | None = None,
 ) -> list[DatasetDict]:
     """Load images with their instances, as polygons, from ``*_gtFine_polygons.json``.
 
     The values equal those of Detectron2's ``load_cityscapes_instances(image_dir, gt_dir,
     from_json=True, to_polygons=True)``, with images in sorted order. Two habits of that function
-    are worth knowing: an object with a ``deleted`` field is skipped whatever the field says, and
+    are worth knowing: an object with a ``deleted`` field is skipped even if the field is 0, and
     objects that are visible through a hole of another are not cut out of it (only the outer
     boundary of a polygon is kept).
 
@@ -63,12 +61,10 @@ def load_instances(
         gt_dir: for instance ``datasets/cityscapes/gtFine/train``.
         cities: load these city folders only; default all.
         select: given the sorted image ids, returns those to load, in the order to load them.
-        num_workers: processes for parsing what the cache does not have; default one per core.
 
     Returns:
         One dict per image: ``file_name``, ``image_id`` (the file's name without folder),
-        ``height``, ``width`` in pixels and ``annotations``, see
-        :func:`~cityscapes_maskrcnn.data.annotation_files.annotation_dicts`.
+        ``height``, ``width`` in pixels and ``annotations``, see :func:`annotation_dicts`.
 
     Raises:
         InputError: a folder, an image's annotation or images at all are missing, or an annotation
@@ -84,13 +80,18 @@ def load_instances(
         # The polygons come out of GEOS, whose versions may differ in the last digits.
         signature=f"instances, GEOS {shapely.geos_version_string}",
         description=f"Reading annotations of {gt_dir}",
-        num_workers=num_workers,
     )
-    with _no_garbage_collection():
+    # Many new containers and no garbage: the collector would take most of the time.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
         return [
             {**_image_dict(image_dir, image, record), "annotations": annotation_dicts(record)}
             for image, record in zip(images, records, strict=True)
         ]
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def load_semantic(
@@ -99,7 +100,6 @@ def load_semantic(
     kind: str = "gtFine",
     cities: Sequence[str] | None = None,
     select: Selection | None = None,
-    num_workers: int | None = None,
 ) -> list[DatasetDict]:
     """Load images with the paths of their semantic label images.
 
@@ -107,9 +107,8 @@ def load_semantic(
         image_dir: for instance ``datasets/cityscapes/leftImg8bit/train_extra``.
         gt_dir: for instance ``datasets/cityscapes/gtCoarse/train_extra``.
         kind: ``"gtFine"`` or ``"gtCoarse"``, as in the names of the annotation files.
-        cities: load these city folders only; default all.
-        select: given the sorted image ids, returns those to load, in the order to load them.
-        num_workers: processes for reading image sizes the cache does not have.
+        cities: as for :func:`load_instances`.
+        select: as for :func:`load_instances`.
 
     Returns:
         One dict per image: ``file_name``, ``image_id``, ``height``, ``width`` (of the label image)
@@ -121,18 +120,15 @@ def load_semantic(
     """
     images = _select_images(image_dir, cities, select)
     sources = _find_partners(images, image_dir, gt_dir, f"_{kind}_labelIds.png")
-    sizes = _load_sizes(gt_dir, sources, num_workers)
+    sizes = _load_sizes(gt_dir, sources)
     return [
-        {**_image_dict(image_dir, image, size), "sem_seg_file_name": _join(gt_dir, source.name)}
+        {**_image_dict(image_dir, image, size), "sem_seg_file_name": f"{gt_dir}/{source.name}"}
         for image, size, source in zip(images, sizes, sources, strict=True)
     ]
 
 
 def load_images(
-    image_dir: str,
-    cities: Sequence[str] | None = None,
-    select: Selection | None = None,
-    num_workers: int | None = None,
+    image_dir: str, cities: Sequence[str] | None = None, select: Selection | None = None
 ) -> list[DatasetDict]:
     """Load images without labels; arguments and errors as for :func:`load_semantic`.
 
@@ -140,81 +136,150 @@ def load_images(
         One dict per image: ``file_name``, ``image_id``, ``height``, ``width``.
     """
     images = _select_images(image_dir, cities, select)
-    sources = _find_partners(images, image_dir, image_dir, IMAGE_SUFFIX)
-    sizes = _load_sizes(image_dir, sources, num_workers)
+    sizes = _load_sizes(image_dir, _find_partners(images, image_dir, image_dir, IMAGE_SUFFIX))
     return [_image_dict(image_dir, image, size) for image, size in zip(images, sizes, strict=True)]
 
 
-def find_images(image_dir: str, cities: Sequence[str] | None = None) -> list[str]:
-    """List the images of a split.
+def read_instances(path: str) -> Record:
+    """Parse one ``*_polygons.json`` file.
 
-    Args:
-        image_dir: folder that holds one folder per city.
-        cities: look into these city folders only; default all.
+    Later objects of the file lie in front of earlier ones; every instance keeps the part of its
+    polygon that no later object hides.
 
     Returns:
-        ``city/image.png`` for every image, sorted by city, then by name.
+        A record with the fields of :data:`NO_INSTANCES`.
 
     Raises:
-        InputError: a folder or images at all are missing.
+        InputError: the file is missing, incomplete, or not what the official files look like.
     """
-    if cities is None:
-        require_folder(image_dir)
-        with os.scandir(image_dir) as entries:
-            cities = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
-    images = []
-    for city in sorted(set(cities)):
-        require_folder(Path(image_dir, city))
-        with os.scandir(Path(image_dir, city)) as entries:
-            # Archives packed on a Mac leave "._aachen_..." files beside the real ones.
-            names = [e.name for e in entries if e.name.endswith(IMAGE_SUFFIX) and e.name[0] != "."]
-        images += [f"{city}/{name}" for name in sorted(names)]
-    if not images:
-        raise InputError(f"{image_dir}: no images; expected CITY/*{IMAGE_SUFFIX} in it {_HELP}")
-    name, count = Counter(map(_image_id, images)).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"{image_dir}: {name} is in several city folders; keep one of them")
-    return images
+    height, width, objects = read_objects(path)
+    check_polygons(path, objects)
+    found: dict[str, list[Any]] = {name: [] for name in NO_INSTANCES}
+    found["size"] = [height, width]
+    things = [label.id in ID_TO_CONTIGUOUS for label, _, _ in objects]
+    first_thing = things.index(True) if any(things) else len(things)
+    in_front = shapely.Polygon()
+    # What lies behind the last thing hides no thing.
+    for label, is_group, points in reversed(objects[first_thing:]):
+        try:
+            # Vertices are pixel indices, hence + 0.5; the official rasteriser draws every pixel
+            # that the boundary touches, hence half a pixel more on every side.
+            shape = shapely.buffer(shapely.Polygon(points + 0.5), 0.5, quad_segs=4)
+        except (ValueError, shapely.GEOSException) as error:
+            raise InputError(f"{path}: a polygon of {label.name!r} is not one: {error}") from error
+        if label.id in ID_TO_CONTIGUOUS:
+            visible = shape.difference(in_front)
+            # Lines and points, which GEOS may leave beside the polygons, have no area.
+            rings = [
+                shapely.get_coordinates(part.exterior)
+                for part in shapely.get_parts(shapely.get_parts(visible))
+                if isinstance(part, shapely.Polygon) and not part.is_empty
+            ]
+            if not rings:
+                continue
+            found["categories"].append(ID_TO_CONTIGUOUS[label.id])
+            found["crowds"].append(is_group)
+            found["boxes"].append(visible.bounds)
+            found["polygon_counts"].append(len(rings))
+            found["polygon_sizes"].extend(ring.size for ring in rings)
+            found["coordinates"].extend(ring.ravel() for ring in rings)
+        in_front = in_front.union(shape)
+    found["coordinates"] = np.concatenate([[], *found["coordinates"]])
+    return {
+        name: np.asarray(found[name], empty.dtype).reshape(-1, *empty.shape[1:])
+        for name, empty in NO_INSTANCES.items()
+    }
 
 
-def require_folder(path: str | Path) -> None:
-    """Raise an InputError that names the first folder missing on the way to ``path``."""
-    if Path(path).is_dir():
-        return
-    missing = Path(path)
-    while not missing.parent.is_dir() and missing.parent != missing:
-        missing = missing.parent
-    place = "" if missing == Path(path) else f", on the way to {path}"
-    raise InputError(f"{missing}: no such folder{place} {_HELP}")
+def annotation_dicts(record: Record) -> list[dict[str, Any]]:
+    """Turn a record of :func:`read_instances` into Detectron2's annotations.
+
+    Returns:
+        One dict per object with ``iscrowd`` (True for a group), ``category_id`` (contiguous, 0 to
+        7), ``bbox`` (x0, y0, x1, y1) and ``bbox_mode`` XYXY_ABS, ``segmentation`` (polygons as x0,
+        y0, x1, y1, ...). Coordinates are absolute pixels, continuous: a pixel's centre is at +0.5.
+    """
+    numbers = record["coordinates"].tolist()
+    ends = accumulate(record["polygon_sizes"].tolist(), initial=0)
+    polygons = (numbers[start:stop] for start, stop in pairwise(ends))
+    per_object = ("categories", "crowds", "boxes", "polygon_counts")
+    return [
+        {
+            "iscrowd": crowd,
+            "category_id": category,
+            "segmentation": list(islice(polygons, count)),
+            "bbox": tuple(box),
+            "bbox_mode": XYXY_ABS,
+        }
+        for category, crowd, box, count in zip(
+            *(record[name].tolist() for name in per_object), strict=True
+        )
+    ]
 
 
-def _image_id(image: str) -> str:
-    """The id of an image: its file name without folders, as in Detectron2."""
-    return image.rpartition("/")[2]
+def read_objects(path: str) -> tuple[int, int, list[AnnotatedObject]]:
+    """Read and check one annotation file.
+
+    Returns:
+        Height, width, and per object in drawing order its label, whether it is a group, and its
+        vertices, shape (points, 2), float32; without deleted objects and those without an official
+        id (licence plates), which belong to no image.
+
+    Raises:
+        InputError: the file is missing, incomplete, or not what the official files look like.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a complete JSON file ({error}); unpack it again") from error
+    try:
+        height, width, entries = content["imgHeight"], content["imgWidth"], content["objects"]
+        if type(height) is not int or type(width) is not int or min(height, width) < 1:
+            raise InputError("imgHeight and imgWidth must be positive whole numbers")
+        objects = []
+        for entry in entries:
+            if "deleted" in entry:
+                continue
+            label, is_group = resolve_label(entry["label"])
+            if label.id >= 0:
+                objects.append((label, is_group, np.asarray(entry["polygon"], np.float32)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a Cityscapes annotation ({error!r})") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return height, width, objects
 
 
-def _join(folder: str, name: str) -> str:
-    """Path of a file as Detectron2 writes it: ``folder`` stays as it was given."""
-    return os.path.join(folder, name)  # noqa: PTH118, pathlib would tidy the folder up
+def check_polygons(path: str, objects: list[AnnotatedObject]) -> None:
+    """Verify that the vertices of :func:`read_objects` enclose an area.
+
+    Raises:
+        InputError: vertices are fewer than three, not finite, or not pairs.
+    """
+    for label, _, points in objects:
+        is_list_of_pairs = points.ndim == 2 and points.shape[1] == 2
+        if not is_list_of_pairs or len(points) < 3 or not np.isfinite(points).all():
+            raise InputError(
+                f"{path}: a polygon of {label.name!r} is not a list of three or more (x, y) points"
+            )
 
 
 def _select_images(
     image_dir: str, cities: Sequence[str] | None, select: Selection | None
 ) -> list[str]:
     """``city/image.png`` for every image to load, in order."""
-    images = find_images(image_dir, cities)
-    if select is None:
-        return images
-    by_id = {_image_id(image): image for image in images}
-    return [by_id[image_id] for image_id in select(list(by_id))]
+    by_id = {image.partition("/")[2]: image for image in find_images(image_dir, cities)}
+    return [by_id[image_id] for image_id in (select(list(by_id)) if select else by_id)]
 
 
 def _image_dict(image_dir: str, image: str, record: Record) -> DatasetDict:
     """The fields of a dataset dict that every task has."""
     height, width = record["size"].tolist()
     return {
-        "file_name": _join(image_dir, image),
-        "image_id": _image_id(image),
+        "file_name": f"{image_dir}/{image}",
+        "image_id": image.partition("/")[2],
         "height": height,
         "width": width,
     }
@@ -223,49 +288,32 @@ def _image_dict(image_dir: str, image: str, record: Record) -> DatasetDict:
 def _find_partners(images: Sequence[str], image_dir: str, folder: str, suffix: str) -> list[Source]:
     """The file that belongs to every image, in another folder and with another suffix."""
     require_folder(folder)
-    status: dict[str, os.stat_result] = {}
-    for city in {image.partition("/")[0] for image in images}:
-        if Path(folder, city).is_dir():
-            with os.scandir(Path(folder, city)) as entries:
-                files = [e for e in entries if e.name.endswith(suffix) and e.is_file()]
-                status.update({f"{city}/{e.name}": e.stat() for e in files})
     sources = []
     for image in images:
         name = image.removesuffix(IMAGE_SUFFIX) + suffix
-        if name not in status:
+        try:
+            status = Path(folder, name).stat()
+        except OSError as error:
             raise InputError(
-                f"{_join(image_dir, image)}: this image has no annotation; expected "
-                f"{_join(folder, name)}"
-            )
-        sources.append(Source(name, f"{status[name].st_size} {status[name].st_mtime_ns}"))
+                f"{image_dir}/{image}: this image has no annotation {folder}/{name} "
+                f"({error.strerror})"
+            ) from error
+        sources.append(Source(name, f"{status.st_size} {status.st_mtime_ns}"))
     return sources
 
 
-def _load_sizes(folder: str, sources: list[Source], num_workers: int | None) -> list[Record]:
+def _load_sizes(folder: str, sources: list[Source]) -> list[Record]:
     """Sizes of PNG files, through the cache."""
     return load_records(
         cache_file(folder, "sizes"),
         folder=folder,
         sources=sources,
         read=_read_size,
-        template=_NO_SIZE,
+        template={"size": np.zeros(0, np.int64)},  # (2,): height and width in pixels
         signature="sizes",
         description=f"Reading image sizes of {folder}",
-        num_workers=num_workers,
     )
 
 
 def _read_size(path: str) -> Record:
     return {"size": np.array(read_png_size(path))}
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Many new containers and no garbage: the collector would only walk over them repeatedly."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -2,8 +2,7 @@
 
 A cache file holds one record for each of many source files, a record being a few named arrays
 whose lengths differ from file to file. It is a NumPy ``.npz`` file without pickled objects, so
-that reading it never executes code; its format brings a checksum of every array. It is only a
-copy: a source that changed is read again, and a file that cannot be read is built anew.
+that reading it never executes code; its format brings a checksum of every array.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from cityscapes_maskrcnn.utils.locks import file_lock
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 CACHE_VARIABLE: Final = "CITYSCAPES_MASKRCNN_CACHE"
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +44,12 @@ class Source(NamedTuple):
     stamp: str
 
 
-class _Entry(NamedTuple):
-    stamp: str
-    record: Record
+# Stamp and record of every source that a cache file holds, by name.
+_Entries = dict[str, tuple[str, Record]]
 
 
 def cache_file(folder: str | os.PathLike[str], kind: str) -> Path:
-    """Path of a cache file; it need not exist.
+    """Return the path of a cache file, which need not exist.
 
     It lies in ``$CITYSCAPES_MASKRCNN_CACHE`` if set, else in ``cityscapes_maskrcnn`` in
     ``$XDG_CACHE_HOME`` or ``~/.cache``.
@@ -81,8 +79,9 @@ def load_records(
 ) -> list[Record]:
     """Read files through a cache file.
 
-    Any number of processes may call this at once: the first one reads, the others wait for it. If
-    the cache file cannot be written, a warning says so and every call reads again.
+    Any number of processes may call this at once: the first one reads, the others wait for it. A
+    cache file that cannot be read is built anew. If it cannot be written, a warning says so and
+    every call reads again.
 
     Args:
         path: the cache file, see :func:`cache_file`.
@@ -90,7 +89,7 @@ def load_records(
         sources: the files; those that did not change since the cache file was written are not read.
         read: reads the file at a path; a module-level function.
         template: a record of empty arrays; their names, types and shapes are those of all records.
-        signature: names whatever else a record depends on; another signature empties the cache.
+        signature: names what else a record depends on; another signature empties the cache.
         description: shown before the progress bar.
         num_workers: processes for reading; default one per core.
 
@@ -111,39 +110,35 @@ def load_records(
                 records = map_in_parallel(read, files, description, num_workers)
                 # Records of other files stay: those of another part of the split are among them.
                 for source, record in zip(changed, records, strict=True):
-                    known[source.name] = _Entry(source.stamp, record)
+                    known[source.name] = source.stamp, record
                 _write(path, signature, template, known)
-    return [known[source.name].record for source in sources]
+    return [known[source.name][1] for source in sources]
 
 
-def _changed(sources: Sequence[Source], known: Mapping[str, _Entry]) -> list[Source]:
+def _changed(sources: Sequence[Source], known: _Entries) -> list[Source]:
     """The sources that the cache does not hold as they are now."""
     return [
         source
         for source in sources
-        if source.name not in known or known[source.name].stamp != source.stamp
+        if source.name not in known or known[source.name][0] != source.stamp
     ]
 
 
-def _read(path: Path, signature: str, template: Record, *, warn: bool) -> dict[str, _Entry]:
+def _read(path: Path, signature: str, template: Record, *, warn: bool) -> _Entries:
     """Entries of a cache file by name; none if it is missing, outdated or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             if str(file["signature"]) != signature:
                 return {}
-            names, stamps = _unpack_text(file["names"]), _unpack_text(file["stamps"])
+            names, stamps = file["names"].tolist(), file["stamps"].tolist()
             columns = []
             for (name, empty), lengths in zip(template.items(), file["lengths"], strict=True):
                 array, ends = file[name], [0, *np.cumsum(lengths).tolist()]
-                if (
-                    array.dtype != empty.dtype
-                    or array.shape != (ends[-1], *empty.shape[1:])
-                    or len(lengths) != len(names)
-                ):
+                if array.shape != (ends[-1], *empty.shape[1:]):
                     raise ValueError(f"{name} does not fit to its lengths")
                 columns.append([array[start:stop] for start, stop in pairwise(ends)])
         records = [dict(zip(template, row, strict=True)) for row in zip(*columns, strict=True)]
-        return dict(zip(names, map(_Entry, stamps, records), strict=True))
+        return dict(zip(names, zip(stamps, records, strict=True), strict=True))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except Exception as error:  # damage can make zipfile and NumPy raise nearly anything
@@ -152,14 +147,14 @@ def _read(path: Path, signature: str, template: Record, *, warn: bool) -> dict[s
         return {}
 
 
-def _write(path: Path, signature: str, template: Record, known: Mapping[str, _Entry]) -> None:
+def _write(path: Path, signature: str, template: Record, known: _Entries) -> None:
     """Write a cache file; a failure is only logged."""
-    records = [entry.record for entry in known.values()]
+    stamps, records = zip(*known.values(), strict=True)
     contents: dict[str, Any] = {
-        "signature": np.array(signature),
-        "names": _pack_text(known),
-        "stamps": _pack_text([entry.stamp for entry in known.values()]),
-        "lengths": np.array([[len(record[name]) for record in records] for name in template]),
+        "signature": signature,
+        "names": list(known),
+        "stamps": stamps,
+        "lengths": [[len(record[name]) for record in records] for name in template],
     }
     for name, empty in template.items():
         contents[name] = np.concatenate([empty, *(record[name] for record in records)])
@@ -173,13 +168,3 @@ def _write(path: Path, signature: str, template: Record, known: Mapping[str, _En
             error,
             CACHE_VARIABLE,
         )
-
-
-def _pack_text(texts: Sequence[str] | Mapping[str, Any]) -> npt.NDArray[np.uint8]:
-    """Put file names, which may be any bytes, into one array."""
-    joined = "".join(f"{text}\0" for text in texts)
-    return np.frombuffer(joined.encode("utf-8", "surrogateescape"), np.uint8)
-
-
-def _unpack_text(packed: npt.NDArray[Any]) -> list[str]:
-    return packed.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]

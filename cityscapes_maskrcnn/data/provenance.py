@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cityscapes_maskrcnn.data.generated import is_generated
+from cityscapes_maskrcnn.data.tree import is_generated
 from cityscapes_maskrcnn.utils.errors import InputError
 
 TRAINED: Final = "trained"

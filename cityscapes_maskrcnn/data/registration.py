@@ -7,7 +7,7 @@ are registered again here, so that existing configs work.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,12 +17,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from cityscapes_maskrcnn.data.annotations import (
     DatasetDict,
-    dataset_root,
     load_images,
     load_instances,
     load_semantic,
 )
-from cityscapes_maskrcnn.data.cities import CITIES
 from cityscapes_maskrcnn.data.labels import (
     ID_TO_CONTIGUOUS,
     IGNORE_TRAIN_ID,
@@ -31,9 +29,8 @@ from cityscapes_maskrcnn.data.labels import (
     THING_COLORS,
 )
 from cityscapes_maskrcnn.data.partitions import partition, subset
+from cityscapes_maskrcnn.data.tree import CITIES, dataset_root
 from cityscapes_maskrcnn.utils.errors import InputError
-
-__all__ = ["check_dataset_names", "dataset_root", "register_all", "register_subset"]
 
 
 class _Dataset(NamedTuple):
@@ -112,7 +109,7 @@ def register_all(root: str | None = None) -> None:
     """Register every Cityscapes dataset with Detectron2; nothing is read yet.
 
     May be called again, also with another root: earlier registrations are replaced. The metadata
-    are Detectron2's, and in addition the official colours. A split without labels has no
+    are Detectron2's, and the official colours (RGB) in addition. A split without labels has no
     ``gt_dir``.
 
     Args:
@@ -121,7 +118,14 @@ def register_all(root: str | None = None) -> None:
     root = dataset_root() if root is None else root
     for name, dataset in _DATASETS.items():
         image_dir = f"{root}/cityscapes/leftImg8bit/{dataset.split}"
-        metadata = {**_class_metadata(), "image_dir": image_dir}
+        metadata = {
+            "thing_classes": list(THING_CLASSES),
+            "thing_colors": list(THING_COLORS),
+            "thing_dataset_id_to_contiguous_id": dict(ID_TO_CONTIGUOUS),
+            "stuff_classes": [label.name for label in SEMANTIC_LABELS],
+            "stuff_colors": [label.color for label in SEMANTIC_LABELS],
+            "image_dir": image_dir,
+        }
         if dataset.annotations is not None:
             metadata["gt_dir"] = f"{root}/cityscapes/{dataset.annotations}/{dataset.split}"
         if dataset.task == "instance":
@@ -170,24 +174,13 @@ def check_dataset_names(names: Iterable[str]) -> None:
             )
 
 
-def _register(name: str, load: Any, metadata: dict[str, Any]) -> None:
+def _register(name: str, load: Callable[[], list[DatasetDict]], metadata: dict[str, Any]) -> None:
     """Put a dataset into Detectron2's catalogs, in the place of an earlier one."""
     DatasetCatalog.pop(name, None)
     DatasetCatalog.register(name, load)
     # The catalog refuses to change a value that was set once.
     MetadataCatalog.pop(name, None)
     MetadataCatalog.get(name).set(**metadata)
-
-
-def _class_metadata() -> dict[str, Any]:
-    """Names, official colours (RGB) and numbering of the classes."""
-    return {
-        "thing_classes": list(THING_CLASSES),
-        "thing_colors": list(THING_COLORS),
-        "thing_dataset_id_to_contiguous_id": dict(ID_TO_CONTIGUOUS),
-        "stuff_classes": [label.name for label in SEMANTIC_LABELS],
-        "stuff_colors": [label.color for label in SEMANTIC_LABELS],
-    }
 
 
 def _load(name: str, dataset: _Dataset, root: str) -> list[DatasetDict]:

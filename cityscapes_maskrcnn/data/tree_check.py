@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,10 +11,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cityscapes_maskrcnn.data.annotation_files import check_polygons, read_objects
-from cityscapes_maskrcnn.data.annotations import IMAGE_SUFFIX, require_folder
+from cityscapes_maskrcnn.data.annotations import check_polygons, read_objects
 from cityscapes_maskrcnn.data.images import read_png_size
 from cityscapes_maskrcnn.data.labels import LABELS
+from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
@@ -60,7 +59,7 @@ class SplitCheck(NamedTuple):
         annotations: number of complete annotations (polygons, label ids, instance ids).
         official: number of images in the official release.
         problems: one line each, naming the file.
-        note: why a split that is not there is no problem, or empty.
+        note: why a missing split is no problem, or empty.
         subset: there are problems that ``allow_subset`` would accept.
     """
 
@@ -71,18 +70,6 @@ class SplitCheck(NamedTuple):
     problems: tuple[str, ...]
     note: str = ""
     subset: bool = False
-
-
-def tree_folder(root: str | os.PathLike[str]) -> Path:
-    """The folder with ``leftImg8bit``: ``root/cityscapes``, or ``root`` if it is that itself.
-
-    Raises:
-        InputError: neither is there.
-    """
-    root = Path(root)
-    folder = root if (root / "leftImg8bit").is_dir() else root / "cityscapes"
-    require_folder(folder)
-    return folder
 
 
 def check_tree(
@@ -128,8 +115,8 @@ def _check_split(
 ) -> SplitCheck:
     """Count, pair and read the files of one split."""
     image_dir, gt_dir = folder / "leftImg8bit" / split.name, folder / split.kind / split.name
-    suffixes = [f"_{split.kind}_{end}" for end in ("polygons.json", "labelIds.png")]
-    suffixes.append(f"_{split.kind}_instanceIds.png")
+    endings = ("polygons.json", "labelIds.png", "instanceIds.png")
+    suffixes = [f"_{split.kind}_{ending}" for ending in endings]
     images = _stems(image_dir, IMAGE_SUFFIX)
     annotations = {suffix: _stems(gt_dir, suffix) for suffix in suffixes}
     complete = set.intersection(*annotations.values())
@@ -143,8 +130,8 @@ def _check_split(
     shares_images = split.kind == "gtCoarse" and split.name != "train_extra"
     if not annotated and (not images or shares_images):
         if split.required and not allow_subset:
-            return result._replace(problems=(f"not there; unpack {split.packages}",), subset=True)
-        return result._replace(note=f"not there (only needed for some jobs: {split.packages})")
+            return result._replace(problems=(f"missing; unpack {split.packages}",), subset=True)
+        return result._replace(note=f"missing (only needed for some jobs: {split.packages})")
     needed = suffixes if annotated or split.name != "test" else []
 
     problems = []
@@ -156,20 +143,19 @@ def _check_split(
             problems.append(f"{stem}: an annotation without image {image_dir}/{stem}{IMAGE_SUFFIX}")
         elif missing:
             problems.append(f"{stem}: no annotation {', '.join(missing)} in {gt_dir}")
-    read = partial(
-        _check_files,
-        image_dir=image_dir,
-        gt_dir=gt_dir,
-        suffixes=needed,
-        check_image=not shares_images,
-        size=None if allow_subset else OFFICIAL_SIZE,
-    )
-    found = map_in_parallel(read, sorted(images), f"Checking {result.name}", num_workers)
-    others = [other_size for _, other_size in found if other_size]
+    read = partial(_check_files, gt_dir=gt_dir, suffixes=needed, check_image=not shares_images)
+    files = [f"{image_dir}/{stem}{IMAGE_SUFFIX}" for stem in sorted(images)]
+    found = map_in_parallel(read, files, f"Checking {result.name}", num_workers)
+    others = [
+        f"{file} ({_text(size)})"
+        for file, (_, size) in zip(files, found, strict=True)
+        if not allow_subset and size not in (None, OFFICIAL_SIZE)
+    ]
     if others:
         # One cause, however many images: a line for each would hide the rest.
-        first = f", the first: {others[0]}" if len(others) > 1 else f": {others[0]}"
-        problems.append(f"{len(others)} images are not {_text(OFFICIAL_SIZE)} pixels{first}")
+        problems.append(
+            f"{len(others)} images are not {_text(OFFICIAL_SIZE)} pixels, the first: {others[0]}"
+        )
     return result._replace(
         problems=(*problems, *(text for in_files, _ in found for text in in_files)),
         subset=not allow_subset and (bool(others) or len(images) != split.images),
@@ -183,38 +169,28 @@ def _stems(folder: Path, suffix: str) -> set[str]:
 
 
 def _check_files(
-    stem: str,
-    *,
-    image_dir: Path,
-    gt_dir: Path,
-    suffixes: Sequence[str],
-    check_image: bool,
-    size: tuple[int, int] | None,
-) -> tuple[list[str], str]:
+    image: str, *, gt_dir: Path, suffixes: Sequence[str], check_image: bool
+) -> tuple[list[str], tuple[int, int] | None]:
     """Read one image and those of its annotation files that exist.
 
     Args:
-        stem: city and name of the image.
-        image_dir: the split's images.
+        image: path of the image.
         gt_dir: the split's annotations.
         suffixes: of the annotation files.
         check_image: False: take the image's size from its header and do not read the rest.
-        size: height and width the image must have; None: any.
 
     Returns:
-        Problems, one line each, and the name and size of an undamaged image that is not of the
-        official size, or an empty string.
+        Problems, one line each, and height and width of the image, or None if it is damaged.
     """
-    image = f"{image_dir}/{stem}{IMAGE_SUFFIX}"
     problems = []
-    expected, other_size = None, ""
+    expected = None
     try:
         expected = _check_image(image) if check_image else read_png_size(image)
-        if size is not None and expected != size:
-            other_size = f"{image} ({_text(expected)})"
     except InputError as error:
         problems.append(str(error))
-    for path in [f"{gt_dir}/{stem}{suffix}" for suffix in suffixes]:
+    city, name = Path(image).parts[-2:]
+    for suffix in suffixes:
+        path = f"{gt_dir}/{city}/{name.removesuffix(IMAGE_SUFFIX)}{suffix}"
         if not Path(path).exists():
             continue
         try:
@@ -224,7 +200,7 @@ def _check_files(
             continue
         if expected is not None and found != expected:
             problems.append(f"{path}: {_text(found)} pixels, but its image is {_text(expected)}")
-    return problems, other_size
+    return problems, expected
 
 
 def _check_polygons(path: str) -> tuple[int, int]:
@@ -251,16 +227,13 @@ def _check_ids(path: str) -> tuple[int, int]:
         ids = np.asarray(image)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"{path}: one channel of whole numbers is expected")
-    known = {label.id for label in LABELS if label.id >= 0}
+    unknown = set(np.unique(ids).tolist()) - {label.id for label in LABELS if label.id >= 0}
     if path.endswith("_instanceIds.png"):
         # Instance k of label l is l * 1000 + k; regions without instances have the label's id.
         things = {label.id for label in LABELS if label.hasInstances}
-        values = np.unique(ids).tolist()
-        unknown = [v for v in values if v not in known and (v < 1000 or v // 1000 not in things)]
-    else:
-        unknown = sorted(set(np.unique(ids).tolist()) - known)
+        unknown = {value for value in unknown if value < 1000 or value // 1000 not in things}
     if unknown:
-        raise InputError(f"{path}: unknown ids {unknown[:5]}")
+        raise InputError(f"{path}: unknown ids {sorted(unknown)[:5]}")
     return ids.shape[0], ids.shape[1]
 
 

@@ -13,8 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 
-from cityscapes_maskrcnn.data.generated import is_generated
 from cityscapes_maskrcnn.data.provenance import SeenImages
+from cityscapes_maskrcnn.data.tree import is_generated
 from cityscapes_maskrcnn.utils.files import write_json
 
 SUMMARY_FILE = "summary.json"

@@ -22,8 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from cityscapes_maskrcnn.data.cities import CITIES
-from cityscapes_maskrcnn.data.generated import MANIFEST
+from cityscapes_maskrcnn.data.tree import CITIES, MANIFEST
 from cityscapes_maskrcnn.synthetic.label_images import (
     Annotation,
     coarsen,

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from cityscapes_maskrcnn.data.annotation_files import annotation_dicts, read_instances
-from cityscapes_maskrcnn.data.annotations import IMAGE_SUFFIX
+from cityscapes_maskrcnn.data.annotations import annotation_dicts, read_instances
 from cityscapes_maskrcnn.data.images import read_image, read_label_image
 from cityscapes_maskrcnn.data.labels import train_id_lookup
 from cityscapes_maskrcnn.data.registration import check_dataset_names
+from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.drawing import draw_ground_truth, draw_semantic_labels
 

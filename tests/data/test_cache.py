@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,28 @@ def read(path: str) -> Record:
 
 
 class Split:
-    """Files of a folder and the cache of them."""
+    """Three files of a folder and the cache of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.was_read: list[str] = []
         self.cache = cache_file(folder, "records")
         folder.mkdir()
         for number in range(3):
             (folder / f"{number}.txt").write_text(f"{number + 2} {number}")
 
-    def load(self, *numbers: int, **changes: Any) -> list[tuple[int, int]]:
-        """Lengths of the records; their content is checked."""
+    def load(self, numbers: Iterable[int] = (0, 1, 2), **changes: Any) -> list[str]:
+        """Load records and compare them with the files.
+
+        Returns:
+            Names of the files that were read.
+        """
+        was_read = []
 
         def spy(path: str) -> Record:
-            self.was_read.append(Path(path).stem)
+            was_read.append(Path(path).stem)
             return read(path)
 
-        self.was_read.clear()
-        files = [self.folder / f"{number}.txt" for number in numbers or (0, 1, 2)]
+        files = [self.folder / f"{number}.txt" for number in numbers]
         arguments = {
             "folder": self.folder,
             "sources": [Source(file.name, file.read_text()) for file in files],
@@ -57,7 +60,7 @@ class Split:
             for name, expected in read(str(file)).items():
                 np.testing.assert_array_equal(record[name], expected)
                 assert record[name].dtype == expected.dtype
-        return [(len(record["values"]), len(record["boxes"])) for record in records]
+        return was_read
 
 
 @pytest.fixture
@@ -65,22 +68,13 @@ def split(tmp_path: Path) -> Split:
     return Split(tmp_path / "split")
 
 
-def test_second_time_nothing_is_read(split: Split) -> None:
-    assert split.load() == [(2, 0), (3, 1), (4, 2)]
-    assert split.was_read == ["0", "1", "2"]
-    assert split.load(2, 0) == [(4, 2), (2, 0)]
-    assert split.was_read == []
-    assert split.load() == [(2, 0), (3, 1), (4, 2)]
-    assert split.was_read == []
-
-
-def test_parts_of_a_split_share_one_file_and_only_changes_are_read(split: Split) -> None:
-    split.load(0, 1)
-    split.load(1, 2)
-    assert split.was_read == ["2"]
+def test_only_what_is_new_or_changed_is_read(split: Split) -> None:
+    assert split.load((0, 1)) == ["0", "1"]
+    # Another part of the split adds to the same file.
+    assert split.load((1, 2)) == ["2"]
+    assert split.load((2, 0)) == split.load() == []
     (split.folder / "1.txt").write_text("0 0")
-    assert split.load() == [(2, 0), (0, 0), (4, 2)]
-    assert split.was_read == ["1"]
+    assert split.load() == ["1"]
     assert [file.suffix for file in sorted(split.cache.parent.iterdir())] == [".lock", ".npz"]
 
 
@@ -88,19 +82,14 @@ def test_another_signature_or_layout_replaces_it_silently(
     split: Split, caplog: pytest.LogCaptureFixture
 ) -> None:
     split.load()
-    split.load(signature="other")
-    assert split.was_read == ["0", "1", "2"]
-    split.load(signature="other", template={**TEMPLATE, "boxes": np.zeros((0, 4), np.float32)})
-    assert split.was_read == ["0", "1", "2"]
+    assert split.load(signature="other") == ["0", "1", "2"]
+    narrow = {**TEMPLATE, "boxes": np.zeros((0, 4), np.float32)}
+    assert split.load(signature="other", template=narrow) == ["0", "1", "2"]
     assert not caplog.records
 
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-300])
-
-
-def write_garbage(path: Path) -> None:
-    path.write_bytes(b"garbage")
 
 
 def empty(path: Path) -> None:
@@ -130,27 +119,17 @@ def hide_a_pickle(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [
-        truncate,
-        write_garbage,
-        empty,
-        write_one_array,
-        shorten_an_array,
-        remove_an_array,
-        hide_a_pickle,
-    ],
+    [truncate, empty, write_one_array, shorten_an_array, remove_an_array, hide_a_pickle],
 )
 def test_damaged_cache_is_ignored_with_a_warning_and_replaced(
     split: Split, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = split.load()
+    split.load()
     damage(split.cache)
-    assert split.load() == expected
-    assert split.was_read == ["0", "1", "2"]
+    assert split.load() == ["0", "1", "2"]
     (record,) = caplog.records
     assert record.getMessage().startswith(f"Ignoring the cache file {split.cache}, which cannot")
-    assert split.load() == expected
-    assert split.was_read == []
+    assert split.load() == []
 
 
 @pytest.mark.parametrize("bit", [0, 3, 6])
@@ -163,7 +142,7 @@ def test_any_flipped_bit_is_harmless(split: Split, bit: int) -> None:
         content = bytearray(whole)
         content[position] ^= 1 << bit
         split.cache.write_bytes(bytes(content))
-        assert split.load() == [(2, 0), (3, 1), (4, 2)]  # and the same content
+        split.load()
 
 
 def test_folder_that_cannot_be_written(
@@ -171,13 +150,9 @@ def test_folder_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     split.cache = tmp_path / "file" / "cache" / "records.npz"
-    for _ in range(2):
-        assert split.load() == [(2, 0), (3, 1), (4, 2)]
-        (record,) = caplog.records
-        assert record.levelno == logging.WARNING
-        assert "Nothing can be cached" in record.getMessage()
-        assert "CITYSCAPES_MASKRCNN_CACHE" in record.getMessage()
-        caplog.clear()
+    assert split.load() == split.load() == ["0", "1", "2"]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert "Nothing can be cached" in caplog.text and "CITYSCAPES_MASKRCNN_CACHE" in caplog.text
 
 
 def test_a_file_that_cannot_be_read_leaves_no_cache(split: Split) -> None:
@@ -214,6 +189,7 @@ def read(path):
     with (folder / "log").open("a") as log:
         log.write(path + "\\n")
     return {"values": np.arange(int(Path(path).read_text().split()[0]))}
+print("ready", flush=True)
 sys.stdin.readline()
 records = load_records(
     cache, folder=folder, sources=[Source(f"{n}.txt", "") for n in range(3)], read=read,
@@ -230,14 +206,15 @@ def test_of_many_processes_at_once_one_reads(split: Split) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[2],
         )
-        for _ in range(4)
+        for _ in range(3)
     ]
-    for process in processes:  # all have started and wait: now let them go together
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:  # now let them go together
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
     outputs = [process.communicate(timeout=60) for process in processes]
-    assert outputs == [("[2, 3, 4]\n", "")] * 4
+    assert outputs == [("[2, 3, 4]\n", "")] * 3
     assert len((split.folder / "log").read_text().splitlines()) == 3

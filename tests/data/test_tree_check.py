@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import json
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,15 @@ import pytest
 from PIL import Image
 
 from cityscapes_maskrcnn.data.download import unpack
-from cityscapes_maskrcnn.data.tree_check import SplitCheck, check_tree, format_checks, tree_folder
+from cityscapes_maskrcnn.data.tree_check import SplitCheck, check_tree, format_checks
 from cityscapes_maskrcnn.utils.errors import InputError
 
 SQUARE = [[10, 10], [20, 10], [20, 20], [10, 20]]
 IMAGE = "leftImg8bit/val/ulm/ulm_000001_000019_leftImg8bit.png"
-TRUTH = "gtFine/val/ulm/ulm_000001_000019_gtFine_"
-ABSENT = "not there (only needed for some jobs: "
+STEM = "gtFine/val/ulm/ulm_000001_000019_gtFine_"
+LABEL_IDS, INSTANCE_IDS = f"{STEM}labelIds.png", f"{STEM}instanceIds.png"
+POLYGONS = f"{STEM}polygons.json"
+OPTIONAL = "missing (only needed for some jobs: "
 
 
 @pytest.fixture
@@ -27,26 +29,25 @@ def tree(tmp_path: Path, write_scene) -> Path:
     return tmp_path / "cityscapes"
 
 
-def check(tree: Path, name: str = "gtFine/val", **options) -> SplitCheck:
-    return next(c for c in check_tree(tree, num_workers=1, **options) if c.name == name)
+def check(tree: Path, name: str = "gtFine/val") -> SplitCheck:
+    return next(c for c in check_tree(tree, allow_subset=True, num_workers=1) if c.name == name)
 
 
 def test_whole_subset(tree):
-    checks = check_tree(tree, allow_subset=True)
-    assert [c.name for c in checks] == [
-        *("gtFine/train", "gtFine/val", "gtFine/test"),
+    checks = {c.name: c for c in check_tree(tree, allow_subset=True)}
+    assert checks.pop("gtFine/val") == SplitCheck("gtFine/val", 3, 3, 500, ())
+    assert list(checks) == [
+        *("gtFine/train", "gtFine/test"),
         *("gtCoarse/train", "gtCoarse/val", "gtCoarse/train_extra"),
     ]
-    assert checks[1] == SplitCheck("gtFine/val", 3, 3, 500, ())
-    others = [*checks[:1], *checks[2:]]
-    assert all(not c.problems and c.note.startswith(ABSENT) for c in others)
+    assert all(not c.problems and c.note.startswith(OPTIONAL) for c in checks.values())
 
 
 def test_counts_and_sizes_of_the_official_release(tree):
-    checks = {c.name: c for c in check_tree(tree, num_workers=1)}
+    checks = {c.name: c for c in check_tree(tree)}
     assert [c.official for c in checks.values()] == [2975, 500, 1525, 2975, 500, 19998]
     assert checks["gtFine/train"].problems == (
-        "not there; unpack leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip",
+        "missing; unpack leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip",
     )
     first = tree / "leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png"
     assert checks["gtFine/val"].problems == (
@@ -55,47 +56,40 @@ def test_counts_and_sizes_of_the_official_release(tree):
     )
     assert checks["gtFine/train"].subset and checks["gtFine/val"].subset
     for name in ["gtFine/test", "gtCoarse/train", "gtCoarse/train_extra"]:
-        assert not checks[name].problems and checks[name].note.startswith(ABSENT)
+        assert not checks[name].problems and checks[name].note.startswith(OPTIONAL)
 
 
 def test_test_split_needs_no_annotations_but_checks_those_it_has(tree, tmp_path, write_scene):
-    write_scene(tmp_path, "test", "bonn", 0, [])
-    assert check(tree, "gtFine/test", allow_subset=True) == SplitCheck(
-        "gtFine/test", 1, 1, 1525, ()
-    )
-    for file in (tree / "gtFine/test/bonn").iterdir():
+    annotation = write_scene(tmp_path, "test", "bonn", 0, [])
+    assert check(tree, "gtFine/test") == SplitCheck("gtFine/test", 1, 1, 1525, ())
+    for file in annotation.parent.iterdir():
         file.unlink()
-    assert check(tree, "gtFine/test", allow_subset=True) == SplitCheck(
-        "gtFine/test", 1, 0, 1525, ()
-    )
+    assert check(tree, "gtFine/test") == SplitCheck("gtFine/test", 1, 0, 1525, ())
 
 
 def test_missing_partners_both_ways(tree):
-    (tree / f"{TRUTH}labelIds.png").unlink()
-    (tree / f"{TRUTH}instanceIds.png").unlink()
-    (tree / "leftImg8bit/val/ulm/ulm_000002_000019_leftImg8bit.png").unlink()
-    result = check(tree, allow_subset=True)
+    (tree / LABEL_IDS).unlink()
+    (tree / INSTANCE_IDS).unlink()
+    image = tree / "leftImg8bit/val/ulm/ulm_000002_000019_leftImg8bit.png"
+    image.unlink()
+    result = check(tree)
     assert (result.images, result.annotations) == (2, 2)
     assert result.problems == (
         "ulm/ulm_000001_000019: no annotation _gtFine_labelIds.png, _gtFine_instanceIds.png in "
         f"{tree}/gtFine/val",
-        f"ulm/ulm_000002_000019: an annotation without image "
-        f"{tree}/leftImg8bit/val/ulm/ulm_000002_000019_leftImg8bit.png",
+        f"ulm/ulm_000002_000019: an annotation without image {image}",
     )
 
 
 def test_coarse_data_uses_the_images_of_the_fine_data(tree, tmp_path, write_scene):
-    write_scene(tmp_path, "val", "ulm", 1, [], "gtCoarse")
-    result = check(tree, "gtCoarse/val", allow_subset=True)
+    # Of coarse polygons nothing is read: two points are no problem.
+    write_scene(tmp_path, "val", "ulm", 1, [("car", SQUARE[:2])], "gtCoarse")
+    result = check(tree, "gtCoarse/val")
     assert (result.images, result.annotations) == (3, 1)
     assert [text[:36] for text in result.problems] == [
         "ulm/ulm_000000_000019: no annotation",
         "ulm/ulm_000002_000019: no annotation",
     ]
-
-
-def save(array: np.ndarray, path: Path) -> None:
-    Image.fromarray(array).save(path)
 
 
 def claim_a_hundred_thousand_pixels_a_side(path: Path) -> None:
@@ -115,7 +109,14 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-SMALL = np.zeros((32, 128), np.uint8)
+def save(*values: int, height: int = 64, dtype: type = np.uint8) -> Callable[[Path], None]:
+    """Write an image 128 pixels wide that repeats these values."""
+    pixels = np.resize(np.array(values, dtype), (height, 128))
+    return lambda path: Image.fromarray(pixels).save(path)
+
+
+def replace(old: str, new: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(path.read_text().replace(old, new))
 
 
 @pytest.mark.parametrize(
@@ -124,66 +125,38 @@ SMALL = np.zeros((32, 128), np.uint8)
         (IMAGE, truncate, "not a whole PNG file"),
         (IMAGE, flip_a_byte, "not a whole PNG file"),
         (IMAGE, claim_a_hundred_thousand_pixels_a_side, "not a whole PNG file"),
-        (f"{TRUTH}labelIds.png", claim_a_hundred_thousand_pixels_a_side, "not a whole PNG file"),
-        (IMAGE, lambda path: path.write_bytes(b""), "not a whole PNG file"),
         (IMAGE, lambda path: path.write_text("<html>log in first</html>"), "not a whole PNG file"),
-        (IMAGE, lambda path: save(SMALL, path), "an 8 bit RGB image is expected, not mode L"),
-        (f"{TRUTH}labelIds.png", truncate, "not a whole PNG file"),
-        (f"{TRUTH}instanceIds.png", truncate, "not a whole PNG file"),
-        (f"{TRUTH}labelIds.png", lambda path: save(SMALL, path), "128x32 pixels, but its image is"),
-        (f"{TRUTH}labelIds.png", lambda path: save(SMALL[:64] + 34, path), "unknown ids [34]"),
-        (
-            f"{TRUTH}labelIds.png",
-            lambda path: save(np.zeros((64, 128, 3), np.uint8), path),
-            "one c",
-        ),
-        (
-            f"{TRUTH}instanceIds.png",
-            lambda path: save(np.tile(np.array([7, 26, 26003, 7001], np.uint16), (64, 32)), path),
-            "unknown ids [7001]",  # a road has no instances
-        ),
-        (f"{TRUTH}polygons.json", truncate, "not a complete JSON file"),
-        (
-            f"{TRUTH}polygons.json",
-            lambda path: path.write_text(path.read_text().replace("car", "cat")),
-            "unknown label 'cat'",
-        ),
-        (
-            f"{TRUTH}polygons.json",
-            lambda path: path.write_text(
-                json.dumps({"imgHeight": 64, "imgWidth": 120, "objects": []})
-            ),
-            "120x64 pixels, but its image is 128x64",
-        ),
-        (
-            f"{TRUTH}polygons.json",
-            lambda path: path.write_text(path.read_text().replace("[10, 20]", "[10]")),
-            "not a Cityscapes annotation",
-        ),
+        (IMAGE, save(0), "an 8 bit RGB image is expected, not mode L"),
+        (LABEL_IDS, truncate, "not a whole PNG file"),
+        (LABEL_IDS, claim_a_hundred_thousand_pixels_a_side, "not a whole PNG file"),
+        (LABEL_IDS, save(7, height=32), "128x32 pixels, but its image is 128x64"),
+        (LABEL_IDS, save(7, 34), "unknown ids [34]"),
+        (LABEL_IDS, lambda path: Image.new("RGB", (128, 64)).save(path), "one channel"),
+        # A road has no instances.
+        (INSTANCE_IDS, save(7, 26, 26003, 7001, dtype=np.uint16), "unknown ids [7001]"),
+        (POLYGONS, truncate, "not a complete JSON file"),
+        (POLYGONS, replace("car", "cat"), "unknown label 'cat'"),
+        (POLYGONS, replace("128", "120"), "120x64 pixels, but its image is 128x64"),
+        (POLYGONS, replace("[10, 20]", "[10]"), "not a Cityscapes annotation"),
+        (POLYGONS, replace(", [20, 20], [10, 20]", ""), "not a list of three or more"),
     ],
 )
 def test_damaged_file_is_named(tree, file, damage, message):
-    assert not check(tree, allow_subset=True).problems
+    assert not check(tree).problems
     damage(tree / file)
-    (problem,) = check(tree, allow_subset=True).problems
+    (problem,) = check(tree).problems
     assert problem.startswith(f"{tree / file}: ")
     assert message in problem
 
 
 def test_image_of_another_size_than_its_three_annotations(tree):
-    save(np.zeros((64, 100, 3), np.uint8), tree / IMAGE)
-    problems = check(tree, allow_subset=True).problems
+    Image.new("RGB", (100, 64)).save(tree / IMAGE)
+    problems = check(tree).problems
     assert len(problems) == 3
     assert all(text.endswith("128x64 pixels, but its image is 100x64") for text in problems)
 
 
-def test_trees_without_images(tmp_path):
-    with pytest.raises(InputError, match=f"{tmp_path}/nowhere: no such folder"):
-        tree_folder(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=f"{tmp_path}/cityscapes: no such folder"):
-        tree_folder(tmp_path)
-    (tmp_path / "leftImg8bit").mkdir()
-    assert tree_folder(tmp_path) == tmp_path
+def test_tree_without_images(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}: no images"):
         check_tree(tmp_path)
 
@@ -193,14 +166,14 @@ def test_table():
         SplitCheck("gtFine/train", 2975, 2975, 2975, ()),
         SplitCheck("gtFine/val", 500, 499, 500, tuple(f"file {i}: bad" for i in range(12))),
         SplitCheck("gtFine/test", 1525, 0, 1525, ("file: bad",)),
-        SplitCheck("gtCoarse/train_extra", 0, 0, 19998, (), "not there"),
+        SplitCheck("gtCoarse/train_extra", 0, 0, 19998, (), "missing"),
     ]
     assert format_checks(checks, most=2).splitlines() == [
         "split                  images  annotations  official  result",
         "gtFine/train             2975         2975      2975  ok",
         "gtFine/val                500          499       500  12 problems",
         "gtFine/test              1525            0      1525  1 problem",
-        "gtCoarse/train_extra        0            0     19998  not there",
+        "gtCoarse/train_extra        0            0     19998  missing",
         "",
         "gtFine/val:",
         "  file 0: bad",
@@ -215,39 +188,35 @@ def test_table():
 # Unpacking -----------------------------------------------------------------------------------
 
 
-def test_unpacking_continues_where_it_stopped(tmp_path):
-    archive, folder = tmp_path / "gtFine.zip", tmp_path / "cityscapes"
+def pack(archive: Path, **files: bytes) -> Path:
     with zipfile.ZipFile(archive, "w") as content:
-        content.writestr("gtFine/", b"")
-        content.writestr("gtFine/val/ulm/a.png", b"12345")
-        content.writestr("gtFine/val/ulm/b.png", b"678")
-        content.writestr("README", b"")
+        for name, data in files.items():
+            content.writestr(name, data)
+    return archive
+
+
+def test_unpacking_continues_where_it_stopped(tmp_path):
+    first, folder = "gtFine/val/ulm/a.png", tmp_path / "cityscapes"
+    files = {"gtFine/": b"", first: b"12345", "gtFine/val/ulm/b.png": b"678", "README": b""}
+    archive = pack(tmp_path / "gtFine.zip", **files)
     assert unpack(archive, folder) == 3
-    assert (folder / "gtFine/val/ulm/a.png").read_bytes() == b"12345"
     assert unpack(archive, folder) == 0
-    (folder / "gtFine/val/ulm/a.png").write_bytes(b"12")
+    (folder / first).write_bytes(b"12")
     assert unpack(archive, folder) == 1
-    assert (folder / "gtFine/val/ulm/a.png").read_bytes() == b"12345"
+    assert (folder / first).read_bytes() == b"12345"
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/tmp/outside.png", "gtFine/../../outside.png"])
 def test_unpacking_stays_inside_the_folder(tmp_path, name):
-    archive = tmp_path / "evil.zip"
-    with zipfile.ZipFile(archive, "w") as content:
-        content.writestr(name, b"1")
-    unpack(archive, tmp_path / "a" / "b")
-    assert not list(tmp_path.glob("*.png")) and not list(tmp_path.glob("a/*.png"))
-    assert len(list(tmp_path.glob("a/b/**/outside.png"))) == 1
+    unpack(pack(tmp_path / "evil.zip", **{name: b"1"}), tmp_path / "a" / "b")
+    (found,) = tmp_path.rglob("outside.png")
+    assert found.is_relative_to(tmp_path / "a" / "b")
 
 
 def test_unpacking_damaged_archives(tmp_path):
-    archive = tmp_path / "gtFine.zip"
-    archive.write_bytes(b"<html>log in first</html>")
-    with pytest.raises(InputError, match=r"gtFine.zip: damaged .*download again"):
-        unpack(archive, tmp_path)
-    with zipfile.ZipFile(archive, "w") as content:
-        content.writestr("a.png", b"0123456789" * 10)
-    flipped = archive.read_bytes().replace(b"0123456789" * 10, b"1123456789" * 10)
-    archive.write_bytes(flipped)
-    with pytest.raises(InputError, match=r"gtFine.zip: damaged"):
-        unpack(archive, tmp_path)
+    archive = pack(tmp_path / "gtFine.zip", **{"a.png": b"0123456789"})
+    flipped = archive.read_bytes().replace(b"0123456789", b"1123456789")
+    for content in (flipped, b"<html>log in first</html>"):
+        archive.write_bytes(content)
+        with pytest.raises(InputError, match=r"gtFine.zip: damaged .*download again"):
+            unpack(archive, tmp_path)

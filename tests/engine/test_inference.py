@@ -14,7 +14,8 @@ from torch import nn
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
-from cityscapes_maskrcnn.data.registration import dataset_root, register_all
+from cityscapes_maskrcnn.data.registration import register_all
+from cityscapes_maskrcnn.data.tree import dataset_root
 from cityscapes_maskrcnn.engine.inference import (
     build_evaluator,
     fit_to_evaluators,

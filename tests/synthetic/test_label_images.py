@@ -50,7 +50,7 @@ def test_ids_of_a_drawing_made_by_hand() -> None:
     ids = draw_instance_ids(annotation)
     assert ids.dtype == np.uint16
     assert ids[0, 0] == 26000  # the license plate (id -1) is not drawn
-    assert ids[2, 2] == 26001  # the second car covers the first
+    assert ids[2, 2] == 26001  # the second car hides part of the first
     assert ids[1, 6] == 26  # a group has no number
     assert ids[0, 8] == 24000
     assert ids[7, 0] == 7
@@ -67,12 +67,7 @@ def test_ids_of_a_drawing_made_by_hand() -> None:
 def test_empty_annotation() -> None:
     annotation = _annotation()
     assert not draw_instance_ids(annotation).any()
-    assert colors_of_labels(label_ids(annotation)).reshape(-1, 4).max(axis=0).tolist() == [
-        0,
-        0,
-        0,
-        255,
-    ]
+    assert np.all(colors_of_labels(label_ids(annotation)) == (0, 0, 0, 255))
     assert coarsen(annotation)["objects"] == []
     assert visible_areas(annotation).tolist() == []
 
@@ -95,9 +90,8 @@ def test_drawings_equal_the_official_ones(seed: int, coarse: bool, tmp_path: Pat
     expected = np.asarray(createInstanceImage(official, "ids"))
     assert np.array_equal(draw_instance_ids(annotation), expected)
     assert np.array_equal(label_ids(annotation), createLabelImage(official, "ids"))
-    assert np.array_equal(
-        colors_of_labels(label_ids(annotation)), createLabelImage(official, "color")
-    )
+    colors = colors_of_labels(label_ids(annotation))
+    assert np.array_equal(colors, createLabelImage(official, "color"))
 
 
 def test_coarse_annotation_is_coarser_and_agrees_where_it_speaks() -> None:
@@ -114,7 +108,7 @@ def test_coarse_annotation_is_coarser_and_agrees_where_it_speaks() -> None:
         labelled += int(spoken.sum())
         total += fine_ids.size
     assert vertices[1] < 0.5 * vertices[0]
-    assert 0.6 < labelled / total < 0.97  # gaps are left, but most of the image is covered
+    assert 0.6 < labelled / total < 0.97  # gaps are left, but most of the image is labelled
     assert agree / labelled > 0.9
 
 

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -19,32 +17,20 @@ def prepare(tool: Run) -> Run:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Three validation images of 64x128 pixels with their annotations."""
-    images = tmp_path / "data/cityscapes/leftImg8bit/val/lindau"
-    annotations = tmp_path / "data/cityscapes/gtFine/val/lindau"
-    images.mkdir(parents=True)
-    annotations.mkdir(parents=True)
-    for number in range(3):
-        stem = f"lindau_{number:06d}_000019"
-        Image.new("RGB", (128, 64)).save(images / f"{stem}_leftImg8bit.png")
-        for name, dtype in (("labelIds", np.uint8), ("instanceIds", np.uint16)):
-            ids = np.full((64, 128), 7, dtype)
-            Image.fromarray(ids).save(annotations / f"{stem}_gtFine_{name}.png")
-        content = {"imgHeight": 64, "imgWidth": 128, "objects": []}
-        (annotations / f"{stem}_gtFine_polygons.json").write_text(json.dumps(content))
-    return tmp_path / "data"
+def root(small_root: Path, tmp_path: Path) -> Path:
+    """A copy, to damage it, of generated data of 96x192 pixels."""
+    return shutil.copytree(small_root, tmp_path / "data")
 
 
 def test_tree_in_order_then_damaged(prepare: Run, root: Path) -> None:
     done = prepare(root, "--allow-subset")
     assert done.returncode == 0, done.stderr
-    assert "gtFine/val                  3            3       500  ok" in done.stdout
+    assert "gtFine/val                  6            6       500  ok" in done.stdout
     assert done.stdout.endswith("\nThe tree is in order.\n")
     assert prepare(root / "cityscapes", "--allow-subset").stdout == done.stdout
     assert prepare("--allow-subset", root=root).stdout == done.stdout
 
-    image = root / "cityscapes/leftImg8bit/val/lindau/lindau_000001_000019_leftImg8bit.png"
+    image = next(root.glob("cityscapes/leftImg8bit/val/*/*.png"))
     image.write_bytes(image.read_bytes()[:-30])
     done = prepare(root, "--allow-subset")
     assert done.returncode == 1
@@ -52,11 +38,11 @@ def test_tree_in_order_then_damaged(prepare: Run, root: Path) -> None:
     assert "1 problem\n" in done.stdout
 
 
-def test_subset_is_trouble_unless_allowed(prepare: Run, root: Path) -> None:
-    done = prepare(root)
+def test_subset_is_a_problem_unless_allowed(prepare: Run, small_root: Path) -> None:
+    done = prepare(small_root)
     assert (done.returncode, done.stderr) == (1, "")
-    assert "3 images where the official release has 500" in done.stdout
-    assert done.stdout.count("pixels") == 1  # one line for one cause
+    assert "6 images where the official release has 500" in done.stdout
+    assert "6 images are not 2048x1024 pixels, the first: " in done.stdout
     assert "--allow-subset" in done.stdout
     assert done.stdout.endswith("\nThe tree is not in order.\n")
 

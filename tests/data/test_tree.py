@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cityscapes_maskrcnn.data.tree import (
+    CITIES,
+    dataset_root,
+    find_images,
+    is_generated,
+    tree_folder,
+)
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def test_dataset_root(monkeypatch):
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    assert dataset_root() == "datasets"
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~/data")
+    assert dataset_root() == os.path.expanduser("~/data")  # noqa: PTH111
+
+
+def test_official_cities():
+    numbers = {split: len(cities) for split, cities in CITIES.items()}
+    assert numbers == {"train": 18, "val": 3, "test": 6, "train_extra": 23}
+    assert len({city for cities in CITIES.values() for city in cities}) == 50
+
+
+def test_strange_files_between_the_images_are_left_alone(tmp_path, write_scene):
+    write_scene(tmp_path, "val", "ulm", 3, [])
+    images = tmp_path / "cityscapes/leftImg8bit/val"
+    for name in [".DS_Store", "notes.txt", "ulm/._ulm_000003_000019_leftImg8bit.png", "ulm/a.txt"]:
+        (images / name).touch()
+    (images / ".hidden").mkdir()
+    assert find_images(str(images)) == ["ulm/ulm_000003_000019_leftImg8bit.png"]
+
+
+def test_missing_and_double_images(tmp_path):
+    images = tmp_path / "cityscapes/leftImg8bit/val"
+    with pytest.raises(InputError, match=f"{tmp_path}/cityscapes: no such folder, on.*DETECTRON2"):
+        find_images(str(images))
+    for city in ("ulm", "bonn"):
+        (images / city).mkdir(parents=True)
+    with pytest.raises(InputError, match=r"leftImg8bit/val/jena: no such folder \("):
+        find_images(str(images), ["jena"])
+    with pytest.raises(InputError, match=r"leftImg8bit/val: no images"):
+        find_images(str(images))
+    for city in ("ulm", "bonn"):
+        (images / city / "ulm_000001_000019_leftImg8bit.png").touch()
+    with pytest.raises(InputError, match=r"ulm_000001_000019_leftImg8bit.png is in several city"):
+        find_images(str(images))
+
+
+def test_folder_of_a_tree(tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path}/nowhere: no such folder"):
+        tree_folder(tmp_path / "nowhere")
+    (tmp_path / "cityscapes/leftImg8bit").mkdir(parents=True)
+    assert tree_folder(tmp_path) == tree_folder(tmp_path / "cityscapes") == tmp_path / "cityscapes"
+
+
+def test_a_generated_set_is_known_by_its_folder(tmp_path: Path) -> None:
+    def tree(name: str) -> Path:
+        (tmp_path / name / "leftImg8bit").mkdir(parents=True)
+        return tmp_path / name / "leftImg8bit" / "val"
+
+    generated, real = tree("generated"), tree("real")
+    generated.mkdir()
+    real.mkdir()
+    (tmp_path / "generated" / "synthetic.json").touch()
+    assert is_generated(generated) and not is_generated(real)
+    # The same images, kept beside other data.
+    linked = tree("linked")
+    linked.symlink_to(generated)
+    assert is_generated(linked)
+    # A whole generated set, one split of which is kept elsewhere.
+    elsewhere = tree("elsewhere")
+    elsewhere.symlink_to(shutil.copytree(real, tmp_path / "disk" / "images" / "val"))
+    shutil.copy(tmp_path / "generated" / "synthetic.json", tmp_path / "elsewhere")
+    assert is_generated(elsewhere)
