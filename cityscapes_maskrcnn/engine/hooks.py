@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import signal
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,6 +27,9 @@ from torch import nn
 from cityscapes_maskrcnn.utils.stop import StopRequests
 
 Batch = TypeVar("Batch")
+
+# Several processes ask each other in a measurement whether to stop; after every image would be slow.
+SECONDS_BETWEEN_CHECKS = 2.0
 
 
 def is_due(trainer: Any, *periods: int) -> bool:
@@ -250,6 +254,7 @@ class StopOnSignal(HookBase):
         self._period = period
         self._requests = StopRequests()
         self._listening = ExitStack()
+        self._next_check = 0.0
 
     def before_train(self) -> None:
         """Take over the signals."""
@@ -264,10 +269,12 @@ class StopOnSignal(HookBase):
         self._listening.close()
 
     def check(self, busy: bool = False) -> bool:
-        """End if any process was asked to; every process has to call this equally often.
+        """End if any process was asked to.
 
         Args:
-            busy: this process will call again.
+            busy: in a measurement, where each process has batches of its own: this process will
+                call again, and until then others may wait for it. Several processes synchronise
+                every few seconds at most.
 
         Returns:
             Whether any process will call again.
@@ -277,10 +284,13 @@ class StopOnSignal(HookBase):
         """
         number = next(iter(self._requests.signals), 0)
         if comm.get_world_size() > 1:
+            if busy and time.monotonic() < self._next_check:
+                return True
             device = next(self.trainer.model.parameters()).device
             state = torch.tensor([number, int(busy)], device=device)
             dist.all_reduce(state, op=dist.ReduceOp.MAX)
             number, busy = int(state[0]), bool(state[1])
+            self._next_check = time.monotonic() + SECONDS_BETWEEN_CHECKS
         if number:
             self._leave(number)
         return busy

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode
+from torch import nn
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.trainer import Trainer
@@ -15,7 +16,7 @@ from cityscapes_maskrcnn.engine.trainer import Trainer
 TINY = """
 MODEL.DEVICE cpu MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN MODEL.FPN.NORM BN
 MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
-MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.FPN.OUT_CHANNELS 8
+MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.FPN.OUT_CHANNELS 8 MODEL.SEM_SEG_HEAD.CONVS_DIM 8
 MODEL.ROI_BOX_HEAD.FC_DIM 8 MODEL.ROI_MASK_HEAD.CONV_DIM 8
 MODEL.RPN.BATCH_SIZE_PER_IMAGE 8 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8
 TEST.DETECTIONS_PER_IMAGE 5 TEST.NUM_WORKERS 0 MODEL.RPN.POST_NMS_TOPK_TEST 20
@@ -25,6 +26,18 @@ SOLVER.EPOCHS 0 SOLVER.MAX_ITER 2 SOLVER.CHECKPOINT_EPOCHS 0 TEST.EVAL_EPOCHS 0
 """
 #: TINY with a fresh output folder and the generated data: ``config(*options, stage=...)``.
 Config = Callable[..., CfgNode]
+
+
+def tiny_model(stage: str, *options: object) -> nn.Module:
+    """Build the tiny network of a stage, always with the same random weights."""
+    torch.manual_seed(5)
+    words = [*TINY.split(), *map(str, options)]
+    return Trainer.build_model(build_config(f"configs/{stage}.yaml", words))
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., nn.Module]:
+    return tiny_model
 
 
 @pytest.fixture

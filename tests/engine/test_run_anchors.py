@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +19,6 @@ from cityscapes_maskrcnn.engine.run_anchors import (
     dataset_boxes,
     resolve_anchors,
 )
-from cityscapes_maskrcnn.modeling import anchor_generator  # noqa: F401 - registers the generator
 from cityscapes_maskrcnn.modeling.anchors import fit_anchors
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -73,21 +68,19 @@ def no_data() -> None:
 
 
 @pytest.mark.usefixtures("data")
-def test_boxes_are_scaled_as_detectron2_scales_images() -> None:
-    dicts = DatasetCatalog.get(TRAIN)
-    for min_size, max_size in ((1024, 2048), (61, 2048), (80, 100), (0, 50)):
-        resize = T.ResizeShortestEdge(min_size, max_size)
-        expected = []
-        for image in dicts:
-            transform = resize.get_transform(np.zeros((image["height"], image["width"], 3)))
-            boxes = [each["bbox"] for each in image["annotations"] if not each["iscrowd"]]
-            expected += [transform.apply_box(np.array([box]))[0] for box in boxes]
-        corners = np.array(expected)
-        assert len(corners) > 20
-        sides = corners[:, 2:] - corners[:, :2]
-        found = boxes_at_network_scale(dicts, min_size, max_size)
-        assert found == pytest.approx(sides[(sides >= 1).all(axis=1)])
-        assert dataset_boxes(TRAIN, min_size, max_size).tolist() == found.tolist()
+@pytest.mark.parametrize(("min_size", "max_size"), [(1024, 2048), (61, 2048), (80, 100), (0, 50)])
+def test_boxes_are_scaled_as_detectron2_scales_images(min_size: int, max_size: int) -> None:
+    resize = T.ResizeShortestEdge(min_size, max_size)
+    expected = []
+    for image in DatasetCatalog.get(TRAIN):
+        transform = resize.get_transform(np.zeros((image["height"], image["width"], 3)))
+        boxes = [each["bbox"] for each in image["annotations"] if not each["iscrowd"]]
+        expected += [transform.apply_box(np.array([box]))[0] for box in boxes]
+    corners = np.array(expected)
+    sides = corners[:, 2:] - corners[:, :2]
+    assert len(sides) > 20
+    found = dataset_boxes(TRAIN, min_size, max_size)
+    assert found == pytest.approx(sides[(sides >= 1).all(axis=1)])
 
 
 def test_groups_slivers_and_other_formats() -> None:
@@ -98,11 +91,8 @@ def test_groups_slivers_and_other_formats() -> None:
         # 0.8 and 30 pixels of the network's input: what is left of an object behind others.
         {"bbox": (1, 1, 0.4, 15), "bbox_mode": BoxMode.XYWH_ABS},
     ]
-    images = [
-        {"height": 100, "width": 200, "annotations": objects},
-        {"height": 100, "width": 200, "annotations": []},
-        {"height": 100, "width": 200},
-    ]
+    size = {"height": 100, "width": 200}
+    images = [{**size, "annotations": objects}, {**size, "annotations": []}, size]
     # Twice as high and as wide: 100 -> 200.
     assert boxes_at_network_scale(images, 200, 1000).tolist() == [[22, 42]]
 
@@ -118,16 +108,19 @@ def test_dataset_without_boxes() -> None:
 @pytest.mark.usefixtures("no_data")
 def test_anchors_in_the_config_are_used(tmp_path: Path) -> None:
     keys = {"MODEL.ANCHOR_GENERATOR.SIZES": SIZES, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": RATIOS}
-    cfg = config(tmp_path, **keys)
-    before = cfg.dump()
-    assert resolve_anchors(cfg, resume=False, eval_only=False) == ""
-    assert cfg.dump() == before
-    other = config(tmp_path, **{"MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator"})
-    assert resolve_anchors(other, resume=False, eval_only=False) == ""
-    assert other.MODEL.ANCHOR_GENERATOR.SIZES == []
+    other = {"MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator"}
+    for cfg in (config(tmp_path, **keys), config(tmp_path, **other)):
+        before = cfg.dump()
+        assert resolve_anchors(cfg, resume=False, eval_only=False) == ""
+        assert cfg.dump() == before
+
+
+def test_the_generator_has_the_anchors_of_the_config(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = SIZES
+    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = RATIOS
     levels = [ShapeSpec(channels=1, stride=stride) for stride in (4, 8, 16, 32, 64)]
     generator = build_anchor_generator(cfg, levels)
-    assert type(generator).__name__ == "KMeansAnchorGenerator"
     assert generator.num_anchors == [3] * 5
     first = next(iter(generator.cell_anchors))[0]
     # 11 pixels, 0.6 times as high as wide.
@@ -152,25 +145,6 @@ def test_fitted_to_the_training_data(tmp_path: Path) -> None:
     assert yaml.safe_load(cfg.dump())["MODEL"]["ANCHOR_GENERATOR"]["SIZES"] == anchors_of(cfg)[0]
 
 
-@pytest.mark.usefixtures("no_data")
-def test_a_resume_never_fits_again(tmp_path: Path) -> None:
-    cfg = config(earlier_run(tmp_path))
-    assert "config.yaml" in resolve_anchors(cfg, resume=True, eval_only=False)
-    assert anchors_of(cfg) == (SIZES, RATIOS)
-
-
-@pytest.mark.parametrize("content", [None, "MODEL: [broken", "MODEL: 3"])
-@pytest.mark.usefixtures("data")
-def test_a_resume_that_cannot_know_its_anchors(tmp_path: Path, content: str | None) -> None:
-    file = earlier_run(tmp_path) / "config.yaml"
-    file.unlink()
-    if content:
-        file.write_text(content)
-    with pytest.raises(InputError, match=r"SIZES is empty, and .* has no config.yaml") as caught:
-        resolve_anchors(config(tmp_path), resume=True, eval_only=False)
-    assert str(tmp_path) in str(caught.value)
-
-
 @pytest.mark.usefixtures("data")
 def test_a_new_run_fits_anew(tmp_path: Path) -> None:
     """In an old folder, and from weights that were trained with ordinary anchors."""
@@ -182,12 +156,27 @@ def test_a_new_run_fits_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_data")
-def test_later_stages_keep_the_anchors_of_their_weights(tmp_path: Path) -> None:
-    weights = earlier_run(tmp_path / "stage_2") / "model_final.pth"
-    for eval_only in (False, True):
-        cfg = config(tmp_path / "stage_3", **{"MODEL.WEIGHTS": str(weights)})
-        resolve_anchors(cfg, resume=False, eval_only=eval_only)
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_known_anchors_are_never_fitted_again(tmp_path: Path, eval_only: bool) -> None:
+    """Those of a run that is resumed, and those of the weights that a later stage starts from."""
+    earlier = earlier_run(tmp_path / "stage_2")
+    later = {"MODEL.WEIGHTS": str(earlier / "model_final.pth")}
+    for cfg, resume in ((config(earlier), True), (config(tmp_path / "stage_3", **later), False)):
+        message = resolve_anchors(cfg, resume=resume, eval_only=eval_only)
+        assert message.endswith(f"as in {earlier / 'config.yaml'}")
         assert anchors_of(cfg) == (SIZES, RATIOS)
+
+
+@pytest.mark.parametrize("content", [None, "MODEL: [broken", "MODEL: 3"])
+@pytest.mark.usefixtures("data")
+def test_a_resume_that_cannot_know_its_anchors(tmp_path: Path, content: str | None) -> None:
+    file = earlier_run(tmp_path) / "config.yaml"
+    file.unlink()
+    if content:
+        file.write_text(content)
+    message = f"SIZES is empty, and {tmp_path} has no config.yaml"
+    with pytest.raises(InputError, match=message):
+        resolve_anchors(config(tmp_path), resume=True, eval_only=False)
 
 
 @pytest.mark.usefixtures("data")
@@ -195,23 +184,3 @@ def test_scoring_never_fits(tmp_path: Path) -> None:
     cfg = config(tmp_path, **{"MODEL.WEIGHTS": str(tmp_path / "alone" / "model_final.pth")})
     with pytest.raises(InputError, match="set SIZES and ASPECT_RATIOS"):
         resolve_anchors(cfg, resume=False, eval_only=True)
-
-
-def test_only_the_main_process_reads_and_all_agree(tmp_path: Path) -> None:
-    script = Path(__file__).parent / "resolve_on_processes.py"
-    done = subprocess.run(
-        [sys.executable, script, tmp_path],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "read_by_0").exists()
-    assert not (tmp_path / "read_by_1").exists()
-    one, other = (json.loads((tmp_path / f"anchors_{rank}.json").read_text()) for rank in (0, 1))
-    assert one == other
-    assert [len(one[0]), len(one[1][0])] == [2, 3]
-    lines = {(tmp_path / f"error_{rank}").read_text() for rank in (0, 1)}
-    assert len(lines) == 1
-    assert "too few for 31 clusters" in lines.pop()

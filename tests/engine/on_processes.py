@@ -1,0 +1,154 @@
+"""Run by test_on_processes.py: what one process finds alone, and what two find together.
+
+Usage: on_processes.py FOLDER; leaves alone.pt, 0.pt and 1.pt.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from conftest import tiny_model
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils import comm
+from torch import nn
+
+from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
+from cityscapes_maskrcnn.engine import hooks
+from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
+from cityscapes_maskrcnn.engine.validation import validation_losses
+from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def norms(rank: int) -> nn.Module:
+    """Layers with parameters of their own on every process, and statistics that tell its rank."""
+    torch.manual_seed(rank)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.BatchNorm2d(2, track_running_stats=False)
+    )
+    nn.init.normal_(model[1].weight)
+    model[1].running_mean = torch.tensor([1.0, -2.0]) * (1 + 2 * rank)  # 1 -2, and 3 -6
+    model[1].running_var = torch.tensor([0.5, 4.0]) * (1 + rank)  # 0.5 4, and 1 8
+    model[1].num_batches_tracked += 10 * (1 + rank)
+    return model
+
+
+def images() -> list[dict[str, Any]]:
+    """Three, with an object each."""
+    generator = torch.Generator().manual_seed(1)
+    examples = []
+    for number in range(3):
+        mask = torch.zeros(1, 64, 96, dtype=torch.bool)
+        mask[:, 8:40, 10 : 50 + 9 * number] = True
+        objects = Instances(
+            (64, 96),
+            gt_boxes=Boxes(torch.tensor([[10.0, 8.0, 50.0 + 9 * number, 40.0]])),
+            gt_classes=torch.tensor([number]),
+            gt_masks=BitMasks(mask),
+        )
+        image = torch.randint(256, (3, 64, 96), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(19, (64, 96), generator=generator)
+        examples.append({"image": image, "sem_seg": labels, "instances": objects})
+    return examples
+
+
+def measure(rank: int, batches: int, asked: bool) -> dict[str, Any]:
+    """Go through some batches; if asked to, stop in the first one of rank 1."""
+    saved: list[str] = []
+    stop = hooks.StopOnSignal(SimpleNamespace(save=lambda name, **_: saved.append(name)), 100)
+    stop.trainer = SimpleNamespace(model=nn.Linear(1, 1), iter=4, max_iter=9)
+    stop.before_train()
+    seen, status = 0, 0
+    try:
+        for _ in stop.watch(range(batches)):
+            seen += 1
+            time.sleep(0.01 if asked else 0)
+            if asked and rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+    except SystemExit as left:
+        status = left.code
+    stop.after_train()
+    return {"status": status, "seen": seen, "saved": saved}
+
+
+def fit_anchors() -> dict[str, Any]:
+    """Fit anchors to thirty boxes, and then more of them than there are boxes."""
+    reads: list[bool] = []
+
+    def load() -> list[dict[str, Any]]:
+        reads.append(True)
+        boxes = [(0, 0, 5 + 3 * number, 9 + 2 * number) for number in range(30)]
+        objects = [{"bbox": box, "bbox_mode": 0, "category_id": 0} for box in boxes]
+        return [{"height": 200, "width": 400, "annotations": objects}]
+
+    DatasetCatalog.register("thirty_boxes", load)
+    cfg = get_cfg()
+    add_cityscapes_maskrcnn_config(cfg)
+    node = cfg.MODEL.ANCHOR_GENERATOR
+    node.NAME, node.SIZES = "KMeansAnchorGenerator", []
+    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3"]
+    cfg.DATASETS.TRAIN = ("thirty_boxes",)
+    cfg.MODEL.WEIGHTS = ""
+    resolve_anchors(cfg, resume=False, eval_only=False)
+    found = {"anchors": [node.SIZES, node.ASPECT_RATIOS], "read": bool(reads)}
+    node.SIZES, node.NUM_RATIOS = [], 31
+    try:
+        resolve_anchors(cfg, resume=False, eval_only=False)
+    except InputError as error:
+        found["error"] = str(error)
+    return found
+
+
+def work(rank: int, folder: str, semantic: nn.Module, instances: nn.Module) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    comm.create_local_process_group(2)
+    layers = norms(rank)
+    hooks.average_norm_statistics(layers)
+    one, two, three = images()
+    found = {
+        "norms": layers.state_dict(),
+        "two and one": validation_losses(semantic, [[[one, two]], [[three]]][rank]),
+        "three and none": validation_losses(semantic, [[[one], [two], [three]], []][rank]),
+        "none": validation_losses(semantic, []),
+        "instances": validation_losses(instances, [[[one], [two]], [[three]]][rank]),
+        "fit": fit_anchors(),
+    }
+    with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as all_reduce:
+        found["to the end"] = measure(rank, [5, 2][rank], asked=False)
+        found["reductions"] = all_reduce.call_count
+    hooks.SECONDS_BETWEEN_CHECKS = 0.1
+    found["left"] = measure(rank, [1000, 1][rank], asked=True)
+    torch.save(found, Path(folder, f"{rank}.pt"))
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    semantic, instances = tiny_model("stage_0_backbone"), tiny_model("stage_1_heads")
+    one, two, three = images()
+    alone = {
+        "norms": [norms(rank).state_dict() for rank in (0, 1)],
+        "semantic": validation_losses(semantic, [[one], [two], [three]]),
+        "parts": [validation_losses(semantic, part) for part in ([[one, two]], [[three]])],
+        "instances": validation_losses(instances, [[one], [two], [three]]),
+    }
+    torch.save(alone, Path(folder, "alone.pt"))
+    torch.multiprocessing.start_processes(
+        work, (folder, semantic, instances), nprocs=2, start_method="fork"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
