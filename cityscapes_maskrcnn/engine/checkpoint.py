@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import pickle
@@ -192,22 +191,25 @@ class SafeCheckpointer(DetectionCheckpointer):
         return super()._load_file(filename)
 
     def _load_pickle(self, filename: str) -> dict[str, Any]:
+        source = self.path or filename
         try:
-            data = _ArrayUnpickler(
-                io.BytesIO(Path(filename).read_bytes()), encoding="latin1"
-            ).load()
+            with Path(filename).open("rb") as file:
+                data = _ArrayUnpickler(file, encoding="latin1").load()
         except Exception as error:
             raise InputError(
-                f"{self.path or filename}: not loaded, it is no file of plain arrays: {error}"
+                f"{source}: not loaded, it is no file of plain arrays: {error}"
             ) from error
         if not isinstance(data, dict):
-            raise InputError(f"{self.path or filename}: not a checkpoint: holds no dictionary")
-        if "model" in data and "__author__" in data:
-            return data
-        # Caffe2's and torchvision's ImageNet files of the zoo hold the arrays themselves.
-        arrays = data.get("blobs", data)
-        arrays = {key: value for key, value in arrays.items() if not key.endswith("_momentum")}
-        return {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True}
+            raise InputError(f"{source}: not a checkpoint: holds no dictionary")
+        if "model" not in data or "__author__" not in data:
+            # Caffe2's and torchvision's ImageNet files of the zoo hold the arrays themselves.
+            arrays = data.get("blobs", data)
+            arrays = {key: value for key, value in arrays.items() if not key.endswith("_momentum")}
+            data = {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True}
+        arrays = data["model"]
+        if not isinstance(arrays, dict) or not any(hasattr(v, "shape") for v in arrays.values()):
+            raise InputError(f"{source}: not a checkpoint: holds no arrays by name")
+        return data
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f, self.path)
@@ -216,8 +218,6 @@ class SafeCheckpointer(DetectionCheckpointer):
         if self._resuming:
             self._refuse_without_state(checkpoint)
         state = checkpoint["model"]
-        if not isinstance(state, dict) or not any(hasattr(v, "shape") for v in state.values()):
-            raise InputError(f"{self.path}: not a checkpoint: holds no tensors by name")
         shapes = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
         has_resnet = find_resnet(shapes) is not None
         if has_resnet and not self.path.endswith(".pkl"):

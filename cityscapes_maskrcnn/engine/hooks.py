@@ -28,7 +28,7 @@ from cityscapes_maskrcnn.utils.stop import StopRequests
 
 Batch = TypeVar("Batch")
 
-# Several processes ask each other in a measurement whether to stop; after every image would be slow.
+# In a measurement, several processes ask each other this often whether one is asked to stop.
 SECONDS_BETWEEN_CHECKS = 2.0
 
 

@@ -30,14 +30,11 @@ class Evil:
 
 
 def test_save_and_load_round_trip(tmp_path: Path) -> None:
-    model = net()
+    model, other = net(), net()
     SafeCheckpointer(model, str(tmp_path)).save("model_0000009", iteration=np.int64(9))
-    other = net()
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.zero_()
-    checkpointer = SafeCheckpointer(other, str(tmp_path))
-    rest = checkpointer.resume_or_load("", resume=True)
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    rest = SafeCheckpointer(other, str(tmp_path)).resume_or_load("", resume=True)
     assert rest["iteration"] == 9
     for name, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[name])
@@ -96,16 +93,12 @@ def test_the_zoos_pickles_of_arrays_load(tmp_path: Path) -> None:
     assert torch.equal(other[0].weight, model[0].weight)
 
 
-def test_a_wrong_shape_names_both_tensors(tmp_path: Path) -> None:
+def test_a_wrong_shape_is_refused_unless_it_may_differ(tmp_path: Path) -> None:
     SafeCheckpointer(net(3), str(tmp_path)).save("weights")
+    model, path = net(8), str(tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"1\.weight is \(3, 5\) in the file and \(8, 5\) in the"):
-        SafeCheckpointer(net(8)).load(str(tmp_path / "weights.pth"))
-
-
-def test_class_dependent_parameters_may_start_anew(tmp_path: Path) -> None:
-    SafeCheckpointer(net(3), str(tmp_path)).save("weights")
-    model = net(8)
-    SafeCheckpointer(model, may_differ=["1."]).load(str(tmp_path / "weights.pth"))
+        SafeCheckpointer(model).load(path)
+    SafeCheckpointer(model, may_differ=["1."]).load(path)
     assert model[1].weight.shape == (8, 5)
     assert torch.equal(model[0].weight, net(3)[0].weight)
 
@@ -114,12 +107,8 @@ def test_class_dependent_parameters_may_start_anew(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "no such file"),
-        (b"", "not a checkpoint"),
         (b"plain text, not weights", "not a checkpoint"),
-        ("truncated", "not a checkpoint"),
         ([1, 2], "holds no tensors"),
-        ({"model": {}}, "holds no tensors"),
-        ({"epoch": 3}, "holds no tensors"),
         ({"model": {"other.weight": torch.zeros(2)}}, "none of its tensors belongs to this model"),
         # A buffer that fits is no sign of the right network.
         ({"model": {"2.running_mean": torch.zeros(3)}}, "none of its tensors belongs to this"),
@@ -127,17 +116,21 @@ def test_class_dependent_parameters_may_start_anew(tmp_path: Path) -> None:
 )
 def test_what_is_no_checkpoint_gets_one_line(tmp_path: Path, content: object, message: str) -> None:
     path = tmp_path / "weights.pth"
-    if content == "truncated":
-        torch.save({"model": net().state_dict()}, path)
-        path.write_bytes(path.read_bytes()[:-100])
-    elif isinstance(content, bytes):
+    if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
     model = nn.Sequential(*net(), nn.BatchNorm1d(3))
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=rf"{path}: .*{message}"):
         SafeCheckpointer(model).load(str(path))
-    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [3, {"model": 3, "__author__": "x"}, {"model": {"w": 3}}])
+def test_a_pickle_of_something_else_gets_one_line(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(InputError, match=rf"{path}: not a checkpoint: holds no"):
+        SafeCheckpointer(net(), allow_pickle=["*"]).load(str(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\0bad", b"model_0000099.pth"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from torch import nn
@@ -16,6 +19,7 @@ from cityscapes_maskrcnn.engine.inference import (
     fit_to_evaluators,
     with_test_time_augmentation,
 )
+from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.instances import UnpastedInference
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -96,3 +100,37 @@ def test_masks_stay_unpasted_if_all_evaluators_accept_it(
 
     fitted = fit_to_evaluators(cfg, build("stage_1_heads"), evaluators(scored))
     assert isinstance(fitted, UnpastedInference) == unpasted
+
+
+def counted(folder: Path) -> tuple[list[str], list[float]]:
+    """Classes and confidences of the predictions in the official precision-recall curves."""
+    with (folder / "analysis" / "precision_recall.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["confidence"] != "inf"]
+    return [row["class"] for row in rows], [float(row["confidence"]) for row in rows]
+
+
+def test_augmented_scores_are_written_beside_plain_ones(
+    config: Config, build: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    """The image as it is, alone, is no augmentation: the scores are the plain ones."""
+    model = build("stage_1_heads")
+    with torch.no_grad():
+        # Random heads predict nearly the same everywhere.
+        model.roi_heads.box_predictor.cls_score.weight.mul_(8)
+    weights = tmp_path / "random.pth"
+    torch.save({"model": model.state_dict()}, weights)
+    options = ["MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('{INSTANCE}',)"]
+    options += ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", False]
+    options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20]
+    Trainer.evaluate_checkpoint(config(*options, "MODEL.RPN.POST_NMS_TOPK_TEST", 50))
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    results = scores["datasets"][INSTANCE]["results"]
+    plain = {name: results[name] for name in ("segm", "coco_segm", "coco_bbox")}
+    assert results.keys() == {*plain, *(f"{name}_TTA" for name in plain)}
+    for name in plain:
+        assert results[f"{name}_TTA"] == pytest.approx(plain[name], abs=0.01)
+    # Those may be zeros. The confidences show which predictions were counted.
+    classes, confidences = counted(tmp_path / "inference")
+    assert len(classes) > 10
+    augmented = counted(tmp_path / "inference_TTA")
+    assert augmented == (classes, pytest.approx(confidences, rel=1e-4))

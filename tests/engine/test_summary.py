@@ -59,3 +59,12 @@ def test_generated_scenes_are_told_from_real_ones(small_root: Path, tmp_path: Pa
     cfg.DATASETS.TRAIN = ("of_somebody_else",)
     summary.after_train()
     assert json.loads((tmp_path / "summary.json").read_text())["generated"] is False
+
+
+def test_a_summary_adds_up_over_resumes() -> None:
+    summary = RunSummary(get_cfg(), images=1)
+    summary.trainer = SimpleNamespace(model=torch.nn.Linear(1, 1))
+    summary.load_state_dict({"seconds": 1000.0, "peak_memory_bytes": 2**50})
+    state = summary.state_dict()
+    assert 1000 < state["seconds"] < 1100
+    assert state["peak_memory_bytes"] == 2**50
