@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -44,7 +43,6 @@ class Run:
         growth: bytes, by how much the largest resident memory exceeded that before the evaluator,
             when the model had predicted once.
         half: the same, when half of the images were done.
-        worker: bytes, the largest resident memory of a worker, shared pages included.
     """
 
     load: float
@@ -53,7 +51,6 @@ class Run:
     evaluate: float
     growth: int
     half: int
-    worker: int
 
 
 def benchmark_scale(
@@ -119,7 +116,7 @@ def benchmark_scale(
                     ).result()
                 rows.append([number, *_cells(run, num_images)])
     head = ["workers", "load, s", "model, s", "model and match, s", "images/s", "score, s"]
-    head += ["memory, half", "memory, all", "worker"]
+    head += ["memory, half", "memory, all"]
     table = tabulate(rows, head, "github")
     return (
         f"{num_images} images of {height}x{width}, {num_predictions} predictions each; memory in MB"
@@ -130,7 +127,7 @@ def benchmark_scale(
 
 
 def _cells(run: Run, num_images: int) -> list[str]:
-    memory = [f"{size / _MEGABYTE:.0f}" for size in (run.half, run.growth, run.worker)]
+    memory = [f"{size / _MEGABYTE:.0f}" for size in (run.half, run.growth)]
     seconds = [f"{run.load:.2f}", f"{run.model:.1f}", f"{run.process:.1f}"]
     seconds.append(f"{num_images / run.process:.1f}")
     return [*seconds, f"{run.evaluate:.1f}", *memory]
@@ -194,7 +191,6 @@ def _measure(
     matched = time.perf_counter()
     evaluator.evaluate()
     end = time.perf_counter()
-    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return Run(
         load=loaded - start,
         model=model,
@@ -202,7 +198,6 @@ def _measure(
         evaluate=end - matched,
         growth=_peak() - before,
         half=half - before,
-        worker=worker if num_workers else 0,
     )
 
 

@@ -375,15 +375,9 @@ def _occlusions(gt: GroundTruth, objects: IntArray) -> FloatArray:
     sizes = boxes[:, 2:] - boxes[:, :2]
     filled = [
         mask_from_bitmap(
-            np.ones((box_height, box_width), dtype=bool),
-            x0=x0,
-            y0=y0,
-            height=gt.height,
-            width=gt.width,
+            np.ones((y1 - y0, x1 - x0), dtype=bool), x0=x0, y0=y0, height=gt.height, width=gt.width
         )
-        for (x0, y0), (box_width, box_height) in zip(
-            boxes[:, :2].tolist(), sizes.tolist(), strict=True
-        )
+        for x0, y0, x1, y1 in boxes.tolist()
     ]
     is_closer = gt.boxes[:, 3] > boxes[:, 3:]
     return (common_pixels(gt, filled) * is_closer).sum(axis=1) / sizes.prod(axis=1)
