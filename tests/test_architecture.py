@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,17 @@ def test_imports_go_down(path: Path) -> None:
         if other and other != room:
             assert room in FLOORS, f"give {room} a floor"
             assert FLOORS[other] < FLOORS[room], f"{path} in {room} imports {imported}"
+
+
+def test_module_names_are_unique() -> None:
+    names = Counter(path.stem for path in FILES if path.stem != "__init__")
+    assert not [name for name, count in names.items() if count > 1]
+
+
+@pytest.mark.parametrize("room", ["data", "evaluation", "visualization", "engine", "search"])
+def test_no_room_below_cli_needs_generated_scenes(room: str) -> None:
+    imported = {name for path in (PACKAGE / room).rglob("*.py") for name in imported_modules(path)}
+    assert not [name for name in imported if room_of(name) == "synthetic"]
 
 
 def test_no_circles() -> None:
