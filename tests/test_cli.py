@@ -77,7 +77,6 @@ def test_the_saved_config_needs_no_other_file(files: Path) -> None:
     ("content", "opts", "message"),
     [
         (None, ["INCLUDE", "('missing.yaml',)"], "INCLUDE missing.yaml: no such file"),
-        (None, ["INCLUDE", "('sub',)"], "INCLUDE sub: no such file"),
         (None, ["INCLUDE", "(3,)"], "INCLUDE 3: no such file"),
         (
             None,
@@ -89,9 +88,6 @@ def test_the_saved_config_needs_no_other_file(files: Path) -> None:
         ("SEED: !!python/object/apply:os.getcwd []", None, "bad.yaml is not plain yaml"),
         ("SEED: many", None, "bad.yaml: SEED must be of type int, such as 5, not str"),
         ("[1, 2]", None, "bad.yaml: not a config: it must hold sections of KEY: VALUE lines"),
-        ("", None, "bad.yaml: not a config"),
-        ("just words", None, "bad.yaml: not a config"),
-        ("MODEL: 3", None, "bad.yaml: not a config"),
         ("_BASE_: [1, 2]", None, "bad.yaml: not a config"),
         ("\x00\xff", None, "bad.yaml is not plain yaml"),
         ("_BASE_: bad.yaml", None, "bad.yaml: its _BASE_ leads back to itself"),
@@ -108,14 +104,6 @@ def test_bad_includes_get_one_line(
     assert str(caught.value).startswith(message)
 
 
-def test_a_value_of_another_type() -> None:
-    with pytest.raises(InputError) as caught:
-        build_config(STAGE_1, ["SOLVER.EPOCHS", "four"])
-    assert str(caught.value) == (
-        "command line, SOLVER.EPOCHS four: SOLVER.EPOCHS must be of type int, such as 4, not str"
-    )
-
-
 def test_typed_iterations_replace_the_epochs_of_the_file() -> None:
     assert build_config(STAGE_1, []).SOLVER.EPOCHS == 4
     cfg = build_config(STAGE_1, ["SOLVER.MAX_ITER", "7", "TEST.EVAL_PERIOD", "3"])
@@ -128,14 +116,15 @@ def test_typed_iterations_replace_the_epochs_of_the_file() -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
+        ("SOLVER.EPOCHS", "SOLVER.EPOCHS must be of type int, such as 4, not str"),
         ("SOLVER.MAX_ITER.X", "there is no config key SOLVER.MAX_ITER.X; did you mean SOLVER.MAX_"),
         ("SOLVER", "SOLVER is a section; name a key in it, such as SOLVER."),
     ],
 )
-def test_keys_too_deep_and_not_deep_enough(key: str, message: str) -> None:
+def test_bad_options_get_one_line(key: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        build_config(STAGE_1, [key, "3"])
-    assert str(caught.value).startswith(f"command line, {key} 3: {message}")
+        build_config(STAGE_1, [key, "four"])
+    assert str(caught.value).startswith(f"command line, {key} four: {message}")
 
 
 def test_a_folder_is_no_config(tmp_path: Path) -> None:

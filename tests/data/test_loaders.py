@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
-from cityscapes_maskrcnn.data.loaders import build_train_loader, inference_loader
-from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.data.loaders import build_test_loader, build_train_loader
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -26,6 +26,7 @@ def cfg() -> CfgNode:
     add_cityscapes_maskrcnn_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
     cfg.DATALOADER.NUM_WORKERS = 1
+    cfg.DATASETS.TRAIN = ("some_images",)
     return cfg
 
 
@@ -41,22 +42,22 @@ def image(tmp_path: Path) -> dict[str, object]:
     }
 
 
+@pytest.fixture
+def register() -> Iterator[Callable[..., None]]:
+    """Register images as the dataset that the config trains on."""
+    yield lambda *images: DatasetCatalog.register("some_images", lambda: list(images))
+    DatasetCatalog.remove("some_images")
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_a_signal_to_the_process_group_does_not_reach_workers(
-    cfg: CfgNode, image: dict[str, object], training: bool
+    cfg: CfgNode, image: dict[str, object], register: Callable[..., None], training: bool
 ) -> None:
     """Ctrl-C and timeout send one; the training process then needs its workers to finish."""
-    if training:
-        DatasetCatalog.register("some_images", lambda: [image])
-        cfg.DATASETS.TRAIN, cfg.SOLVER.IMS_PER_BATCH = ("some_images",), 1
-        cfg.INPUT.MIN_SIZE_TRAIN = (32,)
-        try:
-            batches = iter(build_train_loader(cfg))
-        finally:
-            DatasetCatalog.remove("some_images")
-    else:
-        mapper = CityscapesMapper(cfg, is_train=False)
-        batches = iter(inference_loader([image] * 40, mapper, cfg))
+    register(image)
+    cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.MIN_SIZE_TRAIN = 1, (32,)
+    loader = build_train_loader(cfg) if training else build_test_loader(cfg, "some_images")
+    batches = iter(loader)
     next(batches)
     (worker,) = batches._workers
     assert os.getpgid(worker.pid) == worker.pid != os.getpgid(0)
@@ -99,15 +100,10 @@ def test_a_stuck_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
 
 
 def test_images_of_both_orientations_are_not_grouped_silently(
-    cfg: CfgNode, image: dict[str, object]
+    cfg: CfgNode, image: dict[str, object], register: Callable[..., None]
 ) -> None:
-    portrait = {**image, "height": 64, "width": 32}
-    DatasetCatalog.register("mixed_images", lambda: [image, portrait])
-    cfg.DATASETS.TRAIN = ("mixed_images",)
-    try:
-        with pytest.raises(InputError, match=r"DATALOADER\.ASPECT_RATIO_GROUPING True: .* False"):
-            build_train_loader(cfg)
-        cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    register(image, {**image, "height": 64, "width": 32})
+    with pytest.raises(InputError, match=r"DATALOADER\.ASPECT_RATIO_GROUPING True: .* False"):
         build_train_loader(cfg)
-    finally:
-        DatasetCatalog.remove("mixed_images")
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    build_train_loader(cfg)
