@@ -6,16 +6,18 @@ import logging
 import os
 import pickle
 import re
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, UsedData, read_history, to_plain
 from cityscapes_maskrcnn.modeling.deeplab_weights import find_resnet, translate
@@ -106,11 +108,13 @@ class SafeCheckpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict(), SEEN_IMAGES_KEY: to_plain(self.history)}
         data.update((key, item.state_dict()) for key, item in self.checkpointables.items())
         data.update(extra)
+        # Safe loading refuses NumPy scalars.
+        data = tree_map_only(np.generic, lambda scalar: scalar.item(), data)
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         try:
             with atomic_write(path) as file:
-                torch.save(_plain(data), file)
+                torch.save(data, file)
         except RuntimeError as error:
             # torch replaces the system's reason by one of its own.
             raise InputError(
@@ -335,20 +339,3 @@ def _no_such_file(path: str) -> str:
         f"{path}: no such file; it is what {stage.group()} ends with: train that first, with "
         f"OUTPUT_DIR {Path(path).parent}, or name another checkpoint in MODEL.WEIGHTS"
     )
-
-
-def _plain(value: Any) -> Any:
-    """Replace NumPy scalars, which safe loading refuses, by Python numbers."""
-    if isinstance(value, OrderedDict):
-        return OrderedDict((key, _plain(item)) for key, item in value.items())
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(item) for item in value)
-    if (
-        hasattr(value, "item")
-        and getattr(value, "shape", None) == ()
-        and not torch.is_tensor(value)
-    ):
-        return value.item()
-    return value

@@ -71,9 +71,13 @@ class SeedEveryStep(HookBase):
 
     def before_step(self) -> None:
         """Seed torch's generators, of the CPU and of all GPUs, for this iteration."""
-        words = (self.seed, self.trainer.iter, comm.get_rank())
-        # Mixed by a fixed hash of ours rather than added: iteration 7 of seed 1 is not 6 of 2.
-        torch.manual_seed(_mix(words))
+        # Hashed rather than added, so that iteration 7 of seed 1 is not 6 of 2; the same on every
+        # machine and Python version.
+        mixed = 0x9E3779B97F4A7C15
+        for word in (self.seed, self.trainer.iter, comm.get_rank()):
+            mixed = ((mixed ^ word) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+            mixed ^= mixed >> 31
+        torch.manual_seed(mixed >> 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the seed: a run without a fixed SEED resumes with the one it drew."""
@@ -306,6 +310,15 @@ class StopOnSignal(HookBase):
             yield batch
         self.wait_for_others()
 
+    def watch_evaluators(
+        self, evaluators: Iterable[DatasetEvaluator | list[DatasetEvaluator]]
+    ) -> list[DatasetEvaluator]:
+        """Wrap Detectron2 evaluators, or lists of them, so that an evaluation is left if asked."""
+        return [
+            _WatchedEvaluator(each if isinstance(each, list) else [each], self)
+            for each in evaluators
+        ]
+
     def wait_for_others(self) -> None:
         """Wait until all processes have come to the end of their batches."""
         while self.check():
@@ -326,35 +339,17 @@ class StopOnSignal(HookBase):
         raise SystemExit(128 + number)
 
 
-class InterruptibleEvaluator(DatasetEvaluators):
-    """An evaluator that leaves the evaluation if the run is asked to stop.
+class _WatchedEvaluator(DatasetEvaluators):
+    """Evaluators that leave the evaluation if the run is asked to stop."""
 
-    Args:
-        evaluator: a Detectron2 evaluator, or a list of them.
-        stop: asked after every batch.
-    """
-
-    def __init__(
-        self, evaluator: DatasetEvaluator | list[DatasetEvaluator], stop: StopOnSignal
-    ) -> None:
-        super().__init__(evaluator if isinstance(evaluator, list) else [evaluator])
+    def __init__(self, evaluators: list[DatasetEvaluator], stop: StopOnSignal) -> None:
+        super().__init__(evaluators)
         self._stop = stop
 
     def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Hand on a batch of predictions."""
         self._stop.check(busy=True)
         super().process(inputs, outputs)
 
     def evaluate(self) -> dict[str, Any]:
-        """Score, when all processes have predicted."""
         self._stop.wait_for_others()
         return super().evaluate()
-
-
-def _mix(words: tuple[int, ...]) -> int:
-    """Hash integers to one of 63 bits, the same on every machine and Python version."""
-    mixed = 0x9E3779B97F4A7C15
-    for word in words:
-        mixed = ((mixed ^ word) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        mixed ^= mixed >> 31
-    return mixed >> 1

@@ -9,11 +9,19 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.utils import comm
 from torch import nn
 
+from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
+from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
+from cityscapes_maskrcnn.engine.hooks import without_nan
+from cityscapes_maskrcnn.engine.run_setup import save_config
+from cityscapes_maskrcnn.engine.seen_images import refuse_seen_images
+from cityscapes_maskrcnn.engine.summary import write_scores
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
 from cityscapes_maskrcnn.evaluation.result_files import ground_truth_file
@@ -83,22 +91,19 @@ def fit_to_evaluators(cfg: CfgNode, model: nn.Module, evaluators: Iterable[Any])
     Args:
         cfg: ``TEST.UNPASTED_MASKS``.
         model: plain or wrapped by DistributedDataParallel.
-        evaluators: Detectron2 evaluators, or lists of them.
+        evaluators: Detectron2 evaluators.
 
     Returns:
         The model to score.
     """
-    if cfg.TEST.UNPASTED_MASKS and all(map(_accepts_unpasted_masks, evaluators)):
-        return leave_masks_unpasted(model)
-    return model
 
+    def accepts(evaluator: Any) -> bool:
+        if isinstance(evaluator, DatasetEvaluators):
+            return all(map(accepts, evaluator._evaluators))
+        return isinstance(evaluator, CityscapesInstanceEvaluator)
 
-def _accepts_unpasted_masks(evaluator: Any) -> bool:
-    if isinstance(evaluator, DatasetEvaluators):
-        evaluator = evaluator._evaluators
-    if isinstance(evaluator, list):
-        return all(map(_accepts_unpasted_masks, evaluator))
-    return isinstance(evaluator, CityscapesInstanceEvaluator)
+    unpasted = cfg.TEST.UNPASTED_MASKS and all(map(accepts, evaluators))
+    return leave_masks_unpasted(model) if unpasted else model
 
 
 def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRCNNWithTTA:
@@ -126,3 +131,35 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRC
             " in pixels, none larger than MAX_SIZE"
         )
     return GeneralizedRCNNWithTTA(cfg, inner)
+
+
+def evaluate_checkpoint(
+    trainer: type[DefaultTrainer], cfg: CfgNode, resume: bool
+) -> dict[str, Any]:
+    """Score ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
+
+    Args:
+        trainer: builds the model and tests it, with and without augmentation.
+        cfg: the frozen config.
+        resume: take the last checkpoint of ``OUTPUT_DIR`` instead, if there is one.
+
+    Returns:
+        The results on the main process, an empty dict on others.
+
+    Raises:
+        InputError: there are no weights, or not all, or no dataset to score on, or the model has
+            seen images of it.
+    """
+    if not cfg.DATASETS.TEST:
+        raise InputError("DATASETS.TEST is empty: name a dataset to score on")
+    model = trainer.build_model(cfg)
+    checkpointer = load_for_inference(model, cfg, resume)
+    seen = refuse_seen_images(cfg, checkpointer.history, roles=(TRAINED, TUNED))
+    save_config(cfg, scoring=True)
+    results: dict[str, Any] = trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(trainer.test_with_TTA(cfg, model))
+    if comm.is_main_process():
+        write_scores(cfg, checkpointer.path, without_nan(results), seen)
+        verify_results(cfg, results)
+    return results

@@ -74,36 +74,32 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Raises:
         InputError: the name is unknown.
     """
-    optimizer = _build_optimizer(cfg, model)
-    optimizer.register_load_state_dict_pre_hook(_keep_implementation)
-    optimizer.register_load_state_dict_post_hook(match_memory_format)
-    return optimizer
-
-
-def _build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    if cfg.SOLVER.OPTIMIZER == "SGD":
-        return build_sgd(cfg, model)
     adaptive = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
-    if cfg.SOLVER.OPTIMIZER not in adaptive:
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        optimizer = build_sgd(cfg, model)
+    elif cfg.SOLVER.OPTIMIZER in adaptive:
+        parameters = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        # Fused: one pass over all parameters instead of a dozen operations for each tensor.
+        optimizer = maybe_add_gradient_clipping(cfg, adaptive[cfg.SOLVER.OPTIMIZER])(
+            parameters,
+            lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            # Under AMP a fused optimizer unscales gradients itself, after they would be clipped.
+            fused=not (cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.CLIP_GRADIENTS.ENABLED),
+        )
+    else:
         raise InputError(
             f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}: it must be SGD, Adam or AdamW"
         )
-    parameters = get_default_optimizer_params(
-        model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-    )
-    optimizer = maybe_add_gradient_clipping(cfg, adaptive[cfg.SOLVER.OPTIMIZER])
-    # Fused: one pass over all parameters instead of a dozen operations for each tensor.
-    return optimizer(
-        parameters,
-        lr=cfg.SOLVER.BASE_LR,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        # Under AMP a fused optimizer unscales gradients itself, after they would be clipped.
-        fused=not (cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.CLIP_GRADIENTS.ENABLED),
-    )
+    optimizer.register_load_state_dict_pre_hook(_keep_implementation)
+    optimizer.register_load_state_dict_post_hook(_match_memory_format)
+    return optimizer
 
 
 def _keep_implementation(
@@ -122,7 +118,7 @@ def _keep_implementation(
     return {**state_dict, "param_groups": [{**each, **ours} for each in state_dict["param_groups"]]}
 
 
-def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
+def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
     """Lay the optimizer's state out in memory as its parameters are.
 
     Loaded state has the layout of the file, which is another one if ``MODEL.CHANNELS_LAST`` has

@@ -18,28 +18,25 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cityscapes_maskrcnn.data import loaders
-from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED, merge
+from cityscapes_maskrcnn.data.provenance import TRAINED, merge
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine import inference, solver
 from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
-from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer, load_for_inference
+from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.hooks import (
     AverageNormStatistics,
     CheckFrozen,
     Evaluation,
-    InterruptibleEvaluator,
     MeasurementHook,
     SeedEveryStep,
     StopOnSignal,
     WriteEvents,
-    without_nan,
 )
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
-from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.seen_images import data_of_run, refuse_seen_images
 from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
-from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
+from cityscapes_maskrcnn.engine.summary import RunSummary
 from cityscapes_maskrcnn.engine.validation import ValidationLoss, check_validation
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -150,8 +147,7 @@ class Trainer(DefaultTrainer):
         with EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
-                if self.start_iter:
-                    self._repeat_measurements()
+                self._repeat_measurements()
                 while self.iter < self.max_iter:
                     self.before_step()
                     self.run_step()
@@ -182,6 +178,8 @@ class Trainer(DefaultTrainer):
 
     def _repeat_measurements(self) -> None:
         """Make up for what the checkpoint does not have: what followed it in its iteration."""
+        if not self.start_iter:
+            return
         self.iter = self.storage.iter = self.start_iter - 1
         for hook in self._hooks:
             if isinstance(hook, MeasurementHook):
@@ -191,84 +189,75 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """Build the hooks, in the order in which they run; the last one writes the events."""
         cfg, main_process = self.cfg, comm.is_main_process()
-        plateau = isinstance(self.scheduler, ReduceLROnPlateau)
+        built: list[HookBase] = [SeedEveryStep(cfg.SEED), hooks.IterationTimer()]
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            built.append(hooks.LRScheduler())
+        built.append(AverageNormStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD))
         # The checkpoint comes before the measurements: an interruption of them loses no iteration.
-        stop = StopOnSignal(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
-        built: list[HookBase | None] = [
-            SeedEveryStep(cfg.SEED),
-            CheckFrozen() if main_process else None,
-            hooks.IterationTimer(),
-            None if plateau else hooks.LRScheduler(),
-            AverageNormStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD),
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
-            if main_process
-            else None,
-            stop,
-        ]
-        if cfg.DATASETS.TEST:
-            built += self._measurement_hooks(stop)
         if main_process:
             built += [
-                DriftReport(Path(cfg.OUTPUT_DIR)) if cfg.SOLVER.DRIFT_REPORT else None,
+                CheckFrozen(),
+                hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+            ]
+        stop = StopOnSignal(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+        built.append(stop)
+        if cfg.DATASETS.TEST:
+            built += self._build_measurement_hooks(stop)
+        if main_process:
+            if cfg.SOLVER.DRIFT_REPORT:
+                built.append(DriftReport(Path(cfg.OUTPUT_DIR)))
+            built += [
                 RunSummary(cfg, self.stream.num_images if self.stream else None),
                 WriteEvents(self.build_writers(), cfg.TEST.EVAL_PERIOD),
             ]
-        return [hook for hook in built if hook is not None]
+        return built
 
-    def _measurement_hooks(self, stop: StopOnSignal) -> list[HookBase | None]:
+    def _build_measurement_hooks(self, stop: StopOnSignal) -> list[HookBase]:
         """Build what measures on ``DATASETS.TEST``, and then what acts on the measurements."""
-        cfg = self.cfg
-
-        def evaluators(*folder: str) -> list[DatasetEvaluator]:
-            return [
-                InterruptibleEvaluator(self.build_evaluator(cfg, name, *folder), stop)
-                for name in cfg.DATASETS.TEST
-            ]
+        cfg, period = self.cfg, self.cfg.TEST.EVAL_PERIOD
 
         def evaluate() -> dict[str, Any]:
-            self._last_eval_results = self.test(cfg, self.model, evaluators())
+            evaluators = [self.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+            self._last_eval_results = self.test(cfg, self.model, stop.watch_evaluators(evaluators))
             return self._last_eval_results
+
+        def evaluate_augmented() -> dict[str, Any]:
+            evaluators = self._build_augmented_evaluators(cfg)
+            return self.test_with_TTA(cfg, self.model, stop.watch_evaluators(evaluators))
 
         def hand_over_best() -> None:
             best.restore()
             self.checkpointer.save("model_final", iteration=self.iter)
             evaluation.measure()
 
-        evaluation = Evaluation(cfg.TEST.EVAL_PERIOD, evaluate)
+        evaluation = Evaluation(period, evaluate)
         best = BestCheckpoint(
             model=self.model,
             output_dir=cfg.OUTPUT_DIR,
-            period=cfg.TEST.EVAL_PERIOD,
+            period=period,
             metric=cfg.SOLVER.BEST_CHECKPOINT_METRIC,
             datasets=cfg.DATASETS.TEST,
             selected_on=data_of_run(cfg, selected=True),
         )
-        return [
-            ValidationLoss(
-                cfg.TEST.EVAL_PERIOD, lambda: stop.watch(self.build_validation_loader(cfg))
+        built: list[HookBase] = [evaluation, best]
+        if cfg.TEST.VALIDATION_LOSS:
+            built.insert(
+                0, ValidationLoss(period, lambda: stop.watch(self.build_validation_loader(cfg)))
             )
-            if cfg.TEST.VALIDATION_LOSS
-            else None,
-            evaluation,
-            best,
-            PlateauSchedule(self.scheduler)
-            if isinstance(self.scheduler, ReduceLROnPlateau)
-            else None,
-            EarlyStopping(
-                patience=cfg.SOLVER.EARLY_STOPPING.PATIENCE,
-                threshold=cfg.SOLVER.PLATEAU.THRESHOLD,
-                hand_over=hand_over_best,
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            built.append(PlateauSchedule(self.scheduler))
+        if cfg.SOLVER.EARLY_STOPPING.ENABLED:
+            built.append(
+                EarlyStopping(
+                    patience=cfg.SOLVER.EARLY_STOPPING.PATIENCE,
+                    threshold=cfg.SOLVER.PLATEAU.THRESHOLD,
+                    hand_over=hand_over_best,
+                )
             )
-            if cfg.SOLVER.EARLY_STOPPING.ENABLED
-            else None,
+        if cfg.TEST.AUG.ENABLED:
             # Period 0: at the end of training only.
-            Evaluation(
-                0,
-                lambda: self.test_with_TTA(cfg, self.model, evaluators(_augmented_folder(cfg))),
-            )
-            if cfg.TEST.AUG.ENABLED
-            else None,
-        ]
+            built.append(Evaluation(0, evaluate_augmented))
+        return built
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -342,42 +331,17 @@ class Trainer(DefaultTrainer):
         augmented = inference.with_test_time_augmentation(cfg, model)
         logger = logging.getLogger(__name__)
         logger.info("With test-time augmentation (_TTA), on each image of %s:", cfg.DATASETS.TEST)
-        if evaluators is None:
-            folder = _augmented_folder(cfg)
-            evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        evaluators = evaluators or cls._build_augmented_evaluators(cfg)
         results = cls.test(cfg, augmented, evaluators)
         logger.info("The scores since then are those with test-time augmentation (_TTA)")
         return OrderedDict((f"{name}_TTA", scores) for name, scores in results.items())
 
     @classmethod
+    def _build_augmented_evaluators(cls, cfg: CfgNode) -> list[DatasetEvaluator]:
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
+        return [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+
+    @classmethod
     def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
-        """Score ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
-
-        Args:
-            cfg: the frozen config.
-            resume: take the last checkpoint of ``OUTPUT_DIR`` instead, if there is one.
-
-        Returns:
-            The results on the main process, an empty dict on others.
-
-        Raises:
-            InputError: there are no weights, or not all, or no dataset to score on, or the model
-                has seen images of it.
-        """
-        if not cfg.DATASETS.TEST:
-            raise InputError("DATASETS.TEST is empty: name a dataset to score on")
-        model = cls.build_model(cfg)
-        checkpointer = load_for_inference(model, cfg, resume)
-        seen = refuse_seen_images(cfg, checkpointer.history, roles=(TRAINED, TUNED))
-        save_config(cfg, scoring=True)
-        results = cls.test(cfg, model)
-        if cfg.TEST.AUG.ENABLED:
-            results.update(cls.test_with_TTA(cfg, model))
-        if comm.is_main_process():
-            write_scores(cfg, checkpointer.path, without_nan(results), seen)
-            verify_results(cfg, results)
-        return results
-
-
-def _augmented_folder(cfg: CfgNode) -> str:
-    return str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
+        """Score ``MODEL.WEIGHTS``; see :func:`.engine.inference.evaluate_checkpoint`."""
+        return inference.evaluate_checkpoint(cls, cfg, resume)
