@@ -17,15 +17,12 @@ from cityscapes_maskrcnn.utils.errors import InputError
 FINE_PACKAGES: Final = ("gtFine_trainvaltest.zip", "leftImg8bit_trainvaltest.zip")
 COARSE_PACKAGES: Final = ("gtCoarse.zip", "leftImg8bit_trainextra.zip")
 
-_ACCOUNT: Final = "an account from https://www.cityscapes-dataset.com/register/ is needed"
-
 
 def download(folder: Path, packages: Sequence[str]) -> None:
     """Call the downloader of cityscapesscripts, which asks for name and password.
 
     Args:
-        folder: where the archives go. Those that are there completely are kept, those that are
-            there in part are continued.
+        folder: where the archives go. Complete ones are kept, partial ones are continued.
         packages: names of archives.
 
     Raises:
@@ -39,11 +36,14 @@ def download(folder: Path, packages: Sequence[str]) -> None:
     program = "from cityscapesscripts.download.downloader import main; main()"
     options = ["--destination_path", str(folder), "--resume", *missing]
     if subprocess.run([sys.executable, "-c", program, *options], check=False).returncode:
-        raise InputError(f"could not download {', '.join(missing)} (reason above); {_ACCOUNT}")
+        raise InputError(
+            f"could not download {', '.join(missing)} (reason above); an account from "
+            "https://www.cityscapes-dataset.com/register/ is needed"
+        )
 
 
 def unpack(archive: Path, folder: Path) -> int:
-    """Unpack a zip file; files that are there with the right size are left alone.
+    """Unpack a zip file; files that exist with the right size are left alone.
 
     Args:
         archive: the zip file.

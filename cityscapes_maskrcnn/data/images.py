@@ -1,4 +1,4 @@
-"""Reading images and label images, with one clear line when a file is broken."""
+"""Read images and label images; a broken file is an InputError that names it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_label_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     """
     image = _decode(path, cv2.IMREAD_UNCHANGED)
     if image.dtype != np.uint8 or image.ndim != 2:
-        raise InputError(f"{path}: a label image has one channel of 8 bits; this one has not")
+        raise InputError(f"{path}: a label image has one channel of 8 bits; unlike this one")
     return image
 
 

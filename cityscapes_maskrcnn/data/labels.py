@@ -52,7 +52,7 @@ def resolve_label(name: str) -> tuple[Label, bool]:
 
     Args:
         name: the ``label`` field of an object in ``*_polygons.json``. ``"cargroup"`` stands for
-            several cars that could not be told apart; ``"polegroup"`` is a label of its own.
+            several cars without visible borders; ``"polegroup"`` is a label of its own.
 
     Returns:
         The official label and whether the object is a group of it.
@@ -69,7 +69,7 @@ def resolve_label(name: str) -> tuple[Label, bool]:
 
 
 def train_id_lookup() -> npt.NDArray[np.uint8]:
-    """Table from official label id to train id.
+    """Build the table from official label id to train id.
 
     Returns:
         Array of shape (256,), dtype uint8: ``table[label_ids]`` turns a ``*_labelIds.png`` into

@@ -29,11 +29,7 @@ class CityscapesMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Read the arguments from ``INPUT``, as Detectron2 does, and put the crop where it is due.
-
-        Returns:
-            The arguments of the constructor.
-        """
+        """Read the constructor's arguments as Detectron2 does; the crop may follow the resize."""
         arguments = super().from_config(cfg, is_train)
         if is_train and cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.AFTER_RESIZE:
             crop, *others = arguments["augmentations"]

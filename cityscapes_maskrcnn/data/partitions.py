@@ -1,4 +1,4 @@
-"""Cutting a split into parts, the same way on every machine.
+"""Cut a split into parts, the same way on every machine.
 
 Nothing here draws random numbers: a library's generator may change between versions, sorted names
 and SHA-256 do not.
@@ -41,10 +41,9 @@ def partition(image_ids: Iterable[str], part: int, parts: int) -> list[str]:
     if len(ids) < part:
         images = f"{len(ids)} image{'s' * (len(ids) != 1)}"
         raise InputError(f"part {part} of {parts} is empty: the split has only {images}")
-    # Numbering the places of the whole split 1, 2, ..., parts, 1, 2, ... makes the parts' sizes
-    # differ by one at most, in every city and in total: one city's remainder goes on where the
-    # remainder of the city before it ended. How often a number occurs in a city is the length of
-    # that part's run there.
+    # The places of the whole split are numbered 1, 2, ..., parts, 1, 2, ... How often a number
+    # occurs in a city is the length of that part's run there: sizes differ by one at most, in every
+    # city and in total, because a city's remainder continues that of the city before it.
     chosen = []
     place = count()
     for _, group in groupby(ids, key=lambda image_id: image_id.partition("_")[0]):

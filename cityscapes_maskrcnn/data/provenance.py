@@ -1,8 +1,8 @@
 """Which images a model has seen: what it and its ancestors were trained or tuned on.
 
 Every checkpoint of this project carries such a history under :data:`SEEN_IMAGES_KEY`. It holds a
-short digest of each image id, so that an overlap with a dataset to score on is found, and its
-images are named, on a machine that has nothing of the training data.
+short digest of each image id, so that an overlap with a dataset to score on is found without the
+training data.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SeenImages:
     Attributes:
         scored: name of the dataset to score on.
         used: name of the dataset in which the model has seen them.
-        role: what for, see :class:`UsedData`.
+        role: see :class:`UsedData`.
         images: their ids, sorted.
         total: number of images of ``scored``.
     """
@@ -98,14 +98,8 @@ def image_digests(images: Iterable[DatasetDict]) -> dict[str, str]:
 
 
 def used_data(dataset: str, role: str, images: Iterable[DatasetDict]) -> UsedData:
-    """Record the use of a dataset.
-
-    Args:
-        dataset: its registered name.
-        role: ``"trained"`` or ``"tuned"``.
-        images: all its dataset dicts.
-    """
-    return UsedData(dataset, role, frozenset(image_digests(images)))
+    """Record the use of a dataset; ``images`` are all its dataset dicts."""
+    return UsedData(dataset=dataset, role=role, digests=frozenset(image_digests(images)))
 
 
 def merge(*histories: Iterable[UsedData]) -> tuple[UsedData, ...]:
@@ -128,8 +122,7 @@ def find_seen(
         roles: the uses to look for.
 
     Returns:
-        One entry for each used dataset that shares images with ``dataset``, in the order of the
-        history.
+        One entry for each used dataset that shares images, in the order of the history.
     """
     ids = image_digests(images)
     found = []
@@ -137,16 +130,22 @@ def find_seen(
         shared = used.digests & ids.keys()
         if shared and used.role in roles:
             names = tuple(sorted(ids[digest] for digest in shared))
-            found.append(SeenImages(dataset, used.dataset, used.role, names, len(ids)))
+            found.append(
+                SeenImages(
+                    scored=dataset,
+                    used=used.dataset,
+                    role=used.role,
+                    images=names,
+                    total=len(ids),
+                )
+            )
     return found
 
 
 def to_plain(history: Iterable[UsedData]) -> list[dict[str, Any]]:
-    """Turn a history into what a checkpoint holds: strings and numbers, which load safely.
+    """Turn a history into strings and numbers, which a checkpoint loads safely.
 
-    Returns:
-        For every dataset ``dataset``, ``role``, ``images`` (their number) and ``digests``, all of
-        them in one string, sorted.
+    ``images`` is their number; ``digests`` are sorted and joined to one string.
     """
     return [
         {
@@ -160,14 +159,10 @@ def to_plain(history: Iterable[UsedData]) -> list[dict[str, Any]]:
 
 
 def read_history(checkpoint: Mapping[str, Any], source: str) -> tuple[UsedData, ...]:
-    """Read the history out of a checkpoint; a file of another program has none.
-
-    Args:
-        checkpoint: content of the file, with the list of :func:`to_plain` under its key.
-        source: the file, for the message.
+    """Read the history from the content of a checkpoint; a file of another program has none.
 
     Raises:
-        InputError: the list is damaged.
+        InputError: the list is damaged; the message names ``source``.
     """
     content = checkpoint.get(SEEN_IMAGES_KEY)
     if content is None:
@@ -192,4 +187,4 @@ def _used_data(item: Mapping[str, Any]) -> UsedData:
         raise ValueError(f"{item['images']} images, {len(text)} digits")
     if role not in (TRAINED, TUNED):
         raise ValueError(f"role {role!r}")
-    return UsedData(str(item["dataset"]), role, digests)
+    return UsedData(dataset=str(item["dataset"]), role=role, digests=digests)

@@ -106,7 +106,7 @@ _DATASETS: Final[dict[str, _Dataset]] = {
 
 
 def register_all(root: str | None = None) -> None:
-    """Register every Cityscapes dataset with Detectron2; nothing is read yet.
+    """Register every Cityscapes dataset with Detectron2, without reading any file.
 
     May be called again, also with another root: earlier registrations are replaced. The metadata
     are Detectron2's, and the official colours (RGB) in addition. A split without labels has no
@@ -145,7 +145,7 @@ def register_subset(name: str, base: str, size: int, seed: int = 0) -> None:
         name: of the new dataset; an earlier one of this name is replaced.
         base: name of the dataset to sample from.
         size: number of images.
-        seed: see :func:`cityscapes_maskrcnn.data.partitions.subset`.
+        seed: see :func:`.partitions.subset`.
 
     Raises:
         InputError: ``base`` is not registered, or ``name`` is ``base``.
@@ -154,8 +154,9 @@ def register_subset(name: str, base: str, size: int, seed: int = 0) -> None:
     if name == base:
         raise InputError(f"a subset of {base} needs a name of its own")
     metadata = MetadataCatalog.get(base).as_dict()
-    metadata.pop("name", None)
-    _register(name, partial(_load_subset, name, base, size, seed), metadata)
+    del metadata["name"]
+    load = partial(_load_subset, name=name, base=base, size=size, seed=seed)
+    _register(name, load, metadata)
 
 
 def check_dataset_names(names: Iterable[str]) -> None:
@@ -187,15 +188,14 @@ def _load(name: str, dataset: _Dataset, root: str) -> list[DatasetDict]:
     """Load one row of the table."""
     image_dir = f"{root}/cityscapes/leftImg8bit/{dataset.split}"
     gt_dir = f"{root}/cityscapes/{dataset.annotations}/{dataset.split}"
-    if dataset.else_split is not None and dataset.cities is not None:
-        moved = tuple(city for city in dataset.cities if not Path(image_dir, city).is_dir())
-        here = tuple(city for city in dataset.cities if city not in moved)
-        if moved and here:
-            rows = (
-                dataset._replace(cities=here, else_split=None),
-                dataset._replace(split=dataset.else_split, cities=moved, else_split=None),
-            )
-            return [image for row in rows for image in _load(name, row, root)]
+    cities = dataset.cities
+    elsewhere: list[DatasetDict] = []
+    if cities is not None and dataset.else_split is not None:
+        moved = tuple(city for city in cities if not Path(image_dir, city).is_dir())
+        if 0 < len(moved) < len(cities):
+            cities = tuple(city for city in cities if city not in moved)
+            row = dataset._replace(split=dataset.else_split, cities=moved, else_split=None)
+            elsewhere = _load(name, row, root)
 
     def select(image_ids: Sequence[str]) -> Sequence[str]:
         try:
@@ -205,15 +205,16 @@ def _load(name: str, dataset: _Dataset, root: str) -> list[DatasetDict]:
         return sorted(chain(*chosen)) if chosen else image_ids
 
     if dataset.annotations is None:
-        return load_images(image_dir, cities=dataset.cities, select=select)
+        return load_images(image_dir, cities=cities, select=select)
     if dataset.task == "instance":
-        return load_instances(image_dir, gt_dir, cities=dataset.cities, select=select)
-    return load_semantic(
-        image_dir, gt_dir, kind=dataset.annotations, cities=dataset.cities, select=select
+        return load_instances(image_dir, gt_dir, cities=cities, select=select)
+    images = load_semantic(
+        image_dir, gt_dir, kind=dataset.annotations, cities=cities, select=select
     )
+    return images + elsewhere
 
 
-def _load_subset(name: str, base: str, size: int, seed: int) -> list[DatasetDict]:
+def _load_subset(*, name: str, base: str, size: int, seed: int) -> list[DatasetDict]:
     """Load a sample of another dataset."""
     images = DatasetCatalog.get(base)
     try:

@@ -96,7 +96,7 @@ def check_tree(
 
 
 def format_checks(checks: Sequence[SplitCheck], most: int = 10) -> str:
-    """Write a table of splits, and below it the first ``most`` problems of each."""
+    """Format a table of splits, and below it the first ``most`` problems of each."""
     lines = [f"{'split':<21}{'images':>8}{'annotations':>13}{'official':>10}  result"]
     details = []
     for check in checks:
@@ -206,7 +206,7 @@ def _check_files(
 def _check_polygons(path: str) -> tuple[int, int]:
     """Height and width of a valid annotation."""
     height, width, objects = read_objects(path)
-    if "_gtFine_" in path:  # of the coarse annotations only label images are read
+    if "_gtFine_" in path:  # of the coarse annotations only label images are used
         check_polygons(path, objects)
     return height, width
 

@@ -1,4 +1,4 @@
-"""The distant and the flat in the synthetic street scenes: light, sky, houses, grain, shadows."""
+"""Background of the synthetic street scenes: light, sky, houses, grain, shadows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Light:
     sky: tuple[Color, Color]
 
     def haze_at(self, depth: float) -> float:
-        """Share of haze at ``depth`` metres, 0 to 0.55."""
+        """Get the share of haze at ``depth`` metres, 0 to 0.55."""
         return float(0.55 * (1 - np.exp(-depth / 190)))
 
 
@@ -81,7 +81,7 @@ class Wall:
     roof: float
 
     def quads(self, boxes: npt.ArrayLike) -> Array:
-        """Corners in space (N, 4, 3) of upright boxes (N, 4): from s, y to s, y, in metres."""
+        """Get corners in space (N, 4, 3) of upright boxes (N, 4): from s, y to s, y, metres."""
         s0, y0, s1, y1 = np.asarray(boxes, dtype=np.float64).reshape(-1, 4).T
         s = np.stack([s0, s1, s1, s0], axis=1)
         y = np.stack([y0, y0, y1, y1], axis=1)
@@ -93,7 +93,7 @@ class Wall:
 def noise_field(
     rng: np.random.Generator, height: int, width: int, octaves: Sequence[int]
 ) -> npt.NDArray[np.float32]:
-    """Smooth random values of zero mean and unit variance, (height, width).
+    """Draw smooth random values of zero mean and unit variance, (height, width).
 
     ``octaves`` are the numbers of random values along the shorter side.
     """
@@ -106,7 +106,7 @@ def noise_field(
 
 
 def paint_sky(canvas: Canvas, camera: Camera, rng: np.random.Generator, light: Light) -> None:
-    """A gradient with clouds, down to the horizon."""
+    """Paint a gradient with clouds, down to the horizon."""
     columns = canvas.pixels.shape[1]
     bottom = int(camera.center[1] * canvas.oversampling) + 2
     share = np.linspace(0, 1, 96, dtype=np.float32)[:, None]
@@ -123,10 +123,10 @@ def paint_sky(canvas: Canvas, camera: Camera, rng: np.random.Generator, light: L
 def shadow_map(
     camera: Camera, shadows: Sequence[tuple[Array, float]], light: Light
 ) -> npt.NDArray[np.float32]:
-    """How much light reaches the ground.
+    """Compute how much light reaches the ground.
 
     Args:
-        camera: gives the size of the picture.
+        camera: gives the size of the image.
         shadows: outlines on the ground, (N, 3) metres, and how deep each shadow is, 0 to 1.
         light: the stronger the sun, the sharper the shadows.
 
@@ -174,7 +174,7 @@ def texture_ground(
 
 
 class _Front:
-    """Collects upright boxes on a wall and paints them all with one projection."""
+    """Collect upright boxes on a wall and paint them all with one projection."""
 
     def __init__(self, canvas: Canvas, camera: Camera, wall: Wall, light: Light) -> None:
         self.canvas = canvas
@@ -197,7 +197,7 @@ class _Front:
             self._groups.append((found, self.tone(color)))
 
     def paint(self) -> None:
-        """Paint what was drawn, in order, but for boxes outside the picture."""
+        """Paint what was drawn, in order, except boxes outside the image."""
         quads = self.wall.quads(np.concatenate([boxes for boxes, _ in self._groups]))
         image = self.camera.project(quads.reshape(-1, 3)).reshape(-1, 4, 2)
         low, high = image.min(axis=1), image.max(axis=1)
@@ -223,16 +223,16 @@ def paint_wall(
     light: Light,
     brightness: float,
 ) -> list[Part]:
-    """A house front: rows of windows, cornice, shops or doors on the ground floor, a roof.
+    """Paint a house front: rows of windows, cornice, shops or doors on the ground floor, a roof.
 
     Returns:
-        What it covers, for the annotation.
+        Its parts, for the annotation.
     """
     color = shade(_FACADES[rng.integers(len(_FACADES))], brightness * rng.uniform(0.85, 1.08))
     roof_color = shade(_ROOFS[rng.integers(len(_ROOFS))], brightness)
     front = _Front(canvas, camera, wall, light)
     length, top = wall.length, wall.height
-    covered = [Part(camera.project(wall.quads([(0, 0, length, top)])[0]), None)]
+    parts = [Part(camera.project(wall.quads([(0, 0, length, top)])[0]), None)]
     if wall.roof:
         roof = wall.quads([(0, top, length, top)])[0]
         # It leans away from the street, or away from the camera at the end of the street.
@@ -240,7 +240,7 @@ def paint_wall(
         roof[2:] += (0, wall.roof, ROOF_DEPTH) if wall.direction[0] else (sideways, wall.roof, 0)
         image = camera.project(roof)
         canvas.fill([image], front.tone(roof_color))
-        covered.append(Part(image, None))
+        parts.append(Part(image, None))
         count = int(length // 5)
         if rng.random() < 0.5:
             s = np.linspace(0, length, count + 2)[1:-1]
@@ -253,13 +253,13 @@ def paint_wall(
     _upper_floors(front, rng, color, base, columns)
     _ground_floor(front, rng, color, base, columns)
     front.paint()
-    return covered
+    return parts
 
 
 def _upper_floors(
     front: _Front, rng: np.random.Generator, color: Color, base: float, columns: int
 ) -> None:
-    """Windows with frames, curtains and balconies above ``base`` metres, and a cornice."""
+    """Draw windows with frames, curtains and balconies above ``base`` metres, and a cornice."""
     length, top = front.wall.length, front.wall.height
     storey = rng.uniform(2.9, 3.5)
     floors = max(1, int((top - base - 0.4) / storey))
@@ -288,7 +288,7 @@ def _upper_floors(
 def _ground_floor(
     front: _Front, rng: np.random.Generator, color: Color, base: float, columns: int
 ) -> None:
-    """Shop windows with a sign above, or plain windows and a door, below ``base`` metres."""
+    """Draw shop windows with a sign above, or plain windows and a door, below ``base`` metres."""
     length = front.wall.length
     pitch = length / columns
     front.draw([(0, 0, length, 0.5)], shade(color, 0.7))

@@ -1,8 +1,8 @@
 """Camera, paint and outlines for the synthetic street scenes.
 
 World coordinates are metres: X to the right of the camera, Y up from the road, Z forward. Image
-coordinates are continuous pixels of the final image: pixel ``i`` covers ``[i, i + 1)``. Everything
-that is seen is a list of :class:`Part`, so that picture and annotation come from the same numbers.
+coordinates are continuous pixels of the final image: pixel ``i`` is ``[i, i + 1)``. Everything
+visible is a list of :class:`Part`, so that image and annotation come from the same numbers.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class Camera:
         return image.clip(-_FARTHEST, _FARTHEST)
 
     def pixels_per_metre(self, depth: float) -> float:
-        """Length in pixels of one metre across the line of sight, ``depth`` metres away."""
+        """Get the length in pixels of one metre across the line of sight, ``depth`` metres away."""
         return self.focal / max(depth, NEAREST_Z)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One flat-coloured area of the picture.
+    """One flat-coloured area of the image.
 
     Attributes:
         points: (N, 2) outline in continuous pixels, or the path of a line if ``line`` is positive.
@@ -95,7 +95,7 @@ def blend(a: Color, b: Color, weight: float) -> Color:
 
 @functools.lru_cache
 def unit_circle(count: int) -> Array:
-    """Points (count, 2) on the circle of radius 1 around 0. Read only."""
+    """Get points (count, 2) on the circle of radius 1 around 0. Read only."""
     angles = np.arange(count) * (2 * np.pi / count)
     points = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     points.flags.writeable = False
@@ -103,12 +103,12 @@ def unit_circle(count: int) -> Array:
 
 
 def circle(center: Array, radius: float, count: int = 14) -> Array:
-    """Points (count, 2) on a circle in the image around ``center`` (2,); ``radius`` in pixels."""
+    """Get points (count, 2) on a circle around image point ``center``; ``radius`` in pixels."""
     return unit_circle(count) * radius + center
 
 
 def convex_hull(points: Array) -> Array:
-    """Convex hull (M, 2) of image points (N, 2)."""
+    """Compute the convex hull (M, 2) of image points (N, 2)."""
     hull = cv2.convexHull(points.astype(np.float32))
     return hull.reshape(-1, 2).astype(np.float64)
 
@@ -116,7 +116,7 @@ def convex_hull(points: Array) -> Array:
 def balls(
     camera: Camera, centers: npt.ArrayLike, radii: Sequence[float], color: Color, solid: bool = True
 ) -> Part:
-    """The convex hull of balls in space: a limb, a torso, a head.
+    """Build the convex hull of balls in space: a limb, a torso, a head.
 
     Args:
         camera: projects the balls.
@@ -140,7 +140,7 @@ def _fixed(points: Array, scale: float) -> npt.NDArray[np.int32]:
 
 
 class Canvas:
-    """An RGB picture that is painted larger than needed and scaled down at the end.
+    """An RGB image that is painted larger than needed and scaled down at the end.
 
     Args:
         height: rows of the final image.
@@ -195,13 +195,13 @@ class Canvas:
             np.copyto(region[:, :, channel], shaded, where=opaque)
 
     def finished(self) -> npt.NDArray[np.uint8]:
-        """The picture at its final size, (height, width, 3) uint8 RGB."""
+        """Get the image at its final size, (height, width, 3) uint8 RGB."""
         size = (self.width, self.height)
         return np.asarray(cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA))
 
 
 def outline(parts: Sequence[Part], height: int, width: int) -> list[list[int]]:
-    """One polygon around all solid parts, in the integer pixels of the official annotation.
+    """Trace one polygon around all solid parts, in the integer pixels of the official annotation.
 
     The parts are drawn into a mask that reaches a little over the image border (as official
     polygons do) and the largest connected area is traced.

@@ -6,21 +6,16 @@ The scenes come from :mod:`.scene`; this file writes them as ``leftImg8bit``, ``
 
 from __future__ import annotations
 
-import functools
 import json
-import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tqdm import tqdm
 
 from cityscapes_maskrcnn.data.tree import CITIES, MANIFEST
 from cityscapes_maskrcnn.synthetic.label_images import (
@@ -34,7 +29,7 @@ from cityscapes_maskrcnn.synthetic.label_images import (
 from cityscapes_maskrcnn.synthetic.scene import render_scene
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
-from cityscapes_maskrcnn.utils.parallel import available_cores
+from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 VERSION: Final = 1
 SMALLEST: Final = (64, 128)
@@ -42,7 +37,7 @@ LARGEST: Final = (4096, 8192)
 
 
 def image_name(split: str, index: int) -> tuple[str, str]:
-    """City and file stem (``city_sequence_frame``) of image ``index`` of a split.
+    """Get city and file stem (``city_sequence_frame``) of image ``index`` of a split.
 
     Image i belongs to city i modulo their number.
     """
@@ -91,9 +86,7 @@ def generate_dataset(
         for split, count in arguments["counts"].items()
         for index in range(count)
     ]
-    workers = num_workers or min(available_cores(), 1 + len(jobs) // 4)
-    for _ in tqdm(_run(jobs, workers), "street scenes", len(jobs), unit="image"):
-        pass
+    map_in_parallel(_write_image, jobs, "street scenes", num_workers)
     _write_manifest(folder, arguments, finished=True)
     return folder
 
@@ -122,7 +115,7 @@ def find_dataset(
 def _check_arguments(
     counts: Mapping[str, int], height: int, width: int, seed: int
 ) -> dict[str, Any]:
-    """Raise an InputError unless a set can be generated; else what its manifest says of it."""
+    """Verify the arguments of a set; returns them as its manifest holds them."""
     for split, count in counts.items():
         if split not in CITIES:
             raise InputError(f"unknown split {split!r}: must be one of {', '.join(CITIES)}")
@@ -148,7 +141,7 @@ def _check_arguments(
 
 @dataclass(frozen=True)
 class _Job:
-    """One image to write; see generate_dataset."""
+    """One image to write; see :func:`generate_dataset`."""
 
     folder: str
     split: str
@@ -156,17 +149,6 @@ class _Job:
     height: int
     width: int
     seed: int
-
-
-def _run(jobs: list[_Job], workers: int) -> Iterator[None]:
-    if workers <= 1:
-        yield from map(_write_image, jobs)
-        return
-    # Not fork: OpenCV and torch may already have threads, whose locks a fork would copy.
-    context = multiprocessing.get_context("spawn")
-    single = functools.partial(cv2.setNumThreads, 1)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=single) as pool:
-        yield from pool.map(_write_image, jobs, chunksize=2)
 
 
 def _is_finished(folder: Path, arguments: dict[str, Any]) -> bool:
@@ -192,7 +174,7 @@ def _is_finished(folder: Path, arguments: dict[str, Any]) -> bool:
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{manifest} is damaged: {advice}") from None
     if not same:
-        raise InputError(f"{folder} holds a synthetic set made with other arguments: {advice}")
+        raise InputError(f"{folder} holds a synthetic set of other arguments: {advice}")
     return finished
 
 

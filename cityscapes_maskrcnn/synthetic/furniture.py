@@ -1,4 +1,4 @@
-"""What stands along the streets of the synthetic scenes: trees, lamps, signals, signs, bins."""
+"""Street furniture of the synthetic scenes: trees, lamps, signals, signs, bins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Pieces = list[tuple[str, list[Part]]]
 
 
 def leaf_sprites(rng: np.random.Generator, light: Light) -> list[npt.NDArray[np.float32]]:
-    """Pictures of lobes of foliage, lit by the sun: brightness (160, 160), 0 around the leaves."""
+    """Draw lobes of sunlit foliage: brightness (160, 160), 0 around the leaves."""
     size = 160
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     x, y = axis[None], axis[:, None]
@@ -47,7 +47,7 @@ def tree_pieces(
     light: Light,
     sprites: Sequence[npt.NDArray[np.float32]],
 ) -> Pieces:
-    """A tree ``tall`` metres high at ``place`` (x, z): a trunk and a crown of leafy lobes."""
+    """Build a tree ``tall`` metres high at ``place`` (x, z): a trunk and a crown of leafy lobes."""
     x, z = place
     spread = tall * rng.uniform(0.26, 0.36)
     scale = camera.pixels_per_metre(z)
@@ -96,7 +96,7 @@ def _sunny_half(mast: Array, light: Light) -> Array:
 
 
 def bin_pieces(camera: Camera, place: tuple[float, float], light: Light) -> Pieces:
-    """A litter bin at ``place`` (x, z)."""
+    """Build a litter bin at ``place`` (x, z)."""
     x, z = place
     amount = light.haze_at(z)
     body = _upright(camera, x, z, 0.0, 0.92, 0.3)
@@ -118,7 +118,7 @@ def _upright(camera: Camera, x: float, z: float, low: float, high: float, half: 
 def pole_pieces(
     camera: Camera, x: float, z: float, rng: np.random.Generator, light: Light
 ) -> Pieces:
-    """A street lamp, a traffic light or a pole with traffic signs."""
+    """Build a street lamp, a traffic light or a pole with traffic signs."""
     amount = light.haze_at(z)
     grey = blend((104, 106, 108), light.haze, amount)
     scale = camera.pixels_per_metre(z)

@@ -38,7 +38,7 @@ def draw_instance_ids(annotation: Annotation) -> npt.NDArray[np.uint16]:
     Raises:
         InputError: an object has a label that is none of Cityscapes.
     """
-    seen: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     values = []
     for item in annotation["objects"]:
         if item.get("deleted"):
@@ -47,21 +47,21 @@ def draw_instance_ids(annotation: Annotation) -> npt.NDArray[np.uint16]:
         label, is_group = resolve_label(item["label"])
         value = label.id
         if label.hasInstances and not is_group:
-            number = seen.get(label.name, 0)
-            seen[label.name] = number + 1
+            number = numbers.get(label.name, 0)
+            numbers[label.name] = number + 1
             value = label.id * 1000 + number
         values.append(value)
     return _draw(annotation, values).astype(np.uint16)
 
 
 def labels_of_instances(instance_ids: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
-    """Label ids (H, W) uint8 of an instance image (H, W) uint16."""
+    """Compute label ids (H, W) uint8 of an instance image (H, W) uint16."""
     single = instance_ids >= 1000
     return np.where(single, instance_ids // 1000, instance_ids).astype(np.uint8)
 
 
 def colors_of_labels(label_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """RGBA colours (H, W, 4) uint8 of label ids (H, W) uint8."""
+    """Look up RGBA colours (H, W, 4) uint8 of label ids (H, W) uint8."""
     table = np.zeros((256, 4), dtype=np.uint8)
     table[:, 3] = 255
     for label in LABELS:
@@ -71,7 +71,7 @@ def colors_of_labels(label_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def visible_areas(annotation: Annotation) -> npt.NDArray[np.int64]:
-    """Count the pixels of every object that no later object covers.
+    """Count the visible pixels of every object, those that no later object hides.
 
     Returns:
         One count per entry of ``annotation["objects"]``; 0 for those that are not drawn.
@@ -82,7 +82,7 @@ def visible_areas(annotation: Annotation) -> npt.NDArray[np.int64]:
 
 
 def _draw_order(annotation: Annotation) -> npt.NDArray[np.int32]:
-    """(H, W): 1 + the index of the object that is seen there, 0 for none."""
+    """(H, W): 1 + the index of the object that is visible there, 0 for none."""
     values = [
         -1 if item.get("deleted") or resolve_label(item["label"])[0].id < 0 else index + 1
         for index, item in enumerate(annotation["objects"])
@@ -116,8 +116,8 @@ def coarsen(annotation: Annotation) -> Annotation:
         x1, y1 = np.minimum(points.max(axis=0) + 1, (width, height))
         if x1 - x0 < 3 or y1 - y0 < 3:
             continue
-        seen = (order[y0:y1, x0:x1] == index + 1).astype(np.uint8)
-        polygon = _shrunk(seen, smallest, height)
+        visible = (order[y0:y1, x0:x1] == index + 1).astype(np.uint8)
+        polygon = _shrunk(visible, smallest, height)
         if polygon is not None:
             shifted = [[int(x) + int(x0), int(y) + int(y0)] for x, y in polygon]
             objects.append({"label": item["label"], "polygon": shifted})

@@ -67,7 +67,7 @@ def make_clothes(rng: np.random.Generator) -> Clothes:
 
 
 class Figure:
-    """Collects the parts of one figure and puts them in order of distance.
+    """Collect the parts of one figure and put them in order of distance.
 
     Args:
         camera: projects the figure.
@@ -85,17 +85,17 @@ class Figure:
         self._items: list[tuple[float, list[Part]]] = []
 
     def world(self, points: Sequence[Point3] | Array) -> Array:
-        """World points (N, 3) in metres of local points."""
+        """Get world points (N, 3) in metres of local points."""
         return self.pose.world(np.asarray(points, dtype=np.float64) * self.size)
 
     def image(self, points: Sequence[Point3] | Array) -> Array:
-        """Image points (N, 2) in pixels of local points."""
+        """Get image points (N, 2) in pixels of local points."""
         return self.camera.project(self.world(points))
 
     def add(
         self, points: Sequence[Point3], radii: Sequence[float], color: Color, bias: float = 0.0
     ) -> None:
-        """The hull of balls; drawn later, nearest last. ``bias`` (metres) brings it nearer."""
+        """Add the hull of balls; drawn later, nearest last. ``bias`` (metres) brings it nearer."""
         world = self.world(points)
         sizes = [radius * self.size for radius in radii]
         depth = float(world[:, 2].mean()) - bias
@@ -109,23 +109,23 @@ class Figure:
         self._items.append((depth, parts))
 
     def tube(self, path: Sequence[Point3], radius: float, color: Color, solid: bool = True) -> None:
-        """A thin tube along a path."""
+        """Add a thin tube along a path."""
         world = self.world(path)
         width = max(2 * radius * self.size * self.scale, 0.8)
         part = Part(self.camera.project(world), color, solid, width)
         self._items.append((float(world[:, 2].mean()), [part]))
 
     def patch(self, parts: list[Part], depth: float) -> None:
-        """Anything else, at a distance in metres."""
+        """Add other parts at a distance in metres."""
         self._items.append((depth, parts))
 
     def parts(self) -> list[Part]:
-        """All parts, far to near."""
+        """Get all parts, far to near."""
         return [part for _, parts in sorted(self._items, key=lambda i: -i[0]) for part in parts]
 
 
 def person_parts(camera: Camera, pose: Pose, rng: np.random.Generator, light: float) -> list[Part]:
-    """A person who walks or stands: adult or child, with coat, skirt or bag."""
+    """Build a person who walks or stands: adult or child, with coat, skirt or bag."""
     child = rng.random() < 0.1
     height = rng.uniform(1.05, 1.4) if child else rng.uniform(1.58, 1.9)
     wear = make_clothes(rng)
@@ -207,7 +207,7 @@ def _wheel(figure: Figure, z: float, radius: float, tyre: float, spokes: bool) -
 
 
 def bicycle_parts(camera: Camera, pose: Pose, rng: np.random.Generator, light: float) -> list[Part]:
-    """A bicycle: two spoked wheels, diamond frame, saddle, handlebar, often a basket."""
+    """Build a bicycle: two spoked wheels, diamond frame, saddle, handlebar, often a basket."""
     figure = Figure(camera, pose, rng.uniform(0.96, 1.04), light)
     color = shade(_FRAMES[rng.integers(len(_FRAMES))], rng.uniform(0.9, 1.15))
     rear, front, radius = -0.52, 0.53, 0.33
@@ -244,7 +244,7 @@ def bicycle_parts(camera: Camera, pose: Pose, rng: np.random.Generator, light: f
 def motorcycle_parts(
     camera: Camera, pose: Pose, rng: np.random.Generator, light: float
 ) -> list[Part]:
-    """A motorcycle or a scooter: two thick wheels, engine, tank or front shield, seat, lamp."""
+    """Build a motorcycle or scooter: two thick wheels, engine, tank or shield, seat, lamp."""
     figure = Figure(camera, pose, rng.uniform(0.96, 1.06), light)
     color = shade(_FRAMES[rng.integers(len(_FRAMES))], rng.uniform(0.9, 1.2))
     scooter = rng.random() < 0.45
@@ -285,7 +285,7 @@ def motorcycle_parts(
 def rider_parts(
     camera: Camera, pose: Pose, rng: np.random.Generator, light: float, motor: bool
 ) -> list[Part]:
-    """Somebody who sits on a bicycle or (``motor``) on a motorcycle at the same pose."""
+    """Build a person who sits on a bicycle or (``motor``) on a motorcycle at the same pose."""
     wear = make_clothes(rng)
     figure = Figure(camera, pose, rng.uniform(0.97, 1.05), light)
     seat_y, seat_z = (0.9, -0.2) if motor else (1.02, -0.24)

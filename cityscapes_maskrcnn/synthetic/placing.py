@@ -1,4 +1,4 @@
-"""What stands where in the synthetic street scenes."""
+"""Placing of objects in the synthetic street scenes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SIDEWAYS = np.pi / 2
 
 @dataclass
 class Item:
-    """Something that stands on the ground.
+    """An object that stands on the ground.
 
     Attributes:
         distance: metres to its nearest point; farther items are painted first.
@@ -44,14 +44,14 @@ class Item:
 
 
 class Composer:
-    """Places things into one scene.
+    """Place objects in one scene.
 
     Args:
         rng: source of randomness.
         camera: sees the scene.
         street: where things may stand.
         light: the weather.
-        keep: probability with which one of the common things is kept, below 1 in small pictures.
+        keep: probability with which one of the common objects is kept, below 1 in small images.
 
     Attributes:
         items: what was placed.
@@ -71,7 +71,7 @@ class Composer:
         self._side = 1.0 if light.sun[0] > 0 else -1.0
 
     def place_furniture(self) -> None:
-        """Trees, poles and litter bins along both kerbs."""
+        """Place trees, poles and litter bins along both kerbs."""
         rng, street = self.rng, self.street
         sprites = leaf_sprites(rng, self.light)
         for kerb, side, green in (
@@ -96,7 +96,7 @@ class Composer:
                 self._cast(_ring(x, z, 0.35), 1.0, 0.3)
 
     def place_vehicles(self, busy: float) -> None:
-        """Parked cars, traffic in both directions, trams, crossing traffic, a far queue."""
+        """Place parked cars, traffic in both directions, trams, crossing traffic, a far queue."""
         rng, street = self.rng, self.street
         for x in street.parking:
             fill = rng.uniform(0.35, 0.95) * min(1.2, busy)
@@ -141,7 +141,7 @@ class Composer:
             self.items.append(Item(80.0, [("cargroup", parts)]))
 
     def place_people(self, busy: float) -> None:
-        """Pedestrians on the pavements and crossings, sometimes a crowd far away."""
+        """Place pedestrians on the pavements and crossings, sometimes a crowd far away."""
         rng, street = self.rng, self.street
         for _ in range(rng.poisson(7.0 * busy**1.5)):
             z = float(np.clip(rng.lognormal(np.log(26), 0.5), 7, 70))
@@ -171,7 +171,7 @@ class Composer:
                 self._group("persongroup", person_parts, crowd)
 
     def place_cycles(self, busy: float) -> None:
-        """Bicycles and motorcycles, ridden and parked, sometimes a rack of bicycles."""
+        """Place bicycles and motorcycles, ridden and parked, sometimes a rack of bicycles."""
         rng, street = self.rng, self.street
         for _ in range(rng.poisson(0.72 * busy)):
             z = float(np.clip(rng.lognormal(np.log(21), 0.5), 8, 60))
@@ -235,7 +235,7 @@ class Composer:
     def _figure(
         self, label: str, make: Callable[..., list[Part]], pose: Pose, ridden: bool = False
     ) -> None:
-        """A person, bicycle or motorcycle; ``ridden``: with somebody on it."""
+        """Add a person, bicycle or motorcycle; ``ridden``: with somebody on it."""
         kept = self.rng.random() <= self.keep or label not in _COMMON
         pieces: Pieces = [(label, make(self.camera, pose, self.rng, self._side))]
         if ridden:
@@ -253,7 +253,7 @@ class Composer:
             self._cast(pose.world(strip), 1.6 if ridden else 0.7, 0.45)
 
     def _group(self, label: str, make: Callable[..., list[Part]], poses: list[Pose]) -> None:
-        """Several figures that are annotated as one area."""
+        """Add several figures that are annotated as one area."""
         parts: list[Part] = []
         for pose in sorted(poses, key=lambda pose: -pose.z):
             parts += self._far(make(self.camera, pose, self.rng, self._side), pose.z)
@@ -262,7 +262,7 @@ class Composer:
         self.items.append(Item(nearest, [(label, parts)]))
 
     def _cast(self, base: Array, height: float, depth: float) -> None:
-        """Shadows of something with a ground outline ``base`` (N, 3) and a height in metres."""
+        """Add the shadows of an object with ground outline ``base`` (N, 3); height in metres."""
         self.shadows.append((base, depth))
         sun = self.light.sun
         shift = np.array([-sun[0], 0.0, -sun[2]]) * (height / sun[1])

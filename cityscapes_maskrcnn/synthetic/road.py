@@ -88,7 +88,7 @@ def _strip(camera: Camera, x0: float, x1: float, z0: float, z1: float, y: float 
 def paint_ground(
     canvas: Canvas, camera: Camera, street: Street, rng: np.random.Generator
 ) -> list[tuple[str, list[Part]]]:
-    """Everything flat but the marks on the road.
+    """Paint everything flat except the marks on the road.
 
     Returns:
         Labels and areas, in the order in which they cover each other.
@@ -158,7 +158,7 @@ def _strips(camera: Camera, x0: Values, x1: Values, z0: Values, z1: Values) -> A
 
 
 def _paving_joints(canvas: Canvas, camera: Camera, street: Street, paving: Color) -> None:
-    """Gaps between the slabs of the pavements, as far as they can be seen."""
+    """Paint the gaps between the slabs of the pavements, as far as they can be seen."""
     color = shade(paving, 0.88)
     along = np.concatenate([np.arange(4.0, 24, 1.2), np.arange(24.0, 50, 2.4)])
     for x0, x1 in ((street.left_wall, street.left), (street.right, street.right_wall)):
@@ -168,7 +168,7 @@ def _paving_joints(canvas: Canvas, camera: Camera, street: Street, paving: Color
 
 
 def paint_marks(canvas: Canvas, camera: Camera, street: Street, rng: np.random.Generator) -> None:
-    """Lane marks, an edge line, the zebra crossing, arrows and manhole covers."""
+    """Paint lane marks, an edge line, the zebra crossing, arrows and manhole covers."""
     white = shade((206, 206, 200), rng.uniform(0.85, 1.05))
     phase = rng.uniform(0, 9)
     starts = np.arange(2 + phase, 130, 9.0)
@@ -205,7 +205,7 @@ def paint_marks(canvas: Canvas, camera: Camera, street: Street, rng: np.random.G
 
 
 def paint_ego(canvas: Canvas, rng: np.random.Generator) -> list[Part]:
-    """The bonnet of the camera's own car along the bottom of the image."""
+    """Paint the bonnet of the camera's own car along the bottom of the image."""
     height, width = canvas.height, canvas.width
     crest = rng.uniform(0.885, 0.905) * height
     u = np.linspace(-0.02, 1.02, 40)
@@ -226,7 +226,7 @@ def paint_ego(canvas: Canvas, rng: np.random.Generator) -> list[Part]:
 
 
 def border_frame(height: int, width: int, thickness: Sequence[int]) -> list[list[int]]:
-    """A frame along the image border as one polygon.
+    """Get a frame along the image border as one polygon.
 
     Args:
         height: rows of the image.

@@ -1,4 +1,4 @@
-"""Synthetic street scenes: a picture of a made-up street and its annotation."""
+"""Synthetic street scenes: an image of a random street and its annotation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _COUNTED = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bi
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and its annotation.
+    """An image and its annotation.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
@@ -51,18 +51,15 @@ class Scene:
 
 
 def render_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
-    """Make up a street, photograph it and annotate it.
+    """Draw a random street and annotate it.
 
     The same generator state gives the same street at every size of the same shape; a smaller
-    picture shows fewer objects, because those of a few pixels are left out.
+    image has fewer objects, because those of a few pixels are left out.
 
     Args:
         rng: source of all randomness.
-        height: rows of the picture, at least 64.
-        width: columns of the picture, at least 128.
-
-    Returns:
-        The picture and its annotation.
+        height: rows of the image, at least 64.
+        width: columns of the image, at least 128.
     """
     street_rng, place_rng, paint_rng, end_rng = rng.spawn(4)
     camera = Camera(
@@ -148,8 +145,8 @@ def _paint_buildings(
         image = camera.project(gable)
         canvas.fill([image], blend((126, 116, 104), light.haze, light.haze_at(z)))
         wall = Wall((x, z), (0.0, 1.0), length, height, roof)
-        covered = paint_wall(canvas, camera, wall, rng, light, lit)
-        pieces.append(("building", [Part(image, None), *covered]))
+        front = paint_wall(canvas, camera, wall, rng, light, lit)
+        pieces.append(("building", [Part(image, None), *front]))
     return pieces
 
 
@@ -166,16 +163,16 @@ def _void(hood: Sequence[Part], height: int, width: int) -> list[dict[str, Any]]
 
 
 def _tidy(annotation: Annotation, rng: np.random.Generator) -> Annotation:
-    """Leave out what no annotator would have seen, and leave in what one may have forgotten.
+    """Leave out what an annotator would not see.
 
-    Objects of which only a few pixels are seen go, most of the fully hidden ones go, and now and
-    then a deleted object stays in the file, marked as such.
+    Objects with few visible pixels and most hidden ones are removed; now and then one stays in the
+    file, marked as deleted.
     """
     objects = annotation["objects"]
-    seen = visible_areas(annotation)
+    visible = visible_areas(annotation)
     faint = max(8.0, 60 * (annotation["imgHeight"] / 1024) ** 2)
     kept, gone = [], []
-    for item, area in zip(objects, seen.tolist(), strict=True):
+    for item, area in zip(objects, visible.tolist(), strict=True):
         counted = item["label"].removesuffix("group") in _COUNTED
         whole = cv2.contourArea(np.asarray(item["polygon"], dtype=np.int32)) if counted else 0.0
         chance = rng.random()
@@ -195,7 +192,7 @@ def _large_enough(polygon: list[list[int]]) -> bool:
 
 
 def _develop(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """What lens, sensor and weather do: blur, exposure, colour cast, vignette and noise."""
+    """Simulate lens, sensor and weather: blur, exposure, colour cast, vignette and noise."""
     height, width = image.shape[:2]
     exposure, contrast = rng.uniform(0.86, 1.18), rng.uniform(0.84, 1.08)
     cast = np.array([rng.uniform(0.95, 1.05), rng.uniform(0.99, 1.04), rng.uniform(0.93, 1.05)])

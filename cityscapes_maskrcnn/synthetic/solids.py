@@ -32,14 +32,14 @@ RUBBER: Color = (22, 22, 24)
 
 @dataclass(frozen=True)
 class Pose:
-    """Where something stands: metres on the ground; heading 0 looks along +Z, pi/2 along +X."""
+    """Where an object stands: metres on the ground; heading 0 looks along +Z, pi/2 along +X."""
 
     x: float
     z: float
     heading: float
 
     def world(self, local: Array) -> Array:
-        """Local (N, 3) to world (N, 3)."""
+        """Map local (N, 3) to world (N, 3)."""
         sin, cos = math.sin(self.heading), math.cos(self.heading)
         result = local.copy()
         result[:, 0] = self.x + local[:, 0] * cos + local[:, 2] * sin
@@ -47,7 +47,7 @@ class Pose:
         return result
 
     def local(self, world: Array) -> Array:
-        """World (N, 3) to local (N, 3)."""
+        """Map world (N, 3) to local (N, 3)."""
         sin, cos = np.sin(self.heading), np.cos(self.heading)
         dx, dz = world[:, 0] - self.x, world[:, 2] - self.z
         return np.stack([dx * cos - dz * sin, world[:, 1], dx * sin + dz * cos], axis=1)
@@ -89,7 +89,7 @@ class Solid:
     rear: list[Decal] = field(default_factory=list)
 
     def half_width_at(self, y: float) -> float:
-        """Half the width at height ``y``."""
+        """Get half the width at height ``y``."""
         top = max(point[1] for point in self.profile)
         share = min(1.0, max(0.0, (y - self.belt) / max(top - self.belt, 1e-6)))
         return self.half_width + (self.roof_half_width - self.half_width) * share
@@ -134,7 +134,7 @@ class _Area:
 
 
 class VehiclePainter:
-    """Draws one vehicle at one place.
+    """Draw one vehicle at one place.
 
     Args:
         camera: projects it.
@@ -153,7 +153,7 @@ class VehiclePainter:
         self.pixels = vehicle.height * camera.pixels_per_metre(nearest)
 
     def parts(self) -> list[Part]:
-        """The vehicle from its far side to its near side, as the camera sees it."""
+        """Get the parts from the far side to the near side of the camera."""
         side = 1.0 if self.eye[0] > 0 else -1.0
         wheels = sorted(self.vehicle.wheels, key=lambda wheel: -abs(wheel.z - self.eye[2]))
         areas = [self._tyre(wheel, which) for which in (-side, side) for wheel in wheels]
@@ -167,7 +167,7 @@ class VehiclePainter:
         return self._project(areas)
 
     def plate(self) -> Array | None:
-        """Image outline (4, 2) of the license plate, if it is large enough to be annotated."""
+        """Get the image outline (4, 2) of the license plate if it is large enough to annotate."""
         if self.pixels < 90 or self.vehicle.label != "car":
             return None
         end = self.vehicle.length / 2
@@ -213,7 +213,7 @@ class VehiclePainter:
         return areas + self._ends(solid, rows) + self._side(solid, rows)
 
     def _ends(self, solid: Solid, rows: Sequence[Point3]) -> list[_Area]:
-        """Lamps, grille and plate of whichever end is seen."""
+        """Lamps, grille and plate of the visible end."""
         low, high = min(z for z, _, _ in rows), max(z for z, _, _ in rows)
         if self.eye[2] < low:
             decals, z, normal = solid.rear, low, np.array([0.0, 0.0, -1.0])
@@ -279,7 +279,7 @@ class VehiclePainter:
         return _Area(np.concatenate(rims), RUBBER, hull=True)
 
     def _wheel_face(self, wheel: Wheel, side: float) -> list[_Area]:
-        """Wheel arch, tyre, rim and spokes on the side that is seen."""
+        """Wheel arch, tyre, rim and spokes on the visible side."""
         x = side * self.vehicle.width / 2
         arch = self._disc(wheel, x, 1.16)
         arch[:, 1] = np.maximum(arch[:, 1], wheel.radius * 0.75)
@@ -304,7 +304,7 @@ def _middle(solid: Solid) -> float:
 
 
 def hazed(parts: Sequence[Part], haze: Color, amount: float) -> list[Part]:
-    """The same parts seen through air: every colour is drawn towards ``haze`` by ``amount``."""
+    """Mix the colour of every part with ``haze`` by ``amount``, 0 to 1."""
     return [
         part if part.color is None else replace(part, color=blend(part.color, haze, amount))
         for part in parts

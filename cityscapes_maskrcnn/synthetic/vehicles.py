@@ -40,7 +40,7 @@ def _mirrored(decals: Sequence[Decal]) -> list[Decal]:
 
 
 def make_car(rng: np.random.Generator) -> Vehicle:
-    """A passenger car: saloon, hatchback, estate, van or sports utility."""
+    """Build a passenger car: saloon, hatchback, estate, van or sports utility."""
     kind = rng.choice(["saloon", "hatch", "estate", "suv", "van"], p=[0.26, 0.32, 0.2, 0.14, 0.08])
     paint = _CAR_PAINTS[rng.integers(len(_CAR_PAINTS))]
     paint = shade(paint, rng.uniform(0.85, 1.15))
@@ -141,7 +141,7 @@ def make_car(rng: np.random.Generator) -> Vehicle:
 
 
 def make_truck(rng: np.random.Generator) -> Vehicle:
-    """A lorry: a cab and, behind it, a closed box, a tarpaulin or a tank-like tipper."""
+    """Build a lorry: a cab and, behind it, a closed box, a tarpaulin or a tank-like tipper."""
     paint = _TRUCK_PAINTS[rng.integers(len(_TRUCK_PAINTS))]
     cargo = _TRUCK_PAINTS[rng.integers(len(_TRUCK_PAINTS))]
     length, top = rng.uniform(6.8, 9.5), rng.uniform(3.1, 3.7)
@@ -213,7 +213,7 @@ def _window_row(
 
 
 def make_bus(rng: np.random.Generator) -> Vehicle:
-    """A city bus: one long box with a row of large windows, doors and a lit destination."""
+    """Build a city bus: one long box with a row of large windows, doors and a lit destination."""
     paint = _BUS_PAINTS[rng.integers(len(_BUS_PAINTS))]
     length, top, w = rng.uniform(10.5, 12.5), rng.uniform(2.95, 3.15), 1.26
     e = length / 2
@@ -255,7 +255,7 @@ def make_bus(rng: np.random.Generator) -> Vehicle:
 
 
 def make_train(rng: np.random.Generator) -> Vehicle:
-    """A tram of two or three cars: low skirts without visible wheels, stripe, slanted nose."""
+    """Build a tram of two or three cars: low skirts that hide the wheels, stripe, slanted nose."""
     paint = _TRAM_PAINTS[rng.integers(len(_TRAM_PAINTS))]
     stripe: Color = (196, 34, 38) if paint[0] > 220 else (240, 240, 234)
     count = int(rng.integers(2, 4))

@@ -37,15 +37,15 @@ def write_scene() -> Callable[..., None]:
     ) -> Path:
         stem = f"{city}_{number:06d}_000019"
         images = root / "cityscapes" / "leftImg8bit" / split / city
-        truth = root / "cityscapes" / kind / split / city
+        gt_dir = root / "cityscapes" / kind / split / city
         images.mkdir(parents=True, exist_ok=True)
-        truth.mkdir(parents=True, exist_ok=True)
+        gt_dir.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((*size, 3), np.uint8)).save(images / f"{stem}_leftImg8bit.png")
-        Image.fromarray(np.full(size, 7, np.uint8)).save(truth / f"{stem}_{kind}_labelIds.png")
-        Image.fromarray(np.full(size, 7, np.uint16)).save(truth / f"{stem}_{kind}_instanceIds.png")
+        Image.fromarray(np.full(size, 7, np.uint8)).save(gt_dir / f"{stem}_{kind}_labelIds.png")
+        Image.fromarray(np.full(size, 7, np.uint16)).save(gt_dir / f"{stem}_{kind}_instanceIds.png")
         entries = [o if isinstance(o, dict) else {"label": o[0], "polygon": o[1]} for o in objects]
         content = {"imgHeight": size[0], "imgWidth": size[1], "objects": entries}
-        annotation = truth / f"{stem}_{kind}_polygons.json"
+        annotation = gt_dir / f"{stem}_{kind}_polygons.json"
         annotation.write_text(json.dumps(content))
         return annotation
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import cityscapesscripts.helpers.labels
 import numpy as np
 import pytest
+from detectron2.structures import BoxMode
 
 from cityscapes_maskrcnn.data.annotations import (
     load_images,
@@ -20,13 +21,17 @@ from cityscapes_maskrcnn.data.annotations import (
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 
-SQUARE = [[10, 10], [20, 10], [20, 20], [10, 20]]
+
+def box(x0: int, y0: int, x1: int, y1: int) -> list[list[int]]:
+    return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+
+
+SQUARE = box(10, 10, 20, 20)
 
 # Name of a scene -> its objects from back to front. The image is 64 high and 128 wide.
 SCENES: dict[str, list] = {
     "nothing": [],
-    "stuff only": [("road", [[0, 40], [127, 40], [127, 63], [0, 63]]), ("sky", SQUARE)],
-    "one car": [("car", SQUARE)],
+    "stuff only": [("road", box(0, 40, 127, 63)), ("sky", SQUARE)],
     "group": [("cargroup", SQUARE), ("persongroup", [[40, 40], [60, 40], [50, 60]])],
     "group of its own label": [("polegroup", SQUARE), ("car", SQUARE)],
     "deleted": [
@@ -36,38 +41,26 @@ SCENES: dict[str, list] = {
         {"label": "no such thing", "polygon": SQUARE, "deleted": 1},
     ],
     "over the border": [("truck", [[-9, -7], [140, 5], [128, 70], [60, 64], [-3, 80]])],
-    "cut in two": [
-        ("bus", [[5, 20], [110, 20], [110, 40], [5, 40]]),
-        ("pole", [[50, 0], [55, 0], [55, 63], [50, 63]]),
-    ],
+    "cut in two": [("bus", box(5, 20, 110, 40)), ("pole", box(50, 0, 55, 63))],
     "cut in three by things": [
-        ("train", [[5, 20], [120, 20], [120, 40], [5, 40]]),
-        ("person", [[30, 10], [35, 10], [35, 50], [30, 50]]),
-        ("rider", [[80, 10], [85, 10], [85, 50], [80, 50]]),
-        ("bicycle", [[78, 35], [90, 35], [90, 55], [78, 55]]),
+        ("train", box(5, 20, 120, 40)),
+        ("person", box(30, 10, 35, 50)),
+        ("rider", box(80, 10, 85, 50)),
+        ("bicycle", box(78, 35, 90, 55)),
     ],
-    "hidden": [
-        ("car", SQUARE),
-        ("person", [[12, 12], [18, 12], [18, 18]]),
-        ("building", [[5, 5], [30, 5], [30, 30], [5, 30]]),
-    ],
-    "hole": [
-        ("car", [[5, 5], [60, 5], [60, 60], [5, 60]]),
-        ("person", [[20, 20], [30, 20], [30, 40], [20, 40]]),
-    ],
+    "hidden": [("car", SQUARE), ("person", box(12, 12, 18, 18)), ("building", box(5, 5, 30, 30))],
+    "hole": [("car", box(5, 5, 60, 60)), ("person", box(20, 20, 30, 40))],
     "void": [
-        ("car", [[5, 30], [60, 30], [60, 60], [5, 60]]),
-        ("out of roi", [[0, 0], [127, 0], [127, 3], [0, 3]]),
-        ("static", [[30, 30], [40, 30], [40, 45], [30, 45]]),
-        ("ego vehicle", [[0, 50], [127, 50], [127, 63], [0, 63]]),
-        ("rectification border", [[0, 0], [5, 0], [5, 63], [0, 63]]),
+        ("car", box(5, 30, 60, 60)),
+        ("static", box(30, 30, 40, 45)),
+        ("ego vehicle", box(0, 50, 127, 63)),
     ],
     "ignored instance classes": [("caravan", SQUARE), ("trailer", [[40, 5], [60, 5], [60, 30]])],
     "licence plate": [("car", SQUARE), ("license plate", [[12, 12], [18, 12], [18, 16]])],
     "crossing itself": [("car", [[10, 10], [50, 50], [50, 10], [10, 50]]), ("bus", SQUARE)],
     "without area": [("car", [[10, 10], [50, 10], [30, 10]]), ("person", SQUARE)],
     "points twice": [("car", [[10, 10], [10, 10], [50, 10], [50, 40], [50, 40], [10, 10]])],
-    "touching": [("car", SQUARE), ("car", [[20, 10], [30, 10], [30, 20], [20, 20]])],
+    "touching": [("car", SQUARE), ("car", box(20, 10, 30, 20))],
     "same place": [("car", SQUARE), ("car", SQUARE)],
     "fractions": [("person", [[10.25, 10.1], [20.3, 11], [15.7, 30.9]]), ("pole", SQUARE)],
 }
@@ -157,7 +150,12 @@ def test_values_of_one_square(tmp_path, write_scene):
         "width": 128,
         "annotations": [
             # Pixels 10 to 20 reach from 10 to 21.
-            {"iscrowd": True, "category_id": 2, "bbox": [10, 10, 21, 21], "bbox_mode": 0}
+            {
+                "iscrowd": True,
+                "category_id": 2,
+                "bbox": [10, 10, 21, 21],
+                "bbox_mode": BoxMode.XYXY_ABS,
+            }
         ],
     }
     # Corners are rounded with four segments, five points, each: 4 x 5 points and the first one

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -88,38 +87,21 @@ def test_another_signature_or_layout_replaces_it_silently(
     assert not caplog.records
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-300])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def write_one_array(path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, np.zeros(3))
-
-
-def shorten_an_array(path: Path) -> None:
-    arrays = dict(np.load(path))
-    np.savez(path, **{**arrays, "values": arrays["values"][:-1]})
-
-
-def remove_an_array(path: Path) -> None:
-    arrays = dict(np.load(path))
-    del arrays["boxes"]
-    np.savez(path, **arrays)
-
-
-def hide_a_pickle(path: Path) -> None:
-    arrays = dict(np.load(path))
-    np.savez(path, **{**arrays, "boxes": np.array([{"code": "would run"}], dtype=object)})
+def rewrite(path: Path, **arrays: np.ndarray) -> None:
+    """Write a cache file again, some of its arrays replaced."""
+    np.savez(path, **{**np.load(path), **arrays})
 
 
 @pytest.mark.parametrize(
     "damage",
-    [truncate, empty, write_one_array, shorten_an_array, remove_an_array, hide_a_pickle],
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-300]),
+        lambda path: np.savez(path, boxes=np.zeros((3, 4))),
+        lambda path: rewrite(path, values=np.zeros(1, np.int64)),
+        lambda path: rewrite(path, boxes=np.array([{"code": "would run"}], dtype=object)),
+    ],
+    ids=["empty", "truncated", "arrays missing", "array too short", "pickled object"],
 )
 def test_damaged_cache_is_ignored_with_a_warning_and_replaced(
     split: Split, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
@@ -179,42 +161,19 @@ def test_place_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_file("/x", "y").parent == Path("/home/me/fast")
 
 
-LOAD = """
-import sys
-from pathlib import Path
-import numpy as np
-from cityscapes_maskrcnn.data.cache import Source, load_records
-folder, cache = map(Path, sys.argv[1:])
-def read(path):
-    with (folder / "log").open("a") as log:
-        log.write(path + "\\n")
-    return {"values": np.arange(int(Path(path).read_text().split()[0]))}
-print("ready", flush=True)
-sys.stdin.readline()
-records = load_records(
-    cache, folder=folder, sources=[Source(f"{n}.txt", "") for n in range(3)], read=read,
-    template={"values": np.zeros(0, np.int64)}, signature="test", description="")
-print([len(record["values"]) for record in records])
-"""
+def load_together(split: Split, barrier: Any, results: Any) -> None:
+    barrier.wait()
+    results.put(split.load())
 
 
 def test_of_many_processes_at_once_one_reads(split: Split) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(3), context.Queue()
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", LOAD, str(split.folder), str(split.cache)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
+        context.Process(target=load_together, args=(split, barrier, results)) for _ in range(3)
     ]
     for process in processes:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    for process in processes:  # now let them go together
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    outputs = [process.communicate(timeout=60) for process in processes]
-    assert outputs == [("[2, 3, 4]\n", "")] * 3
-    assert len((split.folder / "log").read_text().splitlines()) == 3
+        process.start()
+    assert sorted(results.get(timeout=60) for _ in processes) == [[], [], ["0", "1", "2"]]
+    for process in processes:
+        process.join()

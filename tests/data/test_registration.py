@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
 
 from cityscapes_maskrcnn.data.registration import (
     check_dataset_names,
@@ -38,57 +37,53 @@ def ids(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "folder"),
+    ("prefix", "sizes", "folder"),
     [
-        ("cityscapes_instance_train", 10, "gtFine/train"),
-        ("cityscapes_instance_val", 5, "gtFine/val"),
+        ("cityscapes_instance_", {"train": 10}, "gtFine/train"),
+        ("cityscapes_instance_", {"val": 5, "val_part3and4of4": 2}, "gtFine/val"),
         # 10 images in 8 parts, 5 images in 4 parts
-        *[
-            (f"cityscapes_instance_train_part{k}of8", 1 + (k < 3), "gtFine/train")
-            for k in range(1, 9)
-        ],
-        *[(f"cityscapes_instance_val_part{k}of4", 1 + (k < 2), "gtFine/val") for k in range(1, 5)],
-        ("cityscapes_instance_val_part3and4of4", 2, "gtFine/val"),
-        ("cityscapes_fine_instance_seg_train", 10, "gtFine/train"),
-        ("cityscapes_fine_instance_seg_val", 5, "gtFine/val"),
+        (
+            "cityscapes_instance_train_part",
+            {f"{part}of8": 2 if part <= 2 else 1 for part in range(1, 9)},
+            "gtFine/train",
+        ),
+        (
+            "cityscapes_instance_val_part",
+            {f"{part}of4": 2 if part <= 1 else 1 for part in range(1, 5)},
+            "gtFine/val",
+        ),
+        ("cityscapes_fine_instance_seg_", {"train": 10}, "gtFine/train"),
+        ("cityscapes_fine_instance_seg_", {"val": 5}, "gtFine/val"),
+        (
+            "cityscapes_coarse_semantic_",
+            {"pretrain": 5, "pretrain_val": 1, "train_extra": 6, "bayreuth": 1},
+            "gtCoarse/train_extra",
+        ),
+        ("cityscapes_fine_semantic_", {"train": 10}, "gtFine/train"),
+        ("cityscapes_fine_semantic_", {"val": 5}, "gtFine/val"),
+        ("cityscapes_fine_sem_seg_", {"train": 10}, "gtFine/train"),
+        ("cityscapes_fine_sem_seg_", {"val": 5}, "gtFine/val"),
     ],
 )
-def test_instances(root, name, size, folder):
-    images = DatasetCatalog.get(name)
-    assert len(images) == size
-    assert all("annotations" in image for image in images)
-    metadata = MetadataCatalog.get(name)
-    assert metadata.evaluator_type == "cityscapes_instance"
-    assert metadata.gt_dir == f"{root}/cityscapes/{folder}"
-    assert metadata.image_dir == f"{root}/cityscapes/leftImg8bit/{folder[7:]}"
-    assert metadata.thing_classes[2] == "car" and len(metadata.thing_classes) == 8
-    assert metadata.thing_colors[0] == (220, 20, 60)
-    assert metadata.thing_dataset_id_to_contiguous_id[33] == 7
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "folder"),
-    [
-        ("cityscapes_coarse_semantic_pretrain", 5, "gtCoarse/train_extra"),
-        ("cityscapes_coarse_semantic_pretrain_val", 1, "gtCoarse/train_extra"),
-        ("cityscapes_coarse_semantic_train_extra", 6, "gtCoarse/train_extra"),
-        ("cityscapes_coarse_semantic_bayreuth", 1, "gtCoarse/train_extra"),
-        ("cityscapes_fine_semantic_train", 10, "gtFine/train"),
-        ("cityscapes_fine_semantic_val", 5, "gtFine/val"),
-        ("cityscapes_fine_sem_seg_train", 10, "gtFine/train"),
-        ("cityscapes_fine_sem_seg_val", 5, "gtFine/val"),
-    ],
-)
-def test_semantic_labels(root, name, size, folder):
-    images = DatasetCatalog.get(name)
-    assert len(images) == size
-    assert all("sem_seg_file_name" in image for image in images)
-    metadata = MetadataCatalog.get(name)
-    assert metadata.evaluator_type == "cityscapes_sem_seg"
-    assert metadata.gt_dir == f"{root}/cityscapes/{folder}"
-    assert metadata.ignore_label == 255
-    assert metadata.stuff_classes[13] == "car" and len(metadata.stuff_classes) == 19
-    assert metadata.stuff_colors[0] == (128, 64, 128)
+def test_names_load_with_their_metadata(root, prefix, sizes, folder):
+    for name, size in sizes.items():
+        images = DatasetCatalog.get(prefix + name)
+        assert len(images) == size
+        metadata = MetadataCatalog.get(prefix + name)
+        assert metadata.gt_dir == f"{root}/cityscapes/{folder}"
+        assert metadata.image_dir == f"{root}/cityscapes/leftImg8bit/{folder.split('/')[1]}"
+        assert metadata.thing_classes[2] == metadata.stuff_classes[13] == "car"
+        assert (len(metadata.thing_classes), len(metadata.stuff_classes)) == (8, 19)
+        assert metadata.thing_colors[0] == (220, 20, 60)
+        assert metadata.stuff_colors[0] == (128, 64, 128)
+        assert metadata.thing_dataset_id_to_contiguous_id[33] == 7
+        if "instance" in prefix:
+            assert all("annotations" in image for image in images)
+            assert metadata.evaluator_type == "cityscapes_instance"
+        else:
+            assert all("sem_seg_file_name" in image for image in images)
+            assert metadata.evaluator_type == "cityscapes_sem_seg"
+            assert metadata.ignore_label == 255
 
 
 @pytest.mark.parametrize(
@@ -120,13 +115,6 @@ def test_parts_make_up_the_split():
 def test_a_city_of_train_is_found_there():
     cities = {name.split("_")[0] for name in ids("cityscapes_coarse_semantic_pretrain")}
     assert cities == {"augsburg", "bremen", "dortmund", "dresden", "wuppertal"}
-
-
-@pytest.mark.usefixtures("root")
-def test_box_mode_is_detectron2s():
-    (annotation,) = DatasetCatalog.get("cityscapes_fine_instance_seg_train")[0]["annotations"]
-    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
-    assert box == (10, 10, 11, 11)
 
 
 def test_registering_elsewhere(root, tmp_path, write_scene):

@@ -94,7 +94,7 @@ def test_files_hold_what_the_polygons_say(tree: Path) -> None:
 
 def test_equal_arguments_give_equal_bytes(tree: Path, tmp_path: Path) -> None:
     """However many processes and further images there are."""
-    more = COUNTS | {"train": 4}
+    more = COUNTS | {"train": 32}  # enough for a second process
     again = _files(generate_dataset(tmp_path / "a", more, **{**ARGUMENTS, "num_workers": 2}))
     before = _files(tree)
     del before["synthetic.json"]
@@ -222,25 +222,6 @@ def test_hard_cases_occur(scenes: list[Scene]) -> None:
     assert not missing
     for name in ("ego vehicle", "out of roi", "rectification border"):
         assert found[name] == len(scenes)
-
-
-def test_riders_sit_on_something(scenes: list[Scene]) -> None:
-    riders = seated = 0
-    for scene in scenes:
-        objects = scene.annotation["objects"]
-        for index, item in enumerate(objects):
-            if item["label"] != "rider" or "deleted" in item:
-                continue
-            x, y = np.asarray(item["polygon"]).mean(axis=0)
-            mounts = [o for o in objects[:index] if o["label"] in ("bicycle", "motorcycle")]
-            centers = [np.asarray(mount["polygon"]).mean(axis=0) for mount in mounts]
-            size = np.ptp(np.asarray(item["polygon"])[:, 1])
-            # The mount was annotated before, is below and not far to the side. Seen from the front
-            # it can be hidden, and cut off at the image border.
-            riders += 1
-            seated += any(abs(cx - x) < size and 0 < cy - y < 1.2 * size for cx, cy in centers)
-    assert riders > 10
-    assert seated / riders > 0.8
 
 
 def test_a_smaller_picture_shows_the_same_street() -> None:

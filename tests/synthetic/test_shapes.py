@@ -58,8 +58,8 @@ def test_pose_turns_to_the_right_and_back() -> None:
 def test_outline_of_a_square_and_of_nothing() -> None:
     square = np.array([(10.0, 20.0), (14.0, 20.0), (14.0, 24.0), (10.0, 24.0)])
     polygon = outline([Part(square, None)], 64, 64)
-    # Pixels are named by their index: 10 covers 10 to 11, so the last one inside is 13; drawing
-    # includes the edge, which may add one.
+    # Pixels are named by their index: 13, which reaches from 13 to 14, is the last one inside;
+    # drawing includes the edge, which may add one.
     assert {x for x, _ in polygon} <= {9, 10, 13, 14}
     assert {y for _, y in polygon} <= {19, 20, 23, 24}
     assert outline([], 64, 64) == []
@@ -105,11 +105,3 @@ def test_figures_are_where_their_outlines_say(kind: str) -> None:
         # A bicycle's outline lacks its thinnest ends and has what is seen between its spokes.
         assert (seen & drawn).sum() / seen.sum() > (0.9 if kind == "bicycle" else 0.94), heading
         assert seen.sum() / drawn.sum() > (0.4 if kind == "bicycle" else 0.72), heading
-
-
-def test_the_far_is_smaller() -> None:
-    near, far = (
-        person_parts(CAMERA, Pose(0.0, z, 0.0), np.random.default_rng(4), 1.0) for z in (10.0, 20.0)
-    )
-    ratio = _outlined(near).sum() / _outlined(far).sum()
-    assert 3.2 < ratio < 4.8  # half the size: a quarter of the area
