@@ -57,7 +57,12 @@ def main(argv: list[str] | None = None) -> None:
         torch.save(content, file)
     print(report.summary())
     if args.list:
-        print(report.listing())
+        for new, old in report.used.items():
+            print(f"used     {old} -> {new}")
+        for name, reason in report.skipped.items():
+            print(f"skipped  {name}: {reason}")
+        for name in report.missing:
+            print(f"missing  {name}")
     print(f"{len(tensors)} tensors are in {args.output}")
 
 

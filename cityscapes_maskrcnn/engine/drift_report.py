@@ -23,17 +23,15 @@ from cityscapes_maskrcnn.visualization.drift_chart import plot_drift
 def write_drift_report(
     start: Mapping[str, Tensor], end: Mapping[str, Tensor], folder: Path
 ) -> list[GroupDrift]:
-    """Write ``drift.csv``, ``drift.md`` and ``drift.png``, and log the table.
-
-    Call it in one process only.
+    """Write ``drift.csv``, ``drift.md`` and ``drift.png``, and log the table; in one process only.
 
     Args:
-        start: see :func:`.modeling.drift.measure_drift`: a copy of the tensors before training.
+        start: a copy of the tensors before training, see :func:`.modeling.drift.measure_drift`.
         end: the tensors after training, in any naming.
-        folder: created when missing; each file appears only when it is complete.
+        folder: created when missing.
 
     Returns:
-        What the files say.
+        What the files hold.
 
     Raises:
         InputError: one of the two holds no ResNet-50 or values that are not finite, or a file

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +32,8 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_json, write_text
 from cityscapes_maskrcnn.visualization.anchor_plot import plot_anchors
 
-
-class _Choice(NamedTuple):
-    """Anchors as lists of lists, as the config has them, and where they are from."""
-
-    sizes: list[list[float]]
-    ratios: list[list[float]]
-    reason: str
+# Sizes and ratios, as the config has them.
+Lists = tuple[list[list[float]], list[list[float]]]
 
 
 def dataset_boxes(name: str, min_size: int, max_size: int) -> Floats:
@@ -113,18 +108,19 @@ def resolve_anchors(cfg: CfgNode, resume: bool, eval_only: bool) -> str:
     node = cfg.MODEL.ANCHOR_GENERATOR
     if node.NAME != K_MEANS or node.SIZES:
         return ""
-    chosen: _Choice | str = ""
+    chosen: Lists | None = None
+    reason = ""
     if comm.is_main_process():
         try:
-            chosen = _choose(cfg, resume, eval_only)
+            chosen, reason = _choose(cfg, resume, eval_only)
         except InputError as error:
             # The other processes wait: they must end as well.
-            chosen = str(error)
-    chosen = comm.all_gather(chosen)[0]
-    if isinstance(chosen, str):
-        raise InputError(chosen)
-    node.SIZES, node.ASPECT_RATIOS = chosen.sizes, chosen.ratios
-    return f"sizes {chosen.sizes}, height/width {chosen.ratios}, {chosen.reason}"
+            reason = str(error)
+    chosen, reason = comm.all_gather((chosen, reason))[0]
+    if chosen is None:
+        raise InputError(reason)
+    node.SIZES, node.ASPECT_RATIOS = chosen
+    return f"sizes {node.SIZES}, height/width {node.ASPECT_RATIOS}, {reason}"
 
 
 def check_report_name(output: str | os.PathLike[str]) -> Path:
@@ -151,8 +147,7 @@ def write_anchor_report(
         boxes: what the anchors were fitted to: width and height in pixels at network scale, shape
             (N, 2).
         anchors: the fitted anchors.
-        output: the fragment; its name ends in ``.yaml``. Merged into a config it gives it these
-            anchors. Each file appears only when it is complete.
+        output: the fragment, which gives a config that includes it these anchors.
         source: where the boxes are from, in words.
         dataset: registered name of the dataset that the boxes are from. The fragment then lists it
             in ``DATASETS.TUNED_ON``, since the anchors were chosen by its annotations.
@@ -190,7 +185,8 @@ def write_anchor_report(
     return format_fit(before, after)
 
 
-def _choose(cfg: CfgNode, resume: bool, eval_only: bool) -> _Choice:
+def _choose(cfg: CfgNode, resume: bool, eval_only: bool) -> tuple[Lists, str]:
+    """Get the anchors of a run, and where they are from."""
     output = Path(cfg.OUTPUT_DIR)
     resumed = resume and (output / "last_checkpoint").is_file()
     folders = [output] if resume else []
@@ -199,7 +195,7 @@ def _choose(cfg: CfgNode, resume: bool, eval_only: bool) -> _Choice:
     for folder in folders:
         found = _read_anchors(folder / "config.yaml")
         if found is not None:
-            return found
+            return found, f"as in {folder / 'config.yaml'}"
     if eval_only or resumed:
         raise InputError(
             f"MODEL.ANCHOR_GENERATOR.SIZES is empty, and {folders[-1] if folders else output} has "
@@ -215,25 +211,22 @@ def _choose(cfg: CfgNode, resume: bool, eval_only: bool) -> _Choice:
         num_ratios=cfg.MODEL.ANCHOR_GENERATOR.NUM_RATIOS,
         seed=max(0, cfg.SEED),
     )
-    table = format_fit(measure_fit(boxes, DETECTRON2_DEFAULT), measure_fit(boxes, anchors))
-    return _Choice(
-        [[size] for size in anchors.sizes],
-        [list(anchors.ratios)],
+    reason = (
         f"fitted to {', '.join(cfg.DATASETS.TRAIN)}. From Detectron2's default anchors to these:\n"
-        f"{table}",
+        f"{format_fit(measure_fit(boxes, DETECTRON2_DEFAULT), measure_fit(boxes, anchors))}"
     )
+    return ([[size] for size in anchors.sizes], [list(anchors.ratios)]), reason
 
 
-def _read_anchors(config_yaml: Path) -> _Choice | None:
+def _read_anchors(config_yaml: Path) -> Lists | None:
     """Get the anchors from the config of an earlier run; None if there are no k-means ones."""
     try:
         node = yaml.safe_load(config_yaml.read_text(encoding="utf-8"))["MODEL"]["ANCHOR_GENERATOR"]
         if node["NAME"] != K_MEANS or not node["SIZES"]:
             return None
-        sizes, ratios = (
-            [[float(value) for value in level] for level in node[key]]
-            for key in ("SIZES", "ASPECT_RATIOS")
+        return (
+            [[float(size) for size in level] for level in node["SIZES"]],
+            [[float(ratio) for ratio in level] for level in node["ASPECT_RATIOS"]],
         )
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return None
-    return _Choice(sizes, ratios, f"as in {config_yaml}")

@@ -22,9 +22,9 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 Floats = npt.NDArray[np.float64]
 
-ALL: Final = "all"
 # COCO's limits of the area in square pixels: small < 32^2 <= medium < 96^2 <= large.
-_SIZE_GROUPS: Final = (
+_GROUPS: Final = (
+    ("all", 0, math.inf),
     ("small", 0, 32**2),
     ("medium", 32**2, 96**2),
     ("large", 96**2, math.inf),
@@ -61,7 +61,7 @@ class AnchorFit:
     """How well anchors fit a group of boxes.
 
     Attributes:
-        group: :data:`ALL`, or ``small``, ``medium``, ``large`` by COCO's limits, applied to the
+        group: ``all``, or ``small``, ``medium``, ``large`` by COCO's limits, applied to the
             area of the box at network scale (COCO applies them to the mask in the file's image).
         boxes: how many.
         mean_iou: mean over the boxes of the IoU with the anchor that fits best.
@@ -81,16 +81,12 @@ def fit_anchors(
 ) -> Anchors:
     """Find the sizes and ratios that fit boxes best.
 
-    The clustering happens in a scale-free space, with logarithms of size and of ratio as its axes:
-    a distance is the factor by which two shapes differ, on which their IoU depends. In pixels a
-    300 pixel box that is off by 10 % would weigh as much as thirty boxes of 10 pixels that are off
-    by 10 % each (in squared distances as much as 900): the clusters would go to the few large boxes
-    and the small ones would share what is left.
-
-    k-means (scikit-learn) over log sqrt(width * height) gives the sizes, k-means over
-    log(height / width) the ratios. Detectron2 combines every size with every ratio, which neither
-    of the two knows, and k-means minimises squared distances, not IoU. So they are the start of a
-    simplex search (Nelder-Mead, SciPy) for the sizes and ratios with the highest mean best IoU.
+    k-means over log sqrt(width * height) gives the sizes, k-means over log(height / width) the
+    ratios. With logarithms a distance is the factor by which two shapes differ, on which their IoU
+    depends; in pixels the clusters would go to the few large boxes, and the small ones would share
+    one. Detectron2 combines every size with every ratio, which neither clustering knows, and
+    k-means minimises squared distances, not IoU. So they are the start of a simplex search
+    (Nelder-Mead) for the sizes and ratios with the highest mean best IoU.
 
     Args:
         boxes: width and height in pixels at network scale, shape (N, 2).
@@ -100,7 +96,7 @@ def fit_anchors(
             anchors.
 
     Returns:
-        The anchors, both lists ascending, rounded to three significant digits (at most 0.5 %).
+        Both lists ascending, rounded to three significant digits (at most 0.5 %).
 
     Raises:
         InputError: a seed out of this range, no boxes, boxes that are not positive and finite, or
@@ -116,22 +112,17 @@ def fit_anchors(
     given = _checked(boxes)
     log_sizes = 0.5 * np.log(given[:, 0] * given[:, 1])
     log_ratios = np.log(given[:, 1] / given[:, 0])
-    # Equal shapes come out of products and quotients with different last bits.
-    _require_distinct(log_sizes.round(9), num_sizes, len(given), "sizes")
-    _require_distinct(log_ratios.round(9), num_ratios, len(given), "height/width ratios")
-    start = np.concatenate(
-        [_cluster(log_sizes, num_sizes, seed), _cluster(log_ratios, num_ratios, seed)]
-    )
+    start = [
+        _cluster(log_sizes, num_sizes, seed, "sizes"),
+        _cluster(log_ratios, num_ratios, seed, "height/width ratios"),
+    ]
     chosen = np.random.default_rng(seed).permutation(len(given))[:_REFINE_ON]
-    refined = np.exp(_refine(given[chosen], start, num_sizes))
-    sizes, ratios = (
-        tuple(float(f"{value:.3g}") for value in np.sort(each))
-        for each in (refined[:num_sizes], refined[num_sizes:])
+    refined = np.exp(_refine(given[chosen], np.concatenate(start), num_sizes))
+    sizes, ratios = np.sort(refined[:num_sizes]), np.sort(refined[num_sizes:])
+    return Anchors(
+        sizes=tuple(float(f"{size:.3g}") for size in sizes),
+        ratios=tuple(float(f"{ratio:.3g}") for ratio in ratios),
     )
-    best = Anchors(sizes, ratios)
-    _require_distinct(best.sizes, num_sizes, len(given), "sizes")
-    _require_distinct(best.ratios, num_ratios, len(given), "height/width ratios")
-    return best
 
 
 def best_iou(boxes: npt.ArrayLike, anchors: Anchors) -> Floats:
@@ -162,7 +153,7 @@ def measure_fit(boxes: npt.ArrayLike, anchors: Anchors) -> list[AnchorFit]:
         anchors: the anchors.
 
     Returns:
-        An entry for :data:`ALL` and one for each group of sizes that has boxes.
+        An entry for ``all`` and one for each group of sizes that has boxes.
 
     Raises:
         InputError: no boxes, or boxes that are not positive and finite.
@@ -170,19 +161,20 @@ def measure_fit(boxes: npt.ArrayLike, anchors: Anchors) -> list[AnchorFit]:
     given = _checked(boxes)
     ious = best_iou(given, anchors)
     areas = given[:, 0] * given[:, 1]
-    limits = ((ALL, 0, math.inf), *_SIZE_GROUPS)
-    groups = [(name, (areas >= low) & (areas < high)) for name, low, high in limits]
-    return [
-        AnchorFit(
-            group=name,
-            boxes=int(inside.sum()),
-            mean_iou=float(ious[inside].mean()),
-            above_50=float((ious[inside] > 0.5).mean()),
-            above_70=float((ious[inside] > 0.7).mean()),
-        )
-        for name, inside in groups
-        if inside.any()
-    ]
+    fits = []
+    for name, low, high in _GROUPS:
+        chosen = ious[(areas >= low) & (areas < high)]
+        if len(chosen):
+            fits.append(
+                AnchorFit(
+                    group=name,
+                    boxes=len(chosen),
+                    mean_iou=float(chosen.mean()),
+                    above_50=float((chosen > 0.5).mean()),
+                    above_70=float((chosen > 0.7).mean()),
+                )
+            )
+    return fits
 
 
 def format_fit(before: Sequence[AnchorFit], after: Sequence[AnchorFit]) -> str:
@@ -210,15 +202,13 @@ def format_fit(before: Sequence[AnchorFit], after: Sequence[AnchorFit]) -> str:
 def read_boxes(path: str | os.PathLike[str]) -> Floats:
     """Read boxes from a text file: ``width,height`` a line, in pixels at network scale.
 
-    Args:
-        path: the file. A first line of words is taken as a header, empty lines are skipped.
+    A first line of words is taken as a header, empty lines are skipped.
 
     Returns:
         Shape (N, 2).
 
     Raises:
-        InputError: the name is empty, the file cannot be read, a line is not two positive numbers,
-            or there is none.
+        InputError: the file cannot be read, a line is not two positive numbers, or there is none.
     """
     if not os.fspath(path):
         raise InputError("--boxes: the name is empty; give a file of width,height lines")
@@ -265,22 +255,20 @@ def _checked(boxes: npt.ArrayLike) -> Floats:
     return array
 
 
-def _require_distinct(values: npt.ArrayLike, number: int, boxes: int, what: str) -> None:
-    distinct = len(np.unique(values))
-    if distinct < number:
-        raise InputError(
-            f"anchors: {boxes} boxes have {distinct} different {what}, too few for {number} "
-            "clusters; ask for fewer or give more boxes"
-        )
-
-
-def _cluster(values: Floats, number: int, seed: int) -> Floats:
-    """Get the ascending centres of k-means in one dimension; shape (number,)."""
+def _cluster(values: Floats, number: int, seed: int, what: str) -> Floats:
+    """Get the centres of k-means in one dimension; shape (number,)."""
     # Imported where needed: it takes seconds, which every tool would wait for.
     from sklearn.cluster import KMeans
 
+    # In steps of 1 %: anchors are rounded to three digits.
+    distinct = len(np.unique(values.round(2)))
+    if distinct < number:
+        raise InputError(
+            f"anchors: {len(values)} boxes have {distinct} different {what}, too few for {number} "
+            "clusters; ask for fewer or give more boxes"
+        )
     k_means = KMeans(number, n_init=10, random_state=seed).fit(values[:, None])
-    return np.sort(k_means.cluster_centers_[:, 0])
+    return k_means.cluster_centers_[:, 0]
 
 
 def _refine(boxes: Floats, start: Floats, num_sizes: int) -> Floats:

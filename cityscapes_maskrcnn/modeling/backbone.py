@@ -25,20 +25,13 @@ _STAGES = (
 class DilatedResNet(ResNet):
     """A ResNet that also returns its input, as the feature ``"image"``.
 
-    The input's size does not follow from the features, whose sizes are rounded up; a head that
-    predicts at the size of the input takes it from there.
+    A head that predicts at the size of the input takes it from there; it does not follow from the
+    features, whose sizes are rounded up: of an (N, 3, H, W) input ``"res5"`` has the shape
+    (N, 2048, ceil(H / 8), ceil(W / 8)).
     """
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Compute the features.
-
-        Args:
-            x: normalised images of shape (N, 3, H, W), any size.
-
-        Returns:
-            The features that were asked for, and ``"image"``: ``x`` itself. With H' = ceil(H / 8),
-            ``"res5"`` has the shape (N, 2048, H', W').
-        """
+        """Compute the features of normalised images, shape (N, 3, H, W)."""
         return {**super().forward(x), "image": x}
 
     def output_shape(self) -> dict[str, ShapeSpec]:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,26 +16,34 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 Shape = tuple[int, ...]
 
-_NORM = ("weight", "bias", "running_mean", "running_var")
 _COUNTER = "num_batches_tracked"
-_BLOCKS = (3, 4, 6, 3)
-
 # The first block of a ResNet, by torchvision's name or Detectron2's; what stands before it is the
 # prefix of the whole backbone.
 _FIRST_BLOCK = re.compile(r"((?:.*\.)?)(?:layer1|res2)\.0\.conv1\.weight")
 _BACKBONE = re.compile(r"(stem|res[2-5])\.(?!fc\.)")
 
+# torchvision's names -> Detectron2's. Every rule is applied; Detectron2's own names stay.
+_BACKBONE_RULES = (
+    (r"^(conv1|bn1)\.", r"stem.\1."),
+    (r"^layer1\.", "res2."),
+    (r"^layer2\.", "res3."),
+    (r"^layer3\.", "res4."),
+    (r"^layer4\.", "res5."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+)
 _HEAD_RULES = (
-    (r"classifier\.0\.convs\.([0-3])\.0\.", r"sem_seg_head.aspp.convs.\1."),
-    (r"classifier\.0\.convs\.([0-3])\.1\.", r"sem_seg_head.aspp.convs.\1.norm."),
+    (r"^classifier\.0\.convs\.([0-3])\.0\.", r"sem_seg_head.aspp.convs.\1."),
+    (r"^classifier\.0\.convs\.([0-3])\.1\.", r"sem_seg_head.aspp.convs.\1.norm."),
     # Number 0 of the pooling branch is the pooling.
-    (r"classifier\.0\.convs\.4\.1\.", "sem_seg_head.aspp.convs.4."),
-    (r"classifier\.0\.convs\.4\.2\.", "sem_seg_head.aspp.convs.4.norm."),
-    (r"classifier\.0\.project\.0\.", "sem_seg_head.aspp.project."),
-    (r"classifier\.0\.project\.1\.", "sem_seg_head.aspp.project.norm."),
-    (r"classifier\.1\.", "sem_seg_head.conv."),
-    (r"classifier\.2\.", "sem_seg_head.conv.norm."),
-    (r"classifier\.4\.", "sem_seg_head.predictor."),
+    (r"^classifier\.0\.convs\.4\.1\.", "sem_seg_head.aspp.convs.4."),
+    (r"^classifier\.0\.convs\.4\.2\.", "sem_seg_head.aspp.convs.4.norm."),
+    (r"^classifier\.0\.project\.0\.", "sem_seg_head.aspp.project."),
+    (r"^classifier\.0\.project\.1\.", "sem_seg_head.aspp.project.norm."),
+    (r"^classifier\.1\.", "sem_seg_head.conv."),
+    (r"^classifier\.2\.", "sem_seg_head.conv.norm."),
+    (r"^classifier\.4\.", "sem_seg_head.predictor."),
 )
 _PREDICTOR = "sem_seg_head.predictor.weight"
 _ASPP = "sem_seg_head.aspp.convs.0.weight"
@@ -61,8 +70,9 @@ class ConversionReport:
 
     def summary(self) -> str:
         """Count the tensors of each part that are used, skipped and missing, in a few lines."""
-        backbone = {*self.backbone}
-        used = Counter("the backbone" if name in backbone else _part(name) for name in self.used)
+        used = Counter(
+            "the backbone" if name in self.backbone else _part(name) for name in self.used
+        )
         skipped, missing = Counter(self.skipped.values()), Counter(map(_part, self.missing))
         return "\n".join(
             [
@@ -73,45 +83,31 @@ class ConversionReport:
             ]
         )
 
-    def listing(self) -> str:
-        """List every tensor on a line of its own."""
-        return "\n".join(
-            [
-                *(f"used     {old} -> {new}" for new, old in self.used.items()),
-                *(f"skipped  {name}: {reason}" for name, reason in self.skipped.items()),
-                *(f"missing  {name}" for name in self.missing),
-            ]
+
+@cache
+def deeplab_shapes(num_classes: int | None = None) -> Mapping[str, Shape]:
+    """Get the shapes of torchvision's deeplabv3_resnet50, by Detectron2's names.
+
+    Args:
+        num_classes: None: without the head.
+
+    Returns:
+        The 265 tensors of the backbone, named as in Detectron2's ResNet, and the 37 of the head, as
+        :mod:`.semantic_head` names them. BatchNorm's counters are left out.
+    """
+    # Imported here: it takes a second, which no other import of this file should wait for.
+    from torchvision.models.segmentation import deeplabv3_resnet50
+
+    with torch.device("meta"):
+        network = deeplabv3_resnet50(
+            weights=None, weights_backbone=None, num_classes=num_classes or 1
         )
-
-
-def resnet50_shapes() -> dict[str, Shape]:
-    """Get the 265 backbone tensors, named as in Detectron2's ResNet, with their shapes."""
-    shapes: dict[str, Shape] = {}
-    _add_conv(shapes, "stem.conv1", (64, 3, 7, 7))
-    channels = 64
-    for stage, blocks in enumerate(_BLOCKS):
-        width = 64 * 2**stage
-        for block in range(blocks):
-            name = f"res{stage + 2}.{block}"
-            if block == 0:
-                _add_conv(shapes, f"{name}.shortcut", (4 * width, channels, 1, 1))
-            _add_conv(shapes, f"{name}.conv1", (width, channels, 1, 1))
-            _add_conv(shapes, f"{name}.conv2", (width, width, 3, 3))
-            _add_conv(shapes, f"{name}.conv3", (4 * width, width, 1, 1))
-            channels = 4 * width
-    return shapes
-
-
-def head_shapes(num_classes: int) -> dict[str, Shape]:
-    """Get the 37 tensors of DeepLabv3's head, as :mod:`.semantic_head` names them."""
-    shapes: dict[str, Shape] = {}
-    for branch, kernel in enumerate((1, 3, 3, 3, 1)):
-        _add_conv(shapes, f"sem_seg_head.aspp.convs.{branch}", (256, 2048, kernel, kernel))
-    _add_conv(shapes, "sem_seg_head.aspp.project", (256, 5 * 256, 1, 1))
-    _add_conv(shapes, "sem_seg_head.conv", (256, 256, 3, 3))
-    shapes[_PREDICTOR] = (num_classes, 256, 1, 1)
-    shapes["sem_seg_head.predictor.bias"] = (num_classes,)
-    return shapes
+    state = network.state_dict()
+    return {
+        name: tuple(state[old].shape)
+        for name, old in canonical_names(state, "torchvision").items()
+        if not name.endswith(_COUNTER) and (num_classes or _BACKBONE.match(name))
+    }
 
 
 def find_resnet(names: Iterable[str]) -> str | None:
@@ -126,7 +122,7 @@ def find_resnet(names: Iterable[str]) -> str | None:
     """
     names = {*names}
     for prefix in sorted(_prefixes(names)):
-        if names.issuperset(prefix + name for name in resnet50_shapes()):
+        if names.issuperset(prefix + name for name in deeplab_shapes()):
             return prefix
     return None
 
@@ -160,20 +156,23 @@ def translate(
         raise InputError(f"{source}: cannot be loaded: the model has no ResNet with BatchNorm")
     names = canonical_names(state, source)
     if target is None:
-        classes = len(state[names[_PREDICTOR]]) if _PREDICTOR in names else 1
-        target = {**resnet50_shapes(), **(head_shapes(classes) if _ASPP in names else {})}
+        target = deeplab_shapes(len(state[names[_PREDICTOR]]) if _PREDICTOR in names else None)
     backbone = [
         name
         for name in target
         if name.startswith(prefix) and _BACKBONE.match(name.removeprefix(prefix))
     ]
-    ours = {name.removeprefix(prefix) for name in backbone}
     _require_same(
-        f"{source}: its backbone", ours, {each for each in names if _BACKBONE.match(each)}
+        f"{source}: its backbone",
+        expected={name.removeprefix(prefix) for name in backbone},
+        found={name for name in names if _BACKBONE.match(name)},
     )
     if _ASPP in names:
-        found = {name for name in names if name.startswith("sem_seg_head.")}
-        _require_same(f"{source}: its DeepLabv3 head", {*head_shapes(1)}, found)
+        _require_same(
+            f"{source}: its DeepLabv3 head",
+            expected={*deeplab_shapes(1)} - {*deeplab_shapes()},
+            found={name for name in names if name.startswith("sem_seg_head.")},
+        )
 
     used: dict[str, str] = {}
     skipped = {name: "not tensors" for name, value in state.items() if not torch.is_tensor(value)}
@@ -212,8 +211,8 @@ def canonical_names(state: Mapping[str, Any], source: str) -> dict[str, str]:
         source: the file, for messages.
 
     Returns:
-        ``stem.*``, ``res2.*``, ``sem_seg_head.*``, without a prefix -> the name in the file, for
-        all its tensors; those that are of neither keep their names.
+        ``stem.*``, ``res2.*``, ``sem_seg_head.*``, without a prefix -> the name in the file.
+        Tensors that are of neither keep their names.
 
     Raises:
         InputError: the file holds no ResNet, or several.
@@ -230,15 +229,11 @@ def canonical_names(state: Mapping[str, Any], source: str) -> dict[str, str]:
     outer = prefix.removesuffix("bottom_up.").removesuffix("backbone.")
     names = {}
     for old in tensors:
-        new = _backbone_name(old.removeprefix(prefix)) if old.startswith(prefix) else ""
-        names[new if _BACKBONE.match(new) else _head_name(old.removeprefix(outer))] = old
+        new = _rename(old.removeprefix(prefix), _BACKBONE_RULES) if old.startswith(prefix) else ""
+        if not _BACKBONE.match(new):
+            new = _rename(old.removeprefix(outer), _HEAD_RULES)
+        names[new] = old
     return names
-
-
-def _add_conv(shapes: dict[str, Shape], name: str, shape: Shape) -> None:
-    """Add a convolution without bias and its BatchNorm."""
-    shapes[f"{name}.weight"] = shape
-    shapes.update({f"{name}.norm.{each}": shape[:1] for each in _NORM})
 
 
 def _prefixes(names: Iterable[str]) -> set[str]:
@@ -246,28 +241,16 @@ def _prefixes(names: Iterable[str]) -> set[str]:
     return {match[1] for match in map(_FIRST_BLOCK.fullmatch, names) if match}
 
 
-def _backbone_name(name: str) -> str:
-    """``layer1.0.bn2.bias`` -> ``res2.0.conv2.norm.bias``; Detectron2's own names stay."""
-    name = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", name)
-    name = re.sub(r"^layer([1-4])\.", lambda match: f"res{int(match[1]) + 1}.", name)
-    name = name.replace(".downsample.0.", ".shortcut.").replace(".downsample.1.", ".shortcut.norm.")
-    return re.sub(r"\.bn(\d)\.", r".conv\1.norm.", name)
-
-
-def _head_name(name: str) -> str:
-    """``classifier.4.bias`` -> ``sem_seg_head.predictor.bias``; other names stay."""
-    for pattern, replacement in _HEAD_RULES:
-        name, replaced = re.subn(f"^{pattern}", replacement, name)
-        if replaced:
-            break
+def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
     return name
 
 
 def _require_same(subject: str, expected: set[str], found: set[str]) -> None:
     """Raise unless exactly the expected tensors are there, BatchNorm's counters apart."""
-    expected, found = (
-        {name for name in names if not name.endswith(_COUNTER)} for names in (expected, found)
-    )
+    expected = {name for name in expected if not name.endswith(_COUNTER)}
+    found = {name for name in found if not name.endswith(_COUNTER)}
     for names, problem in ((expected - found, "lacks"), (found - expected, "adds")):
         if names:
             raise InputError(

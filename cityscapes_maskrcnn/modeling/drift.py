@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -13,7 +11,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names, resnet50_shapes
+from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names, deeplab_shapes
 from cityscapes_maskrcnn.utils.errors import InputError
 
 GROUPS: Final = ("stem", "res2", "res3", "res4", "res5")
@@ -24,9 +22,8 @@ WHOLE: Final = "backbone"
 class GroupDrift:
     """How far one group of layers moved.
 
-    Every number but the first two is ``||end - start|| / ||start||``, the Euclidean norm running
-    over all values of that kind in the group at once: 0 is not moved, 0.01 is by 1 % of its length.
-    Infinite where the start is all zeros and the end is not.
+    The last four are ``||end - start|| / ||start||``, the Euclidean norm running over all values of
+    that kind in the group: 0.01 is 1 % of the length. Infinite where only the start is all zeros.
 
     Attributes:
         group: of :data:`GROUPS`, or :data:`WHOLE` for all of them together.
@@ -65,13 +62,13 @@ def measure_drift(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[Grou
     after = _backbone(end, "end of the drift report")
     # Squared lengths of the way and of the start of every tensor.
     squares: dict[str, tuple[float, float]] = {}
-    for name, tensor in before.items():
-        if tensor.shape != after[name].shape:
+    for name, first in before.items():
+        last = after[name]
+        if first.shape != last.shape:
             raise InputError(
-                f"end of the drift report: {name} is {tuple(after[name].shape)}, but "
-                f"{tuple(tensor.shape)} at the start"
+                f"end of the drift report: {name} is {tuple(last.shape)}, but "
+                f"{tuple(first.shape)} at the start"
             )
-        first, last = (each.detach().to("cpu", torch.float64) for each in (tensor, after[name]))
         squares[name] = float((last - first).square().sum()), float(first.square().sum())
 
     def relative(names: Sequence[str]) -> float:
@@ -101,29 +98,25 @@ def measure_drift(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[Grou
 
 def drift_to_csv(drift: Sequence[GroupDrift]) -> str:
     """Write the result of :func:`measure_drift` as CSV: a header, fractions in full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(GroupDrift)])
-    writer.writerows(astuple(row) for row in drift)
-    return text.getvalue()
+    rows = [[field.name for field in fields(GroupDrift)], *map(astuple, drift)]
+    return "".join(",".join(map(str, row)) + "\n" for row in rows)
 
 
 def format_drift(drift: Sequence[GroupDrift]) -> str:
     """Lay out the result of :func:`measure_drift` as a Markdown table in percent."""
     rows = [
-        (row.group, f"{row.num_parameters:,}", *map(format_percent, astuple(row)[2:]))
+        {
+            "layers": row.group,
+            "parameters": f"{row.num_parameters:,}",
+            "moved by (%)": format_percent(row.parameters),
+            "convolutions (%)": format_percent(row.convolutions),
+            "BatchNorm weights (%)": format_percent(row.norms),
+            "BatchNorm statistics (%)": format_percent(row.statistics),
+        }
         for row in drift
     ]
-    headers = (
-        "layers",
-        "parameters",
-        "moved by (%)",
-        "convolutions (%)",
-        "BatchNorm weights (%)",
-        "BatchNorm statistics (%)",
-    )
     align = ("left", *["right"] * 5)
-    return tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True)
+    return tabulate(rows, headers="keys", tablefmt="github", colalign=align, disable_numparse=True)
 
 
 def format_percent(fraction: float) -> str:
@@ -133,13 +126,13 @@ def format_percent(fraction: float) -> str:
 
 
 def _backbone(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Get the tensors of a ResNet-50 of any width, by Detectron2's names without a prefix."""
+    """Get a ResNet-50 of any width in float64, by Detectron2's names without a prefix."""
     names = canonical_names(state, source)
     tensors = {}
-    for name in resnet50_shapes():
+    for name in deeplab_shapes():
         if name not in names:
             raise InputError(f"{source}: no ResNet-50: it lacks {name}")
-        tensors[name] = state[names[name]]
+        tensors[name] = state[names[name]].detach().to("cpu", torch.float64)
         if not torch.isfinite(tensors[name]).all():
             raise InputError(f"{source}: {names[name]} holds values that are not finite")
     return tensors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import FPN
 from tabulate import tabulate
@@ -9,19 +11,19 @@ from torch import nn
 
 from cityscapes_maskrcnn.utils.errors import InputError
 
-# Part -> the prefixes of its modules' names; the first that fits counts.
-_PARTS = (
-    ("stem", ("backbone.bottom_up.stem.", "backbone.stem.")),
-    *(
-        (name, (f"backbone.bottom_up.{name}.", f"backbone.{name}."))
-        for name in ("res2", "res3", "res4", "res5")
-    ),
-    ("FPN", ("backbone.",)),
-    ("RPN", ("proposal_generator.",)),
-    ("box head", ("roi_heads.box_",)),
-    ("mask head", ("roi_heads.mask_",)),
-    ("semantic head", ("sem_seg_head.",)),
-)
+# Part -> the start of its modules' names, from the image to the output; the first that fits counts.
+_PARTS = {
+    "stem": r"backbone\.(bottom_up\.)?stem\.",
+    "res2": r"backbone\.(bottom_up\.)?res2\.",
+    "res3": r"backbone\.(bottom_up\.)?res3\.",
+    "res4": r"backbone\.(bottom_up\.)?res4\.",
+    "res5": r"backbone\.(bottom_up\.)?res5\.",
+    "FPN": r"backbone\.",
+    "RPN": r"proposal_generator\.",
+    "box head": r"roi_heads\.box_",
+    "mask head": r"roi_heads\.mask_",
+    "semantic head": r"sem_seg_head\.",
+}
 
 
 def freeze_fpn(model: nn.Module) -> None:
@@ -44,12 +46,10 @@ def freeze_fpn(model: nn.Module) -> None:
             "MODEL.BACKBONE.NAME to build_resnet_fpn_backbone"
         )
     for name, layer in pyramid.named_children():
-        if name == "bottom_up":
-            continue
-        for parameter in layer.parameters():
-            parameter.requires_grad = False
-        # Without gradients alone, BatchNorm would go on normalising by the batch and counting it.
-        FrozenBatchNorm2d.convert_frozen_batchnorm(layer)
+        if name != "bottom_up":
+            layer.requires_grad_(False)
+            # BatchNorm would go on normalising by the batch and counting it.
+            FrozenBatchNorm2d.convert_frozen_batchnorm(layer)
 
 
 def parameter_table(model: nn.Module) -> str:
@@ -62,25 +62,19 @@ def parameter_table(model: nn.Module) -> str:
         A Markdown table of the parts that the model has, from the image to the output, with the
         total. Other modules than a Mask R-CNN's are listed by the first word of their names.
     """
-    counts: dict[str, list[int]] = {name: [0, 0] for name, _ in _PARTS}
+    counts = {part: [0, 0] for part in _PARTS}
     for prefix, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         if isinstance(module, FrozenBatchNorm2d):
             # Buffers there; counted, so that freezing does not change the size of a part.
             own += [module.weight, module.bias]
-        for tensor in own:
-            count = counts.setdefault(_part_of(f"{prefix}."), [0, 0])
-            count[0] += tensor.numel()
-            count[1] += tensor.numel() * tensor.requires_grad
+        name = f"{prefix}."
+        fitting = (part for part, start in _PARTS.items() if re.match(start, name))
+        count = counts.setdefault(next(fitting, name.partition(".")[0]), [0, 0])
+        count[0] += sum(tensor.numel() for tensor in own)
+        count[1] += sum(tensor.numel() for tensor in own if tensor.requires_grad)
     counts["total"] = [sum(column) for column in zip(*counts.values(), strict=True)]
     rows = [(name, f"{size:,}", f"{live:,}") for name, (size, live) in counts.items() if size]
     headers = ("part", "parameters", "trainable")
     align = ("left", "right", "right")
     return tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True)
-
-
-def _part_of(module: str) -> str:
-    for name, prefixes in _PARTS:
-        if module.startswith(prefixes):
-            return name
-    return module.partition(".")[0]

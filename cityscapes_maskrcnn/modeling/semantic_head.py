@@ -63,8 +63,7 @@ class ASPP(nn.Module):
                 variance.
         """
         pooling = self.convs[-1]
-        norm = pooling.norm
-        if len(x) == 1 and isinstance(norm, nn.BatchNorm2d) and norm.training:
+        if len(x) == 1 and isinstance(pooling.norm, nn.BatchNorm2d) and pooling.norm.training:
             raise InputError(
                 "DeepLabv3's pooling branch needs at least 2 training images in every process: "
                 "raise SOLVER.IMS_PER_BATCH or use fewer processes"
@@ -79,9 +78,8 @@ class TorchvisionDeepLabV3Head(nn.Module):
     """ASPP, a 3x3 convolution and a classifier, upsampled to the size of the network's input.
 
     For Detectron2's ``SemanticSegmentor``, on a backbone that also returns its input as the
-    feature ``"image"`` (:class:`.backbone.DilatedResNet`). Every tensor of the head of
-    torchvision's ``deeplabv3_resnet50`` has its place here (:mod:`.deeplab_weights`), and with
-    them the logits are the same.
+    feature ``"image"`` (:class:`.backbone.DilatedResNet`). With the weights of torchvision's
+    ``deeplabv3_resnet50`` (:mod:`.deeplab_weights`) the logits are the same.
 
     Args:
         input_shape: the backbone's features.
@@ -154,20 +152,16 @@ class TorchvisionDeepLabV3Head(nn.Module):
             targets: class indices and ``ignore_value``, int64 of shape (N, H, W); for training.
 
         Returns:
-            In training None and ``loss_sem_seg``; otherwise float32 logits of shape
-            (N, ``num_classes``, H, W) and no losses.
+            In training None and ``loss_sem_seg``, the mean cross-entropy of the labelled pixels
+            of the batch; otherwise float32 logits of shape (N, ``num_classes``, H, W).
         """
         logits = self.predictor(self.conv(self.aspp(features[self.in_feature])))
         # In float32 also under autocast, as Detectron2's heads; bilinear as torchvision's.
         logits = F.interpolate(
             logits.float(), size=features["image"].shape[2:], mode="bilinear", align_corners=False
         )
-        if self.training:
-            return None, {"loss_sem_seg": self.loss_weight * self._loss(logits, targets)}
-        return logits, {}
-
-    def _loss(self, logits: Tensor, targets: Tensor | None) -> Tensor:
-        """Average the cross-entropy over the labelled pixels of the batch; 0 if there is none."""
+        if not self.training:
+            return logits, {}
         if targets is None:
             raise InputError(
                 "DATASETS.TRAIN holds images without semantic labels, which this model trains on; "
@@ -175,4 +169,5 @@ class TorchvisionDeepLabV3Head(nn.Module):
             )
         # The mean that torch offers is NaN where all is ignored; coarse labels have such crops.
         total = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="sum")
-        return total / (targets != self.ignore_value).sum().clamp(min=1)
+        labelled = (targets != self.ignore_value).sum().clamp(min=1)
+        return None, {"loss_sem_seg": self.loss_weight * total / labelled}

@@ -24,22 +24,17 @@ def check_thresholds(cfg: Any) -> None:
     for name in ("MODEL.RPN", "MODEL.ROI_HEADS"):
         node = cfg.MODEL[name.removeprefix("MODEL.")]
         thresholds, labels = list(node.IOU_THRESHOLDS), list(node.IOU_LABELS)
-        keys = f"{name}.IOU_THRESHOLDS {thresholds}"
-        if not thresholds:
-            raise InputError(f"{keys}: at least one threshold is needed")
-        if any(not 0 < threshold <= 1 for threshold in thresholds):
-            raise InputError(f"{keys}: an IoU threshold is above 0 and at most 1")
-        if thresholds != sorted(thresholds):
-            raise InputError(
-                f"{keys}: thresholds in the wrong order; they ascend from background to foreground"
-            )
-        if len(labels) != len(thresholds) + 1:
-            raise InputError(
-                f"{keys} divide the IoUs into {len(thresholds) + 1} intervals, but "
-                f"{name}.IOU_LABELS {labels} names {len(labels)}"
-            )
-        if any(label not in (0, -1, 1) for label in labels):
-            raise InputError(
-                f"{name}.IOU_LABELS {labels}: a label is 0 (background), -1 (ignored) or "
-                "1 (foreground)"
-            )
+        problems = {
+            "at least one threshold is needed": not thresholds,
+            "an IoU threshold is above 0 and at most 1": any(not 0 < t <= 1 for t in thresholds),
+            "thresholds in the wrong order; they ascend from background to foreground": (
+                thresholds != sorted(thresholds)
+            ),
+            f"they divide the IoUs into {len(thresholds) + 1} intervals, but {name}.IOU_LABELS "
+            f"{labels} names {len(labels)}": len(labels) != len(thresholds) + 1,
+            f"{name}.IOU_LABELS {labels}: a label is 0 (background), -1 (ignored) or "
+            "1 (foreground)": not {*labels} <= {0, -1, 1},
+        }
+        for problem, present in problems.items():
+            if present:
+                raise InputError(f"{name}.IOU_THRESHOLDS {thresholds}: {problem}")

@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import http.client
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,13 +24,10 @@ _NESTING_KEYS = ("model", "model_state_dict", "state_dict")
 
 
 def fetch_torchvision(name: str) -> Path:
-    """Find torchvision's weights in its cache, or download them there.
+    """Find torchvision's weights in its cache, or :func:`download` them there.
 
     Args:
         name: ``torchvision://deeplabv3_resnet50``: trained on COCO with the labels of Pascal VOC.
-
-    Returns:
-        The file, in the folder where torchvision itself keeps it.
 
     Raises:
         InputError: another name, or see :func:`download`.
@@ -82,12 +78,12 @@ def download(weights: Any) -> Path:
     return path
 
 
-def read_checkpoint(path: str | Path, shown_as: str = "") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, name: str = "") -> dict[str, Any]:
     """Read a ``.safetensors`` file or anything that ``torch.save`` wrote, running no code from it.
 
     Args:
         path: the file.
-        shown_as: what to call it in messages; default: ``path``.
+        name: what to call it in messages; default: ``path``.
 
     Returns:
         What the file holds, with the tensors by name under ``"model"`` wherever they were: under
@@ -97,16 +93,15 @@ def read_checkpoint(path: str | Path, shown_as: str = "") -> dict[str, Any]:
         InputError: it is a pickle file, cannot be read, is damaged, would execute code, or holds
             no tensors by name.
     """
-    source = shown_as or str(path)
+    source = name or str(path)
     suffix = Path(path).suffix
     if suffix == ".pkl":
         raise InputError(
             f"{source}: pickle files are refused, because loading one can execute code; save the "
             "weights with torch.save(model.state_dict(), 'weights.pth')"
         )
-    content = (
-        _read_safetensors(path, source) if suffix == ".safetensors" else _read_torch(path, source)
-    )
+    read = _read_safetensors if suffix == ".safetensors" else _read_torch
+    content = read(path, source)
     rest: dict[str, Any] = {}
     while isinstance(content, Mapping) and (
         key := next((key for key in _NESTING_KEYS if isinstance(content.get(key), Mapping)), None)
@@ -122,46 +117,33 @@ def read_checkpoint(path: str | Path, shown_as: str = "") -> dict[str, Any]:
     return {**rest, "model": dict(content)}
 
 
-def _check_sums(path: str | Path, source: str) -> None:
-    """Raise if a part of a zip file, which torch writes, is damaged: torch does not look."""
-    if not zipfile.is_zipfile(path):
-        return  # torch's older format, which has no sums
-    with zipfile.ZipFile(path) as archive:
-        try:
-            damaged = archive.testzip()
-        except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            damaged = str(error)
-    if damaged:
-        raise InputError(f"{source}: damaged: the check sum of {damaged} is wrong; fetch it again")
-
-
 def _read_torch(path: str | Path, source: str) -> Any:
+    damaged: str | None = None
     try:
-        _check_sums(path, source)
-        # Scripts of torchvision's kind save their command line too: a Namespace, mere values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
+        if zipfile.is_zipfile(path):  # torch's older format has no check sums
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch does not look
+        if not damaged:
+            # torchvision's scripts save their command line too: a Namespace, mere values.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error}") from error
     except Exception as error:
-        # Garbage makes the unpickler raise errors of any type. Their text stays out of the message:
+        # Garbage makes both readers raise errors of any type. Their text stays out of the message:
         # torch advises to load without its protection.
         raise InputError(
             f"{source}: not a checkpoint that can be loaded safely: it is damaged, or holds more "
             "than tensors"
         ) from error
+    raise InputError(f"{source}: damaged: the check sum of {damaged} is wrong; fetch it again")
 
 
 def _read_safetensors(path: str | Path, source: str) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise InputError(
-            f"{source}: reading it needs a package: pip install safetensors"
-        ) from error
+    # Imported where needed: everything else in this file needs torch alone.
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except OSError as error:

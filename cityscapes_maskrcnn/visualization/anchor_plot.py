@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from cityscapes_maskrcnn.modeling.anchors import DETECTRON2_DEFAULT, Anchors, Floats, best_iou
@@ -38,15 +37,14 @@ def plot_anchors(boxes: npt.ArrayLike, anchors: Anchors, output: str | os.PathLi
         InputError: no boxes, or boxes without area; or ``output`` cannot be written.
     """
     given = np.asarray(boxes, np.float64)
-    before, after = best_iou(given, DETECTRON2_DEFAULT), best_iou(given, anchors)
     figure = new_figure(12, 5.6)
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.07})
-    _plot_shapes(figure, left, given, anchors)
-    _plot_ious(right, before, after)
+    _plot_shapes(left, given, anchors)
+    _plot_ious(right, best_iou(given, DETECTRON2_DEFAULT), best_iou(given, anchors))
     save_figure(figure, output)
 
 
-def _plot_shapes(figure: Figure, axis: Axes, boxes: Floats, anchors: Anchors) -> None:
+def _plot_shapes(axis: Axes, boxes: Floats, anchors: Anchors) -> None:
     shapes, default = anchors.shapes(), DETECTRON2_DEFAULT.shapes()
     # The same range in both directions: squares lie on the diagonal. A few odd boxes do not set it.
     everything = np.concatenate(
@@ -66,7 +64,7 @@ def _plot_shapes(figure: Figure, axis: Axes, boxes: Floats, anchors: Anchors) ->
         cmap=LinearSegmentedColormap.from_list("blues", _BLUES),
         linewidths=0.2,
     )
-    bar = figure.colorbar(cells, ax=axis, pad=0.01, aspect=35, format="{x:g}")
+    bar = axis.figure.colorbar(cells, ax=axis, pad=0.01, aspect=35, format="{x:g}")
     bar.set_ticks(_counts(*cells.get_clim()))
     bar.minorticks_off()
     bar.set_label("boxes in a cell", color=INK, fontsize=9)
@@ -125,17 +123,15 @@ def _counts(low: float, high: float) -> list[int]:
 
 def _plot_ious(axis: Axes, before: Floats, after: Floats) -> None:
     edges = np.linspace(0, 1, 21).tolist()  # 0.5 and 0.7, which the tables count from, are edges
-    for ious, color, name in (
-        (before, _BEFORE, "Detectron2's default"),
-        (after, _AFTER, "fitted"),
-    ):
+    histograms = ((before, _BEFORE, "Detectron2's default"), (after, _AFTER, "fitted"))
+    for ious, color, name in histograms:
         weights = np.full(len(ious), 1 / len(ious))
         label = f"{name}: mean {ious.mean():.3f}"
         axis.hist(ious, edges, weights=weights, color=color, alpha=0.25)
         axis.hist(ious, edges, weights=weights, color=color, histtype="step", lw=1.8, label=label)
     # They end below the legend, which has the room above the highest bar.
     highest = axis.get_ylim()[1]
-    for ious, color in ((before, _BEFORE), (after, _AFTER)):
+    for ious, color, _ in histograms:
         axis.plot([ious.mean()] * 2, [0, highest], color=color, linewidth=1.4, linestyle="--")
     axis.plot([], [], color=INK, linewidth=1.4, linestyle="--", label="mean of each")
     axis.set_xlim(0, 1)

@@ -61,12 +61,12 @@ def ground_truth_of(image_file: str | os.PathLike[str]) -> dict[str, Any] | None
     Raises:
         InputError: the annotation is damaged.
     """
-    image = Path(image_file).absolute()
-    if len(image.parents) < 4 or image.parents[2].name != "leftImg8bit":
+    parts = Path(image_file).absolute().parts
+    if parts[-4:-3] != ("leftImg8bit",):
         return None
-    city, split, tree = image.parent.name, image.parents[1].name, image.parents[3]
-    name = image.name.removesuffix(IMAGE_SUFFIX) + "_gtFine_polygons.json"
-    annotation_file = tree / "gtFine" / split / city / name
+    *tree, _, split, city, name = parts
+    name = name.removesuffix(IMAGE_SUFFIX) + "_gtFine_polygons.json"
+    annotation_file = Path(*tree, "gtFine", split, city, name)
     if split == "test" or not annotation_file.is_file():
         return None
     record = read_instances(str(annotation_file))

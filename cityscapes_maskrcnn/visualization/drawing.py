@@ -19,7 +19,6 @@ import numpy.typing as npt
 import pycocotools.mask as coco_mask
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
-from matplotlib.collections import LineCollection
 from matplotlib.font_manager import findfont
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
@@ -38,7 +37,7 @@ _FILL_ALPHA = 0.5
 _SHADES = (0.0, 0.24, 0.1, 0.32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DrawnObject:
     """One object, in pixels of the image.
 
@@ -82,16 +81,21 @@ def draw_ground_truth(image_rgb: RgbImage, dataset_dict: dict[str, Any], metadat
     """
     objects = []
     for annotation in dataset_dict.get("annotations", []):
-        category = int(annotation["category_id"])
+        name = metadata.thing_classes[annotation["category_id"]]
         is_group = bool(annotation.get("iscrowd", 0))
-        name = metadata.thing_classes[category] + (" group" if is_group else "")
-        contours = _annotation_contours(annotation, image_rgb.shape[:2])
-        objects.append(DrawnObject(category, contours, label=name, is_group=is_group))
+        objects.append(
+            DrawnObject(
+                category=annotation["category_id"],
+                contours=_annotation_contours(annotation, image_rgb.shape[:2]),
+                label=f"{name} group" if is_group else name,
+                is_group=is_group,
+            )
+        )
     return _draw(image_rgb, objects, metadata.thing_colors)
 
 
 def draw_predictions(
-    image_rgb: RgbImage, instances: Instances, metadata: Any, threshold: float = 0.5
+    image_rgb: RgbImage, instances: Instances, metadata: Any, score_thresh: float = 0.5
 ) -> RgbImage:
     """Draw predicted instances with their scores.
 
@@ -100,20 +104,20 @@ def draw_predictions(
         instances: with ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W), bool, on the CPU
             and at the size of ``image_rgb``; of a model without masks, ``pred_boxes`` are drawn.
         metadata: with ``thing_classes`` and ``thing_colors``.
-        threshold: predictions with a lower score are left out, between 0 and 1.
+        score_thresh: predictions with a lower score are left out, between 0 and 1.
 
     Returns:
         The picture, see :func:`draw_ground_truth`.
     """
-    kept = instances[instances.scores >= threshold]
+    kept = instances[instances.scores >= score_thresh]
     if kept.has("pred_masks"):
         contours = [mask_contours(mask) for mask in np.asarray(kept.pred_masks, dtype=bool)]
     else:
         contours = [[_box_contour(box)] for box in kept.pred_boxes.tensor.numpy()]
-    categories, scores = kept.pred_classes.tolist(), kept.scores.tolist()
+    found = zip(kept.pred_classes.tolist(), kept.scores.tolist(), contours, strict=True)
     objects = [
         DrawnObject(category, shape, label=f"{metadata.thing_classes[category]} {score:.0%}")
-        for category, score, shape in zip(categories, scores, contours, strict=True)
+        for category, score, shape in found
     ]
     return _draw(image_rgb, objects, metadata.thing_colors)
 
@@ -171,9 +175,9 @@ def mask_contours(mask: npt.NDArray[np.bool_]) -> list[FloatArray]:
         mask: shape (H, W), bool.
 
     Returns:
-        Closed curves, each of shape (N, 2), as ``(x, y)`` in pixels, where the first pixel covers 0
-        to 1; straight borders lie on the pixel borders. Holes run against their surroundings.
-        Empty for an empty mask.
+        Closed curves, each of shape (N, 2), as ``(x, y)`` in pixels, the first pixel from 0 to 1;
+        straight borders lie on the pixel borders. Holes run against their surroundings. Empty for
+        an empty mask.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
@@ -217,25 +221,25 @@ def _draw(image: RgbImage, objects: Sequence[DrawnObject], colors: Colors) -> Rg
     if factor > 1:
         enlarged = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
         image = np.asarray(enlarged, dtype=np.uint8)
-    scaled = [
-        replace(item, contours=[part * factor for part in item.contours if len(part) >= 3])
-        for item in objects
-    ]
+    scaled = []
+    for item in objects:
+        contours = [part * factor for part in item.contours if len(part) >= 3]
+        if contours:
+            scaled.append(replace(item, contours=contours))
     visualizer = StreetVisualizer(image, colors)
-    visualizer.draw_objects([item for item in scaled if item.contours])
+    visualizer.draw_objects(scaled)
     return visualizer.get_output().get_image()
 
 
 class StreetVisualizer(Visualizer):
-    """Detectron2's Visualizer with a look for crowded street scenes."""
+    """Detectron2's Visualizer with a look for crowded street scenes.
+
+    Args:
+        image_rgb: shape (H, W, 3), uint8; the drawing has its size.
+        class_colors: RGB from 0 to 255 of every class.
+    """
 
     def __init__(self, image_rgb: RgbImage, class_colors: Colors):
-        """Set up a drawing at the size of the image.
-
-        Args:
-            image_rgb: shape (H, W, 3), uint8.
-            class_colors: RGB from 0 to 255 of every class.
-        """
         super().__init__(image_rgb)
         self._class_colors = class_colors
         # Detectron2 shows the image resampled, which moves half of it by a pixel.
@@ -249,25 +253,19 @@ class StreetVisualizer(Visualizer):
         """Draw objects: groups first, then from large to small, then the labels."""
         order = sorted(objects, key=lambda item: (not item.is_group, -item.area))
         # Neighbours of a class, from left to right, get different shades of its colour.
-        left_to_right = sorted(range(len(order)), key=lambda index: order[index].box[0])
         counts: Counter[int] = Counter()
-        shades: dict[int, float] = {}
-        for index in left_to_right:
-            category = order[index].category
-            shades[index] = _SHADES[counts[category] % len(_SHADES)]
-            counts[category] += 1
-        for index, item in enumerate(order):
-            self._draw_object(item, shades[index])
+        shades: dict[DrawnObject, float] = {}
+        for item in sorted(order, key=lambda item: item.box[0]):
+            shades[item] = _SHADES[counts[item.category] % len(_SHADES)]
+            counts[item.category] += 1
+        for item in order:
+            self._draw_object(item, shades[item])
         self._draw_labels(order)
 
     def _class_color(self, category: int, white: float = 0.0) -> tuple[float, ...]:
         """The official colour of a class with a share of white, RGB from 0 to 1."""
         color = np.array(self._class_colors[category]) / 255
         return tuple(color + (1 - color) * white)
-
-    def _is_light(self, category: int) -> bool:
-        """Whether black letters stand out better than white ones (luma, ITU-R BT.601)."""
-        return float(np.dot(self._class_color(category), (0.299, 0.587, 0.114))) > 0.6
 
     def _draw_object(self, item: DrawnObject, shade: float) -> None:
         outline = Outline.make_compound_path(
@@ -283,23 +281,9 @@ class StreetVisualizer(Visualizer):
             linewidth=self._line_width * self._points_per_pixel,
             linestyle="--" if item.is_group else "-",
             joinstyle="round",
+            hatch="//" if item.is_group else None,
         )
         self.output.ax.add_patch(patch)
-        if item.is_group:
-            self._hatch(item, patch)
-
-    def _hatch(self, item: DrawnObject, patch: PathPatch) -> None:
-        """Fill an object with diagonal lines."""
-        x0, y0, x1, y1 = item.box
-        rise = y1 - y0
-        starts = np.arange(x0 - rise, x1, 8 * self._line_width)
-        lines = LineCollection(
-            [[(start, y1), (start + rise, y0)] for start in starts],
-            colors=[self._class_color(item.category, 0.35)],
-            linewidths=self._line_width * self._points_per_pixel,
-        )
-        lines.set_clip_path(patch)
-        self.output.ax.add_collection(lines, autolim=False)
 
     def _draw_labels(self, objects: Sequence[DrawnObject]) -> None:
         labelled = [
@@ -317,7 +301,8 @@ class StreetVisualizer(Visualizer):
                 item.label,
                 size=self._text_height * self._points_per_pixel,
                 family="sans-serif",
-                color="black" if self._is_light(item.category) else "white",
+                # The one that stands out better (luma, ITU-R BT.601).
+                color="black" if np.dot(color, (0.299, 0.587, 0.114)) > 0.6 else "white",
                 verticalalignment="top",
                 bbox={
                     "facecolor": self._class_color(item.category, 0.1),
@@ -328,6 +313,7 @@ class StreetVisualizer(Visualizer):
                 zorder=10,
             )
             for item in labelled
+            for color in [self._class_color(item.category)]
         ]
         extents = [text.get_window_extent(renderer) for text in texts]
         places = place_labels(

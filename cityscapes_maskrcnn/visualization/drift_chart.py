@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-
-from matplotlib.axes import Axes
+from collections.abc import Sequence
 
 from cityscapes_maskrcnn.modeling.drift import WHOLE, GroupDrift, format_percent
 from cityscapes_maskrcnn.visualization.style import (
@@ -32,26 +30,20 @@ def plot_drift(drift: Sequence[GroupDrift], output: str | os.PathLike[str]) -> N
     Raises:
         InputError: ``output`` cannot be written.
     """
-    groups = [row for row in drift if row.group != WHOLE]
     figure = new_figure(9, 3.8, "How far the backbone moved from its start")
     left, right = figure.subplots(1, 2)
-    _plot(left, "weights", {row.group: row.parameters for row in groups}, BLUE)
-    _plot(
-        right,
-        "BatchNorm running statistics",
-        {row.group: row.statistics for row in groups},
-        ORANGE,
-    )
+    groups = [row for row in drift if row.group != WHOLE]
+    for axis, title, color, fractions in (
+        (left, "weights", BLUE, [row.parameters for row in groups]),
+        (right, "BatchNorm running statistics", ORANGE, [row.statistics for row in groups]),
+    ):
+        heights = [100 * each if math.isfinite(each) else 0.0 for each in fractions]
+        bars = axis.bar([row.group for row in groups], heights, color=color, width=0.62)
+        texts = [format_percent(each) for each in fractions]
+        axis.bar_label(bars, texts, padding=3, color=INK, fontsize=9)
+        style_axes(axis, title)
+        # Without any movement the axis would reach below zero.
+        axis.set_ylim(0, 1.12 * max(heights) or 1.0)
+        axis.tick_params(axis="x", length=0)
     left.set_ylabel("‖end - start‖ / ‖start‖, %", fontsize=9)
     save_figure(figure, output)
-
-
-def _plot(axis: Axes, title: str, fractions: Mapping[str, float], color: str) -> None:
-    heights = [100 * each if math.isfinite(each) else 0.0 for each in fractions.values()]
-    bars = axis.bar(list(fractions), heights, color=color, width=0.62)
-    texts = [format_percent(each) for each in fractions.values()]
-    axis.bar_label(bars, texts, padding=3, color=INK, fontsize=9)
-    style_axes(axis, title)
-    # Without any movement the axis would reach below zero.
-    axis.set_ylim(0, 1.12 * max(heights) or 1.0)
-    axis.tick_params(axis="x", length=0)

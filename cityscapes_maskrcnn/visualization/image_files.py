@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import glob
-import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -42,21 +41,18 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     """
     images: dict[Path, None] = {}
     for given in inputs:
-        if Path(given).is_file():
-            found = [Path(given)]
-        elif Path(given).is_dir():
-            found = _photographs(Path(given).rglob("*"))
-            if not found:
-                raise InputError(f"--input {given}: no image in this folder or below it")
-        else:
-            matches = [Path(match) for match in glob.glob(given, recursive=True)]  # noqa: PTH207
-            found = _photographs(matches)
-            if not found:
-                raise InputError(
-                    f"--input {given}: no such file or folder, and no image matches it as a "
-                    "pattern (KEY VALUE pairs must not follow --input directly)"
-                )
-        images.update(dict.fromkeys(found))
+        path = Path(given)
+        if path.is_file():
+            images[path] = None
+            continue
+        found = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(given, recursive=True))  # noqa: PTH207
+        photographs = sorted(filter(_is_photograph, found))
+        if not photographs:
+            raise InputError(
+                f"--input {given}: no such file, and no image in or below a folder of this name or "
+                "matching it as a pattern (KEY VALUE pairs must not follow --input directly)"
+            )
+        images.update(dict.fromkeys(photographs))
     return list(images)
 
 
@@ -74,9 +70,12 @@ def picture_files(images: Sequence[Path], folder: Path, suffix: str) -> list[Pat
     """
     names: list[str] = []
     for image in images:
-        name = image.stem.removesuffix("_leftImg8bit")
-        numbered = (f"{name}_{number}" for number in itertools.count(2))
-        names.append(next(each for each in itertools.chain([name], numbered) if each not in names))
+        stem = name = image.stem.removesuffix("_leftImg8bit")
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{stem}_{number}"
+        names.append(name)
     return [folder / f"{name}{suffix}.png" for name in names]
 
 
@@ -111,11 +110,9 @@ def write_picture(path: Path, picture_rgb: npt.NDArray[np.uint8]) -> None:
         file.write(data.tobytes())
 
 
-def _photographs(candidates: Iterable[Path]) -> list[Path]:
-    return sorted(
-        path
-        for path in candidates
-        if path.suffix.lower() in _EXTENSIONS
+def _is_photograph(path: Path) -> bool:
+    return (
+        path.suffix.lower() in _EXTENSIONS
         and not path.name.startswith(".")
         and not path.name.endswith(_NOT_PHOTOGRAPHS)
         and path.is_file()

@@ -35,25 +35,23 @@ def place_labels(
         For each label the ``(x, y)`` of its upper left corner, or None where it was dropped.
     """
     height, width = picture_size
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     taken = np.zeros((0, 4))
     places: list[tuple[float, float] | None] = []
     for index, size in enumerate(sizes):
-        candidates = _candidates(boxes[index], anchors[index], size)
-        others = np.delete(boxes, index, axis=0)
-        inside = (
-            (candidates[:, 0] >= 0)
-            & (candidates[:, 1] >= 0)
-            & (candidates[:, 2] <= width)
-            & (candidates[:, 3] <= height)
-        )
-        free = inside & (_overlaps(candidates, taken).sum(axis=1) == 0)
-        if not free.any():
+        labels = _candidates(boxes[index], anchors[index], size)
+        inside = (labels >= 0).all(axis=1) & (labels[:, 2:] <= (width, height)).all(axis=1)
+        free = labels[inside & ~_overlaps(labels, taken).any(axis=1)]
+        if not len(free):
             places.append(None)
             continue
-        hidden = _hidden_shares(candidates, others, boxes[index])
-        best = int(np.argmin(np.where(free, hidden, np.inf)))
-        taken = np.vstack([taken, candidates[best]])
-        places.append((float(candidates[best, 0]), float(candidates[best, 1])))
+        # What they hide of the objects that are not larger, in shares of these. Rounded, so that
+        # slivers do not outweigh the wish for the better place.
+        others = (areas <= areas[index]) & (np.arange(len(boxes)) != index)
+        hidden = _overlaps(free, boxes[others]) / np.maximum(areas[others], 1)
+        best = free[np.argmin(hidden.sum(axis=1).round(1))]
+        taken = np.vstack([taken, best])
+        places.append((float(best[0]), float(best[1])))
     return places
 
 
@@ -62,18 +60,13 @@ def _candidates(box: FloatArray, anchor: FloatArray, size: FloatArray) -> FloatA
     x0, y0, x1, y1 = box
     width, height = size
     centre, middle = (x0 + x1 - width) / 2, (y0 + y1 - height) / 2
-    above, below, on_top, on_anchor = (
-        (centre, y0 - height),
-        (centre, y1),
-        (centre, y0),
-        (anchor[0] - width / 2, anchor[1] - height / 2),
-    )
+    corners = [(centre, y0 - height), (centre, y1), (x1, middle), (x0 - width, middle)]
     # Over a large object a label hides nothing that matters; a small one it would hide whole.
-    roomy = (x1 - x0) >= 1.3 * width and (y1 - y0) >= 3 * height
-    beside = ((x1, middle), (x0 - width, middle))
-    order = (*((on_anchor, on_top) if roomy else ()), above, below, *beside)
-    corners = np.array(order, dtype=np.float64)
-    return np.hstack([corners, corners + size])
+    if x1 - x0 >= 1.3 * width and y1 - y0 >= 3 * height:
+        on_anchor = (anchor[0] - width / 2, anchor[1] - height / 2)
+        corners = [on_anchor, (centre, y0), *corners]
+    upper_left = np.array(corners, dtype=np.float64)
+    return np.hstack([upper_left, upper_left + size])
 
 
 def _overlaps(first: FloatArray, second: FloatArray) -> FloatArray:
@@ -81,14 +74,3 @@ def _overlaps(first: FloatArray, second: FloatArray) -> FloatArray:
     upper_left = np.maximum(first[:, None, :2], second[None, :, :2])
     lower_right = np.minimum(first[:, None, 2:], second[None, :, 2:])
     return np.prod(np.clip(lower_right - upper_left, 0, None), axis=2)
-
-
-def _hidden_shares(candidates: FloatArray, others: FloatArray, own: FloatArray) -> FloatArray:
-    """How much of the objects not larger than ``own`` each candidate hides, shape (N,).
-
-    Rounded to tenths, so that slivers do not outweigh the wish for the better place.
-    """
-    areas = np.prod(others[:, 2:] - others[:, :2], axis=1)
-    smaller = areas <= np.prod(own[2:] - own[:2])
-    shares = _overlaps(candidates, others[smaller]) / np.maximum(areas[smaller], 1)
-    return np.round(shares.sum(axis=1), 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 import numpy as np
@@ -28,28 +27,27 @@ from cityscapes_maskrcnn.visualization.drawing import (
 class Predictor:
     """Find and draw the instances of image files.
 
-    It differs from Detectron2's ``DefaultPredictor`` in two ways: the mapper is the one that
-    evaluation uses, so that the pictures show what is scored; and the weights are not loaded here
-    but by ``engine.checkpoint.load_for_inference``, which never executes code.
+    Unlike Detectron2's ``DefaultPredictor`` it uses evaluation's mapper, so that the pictures show
+    what is scored, and leaves the weights to ``engine.checkpoint.load_for_inference``.
 
     Attributes:
         model: with random weights until a checkpoint is loaded into it.
         metadata: class names and colours.
     """
 
-    def __init__(self, cfg: CfgNode, threshold: float = 0.5):
+    def __init__(self, cfg: CfgNode, score_thresh: float = 0.5):
         """Build the model.
 
         Args:
             cfg: the model's config; not changed.
-            threshold: lowest score of a detection, between 0 and 1.
+            score_thresh: lowest score of a detection, between 0 and 1.
 
         Raises:
-            InputError: the threshold is out of range, or the model is not one of the 8 Cityscapes
-                instance classes.
+            InputError: ``score_thresh`` is out of range, or the model has other classes than
+                Cityscapes' 8.
         """
-        if not (math.isfinite(threshold) and 0 <= threshold <= 1):
-            raise InputError(f"--score-thresh {threshold}: it must lie between 0 and 1")
+        if not 0 <= score_thresh <= 1:
+            raise InputError(f"--score-thresh {score_thresh}: it must lie between 0 and 1")
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         if num_classes != len(THING_CLASSES):
             raise InputError(
@@ -58,12 +56,12 @@ class Predictor:
             )
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
-        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_thresh
+        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = score_thresh
         self.metadata = Metadata(
             name="cityscapes", thing_classes=list(THING_CLASSES), thing_colors=list(THING_COLORS)
         )
-        self._threshold = threshold
+        self._score_thresh = score_thresh
         self._mapper = CityscapesMapper(cfg, is_train=False)
         self.model = build_model(cfg).eval()
 
@@ -97,7 +95,7 @@ class Predictor:
             check_size(str(image_file), image, record)
             panels.append(("ground truth", draw_ground_truth(image, record, self.metadata)))
         prediction = draw_predictions(
-            image, self(image_file), self.metadata, threshold=self._threshold
+            image, self(image_file), self.metadata, score_thresh=self._score_thresh
         )
-        panels.append((f"prediction (score >= {self._threshold:g})", prediction))
+        panels.append((f"prediction (score >= {self._score_thresh:g})", prediction))
         return side_by_side(panels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,16 +45,16 @@ def plot_training_curves(
             written.
     """
     curves = read_curves(metrics_json)
-    rows = [(title, chosen) for title, chosen in _select(curves) if chosen]
+    rows = {title: names for title, names in _select(curves).items() if names}
     if not rows:
         raise InputError(
             f"{metrics_json}: no loss, score or learning rate in it; did training start?"
         )
-    heights = [3 if title == "loss" else 1.7 for title, _ in rows]
+    heights = [3 if title == "loss" else 1.7 for title in rows]
     figure = new_figure(10, sum(heights) + 0.6)
     axes = figure.subplots(len(rows), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (title, chosen) in zip(axes, rows, strict=True):
-        _plot(axis, title, chosen)
+    for axis, (title, names) in zip(axes, rows.items(), strict=True):
+        _plot(axis, title, {name: curves[name] for name in names})
     axes[-1].set_xlabel("iteration", color=INK)
     save_figure(figure, output)
 
@@ -94,8 +94,8 @@ def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
     return {name: dict(sorted(curve.items())) for name, curve in values.items()}
 
 
-def _select(curves: Mapping[str, Curve]) -> list[tuple[str, dict[str, Curve]]]:
-    """The rows of the picture: title and curves, the most important curve first."""
+def _select(curves: Mapping[str, Curve]) -> dict[str, list[str]]:
+    """Get the rows of the picture: title -> names of curves, the most important curve first."""
     losses = sorted(
         (name for name in curves if "loss" in _metric(name)),
         key=lambda name: (_metric(name) != "total_loss", "/" in name, name),
@@ -109,12 +109,12 @@ def _select(curves: Mapping[str, Curve]) -> list[tuple[str, dict[str, Curve]]]:
         (name for name in curves if _metric(name) in ("AP", "AP50")),
         key=lambda name: (not name.startswith("segm/"), name),
     )
-    return [
-        ("loss", {name: curves[name] for name in losses}),
-        ("average precision (%)", {name: curves[name] for name in precisions}),
-        ("mean IoU (%)", {name: curves[name] for name in curves if _metric(name) in _MEAN_IOUS}),
-        ("learning rate", {name: curves[name] for name in ("lr",) if name in curves}),
-    ]
+    return {
+        "loss": losses,
+        "average precision (%)": precisions,
+        "mean IoU (%)": [name for name in curves if _metric(name) in _MEAN_IOUS],
+        "learning rate": [name for name in curves if name == "lr"],
+    }
 
 
 def _metric(name: str) -> str:
@@ -141,21 +141,15 @@ def _plot(axis: Axes, title: str, curves: Mapping[str, Curve]) -> None:
             markersize=3.5,
         )
     style_axes(axis, title)
-    axis.set_ylim(*_limits(title, [value for curve in curves.values() for value in curve.values()]))
+    values = np.array([value for curve in curves.values() for value in curve.values()])
+    finite = values[np.isfinite(values)]
+    if len(finite):
+        # A few exploding losses must not flatten all others.
+        top = min(finite.max(), 4 * np.percentile(finite, 95)) if is_loss else finite.max()
+        axis.set_ylim(min(0.0, finite.min()), 1.05 * max(top, 1e-12))
     axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title != "learning rate":
         axis.legend(
             loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9, handlelength=3.4
         )
-
-
-def _limits(title: str, values: Sequence[float]) -> tuple[float, float]:
-    """Lowest and highest value to show; a few exploding losses must not flatten all others."""
-    finite = np.array([value for value in values if np.isfinite(value)])
-    if not len(finite):
-        return 0.0, 1.0
-    top = float(finite.max())
-    if title == "loss":
-        top = min(top, 4 * float(np.percentile(finite, 95)))
-    return min(0.0, float(finite.min())), max(top, 1e-12) * 1.05
