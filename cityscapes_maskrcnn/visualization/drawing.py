@@ -281,7 +281,7 @@ class StreetVisualizer(Visualizer):
             linewidth=self._line_width * self._points_per_pixel,
             linestyle="--" if item.is_group else "-",
             joinstyle="round",
-            hatch="//" if item.is_group else None,
+            hatch="///" if item.is_group else None,
         )
         self.output.ax.add_patch(patch)
 

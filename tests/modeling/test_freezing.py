@@ -12,7 +12,6 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -32,29 +31,20 @@ DATALOADER.NUM_WORKERS 0
 
 
 def config(root: Path, output: Path, *options: object) -> CfgNode:
-    before = os.environ.get("DETECTRON2_DATASETS")
-    os.environ["DETECTRON2_DATASETS"] = str(root)
-    try:
-        last = ["MODEL.WEIGHTS", "", "DATASETS.TEST", "()", "OUTPUT_DIR", str(output)]
-        cfg = build_config(str(CONFIG), [*TINY.split(), *last, *map(str, options)])
-    finally:
-        os.environ.pop("DETECTRON2_DATASETS")
-        if before is not None:
-            os.environ["DETECTRON2_DATASETS"] = before
-    cfg.freeze()
-    return cfg
+    last = ["MODEL.WEIGHTS", "", "DATASETS.TEST", "()", "OUTPUT_DIR", str(output)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        return build_config(str(CONFIG), [*TINY.split(), *last, *map(str, options)])
 
 
 def train(cfg: CfgNode) -> tuple[nn.Module, set[str]]:
     """Train; return the model and the names of the tensors that differ from before."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     after = trainer.model.state_dict()
-    assert before.keys() == after.keys()
     return trainer.model, {name for name in before if not torch.equal(before[name], after[name])}
 
 
@@ -79,17 +69,13 @@ def test_frozen_fpn_is_bit_equal_and_lets_gradients_through(
     trained: Path, small_root: Path, tmp_path: Path
 ) -> None:
     keys = ("MODEL.WEIGHTS", trained, "MODEL.FPN.FREEZE", True, "MODEL.BACKBONE.FREEZE_AT", 0)
-    model, moved = train(config(small_root, tmp_path, *keys))
+    _, moved = train(config(small_root, tmp_path, *keys))
+    # Its BatchNorm statistics too.
     assert not {name for name in moved if of_fpn(name)}
     # Below it and above it everything goes on.
     assert "backbone.bottom_up.stem.conv1.weight" in moved
     assert "backbone.bottom_up.res5.2.conv3.norm.running_mean" in moved
     assert "proposal_generator.rpn_head.conv.weight" in moved
-    live = torch.load(trained, weights_only=True)["model"]
-    frozen = {name: value for name, value in model.state_dict().items() if of_fpn(name)}
-    # 8 convolutions, of a weight each, and their normalisations, of 4 tensors and a counter.
-    assert len(frozen) == 8 * 6
-    assert all(torch.equal(live[name], value) for name, value in frozen.items())
 
 
 def test_freeze_at_5_and_the_frozen_fpn_leave_the_whole_backbone(
@@ -121,8 +107,8 @@ def test_the_table_counts_all_of_the_model(small_root: Path, tmp_path: Path) -> 
     table, frozen = rows_of(parameter_table(live)), rows_of(parameter_table(half))
     parts = ["stem", "res2", "res3", "res4", "res5", "FPN", "RPN", "box head", "mask head"]
     assert list(table) == [*parts, "total"]
-    assert table["total"][0] == sum(p.numel() for p in live.parameters())
-    assert all(size == trained for size, trained in table.values())
+    total = sum(p.numel() for p in live.parameters())
+    assert table["total"] == (total, total)
     # The stem: 4 x 3 x 7 x 7 weights, 4 + 4 of its normalisation.
     assert table["stem"] == (588 + 8, 588 + 8)
     # A frozen part has as many parameters as a live one.
@@ -151,9 +137,9 @@ def test_no_fpn_to_freeze(small_root: Path, tmp_path: Path) -> None:
 def test_another_number_of_anchors_never_loads(
     trained: Path, small_root: Path, tmp_path: Path
 ) -> None:
-    keys = ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5,1.0]]")
-    model = Trainer.build_model(config(small_root, tmp_path, *keys))
+    keys = ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5,1.0]]", "MODEL.WEIGHTS", trained)
+    trainer = Trainer(config(small_root, tmp_path, *keys))
     # 3 anchors a cell in the file, 2 in the model.
     name = r"proposal_generator\.rpn_head\.(objectness_logits|anchor_deltas)\.\w+"
     with pytest.raises(InputError, match=name + r" is \((3|12),.*\) in the file"):
-        SafeCheckpointer(model).load(str(trained))
+        trainer.resume_or_load(resume=False)

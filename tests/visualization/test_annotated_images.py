@@ -18,8 +18,8 @@ def write_scene(root: Path, split: str) -> Path:
     """Two cars, the first behind a pole that cuts it in two, and a group of persons."""
     stem = "ulm_000000_000019"
     image = root / "leftImg8bit" / split / "ulm" / f"{stem}_leftImg8bit.png"
-    truth = root / "gtFine" / split / "ulm" / f"{stem}_gtFine_polygons.json"
-    for path in (image, truth):
+    annotation = root / "gtFine" / split / "ulm" / f"{stem}_gtFine_polygons.json"
+    for path in (image, annotation):
         path.parent.mkdir(parents=True)
     Image.fromarray(np.zeros((60, 100, 3), np.uint8)).save(image)
     objects = [
@@ -28,7 +28,7 @@ def write_scene(root: Path, split: str) -> Path:
         {"label": "car", "polygon": [[70, 20], [90, 20], [90, 40], [70, 40]]},
         {"label": "persongroup", "polygon": [[1, 1], [9, 1], [9, 9], [1, 9]]},
     ]
-    truth.write_text(json.dumps({"imgHeight": 60, "imgWidth": 100, "objects": objects}))
+    annotation.write_text(json.dumps({"imgHeight": 60, "imgWidth": 100, "objects": objects}))
     return image
 
 
@@ -48,16 +48,13 @@ def test_no_ground_truth(tmp_path, monkeypatch):
     # Of the test split the official files are placeholders.
     assert ground_truth_of(write_scene(tmp_path, "test")) is None
     assert ground_truth_of("somewhere.png") is None
+    assert ground_truth_of("/somewhere.png") is None
     image = write_scene(tmp_path, "val")
     monkeypatch.chdir(image.parent)
     assert ground_truth_of(image.name) is not None  # a relative path
-    (tmp_path / "gtFine/val/ulm/ulm_000000_000019_gtFine_polygons.json").unlink()
-    assert ground_truth_of(image) is None
-
-
-def test_damaged_ground_truth(tmp_path):
-    image = write_scene(tmp_path, "val")
-    truth = tmp_path / "gtFine/val/ulm/ulm_000000_000019_gtFine_polygons.json"
-    truth.write_text(truth.read_text()[:50])
+    annotation = tmp_path / "gtFine/val/ulm/ulm_000000_000019_gtFine_polygons.json"
+    annotation.write_text(annotation.read_text()[:50])
     with pytest.raises(InputError, match="ulm_000000_000019_gtFine_polygons"):
         ground_truth_of(image)
+    annotation.unlink()
+    assert ground_truth_of(image) is None

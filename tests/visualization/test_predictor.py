@@ -6,42 +6,28 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
+from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.predictor import Predictor
 
 
+# Mask R-CNN on a narrow ResNet-50 that needs a fraction of a second for an image.
+TINY = """
+MODEL.DEVICE cpu MODEL.RESNETS.NORM BN MODEL.FPN.NORM BN
+MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
+MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.FPN.OUT_CHANNELS 16
+MODEL.ROI_BOX_HEAD.FC_DIM 32 MODEL.ROI_MASK_HEAD.CONV_DIM 16
+MODEL.RPN.POST_NMS_TOPK_TEST 20 INPUT.MIN_SIZE_TEST 80
+"""
+
+
 @pytest.fixture
 def tiny_config() -> CfgNode:
-    """Mask R-CNN on a ResNet-18 that needs a fraction of a second for an image."""
-    cfg = get_cfg()
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32], [64], [128], [256]]
-    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
-    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
-    cfg.MODEL.MASK_ON = True
-    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
-    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 8
-    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
-    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
-    cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
-    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 1
-    cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
-    cfg.MODEL.WEIGHTS = ""
-    cfg.DATASETS.TEST = ()
-    cfg.INPUT.MIN_SIZE_TEST = 80
-    return cfg
+    return build_config("configs/stage_1_heads.yaml", [*TINY.split(), "MODEL.WEIGHTS", ""])
 
 
 @pytest.fixture
@@ -82,13 +68,7 @@ def test_a_picture_without_ground_truth_is_one_panel(tiny_config, photograph):
     assert picture.shape == (512 + 41, 1024, 3)
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
-def test_threshold_out_of_range(tiny_config, threshold):
+@pytest.mark.parametrize("score_thresh", [-0.1, 1.1, float("nan")])
+def test_score_thresh_out_of_range(tiny_config, score_thresh):
     with pytest.raises(InputError, match="--score-thresh"):
-        Predictor(tiny_config, threshold)
-
-
-def test_another_datasets_config(tiny_config):
-    tiny_config.MODEL.ROI_HEADS.NUM_CLASSES = 80
-    with pytest.raises(InputError, match="80, but Cityscapes has 8"):
-        Predictor(tiny_config)
+        Predictor(tiny_config, score_thresh)

@@ -24,6 +24,5 @@ def test_a_chart_does_not_touch_pyplot(tmp_path: Path) -> None:
 
 def test_a_chart_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    output = tmp_path / "file" / "chart.png"
     with pytest.raises(InputError, match=r"chart\.png: cannot be written"):
-        save_figure(new_figure(3, 2), output)
+        save_figure(new_figure(3, 2), tmp_path / "file" / "chart.png")
