@@ -13,7 +13,6 @@ from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.engine.run_anchors import dataset_boxes, write_anchor_report
 from cityscapes_maskrcnn.modeling.anchors import Anchors, best_iou, fit_anchors
-from cityscapes_maskrcnn.utils.errors import InputError
 
 PROJECT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -31,11 +30,8 @@ def test_a_dataset_at_network_scale(cluster_anchors: Run, small_root: Path, tmp_
         *("INPUT.MIN_SIZE_TEST", 384),
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in output.parent.iterdir()) == [
-        "anchors.json",
-        "anchors.png",
-        "anchors.yaml",
-    ]
+    files = {path.name for path in output.parent.iterdir()}
+    assert files == {"anchors.json", "anchors.png", "anchors.yaml"}
     # The images are 96x192: boxes are four times as large at network scale.
     register_all(str(small_root))
     boxes = dataset_boxes("cityscapes_instance_train", 384, 2048)
@@ -43,10 +39,8 @@ def test_a_dataset_at_network_scale(cluster_anchors: Run, small_root: Path, tmp_
     cfg = build_config(str(output), [])
     node = cfg.MODEL.ANCHOR_GENERATOR
     assert node.NAME == "KMeansAnchorGenerator"
-    assert (
-        [[size] for size in expected.sizes],
-        [list(expected.ratios)],
-    ) == (node.SIZES, node.ASPECT_RATIOS)
+    assert [[size] for size in expected.sizes] == node.SIZES
+    assert [list(expected.ratios)] == node.ASPECT_RATIOS
     numbers = json.loads((tmp_path / "new" / "anchors.json").read_text())
     assert "cityscapes_instance_train, shorter side 384" in numbers["boxes"]
     assert numbers["fitted"]["fit"][0]["boxes"] == len(boxes)
@@ -54,7 +48,7 @@ def test_a_dataset_at_network_scale(cluster_anchors: Run, small_root: Path, tmp_
     assert f"-> {best_iou(boxes, expected).mean():.3f}" in done.stdout
     with Image.open(output.with_suffix(".png")) as picture:
         assert picture.size == (1440, 672)
-    # Whoever is scored on these images is told that they chose the anchors.
+    # A score on these images is not of unseen ones: they chose the anchors.
     assert cfg.DATASETS.TUNED_ON == ("cityscapes_instance_train",)
     stage_2 = str(PROJECT / "configs" / "stage_2_tuned.yaml")
     assert build_config(stage_2, ["INCLUDE", f"('{output}',)"]).DATASETS.TUNED_ON == (
@@ -91,9 +85,13 @@ def test_boxes_of_a_file_leave_no_trace_of_a_dataset(tmp_path: Path) -> None:
     assert build_config(str(output), []).DATASETS.TUNED_ON == ()
 
 
-def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+def test_in_a_process_of_its_own(tool_process: Run, tmp_path: Path) -> None:
+    done = tool_process("tools/cluster_anchors.py", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "examples:" in done.stdout
     (tmp_path / "anchors.yaml").mkdir()
-    with pytest.raises(InputError, match=r"anchors\.yaml: cannot be written"):
-        write_anchor_report(
-            [[8, 8]], Anchors((8.0,), (1.0,)), tmp_path / "anchors.yaml", source="one box"
-        )
+    (tmp_path / "boxes.csv").write_text("8,8\n")
+    flags = ("--boxes", tmp_path / "boxes.csv", "--num-sizes", 1, "--num-ratios", 1)
+    done = tool_process("tools/cluster_anchors.py", *flags, "--output", tmp_path / "anchors.yaml")
+    assert done.returncode == 1
+    assert "anchors.yaml: cannot be written" in done.stderr.splitlines()[-1]

@@ -5,7 +5,7 @@ import pycocotools.mask as coco_mask
 import pytest
 import torch
 from detectron2.data.catalog import Metadata
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 from matplotlib.path import Path as Outline
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS

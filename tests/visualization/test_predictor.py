@@ -14,7 +14,6 @@ from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.predictor import Predictor
 
-
 # Mask R-CNN on a narrow ResNet-50 that needs a fraction of a second for an image.
 TINY = """
 MODEL.DEVICE cpu MODEL.RESNETS.NORM BN MODEL.FPN.NORM BN
