@@ -10,28 +10,20 @@ import torch
 from detectron2.engine import HookBase
 from torch import Tensor
 
-from cityscapes_maskrcnn.modeling.drift import (
-    GroupDrift,
-    drift_to_csv,
-    format_drift,
-    measure_drift,
-)
+from cityscapes_maskrcnn.modeling.drift import drift_to_csv, format_drift, measure_drift
 from cityscapes_maskrcnn.utils.files import atomic_write, write_text
 from cityscapes_maskrcnn.visualization.drift_chart import plot_drift
 
 
 def write_drift_report(
     start: Mapping[str, Tensor], end: Mapping[str, Tensor], folder: Path
-) -> list[GroupDrift]:
+) -> None:
     """Write ``drift.csv``, ``drift.md`` and ``drift.png``, and log the table; in one process only.
 
     Args:
         start: a copy of the tensors before training, see :func:`.modeling.drift.measure_drift`.
         end: the tensors after training, in any naming.
         folder: created when missing.
-
-    Returns:
-        What the files hold.
 
     Raises:
         InputError: one of the two holds no ResNet-50 or values that are not finite, or a file
@@ -43,7 +35,6 @@ def write_drift_report(
     write_text(folder / "drift.csv", drift_to_csv(drift))
     write_text(folder / "drift.md", f"{table}\n")
     plot_drift(drift, folder / "drift.png")
-    return drift
 
 
 class DriftReport(HookBase):

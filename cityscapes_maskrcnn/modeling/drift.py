@@ -131,7 +131,7 @@ def _backbone(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     tensors = {}
     for name in deeplab_shapes():
         if name not in names:
-            raise InputError(f"{source}: no ResNet-50: it lacks {name}")
+            raise InputError(f"{source}: no ResNet-50: {name} is missing")
         tensors[name] = state[names[name]].detach().to("cpu", torch.float64)
         if not torch.isfinite(tensors[name]).all():
             raise InputError(f"{source}: {names[name]} holds values that are not finite")

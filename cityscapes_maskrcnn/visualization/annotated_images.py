@@ -21,10 +21,10 @@ from cityscapes_maskrcnn.visualization.drawing import draw_ground_truth, draw_se
 
 
 def sample_dataset(name: str, size: int | None, seed: int) -> tuple[list[dict[str, Any]], Any]:
-    """Draw a random sample of the records of a dataset.
+    """Take a random sample of the records of a registered dataset.
 
     Args:
-        name: of a registered dataset.
+        name: of the dataset.
         size: number of records; None: all.
         seed: of the sample.
 
