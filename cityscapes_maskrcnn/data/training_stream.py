@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -90,21 +91,18 @@ class TrainingStream(IterableDataset[Any]):
         return np.random.SeedSequence((self.seed, number, purpose))
 
 
-class _seeded:  # noqa: N801 - reads as a function: `with _seeded(...)`
+@contextmanager
+def _seeded(entropy: np.random.SeedSequence) -> Iterator[None]:
     """Seed Python's, NumPy's and torch's generators for a block, then put them back."""
-
-    def __init__(self, entropy: np.random.SeedSequence) -> None:
-        self._seeds = [int(word) for word in entropy.generate_state(3)]
-
-    def __enter__(self) -> None:
-        self._states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-        random.seed(self._seeds[0])
-        np.random.seed(self._seeds[1])  # noqa: NPY002 - Detectron2's augmentations use it
-        # torch.manual_seed would also seed the GPUs, whose numbers the model draws.
-        torch.default_generator.manual_seed(self._seeds[2])
-
-    def __exit__(self, *_: object) -> None:
-        python_state, numpy_state, torch_state = self._states
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(torch_state)
+    python_seed, numpy_seed, torch_seed = (int(word) for word in entropy.generate_state(3))
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(python_seed)
+    np.random.seed(numpy_seed)  # noqa: NPY002 - Detectron2's augmentations use it
+    # torch.manual_seed would also seed the GPUs, whose numbers the model draws.
+    torch.default_generator.manual_seed(torch_seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])

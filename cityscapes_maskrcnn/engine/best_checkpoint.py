@@ -48,6 +48,7 @@ class BestCheckpoint(MeasurementHook):
     ) -> None:
         self._model = model
         self._checkpointer = _WeightsOnly(model, output_dir)
+        self._path = Path(output_dir, "model_best.pth")
         self._period = period
         prefix = f"{datasets[0]}/" if len(datasets) > 1 else ""
         self._metrics = (
@@ -58,14 +59,9 @@ class BestCheckpoint(MeasurementHook):
         self._selected_on = selected_on
         self._best: dict[str, Any] = {}
 
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return Path(self._checkpointer.save_dir) / "model_best.pth"
-
     def before_train(self) -> None:
         """Forget a best checkpoint that is not there, or was chosen by another metric."""
-        if not self.path.is_file() or self._best.get("metric") not in self._metrics:
+        if not self._path.is_file() or self._best.get("metric") not in self._metrics:
             self._best = {}
 
     def after_step(self) -> None:
@@ -91,13 +87,13 @@ class BestCheckpoint(MeasurementHook):
         self._best = {"metric": metric, "value": value, "iteration": self.trainer.iter}
         logger.info("Best %s so far: %.5g", metric, value)
         self._checkpointer.history = merge(self.trainer.checkpointer.history, self._selected_on)
-        self._checkpointer.save(self.path.stem, **self._best)
+        self._checkpointer.save(self._path.stem, **self._best)
 
     def restore(self) -> None:
         """Load the best weights, if any, into the model; all processes have to call this."""
         model = getattr(self._model, "module", self._model)
         if comm.is_main_process() and self._best:
-            best = torch.load(self.path, map_location="cpu", weights_only=True)
+            best = torch.load(self._path, map_location="cpu", weights_only=True)
             model.load_state_dict(best["model"])
             logging.getLogger(__name__).info(
                 "Back to the weights of iteration %d, the best %s: %.5g",

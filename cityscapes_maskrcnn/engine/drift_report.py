@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,33 +14,11 @@ from cityscapes_maskrcnn.utils.files import atomic_write, write_text
 from cityscapes_maskrcnn.visualization.drift_chart import plot_drift
 
 
-def write_drift_report(
-    start: Mapping[str, Tensor], end: Mapping[str, Tensor], folder: Path
-) -> None:
-    """Write ``drift.csv``, ``drift.md`` and ``drift.png``, and log the table; in one process only.
-
-    Args:
-        start: a copy of the tensors before training, see :func:`.modeling.drift.measure_drift`.
-        end: the tensors after training, in any naming.
-        folder: created when missing.
-
-    Raises:
-        InputError: one of the two holds no ResNet-50 or values that are not finite, or a file
-            cannot be written.
-    """
-    drift = measure_drift(start, end)
-    table = format_drift(drift)
-    logging.getLogger(__name__).info("The backbone moved from its start by\n%s", table)
-    write_text(folder / "drift.csv", drift_to_csv(drift))
-    write_text(folder / "drift.md", f"{table}\n")
-    plot_drift(drift, folder / "drift.png")
-
-
 class DriftReport(HookBase):
     """Report at the end of training how far the backbone moved; main process only.
 
-    The start is kept in ``start_weights.pth`` in the output folder, so that a resumed run compares
-    with the first start and not with its own.
+    Writes ``drift.csv``, ``drift.md`` and ``drift.png``, and logs the table. The start is kept in
+    ``start_weights.pth``, so that a resumed run compares with the first start and not with its own.
 
     Args:
         folder: the output folder.
@@ -58,14 +35,25 @@ class DriftReport(HookBase):
                 torch.save(self._weights(), file)
 
     def after_train(self) -> None:
-        """Write the report, if training got to its end."""
+        """Write the report, if training got to its end.
+
+        Raises:
+            InputError: the backbone is no ResNet-50 or has values that are not finite, or a file
+                cannot be written.
+        """
         if self.trainer.iter < self.trainer.max_iter:
             return
+        logger = logging.getLogger(__name__)
         if not self._start_file.exists():
-            logging.getLogger(__name__).warning("No drift report: %s is gone", self._start_file)
+            logger.warning("No drift report: %s is gone", self._start_file)
             return
         start = torch.load(self._start_file, map_location="cpu", weights_only=True)
-        write_drift_report(start, self._weights(), self._folder)
+        drift = measure_drift(start, self._weights())
+        table = format_drift(drift)
+        logger.info("The backbone moved from its start by\n%s", table)
+        write_text(self._folder / "drift.csv", drift_to_csv(drift))
+        write_text(self._folder / "drift.md", f"{table}\n")
+        plot_drift(drift, self._folder / "drift.png")
 
     def _weights(self) -> dict[str, Tensor]:
         model = self.trainer.model

@@ -1,35 +1,57 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from cityscapes_maskrcnn.engine.drift_report import write_drift_report
+from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.modeling.deeplab_weights import deeplab_shapes
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
-def constant_state(value):
-    """A ResNet-50 of one number; it takes no memory."""
-    return {name: torch.tensor(value).expand(shape) for name, shape in deeplab_shapes().items()}
+def train(report: DriftReport, start: float, end: float, start_iter: int = 0) -> None:
+    """Have a backbone of one number, which takes no memory, trained to another one."""
+
+    def model(value: float) -> SimpleNamespace:
+        state = {
+            name: torch.tensor(value).expand(shape) for name, shape in deeplab_shapes().items()
+        }
+        return SimpleNamespace(backbone=SimpleNamespace(state_dict=lambda: state))
+
+    report.trainer = SimpleNamespace(
+        model=model(start), start_iter=start_iter, iter=start_iter, max_iter=9
+    )
+    report.before_train()
+    report.after_train()
+    report.trainer.model, report.trainer.iter = model(end), 9
+    report.after_train()
 
 
-def test_writes_numbers_table_and_picture(tmp_path, caplog):
-    folder = tmp_path / "out"
-    with pytest.raises(InputError, match="end of the drift report"):
-        write_drift_report(constant_state(1.0), {"w": torch.zeros(2)}, folder)
-    assert not folder.exists()
+def test_writes_numbers_table_and_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="cityscapes_maskrcnn"):
-        write_drift_report(constant_state(2.0), constant_state(2.5), folder)
-    assert {path.name for path in folder.iterdir()} == {"drift.csv", "drift.md", "drift.png"}
-    # (2.5 - 2) / 2 = 0.25
-    lines = (folder / "drift.csv").read_text().splitlines()
-    assert lines[1] == "stem,9536,0.25,0.25,0.25,0.25"
-    table = (folder / "drift.md").read_text()
+        train(DriftReport(tmp_path), 2.0, 2.5)
+    lines = (tmp_path / "drift.csv").read_text().splitlines()
+    assert lines[1] == "stem,9536,0.25,0.25,0.25,0.25"  # (2.5 - 2) / 2 = 0.25
+    table = (tmp_path / "drift.md").read_text()
     assert table.startswith("| layers ")
     (record,) = caplog.records
     assert record.getMessage() == f"The backbone moved from its start by\n{table.rstrip()}"
-    with Image.open(folder / "drift.png") as image:
+    with Image.open(tmp_path / "drift.png") as image:
         assert image.format == "PNG"
+    # A resumed run compares with the first start.
+    train(DriftReport(tmp_path), 2.5, 3.0, start_iter=5)
+    assert (tmp_path / "drift.csv").read_text().splitlines()[1].startswith("stem,9536,0.5,")
+
+
+def test_no_report_without_a_start_or_finite_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(DriftReport(tmp_path), 2.0, 2.5, start_iter=5)
+    assert "No drift report" in caplog.text
+    with pytest.raises(InputError, match="end of the drift report"):
+        train(DriftReport(tmp_path), 2.0, float("nan"))
+    assert [path.name for path in tmp_path.iterdir()] == ["start_weights.pth"]
