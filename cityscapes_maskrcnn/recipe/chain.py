@@ -1,4 +1,4 @@
-"""Running the steps of the recipe: what is complete is skipped, what was interrupted goes on."""
+"""Running the steps of the recipe: complete ones are skipped, interrupted ones go on."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""How far the steps of the recipe are, and how long the rest will take: as tables of text."""
+"""The plan and the status of the recipe's steps as tables of text, with the remaining time."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -18,7 +19,7 @@ LOG_FILE: Final = "steps.log"
 
 # "[11/24 15:37:16 cm.search.worker]: " before a line of Detectron2's logger.
 _LOG_PREFIX: Final = re.compile(r"^\[\d\d/\d\d [^\]]*\]: ")
-_TAIL: Final = 8192  # bytes from the end of a file that are looked at
+_TAIL: Final = 8192  # bytes that are read at the end of a file
 
 
 def format_plan(steps: Sequence[Step], states: Mapping[str, StepState]) -> str:
@@ -45,7 +46,7 @@ def format_plan(steps: Sequence[Step], states: Mapping[str, StepState]) -> str:
 
 
 def steps_without_inputs(steps: Sequence[Step], states: Mapping[str, StepState]) -> list[Step]:
-    """The steps whose data or weights are missing; a complete one needs none."""
+    """List the steps whose data or weights are missing; a complete one needs none."""
     return [step for step in steps if step.missing and states[step.name] != StepState.COMPLETE]
 
 
@@ -57,23 +58,11 @@ def group_by_text(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(text, ", ".join(alike)) for text, alike in names.items()]
 
 
-def format_time(seconds: float | None) -> str:
-    """``1:02:03``; ``-`` for None."""
-    if seconds is None or not math.isfinite(seconds):
-        return "-"
-    minutes, second = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
-
-
 def last_metrics(folder: Path) -> dict[str, Any]:
     """Read the newest complete line of Detectron2's ``metrics.json``; empty if there is none."""
     for line in reversed(_tail(folder / "metrics.json")):
-        try:
-            content = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(content, dict) and "iteration" in content:
-            return content
+        with suppress(ValueError):
+            return dict(json.loads(line))
     return {}
 
 
@@ -93,7 +82,7 @@ class ChainStatus:
         steps: Sequence[Step],
         states: dict[str, StepState],
         stream: TextIO,
-        clock: Any = time.monotonic,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._steps = list(steps)
         self._states = states
@@ -101,14 +90,14 @@ class ChainStatus:
         self._now = clock
         self._live = stream.isatty()
         self._next_line = 0.0
-        # The step under way, when it began in this call, and at which iteration.
+        # The step in progress, when it began in this call, and at which iteration.
         self._running: Step | None = None
         self._start = 0.0
         self._first_iteration = 0
         self._seconds: dict[str, float] = {}
 
     def began(self, step: Step) -> None:
-        """Show the table with a step that starts now."""
+        """Write the table with a step that starts now."""
         self._states[step.name] = StepState.RUNNING
         self._running, self._start = step, self._now()
         self._first_iteration = self._iteration(step) or 0
@@ -120,11 +109,11 @@ class ChainStatus:
         self._seconds[step.name] = self._now() - self._start
         self._states[step.name] = StepState.COMPLETE
         self._running = None
-        took = format_time(self._seconds[step.name])
+        took = _format_time(self._seconds[step.name])
         self._write(f"{self._clear()}{step.name}: complete after {took}\n")
 
     def tick(self) -> None:
-        """Show the live line, if it is time."""
+        """Write the live line, if it is time."""
         if self._running is None or self._now() < self._next_line:
             return
         self._next_line = self._now() + (2 if self._live else 60)
@@ -132,7 +121,7 @@ class ChainStatus:
         self._write(f"{self._clear()}{line[:150]}" if self._live else f"{line}\n")
 
     def line(self, step: Step) -> str:
-        """The live line: step, progress, newest line of its log, time left for it and for all."""
+        """Build the live line: step, progress or newest line of its log, remaining times."""
         iteration, parts = self._iteration(step), [step.name]
         if iteration is None:
             log = [line.strip() for line in _tail(step.folder / LOG_FILE) if line.strip()]
@@ -143,8 +132,8 @@ class ChainStatus:
             metrics = last_metrics(step.folder)
             if "total_loss" in metrics:
                 parts.append(f"loss {metrics['total_loss']:.3g}")
-        parts.append(f"ETA {format_time(self.remaining(step))}")
-        parts.append(f"of all about {format_time(self.remaining_of_all())}")
+        parts.append(f"ETA {_format_time(self.remaining(step))}")
+        parts.append(f"of all about {_format_time(self.remaining_of_all())}")
         return "  ".join(parts)
 
     def table(self) -> str:
@@ -152,14 +141,13 @@ class ChainStatus:
         rows = []
         for step in self._steps:
             state, done = self._states[step.name], self._iteration(step)
-            complete = state == StepState.COMPLETE
             progress = f"{step.iterations:,}" if step.iterations else "-"
             if done is not None and state in (StepState.RUNNING, StepState.UNFINISHED):
                 progress = f"{done:,} of {progress}"
-            taken = format_time(self._taken(step) if complete else None)
-            left = format_time(self.remaining(step) or None)
+            taken = _format_time(self._taken(step) if state == StepState.COMPLETE else None)
+            left = _format_time(self.remaining(step))
             rows.append((step.name, state.value, progress, taken, left))
-        rows.append(("all", "", "", "", format_time(self.remaining_of_all())))
+        rows.append(("all", "", "", "", _format_time(self.remaining_of_all())))
         return _table(rows, ["step", "state", "iterations", "time", "ETA (about)"])
 
     def remaining(self, step: Step) -> float | None:
@@ -169,23 +157,19 @@ class ChainStatus:
         rate = self._rate()
         if rate is None or not step.iterations:
             return None
-        iteration = self._iteration(step)
-        if iteration is None and step is self._running:
+        left = rate * (step.iterations - (self._iteration(step) or 0))
+        if step.amounts and step is self._running:
             # A search logs no iterations; its time counts, until it takes longer.
-            iteration = round((self._now() - self._start) / rate)
-            if iteration >= step.iterations:
-                return None
-        return rate * max(0, step.iterations - (iteration or 0))
+            left -= self._now() - self._start
+        return left if left >= 0 else None
 
     def remaining_of_all(self) -> float | None:
         """Seconds that all steps still need; steps that train nothing count as none."""
         left = [self.remaining(step) for step in self._steps if step.iterations]
-        known = [each for each in left if each is not None]
-        # When only scoring is left there is something to do all the same.
-        return (sum(known) or None) if len(known) == len(left) else None
+        return None if None in left else sum(filter(None, left))
 
     def _rate(self) -> float | None:
-        """Seconds an iteration, of the training under way or else of the last complete one."""
+        """Seconds an iteration, of the training in progress or else of the last complete one."""
         if self._running is not None:
             done = (self._iteration(self._running) or 0) - self._first_iteration
             if done > 0:
@@ -223,12 +207,17 @@ class ChainStatus:
         self._stream.flush()
 
 
+def _format_time(seconds: float | None) -> str:
+    """``1:02:03``; ``-`` for no time and for None."""
+    return str(timedelta(seconds=round(seconds))) if seconds else "-"
+
+
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
     return str(tabulate(rows, headers, disable_numparse=True, colalign=("left",) * len(headers)))
 
 
 def _tail(path: Path) -> list[str]:
-    """The last lines of a file; none if it cannot be read."""
+    """The last lines of a file; none if there is no file."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL))

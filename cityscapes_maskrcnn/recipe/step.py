@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -137,7 +137,7 @@ class Step:
         write_json(self.folder / COMPLETE_FILE, content)
 
     def _differences(self, before: Mapping[str, Any]) -> list[str]:
-        """Name what the folder was made from and what it would be made from now."""
+        """List in words what the folder was made from and would not be made from now."""
         settings, files = before["settings"], before["files"]
         # A setting that names a file counts by the file's content, where that is known.
         by_content = {
@@ -150,18 +150,15 @@ class Step:
             if not self._same_setting(key, settings, before.get("changed", ()))
         ]
         for name in sorted((files.keys() | self.needs.keys()) - named):
-            path, digest = self.needs.get(name), files.get(name)
+            path = self.needs.get(name)
             # A file that is not there yet is judged when it is.
-            if (
-                path is None
-                or name not in files
-                or (path.is_file() and not _has_content(path, digest))
-            ):
-                differing.append(f"another {name}")
+            if path and name in files and (not path.is_file() or _is_same(path, files[name])):
+                continue
+            differing.append(f"another {name}")
         return differing
 
-    def _same_setting(self, key: str, before: Mapping[str, str], changed: Any) -> bool:
-        """Whether a setting is as before; a key that one side lacks came or went by an upgrade."""
+    def _same_setting(self, key: str, before: Mapping[str, str], changed: Sequence[str]) -> bool:
+        """Whether a setting is as before; a key of one side only came or went by an upgrade."""
         if key not in before:
             return self.settings[key] == self.defaults.get(key)
         if key not in self.settings:
@@ -181,7 +178,7 @@ def _content_digest(path: Path) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _has_content(path: Path, digest: str | None) -> bool:
+def _is_same(path: Path, digest: str | None) -> bool:
     # Earlier versions noted the bytes of yaml files too.
     return digest in (_content_digest(path), file_digest(path))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial
 
-from cityscapes_maskrcnn.search.space import (
-    KMEANS,
-    KNOWN_NAMES,
-    RPN_DEFAULTS,
-    config_keys,
-    flag,
-)
+from cityscapes_maskrcnn.search.space import KMEANS, KNOWN_NAMES, RPN_DEFAULTS, config_keys
 from cityscapes_maskrcnn.search.study import (
     STUDY_CONFIG,
     STUDY_SPACE,
@@ -24,10 +18,7 @@ from cityscapes_maskrcnn.search.study import (
     mapping_attribute,
 )
 
-_NODE = "MODEL.ANCHOR_GENERATOR."
-# The anchors of a config, and how many ratios are fitted.
-_ANCHORS = (f"{_NODE}NAME", f"{_NODE}SIZES", f"{_NODE}ASPECT_RATIOS")
-_FITTING = (f"{_NODE}NUM_RATIOS",)
+_ANCHORS = "MODEL.ANCHOR_GENERATOR."
 
 
 def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
@@ -37,7 +28,7 @@ def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
     searched, and ``DATASETS.TUNED_ON``, the datasets of the scores that chose them.
 
     Raises:
-        InputError: a value makes no sense, such as a threshold above 1.
+        InputError: a value cannot be what its name says, such as a threshold above 1.
     """
     config = mapping_attribute(study, STUDY_CONFIG)
     negative, positive = config.get("MODEL.RPN.IOU_THRESHOLDS", RPN_DEFAULTS)
@@ -49,34 +40,23 @@ def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
         for name in nodes:
             node = node.setdefault(name, {})
         node[leaf] = value
-    tested = config.get("DATASETS.TEST")
-    if nested and tested and isinstance(tested, Sequence) and not isinstance(tested, str):
-        nested["DATASETS"] = {"TUNED_ON": list(tested)}
+    if nested and "DATASETS.TEST" in config:
+        nested["DATASETS"] = {"TUNED_ON": list(config["DATASETS.TEST"])}
     return nested
 
 
 def anchors_remark(study: optuna.Study, best: FrozenTrial) -> str:
-    """Describe the anchors of training with :func:`best_config`; empty if not searched.
-
-    Raises:
-        InputError: see there.
-    """
+    """Describe the anchors of training with :func:`best_config`; empty if not searched."""
     if KMEANS not in best.params:
         return ""
     config = mapping_attribute(study, STUDY_CONFIG)
-    if flag(KMEANS, best.params):
+    if best.params[KMEANS]:
+        trained_on = ", ".join(config.get("DATASETS.TRAIN", ["unknown data"]))
         return (
             "Anchors: fitted at the start of training to its boxes, as in the trials "
-            f"({', '.join(config.get('DATASETS.TRAIN', ())) or 'on what is not known'}); where "
-            "MODEL.WEIGHTS come with fitted ones, these."
+            f"({trained_on}); where MODEL.WEIGHTS come with fitted ones, these."
         )
-    anchors = _anchors(config, best)
-    if anchors and not anchors[f"{_NODE}SIZES"]:
-        return (
-            "Anchors: not known. The config of the trials left them open, so that they were fitted "
-            "or came with the weights, and it does here."
-        )
-    if anchors:
+    if _anchors(config, best):
         return "Anchors: those that the trials without k-means trained with."
     return (
         f"Anchors: not known. {KMEANS} is {best.params[KMEANS]}, and the study does not keep the "
@@ -97,11 +77,11 @@ def fragment_text(
 
     Args:
         study: the study.
-        where: the database, as the comment shall name it.
+        where: the database, as the comment names it.
         best: the trial.
         score: of the trial, with its name.
         fragment: of :func:`best_config`.
-        file: what it will be called.
+        file: where the text will be.
     """
     keys = _keys(study)
     unused = [name for name in best.params if name not in KNOWN_NAMES and not keys.get(name)]
@@ -121,21 +101,19 @@ def fragment_text(
 
 
 def _keys(study: optuna.Study) -> dict[str, str]:
-    """Config keys by parameter, as far as the study has them."""
-    return {
-        name: str(fields.get("key", ""))
-        for name, fields in mapping_attribute(study, STUDY_SPACE).items()
-        if isinstance(fields, Mapping)
-    }
+    """Config keys by parameter; empty for another program's study."""
+    space = mapping_attribute(study, STUDY_SPACE)
+    return {name: fields["key"] for name, fields in space.items()}
 
 
 def _anchors(config: Mapping[str, Any], best: FrozenTrial) -> dict[str, Any]:
-    """The anchor keys of the config that all trials had in common.
+    """Get the anchor keys of the config that all trials had in common.
 
     Without k-means all of them: the config to train with may have other anchors. With it the sizes
     are fitted, and only the number of ratios counts.
     """
     if KMEANS not in best.params:
         return {}
-    keys = _FITTING if flag(KMEANS, best.params) else _ANCHORS
-    return {key: config[key] for key in keys} if all(key in config for key in keys) else {}
+    names = ("NUM_RATIOS",) if best.params[KMEANS] else ("NAME", "SIZES", "ASPECT_RATIOS")
+    keys = [_ANCHORS + name for name in names]
+    return {key: config[key] for key in keys if key in config}

@@ -29,7 +29,6 @@ from cityscapes_maskrcnn.search.study import (
     original_number,
     ranked_trials,
 )
-from cityscapes_maskrcnn.search.trial import check_folders
 from cityscapes_maskrcnn.search.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -61,17 +60,13 @@ def confirm(storage: BaseStorage, search: Worker, *, count: int, folder: Path) -
         pruner=optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
-    config = mapping_attribute(search.study, STUDY_CONFIG)
+    config = search.study.user_attrs[STUDY_CONFIG]
     study.set_user_attr(STUDY_CONFIG, config)
-    check_folders(folder, {"study": study.study_name, "config": config})
     trials = {trial.number: trial for trial in search.study.get_trials(deepcopy=False)}
     best = ranked_trials(finished_trials(list(trials.values())))[:count]
     seeds = [max(0, config["SEED"]) + number for number in range(1, OTHER_SEEDS + 1)]
-    logger.info(
-        "Confirming trials %s with seeds %s",
-        ", ".join(str(trial.number) for trial in best),
-        ", ".join(map(str, seeds)),
-    )
+    numbers = [trial.number for trial in best]
+    logger.info("Confirming trials %s with seeds %s", numbers, seeds)
     for trial in best:
         for seed in seeds:
             study.enqueue_trial({_TRIAL: trial.number, _SEED: seed}, skip_if_exists=True)

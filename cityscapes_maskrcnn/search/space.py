@@ -67,17 +67,17 @@ class SearchSpace:
 
     Args:
         parameters: by name.
-        first: values of the first trial, of some or all parameters.
+        first: values of the first trial, of some or all parameters. One outside of a range, which
+            may have been narrowed, is left out.
 
     Raises:
-        InputError: there is no parameter, or a range makes no sense.
+        InputError: there is no parameter, or a range is not valid.
     """
 
     def __init__(
         self, parameters: Mapping[str, Parameter], first: Mapping[str, Value] | None = None
     ) -> None:
         self.parameters = dict(parameters)
-        self.first = dict(first or {})
         if not self.parameters:
             raise InputError("SEARCH.PARAMETERS: none is ENABLED, there is nothing to search")
         for name, parameter in self.parameters.items():
@@ -89,10 +89,15 @@ class SearchSpace:
                 f"{_RPN_POSITIVE}.LOW {high.low}: trials could have their thresholds in the wrong "
                 "order"
             )
+        self.first = {
+            name: value
+            for name, value in (first or {}).items()
+            if self.parameters[name].contains(value)
+        }
 
     @classmethod
     def from_config(cls, nodes: Mapping[str, Mapping[str, Any]]) -> SearchSpace:
-        """Build the space from ``SEARCH.PARAMETERS``.
+        """Build the space from ``SEARCH.PARAMETERS``, or from what :meth:`to_json` returned.
 
         Args:
             nodes: a mapping for each parameter, with the keys that ``config.py`` explains, all of
@@ -107,7 +112,7 @@ class SearchSpace:
             if not isinstance(node, Mapping):
                 raise InputError(f"{where} must hold keys such as LOW and HIGH, not {node!r}")
             fields = {key.lower(): value for key, value in node.items()}
-            enabled, value = fields.pop("enabled", True), fields.pop("first", None)
+            enabled, first_value = fields.pop("enabled", True), fields.pop("first", None)
             if not enabled:
                 continue
             unknown = [key.upper() for key in fields if key not in Parameter.__annotations__]
@@ -122,10 +127,8 @@ class SearchSpace:
                 with suppress(ValueError, TypeError):
                     fields[bound] = float(fields.get(bound, 0.0))
             parameters[name] = Parameter(**fields)
-            _check(name, parameters[name])
-            if value is not None:
-                # A first value outside of a range that was made smaller is left out, not an error.
-                first.update({name: value} if parameters[name].contains(value) else {})
+            if first_value is not None:
+                first[name] = first_value
         return cls(parameters, first)
 
     def suggest(self, trial: Trial) -> dict[str, Value]:
@@ -145,19 +148,11 @@ class SearchSpace:
         return values
 
     def to_json(self) -> dict[str, dict[str, Any]]:
-        """Describe the space in what JSON can hold; :meth:`from_json` reads it."""
-        described = {name: asdict(parameter) for name, parameter in self.parameters.items()}
-        for fields in described.values():
-            fields["choices"] = list(fields["choices"])
-        return described
-
-    @classmethod
-    def from_json(cls, described: Mapping[str, Mapping[str, Any]]) -> SearchSpace:
-        """Read what :meth:`to_json` wrote."""
-        return cls.from_config(described)
+        """Describe the space in what JSON can hold; :meth:`from_config` reads it."""
+        return {name: asdict(parameter) for name, parameter in self.parameters.items()}
 
     def difference(self, other: SearchSpace) -> str:
-        """Say in words where two spaces differ first; empty if they are the same."""
+        """Describe where two spaces differ first; empty if they are the same."""
         for name in [*self.parameters, *other.parameters]:
             mine, theirs = self.parameters.get(name), other.parameters.get(name)
             if mine != theirs:
@@ -167,14 +162,14 @@ class SearchSpace:
 
 def config_keys(
     values: Mapping[str, Any],
-    keys: Mapping[str, str] | None = None,
+    keys: Mapping[str, str],
     rpn_thresholds: tuple[float, float] = RPN_DEFAULTS,
 ) -> dict[str, Any]:
     """Turn parameter values into config keys.
 
     Args:
-        values: by parameter name. Those without a meaning here are left out.
-        keys: the config key of every parameter that has one.
+        values: by parameter name. Those that have no config key are left out.
+        keys: the config key of every parameter that sets just one.
         rpn_thresholds: background below, foreground from; used for the one of the RPN's two
             thresholds that is not among the values.
 
@@ -182,13 +177,15 @@ def config_keys(
         Values by full config key, such as ``MODEL.RPN.IOU_THRESHOLDS``.
 
     Raises:
-        InputError: a threshold is not a number between 0 and 1, the RPN's two are in the wrong
-            order, or a switch is neither True nor False.
+        InputError: a threshold does not lie between 0 and 1, the RPN's two are in the wrong order,
+            or a switch is neither True nor False; another program's study may have such values.
     """
     for name in _THRESHOLDS:
-        value = values.get(name, 0.5)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-            raise InputError(f"{name} {value!r}: an IoU threshold lies between 0 and 1")
+        if not 0 < values.get(name, 0.5) < 1:
+            raise InputError(f"{name} {values[name]!r}: an IoU threshold lies between 0 and 1")
+    for name in (_FPN_FLOW, KMEANS):
+        if values.get(name, True) not in (True, False):
+            raise InputError(f"{name} {values[name]!r}: it must be True or False")
     settings: dict[str, Any] = {}
     if _FG in values:
         settings["MODEL.ROI_HEADS.IOU_THRESHOLDS"] = [values[_FG] / 2, values[_FG]]
@@ -204,28 +201,12 @@ def config_keys(
         settings["MODEL.RPN.IOU_THRESHOLDS"] = [negative, positive]
         settings["MODEL.RPN.IOU_LABELS"] = [0, -1, 1]
     if _FPN_FLOW in values:
-        settings["MODEL.FPN.FREEZE"] = not flag(_FPN_FLOW, values)
-    if KMEANS in values and flag(KMEANS, values):
+        settings["MODEL.FPN.FREEZE"] = not values[_FPN_FLOW]
+    if values.get(KMEANS):
         # Without sizes they are fitted to the training boxes. False leaves the config's anchors.
         settings["MODEL.ANCHOR_GENERATOR.NAME"] = "KMeansAnchorGenerator"
         settings["MODEL.ANCHOR_GENERATOR.SIZES"] = []
-    for name, key in (keys or {}).items():
-        if key and name in values:
-            settings[key] = values[name]
-    return settings
-
-
-def flag(name: str, values: Mapping[str, Any]) -> bool:
-    """Read True or False, also as other programs' studies may write it.
-
-    Raises:
-        InputError: the value is neither.
-    """
-    flags = {"true": True, "1": True, "false": False, "0": False}
-    text = str(values[name]).lower()
-    if text not in flags:
-        raise InputError(f"{name} {values[name]!r}: it must be True or False")
-    return flags[text]
+    return settings | {key: values[name] for name, key in keys.items() if key and name in values}
 
 
 def _check(name: str, parameter: Parameter) -> None:

@@ -1,4 +1,4 @@
-"""Where Optuna keeps studies: database URLs in any spelling, and what can go wrong with them."""
+"""Databases of studies: their URLs, opening them, and errors of theirs in one line."""
 
 from __future__ import annotations
 
@@ -24,10 +24,6 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 # How often a trial whose worker was killed is taken up again.
 MAX_RETRIES: Final = 3
-# How often to try to create the tables of an empty database.
-_ATTEMPTS = 5
-# Heartbeats that may be missing before a worker counts as killed.
-_MISSED_HEARTBEATS = 3
 
 
 def storage_url(text: str) -> str:
@@ -73,26 +69,25 @@ def open_storage(url: str, heartbeat_seconds: int) -> RDBStorage:
     Raises:
         InputError: see :func:`database_errors`.
     """
-    with database_errors(url):
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return _rdb_storage(url, heartbeat_seconds)
-            except sqlalchemy.exc.DBAPIError as error:
-                # Several workers that start on an empty database all try to create the tables.
-                if not re.search("already exists|duplicate key|UNIQUE constraint", str(error.orig)):
-                    raise
-                time.sleep(1.0)
-        return _rdb_storage(url, heartbeat_seconds)
-
-
-def _rdb_storage(url: str, heartbeat_seconds: int) -> RDBStorage:
-    return RDBStorage(
-        url,
-        engine_kwargs=_engine_options(url),
-        heartbeat_interval=heartbeat_seconds,
-        grace_period=_MISSED_HEARTBEATS * heartbeat_seconds,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
-    )
+    attempts = 5
+    while True:
+        try:
+            with database_errors(url):
+                return RDBStorage(
+                    url,
+                    engine_kwargs=_engine_options(url),
+                    heartbeat_interval=heartbeat_seconds,
+                    grace_period=3 * heartbeat_seconds,
+                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
+                )
+        except InputError as error:
+            # Several workers that start on an empty database all try to create the tables.
+            if not re.search("already exists|duplicate key|UNIQUE constraint", str(error)):
+                raise
+            attempts -= 1
+            if not attempts:
+                raise
+            time.sleep(1.0)
 
 
 @contextmanager
@@ -122,15 +117,13 @@ def open_study(url: str, name: str) -> Iterator[Study]:
             _copy_sqlite(url, copy)
             storage = RDBStorage(f"sqlite:///{copy}", skip_compatibility_check=True)
             if storage.get_current_version() in storage.get_all_versions()[1:]:
-                _upgrade(copy, url)
+                _upgrade(copy)
             storage = RDBStorage(f"sqlite:///{copy}")
         else:
             engine = sqlalchemy.create_engine(url, **_engine_options(url))
-            with closing(engine.connect()) as connection:
-                # Optuna would create its tables.
-                _require_studies(
-                    without_password(url), sqlalchemy.inspect(connection).has_table("studies")
-                )
+            # Optuna would create its tables.
+            if not sqlalchemy.inspect(engine).has_table("studies"):
+                raise InputError(f"{without_password(url)}: holds no Optuna studies")
             engine.dispose()
             storage = RDBStorage(url, engine_kwargs=_engine_options(url))
         names = [study.study_name for study in storage.get_all_studies()]
@@ -163,26 +156,20 @@ def database_errors(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        # Optuna's error does not say which module it did not find.
-        postgres = where.startswith("postgresql")
-        todo = "pip install -e '.[postgres]'" if postgres else error.name or str(error)
+        # Optuna's error does not name the module that it did not find.
+        todo = "pip install -e '.[postgres]'" if where.startswith("postgresql") else str(error)
         raise InputError(f"{where}: the database's driver is missing: {todo}") from error
-    except sqlalchemy.exc.NoSuchModuleError as error:
-        raise InputError(f"{where}: there is no such kind of database") from error
     except (sqlalchemy.exc.SQLAlchemyError, exceptions.StorageInternalError) as error:
-        cause: BaseException = error
-        while isinstance(cause, exceptions.StorageInternalError) and cause.__cause__:
-            cause = cause.__cause__
-        reason = getattr(cause, "orig", None) or cause
-        raise InputError(f"{where}: cannot use the database: {_first_line(reason)}") from error
+        cause = error.__cause__ if isinstance(error, exceptions.StorageInternalError) else error
+        reason = str(getattr(cause, "orig", None) or cause).strip().partition("\n")[0]
+        raise InputError(f"{where}: cannot use the database: {reason}") from error
     except RuntimeError as error:
-        if "storage upgrade" not in str(error) and "updating optuna" not in str(error):
+        if "storage upgrade" in str(error):
+            todo = f"run once: optuna storage upgrade --storage {where}"
+        elif "updating optuna" in str(error):
+            todo = "install a newer Optuna"
+        else:
             raise
-        todo = (
-            f"run once: optuna storage upgrade --storage {where}"
-            if "storage upgrade" in str(error)
-            else "install a newer Optuna"
-        )
         raise InputError(f"{where}: its tables are of another version of Optuna; {todo}") from error
     finally:
         logging.set_verbosity(verbosity)
@@ -192,10 +179,9 @@ def _engine_options(url: str) -> dict[str, object]:
     if url.startswith("sqlite"):
         # Other processes may hold the file for a moment.
         return {"connect_args": {"timeout": 60}}
-    if url.startswith("postgresql"):
-        # Trials take long: notice a connection that was closed meanwhile, and open another.
-        return {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True}
-    return {"pool_pre_ping": True}
+    timeout = {"connect_timeout": 10} if url.startswith("postgresql") else {}
+    # Trials take long: notice a connection that was closed meanwhile, and open another.
+    return {"connect_args": timeout, "pool_pre_ping": True}
 
 
 def _copy_sqlite(url: str, copy: Path) -> None:
@@ -213,12 +199,13 @@ def _copy_sqlite(url: str, copy: Path) -> None:
         ):
             source.backup(target)
             tables = target.execute("select 1 from sqlite_master where name = 'studies'")
-            _require_studies(str(path), tables.fetchone() is not None)
+            if tables.fetchone() is None:
+                raise InputError(f"{path}: holds no Optuna studies")
     except sqlite3.Error as error:
         raise InputError(f"{path}: cannot be read as an SQLite database: {error}") from error
 
 
-def _upgrade(copy: Path, url: str) -> None:
+def _upgrade(copy: Path) -> None:
     """Bring the tables of an SQLite file to the installed Optuna.
 
     In a process of its own: it sets up logging anew, for all of the process.
@@ -227,19 +214,8 @@ def _upgrade(copy: Path, url: str) -> None:
         "import sys; from optuna.storages import RDBStorage; "
         "RDBStorage(sys.argv[1], skip_compatibility_check=True).upgrade()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, f"sqlite:///{copy}"], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", code, f"sqlite:///{copy}"]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise InputError(f"{without_password(url)}: cannot be brought up to date: {reason[0]}")
-
-
-def _require_studies(where: str, found: bool) -> None:
-    if not found:
-        raise InputError(f"{where}: holds no Optuna studies")
-
-
-def _first_line(error: object) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise InputError(f"its tables cannot be brought up to date: {reason}")

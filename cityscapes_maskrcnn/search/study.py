@@ -1,9 +1,8 @@
-"""A study in its database: its attributes, who may join it, which trials count, how far it is."""
+"""A study in its database: its attributes, who may join it, which trials count, its progress."""
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -11,7 +10,7 @@ from typing import Any, Final
 import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from cityscapes_maskrcnn.search.space import SearchSpace
@@ -75,16 +74,20 @@ def join_study(
         )
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
-        for _ in range(20):
-            # Whoever creates a study describes it a moment later.
-            if STUDY_SPACE in study.user_attrs or _has_begun(study):
-                break
+        # The worker that creates a study describes it a moment later, unless it was killed.
+        attempts = 20
+        while attempts and STUDY_SPACE not in study.user_attrs:
+            attempts -= 1
             time.sleep(0.1)
-    attributes = study.user_attrs
-    if STUDY_SPACE in attributes:
-        _require_same_space(name, space, SearchSpace.from_json(attributes[STUDY_SPACE]))
-        _require_same_config(name, config, attributes.get(STUDY_CONFIG, {}))
-    elif _has_begun(study):
+    before = study.user_attrs
+    if STUDY_SPACE in before:
+        difference = space.difference(SearchSpace.from_config(before[STUDY_SPACE]))
+        if difference:
+            raise InputError(
+                f"study {name!r} is of another search space: {difference}; take another --study"
+            )
+        _require_same_config(name, config, before[STUDY_CONFIG])
+    elif any(trial.state != TrialState.WAITING for trial in study.trials):
         raise InputError(
             f"study {name!r} is another program's, and its search space is not known; take "
             "another --study"
@@ -95,19 +98,6 @@ def join_study(
         study.set_user_attr(STUDY_CONFIG, dict(config))
         study.set_user_attr(STUDY_SPACE, space.to_json())
     return study
-
-
-def _has_begun(study: optuna.Study) -> bool:
-    """Whether trials were run; the first one is queued before a study is described."""
-    return any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
-
-
-def _require_same_space(name: str, space: SearchSpace, other: SearchSpace) -> None:
-    difference = space.difference(other)
-    if difference:
-        raise InputError(
-            f"study {name!r} is of another search space: {difference}; take another --study"
-        )
 
 
 def _require_same_config(name: str, config: Mapping[str, Any], before: Mapping[str, Any]) -> None:
@@ -147,9 +137,8 @@ def original_number(trial: FrozenTrial) -> int:
 
 
 def _retry_history(trial: FrozenTrial) -> list[int]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return RetryHeartbeatStaleTrialCallback.retry_history(trial)
+    # Set by Optuna's RetryHeartbeatStaleTrialCallback.
+    return list(trial.system_attrs.get("retry_history", ()))
 
 
 def progress(trials: Sequence[FrozenTrial], budget: int, now: datetime | None = None) -> str:
@@ -158,22 +147,20 @@ def progress(trials: Sequence[FrozenTrial], budget: int, now: datetime | None = 
     Args:
         trials: all of the study.
         budget: number of trials that shall finish.
-        now: for the time of arrival; default: the present.
+        now: local time; default: the present.
 
     Returns:
         Such as ``12 of 42 trials (7 pruned, 1 failed), best 20.21 of trial 3, ETA 5:20:00 (at
         14:05)``.
     """
     done = finished_trials(trials)
-    counts = {
-        word: sum(trial.state == state for trial in done)
-        for word, state in (("pruned", TrialState.PRUNED), ("failed", TrialState.FAIL))
-    }
-    some = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    line = f"{len(done)} of {budget} trials{f' ({some})' if some else ''}"
+    pruned, failed = (
+        sum(trial.state == state for trial in done)
+        for state in (TrialState.PRUNED, TrialState.FAIL)
+    )
     best = ranked_trials(trials)[:1]
-    line += (
-        f", best {best[0].value:.2f} of trial {best[0].number}" if best else ", none complete yet"
+    line = f"{len(done)} of {budget} trials ({pruned} pruned, {failed} failed), " + (
+        f"best {best[0].value:.2f} of trial {best[0].number}" if best else "none complete yet"
     )
     left = budget - len(done)
     seconds = [trial.duration.total_seconds() for trial in done[-10:] if trial.duration]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import statistics
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +20,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as optuna_plots
 from tabulate import tabulate
 
@@ -40,23 +38,26 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write, write_text
 
 _TOP = 10
-# Of fewer complete trials importances are chance.
-_LEAST_TRIALS: Final = 10
-_PARAMETER_HEADERS = ["parameter", "importance", "best", "in the best quarter", "tried"]
+# Importances of fewer complete trials are chance.
+_MIN_TRIALS: Final = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Results:
-    """A study, as the report looks at it.
+    """A study, as the report describes it.
 
     Attributes:
-        study: of this project or any other program.
-        where: the database, as the report shall name it.
-        label: what a value is.
+        study: of this project or another program.
+        where: the database, as the report names it.
+        label: name of the objective.
         trials: the finished ones.
         ranked: of these the complete ones with a finite value, the best first.
         confirmed: scores by trial, the best mean first, and by seed.
         best: the winner: by its mean among the confirmed trials, else by its only score.
+        best_score: of the winner, as text.
+        importances: share of the variance of the score by parameter, the largest first; empty if
+            they cannot be measured.
+        remark: what limits the meaning of the importances, or why they cannot be measured.
     """
 
     study: optuna.Study
@@ -66,27 +67,20 @@ class _Results:
     ranked: list[FrozenTrial]
     confirmed: dict[int, dict[int, float]]
     best: FrozenTrial
-
-    @property
-    def maximize(self) -> bool:
-        return bool(self.study.direction == StudyDirection.MAXIMIZE)
-
-    @property
-    def best_score(self) -> str:
-        scores = self.confirmed.get(self.best.number)
-        return describe_scores(list(scores.values())) if scores else f"{self.best.values[0]:.6g}"
+    best_score: str
+    importances: dict[str, float]
+    remark: str
 
 
 def write_study_report(study: optuna.Study, where: str, output: Path) -> tuple[list[Path], str]:
     """Write ``report.md``, four pictures, ``trials.csv`` and ``best.yaml``.
 
-    Where the best trial cannot become config keys there is no ``best.yaml``. An earlier one in
-    the folder, which names its trial, is left as it is.
+    Where the best trial cannot become config keys, no ``best.yaml`` is written.
 
     Args:
-        study: of this project or any other program; needs one complete trial.
-        where: the database, as the report shall name it.
-        output: the folder; made when missing.
+        study: of this project or another program; needs one complete trial.
+        where: the database, as the report names it.
+        output: the folder; created when missing.
 
     Returns:
         The files, and why there is no ``best.yaml``; empty if there is.
@@ -96,15 +90,18 @@ def write_study_report(study: optuna.Study, where: str, output: Path) -> tuple[l
             written.
     """
     results = _read_results(study, where)
-    importances, remark = parameter_importances(study)
     best_file = output / "best.yaml"
-    fragment, use, missing = _fragment(study, results.best, best_file)
-    pictures = _draw_pictures(results, list(importances), remark, output)
+    fragment, anchors, missing = _fragment(study, results.best, best_file)
+    pictures = _draw_pictures(results, output)
+    use = missing or (
+        "`best.yaml` holds the best trial as config keys: "
+        f"`tools/train_net.py --config-file ... INCLUDE \"('{best_file}',)\"`."
+    )
     texts = {
         "trials.csv": _csv(results),
-        "report.md": _markdown(results, importances, remark, pictures, use),
+        "report.md": _markdown(results, pictures, [use, anchors]),
     }
-    if fragment:
+    if not missing:
         texts["best.yaml"] = fragment_text(
             study,
             where=where,
@@ -124,7 +121,7 @@ def _read_results(study: optuna.Study, where: str) -> _Results:
             f"study {study.study_name!r} has {len(study.directions)} objectives: only studies of "
             "one can be analyzed"
         )
-    trials = finished_trials(study.get_trials(deepcopy=False))
+    trials = finished_trials(study.trials)
     finite = [trial for trial in trials if _is_finite(trial)]
     ranked = ranked_trials(finite, study.direction == StudyDirection.MAXIMIZE)
     if not ranked:
@@ -134,9 +131,12 @@ def _read_results(study: optuna.Study, where: str) -> _Results:
             f"study {study.study_name!r} has no complete trial ({_states(study.trials)}): there "
             f"is nothing to analyze{last}"
         )
-    objective = mapping_attribute(study, STUDY_CONFIG).get("SEARCH.OBJECTIVE", "")
+    objective = mapping_attribute(study, STUDY_CONFIG).get("SEARCH.OBJECTIVE")
     label = str(objective or (study.metric_names or ["objective"])[0])
     confirmed = confirmed_scores(study)
+    best = next((t for number in confirmed for t in ranked if t.number == number), ranked[0])
+    scores = confirmed.get(best.number)
+    importances, remark = parameter_importances(study)
     return _Results(
         study=study,
         where=where,
@@ -144,7 +144,10 @@ def _read_results(study: optuna.Study, where: str) -> _Results:
         trials=trials,
         ranked=ranked,
         confirmed=confirmed,
-        best=next((t for number in confirmed for t in ranked if t.number == number), ranked[0]),
+        best=best,
+        best_score=describe_scores(list(scores.values())) if scores else f"{best.value:.6g}",
+        importances=importances,
+        remark=remark,
     )
 
 
@@ -152,133 +155,93 @@ def _is_finite(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.COMPLETE and bool(np.isfinite(trial.values[0]))
 
 
-def parameter_names(trials: Sequence[FrozenTrial]) -> list[str]:
-    """Every parameter of some trials, in the order of their first use."""
+def _parameter_names(trials: Sequence[FrozenTrial]) -> list[str]:
+    """List every parameter of some trials, in the order of their first use."""
     return list(dict.fromkeys(name for trial in trials for name in trial.params))
 
 
 def parameter_importances(study: optuna.Study) -> tuple[dict[str, float], str]:
-    """Measure how much of the variance of the score each parameter explains, by fANOVA.
+    """Measure which share of the variance of the score each parameter explains, by fANOVA.
 
     Returns:
-        Fractions that add up to 1, by name, largest first, and what limits their meaning. Empty
-        where they cannot be measured; the remark then has the reason.
+        Fractions that add up to 1, by the name of a parameter that all trials have, the largest
+        first, and what limits their meaning. Empty where they cannot be measured; the remark then
+        has the reason.
     """
-    complete = [trial for trial in study.get_trials(deepcopy=False) if _is_finite(trial)]
-    values = {trial.values[0] for trial in complete}
-    varied = [
-        name
-        for name in parameter_names(complete)
-        if all(name in trial.params for trial in complete)
-        and len({trial.params[name] for trial in complete}) > 1
-    ]
-    if len(complete) < _LEAST_TRIALS or len(values) < 2 or not varied:
+    complete = [trial for trial in study.trials if _is_finite(trial)]
+    values = {trial.value for trial in complete}
+    if len(complete) < _MIN_TRIALS or len(values) < 2:
         return {}, (
             f"Importances are not measured: {len(complete)} complete trials (at least "
-            f"{_LEAST_TRIALS} are needed), {len(values)} different scores, {len(varied)} "
-            "parameters that vary."
+            f"{_MIN_TRIALS} are needed), {len(values)} different scores."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = get_param_importances(
-            _finite_copy(study), evaluator=FanovaImportanceEvaluator(seed=0), params=varied
-        )
+    found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
     remark = f"Measured on {len(complete)} complete trials"
-    if len(complete) < 10 * len(varied):
-        remark += f", few for {len(varied)} parameters: an indication, not a result"
+    if len(complete) < 10 * len(found):
+        remark += f", few for {len(found)} parameters: an indication, not a result"
     return found, f"{remark}."
 
 
-def _finite_copy(study: optuna.Study) -> optuna.Study:
-    """Copy a study into memory with its finite trials under their numbers.
-
-    An infinite score would spoil importances and pictures.
-    """
-    copy = optuna.create_study(direction=study.direction)
-    copy.add_trials(
-        trial if _is_finite(trial) else create_trial(state=TrialState.FAIL)
-        for trial in study.get_trials(deepcopy=False)
-    )
-    return copy
-
-
-def _draw_pictures(results: _Results, important: list[str], remark: str, output: Path) -> list[str]:
-    """Let Optuna draw the study, with titles, sizes and labels of our own.
-
-    Args:
-        results: of the study.
-        important: parameters whose importances can be measured.
-        remark: on what they were measured.
-        output: the folder.
+def _draw_pictures(results: _Results, output: Path) -> list[str]:
+    """Draw a study with Optuna's plots, with titles, sizes and labels of our own.
 
     Returns:
         Names of the files.
     """
-    study, names = _finite_copy(results.study), parameter_names(results.ranked)
-    with _own_pyplot():
-        figures: dict[str, Figure] = {}
+    study, label, names = results.study, results.label, _parameter_names(results.ranked)
+    figures: dict[str, Figure] = {}
+    # Optuna switches to a style of its own. A dollar sign in a name would begin a formula.
+    with plt.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        # Its plots are experimental, and warn of parameters that do not vary.
+        warnings.simplefilter("ignore")
         if names:
             # First, because the other plots switch to a style with a grey background.
-            figures["parallel_coordinates.png"] = _draw_parallel(study, names, results.label)
-        figures["history.png"] = _draw_history(study, results.label)
-        if important:
-            figures["importances.png"] = _draw_importances(study, important, remark)
+            figures["parallel_coordinates.png"] = _draw_parallel(study, names, label)
+        figures["history.png"] = _draw_history(study, label)
+        if results.importances:
+            figures["importances.png"] = _draw_importances(results)
         if names:
-            figures["slices.png"] = _draw_slices(study, names, results.label)
+            figures["slices.png"] = _draw_slices(study, names, label)
         for name, figure in figures.items():
             with atomic_write(output / name) as file:
                 figure.savefig(file, format="png", dpi=120, bbox_inches="tight", facecolor="white")
+            plt.close(figure)
     return list(figures)
-
-
-@contextmanager
-def _own_pyplot() -> Iterator[None]:
-    """Undo what Optuna leaves behind: open figures and another style.
-
-    Names of parameters may hold dollar signs, which would begin a formula.
-    """
-    before = set(plt.get_fignums())
-    with plt.rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        # Optuna warns that its plots are experimental.
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            for number in set(plt.get_fignums()) - before:
-                plt.close(number)
 
 
 def _draw_history(study: optuna.Study, label: str) -> Figure:
     axis: Any = optuna_plots.plot_optimization_history(study, target_name=label)
     axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    return _finished(axis, f"{label} of every trial", 9.0, 4.2)
+    return _finish(axis, f"{label} of every trial", width=9.0, height=4.2)
 
 
-def _draw_importances(study: optuna.Study, names: list[str], remark: str) -> Figure:
+def _draw_importances(results: _Results) -> Figure:
     axis: Any = optuna_plots.plot_param_importances(
-        study, evaluator=FanovaImportanceEvaluator(seed=0), params=names
+        results.study, evaluator=FanovaImportanceEvaluator(seed=0)
     )
-    axis.set(xlabel=f"share of the variance of the score (fANOVA)\n{remark}", ylabel="")
+    axis.set(xlabel=f"share of the variance of the score (fANOVA)\n{results.remark}", ylabel="")
     axis.get_legend().remove()
-    axis.set_yticks(axis.get_yticks(), _wrapped_labels(axis.get_yticklabels(), 26))
-    return _finished(axis, "Importance of the parameters", 8.0, 1.4 + 0.5 * len(names))
+    axis.set_yticks(axis.get_yticks(), _wrap_labels(axis.get_yticklabels(), 26))
+    height = 1.4 + 0.5 * len(results.importances)
+    return _finish(axis, "Importance of the parameters", width=8.0, height=height)
 
 
 def _draw_slices(study: optuna.Study, names: list[str], label: str) -> Figure:
     axes: Any = optuna_plots.plot_slice(study, params=names, target_name=label)
     for axis in np.ravel(axes):
-        axis.set_xlabel(wrapped(axis.get_xlabel(), 18), fontsize=10)
+        axis.set_xlabel(_wrap(axis.get_xlabel(), 18), fontsize=10)
         axis.tick_params(axis="x", rotation=90, labelsize=8)
         if axis.get_xscale() == "log":
             axis.xaxis.set_major_formatter("{x:g}")
-    return _finished(axis, f"{label} over each parameter", 2.2 * len(names) + 2.0, 4.6)
+    title = f"{label} over each parameter"
+    return _finish(axis, title, width=2.2 * len(names) + 2.0, height=4.6)
 
 
 def _draw_parallel(study: optuna.Study, names: list[str], label: str) -> Figure:
     width = 2.2 * len(names) + 2.0
     axis: Any = optuna_plots.plot_parallel_coordinate(study, params=names, target_name=label)
     # Optuna shortens names; it has them in this order.
-    labels = [wrapped(name, 20) for name in (label, *sorted(names))]
+    labels = [_wrap(name, 20) for name in (label, *sorted(names))]
     axis.set_xticks(axis.get_xticks(), labels, rotation=0, fontsize=9)
     _, bar, *scales = axis.figure.axes
     for scale in scales:
@@ -287,16 +250,16 @@ def _draw_parallel(study: optuna.Study, names: list[str], label: str) -> Figure:
             scale.yaxis.set_major_formatter("{x:g}")
         else:
             limits, texts = scale.get_ylim(), scale.get_yticklabels()
-            scale.set_yticks(scale.get_yticks(), _wrapped_labels(texts, 18))
+            scale.set_yticks(scale.get_yticks(), _wrap_labels(texts, 18))
             # Ticks beyond the ends would stretch the scale.
             scale.set_ylim(limits)
     # Beside the longest labels of the last parameter.
     place = bar.get_position()
     bar.set_position((place.x0 + 0.9 / width, place.y0, place.width, place.height))
-    return _finished(axis, "Complete trials", width, 4.8)
+    return _finish(axis, "Complete trials", width=width, height=4.8)
 
 
-def _finished(axis: Any, title: str, width: float, height: float) -> Figure:
+def _finish(axis: Any, title: str, *, width: float, height: float) -> Figure:
     """Replace Optuna's title and set the size in inches."""
     figure: Figure = axis.figure
     for place in ("left", "center"):
@@ -306,49 +269,33 @@ def _finished(axis: Any, title: str, width: float, height: float) -> Figure:
     return figure
 
 
-def _wrapped_labels(labels: Sequence[Any], width: int) -> list[str]:
-    return [wrapped(label.get_text(), width) for label in labels]
+def _wrap_labels(labels: Sequence[Any], width: int) -> list[str]:
+    return [_wrap(label.get_text(), width) for label in labels]
 
 
-def wrapped(name: str, width: int) -> str:
-    """Break a name into lines of at most ``width`` letters: at spaces, underscores and dots."""
-    lines = [""]
-    for word in re.findall(r"[^\s_.]*(?:[\s_.]+|$)", name):
-        for part in textwrap.wrap(word, width, drop_whitespace=False):
-            if len(lines[-1]) + len(part.rstrip()) > width:
-                lines.append("")
-            lines[-1] += part
-    return "\n".join(line.strip() for line in lines)
+def _wrap(name: str, width: int) -> str:
+    """Break a name into lines at spaces and underscores."""
+    return textwrap.fill(name.replace("_", "_ "), width).replace("_ ", "_")
 
 
-def _markdown(
-    results: _Results,
-    importances: Mapping[str, float],
-    remark: str,
-    pictures: Sequence[str],
-    use: str,
-) -> str:
+def _markdown(results: _Results, pictures: Sequence[str], use: Sequence[str]) -> str:
     trials, ranked, best = results.trials, results.ranked, results.best
-    names = parameter_names(ranked)
+    names = _parameter_names(ranked)
     seconds = [trial.duration.total_seconds() for trial in trials if trial.duration]
-    iterations = [
-        trial.user_attrs[TRIAL_ITERATIONS]
-        for trial in trials
-        # Other programs may keep anything by this name.
-        if isinstance(trial.user_attrs.get(TRIAL_ITERATIONS), int)
-    ]
+    largest = results.study.direction == StudyDirection.MAXIMIZE
     facts = [
         f"Database: {results.where}",
-        f"Trials: {_states(results.study.get_trials(deepcopy=False))}",
+        f"Trials: {_states(results.study.trials)}",
         f"Best: **{results.best_score}**, trial {best.number} "
-        f"({'largest' if results.maximize else 'smallest'} is best)",
+        f"({'largest' if largest else 'smallest'} is best)",
         f"Time: {timedelta(seconds=round(sum(seconds)))} in trials, "
         f"{timedelta(seconds=round(statistics.median(seconds or [0])))} in the median one",
     ]
+    iterations = sum(trial.user_attrs.get(TRIAL_ITERATIONS, 0) for trial in trials)
     if iterations:
-        facts.append(f"Training iterations: {sum(iterations):,}")
+        facts.append(f"Training iterations: {iterations:,}")
     rows = [
-        [trial.number, trial.values[0], *(trial.params.get(name, "") for name in names)]
+        [trial.number, trial.value, *(trial.params.get(name, "") for name in names)]
         for trial in ranked[:_TOP]
     ]
     parts = [
@@ -368,8 +315,8 @@ def _markdown(
     if names:
         parts += [
             "## Parameters",
-            _table(_parameter_rows(results, names, importances), _PARAMETER_HEADERS),
-            remark,
+            _parameter_table(results, names),
+            results.remark,
             *(f"![{Path(name).stem}]({name})" for name in pictures if name != "history.png"),
         ]
     failed = Counter(
@@ -380,7 +327,7 @@ def _markdown(
     if failed:
         rows = [[count, reason.replace("|", "\\|")] for reason, count in failed.most_common()]
         parts += ["## Failed trials", _table(rows, ["trials", "reason"])]
-    parts += ["## Use", use]
+    parts += ["## Use", *filter(None, use)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -401,64 +348,53 @@ def _confirmed_table(confirmed: Mapping[int, Mapping[int, float]]) -> str:
 def _fragment(
     study: optuna.Study, best: FrozenTrial, file: Path
 ) -> tuple[dict[str, Any], str, str]:
-    """The content of ``best.yaml``, the report's section on it, and why there is none."""
+    """Get the content of ``best.yaml``, a remark on its anchors, and why there is none."""
     fragment: dict[str, Any] = {}
     anchors = ""
     why = "None of the parameters has a known config key"
     try:
         fragment, anchors = best_config(study, best), anchors_remark(study, best)
-    except (InputError, TypeError, ValueError, AttributeError) as error:
-        # Another program may call something else by the name of one of our parameters or keep
-        # anything in our attributes.
+    except (InputError, TypeError) as error:
+        # Another program may call something else by the name of one of our parameters.
         why = f"The best trial cannot become config keys ({error})"
     if fragment:
-        missing = ""
-        use = (
-            "`best.yaml` holds the best trial as config keys: "
-            f"`tools/train_net.py --config-file ... INCLUDE \"('{file}',)\"`."
-        )
-    else:
-        use = missing = f"{why}, so there is no `best.yaml`." + (
-            f" The one in {file.parent} is of an earlier report and was left as it is."
-            if file.exists()
-            else ""
-        )
-    return fragment, "\n\n".join(filter(None, [use, anchors])), missing.replace("`", "")
+        return fragment, anchors, ""
+    missing = f"{why}, so there is no best.yaml."
+    if file.exists():
+        missing += f" The one in {file.parent} is of an earlier report and was left as it is."
+    return fragment, anchors, missing
 
 
-def _parameter_rows(
-    results: _Results, names: Sequence[str], importances: Mapping[str, float]
-) -> list[list[Any]]:
-    """Importance, best value, where the best quarter of the trials lies, and all that was tried."""
+def _parameter_table(results: _Results, names: Sequence[str]) -> str:
+    """Draw importance, best value, range of the best quarter of the trials, and of all."""
     quarter = results.ranked[: max(1, len(results.ranked) // 4)]
-    return [
+    rows = [
         [
             name,
-            f"{100 * importances[name]:.0f} %" if name in importances else "",
+            f"{100 * results.importances[name]:.0f} %" if name in results.importances else "",
             _span([results.best], name),
             _span(quarter, name),
             _span(results.trials, name),
         ]
         for name in names
     ]
+    return _table(rows, ["parameter", "importance", "best", "in the best quarter", "tried"])
 
 
 def _span(trials: Sequence[FrozenTrial], name: str) -> str:
     values = [trial.params[name] for trial in trials if name in trial.params]
-    if not values:
-        return ""
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        ends = dict.fromkeys(f"{end:.4g}" for end in (min(values), max(values)))
-        return " to ".join(ends)
+        ends = (f"{end:.4g}" for end in (min(values), max(values))) if values else ()
+        return " to ".join(dict.fromkeys(ends))
     if len(values) == 1:
         return str(values[0])
-    counts = Counter(str(value) for value in values)
+    counts = Counter(map(str, values))
     return ", ".join(f"{value} ({count})" for value, count in counts.most_common())
 
 
 def _csv(results: _Results) -> str:
-    """Every finished trial in a line, the best first, those without a value last."""
-    names = parameter_names(results.trials)
+    """Write every finished trial in a line, the best first, those without a value last."""
+    names = _parameter_names(results.trials)
     rest = [trial for trial in results.trials if not _is_finite(trial)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -468,7 +404,7 @@ def _csv(results: _Results) -> str:
             [
                 trial.number,
                 trial.state.name.lower(),
-                trial.values[0] if _is_finite(trial) else "",
+                trial.value if _is_finite(trial) else "",
                 *(trial.params.get(name, "") for name in names),
                 round(trial.duration.total_seconds(), 1) if trial.duration else "",
                 trial.user_attrs.get(TRIAL_ITERATIONS, ""),

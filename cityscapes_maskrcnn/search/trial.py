@@ -20,8 +20,6 @@ from cityscapes_maskrcnn.utils.stop import StopRequests
 
 # Seconds a trial gets to save and end after SIGTERM, before it is killed.
 _GRACE = 300.0
-# Looks at the lock of a folder in which another process trains, before giving up.
-_LOCK_ATTEMPTS = 30
 _IDENTITY_FILE: Final = "trial.json"
 
 # Called with the iterations done and the score after every evaluation; True ends the trial.
@@ -39,12 +37,12 @@ class TrialEnd(Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended.
+    """The result of a trial.
 
     Attributes:
-        end: in which way.
+        end: how it ended.
         value: the last score; NaN if there was none.
-        iterations: training iterations that were run, as far as the log tells.
+        iterations: training iterations done, according to ``metrics.json``.
         reason: why it failed, in one line.
     """
 
@@ -54,7 +52,7 @@ class Outcome:
     reason: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialRunner:
     """Runs trials one after the other, each as a process of its own.
 
@@ -66,6 +64,7 @@ class TrialRunner:
         stop: requests to stop this process.
         stall_seconds: end a trial that logged nothing for so long; 0: never.
         interval: seconds between two looks at a trial.
+        patience: seconds to wait for another process that trains in the folder.
     """
 
     command: Sequence[str]
@@ -74,6 +73,7 @@ class TrialRunner:
     stop: StopRequests
     stall_seconds: float = 3600.0
     interval: float = 1.0
+    patience: float = 30.0
 
     def run(self, folder: Path, settings: Mapping[str, Any], prune: Prune) -> Outcome:
         """Run, or go on with, the trial of a folder.
@@ -82,7 +82,7 @@ class TrialRunner:
         printed. Checkpoints are deleted at the end, except where the trial is to go on later.
 
         Args:
-            folder: the output folder; made when missing.
+            folder: the output folder; created when missing.
             settings: values by config key.
             prune: see :data:`Prune`; called once for each evaluation.
 
@@ -91,9 +91,7 @@ class TrialRunner:
         """
         try:
             # The training inherits the lock: it may outlive a worker that was taken for dead.
-            with file_lock(
-                folder / "lock", timeout=_LOCK_ATTEMPTS * self.interval, inheritable=True
-            ) as lock:
+            with file_lock(folder / "lock", timeout=self.patience, inheritable=True) as lock:
                 outcome = self._train(folder, settings, prune, lock)
         except LockTimeoutError:
             reason = f"{folder}: another process still trains there"
@@ -108,7 +106,7 @@ class TrialRunner:
         log = folder / "console.txt"
         write_text(config, self.config)
         judged: set[int] = set()
-        # What this process ended the trial for, and why.
+        # How and why this process ended the trial.
         ended: tuple[TrialEnd, str] | None = None
         size, changed = -1, time.monotonic()
 
@@ -134,17 +132,10 @@ class TrialRunner:
                 return 0.0
             return None
 
-        words = [word for key, value in settings.items() for word in (key, str(value))]
+        words = [str(word) for pair in settings.items() for word in pair]
+        flags = ["--config-file", str(config), "--resume"]
         failure = run_child(
-            [
-                *self.command,
-                "--config-file",
-                str(config),
-                "--resume",
-                *words,
-                "OUTPUT_DIR",
-                str(folder),
-            ],
+            [*self.command, *flags, *words, "OUTPUT_DIR", str(folder)],
             log,
             stop=self.stop,
             watch=watch,
@@ -164,24 +155,22 @@ class TrialRunner:
             end, reason = TrialEnd.FAILED, f"no {self.objective} in {metrics} after training"
         else:
             end, reason = TrialEnd.COMPLETE, ""
-        return Outcome(end, value, max(scores.keys() | {last_iteration(metrics)}), reason)
+        return Outcome(end, value, last_iteration(metrics), reason)
 
 
 def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     """Note in a trial's folder which trial it belongs to.
 
     Args:
-        folder: made when missing.
+        folder: created when missing.
         identity: study, trial, and what it trains with; anything JSON can hold.
 
     Raises:
         InputError: the folder holds another trial's files, or cannot be written.
     """
-    before = _read_identity(folder)
-    if before is None:
-        write_json(folder / _IDENTITY_FILE, identity)
-    elif before != json.loads(json.dumps(identity)):
-        raise _other_trial(folder)
+    if _has_trial(folder, identity):
+        return
+    write_json(folder / _IDENTITY_FILE, identity)
 
 
 def check_folders(folder: Path, common: Mapping[str, Any]) -> None:
@@ -194,65 +183,61 @@ def check_folders(folder: Path, common: Mapping[str, Any]) -> None:
     Raises:
         InputError: a folder holds another search's trial.
     """
-    wanted = json.loads(json.dumps(common))
     for path in sorted(folder.glob("*/")):
-        before = _read_identity(path)
-        if before is not None and not (isinstance(before, dict) and before | wanted == before):
-            raise _other_trial(path)
+        _has_trial(path, common)
 
 
-def _read_identity(folder: Path) -> Any:
-    """Read what :func:`claim_folder` noted in a folder; None if it did not.
+def _has_trial(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a folder belongs to a trial whose identity includes ``wanted``.
 
     Raises:
-        InputError: the note is damaged, or there is a training run without one.
+        InputError: it belongs to another trial, or to a training run that is no trial.
     """
     file = folder / _IDENTITY_FILE
+    if not file.exists():
+        if (folder / "metrics.json").exists():
+            raise InputError(f"{folder}: holds another training run; take another OUTPUT_DIR")
+        return False
     try:
-        if file.exists():
-            return json.loads(file.read_text(encoding="utf-8"))
+        identity = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from error
-    if (folder / "metrics.json").exists():
-        raise InputError(f"{folder}: holds another training run; take another OUTPUT_DIR")
-    return None
-
-
-def _other_trial(folder: Path) -> InputError:
-    return InputError(
-        f"{folder}: holds a trial of another study or config; take another OUTPUT_DIR"
-    )
+    if identity | json.loads(json.dumps(wanted)) != identity:
+        raise InputError(
+            f"{folder}: holds a trial of another study or config; take another OUTPUT_DIR"
+        )
+    return True
 
 
 def read_scores(metrics_json: Path, objective: str) -> dict[int, float]:
     """Read the scores that a training run has written so far.
 
     Args:
-        metrics_json: a JSON object a line. The last line may still be under way; after a resume
-            an iteration may come twice, and the later value counts.
+        metrics_json: a JSON object a line. The last line may be incomplete; after a resume an
+            iteration may come twice, and the later value counts.
         objective: name of the score.
 
     Returns:
         Finite scores by the number of iterations done, in order; empty without a file.
     """
     scores = {}
-    for entry in _entries(metrics_json):
+    for iterations, entry in _entries(metrics_json):
         score = entry.get(objective)
         if isinstance(score, (int, float)) and math.isfinite(score):
-            # Detectron2 counts iterations from 0.
-            scores[int(entry["iteration"]) + 1] = float(score)
+            scores[iterations] = float(score)
     return dict(sorted(scores.items()))
 
 
 def last_iteration(metrics_json: Path) -> int:
     """Number of iterations done when the file was last written to; 0 without a file."""
-    return max((int(entry["iteration"]) + 1 for entry in _entries(metrics_json)), default=0)
+    return max((iterations for iterations, _ in _entries(metrics_json)), default=0)
 
 
-def _entries(metrics_json: Path) -> Iterator[dict[str, Any]]:
+def _entries(metrics_json: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read the complete lines of the file, each with the number of iterations done."""
     with suppress(FileNotFoundError):
         for line in metrics_json.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError):
                 entry = json.loads(line)
-                if isinstance(entry, dict) and isinstance(entry.get("iteration"), int):
-                    yield entry
+                # Detectron2 counts iterations from 0.
+                yield entry["iteration"] + 1, entry

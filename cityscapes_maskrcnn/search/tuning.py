@@ -29,13 +29,7 @@ from cityscapes_maskrcnn.search.storage import (
     storage_url,
     without_password,
 )
-from cityscapes_maskrcnn.search.study import (
-    STUDY_CONFIG,
-    WEIGHTS_CONTENT,
-    join_study,
-    mapping_attribute,
-    progress,
-)
+from cityscapes_maskrcnn.search.study import WEIGHTS_CONTENT, join_study, progress
 from cityscapes_maskrcnn.search.trial import TrialRunner, check_folders
 from cityscapes_maskrcnn.search.worker import Worker
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -47,7 +41,7 @@ logger = logging.getLogger(__name__)
 # Keys that may differ between the workers of a study: where and how fast, not what. Weights count
 # by their content.
 _FREE = ("OUTPUT_DIR", "INCLUDE", "MODEL.DEVICE", "MODEL.WEIGHTS", "CUDNN_BENCHMARK", "VIS_PERIOD")
-_FREE_NODES = ("DATALOADER.", "SEARCH.PARAMETERS.", "SEARCH.PRUNER.", "SOLVER.CHECKPOINT_")
+_FREE_PREFIXES = ("DATALOADER.", "SEARCH.PARAMETERS.", "SEARCH.PRUNER.", "SOLVER.CHECKPOINT_")
 
 
 def tune(
@@ -89,16 +83,14 @@ def tune(
     iterations, period = _trial_length(cfg)
     output = Path(cfg.OUTPUT_DIR)
     url = storage_url(storage or str(output / "search.db"))
-    least = cfg.SEARCH.PRUNER.MIN_EVALUATIONS
-    prunes = prune and 0 < least * period < iterations
+    min_resource = cfg.SEARCH.PRUNER.MIN_EVALUATIONS * period
+    prunes = prune and 0 < min_resource < iterations
     text = cfg.dump()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {output}: cannot be made: {error.strerror}") from error
     trials = output / "trials"
-    # Before there is a database file.
-    check_folders(trials, {"study": study_name})
     config = {**_shared(yaml.safe_load(text)), WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS)}
     with database_errors(url), warnings.catch_warnings():
         # Heartbeats have been experimental since Optuna 2.8.
@@ -114,14 +106,11 @@ def tune(
             config=config,
             sampler=SeededByTrial(cfg.SEED, cfg.SEARCH.RANDOM_TRIALS),
             pruner=SuccessiveHalvingPruner(
-                min_resource=least * period, reduction_factor=cfg.SEARCH.PRUNER.REDUCTION
+                min_resource=min_resource, reduction_factor=cfg.SEARCH.PRUNER.REDUCTION
             )
             if prunes
             else NopPruner(),
         )
-        # A study that was there has a config of its own.
-        config = dict(mapping_attribute(study, STUDY_CONFIG))
-        check_folders(trials, {"study": study_name, "config": config})
         setup_logger(cfg.OUTPUT_DIR, name="cityscapes_maskrcnn", abbrev_name="cm")
         logger.info("Study %r in %s", study_name, without_password(url))
         for name, parameter in space.parameters.items():
@@ -130,7 +119,7 @@ def tune(
             logger.info(
                 "No trial will be pruned: they have no more than SEARCH.PRUNER.MIN_EVALUATIONS %d "
                 "evaluations (TEST.EVAL_PERIOD %d of %d iterations)",
-                least,
+                cfg.SEARCH.PRUNER.MIN_EVALUATIONS,
                 period,
                 iterations,
             )
@@ -228,14 +217,12 @@ def _content(weights: str) -> str:
 
 
 def _shared(nodes: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The keys that all workers of a study must agree on, flat: MODEL.RPN.IOU_THRESHOLDS."""
+    """Flatten the keys that all workers of a study must agree on: MODEL.RPN.IOU_THRESHOLDS."""
     flat: dict[str, Any] = {}
     for key, value in nodes.items():
         name = prefix + key
-        if name in _FREE or f"{name}.".startswith(_FREE_NODES) or name.startswith(_FREE_NODES):
-            continue
         if isinstance(value, dict):
-            flat.update(_shared(value, f"{name}."))
-        else:
+            flat |= _shared(value, f"{name}.")
+        elif name not in _FREE and not name.startswith(_FREE_PREFIXES):
             flat[name] = value
     return flat

@@ -1,4 +1,4 @@
-"""A search that any number of workers share: its budget, its trials, those of killed workers."""
+"""One of the workers that share a search: it keeps to the budget and takes over lost trials."""
 
 from __future__ import annotations
 
@@ -121,16 +121,12 @@ class Worker:
         Two workers may both have seen room for one more. Who has claimed a trial goes on, else the
         one with the lower number.
         """
-        before = [
-            trial
+        before = sum(
+            trial.number < number or (TRIAL_WORKER in trial.user_attrs and trial.number != number)
             for trial in trials
             if trial.state == TrialState.RUNNING
-            and (
-                trial.number < number
-                or (TRIAL_WORKER in trial.user_attrs and trial.number != number)
-            )
-        ]
-        return budget is not None and len(finished_trials(trials)) + len(before) >= budget
+        )
+        return budget is not None and len(finished_trials(trials)) + before >= budget
 
     def _take_over(self) -> None:
         """Queue the trials of killed workers again.
@@ -208,7 +204,10 @@ class Worker:
         number = original_number(self._trial(trial.number))
         folder = self.folder / f"{number:04d}"
         again = f" (again trial {number})" if number != trial.number else ""
-        listed = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+        listed = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in values.items()
+        )
         logger.info("Trial %d%s: %s", trial.number, again, listed)
         identity = {
             "study": self.study.study_name,
@@ -257,7 +256,3 @@ def _storage_error(error: BaseException | None) -> optuna.exceptions.StorageInte
             return error
         error = error.__context__
     return None
-
-
-def _short(value: Value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -60,23 +60,21 @@ def output(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_protocols_are_kept_apart(output: Path) -> None:
-    rows = stage_rows(output)
-    assert [row.name for row in rows] == ["0 backbone", "1 heads", "3 refined"]
-    assert rows[1].official == {"AP": 20.04, "AP50": 40.0}
-    # No large objects in this split: no score, and not a zero.
-    assert rows[1].coco == RESULTS["coco_segm"]
-    assert "APl" not in rows[1].coco
-
-
 def test_the_csv_holds_raw_numbers(output: Path) -> None:
     lines = list(csv.DictReader(io.StringIO(to_csv([*stage_rows(output), *other_rows()]))))
-    stage_1 = lines[1]
-    assert stage_1["official_AP"] == "20.04"
-    assert stage_1["coco_AP"] == "27.06"
-    assert stage_1["coco_APl"] == ""
-    assert (stage_1["scored_images"], stage_1["trained_images"]) == ("250", "2965")
-    assert (stage_1["trainable_parameters"], stage_1["seconds"]) == ("20500000", "5400.0")
+    assert [line["name"] for line in lines[:3]] == ["0 backbone", "1 heads", "3 refined"]
+    expected = {
+        "official_AP": "20.04",
+        "official_AP50": "40.0",
+        "coco_AP": "27.06",
+        # No large objects in this split: no score, and not a zero.
+        "coco_APl": "",
+        "scored_images": "250",
+        "trained_images": "2965",
+        "trainable_parameters": "20500000",
+        "seconds": "5400.0",
+    }
+    assert {key: lines[1][key] for key in expected} == expected
     published = [line for line in lines if line["group"] == "published"]
     # Every published number has a source, and is of the official protocol.
     assert all(line["source"] and line["official_AP"] and not line["coco_AP"] for line in published)
@@ -91,9 +89,8 @@ def test_the_csv_holds_raw_numbers(output: Path) -> None:
 def test_the_markdown_names_protocols_and_units(output: Path) -> None:
     text = to_markdown([*stage_rows(output), *other_rows()])
     heading, _, _, stage_1, _ = [line for line in text.splitlines() if line.startswith("|")][:5]
-    cells = [cell.strip() for cell in heading.strip("|").split("|")]
-    values = dict(zip(cells, (cell.strip() for cell in stage_1.strip("|").split("|")), strict=True))
-    assert values == {
+    cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (heading, stage_1))
+    assert dict(zip(*cells, strict=True)) == {
         "stage": "1 heads",
         "scored on": "val parts 3-4 of 4 (250 images)",
         "official AP": "20.0",
@@ -136,27 +133,26 @@ def colored(picture: Path, color: tuple[int, int, int]) -> int:
         return int((np.asarray(image.convert("RGB")) == color).all(axis=2).sum())
 
 
-def test_generated_scenes_are_named_wherever_scores_stand(output: Path, tmp_path: Path) -> None:
-    """In all three files and on the terminal; files that do not say it are of real scenes."""
-    made, real = tmp_path / "made", tmp_path / "real"
-    for folder, generated in ((made, True), (real, False)):
-        for stage in ("stage_0", "stage_1"):
-            write_stage(folder, stage, generated=generated)
+@pytest.mark.parametrize("noted", [{}, {"generated": False}, {"generated": True}])
+def test_generated_scenes_are_named_wherever_scores_are(
+    tmp_path: Path, noted: dict[str, bool]
+) -> None:
+    """In all three files and on the terminal; files without the note are of real scenes."""
+    for stage in ("stage_0", "stage_1"):
+        write_stage(tmp_path, stage, **noted)
     warning = "generated scenes, not Cityscapes. Its scores cannot be compared with published ones."
-    printed = {folder: write_recipe_report(folder) for folder in (made, real, output)}
-    for folder, text in printed.items():
-        markdown = (folder / "performance.md").read_text()
-        table = (folder / "performance.csv").read_text().splitlines()
-        expected = folder == made
-        assert (warning in text, warning in markdown) == (expected, expected)
-        # The two stages of this run, and neither the reference study nor published methods.
-        assert [line.startswith("this run,") for line in table if warning in line] == (
-            [True, True] if expected else []
-        )
-        assert ("val parts 3-4 of 4 (250 generated images)" in markdown) is expected
-        red = colored(folder / "performance.png", (0xD5, 0x5E, 0x00))
-        assert (red > 500) is expected
-        assert (red == 0) is not expected
+    printed = write_recipe_report(tmp_path)
+    markdown = (tmp_path / "performance.md").read_text()
+    table = (tmp_path / "performance.csv").read_text().splitlines()
+    expected = bool(noted.get("generated"))
+    assert (warning in printed, warning in markdown) == (expected, expected)
+    # The two stages of this run, and neither the reference study nor published methods.
+    warned = [line.startswith("this run,") for line in table if warning in line]
+    assert warned == [True] * 2 * expected
+    assert ("val parts 3-4 of 4 (250 generated images)" in markdown) is expected
+    with Image.open(tmp_path / "performance.png") as image:
+        red = (np.asarray(image.convert("RGB")) == (0xD5, 0x5E, 0x00)).all(axis=2).sum()
+    assert red > 500 if expected else red == 0
 
 
 def test_a_stage_without_scores_is_generated_as_its_training_was(tmp_path: Path) -> None:
@@ -174,10 +170,11 @@ def test_nothing_to_report(tmp_path: Path) -> None:
         write_recipe_report(tmp_path)
 
 
-def test_a_damaged_file_gets_one_line(output: Path) -> None:
-    (output / "stage_1" / "summary.json").write_text("{")
-    with pytest.raises(InputError, match=r"summary\.json: cannot be read"):
-        stage_rows(output)
-    (output / "stage_1" / "summary.json").write_text('{"images": 3}')
-    with pytest.raises(InputError, match=r"stage_1/summary\.json: has no 'epochs'"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "cannot be read"), ('{"images": 3}', "has no 'epochs'")],
+)
+def test_a_damaged_file_gets_one_line(output: Path, text: str, message: str) -> None:
+    (output / "stage_1" / "summary.json").write_text(text)
+    with pytest.raises(InputError, match=rf"stage_1/summary\.json: {message}"):
         stage_rows(output)

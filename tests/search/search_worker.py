@@ -25,14 +25,13 @@ from cityscapes_maskrcnn.utils.stop import Stopped, StopRequests
 from cityscapes_maskrcnn.utils.tool import run_tool
 
 FAKE = str(Path(__file__).with_name("fake_train_net.py"))
-CONFIG = {"SEED": 1, "MODEL.RPN.IOU_THRESHOLDS": [0.3, 0.7]}
-
-
-def space() -> SearchSpace:
-    fg = Parameter("float", 0.3, 0.7)
-    flow = Parameter("categorical", choices=(True, False))
-    first = {"fg_iou_thresh": 0.4154, "fpn_grad_flow": True}
-    return SearchSpace({"fg_iou_thresh": fg, "fpn_grad_flow": flow}, first)
+SPACE = SearchSpace(
+    {
+        "fg_iou_thresh": Parameter("float", 0.3, 0.7),
+        "fpn_grad_flow": Parameter("categorical", choices=(True, False)),
+    },
+    first={"fg_iou_thresh": 0.4154, "fpn_grad_flow": True},
+)
 
 
 class Judge(TrialRunner):
@@ -50,53 +49,59 @@ class Judge(TrialRunner):
         return super().run(folder, settings, judge)
 
 
+def join(url: str, space: SearchSpace = SPACE, heartbeat: int = 60, **changes: Any) -> optuna.Study:
+    """Join the study; ``changes``: ``pruner``, or keys of the config."""
+    pruner = changes.pop("pruner", optuna.pruners.NopPruner())
+    return join_study(
+        open_storage(url, heartbeat),
+        name="search",
+        space=space,
+        config={"SEED": 1, "MODEL.RPN.IOU_THRESHOLDS": [0.3, 0.7], **changes},
+        sampler=SeededByTrial(1),
+        pruner=pruner,
+    )
+
+
+def new_worker(study: optuna.Study, folder: Path, stop: StopRequests | None = None) -> Worker:
+    runner = Judge(
+        command=[sys.executable, FAKE],
+        config="SEED: 1\n",
+        objective="segm/AP",
+        stop=stop or StopRequests(),
+        interval=0.05,
+    )
+    return Worker(
+        study=study, space=SPACE, runner=runner, folder=folder, total_iterations=100, patience=0.1
+    )
+
+
 def search(
     url: str,
     folder: Path,
     budget: int,
     stop: StopRequests | None = None,
-    pruner: optuna.pruners.BasePruner | None = None,
-    heartbeat: int = 60,
     confirm_best: int = 0,
+    **options: Any,
 ) -> optuna.Study:
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    url = storage_url(url)
-    with database_errors(url):
-        storage = open_storage(url, heartbeat)
-        study = join_study(
-            storage,
-            name="search",
-            space=space(),
-            config=CONFIG,
-            sampler=SeededByTrial(1),
-            pruner=pruner or optuna.pruners.NopPruner(),
-        )
-        runner = Judge(
-            [sys.executable, FAKE], "SEED: 1\n", "segm/AP", stop or StopRequests(), interval=0.05
-        )
-        worker = Worker(
-            study=study,
-            space=space(),
-            runner=runner,
-            folder=folder,
-            total_iterations=100,
-            patience=0.1,
-        )
+    with database_errors(url), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = join(url, **options)
+        worker = new_worker(study, folder, stop)
         worker.run(budget)
         if confirm_best:
+            storage = open_storage(url, 60)
             confirm(storage, worker, count=confirm_best, folder=folder / "confirmation")
     return study
 
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    url, folder, budget = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    confirm_best = int(sys.argv[4]) if len(sys.argv) > 4 else 0
+    url, folder, budget, *rest = sys.argv[1:]
     with StopRequests().listening() as stop:
         try:
-            search(url, folder, budget, stop, confirm_best=confirm_best)
-        except Stopped:
-            return 128 + stop.signals[0]
+            search(storage_url(url), Path(folder), int(budget), stop, *map(int, rest))
+        except Stopped as stopped:
+            return stopped.status
     return 0
 
 

@@ -6,11 +6,11 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -20,14 +20,10 @@ from cityscapes_maskrcnn.search.storage import open_storage, open_study, storage
 from cityscapes_maskrcnn.search.study import TRIAL_WORKER, finished_trials
 from cityscapes_maskrcnn.utils.errors import InputError
 
-WORKER_PROGRAM = Path(__file__).with_name("search_worker.py")
 # Debian keeps it out of the way.
 DEBIANS = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")))
 PG_CTL = shutil.which("pg_ctl", path=os.pathsep.join([os.environ["PATH"], *DEBIANS]))
-pytestmark = [
-    pytest.mark.skipif(PG_CTL is None, reason="needs a PostgreSQL server (pg_ctl)"),
-    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
-]
+pytestmark = pytest.mark.skipif(PG_CTL is None, reason="needs a PostgreSQL server (pg_ctl)")
 
 
 class Server:
@@ -80,38 +76,27 @@ def server() -> Iterator[Server]:
         yield Server(Path(folder))
 
 
-def test_workers_of_several_machines_share_a_study(server: Server, tmp_path: Path) -> None:
+def test_workers_of_several_machines_share_a_study(
+    server: Server, new_search: Callable[..., Any], tmp_path: Path
+) -> None:
+    search = new_search(tmp_path, server.url)
     with server.running():
         with (
             pytest.raises(InputError, match=r"anna:\*\*\*@.*: holds no Optuna studies"),
-            open_study(storage_url(server.url), ""),
+            open_study(search.url, ""),
         ):
             pass
         # All start on an empty database and want to make its tables. The first trial waits for a
         # second one, which only the other worker can start.
-        second = tmp_path / "t" / "0001" / "runs.txt"
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(WORKER_PROGRAM), url, str(tmp_path / "t"), "6"],
-                env={**os.environ, "FAKE": "none crash", "FAKE_UNTIL": str(second)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for url in (server.url, server.url.replace("postgres:", "postgresql:"))
-        ]
-        try:
-            outputs = [process.communicate(timeout=200)[0] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        assert [process.returncode for process in processes] == [0, 0], outputs
-        with open_study(storage_url(server.url), "search") as study:
+        fake = {"FAKE": "none crash", "FAKE_UNTIL": str(tmp_path / "t" / "0001" / "runs.txt")}
+        for url in (server.url, server.url.replace("postgres:", "postgresql:")):
+            search.start(4, url=url, **fake)
+        assert search.finish() == [0, 0]
+        with open_study(search.url, "search") as study:
             done = finished_trials(study.trials)
         states = [trial.state for trial in done]
-        assert states == [TrialState.COMPLETE, TrialState.FAIL, *[TrialState.COMPLETE] * 4]
+        assert states == [TrialState.COMPLETE, TrialState.FAIL, *[TrialState.COMPLETE] * 2]
         assert len({trial.user_attrs[TRIAL_WORKER] for trial in done}) == 2
-        assert len({trial.params["fg_iou_thresh"] for trial in done}) == 6
 
 
 def test_a_restart_of_the_server_between_two_trials_is_not_noticed(server: Server) -> None:

@@ -20,27 +20,19 @@ PROJECT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_train_net.py")
 # The fake needs this of every trial, and trains so long.
 CONFIG = (
-    "MODEL.WEIGHTS",
-    "",
-    "SOLVER.EPOCHS",
-    "0",
-    "SOLVER.MAX_ITER",
-    "100",
-    "TEST.EVAL_PERIOD",
-    "10",
-    "DATASETS.TRAIN",
-    "('cityscapes_instance_train',)",
+    "SOLVER.EPOCHS 0 SOLVER.MAX_ITER 100 TEST.EVAL_PERIOD 10 "
+    "DATASETS.TRAIN ('cityscapes_instance_train',) MODEL.WEIGHTS"
 )
 
 
 @pytest.fixture
-def search(small_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., optuna.Study]:
+def tuned(small_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., optuna.Study]:
     """A search in this process, by default of one trial, with the fake training program."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
 
     def run(output: Path, *opts: str, study: str = "search", **options: object) -> optuna.Study:
         file = PROJECT / "configs" / "stage_2_search.yaml"
-        cfg = build_config(str(file), [*CONFIG, *opts, "OUTPUT_DIR", str(output)])
+        cfg = build_config(str(file), [*CONFIG.split(), "", *opts, "OUTPUT_DIR", str(output)])
         settings = {"budget": 1, "prune": False, **options}
         command = [sys.executable, str(FAKE)]
         tune(cfg, study_name=study, train_command=command, stop=StopRequests(), **settings)
@@ -52,35 +44,36 @@ def search(small_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., o
 @pytest.mark.parametrize(
     ("opts", "options", "message"),
     [
+        ("", {"storage": "postgres://u:secret@127.0.0.1:1/d"}, "1/d: cannot use the database: c"),
+        ("", {"budget": 0}, "--trials 0: at least 1"),
+        ("", {"confirm_best": -1}, "--confirm -1: at least 0"),
+        ("", {"study": ""}, "--study is empty: name the study"),
+        ("MODEL.WEIGHTS s/model_final.pth", {}, "s/model_final.pth: no such file; train"),
+        ("DATASETS.TEST ()", {}, "a search needs one dataset to score on"),
+        ("SEARCH.PRUNER.REDUCTION 1", {}, "REDUCTION at least 2"),
+        ("SEARCH.STALL_MINUTES -1.0", {}, "SEARCH.STALL_MINUTES must be at least 0"),
+        ("SEARCH.MAX_FAILURES 0", {}, "must be at least 1"),
         (
-            [],
-            {"storage": "postgres://u:secret@127.0.0.1:1/d"},
-            "127.0.0.1:1/d: cannot use the database: c",
-        ),
-        ([], {"budget": 0}, "--trials 0: at least 1"),
-        ([], {"confirm_best": -1}, "--confirm -1: at least 0"),
-        ([], {"study": ""}, "--study is empty: name the study"),
-        (["MODEL.WEIGHTS", "s/model_final.pth"], {}, "s/model_final.pth: no such file; train"),
-        (["DATASETS.TEST", "()"], {}, "a search needs one dataset to score on"),
-        (["SEARCH.PRUNER.REDUCTION", "1"], {}, "REDUCTION at least 2"),
-        (["SEARCH.STALL_MINUTES", "-1.0"], {}, "SEARCH.STALL_MINUTES must be at least 0"),
-        (["SEARCH.MAX_FAILURES", "0"], {}, "must be at least 1"),
-        (
-            ["SEARCH.PARAMETERS.fg_iou_thresh.KEY", "SOLVER.RATE"],
+            "SEARCH.PARAMETERS.fg_iou_thresh.KEY SOLVER.RATE",
             {},
             "fg_iou_thresh.KEY SOLVER.RATE: there is no such config key",
+        ),
+        (
+            "SEARCH.PARAMETERS.rpn_negative_iou_thresh.HIGH 0.8",
+            {},
+            "trials could have their thresholds in the wrong order",
         ),
     ],
 )
 def test_bad_input(
-    search: Callable[..., optuna.Study],
+    tuned: Callable[..., optuna.Study],
     tmp_path: Path,
-    opts: list[str],
+    opts: str,
     options: dict[str, object],
     message: str,
 ) -> None:
     with pytest.raises(InputError) as caught:
-        search(tmp_path / "out", *opts, **options)
+        tuned(tmp_path / "out", *opts.split(), **options)
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
     assert not list(tmp_path.rglob("*.*"))
@@ -119,9 +112,9 @@ def test_it_learns() -> None:
     assert sum(abs(each["x"] - 0.3) < 0.15 for each in last) >= 11
 
 
-def test_the_last_line_can_be_pasted(search: Callable[..., optuna.Study], tmp_path: Path) -> None:
+def test_the_last_line_can_be_pasted(tuned: Callable[..., optuna.Study], tmp_path: Path) -> None:
     output = tmp_path / "my search"
-    search(output, study="thresholds of mine")
+    tuned(output, study="thresholds of mine")
     line = (output / "log.txt").read_text().splitlines()[-1]
     assert shlex.split(line.partition("best.yaml: ")[2]) == [
         *("tools/analyze_study.py", "--storage", f"sqlite:///{output}/search.db"),
@@ -130,58 +123,52 @@ def test_the_last_line_can_be_pasted(search: Callable[..., optuna.Study], tmp_pa
 
 
 def test_other_weights_are_refused_by_their_content(
-    search: Callable[..., optuna.Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: Callable[..., optuna.Study], tmp_path: Path
 ) -> None:
     mine, copy = tmp_path / "mine.pth", tmp_path / "copy.pth"
     mine.write_text("weights")
-    digested: list[Path] = []
-    monkeypatch.setattr(
-        "cityscapes_maskrcnn.search.tuning.file_digest",
-        lambda path: digested.append(path) or file_digest(path),
-    )
-    study = search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
-    assert digested == [mine]
+    study = tuned(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
     shutil.copy(mine, copy)
-    search(tmp_path / "out", "MODEL.WEIGHTS", str(copy))
+    tuned(tmp_path / "out", "MODEL.WEIGHTS", str(copy))
     before, now = file_digest(mine), hashlib.sha256(b"others").hexdigest()
     mine.write_text("others")
     with pytest.raises(InputError) as caught:
-        search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
+        tuned(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
     assert str(caught.value) == (
         "study 'search' trains with MODEL.WEIGHTS of which the content differs (SHA-256 "
         f"{before}, not SHA-256 {now}): its scores cannot be compared; take another --study or "
         "the same weights"
     )
     with pytest.raises(InputError, match=rf"differs \(SHA-256 {before}, not no weights\): its"):
-        search(tmp_path / "out")
+        tuned(tmp_path / "out")
     # A study that was made before says nothing about it.
     config = dict(study.user_attrs["config"])
     del config["content of MODEL.WEIGHTS"]
     study.set_user_attr("config", config)
     shutil.rmtree(tmp_path / "out" / "trials")
-    search(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
+    tuned(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
 
 
 def test_trials_of_another_study_are_found_before_one_is_started(
-    search: Callable[..., optuna.Study], tmp_path: Path
+    tuned: Callable[..., optuna.Study], tmp_path: Path
 ) -> None:
-    search(tmp_path)
+    tuned(tmp_path)
     url = f"sqlite:///{tmp_path}/search.db"
     other = "0000: holds a trial of another study or config; take another OUTPUT_DIR"
     with pytest.raises(InputError, match=other):
-        search(tmp_path, study="other")
+        tuned(tmp_path, study="other")
     assert optuna.get_all_study_names(url) == ["search"]
     # Another study of the same name, in a new database.
     (tmp_path / "search.db").unlink()
     with pytest.raises(InputError, match=other):
-        search(tmp_path, "SEED", "7")
+        tuned(tmp_path, "SEED", "7")
     assert optuna.get_all_study_names(url) == []
-    search(tmp_path)
+    tuned(tmp_path)
     assert optuna.get_all_study_names(url) == ["search"]
 
 
 def test_a_search_whose_trials_are_too_short_to_be_pruned_says_so(
-    search: Callable[..., optuna.Study], tmp_path: Path
+    tuned: Callable[..., optuna.Study], tmp_path: Path
 ) -> None:
     line = (
         "No trial will be pruned: they have no more than SEARCH.PRUNER.MIN_EVALUATIONS 5 "
@@ -190,5 +177,5 @@ def test_a_search_whose_trials_are_too_short_to_be_pruned_says_so(
     # Five evaluations of 20 iterations are all of a trial; 19 leave five iterations to save.
     for period, prune, logged in (("20", True, True), ("19", True, False), ("20", False, False)):
         output = tmp_path / f"{period} {prune}"
-        search(output, "TEST.EVAL_PERIOD", period, prune=prune)
+        tuned(output, "TEST.EVAL_PERIOD", period, prune=prune)
         assert (line in (output / "log.txt").read_text()) == logged

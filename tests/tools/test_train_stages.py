@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from cityscapes_maskrcnn.data.provenance import read_history
 
@@ -62,8 +63,6 @@ def test_it_plans_trains_scores_and_reports(chain: Path) -> None:
 
 
 def test_weights_and_what_they_have_seen_are_handed_on(chain: Path) -> None:
-    import torch
-
     log = (chain / "stage_3" / "log.txt").read_text()
     assert str(chain / "stage_2" / "model_final.pth") in log
     content = torch.load(chain / "stage_3" / "model_final.pth", weights_only=True)
@@ -93,12 +92,8 @@ def test_another_config_is_refused_and_nothing_is_overwritten(
     before = fingerprint(chain)
     assert {"stage_2/model_final.pth", "scores/stage_3/scores.json"} <= before.keys()
     words = ["--stages", "stage_2", "MODEL.WEIGHTS", "", *TINY.split(), "SOLVER.BASE_LR", "0.5"]
-    done = train_stages(chain, *words)
-    assert done.returncode == 1
-    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert (
-        f"{chain / 'stage_2'}: was made with SOLVER.BASE_LR 0.002, now 0.5; take another" in error
-    )
+    error = error_of(train_stages(chain, *words))
+    assert f"{chain / 'stage_2'}: was made with SOLVER.BASE_LR 0.002, now 0.5; take" in error
     assert fingerprint(chain) == before
 
 
@@ -118,6 +113,12 @@ def test_a_second_call_runs_nothing(chain: Path, train_stages: Run) -> None:
     assert [name for name in REPORT if before[name][0] != after[name][0]] == []
 
 
+def error_of(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return error
+
+
 @pytest.mark.parametrize("flags", [["--dry-run"], []])
 def test_missing_data_are_named_below_the_plan_and_nothing_is_written(
     train_stages: Run, small_root: Path, tmp_path: Path, flags: list[str]
@@ -125,16 +126,12 @@ def test_missing_data_are_named_below_the_plan_and_nothing_is_written(
     root = tmp_path / "data"
     shutil.copytree(small_root, root, ignore=shutil.ignore_patterns("gtCoarse"))
     done = train_stages(tmp_path / "new", *flags, *TINY.split(), root=root)
-    assert done.returncode == 1
+    assert error_of(done) == "error: stage_0: data missing, see below the plan; nothing is done"
     plan, _, below = done.stdout.partition("\n\n")
     states = {line.split()[0]: line.split()[-2:] for line in plan.splitlines()[2:]}
     assert states.pop("stage_0") == ["data", "missing"]
-    assert len(states) == 8
-    assert all(state == ["to", "do"] for state in states.values())
-    (line,) = below.splitlines()
-    assert line.startswith(f"stage_0: {root}/cityscapes/gtCoarse: no such folder")
-    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert error == "error: stage_0: data missing, see below the plan; nothing is done"
+    assert list(states.values()) == [["to", "do"]] * 8
+    assert below.startswith(f"stage_0: {root}/cityscapes/gtCoarse: no such folder")
     assert list(tmp_path.iterdir()) == [root]
 
 
@@ -143,12 +140,10 @@ def test_mistyped_weights_are_named_below_the_plan_and_nothing_is_written(
 ) -> None:
     words = ["--stages", "stage_2", "MODEL.WEIGHTS", "missing.pth", *TINY.split()]
     done = train_stages(tmp_path / "new", *words)
-    assert done.returncode == 1
+    assert error_of(done) == "error: stage_2: weights missing, see below the plan; nothing is done"
     assert done.stdout.splitlines()[-1] == (
         "stage_2: MODEL.WEIGHTS missing.pth: no such file; name the weights to start from"
     )
-    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert error == "error: stage_2: weights missing, see below the plan; nothing is done"
     # So that the same command with the right weights is not refused for what this one left.
     assert list(tmp_path.iterdir()) == []
 
@@ -160,13 +155,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(train_stages: Run, tmp_pat
     assert [(row[0], row[-2:]) for row in plan] == [
         (name, ["to", "do"]) for name in ("stage_2", "stage_3", "scores/stage_2", "scores/stage_3")
     ]
-    assert str(tmp_path / "new" / "stage_3") in plan[1]
     assert "running" not in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_output_is_refused(train_stages: Run) -> None:
     done = train_stages("", "--dry-run", *STAGES)
-    assert done.returncode == 1
+    assert error_of(done) == "error: --output is empty: name a folder"
     assert done.stdout == ""
-    assert done.stderr == "error: --output is empty: name a folder\n"

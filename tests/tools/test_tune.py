@@ -34,23 +34,12 @@ SEARCH: {{PARAMETERS: {{fpn_grad_flow: {{ENABLED: False}}}}}}
 """
 
 
-def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stderr.count("error: ") == 1
-    return done.stderr.splitlines()[-1]
-
-
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
-
-
-@pytest.fixture(scope="module")
-def searched(tool: Run, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def searched(tool: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two trials; a worker on each of two machines would do the same."""
     output = tmp_path_factory.mktemp("search") / "out"
+    config = output.with_name("tiny.yaml")
+    config.write_text(TINY)
     options = ["--config-file", config, "--trials", 2, "--no-prune", "OUTPUT_DIR", output]
     # A key that yaml or the command line adds to the search.
     options += ["SEARCH.PARAMETERS.base_lr.ENABLED", True, "SEARCH.PARAMETERS.base_lr.HIGH", 5e-4]
@@ -74,27 +63,14 @@ def test_a_search(searched: Path) -> None:
         trained = yaml.safe_load((folder / "config.yaml").read_text())
         fg = trial.params["fg_iou_thresh"]
         assert trained["MODEL"]["ROI_HEADS"]["IOU_THRESHOLDS"] == [fg / 2, fg]
-        assert trained["MODEL"]["RPN"]["IOU_THRESHOLDS"] == [
-            trial.params["rpn_negative_iou_thresh"],
-            trial.params["rpn_positive_iou_thresh"],
-        ]
         assert trained["SOLVER"]["BASE_LR"] == trial.params["base_lr"]
         assert (folder / "metrics.json").exists()
         assert not list(folder.glob("*.pth"))
     log = (searched / "stdout").read_text()
     assert "Trial 1: 2 of 2 iterations, score" in log
-    assert "1 of 2 trials, best" in log
+    assert "1 of 2 trials (0 pruned, 0 failed), best" in log
     assert "ETA" in log
-    assert "2 of 2 trials, best" in (searched / "log.txt").read_text()
-
-
-def test_another_search_space_is_refused(tool: Run, searched: Path, config: Path) -> None:
-    before = (searched / "search.db").read_bytes()
-    done = tool("tools/tune.py", "--config-file", config, "OUTPUT_DIR", searched)
-    assert "study 'search' is of another search space: base_lr: not searched here" in last_line(
-        done
-    )
-    assert (searched / "search.db").read_bytes() == before
+    assert "2 of 2 trials (0 pruned, 0 failed), best" in (searched / "log.txt").read_text()
 
 
 def test_the_report(tool: Run, searched: Path, tmp_path: Path) -> None:
@@ -107,14 +83,6 @@ def test_the_report(tool: Run, searched: Path, tmp_path: Path) -> None:
     assert set(best) == {"DATASETS", "MODEL", "SOLVER", "VERSION"}
     assert best["DATASETS"] == {"TUNED_ON": ["cityscapes_instance_val"]}
 
-    absent = ["--study", "x", "--output", tmp_path / "n"]
-    done = tool("tools/analyze_study.py", "--storage", url, *absent)
-    assert "no study 'x'; it has: search" in last_line(done)
-    assert not (tmp_path / "n").exists()
-
-
-def test_thresholds_in_the_wrong_order(tool: Run, config: Path, tmp_path: Path) -> None:
-    range_ = ["SEARCH.PARAMETERS.rpn_negative_iou_thresh.HIGH", "0.8"]
-    options = ["--config-file", config, *range_, "OUTPUT_DIR", tmp_path]
-    assert "in the wrong order" in last_line(tool("tools/tune.py", *options))
-    assert not list(tmp_path.iterdir())
+    done = tool("tools/analyze_study.py", "--storage", url, "--study", "x", "--output", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.endswith("no study 'x'; it has: search\n")

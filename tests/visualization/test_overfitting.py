@@ -10,38 +10,33 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.visualization.overfitting import find_gap, plot_overfitting
+from cityscapes_maskrcnn.visualization.overfitting import Gap, find_gap, plot_overfitting
+from cityscapes_maskrcnn.visualization.training_curves import Curve
 
 TRAINING = {0: 9.0, 20: 5.0, 40: 3.0, 60: 2.0, 80: 1.0, 95: 1.4}
 VALIDATION = {49: 2.5, 99: 3.0}
 
 
-def test_the_gap_is_between_the_ends_of_the_drawn_lines() -> None:
-    gap = find_gap(TRAINING, VALIDATION)
-    assert gap is not None
-    # Six values are smoothed over 6 // 40 = 0 neighbours, so the last one is as it is.
-    assert gap.training == 1.4
-    assert (gap.validation, gap.lowest, gap.last) == (3.0, 49, 99)
-
-
-def test_without_one_of_the_losses_there_is_no_gap() -> None:
-    assert find_gap({}, VALIDATION) is None
-    assert find_gap(TRAINING, {}) is None
-    assert find_gap(TRAINING, {9: math.nan}) is None
-
-
-def test_one_measurement_is_enough() -> None:
-    gap = find_gap({0: 4.0, 9: 2.0}, {9: 2.5})
-    assert gap is not None
-    assert (gap.training, gap.lowest) == (2.0, 9)
-
-
-def test_a_long_curve_is_smoothed() -> None:
-    training = {at: float(at % 2) for at in range(80)}
-    gap = find_gap(training, {79: 2.0})
-    assert gap is not None
-    # 80 // 40 = 2 neighbours on each side; at the end there are the two before: (1 + 0 + 1) / 3
-    assert gap.training == pytest.approx(2 / 3)
+@pytest.mark.parametrize(
+    ("training", "validation", "expected"),
+    [
+        # Six values are smoothed over 6 // 40 = 0 neighbours, so the last one is as it is.
+        (TRAINING, VALIDATION, Gap(training=1.4, validation=3.0, lowest=49, last=99)),
+        ({0: 4.0, 9: 2.0}, {9: 2.5}, Gap(training=2.0, validation=2.5, lowest=9, last=9)),
+        # 80 // 40 = 2 neighbours on each side; at the end there are the two before: (1 + 0 + 1) / 3
+        (
+            {at: float(at % 2) for at in range(80)},
+            {79: 2.0},
+            Gap(training=2 / 3, validation=2.0, lowest=79, last=79),
+        ),
+        ({}, VALIDATION, None),
+        (TRAINING, {9: math.nan}, None),
+    ],
+)
+def test_the_gap_is_between_the_ends_of_the_drawn_lines(
+    training: Curve, validation: Curve, expected: Gap | None
+) -> None:
+    assert find_gap(training, validation) == expected
 
 
 def count(path: Path, color: tuple[int, int, int]) -> int:
@@ -85,23 +80,17 @@ def test_the_label_of_the_gap_is_within_its_panel(
     assert len(arrows) == (0 if last == 1.02 else 1)
 
 
-def test_the_lowest_loss_is_where_metrics_json_has_it(
-    tmp_path: Path, figures: list[Figure]
-) -> None:
-    axis = draw(tmp_path, figures, 2.0, 1.6)
-    assert "validation lowest at iteration 99" in [text.get_text() for text in axis.texts]
-
-
-# Half of the losses are 1: up to 2 x 2.5 all is shown.
-@pytest.mark.parametrize(("first", "shown"), [(2.6, True), (3.2, True), (4.9, True), (40.0, False)])
-def test_the_first_loss_is_shown_with_room_above_or_said_to_be_cut_off(
-    tmp_path: Path, figures: list[Figure], first: float, shown: bool
+# Half of the losses are 1: up to 2 x 2.5 all is visible.
+@pytest.mark.parametrize(("first", "notes"), [(4.9, []), (40.0, ["training up to 40, cut off"])])
+def test_the_first_loss_is_visible_with_room_above_or_a_note_says_that_it_is_cut_off(
+    tmp_path: Path, figures: list[Figure], first: float, notes: list[str]
 ) -> None:
     axis = draw(tmp_path, figures, first, 1.6)
     low, high = axis.get_ylim()
-    assert bool(first < high - 0.1 * (high - low)) is shown
-    notes = [text.get_text() for text in axis.texts if "cut off" in text.get_text()]
-    assert notes == ([] if shown else ["training up to 40, cut off"])
+    assert (first < high - 0.1 * (high - low)) is not bool(notes)
+    assert [text.get_text() for text in axis.texts if "cut off" in text.get_text()] == notes
+    # Iterations are those of metrics.json.
+    assert "validation lowest at iteration 99" in [text.get_text() for text in axis.texts]
 
 
 def test_a_run_without_validation_is_drawn_without_a_gap(tmp_path: Path) -> None:

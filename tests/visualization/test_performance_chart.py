@@ -84,11 +84,6 @@ def test_a_bar_of_nearly_nothing_does_not_look_full(
     assert low < share < high
 
 
-def test_a_run_without_scores(tmp_path: Path) -> None:
-    plot_without_scores(tmp_path / "a.png")
-    assert (tmp_path / "a.png").stat().st_size > 1000
-
-
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"a\.png: cannot be written"):
