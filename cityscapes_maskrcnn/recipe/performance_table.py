@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -34,10 +34,6 @@ PUBLISHED: Final = "published"
 GENERATED: Final = (
     "This run: generated scenes, not Cityscapes. Its scores cannot be compared with published ones."
 )
-
-# Published scores with their sources, for people to add to.
-_SCORES_FILE: Final = "published_scores.yaml"
-
 
 _SUMMARY_KEYS: Final = (
     "images",
@@ -154,7 +150,7 @@ def stage_rows(output: Path) -> list[Row]:
 
 def other_rows() -> list[Row]:
     """The reference study's and published results, with their sources."""
-    file = resources.files("cityscapes_maskrcnn.recipe") / _SCORES_FILE
+    file = resources.files("cityscapes_maskrcnn.recipe") / "published_scores.yaml"
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     reference = content["reference_study"]
     rows = [
@@ -190,18 +186,8 @@ def caution(rows: Iterable[Row]) -> str:
 def to_markdown(rows: Sequence[Row]) -> str:
     """Write the table for people: a section a group, and the notes below."""
     sections = ["# Performance", "Scores in percent; - is not known or does not exist."]
-    ours = [row for row in rows if row.group == THIS_RUN]
-    if ours:
-        sections.append("## This run")
-        if caution(ours):
-            sections.append(f"**{caution(ours)}**")
-        sections.append(_table(ours, OUR_COLUMNS))
-        sections += [
-            f"**{', '.join(filter(None, (row.name, row.split)))}**: {row.note}"
-            for row in ours
-            if row.note
-        ]
     for group, title, columns in [
+        (THIS_RUN, "This run", OUR_COLUMNS),
         (REFERENCE, "The reference study, COCO-style protocol", _REFERENCE_COLUMNS),
         (
             PUBLISHED,
@@ -210,8 +196,18 @@ def to_markdown(rows: Sequence[Row]) -> str:
         ),
     ]:
         chosen = [row for row in rows if row.group == group]
-        if chosen:
-            sections += [f"## {title}", _table(chosen, columns)]
+        if not chosen:
+            continue
+        sections.append(f"## {title}")
+        if caution(chosen):
+            sections.append(f"**{caution(chosen)}**")
+        cells = [[cell(row, column) for column in columns] for row in chosen]
+        sections.append(tabulate(cells, columns, tablefmt="github", disable_numparse=True))
+        sections += [
+            f"**{', '.join(filter(None, (row.name, row.split)))}**: {row.note}"
+            for row in chosen
+            if row.note
+        ]
     return "\n\n".join(sections) + "\n"
 
 
@@ -253,27 +249,21 @@ def cell(row: Row, column: str) -> str:
     if protocol in ("official", "COCO-style"):
         score = (row.official if protocol == "official" else row.coco).get(name)
         return "-" if score is None else f"{score:.1f}"
-    values: dict[str, str | None] = {
-        "stage": row.name,
-        "method": row.name,
-        "split": row.split or None,
-        "scored on": row.split
-        and f"{row.split} ({row.scored_images} {'generated ' if row.generated else ''}images)",
-        "images": None if row.trained_images is None else f"{row.trained_images:,}",
-        "epochs": None if row.epochs is None else f"{row.epochs:.3g}",
-        "parameters trained": None if row.trainable is None else f"{row.trainable / 1e6:.1f} M",
-        "time": None if row.seconds is None else _time(row.seconds),
-        "peak memory": None
-        if row.memory_bytes is None
-        else f"{row.memory_bytes / 2**30:.1f} GiB {row.memory}",
-        "source": row.source or None,
+    generated = "generated " * row.generated
+    formats: dict[str, tuple[Any, Callable[[Any], str]]] = {
+        "stage": (row.name, str),
+        "method": (row.name, str),
+        "split": (row.split, str),
+        "scored on": (row.split, f"{{}} ({row.scored_images} {generated}images)".format),
+        "images": (row.trained_images, "{:,}".format),
+        "epochs": (row.epochs, "{:.3g}".format),
+        "parameters trained": (row.trainable, lambda count: f"{count / 1e6:.1f} M"),
+        "time": (row.seconds, _time),
+        "peak memory": (row.memory_bytes, lambda size: f"{size / 2**30:.1f} GiB {row.memory}"),
+        "source": (row.source, str),
     }
-    return values[column] or "-"
-
-
-def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    cells = [[cell(row, column) for column in columns] for row in rows]
-    return tabulate(cells, columns, tablefmt="github", disable_numparse=True)
+    value, text = formats[column]
+    return "-" if value in (None, "") else text(value)
 
 
 def _short(dataset: str) -> str:
@@ -302,8 +292,6 @@ def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: is no JSON object")
     missing = [key for key in keys if key not in content]
     if missing:
         raise InputError(f"{path}: has no {missing[0]!r}; another program or version wrote it")

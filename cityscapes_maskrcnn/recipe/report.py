@@ -61,15 +61,15 @@ def write_recipe_report(output: Path) -> str:
         output / "overfitting.png",
     )
     places = [
-        ("Performance", output / "performance.md"),
-        ("  as a picture", output / "performance.png"),
-        ("  for programs", output / "performance.csv"),
-        ("Overfitting", output / "overfitting.png"),
-        ("Anchors", output / "anchors"),
-        ("Search", output / "search"),
-        *((f"Stage {STAGES[stage]}", output / stage) for stage in stages),
+        ("Performance", "performance.md"),
+        ("  as a picture", "performance.png"),
+        ("  for programs", "performance.csv"),
+        ("Overfitting", "overfitting.png"),
+        ("Anchors", "anchors"),
+        ("Search", "search"),
+        *((f"Stage {STAGES[stage]}", stage) for stage in stages),
     ]
-    found = [f"{what:<18} {where}" for what, where in places if where.exists()]
+    found = [f"{what:<18} {output / name}" for what, name in places if (output / name).exists()]
     return "\n".join([to_markdown(ours), *found])
 
 
@@ -89,18 +89,16 @@ def _bars(rows: list[Row], protocol: str) -> list[Bar]:
     bars: list[Bar] = []
     for row in rows:
         scores = row.official if protocol == "official" else row.coco
-        if "AP" in scores:
-            whose = f", {row.group}" if row.group == REFERENCE else ""
-            where = row.split
-            # Beside published scores on all images it must be seen on which, and how few, ours are.
-            if row.generated:
-                where = f"{row.scored_images} generated images"
-            elif row.group == THIS_RUN:
-                where = cell(row, "scored on")
-            name = f"{row.name}{whose}, {where}"
-            bars.append((name, scores["AP"], row.group == THIS_RUN))
-    ours = [bar for bar in bars if bar[2]]
-    return ours + sorted((bar for bar in bars if not bar[2]), key=lambda bar: -bar[1])
+        if "AP" not in scores:
+            continue
+        where = f"reference study, {row.split}" if row.group == REFERENCE else row.split
+        # Beside published scores on all images, which and how few images ours are of matters.
+        if row.generated:
+            where = f"{row.scored_images} generated images"
+        elif row.group == THIS_RUN:
+            where = cell(row, "scored on")
+        bars.append((f"{row.name}, {where}", scores["AP"], row.group == THIS_RUN))
+    return sorted(bars, key=lambda bar: (not bar[2], 0.0 if bar[2] else -bar[1]))
 
 
 def _size_bars(ours: list[Row]) -> list[Bar]:

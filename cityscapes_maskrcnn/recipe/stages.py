@@ -66,7 +66,7 @@ _FIT_SETTINGS: Final = (
     "MODEL.RPN.IN_FEATURES",
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
 )
-# Of the keys of a search, those that define what is searched, not how.
+# Keys that define what is searched, not how.
 _SEARCHED: Final = ("SEARCH.PARAMETERS.", "SEARCH.OBJECTIVE")
 # The parts of a search's result that belong to the model and not to the schedule of stage 2.
 _MATCHING: Final = ("RPN", "ROI_HEADS", "ANCHOR_GENERATOR")
@@ -116,14 +116,14 @@ class Recipe:
             raise InputError(
                 f"config options come as KEY VALUE pairs; one is incomplete: {self.opts}"
             )
-        pairs = list(zip(self.opts[0::2], self.opts[1::2], strict=True))
-        for key, _ in pairs:
-            if key in ("OUTPUT_DIR", "INCLUDE"):
-                raise InputError(f"{key}: the chain sets it for every step; leave it out")
+        pairs = dict(zip(self.opts[0::2], self.opts[1::2], strict=True))
+        for key in pairs.keys() & {"OUTPUT_DIR", "INCLUDE"}:
+            raise InputError(f"{key}: the chain sets it for every step; leave it out")
         self.selected = [name for name in STEPS if name in self.selected]
-        self._weights = [value for key, value in pairs if key == "MODEL.WEIGHTS"]
-        self._opts = [word for pair in pairs if pair[0] != "MODEL.WEIGHTS" for word in pair]
+        self._weights = pairs.pop("MODEL.WEIGHTS", None)
+        self._opts = _words(pairs)
         self._defaults = flatten(self.build_config("", []))
+        # Why a dataset cannot be loaded, by name; loading takes up to a second.
         self._problems: dict[str, str] = {}
 
     def steps(self) -> list[Step]:
@@ -278,7 +278,7 @@ class Recipe:
     def _missing_weights(self, name: str, weights: str) -> dict[str, str]:
         """For :attr:`.Step.missing`: why the weights to start from cannot be loaded.
 
-        Outputs of a step before this one are there in time; addresses are not judged.
+        Outputs of a step before this one will be there in time; addresses are not checked.
         """
         before = self.selected[: self.selected.index(name)]
         outputs = [(self.output / step / WEIGHTS).resolve() for step in before]
@@ -297,7 +297,7 @@ class Recipe:
                     self._problems[name] = ""
                 except InputError as error:
                     self._problems[name] = str(error)
-        problem = next(filter(None, map(self._problems.__getitem__, datasets)), "")
+        problem = next((self._problems[name] for name in datasets if self._problems[name]), "")
         return {"data": problem} if problem else {}
 
     def _config(self, name: str) -> CfgNode:
@@ -316,13 +316,13 @@ class Recipe:
         parent = PARENTS.get(name)
         if parent and self._has(parent):
             return str(self.output / parent / WEIGHTS), f"{parent}/{WEIGHTS}"
-        if parent and not self._weights:
+        if parent and self._weights is None:
             raise InputError(
                 f"{name} starts from the weights of {parent}, which is not complete in "
                 f"{self.output / parent}: add {parent} to --stages, or name weights with "
                 "MODEL.WEIGHTS"
             )
-        return (self._weights[-1] if self._weights else self._config(name).MODEL.WEIGHTS), ""
+        return (self._config(name).MODEL.WEIGHTS if self._weights is None else self._weights), ""
 
     def _includes(self, *names: str) -> dict[str, Path]:
         files = {"anchors": "anchors.yaml", "search": "best.yaml"}

@@ -28,6 +28,8 @@ TRIAL_REASON: Final = "reason"
 TRIAL_ITERATIONS: Final = "iterations"
 TRIAL_SETTINGS: Final = "config_keys"
 TRIAL_WORKER: Final = "worker"
+# The number of the trial that TRIAL_WORKER has started.
+TRIAL_CLAIM: Final = "claim"
 TRIAL_SURPLUS: Final = "surplus"
 
 

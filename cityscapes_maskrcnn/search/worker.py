@@ -18,6 +18,7 @@ from cityscapes_maskrcnn.search.space import SearchSpace, Value, config_keys
 from cityscapes_maskrcnn.search.storage import MAX_RETRIES
 from cityscapes_maskrcnn.search.study import (
     STUDY_CONFIG,
+    TRIAL_CLAIM,
     TRIAL_ITERATIONS,
     TRIAL_REASON,
     TRIAL_SETTINGS,
@@ -30,6 +31,7 @@ from cityscapes_maskrcnn.search.study import (
 )
 from cityscapes_maskrcnn.search.trial import Outcome, TrialEnd, TrialRunner, claim_folder
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.locks import file_lock
 from cityscapes_maskrcnn.utils.process_identity import is_gone, this_process
 from cityscapes_maskrcnn.utils.stop import Stopped
 
@@ -39,17 +41,17 @@ logger = logging.getLogger(__name__)
 _UNCLAIMED = 60.0
 
 
-class _Surplus(Exception):  # noqa: N818 - not an error
-    """Another worker runs this trial, or the last one of the budget."""
+class _TakenError(BaseException):
+    """Another worker has started the same trial: Optuna must not note anything about it."""
 
 
 class _TrialFailed(Exception):  # noqa: N818 - Optuna's word is failed
-    """Tells Optuna that a trial failed; the reason is in its attributes."""
+    """Ends a trial as failed; the reason, if it counts, is in its attributes."""
 
 
 @dataclass(kw_only=True)
 class Worker:
-    """Runs trials of a study until its budget is used up.
+    """Runs trials of a study until its budget is used up; a subclass may run other trials.
 
     Attributes:
         study: shared with other workers.
@@ -84,26 +86,24 @@ class Worker:
             InputError: trials fail one after the other, or a folder cannot be used.
             Stopped: this process was asked to stop; its trial was given back.
         """
-        waiting = False
+        waiting_for: list[int] = []
         while True:
             if self.runner.stop.signals:
                 raise Stopped(self.runner.stop.signals[0])
             self._take_over()
             trials = self.study.get_trials(deepcopy=False)
-            running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+            running = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
             done = len(finished_trials(trials))
             goal = len(counting_trials(trials)) if budget is None else budget
             if done >= goal:
                 return
             if done + len(running) < goal:
-                waiting = False
                 self._run_one(budget)
                 logger.info("%s", progress(self.study.get_trials(deepcopy=False), goal))
                 continue
-            if not waiting:
-                numbers = ", ".join(str(trial.number) for trial in running)
-                logger.info("Waiting for trials of other, or killed, workers: %s", numbers)
-                waiting = True
+            if running != waiting_for:
+                logger.info("Waiting for trials of other, or killed, workers: %s", running)
+                waiting_for = running
             time.sleep(self.patience)
 
     def settings(self, values: dict[str, Value]) -> dict[str, Any]:
@@ -156,25 +156,32 @@ class Worker:
 
         def objective(trial: optuna.Trial) -> float:
             started.append(trial.number)
-            if self._is_surplus(self.study.get_trials(deepcopy=False), trial.number, budget):
-                trial.set_user_attr(TRIAL_SURPLUS, True)
-                raise _Surplus
-            trial.set_user_attr(TRIAL_WORKER, this_process())
+            # SQLite may hand one queued trial to two workers, which are on this machine then.
+            with file_lock(self.folder / "lock"):
+                trials = self.study.get_trials(deepcopy=False)
+                # A trial that was queued again has the attributes of the one before.
+                if trials[trial.number].user_attrs.get(TRIAL_CLAIM) == trial.number:
+                    raise _TakenError
+                if self._is_surplus(trials, trial.number, budget):
+                    trial.set_user_attr(TRIAL_SURPLUS, True)
+                    raise _TrialFailed
+                trial.set_user_attr(TRIAL_WORKER, this_process())
+                trial.set_user_attr(TRIAL_CLAIM, trial.number)
             return self._train(trial)
 
         verbosity = optuna.logging.get_verbosity()
         # Optuna logs failed trials with a traceback; the reason is in the log already.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
-            self.study.optimize(objective, n_trials=1, catch=(_TrialFailed, _Surplus))
+            self.study.optimize(objective, n_trials=1, catch=(_TrialFailed,))
+        except _TakenError:
+            logger.info("Trial %d was started by another worker too, and is left to it", started[0])
         except (Stopped, InputError):
             self._queue_again(started[0], None)
             logger.info("Trial %d was given back; the same command goes on with it", started[0])
             raise
         except Exception as error:
-            lost = _storage_error(error)
-            if lost:
-                raise lost from lost.__cause__
+            _raise_storage_error(error)
             taken = isinstance(error, (ValueError, optuna.exceptions.UpdateFinishedTrialError))
             if not (taken and started and self._trial(started[0]).state.is_finished()):
                 raise
@@ -238,7 +245,7 @@ class Worker:
             trial.set_user_attr(TRIAL_REASON, outcome.reason)
             logger.warning("Trial %d failed: %s", trial.number, outcome.reason)
             self._failures[trial.number] = outcome.reason
-            raise _TrialFailed(outcome.reason)
+            raise _TrialFailed
         self._failures.clear()
         if outcome.end == TrialEnd.PRUNED:
             logger.info("Trial %d pruned after %d iterations", trial.number, outcome.iterations)
@@ -246,13 +253,12 @@ class Worker:
         return outcome.value
 
 
-def _storage_error(error: BaseException | None) -> optuna.exceptions.StorageInternalError | None:
-    """Find the failure of the database behind another.
+def _raise_storage_error(error: BaseException | None) -> None:
+    """Raise the failure of the database behind another, if there is one.
 
     Optuna 5 stumbles over its own variables when it cannot store how a trial ended.
     """
     while error is not None:
         if isinstance(error, optuna.exceptions.StorageInternalError):
-            return error
+            raise error from error.__cause__
         error = error.__context__
-    return None

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -50,10 +49,6 @@ def left_over(output: Path) -> list[str]:
     return found
 
 
-def complete(output: Path) -> list[str]:
-    return sorted(str(path.parent.relative_to(output)) for path in output.rglob("complete.json"))
-
-
 def same_weights(first: Path, second: Path) -> bool:
     a, b = (torch.load(path, weights_only=True)["model"] for path in (first, second))
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -76,29 +71,27 @@ def main() -> int:
     moments = random.Random(args.seed)
     for number in range(args.kills):
         process = start(killed, words)
-        if number % 2:
-            # Any moment; mostly while a process starts, which is most of a small chain's time.
-            end = time.monotonic() + moments.uniform(0.05, 0.35) * length
-            known: set[Path] | None = None
-        else:
-            # In the middle of a training: a moment after its next checkpoint.
-            end, known = time.monotonic() + length, set(killed.rglob("model_*.pth"))
+        known = set(killed.rglob("model_*.pth"))
+        # Any moment; mostly while a process starts, which is most of a small chain's time.
+        end = time.monotonic() + moments.uniform(0.05, 0.35) * length
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
-            if known is not None and set(killed.rglob("model_*.pth")) - known:
-                end, known = time.monotonic() + moments.uniform(0, 5), None
+            if number % 2 and set(killed.rglob("model_*.pth")) - known:
+                # In the middle of a training: a moment after its next checkpoint.
+                time.sleep(moments.uniform(0, 5))
+                break
         if process.poll() is not None:
             print(f"the chain ended with status {process.returncode} after {number} kills")
             break
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
-        for _ in range(100):
-            if not left_over(killed):
-                break
+        end = time.monotonic() + 10
+        while left_over(killed) and time.monotonic() < end:
             time.sleep(0.1)
-        else:
+        if left_over(killed):
             sys.exit(f"these outlived the chain: {left_over(killed)}")
-        print(f"kill {number + 1}: complete so far {complete(killed)}", flush=True)
+        complete = sorted(path.parent.name for path in killed.rglob("complete.json"))
+        print(f"kill {number + 1}: complete so far {complete}", flush=True)
     status = start(killed, words).wait()
     print(f"the same command at last: status {status}")
     if status:

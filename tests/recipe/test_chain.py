@@ -18,14 +18,28 @@ FAKE_CHAIN = Path(__file__).with_name("fake_chain.py")
 STEPS = {"first": 8, "second": 5, "third": 8}
 
 
-def command(output: Path, *arguments: str) -> list[str]:
-    return [sys.executable, str(FAKE_CHAIN), str(output), *(arguments or ("0.02",))]
-
-
-def run(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(output, *arguments), capture_output=True, text=True, timeout=120, check=False
+@contextmanager
+def started(output: Path, *words: str, **fake: str) -> Iterator[subprocess.Popen[str]]:
+    """A chain, which does not outlive its block; words: seconds a number, names of steps."""
+    process = subprocess.Popen(
+        [sys.executable, str(FAKE_CHAIN), str(output), *(words or ("0.02",))],
+        env={**os.environ, **fake},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def run(output: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    with started(output, *words) as process:
+        out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def results(output: Path) -> dict[str, str]:
@@ -46,30 +60,15 @@ def wait_until(happened: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-@contextmanager
-def started(output: Path, *arguments: str, **fake: str) -> Iterator[subprocess.Popen[str]]:
-    """A chain, which does not outlive its block."""
-    process = subprocess.Popen(
-        command(output, *arguments),
-        env={**os.environ, **fake},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def step_processes(output: Path) -> set[int]:
     """The process of every step that has started, the last one of each."""
     return {int(file.read_text() or 0) for file in output.glob("*/pid")}
 
 
-def counted(output: Path, name: str) -> list[str]:
-    return (output / name / "counted").read_text().split()
+def assert_every_number_was_counted_once(output: Path) -> None:
+    for name, count in STEPS.items():
+        counted = (output / name / "counted").read_text().split()
+        assert counted == [str(number) for number in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +86,8 @@ def test_steps_run_in_order_and_hand_on(whole: Path) -> None:
     places = [printed.index(f"{name}: complete") for name in STEPS]
     assert places == sorted(places)
     assert len(set(results(whole).values())) == 3
+    assert_every_number_was_counted_once(whole)
     for name, count in STEPS.items():
-        assert counted(whole, name) == [str(number) for number in range(count)]
         assert f"at {count - 1}" in (whole / name / "steps.log").read_text()
 
 
@@ -97,9 +96,7 @@ def test_what_is_complete_is_not_repeated(whole: Path) -> None:
     done = run(whole)
     assert done.returncode == 0
     assert "complete after" not in done.stdout
-    after = {path: path.stat().st_mtime_ns for path in before}
-    changed = [path.name for path in before if before[path] != after[path]]
-    assert changed == []
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_killed_at_random_moments_it_ends_alike(whole: Path, tmp_path: Path) -> None:
@@ -146,9 +143,7 @@ def test_sigterm_and_ctrl_c_let_the_step_save(whole: Path, tmp_path: Path) -> No
         assert not (tmp_path / name / "complete.json").exists()
     assert run(tmp_path).returncode == 0
     assert results(tmp_path) == results(whole)
-    # Saved when asked: no number was counted twice.
-    for name, count in STEPS.items():
-        assert counted(tmp_path, name) == [str(number) for number in range(count)]
+    assert_every_number_was_counted_once(tmp_path)  # it saved when asked
 
 
 def test_a_step_that_fails_gets_one_line(tmp_path: Path) -> None:

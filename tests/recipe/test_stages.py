@@ -18,6 +18,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 PROJECT = Path(__file__).parents[2]
 CONFIGS = PROJECT / "configs" / "demo"
+SCORES = ["scores/stage_1", "scores/stage_2", "scores/stage_3"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,39 +49,52 @@ def options(command: tuple[str, ...]) -> dict[str, str]:
 
 def test_every_step_hands_on(tmp_path: Path) -> None:
     steps = {step.name: step for step in recipe(tmp_path).steps()}
-    assert list(steps) == [*STEPS, "scores/stage_1", "scores/stage_2", "scores/stage_3"]
-
-    def handed(name: str, command: int = 0) -> dict[str, str]:
-        assert steps[name].commands[command][0] == sys.executable
-        return options(steps[name].commands[command])
-
+    assert list(steps) == [*STEPS, *SCORES]
     weights = {name: str(tmp_path / name / "model_final.pth") for name in STEPS}
     anchors = str(tmp_path / "anchors" / "anchors.yaml")
-    best, matching = (str(tmp_path / "search" / f"{x}.yaml") for x in ("best", "matching"))
-    assert handed("stage_0")["MODEL.WEIGHTS"] == ""  # as in the demo
-    assert handed("stage_1")["MODEL.WEIGHTS"] == weights["stage_0"]
-    assert "INCLUDE" not in handed("stage_1")
-    assert steps["stage_1"].outputs == ("model_final.pth", "summary.json", "config.yaml")
-    assert handed("anchors")["--output"] == anchors
-    assert handed("anchors")["--dataset"] == "cityscapes_instance_train"
-    # Three levels and ratios: as in the demo's stage_2_tuned.yaml.
-    assert (handed("anchors")["--num-sizes"], handed("anchors")["--num-ratios"]) == ("3", "3")
-    assert handed("search")["MODEL.WEIGHTS"] == weights["stage_1"]
-    assert handed("search")["INCLUDE"] == str((anchors,))
-    assert (handed("search")["--trials"], handed("search")["--confirm"]) == ("3", "1")
-    assert handed("search")["--storage"] == handed("search", 1)["--storage"]
-    assert handed("search", 1)["--output"] == str(tmp_path / "search")
-    # Both stages start from their parent, with the same anchors and thresholds.
-    assert handed("stage_2")["MODEL.WEIGHTS"] == weights["stage_1"]
-    assert handed("stage_2")["INCLUDE"] == str((anchors, best))
-    assert handed("stage_3")["MODEL.WEIGHTS"] == weights["stage_2"]
-    assert handed("stage_3")["INCLUDE"] == str((anchors, matching))
+    search = tmp_path / "search"
+    handed = {name: options(step.commands[0]) for name, step in steps.items()}
+    analyze = options(steps["search"].commands[1])
+    expected = {
+        "stage_0": {"MODEL.WEIGHTS": ""},  # as in the demo
+        "stage_1": {"MODEL.WEIGHTS": weights["stage_0"]},
+        # Three levels and ratios: as in the demo's stage_2_tuned.yaml.
+        "anchors": {
+            "--output": anchors,
+            "--dataset": "cityscapes_instance_train",
+            "--num-sizes": "3",
+            "--num-ratios": "3",
+        },
+        "search": {
+            "MODEL.WEIGHTS": weights["stage_1"],
+            "INCLUDE": str((anchors,)),
+            "--trials": "3",
+            "--confirm": "1",
+            "--storage": analyze["--storage"],
+        },
+        # Both stages start from their parent, with the same anchors and thresholds.
+        "stage_2": {
+            "MODEL.WEIGHTS": weights["stage_1"],
+            "INCLUDE": str((anchors, str(search / "best.yaml"))),
+        },
+        "stage_3": {
+            "MODEL.WEIGHTS": weights["stage_2"],
+            "INCLUDE": str((anchors, str(search / "matching.yaml"))),
+        },
+    }
     # Every stage is scored on what the last one reports on.
     for stage in ("stage_1", "stage_2", "stage_3"):
-        score = handed(f"scores/{stage}")
-        assert score["DATASETS.TEST"] == "('cityscapes_instance_val_part3and4of4',)"
-        assert score["MODEL.WEIGHTS"] == weights[stage]
-        assert score["--config-file"] == str(tmp_path / stage / "config.yaml")
+        expected[f"scores/{stage}"] = {
+            "--config-file": str(tmp_path / stage / "config.yaml"),
+            "MODEL.WEIGHTS": weights[stage],
+            "DATASETS.TEST": "('cityscapes_instance_val_part3and4of4',)",
+        }
+    for name, pairs in expected.items():
+        assert {key: handed[name].get(key) for key in pairs} == pairs
+        assert steps[name].commands[0][0] == sys.executable
+    assert "INCLUDE" not in handed["stage_1"]
+    assert analyze["--output"] == str(search)
+    assert steps["stage_1"].outputs == ("model_final.pth", "summary.json", "config.yaml")
 
 
 def test_the_plan_counts(tmp_path: Path) -> None:
@@ -139,11 +153,6 @@ def test_what_counts_as_another_config(tmp_path: Path) -> None:
         state("SEARCH.PARAMETERS.fg_iou_thresh.HIGH", "0.6")
 
 
-def test_nothing_is_there_at_first(tmp_path: Path) -> None:
-    assert set(read_states(recipe(tmp_path / "none").steps()).values()) == {StepState.NEW}
-    assert not (tmp_path / "none").exists()
-
-
 @pytest.mark.parametrize(
     ("opts", "settings", "message"),
     [
@@ -162,9 +171,6 @@ def test_nothing_is_there_at_first(tmp_path: Path) -> None:
 def test_bad_input(tmp_path: Path, opts: list[str], settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         recipe(tmp_path, *opts, **settings).steps()
-
-
-SCORES = ["scores/stage_1", "scores/stage_2", "scores/stage_3"]
 
 
 @pytest.mark.parametrize(

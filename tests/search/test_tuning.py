@@ -104,14 +104,6 @@ def test_an_interrupted_search_draws_what_an_uninterrupted_one_draws() -> None:
     assert sample([3], seed=-1) != sample([3], seed=-1)
 
 
-def test_it_learns() -> None:
-    """After its random trials it looks where the minimum is, x = 0.3 and y = 0."""
-    last = sample([40])[-20:]
-    assert sum(each["y"] == 0 for each in last) > 15
-    # 6 of 20 would be there at random.
-    assert sum(abs(each["x"] - 0.3) < 0.15 for each in last) >= 11
-
-
 def test_the_last_line_can_be_pasted(tuned: Callable[..., optuna.Study], tmp_path: Path) -> None:
     output = tmp_path / "my search"
     tuned(output, study="thresholds of mine")

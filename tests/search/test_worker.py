@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cityscapes_maskrcnn.search.space import Parameter, SearchSpace
 from cityscapes_maskrcnn.search.study import (
+    TRIAL_CLAIM,
     TRIAL_REASON,
     TRIAL_SETTINGS,
     TRIAL_SURPLUS,
@@ -140,6 +141,18 @@ def test_a_trial_that_was_given_to_another_worker_is_left_to_it(
     # Its training was ended, after 20 iterations, and not begun anew.
     assert search.starts(0) == [0]
     assert last_iteration(search.folder / "t" / "0000" / "metrics.json") == 20
+
+
+def test_a_trial_that_another_worker_has_started_too_is_left_to_it(
+    search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite may hand one queued trial to two workers."""
+    study = search.module.join(search.url)
+    trial = ask_elsewhere(study)
+    trial.set_user_attr(TRIAL_CLAIM, 0)
+    monkeypatch.setattr(study, "ask", lambda *_: trial)
+    search.module.new_worker(study, search.folder / "t")._run_one(2)
+    assert search.states() == ["RUNNING"]
 
 
 def test_one_trial_too_many_is_dropped(search: Any) -> None:
