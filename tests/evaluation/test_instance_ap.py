@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as official  # noqa: N813
-from cityscapesscripts.helpers.labels import labels
 from PIL import Image
 
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     OVERLAPS,
-    GroundTruth,
     Prediction,
     average_precision,
     averages,
@@ -40,12 +38,6 @@ def mask(ids: np.ndarray, y0: int, y1: int, x0: int, x1: int) -> RunMask:
 
 
 FRAME = np.zeros((5, 5))
-
-
-def codes(gt: GroundTruth) -> np.ndarray:
-    """The runs as an image."""
-    lengths = np.diff(gt.run_starts, append=gt.height * gt.width)
-    return np.repeat(gt.run_codes, lengths).reshape(gt.width, gt.height).T
 
 
 @pytest.fixture
@@ -157,7 +149,7 @@ def write_case(folder: Path, seed: int) -> tuple[Path, Path]:
 def test_same_bits_as_the_official_function(
     first: int, tmp_path: Path, official_score: Score
 ) -> None:
-    compared = 0
+    compared, values = 0, []
     for seed in range(first, first + 40):
         folder = tmp_path / str(seed)
         results, gt_dir = write_case(folder, seed)
@@ -167,39 +159,16 @@ def test_same_bits_as_the_official_function(
         except IndexError:  # its defect: ground truth, and every prediction ignored
             continue
         compared += 1
+        values.append(ap)
         np.testing.assert_array_equal(ap, np.array(expected["resultApMatrix"])[0], str(seed))
         assert list(expected["overlaps"]) == list(OVERLAPS)
         # assert_equal takes NaN for equal to NaN and compares nested dictionaries exactly.
         np.testing.assert_equal(averages(ap), expected["averages"])
     assert compared >= 35
-
-
-def test_random_cases_reach_every_rule(tmp_path: Path) -> None:
-    """Without this, the comparison above could agree on nothing but zeros."""
-    totals: dict[str, int] = {}
-    values = []
-    for seed in range(60):
-        results, gt_dir = write_case(tmp_path / str(seed), seed)
-        matches = match_result_files(results, gt_dir, num_workers=1)
-        values.append(average_precision(matches))
-        for image in matches:
-            matched = image.targets[(image.targets >= 0) & (image.overlaps > 0.5)]
-            seen = {
-                "true positives": len(matched),
-                "duplicates": len(matched) - len(np.unique(matched)),
-                "on a group or a small one": ((image.targets < 0) & (image.overlaps > 0.5)).sum(),
-                "mostly ignored": ((image.ignored > 0.5) & (image.overlaps <= 0.5)).sum(),
-                "false positives": ((image.ignored <= 0.5) & (image.overlaps <= 0.5)).sum(),
-                "without predictions": int(not len(image.targets)),
-                "without ground truth": int(not image.num_ground_truth.any()),
-            }
-            totals = {key: totals.get(key, 0) + int(count) for key, count in seen.items()}
-    assert min(totals.values()) >= 10, totals
-    ap = np.array(values)
-    assert np.isnan(ap).any()
-    assert (ap == 0).any()
-    assert (ap == 1).any()
-    assert ((ap > 0) & (ap < 1)).sum() > 100
+    # The cases are worth comparing: absent, 0, perfect and anything between.
+    assert np.isnan(values).any()
+    assert {0, 1} < set(np.ravel(values))
+    assert ((np.array(values) > 0) & (np.array(values) < 1)).sum() > 100
 
 
 def test_one_true_positive_one_false_positive_one_miss() -> None:
@@ -227,32 +196,20 @@ def test_one_true_positive_one_false_positive_one_miss() -> None:
     assert np.isnan(result["classes"]["person"]["ap"])
 
 
-def test_overlap_must_exceed_the_threshold() -> None:
-    ids = np.full((20, 20), 7, dtype=np.uint16)
-    ids[0:10, 0:20] = 26000
-    half = match_image(ground_truth(ids), [Prediction(mask(ids, 0, 10, 0, 10), CAR, 0.5)])
-    assert half.overlaps.tolist() == [0.5]  # 100 / 200
-    assert average_precision([half])[CAR, 0] == 0.0
-
-
-def test_ground_truth_of_99_pixels_is_ignored_and_of_100_is_not() -> None:
+def test_limits_of_overlap_and_size() -> None:
     ids = np.full((20, 40), 7, dtype=np.uint16)
-    ids[0:9, 0:11] = 26000  # 99
-    ids[10:20, 0:10] = 26001  # 100
-    predictions = [Prediction(mask(ids, 0, 9, 0, 11), CAR, 0.9)]
+    ids[0:9, 0:11] = 26000  # 99 pixels: ignored
+    ids[10:20, 0:10] = 26001  # 100 pixels: evaluated
+    predictions = [
+        Prediction(mask(ids, 0, 9, 0, 11), CAR, 0.9),
+        Prediction(mask(ids, 10, 20, 0, 5), CAR, 0.5),  # IoU 50 / 100 does not exceed 0.5
+    ]
     matches = match_image(ground_truth(ids), predictions)
     assert matches.num_ground_truth[CAR] == 1
-    assert matches.targets.tolist() == [-1]
-    assert matches.ignored.tolist() == [1.0]
-
-
-def test_prediction_on_a_small_group_is_ignored_twice() -> None:
-    """The official code adds the pixels for the group and again for the small size."""
-    ids = np.full((20, 40), 7, dtype=np.uint16)
-    ids[0:5, 0:4] = 26  # a group of 20 pixels
-    ids[0:5, 4:8] = 0  # void, 20 pixels
-    matches = match_image(ground_truth(ids), [Prediction(mask(ids, 0, 10, 0, 10), CAR, 0.9)])
-    assert matches.ignored.tolist() == [(20 + 2 * 20) / 100]
+    assert matches.targets.tolist() == [-1, 1]
+    assert matches.overlaps.tolist() == [1.0, 0.5]
+    assert matches.ignored.tolist() == [1.0, 0.0]
+    assert average_precision([matches])[CAR, 0] == 0.0
 
 
 @pytest.mark.usefixtures("numpy_with_in1d")
@@ -260,10 +217,8 @@ def test_all_predictions_ignored_gives_zero(tmp_path: Path, official_score: Scor
     ids = np.full((40, 40), 7, dtype=np.uint16)
     ids[0:10, 0:10] = 26000
     ids[20:40] = 0
-    predictions = [Prediction(mask(ids, 20, 30, 0, 10), CAR, 0.9)]
-    assert (
-        average_precision([match_image(ground_truth(ids), predictions)])[CAR].tolist() == [0] * 10
-    )
+    matches = match_image(ground_truth(ids), [Prediction(mask(ids, 20, 30, 0, 10), CAR, 0.9)])
+    assert average_precision([matches])[CAR].tolist() == [0] * 10
     (tmp_path / "ulm").mkdir()
     Image.fromarray(ids).save(tmp_path / "ulm" / "ulm_000000_000019_gtFine_instanceIds.png")
     Image.fromarray(np.uint8(ids == 0)).save(tmp_path / "m.png")
@@ -272,26 +227,18 @@ def test_all_predictions_ignored_gives_zero(tmp_path: Path, official_score: Scor
         official_score(tmp_path, tmp_path)
 
 
-def test_nothing_at_all_is_nan_without_a_warning() -> None:
-    empty = match_image(ground_truth(np.full((4, 4), 7, dtype=np.uint16)), [])
-    for matches in ([], [empty]):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            ap = average_precision(matches)
-            result = averages(ap)
-        assert ap.shape == (8, 10)
-        assert np.isnan(ap).all()
-        assert np.isnan([result["allAp"], result["allAp50%"]]).all()
-
-
-def test_no_prediction_is_zero() -> None:
+@pytest.mark.filterwarnings("error")
+def test_no_ground_truth_is_nan_and_no_prediction_zero() -> None:
+    bare = match_image(ground_truth(np.full((4, 4), 7, dtype=np.uint16)), [])
+    for matches in ([], [bare]):
+        ap = average_precision(matches)
+        assert (ap.shape, np.isnan(ap).all()) == ((8, 10), True)
+        assert np.isnan([averages(ap)["allAp"], averages(ap)["allAp50%"]]).all()
     ids = np.full((20, 20), 31000, dtype=np.uint16)
-    empty = Prediction(mask(ids, 0, 0, 0, 0), TRAIN, 0.9)
-    for predictions in ([], [empty]):
-        matches = match_image(ground_truth(ids), predictions)
-        assert len(matches.confidences) == 0
-        ap = average_precision([matches])
-        assert ap[TRAIN].tolist() == [0.0] * 10
+    for predictions in ([], [Prediction(mask(ids, 0, 0, 0, 0), TRAIN, 0.9)]):
+        image = match_image(ground_truth(ids), predictions)
+        assert len(image.confidences) == 0
+        assert average_precision([image])[TRAIN].tolist() == [0.0] * 10
 
 
 def test_ground_truth_holds_boxes_areas_and_masks() -> None:
@@ -306,22 +253,22 @@ def test_ground_truth_holds_boxes_areas_and_masks() -> None:
     assert gt.boxes.tolist() == [[2, 2, 3, 3], [1, 1, 5, 3], [0, 4, 1, 5]]
     assert gt.is_group.tolist() == [True, False, False]
     assert gt.instance_mask(1).frame()[1:3, 1:].tolist() == [[1] * 4, [1, 0, 1, 1]]
-    assert gt.run_codes.dtype == np.uint8
-    np.testing.assert_array_equal(codes(gt) == 1, ids == 0)
 
 
 def test_void_is_every_ignored_label_id_but_no_instance_id() -> None:
-    ids = np.array([[label.id for label in labels if label.id >= 0] + [29000]], dtype=np.uint16)
-    void = codes(ground_truth(ids))[0] == 1
-    assert ids[0, void].tolist() == [0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30]
+    void = []
+    for label_id in [*range(34), 29000]:
+        ids = np.full((5, 5), label_id, dtype=np.uint16)
+        matches = match_image(ground_truth(ids), [Prediction(mask(ids, 0, 5, 0, 5), CAR, 0.9)])
+        if matches.ignored.tolist() == [1.0] and label_id != 26:
+            void.append(label_id)
+    assert void == [0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30]
 
 
 def test_more_instances_than_a_byte_holds() -> None:
     ids = np.repeat(24000 + np.arange(400, dtype=np.uint16), 100).reshape(400, 100)
-    gt = ground_truth(ids)
-    assert gt.run_codes.dtype == np.uint16
     predictions = [Prediction(mask_from_bitmap(ids == 24399), PERSON, 0.5)]
-    matches = match_image(gt, predictions)
+    matches = match_image(ground_truth(ids), predictions)
     assert matches.targets.tolist() == [399]
     assert matches.overlaps.tolist() == [1.0]
     assert average_precision([matches])[PERSON, 0] == 1 / 400
