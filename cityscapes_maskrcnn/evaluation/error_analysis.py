@@ -31,9 +31,8 @@ hide objects too but do not count.
 from __future__ import annotations
 
 import csv
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,7 +42,10 @@ import numpy.typing as npt
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.evaluation.instance_ap import (
+    FALSE,
     MIN_REGION_PIXELS,
+    NOT_COUNTED,
+    TRUE,
     FloatArray,
     GroundTruth,
     ImageMatches,
@@ -51,7 +53,8 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     PrecisionRecall,
     Prediction,
     common_pixels,
-    precision_recall,
+    judge_predictions,
+    precision_recall_curves,
 )
 from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -68,7 +71,6 @@ PER_CLASS_FILE: Final = "per_class.csv"
 # Not "missed" or "background", which look at the classes.
 UNMATCHED: Final = "unmatched"
 
-_NOT_COUNTED, _FALSE, _TRUE = -1, 0, 1  # verdicts
 _DUPLICATE, _WRONG_CLASS, _POOR_MASK, _BACKGROUND = range(len(CAUSES))
 _NUM_CLASSES: Final = len(THING_CLASSES)
 
@@ -145,10 +147,10 @@ def analyse_image(
     if np.isnan(score_thresh):
         raise InputError("the score threshold of the error analysis is NaN")
     masks = [prediction.mask for prediction in predictions if prediction.mask.area()]
-    verdicts = _verdicts(matches)
+    verdicts = judge_predictions(matches, IOU_THRESHOLD)
     is_detection = matches.confidences >= score_thresh
     is_match = matches.overlaps > IOU_THRESHOLD
-    false = np.flatnonzero(is_detection & (verdicts == _FALSE))
+    false = np.flatnonzero(is_detection & (verdicts == FALSE))
 
     # The ground truth, of any class, that each detection matches: its index, -1 for none.
     matched = np.where(is_match, matches.targets, -1)
@@ -168,12 +170,12 @@ def analyse_image(
     )
 
     pred_categories = np.full(len(gt.ids), -1, dtype=np.int64)
-    counted = np.flatnonzero(is_detection & (verdicts != _NOT_COUNTED) & (matched >= 0))
+    counted = np.flatnonzero(is_detection & (verdicts != NOT_COUNTED) & (matched >= 0))
     # Ascending, so that of several detections of one object the best score is written last.
     order = counted[np.argsort(-matches.confidences[counted], kind="stable")][::-1]
     pred_categories[matched[order]] = matches.categories[order]
     found = np.zeros(len(gt.ids), dtype=bool)
-    found[matches.targets[is_detection & (verdicts == _TRUE)]] = True
+    found[matches.targets[is_detection & (verdicts == TRUE)]] = True
 
     objects = np.flatnonzero(~gt.is_group & (gt.areas >= MIN_REGION_PIXELS))
     return ImageErrors(
@@ -224,7 +226,7 @@ def summarise_errors(
 
     return ErrorSummary(
         score_thresh=score_thresh,
-        curves=_curves(matches),
+        curves=precision_recall_curves(matches, IOU_THRESHOLD),
         confusion=confusion,
         false_positives=false_positives,
         by_size=count(joined("areas", int), SIZE_LIMITS),
@@ -253,120 +255,53 @@ def write_error_tables(
     Raises:
         InputError: a file cannot be written.
     """
-    confusion_rows = zip([*THING_CLASSES, UNMATCHED], summary.confusion.tolist(), strict=True)
-    cause_rows = zip(THING_CLASSES, summary.false_positives.tolist(), strict=True)
-    tables: dict[str, Iterable[Sequence[Any]]] = {
-        PER_CLASS_FILE: _per_class_rows(summary, ap),
-        "precision_recall.csv": _curve_rows(summary),
-        "confusion.csv": [
-            ["truth", *THING_CLASSES, UNMATCHED],
-            *([name, *counts] for name, counts in confusion_rows),
-        ],
-        "false_positives.csv": [
-            ["class", *CAUSES],
-            *([name, *counts] for name, counts in cause_rows),
-        ],
-        "misses.csv": _miss_rows(summary),
+    num_objects, num_missed = summary.by_size.sum(axis=1).T
+    num_found, num_false = num_objects - num_missed, summary.false_positives.sum(axis=1)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        precision, recall = num_found / (num_found + num_false), num_found / num_objects
+    per_class: dict[str, Iterable[Any]] = {
+        "class": THING_CLASSES,
+        "AP": 100 * ap.mean(axis=1),
+        "AP50": 100 * ap[:, 0],
+        "confidence_threshold": [summary.score_thresh] * _NUM_CLASSES,
+        "objects": num_objects,
+        "found": num_found,
+        "missed": num_missed,
+        "false_positives": num_false,
+        "precision": precision,
+        "recall": recall,
     }
-    for name, rows in tables.items():
-        with atomic_write(Path(folder, name), "w") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-def _per_class_rows(summary: ErrorSummary, ap: FloatArray) -> Iterable[Sequence[Any]]:
-    yield [
-        "class",
-        "AP",
-        "AP50",
-        "confidence_threshold",
-        "objects",
-        "found",
-        "missed",
-        "false_positives",
-        "precision",
-        "recall",
+    curves = [
+        [name, *point]
+        for name, curve in zip(THING_CLASSES, summary.curves, strict=True)
+        if curve is not None
+        for point in zip(curve.confidences, curve.recall, curve.precision, strict=True)
     ]
-    num_objects, num_missed = summary.by_size.sum(axis=1).T.tolist()
-    num_false = summary.false_positives.sum(axis=1).tolist()
-    for name, scores, objects, missed, false in zip(
-        THING_CLASSES, ap, num_objects, num_missed, num_false, strict=True
-    ):
-        found = objects - missed
-        yield [
-            name,
-            _cell(100 * scores.mean()),
-            _cell(100 * scores[0]),
-            summary.score_thresh,
-            objects,
-            found,
-            missed,
-            false,
-            _cell(found / (found + false) if found + false else math.nan),
-            _cell(found / objects if objects else math.nan),
+    misses = [
+        [name, kind, group, *counts]
+        for kind, limits, table in [
+            ("size", SIZE_LIMITS, summary.by_size),
+            ("occlusion", OCCLUSION_LIMITS, summary.by_occlusion),
         ]
-
-
-def _curve_rows(summary: ErrorSummary) -> Iterable[Sequence[Any]]:
-    yield ["class", "confidence", "recall", "precision"]
-    for name, curve in zip(THING_CLASSES, summary.curves, strict=True):
-        if curve is not None:
-            for point in zip(
-                curve.confidences.tolist(),
-                curve.recall.tolist(),
-                curve.precision.tolist(),
-                strict=True,
-            ):
-                yield [name, *point]
-
-
-def _miss_rows(summary: ErrorSummary) -> Iterable[Sequence[Any]]:
-    yield ["class", "by", "group", "objects", "missed"]
-    tables: list[tuple[str, Mapping[str, float], IntArray]] = [
-        ("size", SIZE_LIMITS, summary.by_size),
-        ("occlusion", OCCLUSION_LIMITS, summary.by_occlusion),
+        for name, groups in zip(THING_CLASSES, table, strict=True)
+        for group, counts in zip(limits, groups, strict=True)
     ]
-    for kind, limits, table in tables:
-        for name, groups in zip(THING_CLASSES, table.tolist(), strict=True):
-            for group, counts in zip(limits, groups, strict=True):
-                yield [name, kind, group, *counts]
-
-
-def _cell(value: float) -> float | str:
-    """An empty cell for NaN, which spreadsheets take for text."""
-    return "" if math.isnan(value) else float(value)
-
-
-def _curves(matches: Sequence[ImageMatches]) -> tuple[PrecisionRecall | None, ...]:
-    """Draw every class's curve at IoU 0.5; None for a class without objects."""
-    if not matches:
-        return (None,) * _NUM_CLASSES
-    num_objects = np.sum([image.num_ground_truth for image in matches], axis=0).tolist()
-    verdicts = np.concatenate([_verdicts(image) for image in matches])
-    categories = np.concatenate([image.categories for image in matches])
-    confidences = np.concatenate([image.confidences for image in matches])
-    counted = verdicts != _NOT_COUNTED
-    return tuple(
-        precision_recall(
-            confidences[counted & (categories == category)],
-            verdicts[counted & (categories == category)] == _TRUE,
-            num_objects[category],
-        )
-        if num_objects[category]
-        else None
-        for category in range(_NUM_CLASSES)
-    )
-
-
-def _verdicts(matches: ImageMatches) -> IntArray:
-    """Judge every prediction of an image as the official protocol does at IoU 0.5."""
-    is_match = matches.overlaps > IOU_THRESHOLD
-    verdicts = np.where(is_match | (matches.ignored > IOU_THRESHOLD), _NOT_COUNTED, _FALSE)
-    on_object = np.flatnonzero(is_match & (matches.targets >= 0))
-    verdicts[on_object] = _FALSE
-    # Descending, so that of several predictions of one object the best score comes first.
-    order = on_object[np.argsort(-matches.confidences[on_object], kind="stable")]
-    verdicts[order[np.unique(matches.targets[order], return_index=True)[1]]] = _TRUE
-    return verdicts
+    names = [*THING_CLASSES, UNMATCHED]
+    confusion = np.column_stack([np.array(names, dtype=object), summary.confusion])
+    causes = np.column_stack([np.array(THING_CLASSES, dtype=object), summary.false_positives])
+    tables: dict[str, tuple[Iterable[str], Iterable[Iterable[Any]]]] = {
+        PER_CLASS_FILE: (per_class, zip(*per_class.values(), strict=True)),
+        "precision_recall.csv": (["class", "confidence", "recall", "precision"], curves),
+        "confusion.csv": (["truth", *names], confusion),
+        "false_positives.csv": (["class", *CAUSES], causes),
+        "misses.csv": (["class", "by", "group", "objects", "missed"], misses),
+    }
+    for file_name, (header, rows) in tables.items():
+        with atomic_write(Path(folder, file_name), "w") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            # An empty cell for NaN, which spreadsheets take for text.
+            writer.writerows(["" if cell != cell else cell for cell in row] for row in rows)
 
 
 def _occlusions(gt: GroundTruth, objects: IntArray) -> FloatArray:

@@ -5,8 +5,7 @@ Gives the same bits as ``evaluateImgLists`` of ``cityscapesscripts``'
 server has). That function loops over images, overlaps, classes, ground truth and predictions with
 full-frame masks. Here ground truth and predictions are runs of pixels, and one pass over the runs
 counts every prediction's overlap with everything (:func:`match_image`); what the score needs of a
-prediction is then five numbers, and the score is array arithmetic over all images at once
-(:func:`average_precision`).
+prediction is then five numbers.
 
 One difference: where a class has ground truth and predictions but every prediction lies on ignored
 regions, the official function stops with an IndexError; here the AP is 0.
@@ -39,7 +38,8 @@ MIN_REGION_PIXELS: Final = 100
 # A pixel of the ground truth holds a label id below this, and label id * 1000 + n above it.
 FIRST_INSTANCE_ID: Final = 1000
 
-_OTHER, _VOID, _FIRST = 0, 1, 2  # codes of the pixels in GroundTruth.codes
+NOT_COUNTED, FALSE, TRUE = -1, 0, 1  # verdicts on predictions
+_OTHER, _VOID, _FIRST = 0, 1, 2  # codes of the pixels in GroundTruth.run_codes
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -76,7 +76,7 @@ class GroundTruth:
 
     @property
     def is_group(self) -> npt.NDArray[np.bool_]:
-        """Which of the K are groups: several objects that could not be told apart."""
+        """Which of the K are groups: several objects annotated as one."""
         return self.ids < FIRST_INSTANCE_ID
 
     def instance_mask(self, index: int) -> RunMask:
@@ -304,6 +304,63 @@ def _count_codes(gt: GroundTruth, masks: Sequence[RunMask]) -> IntArray:
     return counts.astype(np.int64).reshape(len(masks), num_codes)
 
 
+def judge_predictions(matches: ImageMatches, overlap: float) -> IntArray:
+    """Judge every prediction of an image as the official protocol does at one IoU threshold.
+
+    Returns:
+        Shape (P,): :data:`TRUE` for the prediction of the highest score that exceeds the IoU with
+        an evaluated ground truth, :data:`NOT_COUNTED` for one on ignored regions (it exceeds the
+        IoU with a group or a small ground truth, or a larger share lies on void and these),
+        :data:`FALSE` for the others.
+    """
+    is_match = matches.overlaps > overlap
+    verdicts = np.where(is_match | (matches.ignored > overlap), NOT_COUNTED, FALSE)
+    on_object = np.flatnonzero(is_match & (matches.targets >= 0))
+    verdicts[on_object] = FALSE
+    # Descending, so that of several predictions for one target the best comes first.
+    order = on_object[np.argsort(-matches.confidences[on_object], kind="stable")]
+    verdicts[order[np.unique(matches.targets[order], return_index=True)[1]]] = TRUE
+    return verdicts
+
+
+def precision_recall_curves(
+    matches: Sequence[ImageMatches], overlap: float
+) -> tuple[PrecisionRecall | None, ...]:
+    """Draw the curve of every class at one IoU threshold; None for one without ground truth.
+
+    Args:
+        matches: one per image, in any order.
+        overlap: one of :data:`OVERLAPS`.
+    """
+    if not matches:
+        return (None,) * len(THING_CLASSES)
+    num_ground_truth = np.sum([image.num_ground_truth for image in matches], axis=0).tolist()
+    verdicts = np.concatenate([judge_predictions(image, overlap) for image in matches])
+    categories = np.concatenate([image.categories for image in matches])
+    confidences = np.concatenate([image.confidences for image in matches])
+    curves: list[PrecisionRecall | None] = []
+    for category, number in enumerate(num_ground_truth):
+        counted = (categories == category) & (verdicts != NOT_COUNTED)
+        curve = _curve(confidences[counted], verdicts[counted] == TRUE, number) if number else None
+        curves.append(curve)
+    return tuple(curves)
+
+
+def _curve(
+    confidences: FloatArray, is_true: npt.NDArray[np.bool_], num_ground_truth: int
+) -> PrecisionRecall:
+    """Draw a curve from the predictions that count, in the official order of operations."""
+    order = np.argsort(confidences, kind="stable")
+    points, first = np.unique(confidences[order], return_index=True)
+    true_below = np.concatenate([[0.0], np.cumsum(is_true[order])])[first]
+    true_positives = float(np.count_nonzero(is_true)) - true_below
+    return PrecisionRecall(
+        confidences=np.append(points, np.inf),
+        recall=np.append(true_positives / num_ground_truth, 0.0),
+        precision=np.append(true_positives / (len(confidences) - first), 1.0),
+    )
+
+
 def average_precision(matches: Sequence[ImageMatches]) -> FloatArray:
     """Compute the official average precision of every class at every overlap.
 
@@ -314,57 +371,11 @@ def average_precision(matches: Sequence[ImageMatches]) -> FloatArray:
         Shape (8, 10), dtype float64: fractions by class and by :data:`OVERLAPS`; NaN for a class
         without evaluated ground truth, 0 for one with ground truth and no prediction.
     """
-    result = np.full((len(THING_CLASSES), len(OVERLAPS)), np.nan)
-    if not matches:
-        return result
-    num_ground_truth = np.sum([image.num_ground_truth for image in matches], axis=0)
-    categories = np.concatenate([image.categories for image in matches])
-    confidences = np.concatenate([image.confidences for image in matches])
-    overlaps = np.concatenate([image.overlaps for image in matches])
-    ignored = np.concatenate([image.ignored for image in matches])
-    targets = np.concatenate([image.targets for image in matches])
-    # Number the targets over all images: an image has fewer than 2^16.
-    image_index = np.repeat(np.arange(len(matches)), [len(image.targets) for image in matches])
-    targets = np.where(targets >= 0, image_index * 2**16 + targets, -1)
-
-    for category in np.flatnonzero(num_ground_truth):
-        mine = np.flatnonzero(categories == category)
-        # Descending, so that of several predictions for one target the best comes first.
-        mine = mine[np.argsort(-confidences[mine], kind="stable")]
-        for index, overlap in enumerate(OVERLAPS):
-            found = overlaps[mine] > overlap
-            candidates = np.flatnonzero(found & (targets[mine] >= 0))
-            is_true = np.zeros(len(mine), dtype=bool)
-            is_true[candidates[np.unique(targets[mine][candidates], return_index=True)[1]]] = True
-            # On a group or a small instance a prediction counts neither way.
-            is_false = (ignored[mine] <= overlap) & ~found
-            is_false[candidates] = ~is_true[candidates]
-            counted = is_true | is_false
-            curve = precision_recall(
-                confidences[mine][counted], is_true[counted], int(num_ground_truth[category])
-            )
-            result[category, index] = curve.area()
-    return result
-
-
-def precision_recall(
-    confidences: FloatArray, is_true: npt.NDArray[np.bool_], num_ground_truth: int
-) -> PrecisionRecall:
-    """Draw a class's curve, in the official order of operations.
-
-    Args:
-        confidences: shape (N,), of the predictions that count.
-        is_true: shape (N,): true positives; the others are false positives.
-        num_ground_truth: at least 1.
-    """
-    order = np.argsort(confidences, kind="stable")
-    points, first = np.unique(confidences[order], return_index=True)
-    true_below = np.concatenate([[0.0], np.cumsum(is_true[order])])[first]
-    true_positives = float(np.count_nonzero(is_true)) - true_below
-    return PrecisionRecall(
-        confidences=np.append(points, np.inf),
-        recall=np.append(true_positives / num_ground_truth, 0.0),
-        precision=np.append(true_positives / (len(confidences) - first), 1.0),
+    by_overlap = [precision_recall_curves(matches, overlap) for overlap in OVERLAPS]
+    by_class = zip(*by_overlap, strict=True)
+    # Not an array's transpose: means over another memory layout have other last bits.
+    return np.array(
+        [[np.nan if curve is None else curve.area() for curve in row] for row in by_class]
     )
 
 

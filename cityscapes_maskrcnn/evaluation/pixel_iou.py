@@ -49,12 +49,8 @@ MEAN_AREAS: Final[dict[str, float]] = {
 LABEL_IDS_SUFFIX: Final = "_labelIds.png"
 _IMAGE_LABELS: Final[tuple[Label, ...]] = tuple(label for label in LABELS if label.id >= 0)
 _CATEGORIES: Final[tuple[str, ...]] = tuple(dict.fromkeys(label.category for label in LABELS))
-# Categories of nothing but things: human and vehicle.
-_THING_CATEGORIES: Final[tuple[str, ...]] = tuple(
-    category
-    for category in _CATEGORIES
-    if all(label.hasInstances for label in _IMAGE_LABELS if label.category == category)
-)
+# By label id.
+_CATEGORY_OF: Final = np.array([_CATEGORIES.index(label.category) for label in _IMAGE_LABELS])
 # A pixel of the instance ids holds a label id up to this, and label id * 1000 + n above it.
 _LAST_LABEL_PIXEL: Final = 1000
 
@@ -118,18 +114,27 @@ def count_image(
     of_instances = instance_ids > _LAST_LABEL_PIXEL
     ids = instance_ids[of_instances].astype(np.int64)
     present = np.flatnonzero(np.bincount(ids))
-    evaluated = np.array([_is_evaluated(value) for value in present.tolist()], dtype=bool)
+    thing_ids = [label.id for label in INSTANCE_LABELS]
+    ignored_ids = [label.id for label in _IMAGE_LABELS if label.ignoreInEval]
+    evaluated = np.isin(present // 1000, thing_ids)
+    unknown = present[~(evaluated | np.isin(present // 1000, ignored_ids))]
+    if len(unknown):
+        raise InputError(
+            f"ground truth holds the instance id {unknown[0]}, which belongs to no official label"
+            " with instances"
+        )
     row_of = np.zeros(1 + present.max(initial=0), dtype=np.int64)
     row_of[present] = np.arange(len(present))
     cells = row_of[ids] * NUM_IDS + predicted_ids[of_instances]
     counts = np.bincount(cells, minlength=len(present) * NUM_IDS).reshape(-1, NUM_IDS)[evaluated]
     labels = present[evaluated] // 1000
+    same_category = _CATEGORY_OF[labels][:, None] == _CATEGORY_OF
     return ImageCounts(
         confusion=confusion.astype(np.int64),
         instance_labels=labels,
         instance_areas=counts.sum(axis=1),
         instance_hits=np.take_along_axis(counts, labels[:, None], axis=1)[:, 0],
-        category_hits=(counts * _same_category()[labels]).sum(axis=1),
+        category_hits=(counts * same_category).sum(axis=1),
     )
 
 
@@ -180,15 +185,13 @@ def pixel_scores(images: Sequence[ImageCounts]) -> dict[str, Any]:
     category_hits = _joined([image.category_hits for image in images])
 
     mean_areas = np.zeros(NUM_IDS)
-    category_of = np.zeros(NUM_IDS, dtype=np.int64)
     for label in INSTANCE_LABELS:
         mean_areas[label.id] = MEAN_AREAS[label.name]
-        category_of[label.id] = _CATEGORIES.index(label.category)
     weights = mean_areas[labels] / areas
     # bincount adds in order, one instance after the other, as the official script does.
     hit = np.bincount(labels, hits * weights, NUM_IDS)
     missed = np.bincount(labels, (areas - hits) * weights, NUM_IDS)
-    categories = category_of[labels]
+    categories = _CATEGORY_OF[labels]
     category_hit = np.bincount(categories, category_hits * weights, len(_CATEGORIES))
     category_missed = np.bincount(categories, (areas - category_hits) * weights, len(_CATEGORIES))
 
@@ -208,7 +211,7 @@ def pixel_scores(images: Sequence[ImageCounts]) -> dict[str, Any]:
         own = [label.id for label in members if not label.ignoreInEval]
         category_scores[category] = _iou(*_pixels(confusion, own))
         category_instance_scores[category] = math.nan
-        if category in _THING_CATEGORIES:
+        if all(label.hasInstances for label in members):  # human and vehicle
             # The official script counts predictions of ignored classes here, and only here.
             _, false_positives, _ = _pixels(confusion, [label.id for label in members])
             category_instance_scores[category] = _iou(
@@ -251,24 +254,6 @@ def format_pixel_scores(scores: Mapping[str, Any]) -> str:
         for name, *values in [*rows, ("average", *means)]:
             lines.append(f"{name:<16}" + "".join(map(_percent, values)))
     return "\n".join(lines)
-
-
-def _is_evaluated(instance_id: int) -> bool:
-    """Whether an instance is of one of the 8 classes; raise if its class has no instances."""
-    label = next((label for label in _IMAGE_LABELS if label.id == instance_id // 1000), None)
-    if label is None or not (label.ignoreInEval or label in INSTANCE_LABELS):
-        raise InputError(
-            f"ground truth holds the instance id {instance_id}, which belongs to no official label"
-            " with instances"
-        )
-    return not label.ignoreInEval
-
-
-def _same_category() -> npt.NDArray[np.bool_]:
-    """Table of shape (34, 34): whether two label ids are of one category."""
-    categories = np.array([label.category for label in sorted(_IMAGE_LABELS, key=lambda x: x.id)])
-    same: npt.NDArray[np.bool_] = categories[:, None] == categories[None, :]
-    return same
 
 
 def _joined(arrays: Sequence[IntArray]) -> IntArray:

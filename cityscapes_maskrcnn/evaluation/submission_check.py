@@ -1,4 +1,4 @@
-"""Find everything that the benchmark's server would not like about a submission, of any model.
+"""Find everything that is invalid in a submission to the benchmark's server, of any model.
 
 Works on a zip file or a folder, without a model and without unpacking: nothing is written and no
 path of the archive is followed outside of it.
@@ -14,8 +14,8 @@ import stat
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -89,7 +89,7 @@ def check_submission(
 
     Args:
         submission: a zip file or a folder.
-        images: those that it has to have results of.
+        images: those that need results.
         num_workers: processes; default one per core.
 
     Returns:
@@ -102,8 +102,8 @@ def check_submission(
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     try:
-        with _open(path) as files:
-            names, violations = files.names, files.problems()
+        with closing(_Files(path)) as files:
+            names, violations = files.names, files.archive_violations()
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         return [Violation("damaged archive", str(path), str(error))]
     violations += [Violation("space in a path", name) for name in names if " " in name]
@@ -130,7 +130,7 @@ def check_submission(
 
 
 def read_image_list(file: str | os.PathLike[str]) -> list[ExpectedImage]:
-    """Read which images there have to be.
+    """Read the list of the images that need results.
 
     Args:
         file: a line an image, its name or any of its files:
@@ -138,7 +138,7 @@ def read_image_list(file: str | os.PathLike[str]) -> list[ExpectedImage]:
             image has its size, else 1024 x 2048, as all of Cityscapes.
 
     Raises:
-        InputError: the file cannot be read, is empty, or a line is no such name.
+        InputError: the file cannot be read, is empty, or a line names no image.
     """
     try:
         lines = Path(file).read_text(encoding="utf-8").split()
@@ -180,20 +180,26 @@ def format_violations(violations: Sequence[Violation], limit: int | None = 10) -
     return "\n".join(lines)
 
 
-class _Zip:
-    """The files of a zip archive."""
+class _Files:
+    """The files of a zip archive or of a folder; close it."""
 
     def __init__(self, path: Path) -> None:
-        self._zip = zipfile.ZipFile(path)
-        self._entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
-        self.names = list(dict.fromkeys(entry.filename for entry in self._entries))
+        self._folder = path
+        self._zip = None if path.is_dir() else zipfile.ZipFile(path)
+        self._entries = [] if self._zip is None else self._zip.infolist()
+        self._entries = [entry for entry in self._entries if not entry.is_dir()]
+        if self._zip is None:
+            files = [file for file in path.rglob("*") if not file.is_dir()]
+            self.names = sorted(file.relative_to(path).as_posix() for file in files)
+        else:
+            self.names = list(dict.fromkeys(entry.filename for entry in self._entries))
 
-    def problems(self) -> list[Violation]:
-        """What is wrong with the archive itself."""
-        doubled = Counter(entry.filename for entry in self._entries)
+    def archive_violations(self) -> list[Violation]:
+        """List what is wrong with the archive itself; nothing for a folder."""
+        counts = Counter(entry.filename for entry in self._entries)
         found = [
             Violation("doubled entry", name, f"{count} times")
-            for name, count in doubled.items()
+            for name, count in counts.items()
             if count > 1
         ]
         for entry in self._entries:
@@ -205,53 +211,22 @@ class _Zip:
         return found
 
     def read(self, name: str) -> bytes:
-        """Raise OSError with a reason where a file cannot be read."""
-        entry = self._zip.getinfo(name)
-        if entry.file_size > _LARGEST_FILE:
-            raise OSError(f"it unpacks to {entry.file_size:,} bytes")
+        """Read a file, or raise an OSError with a reason."""
+        if self._zip is None:
+            size = (self._folder / name).stat().st_size
+        else:
+            size = self._zip.getinfo(name).file_size
+        if size > _LARGEST_FILE:
+            raise OSError(f"it holds {size:,} bytes")
         try:
-            return self._zip.read(entry)
+            return (self._folder / name).read_bytes() if self._zip is None else self._zip.read(name)
         # Encrypted, compressed in an unknown way, another checksum, or cut off.
         except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise OSError(str(error)) from error
 
     def close(self) -> None:
-        self._zip.close()
-
-
-class _Folder:
-    """The files of a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.names = sorted(
-            Path(root, name).relative_to(path).as_posix()
-            for root, _, files in os.walk(path)
-            for name in files
-        )
-
-    def problems(self) -> list[Violation]:
-        """A folder has no structure that could be damaged."""
-        return []
-
-    def read(self, name: str) -> bytes:
-        """Raise OSError with a reason where a file cannot be read."""
-        file = self._path / name
-        if file.stat().st_size > _LARGEST_FILE:
-            raise OSError(f"it has {file.stat().st_size:,} bytes")
-        return file.read_bytes()
-
-    def close(self) -> None:
-        pass
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[_Zip | _Folder]:
-    files = _Folder(path) if path.is_dir() else _Zip(path)
-    try:
-        yield files
-    finally:
-        files.close()
+        if self._zip is not None:
+            self._zip.close()
 
 
 def _assign_texts(
@@ -287,7 +262,7 @@ def _check_texts(
     """Check some text files and their masks: violations, and (mask, line that names it) pairs."""
     violations: list[Violation] = []
     masks: list[tuple[str, str]] = []
-    with _open(path) as files:
+    with closing(_Files(path)) as files:
         names = set(files.names)
         for text, image in texts:
             try:
@@ -343,7 +318,7 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _check_mask(files: _Zip | _Folder, name: str, expected: ExpectedImage) -> list[Violation]:
+def _check_mask(files: _Files, name: str, expected: ExpectedImage) -> list[Violation]:
     try:
         # A forged size may ask for more memory than there is: compare it before decoding.
         with Image.open(BytesIO(files.read(name)), formats=["PNG"]) as image:

@@ -140,19 +140,16 @@ def test_degenerate_boxes_are_empty() -> None:
         [[5, 5, 5, 9], [5, 5, 9, 5], [9, 9, 5, 5], [-50, 0, -40, 9], [0, 500, 9, 510]],
         dtype=np.float32,
     )
-    for mask in paste_masks(np.ones((5, 28, 28), dtype=np.float32), boxes, 20, 20):
-        assert isinstance(mask, RunMask)
-        assert mask.area() == 0
+    masks = paste_masks(np.ones((5, 28, 28), dtype=np.float32), boxes, 20, 20)
+    assert [mask.area() for mask in masks] == [0] * 5
     none = np.zeros((0, 4), dtype=np.float32)
     assert paste_masks(np.zeros((0, 28, 28), dtype=np.float32), none, 20, 20) == []
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite(bad: float) -> None:
-    masks, boxes = np.ones((2, 28, 28), np.float32), np.array([[0, 0, 9, 9]] * 2, np.float32)
-    masks[1, 3, 3] = bad
+@pytest.mark.parametrize("where", [(0, 3), (1, 2)], ids=["mask", "box"])
+def test_what_is_not_finite(where: tuple[int, int], bad: float) -> None:
+    arrays = [np.ones((1, 28, 28), np.float32), np.array([[0, 0, 9, 9]], np.float32)]
+    arrays[where[0]][0, where[1]] = bad
     with pytest.raises(InputError, match="NaN or infinite"):
-        paste_masks(masks, boxes, 20, 20)
-    boxes[1, 2], masks[1, 3, 3] = bad, 1
-    with pytest.raises(InputError, match="NaN or infinite"):
-        paste_masks(masks, boxes, 20, 20)
+        paste_masks(*arrays, height=20, width=20)

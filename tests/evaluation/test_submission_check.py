@@ -210,7 +210,7 @@ def test_bomb_is_not_unpacked(tmp_path: Path) -> None:
         archive.writestr(f"{ULM}_b.txt", b"bomb.png 26 0.5\n")
     kinds = {each.kind: each for each in check_submission(tmp_path / "s.zip", IMAGES, 1)}
     assert set(kinds) == {"doubled text file", "unreadable mask"}
-    assert kinds["unreadable mask"].detail == "it unpacks to 68,157,440 bytes"
+    assert kinds["unreadable mask"].detail == "it holds 68,157,440 bytes"
 
 
 def test_workers_find_the_same(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 HEIGHT, WIDTH = 40, 70
 NAMES = [f"{city}_{number:06}_000019" for city, number in [("ulm", 1), ("bonn", 2), ("ulm", 0)]]
 IMAGES = [ExpectedImage(name, HEIGHT, WIDTH) for name in NAMES]
-RUN = {"weights": "a", "config": "b"}
+RUN = {"weights": "a", "sizes": (400, 500)}
 
 
 def image_file(name: str) -> str:
@@ -91,27 +91,18 @@ def test_same_bytes_again_in_any_order_and_after_a_kill(tmp_path: Path) -> None:
     assert (tmp_path / "b.zip").read_bytes() == (tmp_path / "a.zip").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("run", "names"),
-    [
+def test_parts_of_another_model_stay_and_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "s.zip", NAMES[:1])
+    for run, names in [
         ({**RUN, "weights": "other"}, "weights"),
         ({**RUN, "MODEL.X": [1, 2.5], "more": 1}, "MODEL.X, more"),
-        ({"weights": "a"}, "config"),
-    ],
-)
-def test_parts_of_another_model_stay_and_are_refused(
-    tmp_path: Path, run: dict[str, Any], names: str
-) -> None:
-    writer = write(tmp_path / "s.zip", NAMES[:1])
-    with pytest.raises(InputError, match=f"another {names}; give another --output or delete "):
-        write(tmp_path / "s.zip", run=run)
-    assert writer.is_done(image_file(NAMES[0]))
-    assert write(tmp_path / "s.zip", []).is_done(image_file(NAMES[0]))
-
-
-def test_values_compare_as_they_read_back(tmp_path: Path) -> None:
-    write(tmp_path / "s.zip", NAMES[:1], {"sizes": (400, 500)})
-    assert write(tmp_path / "s.zip", [], {"sizes": [400, 500]}).is_done(image_file(NAMES[0]))
+        ({"weights": "a"}, "sizes"),
+    ]:
+        with pytest.raises(InputError, match=f"another {names}; give another --output or delete "):
+            write(tmp_path / "s.zip", run=run)
+    # Compared as it reads back from JSON.
+    same = write(tmp_path / "s.zip", [], {**RUN, "sizes": [400, 500]})
+    assert same.is_done(image_file(NAMES[0]))
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "3"])
@@ -146,16 +137,11 @@ def test_damaged_part_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prediction", "message"),
-    [
-        (Prediction(box(0, 0, np.ones((2, 2))), 2, float("nan")), "score is nan"),
-        (Prediction(box(0, 0, np.ones((2, 2))), 8, 0.5), "class is 8"),
-    ],
+    ("category", "score", "message"), [(2, float("nan"), "score is nan"), (8, 0.5, "class is 8")]
 )
-def test_predictions_that_make_no_sense(
-    tmp_path: Path, prediction: Prediction, message: str
-) -> None:
+def test_invalid_predictions(tmp_path: Path, category: int, score: float, message: str) -> None:
     writer = write(tmp_path / "s.zip", [])
+    prediction = Prediction(box(0, 0, np.ones((2, 2))), category, score)
     with pytest.raises(InputError, match=f"{NAMES[0]}_leftImg8bit.png: a prediction's {message}"):
         writer.write(image_file(NAMES[0]), [prediction])
     assert not writer.is_done(image_file(NAMES[0]))

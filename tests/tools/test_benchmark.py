@@ -14,19 +14,13 @@ from cityscapes_maskrcnn.benchmarks.evaluation import benchmark_evaluation
 from cityscapes_maskrcnn.benchmarks.evaluation_at_scale import benchmark_scale
 from cityscapes_maskrcnn.benchmarks.loading import benchmark_loading
 
-ROOT = Path(__file__).parents[2]
-STAGE_1 = ROOT / "configs" / "stage_1_heads.yaml"
-
-
+STAGE_1 = Path(__file__).parents[2] / "configs" / "stage_1_heads.yaml"
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-SMALL = ("--predictions", "12", "--height", "96", "--width", "192")
 
 
 def test_evaluation_prints_ratios_and_leaves_nothing(tool: Run, tmp_path: Path) -> None:
-    done = tool(
-        "tools/benchmark.py", "evaluation", "--images", 1, "--repeats", 1, *SMALL, cwd=tmp_path
-    )
+    small = ["--images", 1, "--repeats", 1, "--predictions", 12, "--height", 96, "--width", 192]
+    done = tool("tools/benchmark.py", "evaluation", *small, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| here")]
     assert len(rows) == 5
@@ -39,12 +33,10 @@ def test_at_scale_has_a_row_for_every_number_of_workers(tmp_path: Path) -> None:
     config = tmp_path / "few_proposals.yaml"
     config.write_text(f"_BASE_: {STAGE_1}\nMODEL: {{RPN: {{POST_NMS_TOPK_TEST: 10}}}}\n")
     table = benchmark_scale(2, 12, 96, 192, workers=[0], config_file=config, model_side=32)
-    workers, _, model, both, images_per_second, *_ = map(
-        float, table.splitlines()[-1].split("|")[1:-1]
-    )
-    assert workers == 0
-    assert 0 < model <= both
-    assert images_per_second > 0
+    workers, _, model, both, images_per_second, *_ = table.splitlines()[-1].split("|")[1:-1]
+    assert int(workers) == 0
+    assert 0 < float(model) <= float(both)
+    assert float(images_per_second) > 0
 
 
 def test_loading_compares_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +18,9 @@ ROOT = Path(__file__).parents[2]
 BLOCKER = "import sys\nsys.modules['detectron2'] = sys.modules['torch'] = None\n"
 
 
-def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "blocker").mkdir(exist_ok=True)
-    (tmp_path / "blocker" / "sitecustomize.py").write_text(BLOCKER)
-    paths = [str(tmp_path / "blocker"), str(ROOT)]
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "evaluate_results.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.fixture
-def case(tmp_path: Path) -> tuple[Path, Path]:
-    """One image, two cars, one of them found; a train predicted where none is."""
+def case(tmp_path: Path) -> list[str]:
+    """Flags of one image, two cars, one of them found; a train predicted where none is."""
     gt_dir, results = tmp_path / "gtFine" / "val", tmp_path / "results"
     (gt_dir / "ulm").mkdir(parents=True)
     results.mkdir()
@@ -43,15 +30,20 @@ def case(tmp_path: Path) -> tuple[Path, Path]:
     for name, found in {"car": ids == 26000, "train": ids == 7}.items():
         Image.fromarray(np.uint8(found) * 255).save(results / f"{name}.png")
     (results / "ulm_000000_000019.txt").write_text("car.png 26 0.9\ntrain.png 31 0.5\n")
-    return results, gt_dir
+    return ["--results", str(results), "--gt-dir", str(gt_dir)]
 
 
-def test_scores_and_writes_json(tmp_path: Path, case: tuple[Path, Path]) -> None:
-    results, gt_dir = case
-    done = run(
-        tmp_path, "--results", str(results), "--gt-dir", str(gt_dir), "--json", "out/scores.json",
-        "--coco", "--num-workers", "1",
-    )  # fmt: skip
+def test_scores_and_writes_json(tmp_path: Path, case: list[str]) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
+    script = ROOT / "tools" / "evaluate_results.py"
+    more = ["--json", "out/scores.json", "--coco", "--num-workers", "1"]
+    done = subprocess.run(
+        [sys.executable, script, *case, *more],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "Cityscapes instance protocol (official)" in done.stdout
     # Precision 1 up to recall 1/2: the stepwise area is (1 + 1) * 1/4 = 1/2.
@@ -60,24 +52,19 @@ def test_scores_and_writes_json(tmp_path: Path, case: tuple[Path, Path]) -> None
     # COCO's precision is 1 at the recalls 0, 0.01, ..., 0.5: 51 of 101.
     assert "AP-car             50.50" in done.stdout
     averages = json.loads((tmp_path / "out" / "scores.json").read_text())["averages"]
-    assert set(averages) == {"allAp", "allAp50%", "classes"}
     assert averages["allAp"] == averages["allAp50%"] == 0.5
     assert averages["classes"]["car"] == {"ap": 0.5, "ap50%": 0.5}
     assert averages["classes"]["train"] == {"ap": None, "ap50%": None}
     assert not (tmp_path / "matches.json").exists()
 
 
-def test_bad_input_is_one_line_and_exit_1(tmp_path: Path, case: tuple[Path, Path]) -> None:
-    results, gt_dir = case
-    (results / "car.png").write_bytes((results / "car.png").read_bytes()[:50])
-    done = run(tmp_path, "--results", str(results), "--gt-dir", str(gt_dir), "--json", "out.json")
+def test_bad_input_is_one_line_and_exit_1(
+    tmp_path: Path, case: list[str], tool: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    mask = tmp_path / "results" / "car.png"
+    mask.write_bytes(mask.read_bytes()[:50])
+    done = tool("tools/evaluate_results.py", *case, "--json", tmp_path / "out.json")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: cannot read {results / 'car.png'} as an image")
+    assert line.startswith(f"error: cannot read {mask} as an image")
     assert not (tmp_path / "out.json").exists()
-
-
-def test_missing_folder(tmp_path: Path, case: tuple[Path, Path]) -> None:
-    done = run(tmp_path, "--results", str(tmp_path / "gone"), "--gt-dir", str(case[1]))
-    assert done.returncode == 1
-    assert done.stderr == f"error: results folder {tmp_path / 'gone'} does not exist\n"

@@ -28,6 +28,7 @@ from cityscapes_maskrcnn.evaluation.result_files import (
 )
 
 PROJECT = Path(__file__).parents[2]
+PART = "cityscapes_instance_val_part1of4"
 TOOL = PROJECT / "tools" / "make_submission.py"
 
 # Mask R-CNN on a narrow ResNet-18, for images of 96 x 192.
@@ -58,7 +59,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """config.yaml and random weights that find something."""
     folder = tmp_path_factory.mktemp("model")
-    (folder / "config.yaml").write_text(CONFIG)
+    weights = f"WEIGHTS: {folder / 'model.pth'}"
+    (folder / "config.yaml").write_text(CONFIG.replace("DEVICE: cpu", f"DEVICE: cpu\n  {weights}"))
     torch.manual_seed(0)
     model = build_model(build_config(str(folder / "config.yaml"), []))
     with torch.no_grad():
@@ -79,27 +81,16 @@ def root(small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 @pytest.fixture
-def submit(root: Path, tool: Run) -> Run:
-    return partial(tool, "tools/make_submission.py", root=root)
+def submit(root: Path, tool: Run, model_folder: Path) -> Run:
+    config = model_folder / "config.yaml"
+    return partial(tool, "tools/make_submission.py", "--config-file", config, root=root)
 
 
-def flags(model_folder: Path, output: Path, *more: object) -> list[object]:
-    return [
-        *("--config-file", model_folder / "config.yaml", "--output", output),
-        *more,
-        *("MODEL.WEIGHTS", model_folder / "model.pth"),
-    ]
-
-
-def test_two_processes_and_check(
-    root: Path, submit: Run, model_folder: Path, tmp_path: Path
-) -> None:
+def test_two_processes_and_check(root: Path, submit: Run, tmp_path: Path) -> None:
     """Also with test-time augmentation."""
     output = tmp_path / "submission.zip"
-    done = submit(
-        *flags(model_folder, output, "--num-gpus", 2),
-        *("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(96,)"),
-    )
+    augmented = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(96,)")
+    done = submit("--output", output, "--num-gpus", 2, *augmented)
     assert done.returncode == 0, done.stderr
     assert "2 of 2 images of cityscapes_instance_test are left to predict" in done.stdout
     assert "submission.zip: 2 images, complete, read back and valid" in done.stdout
@@ -128,21 +119,18 @@ def test_what_is_read_back_scores_as_in_memory(
     root: Path, model_folder: Path, tmp_path: Path, submit: Run
 ) -> None:
     output = tmp_path / "val.zip"
-    done = submit(*flags(model_folder, output, "--dataset", "cityscapes_instance_val_part1of4"))
+    done = submit("--output", output, "--dataset", PART)
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(output) as archive:
         archive.extractall(tmp_path / "unpacked")
 
-    weights = ["MODEL.WEIGHTS", str(model_folder / "model.pth")]
-    cfg = build_config(str(model_folder / "config.yaml"), weights)
+    cfg = build_config(str(model_folder / "config.yaml"), [])
     model = build_model(cfg).eval()
     model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS, weights_only=True)["model"])
     mapper = CityscapesMapper(cfg, is_train=False)
     val, part = root / "cityscapes/gtFine/val", tmp_path / "gtFine"
     matches = []
-    for image in sorted(
-        DatasetCatalog.get("cityscapes_instance_val_part1of4"), key=lambda each: each["file_name"]
-    ):
+    for image in sorted(DatasetCatalog.get(PART), key=lambda each: each["file_name"]):
         gt_file = ground_truth_file(val, image["file_name"])
         ids = read_instance_ids(gt_file)
         with torch.no_grad():
@@ -159,15 +147,13 @@ def test_what_is_read_back_scores_as_in_memory(
     np.testing.assert_array_equal(average_precision(read_back), average_precision(matches))
 
 
-def test_goes_on_after_a_failure(
-    root: Path, model_folder: Path, tmp_path: Path, submit: Run
-) -> None:
-    assert submit(*flags(model_folder, tmp_path / "whole.zip")).returncode == 0
+def test_goes_on_after_a_failure(root: Path, tmp_path: Path, submit: Run) -> None:
+    assert submit("--output", tmp_path / "whole.zip").returncode == 0
     output = tmp_path / "parts.zip"
     second = sorted((root / "cityscapes/leftImg8bit/test").rglob("*.png"))[1]
     content = second.read_bytes()
     second.write_bytes(content[:3000])
-    done = submit(*flags(model_folder, output))
+    done = submit("--output", output)
     assert done.returncode == 1
     assert f"{second.name}: truncated" in done.stderr.splitlines()[-1]
     assert not output.exists()
@@ -175,7 +161,7 @@ def test_goes_on_after_a_failure(
     assert len(list(parts.glob("*.zip"))) == 1
 
     second.write_bytes(content)
-    done = submit(*flags(model_folder, output), "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.1)
+    done = submit("--output", output, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.1)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         f"error: {parts}: holds images predicted with another MODEL.ROI_HEADS.SCORE_THRESH_TEST;"
@@ -183,11 +169,11 @@ def test_goes_on_after_a_failure(
     )
     # What predictions do not depend on may change.
     harmless = ("TEST.NUM_WORKERS", 0, "TEST.EVAL_PERIOD", 9, "INPUT.MIN_SIZE_TRAIN", "(64,)")
-    done = submit(*flags(model_folder, output), *harmless)
+    done = submit("--output", output, *harmless)
     assert done.returncode == 0, done.stderr
     assert "1 of 2 images of cityscapes_instance_test are left to predict" in done.stdout
     assert output.read_bytes() == (tmp_path / "whole.zip").read_bytes()
-    assert not (tmp_path / "parts.zip.parts").exists()
+    assert not parts.exists()
 
 
 def test_check_names_what_is_wrong(tmp_path: Path, submit: Run) -> None:
@@ -201,26 +187,18 @@ def test_check_names_what_is_wrong(tmp_path: Path, submit: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("arguments", "words"),
     [
-        ({"--dataset": "cityscapes_instance_tset"}, "did you mean cityscapes_instance_test"),
-        ({"MODEL.WEIGHTS": ""}, "MODEL.WEIGHTS is empty"),
-        ({"MODEL.WEIGHTS": "gone.pth"}, "gone.pth: no such file"),
-        ({"MODEL.MASK_ON": "False"}, "MODEL.MASK_ON True"),
-        ({"MODEL.ROI_HEADS.NUM_CLASSES": "80"}, "MODEL.ROI_HEADS.NUM_CLASSES is 80"),
-        ({"--output": "."}, "a folder; --output must name a zip file"),
+        (["--dataset", "cityscapes_instance_tset"], "did you mean cityscapes_instance_test"),
+        (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
+        (["MODEL.WEIGHTS", "gone.pth"], "gone.pth: no such file"),
+        (["MODEL.MASK_ON", False], "MODEL.MASK_ON True"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 80], "MODEL.ROI_HEADS.NUM_CLASSES is 80"),
+        (["--output", "."], "a folder; --output must name a zip file"),
     ],
 )
-def test_bad_input(
-    model_folder: Path, tmp_path: Path, submit: Run, change: dict[str, str], words: str
-) -> None:
-    arguments = {
-        "--config-file": str(model_folder / "config.yaml"),
-        "--output": str(tmp_path / "s.zip"),
-        "MODEL.WEIGHTS": str(model_folder / "model.pth"),
-    }
-    changed = {**{k: v for k, v in change.items() if k.startswith("--")}, **arguments, **change}
-    done = submit(*(word for pair in changed.items() for word in pair))
+def test_bad_input(tmp_path: Path, submit: Run, arguments: list[object], words: str) -> None:
+    done = submit("--output", tmp_path / "s.zip", *arguments)
     assert done.returncode == 1
     assert words in done.stderr.splitlines()[-1]
     assert not (tmp_path / "s.zip").exists()
