@@ -64,7 +64,7 @@ IOU_THRESHOLD: Final = 0.5
 POOR_MASK_IOU: Final = 0.1
 CAUSES: Final = ("duplicate", "wrong class", "poor mask", "background")
 # COCO's limits, in pixels of the image; what is below the second name's is the first, and so on.
-SIZE_LIMITS: Final = {"small": 0, "medium": 32**2, "large": 96**2}
+SIZE_LIMITS: Final[dict[str, float]] = {"small": 0, "medium": 32**2, "large": 96**2}
 # The limits of the Caltech pedestrian benchmark, shares.
 OCCLUSION_LIMITS: Final = {"none": 0.0, "partial": 0.01, "heavy": 0.35}
 PER_CLASS_FILE: Final = "per_class.csv"
