@@ -8,7 +8,7 @@ them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -22,8 +22,8 @@ from cityscapes_maskrcnn.search.space import Value
 from cityscapes_maskrcnn.search.study import (
     CONFIRMED_SCORES,
     STUDY_CONFIG,
-    TRIAL_SURPLUS,
     confirmation_name,
+    counting_trials,
     finished_trials,
     mapping_attribute,
     original_number,
@@ -41,7 +41,7 @@ _TRIAL, _SEED = "trial", "seed"
 def confirm(storage: BaseStorage, search: Worker, *, count: int, folder: Path) -> None:
     """Train the best trials with other seeds, and note all scores in the study of the search.
 
-    The same call goes on after an interruption, with more trials too.
+    The same call goes on after an interruption, with more trials too, and runs again what failed.
 
     Args:
         storage: of the study.
@@ -53,6 +53,10 @@ def confirm(storage: BaseStorage, search: Worker, *, count: int, folder: Path) -
         InputError: see :meth:`.Worker.run`.
         Stopped: see there.
     """
+    best = ranked_trials(finished_trials(search.study.get_trials(deepcopy=False)))[:count]
+    if not best:
+        logger.info("No trial is complete: there is none to confirm")
+        return
     study = optuna.create_study(
         study_name=confirmation_name(search.study.study_name),
         storage=storage,
@@ -62,15 +66,10 @@ def confirm(storage: BaseStorage, search: Worker, *, count: int, folder: Path) -
     )
     config = search.study.user_attrs[STUDY_CONFIG]
     study.set_user_attr(STUDY_CONFIG, config)
-    trials = {trial.number: trial for trial in search.study.get_trials(deepcopy=False)}
-    best = ranked_trials(finished_trials(list(trials.values())))[:count]
     seeds = [max(0, config["SEED"]) + number for number in range(1, OTHER_SEEDS + 1)]
     numbers = [trial.number for trial in best]
     logger.info("Confirming trials %s with seeds %s", numbers, seeds)
-    for trial in best:
-        for seed in seeds:
-            study.enqueue_trial({_TRIAL: trial.number, _SEED: seed}, skip_if_exists=True)
-    _Confirmation(
+    confirmation = _Confirmation(
         study=study,
         space=search.space,
         runner=search.runner,
@@ -79,9 +78,12 @@ def confirm(storage: BaseStorage, search: Worker, *, count: int, folder: Path) -
         max_failures=search.max_failures,
         patience=search.patience,
         search=search,
-        trials=trials,
-    ).run(None)
+    )
+    confirmation.queue([{_TRIAL: number, _SEED: seed} for number in numbers for seed in seeds])
+    confirmation.run(None)
     scores = {trial.number: {config["SEED"]: trial.values[0]} for trial in best}
+    # Other workers may have queued trials that did not exist when this one began.
+    trials = search.study.get_trials(deepcopy=False)
     for run in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         number = run.params[_TRIAL]
         first = {config["SEED"]: trials[number].values[0]}
@@ -92,12 +94,20 @@ def confirm(storage: BaseStorage, search: Worker, *, count: int, folder: Path) -
 
 
 def confirmed_scores(study: optuna.Study) -> dict[int, dict[int, float]]:
-    """Read the scores of the confirmed trials: by trial, the best mean first, and by seed."""
+    """Read the scores of the confirmed trials: by trial, the best mean first, and by seed.
+
+    Trials of which runs failed come last: a single score may be luck.
+    """
     scores = {
         int(number): {int(seed): float(score) for seed, score in by_seed.items()}
         for number, by_seed in mapping_attribute(study, CONFIRMED_SCORES).items()
     }
-    return dict(sorted(scores.items(), key=lambda item: (-mean(item[1].values()), item[0])))
+
+    def rank(number: int) -> tuple[float, ...]:
+        by_seed = scores[number]
+        return -len(by_seed), -mean(by_seed.values()), number
+
+    return {number: scores[number] for number in sorted(scores, key=rank)}
 
 
 def describe_scores(scores: Sequence[float]) -> str:
@@ -111,33 +121,42 @@ class _Confirmation(Worker):
     """Runs the queued pairs of a trial and a seed.
 
     Attributes:
-        search: knows the config keys of its trials.
-        trials: of the search, by number.
+        search: knows its trials and their config keys.
     """
 
     search: Worker
-    trials: Mapping[int, FrozenTrial]
+
+    def queue(self, runs: Sequence[dict[str, int]]) -> None:
+        """Queue the runs that are new, and again those that failed."""
+        for run in runs:
+            self.study.enqueue_trial(run, skip_if_exists=True)
+        for trial in finished_trials(self.study.get_trials(deepcopy=False)):
+            if trial.state == TrialState.FAIL and _queued_values(trial) in runs:
+                self._queue_again(trial.number, None)
 
     def settings(self, values: dict[str, Value]) -> dict[str, Any]:
         """Get the config keys of a trial of the search, with another seed."""
-        trial = self.trials[int(values[_TRIAL])]
+        trial = self.search.study.get_trials(deepcopy=False)[int(values[_TRIAL])]
         return {**self.search.settings(trial.params), "SEED": values[_SEED]}
 
     def _draw(self, trial: optuna.Trial) -> dict[str, Value]:
         return {name: trial.suggest_int(name, 0, 2**31 - 1) for name in (_TRIAL, _SEED)}
 
     def _is_surplus(self, trials: Sequence[FrozenTrial], number: int, budget: int | None) -> bool:  # noqa: ARG002
-        """Whether nobody queued this run, or another with a lower number is the same.
+        """Whether nobody queued this run, or another that was queued earlier is the same.
 
         Two workers that reach the end of a search together may both queue a run.
         """
         queued = _queued_values(trials[number])
         return queued is None or any(
-            _queued_values(trial) == queued
-            and original_number(trial) < original_number(trials[number])
-            and TRIAL_SURPLUS not in trial.user_attrs
-            for trial in trials
+            _queued_values(trial) == queued and _age(trial) < _age(trials[number])
+            for trial in counting_trials(trials)
         )
+
+
+def _age(trial: FrozenTrial) -> tuple[int, int]:
+    # Two retries of one run have the same original.
+    return original_number(trial), trial.number
 
 
 def _queued_values(trial: FrozenTrial) -> Any:

@@ -7,8 +7,10 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
 
-from cityscapes_maskrcnn.search.confirmation import confirmed_scores
+from cityscapes_maskrcnn.search.confirmation import _Confirmation, confirmed_scores
 from cityscapes_maskrcnn.search.storage import open_study
 from cityscapes_maskrcnn.search.study import (
     TRIAL_SETTINGS,
@@ -78,3 +80,63 @@ def test_a_run_that_two_workers_queued_is_done_once(search: Any) -> None:
     search(2, confirm_best=1)
     assert [TRIAL_SURPLUS in trial.user_attrs for trial in study.trials] == [False, True, False]
     assert [trial.params["seed"] for trial in finished_trials(study.trials)] == [2, 3]
+
+
+def test_a_run_that_failed_is_run_again_and_its_trial_ranks_last_until_then(
+    search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, other, _ = ranked_trials(search(3).trials)
+    # Of runs 0 to 3, the first, of the best trial, fails: its two scores have the higher mean.
+    monkeypatch.setenv("FAKE", "memory")
+    study = search(3, confirm_best=2)
+    assert list(confirmed_scores(study).items()) == [
+        (other.number, {1: other.value, 2: other.value - 1, 3: other.value - 1}),
+        (best.number, {1: best.value, 3: best.value - 1}),
+    ]
+    monkeypatch.delenv("FAKE")
+    for _ in range(2):
+        assert list(confirmed_scores(search(3, confirm_best=2)).items()) == [
+            (best.number, {1: best.value, 2: best.value - 1, 3: best.value - 1}),
+            (other.number, {1: other.value, 2: other.value - 1, 3: other.value - 1}),
+        ]
+        assert len(search.study(CONFIRMATION).trials) == 5
+    assert search.starts(0, "t/confirmation") == [0, 0]
+
+
+def test_a_failed_run_that_two_workers_queued_again_is_done_once(search: Any) -> None:
+    best = ranked_trials(search(2).trials)[0].number
+    study = optuna.create_study(study_name=CONFIRMATION, storage=search.url, direction="maximize")
+    study.enqueue_trial({"trial": best, "seed": 2})
+    study.tell(study.ask(), state=TrialState.FAIL)
+    for _ in range(2):
+        RetryHeartbeatStaleTrialCallback()(study, study.trials[0])
+    search(2, confirm_best=1)
+    assert [TRIAL_SURPLUS in trial.user_attrs for trial in study.trials] == [0, 0, 1, 0]
+    assert search.starts(0, "t/confirmation") == [0]
+
+
+def test_runs_of_trials_that_are_newer_than_the_worker(
+    search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker, with more --trials, queues a run when this one is at its own."""
+    search(1)
+    run = _Confirmation.run
+
+    def run_late(confirmation: _Confirmation, budget: int | None) -> None:
+        monkeypatch.setattr(_Confirmation, "run", run)
+        search(2)
+        confirmation.study.enqueue_trial({"trial": 1, "seed": 2})
+        confirmation.run(budget)
+
+    monkeypatch.setattr(_Confirmation, "run", run_late)
+    scores = confirmed_scores(search(1, confirm_best=1))
+    value = search.trials()[1].value
+    assert scores[1] == {1: value, 2: value - 1}
+
+
+def test_a_search_without_a_complete_trial_confirms_none(
+    search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE", "crash")
+    search(1, confirm_best=1)
+    assert optuna.get_all_study_names(search.url) == ["search"]
