@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
     from cityscapes_maskrcnn.data.registration import register_all
+    from cityscapes_maskrcnn.engine.predictor import Predictor
     from cityscapes_maskrcnn.engine.trainer import Trainer
     from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
-    from cityscapes_maskrcnn.visualization.predictor import Predictor
 
 # Importing detectron2 and fvcore calls it.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
@@ -32,7 +32,7 @@ __all__ = [
 
 _MODULES = {
     "CityscapesInstanceEvaluator": "evaluation.evaluator",
-    "Predictor": "visualization.predictor",
+    "Predictor": "engine.predictor",
     "Trainer": "engine.trainer",
     "add_cityscapes_maskrcnn_config": "config",
     "register_all": "data.registration",

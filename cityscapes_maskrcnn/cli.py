@@ -160,14 +160,15 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     if args.num_gpus * args.num_machines == 1:
         main(args)
         return 0
+    environment = dict(os.environ)
     if on_cpu:
         # Detectron2 takes NCCL, which cannot work on CPU tensors, wherever it sees a GPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # Otherwise every process starts a thread per core and they fight for them.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // args.num_gpus)))
     # The processes save and stop on these signals; without this they would die with their parent.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _pass_on)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, _pass_on) for number in signals}
     # The parent reports what is wrong with the input; the processes send it here.
     problems = multiprocessing.get_context("spawn").SimpleQueue()
     # It would log that it ends the processes that a failed one leaves behind.
@@ -193,6 +194,11 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
             ) from error
         # As a shell reports a process that a signal ended: 143 for SIGTERM, also before training.
         return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.environ.clear()
+        os.environ.update(environment)
     return 0
 
 
@@ -223,6 +229,8 @@ def _process_main(
             problems.put(problem)
         raise
     except KeyboardInterrupt:
+        # The process group and the parent each send one: the second would end in a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Before training, which stops in its own way; torch would make it exit status 0.
         raise SystemExit(128 + signal.SIGINT) from None
 

@@ -102,8 +102,9 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Every checkpoint carries the names of the datasets, and a digest of each image, that it and
     # the weights it started from were trained or tuned on.
     # Datasets whose scores chose settings of this config, such as those of a search. DATASETS.TRAIN
-    # counts by itself, and so does DATASETS.TEST with early stopping or ReduceLROnPlateau. Those of
-    # the config file and of every INCLUDE add up; on the command line the key replaces them all.
+    # counts by itself, and so does DATASETS.TEST with early stopping or ReduceLROnPlateau, and for
+    # model_best.pth. Those of the config file and of every INCLUDE add up; on the command line the
+    # key replaces them all.
     cfg.DATASETS.TUNED_ON = ()
     # False: scoring a model on images that it has seen is an error; so is training on images of
     # DATASETS.TEST. True: it is done, and the log and scores.json say so.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.cli import argument_parser, build_config, launch
 from cityscapes_maskrcnn.utils.errors import InputError
 
 STAGE_1 = str(Path(__file__).parents[1] / "configs" / "stage_1_heads.yaml")
@@ -125,6 +127,21 @@ def test_bad_options_get_one_line(key: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         build_config(STAGE_1, [key, "four"])
     assert str(caught.value).startswith(f"command line, {key} four: {message}")
+
+
+def test_several_processes_leave_the_caller_as_it_was(tmp_path: Path) -> None:
+    """Also when they fail."""
+    before = dict(os.environ), [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    options = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)]
+    args = argument_parser("").parse_args(["--num-gpus", "2", "--config-file", STAGE_1, *options])
+    with pytest.raises(InputError, match="refused"):
+        launch(refuse, args)
+    after = dict(os.environ), [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert after == before
+
+
+def refuse(_args: object) -> None:
+    raise InputError("refused")
 
 
 def test_a_folder_is_no_config(tmp_path: Path) -> None:

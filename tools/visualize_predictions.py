@@ -9,10 +9,9 @@ import sys
 from tqdm import tqdm
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
+from cityscapes_maskrcnn.engine.predictor import Predictor
 from cityscapes_maskrcnn.utils.tool import run_tool
 from cityscapes_maskrcnn.visualization import image_files as files
-from cityscapes_maskrcnn.visualization.predictor import Predictor
 
 EXAMPLES = """
 examples:
@@ -51,10 +50,6 @@ def main(argv: list[str] | None = None) -> None:
     images = files.find_images(args.input)
     folder = files.make_folder(args.output)
     predictor = Predictor(cfg, args.score_thresh)
-    if cfg.MODEL.WEIGHTS:
-        load_for_inference(predictor.model, cfg)
-    else:
-        print("warning: MODEL.WEIGHTS is empty, so the weights are random", file=sys.stderr)
     pictures = files.picture_files(images, folder, "_prediction")
     for image, picture in zip(tqdm(images, desc="Drawing", unit="image"), pictures, strict=True):
         files.write_picture(picture, predictor.draw(image))

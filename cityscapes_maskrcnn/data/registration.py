@@ -168,7 +168,7 @@ def check_dataset_names(names: Iterable[str]) -> None:
     known = DatasetCatalog.list()
     for name in names:
         if name not in known:
-            similar = difflib.get_close_matches(name, known, n=3)
+            similar = difflib.get_close_matches(str(name), known, n=3)
             proposal = f"did you mean {' or '.join(similar)}? " if similar else ""
             raise InputError(
                 f"unknown dataset {name!r}; {proposal}(datasets/README.md lists the names)"

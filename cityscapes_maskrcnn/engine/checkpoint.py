@@ -109,7 +109,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         data.update((key, item.state_dict()) for key, item in self.checkpointables.items())
         data.update(extra)
         # Safe loading refuses NumPy scalars.
-        data = tree_map_only(np.generic, lambda scalar: scalar.item(), data)
+        data = tree_map_only(
+            (np.generic, np.ndarray), lambda value: value.item() if value.ndim == 0 else value, data
+        )
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         try:

@@ -12,12 +12,13 @@ from typing import Any, Final
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
+from cityscapes_maskrcnn.data.loaders import inference_loader
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.registration import check_dataset_names, register_all
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
@@ -97,11 +98,7 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
     # Nobody may write before all have looked.
     comm.synchronize()
     if left:
-        loader = build_detection_test_loader(
-            left,
-            mapper=CityscapesMapper(cfg, is_train=False),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+        loader = inference_loader(left, CityscapesMapper(cfg, is_train=False), cfg)
         augmented = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
         inference_on_dataset(augmented, loader, _WriteResults(writer))
     comm.synchronize()

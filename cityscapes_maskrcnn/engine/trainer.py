@@ -64,12 +64,18 @@ class Trainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
         if cfg.TEST.PRECISE_BN.ENABLED:
             raise InputError("TEST.PRECISE_BN.ENABLED: not supported in this project's trainer")
+        if cfg.INCLUDE:
+            raise InputError(
+                f"INCLUDE {tuple(cfg.INCLUDE)}: the tools merge these files; from Python, merge "
+                "them with cfg.merge_from_file and empty the key"
+            )
         check_validation(cfg)
+        cfg.defrost()
+        solver.resolve_epochs(cfg)
         if cfg.SEED < 0:
             # Data and random choices share the seed, and so do all processes.
-            cfg.defrost()
             cfg.SEED = comm.shared_random_seed()
-            cfg.freeze()
+        cfg.freeze()
         model = self.build_model(cfg)
         logging.getLogger(__name__).info("Trainable parameters:\n%s", parameter_table(model))
         optimizer = self.build_optimizer(cfg, model)

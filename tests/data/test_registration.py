@@ -162,3 +162,5 @@ def test_unknown_names():
         check_dataset_names(["cityscapes_instance_val", "cityscapes_instance_vall"])
     with pytest.raises(InputError, match=r"^unknown dataset 'x'; \(datasets/README.md"):
         check_dataset_names(["x"])
+    with pytest.raises(InputError, match="unknown dataset 5;"):
+        check_dataset_names([5])  # as DATASETS.TRAIN "(5,)" gives it

@@ -110,6 +110,19 @@ def test_what_is_not_supported_is_refused(
         Trainer(config(*options))
 
 
+def test_keys_of_this_project_count_without_its_tools(config: Config) -> None:
+    cfg = config("SOLVER.IMS_PER_BATCH", 2)
+    cfg.defrost()
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.EPOCHS, cfg.TEST.EVAL_EPOCHS = 40000, 3, 2
+    trainer = Trainer(cfg)
+    images = trainer.stream.num_images
+    assert trainer.max_iter == 3 * ((images + 1) // 2)  # batches of two, the last of one or two
+    assert 2 * ((images + 1) // 2) == trainer.cfg.TEST.EVAL_PERIOD
+    cfg.INCLUDE = ("best.yaml",)
+    with pytest.raises(InputError, match=r"INCLUDE \('best.yaml',\): the tools merge these files"):
+        Trainer(cfg)
+
+
 def test_the_overfit_check_is_one_key_away(train: Train, tmp_path: Path) -> None:
     same = ["DATASETS.TRAIN", "('cityscapes_instance_train_part1of8',)", "DATASETS.TEST"]
     same.append(same[1])

@@ -52,12 +52,12 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None
         assert word in last
 
 
-def test_predictions_beside_ground_truth(root, predict):
+def test_predictions_beside_ground_truth(root, predict, caplog):
     inputs = ("cityscapes/leftImg8bit/val", "cityscapes/leftImg8bit/test/ulm/*.png")
     done = predict("--input", *inputs, "--output", "new/pictures", "--score-thresh", "0.05")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "3 pictures are in new/pictures\n"
-    assert "MODEL.WEIGHTS is empty" in done.stderr
+    assert "MODEL.WEIGHTS is empty" in caplog.text
     assert "3/3" in done.stderr  # the progress bar
     sizes = {path.name: Image.open(path).size for path in (root / "new/pictures").iterdir()}
     # A panel is 1024 x 512 below 41 of caption (see test_predictor); letters 23, gap 23 / 2 = 12

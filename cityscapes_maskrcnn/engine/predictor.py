@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import numpy as np
@@ -15,6 +16,7 @@ from detectron2.structures import Instances
 from cityscapes_maskrcnn.data.images import read_image
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.annotated_images import check_size, ground_truth_of
 from cityscapes_maskrcnn.visualization.drawing import (
@@ -23,20 +25,22 @@ from cityscapes_maskrcnn.visualization.drawing import (
     side_by_side,
 )
 
+logger = logging.getLogger(__name__)
+
 
 class Predictor:
     """Find and draw the instances of image files.
 
-    Unlike Detectron2's ``DefaultPredictor`` it uses evaluation's mapper, so that the pictures show
-    what is scored, and leaves the weights to ``engine.checkpoint.load_for_inference``.
+    Unlike Detectron2's ``DefaultPredictor`` it takes files, uses evaluation's mapper, so that the
+    pictures show what is scored, and refuses weights that lack a part of the model.
 
     Attributes:
-        model: with random weights until a checkpoint is loaded into it.
+        model: in evaluation mode, with ``MODEL.WEIGHTS``.
         metadata: class names and colours.
     """
 
     def __init__(self, cfg: CfgNode, score_thresh: float = 0.5):
-        """Build the model.
+        """Build the model and load ``MODEL.WEIGHTS``; with none, a warning says so.
 
         Args:
             cfg: the model's config; not changed.
@@ -44,7 +48,7 @@ class Predictor:
 
         Raises:
             InputError: ``score_thresh`` is out of range, or the model has other classes than
-                Cityscapes' 8.
+                Cityscapes' 8, or as :func:`.checkpoint.load_for_inference`.
         """
         if not 0 <= score_thresh <= 1:
             raise InputError(f"--score-thresh {score_thresh}: it must lie between 0 and 1")
@@ -64,6 +68,10 @@ class Predictor:
         self._score_thresh = score_thresh
         self._mapper = CityscapesMapper(cfg, is_train=False)
         self.model = build_model(cfg).eval()
+        if cfg.MODEL.WEIGHTS:
+            load_for_inference(self.model, cfg)
+        else:
+            logger.warning("MODEL.WEIGHTS is empty, so the weights are random")
 
     def __call__(self, image_file: str | os.PathLike[str]) -> Instances:
         """Find the instances of one image.

@@ -11,8 +11,8 @@ from detectron2.engine import DefaultPredictor
 from PIL import Image
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.engine.predictor import Predictor
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.visualization.predictor import Predictor
 
 # Mask R-CNN on a narrow ResNet-50 that needs a fraction of a second for an image.
 TINY = """
@@ -59,6 +59,19 @@ def test_same_predictions_as_detectron2(tiny_config, photograph, tmp_path):
         if name == "pred_boxes":
             mine, value = mine.tensor, value.tensor
         torch.testing.assert_close(mine, value, rtol=0, atol=0)
+
+
+def test_weights_are_loaded_and_must_be_whole(tiny_config, tmp_path):
+    whole = Predictor(tiny_config).model.state_dict()
+    torch.save({"model": whole}, tmp_path / "whole.pth")
+    backbone = {name: value for name, value in whole.items() if name.startswith("backbone.")}
+    torch.save({"model": backbone}, tmp_path / "backbone.pth")
+    tiny_config.MODEL.WEIGHTS = str(tmp_path / "whole.pth")
+    for name, value in Predictor(tiny_config).model.state_dict().items():
+        assert torch.equal(value, whole[name]), name
+    tiny_config.MODEL.WEIGHTS = str(tmp_path / "backbone.pth")
+    with pytest.raises(InputError, match=r"backbone\.pth"):
+        Predictor(tiny_config)
 
 
 def test_a_picture_without_ground_truth_is_one_panel(tiny_config, photograph):
