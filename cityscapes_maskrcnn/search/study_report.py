@@ -202,10 +202,15 @@ def _draw_pictures(results: _Results, output: Path) -> list[str]:
             figures["importances.png"] = _draw_importances(results)
         if names:
             figures["slices.png"] = _draw_slices(study, names, label)
-        for name, figure in figures.items():
-            with atomic_write(output / name) as file:
-                figure.savefig(file, format="png", dpi=120, bbox_inches="tight", facecolor="white")
-            plt.close(figure)
+        try:
+            for name, figure in figures.items():
+                with atomic_write(output / name) as file:
+                    figure.savefig(
+                        file, format="png", dpi=120, bbox_inches="tight", facecolor="white"
+                    )
+        finally:
+            for figure in figures.values():
+                plt.close(figure)
     return list(figures)
 
 

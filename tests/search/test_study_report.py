@@ -258,3 +258,4 @@ def test_a_folder_that_cannot_be_made(study: optuna.Study, tmp_path: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/r/.*: cannot be written"):
         write_study_report(study, "memory", tmp_path / "file" / "r")
+    assert not plt.get_fignums()
