@@ -127,8 +127,13 @@ def test_importances_of_few_trials_are_left_out(tmp_path: Path) -> None:
 
 
 def test_the_winner_by_mean_becomes_best_yaml(study: optuna.Study, tmp_path: Path) -> None:
-    """Trial 10 has the best score of one seed, 20; trial 11, with 19.2, the best mean."""
-    scores = {"10": {"42": 20.0, "43": 15.0, "44": 16.0}, "11": {"42": 19.2, "43": 18.4, "44": 18.8}}
+    """Trial 10 has the best score of one seed, 20; trial 11, with 19.2, the best mean of three."""
+    scores = {
+        "10": {"42": 20.0, "43": 15.0, "44": 16.0},
+        "11": {"42": 19.2, "43": 18.4, "44": 18.8},
+        # Its other runs failed.
+        "12": {"42": 19.1},
+    }
     study.set_user_attr(CONFIRMED_SCORES, scores)
     study.set_user_attr(STUDY_CONFIG, {"SEARCH.OBJECTIVE": "segm/AP"})
     write_study_report(study, "memory", tmp_path)
@@ -137,8 +142,9 @@ def test_the_winner_by_mean_becomes_best_yaml(study: optuna.Study, tmp_path: Pat
     assert "Best: **18.8 (mean of 3 seeds, 18.4 to 19.2)**, trial 11" in text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     table = rows.index(["trial", "seed 42", "seed 43", "seed 44", "mean", "min to max"])
-    assert rows[table + 2] == ["11", "19.2", "18.4", "-", "18.8", "18.4 to 19.2"]
-    assert rows[table + 3] == ["10", "20", "15", "16.0", "17", "15 to 20"]
+    assert rows[table + 2] == ["11", "19.2", "18.4", "18.8", "18.8", "18.4 to 19.2"]
+    assert rows[table + 3] == ["10", "20", "15.0", "16.0", "17", "15 to 20"]
+    assert rows[table + 4][:4] == ["12", "19.1", "-", "-"]
     best = (tmp_path / "best.yaml").read_text()
     assert "trial 11, segm/AP (%) 18.8 (mean of 3 seeds, 18.4 to 19.2)." in best
     # 0.3 + 0.02 x 11
