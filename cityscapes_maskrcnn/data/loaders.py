@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -151,10 +154,23 @@ def inference_loader(
 
 
 def _start_worker(_worker_id: int) -> None:
-    """Let a signal to the process group (Ctrl-C, timeout) reach the training process only.
+    """Leave signals to the process group (Ctrl-C, timeout) and SIGTERM to the training process.
 
-    It needs its workers to finish its step and save. A kill of the group does not reach them
-    either then, and one may be stuck in a read: the kernel ends them with their parent.
+    It needs its workers to finish its step and save; job schedulers send SIGTERM to every process.
+    A kill of the group does not reach them either then, and one may be stuck in a read: the kernel
+    ends them with their parent.
     """
     os.setpgid(0, 0)
     end_with_parent()
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_if_parent_asks, daemon=True).start()
+
+
+def _end_if_parent_asks() -> None:
+    # multiprocessing ends its children by SIGTERM when Python exits, and waits for them.
+    if sys.platform == "linux":
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        # torch takes another status for a failure.
+        os._exit(0)

@@ -151,6 +151,10 @@ class TaskQueue:
 class _Worker(SpawnProcess):
     """A spawned process without the caller's main module, see the top of this file."""
 
+    def terminate(self) -> None:
+        """Kill it: it ignores SIGTERM. A pool in which a worker died ends the others so."""
+        self.kill()
+
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802
         main = sys.modules["__main__"]
@@ -183,15 +187,14 @@ def _with_progress(results: Iterable[Result], total: int, description: str) -> I
 def _start_worker(initializer: Callable[[], object] | None) -> None:
     """Let the parent process decide when a worker ends.
 
-    Signals to the process group (Ctrl-C, timeout) reach the parent alone, so that it can finish
-    what it does and workers print no tracebacks of their own. The parent's own SIGTERM ends a
-    worker. When the parent is killed, its workers would wait for work for ever; a thread ends them.
+    Signals to the process group (Ctrl-C, timeout) and to every process of a job (schedulers send
+    SIGTERM so) are for the parent alone, so that it can finish what it does and workers print no
+    tracebacks of their own. When the parent is killed, its workers would wait for work for ever; a
+    thread ends them.
     """
     os.setpgid(0, 0)
     for number in _STOP_SIGNALS:
-        # Drops one that came before.
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if initializer is not None:

@@ -63,6 +63,25 @@ def test_a_signal_to_the_process_group_does_not_reach_workers(
     assert os.getpgid(worker.pid) == worker.pid != os.getpgid(0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs sigwaitinfo")
+def test_a_worker_outlives_a_signal_of_a_scheduler_but_not_of_its_parent(
+    cfg: CfgNode, image: dict[str, object], register: Callable[..., None]
+) -> None:
+    register(image)
+    cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.MIN_SIZE_TRAIN = 1, (32,)
+    batches = iter(build_train_loader(cfg))
+    next(batches)
+    (worker,) = batches._workers
+    # From another process than the worker's parent.
+    subprocess.run(["/bin/sh", "-c", f"kill -TERM {worker.pid}"], check=True)
+    for _ in range(10):  # more than are loaded ahead
+        next(batches)
+    # As multiprocessing when Python exits, which then waits without end.
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0
+
+
 STUCK = """
 import sys, time
 from detectron2.config import get_cfg

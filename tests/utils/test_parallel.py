@@ -25,7 +25,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have workers find this file, whose name under pytest is no module's they could import."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.setitem(sys.modules, "test_parallel", sys.modules[__name__])
-    for function in (square_and_process, refuse_seven, process_id, is_changed):
+    for function in (square_and_process, refuse_seven, process_id, is_changed, terminate_self):
         monkeypatch.setattr(function, "__module__", "test_parallel")
 
 
@@ -41,6 +41,11 @@ def refuse_seven(number: int) -> int:
 
 def process_id() -> int:
     return os.getpid()
+
+
+def terminate_self(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return number
 
 
 CHANGED = False
@@ -184,6 +189,11 @@ def test_workers_outlive_a_signal_to_the_group_and_end_when_one_was_killed() -> 
         check=True,
     )
     assert done.stdout.splitlines() == ["caught", "['a', 'b']", "BrokenProcessPool"]
+
+
+def test_workers_outlive_a_signal_to_every_process() -> None:
+    """As a job scheduler sends it."""
+    assert map_in_parallel(terminate_self, range(32), "", 2) == list(range(32))
 
 
 def leave_with_work() -> None:
