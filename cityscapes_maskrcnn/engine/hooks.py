@@ -244,9 +244,11 @@ class StopOnSignal(HookBase):
 
     Job schedulers send SIGTERM some seconds before they kill. The step under way is finished and
     saved; a measurement is left where it is. The exit status is 143 or 130, and ``--resume``
-    continues from there. If one of several processes is asked, all end after the same step.
+    continues from there. If one of several processes is asked, all end after the same step. Ctrl-C
+    once more, a second later, ends the process at once.
 
-    Register it after the checkpointer and before all :class:`MeasurementHook`.
+    Register it after the checkpointer and before all :class:`MeasurementHook`. Whoever runs the
+    hooks calls :meth:`release` after the last of them.
 
     Args:
         checkpointer: writes on the main process only.
@@ -256,7 +258,7 @@ class StopOnSignal(HookBase):
     def __init__(self, checkpointer: Checkpointer, period: int) -> None:
         self._checkpointer = checkpointer
         self._period = period
-        self._requests = StopRequests()
+        self._requests = StopRequests(interruptible=True)
         self._listening = ExitStack()
         self._next_check = 0.0
 
@@ -268,8 +270,12 @@ class StopOnSignal(HookBase):
         """End here if asked to."""
         self.check()
 
-    def after_train(self) -> None:
-        """Give the signals back."""
+    def release(self) -> None:
+        """Give the signals back.
+
+        Not in ``after_train``, where later hooks write their files: the first of several processes
+        that exits has the others sent SIGTERM.
+        """
         self._listening.close()
 
     def check(self, busy: bool = False) -> bool:
@@ -334,7 +340,7 @@ class StopOnSignal(HookBase):
         if not is_due(self.trainer, self._period):
             average_norm_statistics(self.trainer.model)
             self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        # The first process that exits has the others ended.
+        # The first process that exits has the others sent SIGTERM.
         comm.synchronize()
         raise SystemExit(128 + number)
 

@@ -171,7 +171,12 @@ class Trainer(DefaultTrainer):
                     "SOLVER.WARMUP_ITERS"
                 ) from error
             finally:
-                self.after_train()
+                try:
+                    self.after_train()
+                finally:
+                    for hook in self._hooks:
+                        if isinstance(hook, StopOnSignal):
+                            hook.release()
         results = getattr(self, "_last_eval_results", {})
         if comm.is_main_process():
             folder = Path(self.cfg.OUTPUT_DIR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,12 +24,19 @@ class Stopped(Exception):  # noqa: N818 - not an error
 class StopRequests:
     """Counts SIGINT (Ctrl-C) and SIGTERM while in use, instead of ending the process.
 
+    Args:
+        interruptible: let Ctrl-C raise KeyboardInterrupt more than a second after the first signal.
+            Sooner it may be the same one: the terminal sends it to every process of the group, and
+            a parent may pass it on.
+
     Attributes:
         signals: those that came, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interruptible: bool = False) -> None:
         self.signals: list[int] = []
+        self._interruptible = interruptible
+        self._first_time = 0.0
 
     @contextmanager
     def listening(self) -> Iterator[StopRequests]:
@@ -42,4 +50,9 @@ class StopRequests:
                 signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.signals:
+            self._first_time = now
         self.signals.append(number)
+        if self._interruptible and number == signal.SIGINT and now > self._first_time + 1.0:
+            raise KeyboardInterrupt

@@ -78,7 +78,7 @@ def measure(rank: int, batches: int, asked: bool) -> dict[str, Any]:
                 os.kill(os.getpid(), signal.SIGTERM)
     except SystemExit as left:
         status = left.code
-    stop.after_train()
+    stop.release()
     return {"status": status, "seen": seen, "saved": saved}
 
 

@@ -251,6 +251,37 @@ def test_a_measurement_is_left_at_once_and_made_up_for(
     assert metrics == pytest.approx(undisturbed["metrics"])
 
 
+class Terminate(HookBase):
+    """Its process gets SIGTERM while the files of the run are finished."""
+
+    def after_train(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class TerminatedAtEnd(Trainer):
+    def build_hooks(self) -> list[HookBase]:
+        built = super().build_hooks()
+        built.insert(-1, Terminate())
+        return built
+
+
+def test_a_signal_does_not_keep_a_run_from_writing_its_last_events(
+    train: Train, tmp_path: Path
+) -> None:
+    """As the main process of several gets when another one has left already."""
+
+    def end(*_: object) -> None:
+        raise SystemExit("ended before the last hook")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        train(kind=TerminatedAtEnd)
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "summary.json").exists()
+
+
 def test_a_kill_of_the_last_measurement_is_made_up_for(train: Train, tmp_path: Path) -> None:
     """model_final.pth was written; what it scores, with augmentation too, was not."""
 
