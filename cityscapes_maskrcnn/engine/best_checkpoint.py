@@ -60,9 +60,19 @@ class BestCheckpoint(MeasurementHook):
         self._best: dict[str, Any] = {}
 
     def before_train(self) -> None:
-        """Forget a best checkpoint that is not there, or was chosen by another metric."""
-        if not self._path.is_file() or self._best.get("metric") not in self._metrics:
-            self._best = {}
+        """Take over the best checkpoint of the run that is resumed.
+
+        Not one that a kill left behind from later iterations, which are done anew, and not one
+        that was chosen by another metric.
+        """
+        best: dict[str, Any] = {}
+        last = self.trainer.start_iter - 1
+        if last >= 0 and comm.is_main_process() and self._path.is_file():
+            content = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
+            best = {name: content.get(name) for name in ("metric", "value", "iteration")}
+        # The measurement of the last iteration follows the checkpoint, which does not hold it.
+        resumed = best == self._best or best.get("iteration") == last
+        self._best = best if resumed and best.get("metric") in self._metrics else {}
 
     def after_step(self) -> None:
         """Save, if there is a new best value."""

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cityscapes_maskrcnn.data.loaders import training_dicts
-from cityscapes_maskrcnn.engine.hooks import MeasurementHook
+from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
 from cityscapes_maskrcnn.engine.validation import TOTAL_LOSS
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -203,7 +203,8 @@ class EarlyStopping(ValidationLossWatcher):
         threshold: part of the best loss by which a new minimum must be below it, as for
             :class:`PlateauSchedule`.
         hand_over: called at that end, when the trainer's ``max_iter`` is the number of iterations
-            done: makes the best weights those of ``model_final.pth``.
+            done, and at the regular one if that is no new minimum: makes the best weights those of
+            ``model_final.pth``.
     """
 
     def __init__(
@@ -222,7 +223,7 @@ class EarlyStopping(ValidationLossWatcher):
             self.trainer.max_iter = self.trainer.start_iter
 
     def act(self, loss: float) -> None:
-        """Count, and stop when patience is over."""
+        """Count, stop when patience is over, and hand over the best weights at the end."""
         if self.stopped:
             return
         # ReduceLROnPlateau's comparison.
@@ -238,6 +239,7 @@ class EarlyStopping(ValidationLossWatcher):
                 self.bad,
             )
             self.trainer.max_iter = self.trainer.iter + 1
+        if is_due(self.trainer):
             self._hand_over()
 
     def state_dict(self) -> dict[str, Any]:

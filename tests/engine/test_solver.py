@@ -246,6 +246,52 @@ def test_early_stopping_hands_on_the_best_weights(tmp_path: Path, killed_at: int
     assert (again.start_iter, again.rates, again.model.steps.item()) == (5, [], 2)
 
 
+@pytest.mark.parametrize("killed_at", [None, 4])
+def test_the_regular_end_hands_on_the_best_weights_too(
+    tmp_path: Path, killed_at: int | None
+) -> None:
+    losses = LOSSES[:5]
+    if killed_at is not None:
+        with pytest.raises(Kill):
+            Run(tmp_path, losses, patience=4, killed_at=killed_at).train()
+    run = Run(tmp_path, losses, patience=4)
+    run.train()
+    assert (run.iter, run.stopping.bad, run.stopping.stopped) == (5, 3, False)
+    assert run.model.steps.item() == 2
+    # A new minimum stays.
+    run = Run(tmp_path / "falling", [3.0, 2.0, 1.0], patience=4)
+    run.train()
+    assert run.model.steps.item() == 3
+
+
+def kept_best(folder: Path) -> tuple[int, float, float]:
+    best = torch.load(folder / "model_best.pth", weights_only=True)
+    return best["iteration"], best["value"], best["model"]["steps"].item()
+
+
+def test_a_best_checkpoint_of_later_iterations_is_left_behind(tmp_path: Path) -> None:
+    """The run went on from iteration 2; the best of iteration 3 is none of the resumed run's."""
+    with pytest.raises(Kill):
+        Run(tmp_path, [5.0, 4.0, 4.5, 1.0, 2.0], killed_at=4).train()
+    assert kept_best(tmp_path) == (3, 1.0, 4)
+    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+    # What is done anew goes another way, as on a GPU or with another rate.
+    run = Run(tmp_path, [5.0, 4.0, 4.5, 3.0, 3.5], patience=2)
+    run.train()
+    assert kept_best(tmp_path) == (3, 3.0, 4)
+    assert run.model.steps.item() == 4
+
+
+def test_a_best_checkpoint_that_a_kill_kept_out_of_the_state_is_taken_over(tmp_path: Path) -> None:
+    """Iteration 1 was measured, and the run killed before its next checkpoint."""
+    with pytest.raises(Kill):
+        Run(tmp_path, [5.0, 4.0, 4.5], killed_at=2).train()
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    # Measured again, the same weights are a little worse.
+    Run(tmp_path, [5.0, 4.1, 4.5]).train()
+    assert kept_best(tmp_path) == (1, 4.0, 2)
+
+
 @pytest.mark.parametrize(
     ("threshold", "iterations", "rate"),
     [
