@@ -44,7 +44,7 @@ def plot_errors(folder: str | os.PathLike[str]) -> list[Path]:
     """Draw the tables of an evaluation: one PNG beside each CSV.
 
     Args:
-        folder: holds what :func:`.evaluation.error_tables.write_error_tables` writes.
+        folder: holds what :func:`.evaluation.error_analysis.write_error_tables` writes.
 
     Returns:
         ``precision_recall.png``, ``confusion.png``, ``false_positives.png``, ``misses.png``.
