@@ -47,16 +47,20 @@ WEIGHTS: Final = "model_final.pth"
 CONFIG_FILE: Final = "config.yaml"
 
 # What may change between two calls without making another model: where things lie and on what
-# they run. Weights and included files count by their content, see Step.needs.
-_NOT_SETTINGS: Final = {
-    "OUTPUT_DIR",
-    "INCLUDE",
-    "MODEL.WEIGHTS",
-    "MODEL.DEVICE",
-    "DATALOADER.NUM_WORKERS",
-    "CUDNN_BENCHMARK",
-    "TEST.ALLOW_SEEN_IMAGES",
-}
+# they run. Included files count by their content, see Step.needs.
+_NOT_SETTINGS: Final = frozenset(
+    {
+        "OUTPUT_DIR",
+        "INCLUDE",
+        "MODEL.DEVICE",
+        "DATALOADER.NUM_WORKERS",
+        "CUDNN_BENCHMARK",
+        "VIS_PERIOD",
+        "TEST.ALLOW_SEEN_IMAGES",
+        "TEST.ANALYSIS_CONFIDENCE",
+        "TEST.NUM_WORKERS",
+    }
+)
 # What anchors depend on.
 _FIT_SETTINGS: Final = (
     "INPUT.MIN_SIZE_TEST",
@@ -248,6 +252,8 @@ class Recipe:
         missing = self._missing_data((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         weights, parent = self._start(name)
         if parent:
+            # They count by their content.
+            del settings["MODEL.WEIGHTS"]
             needs[parent] = Path(weights)
         else:
             settings["MODEL.WEIGHTS"] = weights
@@ -265,6 +271,7 @@ class Recipe:
             folder=self.output / name,
             commands=(),
             settings=settings,
+            ignored=_NOT_SETTINGS,
             defaults=self._defaults,
             needs=needs,
             outputs=(),
@@ -373,10 +380,15 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def write_matching(best: Path, output: Path) -> None:
     """Write the part of a search's result that describes the model: thresholds and anchors.
 
+    With it goes ``DATASETS``: on which data they were tuned.
+
     Args:
         best: the config fragment of a search; it may hold learning rates and what is frozen.
         output: the fragment for the stages after the one that was searched for.
     """
     content = yaml.safe_load(best.read_text(encoding="utf-8")) or {}
     model = {key: value for key, value in content.get("MODEL", {}).items() if key in _MATCHING}
-    write_text(output, yaml.safe_dump({"MODEL": model} if model else {}))
+    fragment = {"MODEL": model} if model else {}
+    if model and "DATASETS" in content:
+        fragment["DATASETS"] = content["DATASETS"]
+    write_text(output, yaml.safe_dump(fragment))

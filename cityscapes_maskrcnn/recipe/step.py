@@ -42,6 +42,7 @@ class Step:
         folder: where everything it writes is.
         commands: run one after the other; all can be run again after an interruption.
         settings: config keys and values, as text, that make it what it is.
+        ignored: config keys that are no settings, though earlier versions noted some of them.
         defaults: of all config keys, as text.
         needs: files it starts from. Those of earlier steps by a name without the output folder,
             so that the whole folder can move; those that settings name by key.
@@ -64,6 +65,7 @@ class Step:
     data: str = ""
     images: int = 0
     iterations: int = 0
+    ignored: frozenset[str] = frozenset()
     defaults: Mapping[str, str] = field(default_factory=dict)
     amounts: Mapping[str, int] = field(default_factory=dict)
     after: Callable[[], None] = field(default=lambda: None)
@@ -143,7 +145,7 @@ class Step:
         by_content = {
             name for name, path in self.needs.items() if files.get(name) and path.is_file()
         }
-        named = (settings.keys() | self.settings.keys()) - by_content
+        named = (settings.keys() | self.settings.keys()) - by_content - self.ignored
         differing = [
             f"{key} {settings.get(key, 'nothing')}, now {self.settings.get(key, 'nothing')}"
             for key in sorted(named)

@@ -25,7 +25,7 @@ def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
     """Turn the parameters of a trial into nested config keys.
 
     Added to them are, as far as the study has them, the anchors where ``kmeans_anchors`` was
-    searched, and ``DATASETS.TUNED_ON``, the datasets of the scores that chose them.
+    searched, and ``DATASETS.TUNED_ON``, the datasets that chose them and what the trials had.
 
     Raises:
         InputError: a value cannot be what its name says, such as a threshold above 1.
@@ -41,7 +41,9 @@ def best_config(study: optuna.Study, best: FrozenTrial) -> dict[str, Any]:
             node = node.setdefault(name, {})
         node[leaf] = value
     if nested and "DATASETS.TEST" in config:
-        nested["DATASETS"] = {"TUNED_ON": list(config["DATASETS.TEST"])}
+        # Anchors that were included in the trials were fitted to a dataset too.
+        tuned_on = [*config.get("DATASETS.TUNED_ON", ()), *config["DATASETS.TEST"]]
+        nested["DATASETS"] = {"TUNED_ON": list(dict.fromkeys(tuned_on))}
     return nested
 
 

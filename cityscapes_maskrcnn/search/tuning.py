@@ -40,7 +40,16 @@ logger = logging.getLogger(__name__)
 
 # Keys that may differ between the workers of a study: where and how fast, not what. Weights count
 # by their content.
-_FREE = ("OUTPUT_DIR", "INCLUDE", "MODEL.DEVICE", "MODEL.WEIGHTS", "CUDNN_BENCHMARK", "VIS_PERIOD")
+_FREE = (
+    "OUTPUT_DIR",
+    "INCLUDE",
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",
+    "CUDNN_BENCHMARK",
+    "VIS_PERIOD",
+    "TEST.ANALYSIS_CONFIDENCE",
+    "TEST.NUM_WORKERS",
+)
 _FREE_PREFIXES = ("DATALOADER.", "SEARCH.PARAMETERS.", "SEARCH.PRUNER.", "SOLVER.CHECKPOINT_")
 
 

@@ -139,12 +139,19 @@ def test_what_counts_as_another_config(tmp_path: Path) -> None:
     for step in recipe(tmp_path, stages=("stage_0", "search")).steps()[:2]:
         complete(step)
     # Where and how, not what.
-    assert state("DATALOADER.NUM_WORKERS", "2", "SEARCH.HEARTBEAT_SECONDS", "9") == [done, done]
+    harmless = (
+        "DATALOADER.NUM_WORKERS 2 TEST.NUM_WORKERS 4 TEST.ANALYSIS_CONFIDENCE 0.1 VIS_PERIOD 9 "
+        "SEARCH.HEARTBEAT_SECONDS 9"
+    )
+    assert state(*harmless.split()) == [done, done]
     # A key of another version, with its default on its side.
     note = tmp_path / "stage_0" / "inputs.json"
     content = json.loads(note.read_text())
     assert content["settings"].pop("MODEL.KEYPOINT_ON") == "False"
-    note.write_text(json.dumps({**content, "settings": {**content["settings"], "OLD.KEY": "1"}}))
+    # TEST.NUM_WORKERS was a setting once.
+    content["settings"] |= {"OLD.KEY": "1", "TEST.NUM_WORKERS": "4"}
+    content["changed"].append("TEST.NUM_WORKERS")
+    note.write_text(json.dumps(content))
     assert state() == [done, done]
     assert state(trials=4) == [done, StepState.UNFINISHED]
     with pytest.raises(InputError, match=r"stage_0: was made with SEED 42, now 7; take another"):
@@ -249,11 +256,13 @@ def test_stage_3_takes_the_model_and_not_the_schedule(tmp_path: Path) -> None:
             "FPN": {"FREEZE": True},
         },
         "SOLVER": {"BASE_LR": 0.5},
+        "DATASETS": {"TUNED_ON": ["cityscapes_instance_val_part1of4"]},
     }
     (tmp_path / "best.yaml").write_text(yaml.safe_dump(best))
     write_matching(tmp_path / "best.yaml", tmp_path / "matching.yaml")
     assert yaml.safe_load((tmp_path / "matching.yaml").read_text()) == {
-        "MODEL": {"RPN": {"IOU_THRESHOLDS": [0.2, 0.8]}, "ROI_HEADS": {"IOU_LABELS": [0, -1, 1]}}
+        "MODEL": {"RPN": {"IOU_THRESHOLDS": [0.2, 0.8]}, "ROI_HEADS": {"IOU_LABELS": [0, -1, 1]}},
+        "DATASETS": {"TUNED_ON": ["cityscapes_instance_val_part1of4"]},
     }
 
 

@@ -40,6 +40,8 @@ def search_config() -> dict[str, Any]:
 def test_config_keys_of_a_widened_search() -> None:
     config = {
         "MODEL.RPN.IOU_THRESHOLDS": [0.2, 0.7],
+        # Its anchors were fitted to train.
+        "DATASETS.TUNED_ON": ["cityscapes_instance_train"],
         "DATASETS.TEST": ["cityscapes_instance_val_part3of4"],
     }
     study = make_study(config, base_lr=0.001, rpn_positive_iou_thresh=0.8)
@@ -50,7 +52,7 @@ def test_config_keys_of_a_widened_search() -> None:
         # The other threshold is the one that its trials trained with.
         "MODEL": {"RPN": {"IOU_THRESHOLDS": [0.2, 0.8], "IOU_LABELS": [0, -1, 1]}},
         # Training notes in its weights on which data they were chosen.
-        "DATASETS": {"TUNED_ON": ["cityscapes_instance_val_part3of4"]},
+        "DATASETS": {"TUNED_ON": ["cityscapes_instance_train", "cityscapes_instance_val_part3of4"]},
     }
 
 

@@ -141,6 +141,13 @@ def test_other_weights_are_refused_by_their_content(
     tuned(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
 
 
+def test_workers_may_score_with_other_numbers_of_processes(
+    tuned: Callable[..., optuna.Study], tmp_path: Path
+) -> None:
+    tuned(tmp_path)
+    tuned(tmp_path, "TEST.NUM_WORKERS", "4", "TEST.ANALYSIS_CONFIDENCE", "0.1")
+
+
 def test_trials_of_another_study_are_found_before_one_is_started(
     tuned: Callable[..., optuna.Study], tmp_path: Path
 ) -> None:
