@@ -22,6 +22,8 @@ from cityscapes_maskrcnn.engine.solver import resolve_epochs
 from cityscapes_maskrcnn.engine.summary import SCORES_FILE
 from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, Step
 from cityscapes_maskrcnn.search.confirmation import OTHER_SEEDS
+from cityscapes_maskrcnn.search.study import IMAGES_CONTENT
+from cityscapes_maskrcnn.search.tuning import images_content
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 
@@ -129,6 +131,8 @@ class Recipe:
         self._defaults = flatten(self.build_config("", []))
         # Why a dataset cannot be loaded, by name; loading takes up to a second.
         self._problems: dict[str, str] = {}
+        # Which images a dataset that can be loaded has, by name.
+        self._images: dict[str, str] = {}
 
     def steps(self) -> list[Step]:
         """Build the selected steps, in order, and the scoring of every stage with masks.
@@ -174,7 +178,10 @@ class Recipe:
             name="anchors",
             folder=folder,
             commands=(self._tool("cluster_anchors.py", flags, *self._opts),),
-            settings={key: value for key, value in flatten(cfg).items() if key in _FIT_SETTINGS},
+            settings={
+                **{key: value for key, value in flatten(cfg).items() if key in _FIT_SETTINGS},
+                **self._images_setting(cfg.DATASETS.TRAIN),
+            },
             defaults=self._defaults,
             needs={},
             outputs=("anchors.yaml",),
@@ -230,7 +237,7 @@ class Recipe:
             name=f"scores/{stage}",
             folder=folder,
             commands=(command,),
-            settings={"DATASETS.TEST": str(names)},
+            settings={"DATASETS.TEST": str(names), **self._images_setting(names)},
             defaults=self._defaults,
             needs={f"{stage}/{WEIGHTS}": weights},
             outputs=(SCORES_FILE,),
@@ -249,7 +256,9 @@ class Recipe:
             and (not key.startswith("SEARCH.") or (name == "search" and key.startswith(_SEARCHED)))
         }
         needs = dict(includes)
-        missing = self._missing_data((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        datasets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        settings |= self._images_setting(datasets)
+        missing = self._missing_data(datasets)
         weights, parent = self._start(name)
         if parent:
             # They count by their content.
@@ -300,12 +309,18 @@ class Recipe:
         for name in datasets:
             if name not in self._problems:
                 try:
-                    DatasetCatalog.get(name)
+                    self._images[name] = images_content([name])
                     self._problems[name] = ""
                 except InputError as error:
                     self._problems[name] = str(error)
         problem = next((self._problems[name] for name in datasets if self._problems[name]), "")
         return {"data": problem} if problem else {}
+
+    def _images_setting(self, datasets: Sequence[str]) -> dict[str, str]:
+        """For :attr:`.Step.settings`: which images the datasets have; empty if data are missing."""
+        if self._missing_data(datasets):
+            return {}
+        return {IMAGES_CONTENT: " ".join(self._images[name] for name in datasets)}
 
     def _config(self, name: str) -> CfgNode:
         return self.build_config(str(self.config_dir / CONFIGS[name]), list(self._opts))

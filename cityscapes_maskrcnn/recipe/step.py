@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import yaml
 
+from cityscapes_maskrcnn.search.study import IMAGES_CONTENT, names_part
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest, write_json
 
@@ -88,16 +89,26 @@ class Step:
                     "another --output, or move the folder away"
                 )
             return StepState.NEW
-        differences = self._differences(_read_json(inputs, "settings", "files"))
+        before = _read_json(inputs, "settings", "files")
+        differences = self._differences(before)
         if differences:
             more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
             raise InputError(
                 f"{self.folder}: was made with {'; '.join(differences[:4])}{more}; take another "
                 "--output, or delete the folder to make it again"
             )
-        if not complete.is_file():
-            return StepState.UNFINISHED
-        done = _read_json(complete, "outputs")
+        if complete.is_file() and self._is_complete(_read_json(complete, "outputs")):
+            return StepState.COMPLETE
+        if IMAGES_CONTENT not in before["settings"] and names_part(self.data):
+            raise InputError(
+                f"{self.folder}: was begun before the parts of the splits were cut anew, and "
+                "cannot go on with other images; take another --output, or delete the folder to "
+                "make it again"
+            )
+        return StepState.UNFINISHED
+
+    def _is_complete(self, done: Mapping[str, Any]) -> bool:
+        """Whether a step that ended has its files, and did as much as is to be done."""
         for name in self.outputs:
             digest = file_digest(self.folder / name)
             # A file that is not listed was not counted yet when the step ended.
@@ -109,8 +120,7 @@ class Step:
                 )
         # Earlier versions knew one amount, the trials; what they did not know is no more work.
         amounts = done.get("amounts", {"trials": done.get("amount", 0)})
-        enough = all(amounts.get(name, least) >= least for name, least in self.amounts.items())
-        return StepState.COMPLETE if enough else StepState.UNFINISHED
+        return all(amounts.get(name, least) >= least for name, least in self.amounts.items())
 
     def begin(self) -> None:
         """Note what the step is made from, before anything else is written."""
@@ -161,6 +171,9 @@ class Step:
 
     def _same_setting(self, key: str, before: Mapping[str, str], changed: Sequence[str]) -> bool:
         """Whether a setting is as before; a key of one side only came or went by an upgrade."""
+        if key == IMAGES_CONTENT and not (key in before and key in self.settings):
+            # An earlier version did not note it, or the data are missing now.
+            return True
         if key not in before:
             return self.settings[key] == self.defaults.get(key)
         if key not in self.settings:

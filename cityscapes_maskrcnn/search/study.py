@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -23,6 +24,8 @@ STUDY_CONFIG: Final = "config"
 CONFIRMED_SCORES: Final = "confirmed_scores"
 # In the config of a study, where the path of MODEL.WEIGHTS is not: it differs between machines.
 WEIGHTS_CONTENT: Final = "content of MODEL.WEIGHTS"
+# Which images the names in DATASETS.TRAIN and DATASETS.TEST stand for.
+IMAGES_CONTENT: Final = "content of DATASETS"
 # Attributes of a trial.
 TRIAL_REASON: Final = "reason"
 TRIAL_ITERATIONS: Final = "iterations"
@@ -89,6 +92,12 @@ def join_study(
                 f"study {name!r} is of another search space: {difference}; take another --study"
             )
         _require_same_config(name, config, before[STUDY_CONFIG])
+        names = [*config.get("DATASETS.TRAIN", ()), *config.get("DATASETS.TEST", ())]
+        if IMAGES_CONTENT not in before[STUDY_CONFIG] and names_part(" ".join(names)):
+            raise InputError(
+                f"study {name!r} was made before the parts of the splits were cut anew: its scores "
+                "cannot be compared; take another --study"
+            )
     elif any(trial.state != TrialState.WAITING for trial in study.trials):
         raise InputError(
             f"study {name!r} is another program's, and its search space is not known; take "
@@ -108,14 +117,20 @@ def _require_same_config(name: str, config: Mapping[str, Any], before: Mapping[s
         if before[key] == config[key]:
             continue
         difference = f"{before[key]}, not {config[key]}"
-        if key == WEIGHTS_CONTENT:
-            what, same = f"MODEL.WEIGHTS of which the content differs ({difference})", "weights"
+        if key in (WEIGHTS_CONTENT, IMAGES_CONTENT):
+            what = f"{key.removeprefix('content of ')} of which the content differs ({difference})"
+            same = "weights" if key == WEIGHTS_CONTENT else "images"
         else:
             what, same = f"{key} {difference}", "config"
         raise InputError(
             f"study {name!r} trains with {what}: its scores cannot be compared; take "
             f"another --study or the same {same}"
         )
+
+
+def names_part(datasets: str) -> bool:
+    """Whether a text names a part of a split, of which earlier versions had other images."""
+    return re.search(r"_part\d+(and\d+)?of\d+", datasets) is not None
 
 
 def counting_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

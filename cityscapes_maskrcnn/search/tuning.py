@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shlex
 import warnings
@@ -29,7 +30,12 @@ from cityscapes_maskrcnn.search.storage import (
     storage_url,
     without_password,
 )
-from cityscapes_maskrcnn.search.study import WEIGHTS_CONTENT, join_study, progress
+from cityscapes_maskrcnn.search.study import (
+    IMAGES_CONTENT,
+    WEIGHTS_CONTENT,
+    join_study,
+    progress,
+)
 from cityscapes_maskrcnn.search.trial import TrialRunner, check_folders
 from cityscapes_maskrcnn.search.worker import Worker
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -100,7 +106,11 @@ def tune(
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {output}: cannot be made: {error.strerror}") from error
     trials = output / "trials"
-    config = {**_shared(yaml.safe_load(text)), WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS)}
+    config = {
+        **_shared(yaml.safe_load(text)),
+        WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS),
+        IMAGES_CONTENT: images_content([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]),
+    }
     with database_errors(url), warnings.catch_warnings():
         # Heartbeats have been experimental since Optuna 2.8.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -216,6 +226,15 @@ def _trial_length(cfg: CfgNode) -> tuple[int, int]:
     resolve_epochs(trial)
     DatasetCatalog.get(cfg.DATASETS.TEST[0])
     return trial.SOLVER.MAX_ITER, trial.TEST.EVAL_PERIOD
+
+
+def images_content(datasets: Sequence[str]) -> str:
+    """Digest of the names of the images of some datasets, wherever they lie."""
+    names = [
+        [Path(image["file_name"]).name for image in DatasetCatalog.get(dataset)]
+        for dataset in datasets
+    ]
+    return f"SHA-256 {hashlib.sha256(repr(names).encode()).hexdigest()}"
 
 
 def _content(weights: str) -> str:

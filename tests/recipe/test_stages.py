@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,44 @@ def test_what_counts_as_another_config(tmp_path: Path) -> None:
         state("SEED", "7")
     with pytest.raises(InputError, match=r"search: .*PARAMETERS.fg_iou_thresh.HIGH 0.7, now"):
         state("SEARCH.PARAMETERS.fg_iou_thresh.HIGH", "0.6")
+
+
+def test_other_images_of_the_same_names_are_another_step(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(small_root, root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+
+    def stage_1() -> Step:
+        keys = ("MODEL.WEIGHTS", "")
+        return recipe(tmp_path / "out", *keys, stages=("stage_1",)).steps()[0]
+
+    def state() -> StepState:
+        return stage_1().read_state()
+
+    complete(stage_1())
+    assert state() == StepState.COMPLETE
+    image = next(root.rglob("leftImg8bit/train/*/*.png"))
+    image.unlink()
+    with pytest.raises(InputError, match="was made with content of DATASETS SHA-256"):
+        state()
+    # Earlier versions did not note them. What they ended stays; what they began had other parts.
+    note = tmp_path / "out" / "stage_1" / "inputs.json"
+    content = json.loads(note.read_text())
+    del content["settings"]["content of DATASETS"]
+    note.write_text(json.dumps(content))
+    assert state() == StepState.COMPLETE
+    (note.parent / "complete.json").unlink()
+    assert "_part" in stage_1().data
+    with pytest.raises(InputError, match="was begun before the parts of the splits were cut anew"):
+        state()
+    assert replace(stage_1(), data="cityscapes_instance_val").read_state() == StepState.UNFINISHED
+    # Without the data nothing can be said.
+    stage_1().begin()
+    shutil.rmtree(root / "cityscapes" / "gtFine" / "val")
+    assert stage_1().missing
+    assert state() == StepState.UNFINISHED
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,30 @@ def test_other_weights_are_refused_by_their_content(
     tuned(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
 
 
+def test_other_images_of_the_same_names_are_refused(
+    tuned: Callable[..., optuna.Study],
+    tmp_path: Path,
+    small_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = tuned(tmp_path / "out", "DATASETS.TEST", "('cityscapes_instance_val',)")
+    root = tmp_path / "data"
+    shutil.copytree(small_root, root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    tuned(tmp_path / "out", "DATASETS.TEST", "('cityscapes_instance_val',)")
+    next(root.rglob("leftImg8bit/val/*/*.png")).unlink()
+    with pytest.raises(InputError, match=r"DATASETS of which the content differs .* same images"):
+        tuned(tmp_path / "out", "DATASETS.TEST", "('cityscapes_instance_val',)")
+    # A study that was made before says nothing about it; names of parts had other images then.
+    config = dict(study.user_attrs["config"])
+    del config["content of DATASETS"]
+    study.set_user_attr("config", config)
+    tuned(tmp_path / "out", "DATASETS.TEST", "('cityscapes_instance_val',)")
+    study.set_user_attr("config", {**config, "DATASETS.TEST": ["cityscapes_instance_val_part2of4"]})
+    with pytest.raises(InputError, match="before the parts of the splits were cut anew"):
+        tuned(tmp_path / "out", "DATASETS.TEST", "('cityscapes_instance_val_part2of4',)")
+
+
 def test_workers_may_score_with_other_numbers_of_processes(
     tuned: Callable[..., optuna.Study], tmp_path: Path
 ) -> None:
