@@ -279,7 +279,7 @@ def _merge_includes(cfg: CfgNode) -> None:
     """Merge the files that ``INCLUDE`` names and empty it: the saved config does not need them.
 
     Their ``DATASETS.TUNED_ON`` adds up with the config file's: a search was tuned on its data
-    whatever else is included.
+    with other included files.
     """
     names, cfg.INCLUDE = tuple(cfg.INCLUDE), ()
     tuned_on = list(cfg.DATASETS.TUNED_ON)

@@ -25,7 +25,7 @@ def read_states(steps: Sequence[Step]) -> dict[str, StepState]:
     """Find out how far every step is.
 
     Raises:
-        InputError: a folder was made from something else, see :meth:`.Step.read_state`.
+        InputError: a folder was made from other inputs, see :meth:`.Step.read_state`.
     """
     return {step.name: step.read_state() for step in steps}
 

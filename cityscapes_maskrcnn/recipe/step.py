@@ -1,4 +1,4 @@
-"""A step of the recipe, and whether it is done, was interrupted, or was made from something else.
+"""A step of the recipe, and whether it is done, was interrupted, or was made from other inputs.
 
 A step's folder holds two small files beside its outputs: ``inputs.json``, written before it starts,
 lists what it is made from; ``complete.json``, written last, lists the files it ended with. Both
@@ -76,7 +76,7 @@ class Step:
         """Find out how far the step is.
 
         Raises:
-            InputError: the folder holds a step that was made from something else, or what no step
+            InputError: the folder holds a step that was made from other inputs, or what no step
                 of the recipe wrote, or a complete one whose files are gone or changed.
         """
         inputs, complete = self.folder / INPUTS_FILE, self.folder / COMPLETE_FILE

@@ -147,7 +147,7 @@ def tune(
             space=space,
             runner=TrialRunner(
                 command=train_command,
-                # Trials train with the config as it is now, whatever happens to its files.
+                # Trials train with the config as it is now, also if its files change.
                 config=text,
                 objective=cfg.SEARCH.OBJECTIVE,
                 stop=stop,
