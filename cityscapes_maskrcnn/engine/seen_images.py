@@ -19,22 +19,26 @@ from cityscapes_maskrcnn.data.provenance import (
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
-def data_of_run(cfg: CfgNode, selected: bool = False) -> list[UsedData]:
+def data_of_run(cfg: CfgNode) -> list[UsedData]:
     """List the data that training with a config uses, and for what.
 
     Args:
         cfg: reads ``DATASETS.TRAIN`` (trained on), ``DATASETS.TUNED_ON`` (tuned on) and
             ``DATASETS.TEST``, which is tuned on where its validation loss steers the run: with
             early stopping, or a learning rate that follows it. Watching alone is no tuning.
-        selected: of weights that were selected by their score on ``DATASETS.TEST``.
     """
     tuned = list(cfg.DATASETS.TUNED_ON)
     plateau = cfg.SOLVER.LR_SCHEDULER_NAME == "ReduceLROnPlateau"
-    if selected or plateau or cfg.SOLVER.EARLY_STOPPING.ENABLED:
+    if plateau or cfg.SOLVER.EARLY_STOPPING.ENABLED:
         tuned += cfg.DATASETS.TEST
     names = [(name, TRAINED) for name in cfg.DATASETS.TRAIN]
     names += [(name, TUNED) for name in dict.fromkeys(tuned)]
     return [used_data(name, role, DatasetCatalog.get(name)) for name, role in names]
+
+
+def data_of_selection(cfg: CfgNode) -> list[UsedData]:
+    """List the data that selecting weights by what is measured on ``DATASETS.TEST`` uses."""
+    return [used_data(name, TUNED, DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST]
 
 
 def refuse_seen_images(

@@ -34,7 +34,11 @@ from cityscapes_maskrcnn.engine.hooks import (
     WriteEvents,
 )
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
-from cityscapes_maskrcnn.engine.seen_images import data_of_run, refuse_seen_images
+from cityscapes_maskrcnn.engine.seen_images import (
+    data_of_run,
+    data_of_selection,
+    refuse_seen_images,
+)
 from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.summary import RunSummary
 from cityscapes_maskrcnn.engine.validation import ValidationLoss, check_validation
@@ -248,7 +252,7 @@ class Trainer(DefaultTrainer):
             period=period,
             metric=cfg.SOLVER.BEST_CHECKPOINT_METRIC,
             datasets=cfg.DATASETS.TEST,
-            selected_on=data_of_run(cfg, selected=True),
+            selected_on=data_of_selection(cfg),
         )
         built: list[HookBase] = [evaluation, best]
         if cfg.TEST.VALIDATION_LOSS:

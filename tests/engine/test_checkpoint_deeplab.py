@@ -125,13 +125,13 @@ def test_inference_needs_the_heads(
     cfg = config("stage_1_heads.yaml", "MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(tmp_path))
     # 4 lateral and 4 output convolutions with bias; 3 layers of the RPN; 2 of the box head, its 2
     # predictors, 4 convolutions, 1 deconvolution and 1 predictor of masks.
-    lacking = (
+    missing = (
         rf"{path}: lacks 16 parameters of backbone, 6 parameters of proposal_generator, "
         r"20 parameters of roi_heads \(first backbone\.fpn_lateral2\.weight\), which would stay"
     )
     for weights in (deeplab.state_dict(), stage_0.state_dict()):
         torch.save({"model": weights}, path)
-        with pytest.raises(InputError, match=lacking):
+        with pytest.raises(InputError, match=missing):
             load_for_inference(stage_1, cfg)
     whole = stage_1.state_dict()
     torch.save({"model": whole}, path)
