@@ -35,6 +35,7 @@ WITHOUT_DETECTRON2 = [
     "utils.errors",
     "utils.files",
     "utils.parallel",
+    "utils.text",
     "utils.tool",
     "data.labels",
     "data.images",

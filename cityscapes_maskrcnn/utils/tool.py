@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.text import printable
 
 
 def run_tool(main: Callable[[], int | None]) -> int:
@@ -62,7 +64,7 @@ def folder(flag: str) -> Callable[[str], Path]:
 
 
 def one_line(error: InputError | OSError) -> str | None:
-    """Get the message of an error as one line.
+    """Get the message of an error as one line, safe for a terminal.
 
     Returns:
         None for an error of the operating system that concerns no file: not the user's to mend.
@@ -73,10 +75,11 @@ def one_line(error: InputError | OSError) -> str | None:
         if file is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
             # A write that fails, unlike an open, does not know the name of its file.
             return f"{error.strerror}: a file could not be written"
-        return None if file is None else f"{file}: {error.strerror}"
+        return None if file is None else printable(f"{file}: {error.strerror}")
     message = str(error)
     # torch's DataLoader raises an exception of a worker process anew with the worker's whole
     # traceback as its message; the original message is what follows the last class name.
     if "Original Traceback" in message:
         message = message.rpartition(f"{InputError.__name__}: ")[2]
-    return " ".join(message.split())
+    # Messages of libraries may have several lines, indented.
+    return printable(re.sub(r"[ \t]*\n[ \t\n]*", " ", message.strip()), max_length=4000)

@@ -46,6 +46,20 @@ def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == error
 
 
+def test_what_names_bring_along_is_shown_and_not_obeyed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise InputError("unknown label 'car  \u200b':\n  see \x1b[2J\udcff.json\n")
+
+    assert run_tool(main) == 1
+    shown = r"unknown label 'car \x20\u200b': see \x1b[2J\udcff.json"
+    assert capsys.readouterr().err == f"error: {shown}\n"
+    assert run_tool((tmp_path / "new\nyork" / "\x9b5n").touch) == 1
+    missing = rf"{tmp_path}/new\nyork/\x9b5n: No such file or directory"
+    assert capsys.readouterr().err == f"error: {missing}\n"
+
+
 def test_other_errors_are_defects_and_keep_their_traceback() -> None:
     def main(error: Exception) -> None:
         raise error
