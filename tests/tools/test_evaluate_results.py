@@ -39,7 +39,7 @@ def test_scores_and_writes_json(tmp_path: Path, case: list[str]) -> None:
     more = ["--json", "out/scores.json", "--coco", "--num-workers", "1"]
     done = subprocess.run(
         [sys.executable, script, *case, *more],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), *sys.path])},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -108,7 +108,7 @@ def test_two_processes_and_check(root: Path, submit: Run, tmp_path: Path) -> Non
     )
     done = subprocess.run(
         [sys.executable, TOOL, "--check", output, "--image-list", tmp_path / "list.txt"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PROJECT)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PROJECT), *sys.path])},
         capture_output=True,
         text=True,
     )
