@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,33 @@ from pathlib import Path
 from typing import IO, Any
 
 from cityscapes_maskrcnn.utils.errors import InputError
+
+
+def read_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:
+    """Read a whole file, but nothing that may have no end: no pipe, no device.
+
+    Args:
+        path: of a regular file, or of a link to one.
+        max_bytes: refuse a larger file, without reading it; None: any size.
+
+    Raises:
+        InputError: the file is missing, not a regular file, too large or unreadable.
+    """
+    try:
+        # Without O_NONBLOCK opening a pipe would wait for somebody to write into it.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path}: not a file, but a folder, pipe or device")
+            if max_bytes is not None and status.st_size > max_bytes:
+                raise InputError(
+                    f"{path}: {status.st_size} bytes; files of this kind have at most {max_bytes}"
+                )
+            return file.read()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the name
+        raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 @contextmanager

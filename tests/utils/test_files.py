@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import read_file
+
+
+def test_a_file_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("file")
+    assert read_file(tmp_path / "file", max_bytes=5) == read_file(tmp_path / "link") == b"12345"
+    with pytest.raises(InputError, match=r"file: 5 bytes; files of this kind have at most 4$"):
+        read_file(tmp_path / "file", max_bytes=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("pipe", "not a file, but a folder, pipe or device"),
+        ("zeros", "not a file, but a folder, pipe or device"),
+        ("folder", "not a file, but a folder, pipe or device"),
+        ("missing", "cannot be read: No such file or directory"),
+        ("circle", "cannot be read: Too many levels of symbolic links"),
+        ("a\x00b", "cannot be read: embedded null byte"),
+    ],
+)
+def test_what_is_no_file_is_named_and_never_waited_for(
+    tmp_path: Path, name: str, problem: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError) as error:
+        read_file(tmp_path / name)
+    assert str(error.value) == f"{tmp_path / name}: {problem}"
