@@ -31,7 +31,7 @@ def read_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> byt
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{path}: not a file, but a folder, pipe or device")
+                raise InputError(f"{path}: not a file, but a pipe or device")
             if max_bytes is not None and status.st_size > max_bytes:
                 raise InputError(
                     f"{path}: {status.st_size} bytes; files of this kind have at most {max_bytes}"

@@ -146,7 +146,11 @@ def test_two_processes_and_a_padding_sampler_give_the_same_score(
     (tmp_path / "case.pkl").write_bytes(pickle.dumps(case))
     subprocess.run(
         [sys.executable, SCRIPT, tmp_path / "case.pkl", "2", tmp_path / "out.json"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "CUDA_VISIBLE_DEVICES": ""},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+            "CUDA_VISIBLE_DEVICES": "",
+        },
         check=True,
         timeout=300,
         capture_output=True,

@@ -20,9 +20,9 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("pipe", "not a file, but a folder, pipe or device"),
-        ("zeros", "not a file, but a folder, pipe or device"),
-        ("folder", "not a file, but a folder, pipe or device"),
+        ("pipe", "not a file, but a pipe or device"),
+        ("zeros", "not a file, but a pipe or device"),
+        ("folder", "cannot be read: Is a directory"),
         ("missing", "cannot be read: No such file or directory"),
         ("circle", "cannot be read: Too many levels of symbolic links"),
         ("a\x00b", "cannot be read: embedded null byte"),
