@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import logging
 import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any, Final
 
 from cityscapes_maskrcnn.utils.imports import paused_garbage_collection
 
@@ -37,6 +38,12 @@ from cityscapes_maskrcnn.modeling.thresholds import check_thresholds
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import available_cores
 from cityscapes_maskrcnn.utils.tool import one_line
+
+# What a config file may hold; the largest of Detectron2's and this project's have 450 values and
+# four levels.
+_MAX_YAML_BYTES: Final = 1 << 20
+_MAX_YAML_VALUES: Final = 100_000
+_MAX_YAML_LEVELS: Final = 50
 
 
 def argument_parser(description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -75,20 +82,48 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     register_all()
     cfg = get_cfg()
     add_cityscapes_maskrcnn_config(cfg)
+    defaults = cfg.clone()
+    options = key_value_pairs(opts)
     if config_file:
         _merge_file(cfg, find_config(config_file))
-    if len(opts) % 2:
-        raise InputError(f"config options come as KEY VALUE pairs; one is incomplete in: {opts}")
-    options = list(zip(opts[0::2], opts[1::2], strict=True))
     # INCLUDE may be on the command line, whose other keys are merged after the files it names.
     _merge_options(cfg, [(key, value) for key, value in options if key == "INCLUDE"])
+    _check_values(cfg, defaults)
     _merge_includes(cfg)
     _merge_options(cfg, [(key, value) for key, value in options if key != "INCLUDE"])
+    _check_values(cfg, defaults)
     check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON])
     check_thresholds(cfg)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    _resolve_device(cfg)
     return cfg
+
+
+def _resolve_device(cfg: CfgNode) -> None:
+    """Verify ``MODEL.DEVICE``, and take the CPU where there is no GPU."""
+    device = re.fullmatch(r"cpu|mps|cuda(?::(\d+))?", cfg.MODEL.DEVICE)
+    if not device:
+        raise InputError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: it must be cuda, cuda:N or cpu")
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        return
+    gpus = torch.cuda.device_count()
+    if not gpus or not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    elif int(device[1] or 0) >= gpus:
+        raise InputError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: the GPUs here are 0 to {gpus - 1}")
+
+
+def key_value_pairs(words: list[str]) -> list[tuple[str, str]]:
+    """Split the end of a command line into config keys and their values.
+
+    Raises:
+        InputError: a flag stands among them, or a value is missing.
+    """
+    flag = next((word for word in words if word.startswith("--")), None)
+    if flag is not None:
+        raise InputError(f"{flag}: flags go before the KEY VALUE pairs, which begin at {words[0]}")
+    if len(words) % 2:
+        raise InputError(f"config options come as KEY VALUE pairs; one is incomplete in: {words}")
+    return list(zip(words[0::2], words[1::2], strict=True))
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -256,8 +291,63 @@ def find_config(config_file: str) -> Path:
     return Path(config_file)
 
 
+class _BoundedFile(CfgNode):
+    """Opens config files whose content does not grow out of bounds when it is read."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        if Path(filename).exists() and not Path(filename).is_file():
+            raise InputError(f"{filename}: not a regular file")
+        with super()._open_cfg(filename) as file:
+            text = file.read(_MAX_YAML_BYTES + 1)
+        if len(text) > _MAX_YAML_BYTES:
+            raise InputError(f"{filename}: more than {_MAX_YAML_BYTES:,} bytes are no config")
+        _check_yaml_size(filename, text)
+        return io.StringIO(text)
+
+
+def _check_yaml_size(filename: str, text: str) -> None:
+    """Verify that yaml is no deeper and, its aliases written out, no larger than a config.
+
+    Raises:
+        InputError: it is.
+    """
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 1))
+            if len(open_nodes) > _MAX_YAML_LEVELS:
+                raise InputError(
+                    f"{filename}: nested more than {_MAX_YAML_LEVELS} levels deep in line "
+                    f"{event.start_mark.line + 1}"
+                )
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            if any(event.anchor == anchor for anchor, _ in open_nodes):
+                raise InputError(f"{filename}: the alias *{event.anchor} is part of itself")
+            anchor, size = None, sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        else:
+            continue
+        if anchor is not None:
+            sizes[anchor] = size
+        around, before = open_nodes[-1]
+        open_nodes[-1] = around, before + size
+        if before + size > _MAX_YAML_VALUES:
+            raise InputError(
+                f"{filename}: with its aliases written out it has more than {_MAX_YAML_VALUES:,} "
+                "values"
+            )
+
+
 def _merge_file(cfg: CfgNode, config_file: Path) -> None:
     try:
+        # The file and all that its _BASE_ leads to.
+        _BoundedFile.load_yaml_with_base(str(config_file))
         # Detectron2's default, allow_unsafe=True, would execute code from the yaml.
         cfg.merge_from_file(str(config_file), allow_unsafe=False)
     except yaml.YAMLError as error:
@@ -304,6 +394,60 @@ def _merge_options(cfg: CfgNode, options: list[tuple[str, str]]) -> None:
             cfg.merge_from_list([key, value])
         except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
             raise InputError(_explain(cfg, error, f"command line, {key} {value}", key)) from error
+        except (RecursionError, MemoryError) as error:
+            raise InputError(f"command line, {key}: its value is nested too deep") from error
+
+
+def _check_values(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
+    """Verify what yacs does not: no key is None, and lists hold what those of the defaults hold.
+
+    Args:
+        cfg: a node of the merged config.
+        defaults: the same node of the defaults.
+        prefix: the node's name and a period.
+
+    Raises:
+        InputError: a value is of another type.
+    """
+    for key, default in defaults.items():
+        name, value = f"{prefix}{key}", cfg[key]
+        if isinstance(default, CfgNode):
+            # Nodes of the search space have a check of their own, see search/space.py.
+            if name != "SEARCH.PARAMETERS":
+                _check_values(value, default, f"{name}.")
+            continue
+        # Detectron2 takes None for no normalisation layers and for no weight decay of their own.
+        if value is None and default is not None and not key.endswith("NORM"):
+            raise InputError(f"{name} None: it must be of type {type(default).__name__}")
+        if any(element != element for element, _ in _leaves(value)):
+            raise InputError(f"{name} {value}: not a number")
+        if not isinstance(default, (list, tuple)):
+            continue
+        # All tuples that are empty by default, and lists of features, are of names.
+        examples = list(_leaves(default)) or (
+            [("", 1)] if default == () or key.endswith("FEATURES") else []
+        )
+        types = {_element_type(example) for example, _ in examples}
+        depth = max((depth for _, depth in examples), default=0)
+        for element, level in _leaves(value):
+            if types and (level > depth or _element_type(element) not in types):
+                example = default or ("name",)
+                raise InputError(f"{name} {value}: its values must be as in {example}")
+
+
+def _leaves(value: Any, level: int = 0) -> Iterator[tuple[Any, int]]:
+    """Go through the elements of nested lists and tuples, with the number of lists around each."""
+    if not isinstance(value, (list, tuple)):
+        yield value, level
+        return
+    for element in value:
+        yield from _leaves(element, level + 1)
+
+
+def _element_type(value: Any) -> str:
+    """The type of an element of a list; whole numbers may stand for others."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return "number" if is_number else type(value).__name__
 
 
 def _explain(cfg: CfgNode, error: Exception, where: str, key: str = "") -> str:
@@ -320,13 +464,16 @@ def _explain(cfg: CfgNode, error: Exception, where: str, key: str = "") -> str:
     if inside:
         return f"{where}: {key} is a section; name a key in it, such as {inside}"
     types = re.match(
-        r"Type mismatch \(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \((.*) vs\. .*\) "
-        r"for config key: (\S+)",
+        r"Type mismatch \(<class '([\w.]+)'> vs\. <class '([\w.]+)'>\) with values "
+        r"\((.*) vs\. .*\) for config key: (\S+)",
         message,
+        re.DOTALL,
     )
     if types:
         wanted, found, value, name = types.groups()
         message = f"{name} must be of type {wanted}, such as {value}, not {found}"
+        if wanted.endswith(CfgNode.__name__):
+            message = f"{name} is a section of KEY: VALUE lines, not a value"
     return f"{where}: {message}"
 
 

@@ -14,6 +14,13 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 STAGE_1 = str(Path(__file__).parents[1] / "configs" / "stage_1_heads.yaml")
 
+BOMB = "a0: &a0 [0]\n" + "".join(
+    f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+MERGE_BOMB = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{','.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 12)
+)
+
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -79,7 +86,7 @@ def test_the_saved_config_needs_no_other_file(files: Path) -> None:
     ("content", "opts", "message"),
     [
         (None, ["INCLUDE", "('missing.yaml',)"], "INCLUDE missing.yaml: no such file"),
-        (None, ["INCLUDE", "(3,)"], "INCLUDE 3: no such file"),
+        (None, ["INCLUDE", "(3,)"], "INCLUDE (3,): its values must be as in ('name',)"),
         (
             None,
             ["INCLUDE", "missing.yaml"],
@@ -89,6 +96,14 @@ def test_the_saved_config_needs_no_other_file(files: Path) -> None:
         ("SEED: [1", None, "bad.yaml is not plain yaml"),
         ("SEED: !!python/object/apply:os.getcwd []", None, "bad.yaml is not plain yaml"),
         ("SEED: many", None, "bad.yaml: SEED must be of type int, such as 5, not str"),
+        ("SOLVER: [1]", None, "bad.yaml: SOLVER is a section of KEY: VALUE lines, not a value"),
+        ("SEED: " + "[" * 3000 + "]" * 3000, None, "bad.yaml: nested more than 50 levels deep"),
+        ("SEED: &a [*a]", None, "bad.yaml: the alias *a is part of itself"),
+        # Ten to the power of eleven values, as lists and as merged keys.
+        (BOMB, None, "bad.yaml: with its aliases written out it has more than 100,000 values"),
+        (MERGE_BOMB, None, "bad.yaml: with its aliases written out it has more than 100,000 value"),
+        ("#" * 2_000_000, None, "bad.yaml: more than 1,048,576 bytes are no config"),
+        ("_BASE_: .", None, ".: not a regular file"),
         ("[1, 2]", None, "bad.yaml: not a config: it must hold sections of KEY: VALUE lines"),
         ("_BASE_: [1, 2]", None, "bad.yaml: not a config"),
         ("\x00\xff", None, "bad.yaml is not plain yaml"),
@@ -127,6 +142,66 @@ def test_bad_options_get_one_line(key: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         build_config(STAGE_1, [key, "four"])
     assert str(caught.value).startswith(f"command line, {key} four: {message}")
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["DATASETS.TRAIN", "(5,)"], "DATASETS.TRAIN (5,): its values must be as in ('name',)"),
+        (["DATASETS.TEST", "None"], "DATASETS.TEST None: it must be of type tuple"),
+        (["INCLUDE", "None"], "INCLUDE None: it must be of type tuple"),
+        (["MODEL.DEVICE", "None"], "MODEL.DEVICE None: it must be of type str"),
+        (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE gpu: it must be cuda, cuda:N or cpu"),
+        (
+            ["MODEL.RPN.IOU_THRESHOLDS", "['a','b']"],
+            "MODEL.RPN.IOU_THRESHOLDS ['a', 'b']: its values must be as in [0.3, 0.7]",
+        ),
+        (
+            ["MODEL.RPN.IOU_LABELS", "[[0],-1,1]"],
+            "MODEL.RPN.IOU_LABELS [[0], -1, 1]: its values must be as in [0, -1, 1]",
+        ),
+        (
+            ["INPUT.MIN_SIZE_TRAIN", "(None,)"],
+            "INPUT.MIN_SIZE_TRAIN (None,): its values must be as in (800,)",
+        ),
+        (["MODEL.FPN.IN_FEATURES", "[2]"], "MODEL.FPN.IN_FEATURES [2]: its values must be as in"),
+        (["SEED", "[" * 300], "command line, SEED"),
+        (
+            ["OUTPUT_DIR", "o", "--resume"],
+            "--resume: flags go before the KEY VALUE pairs, which begin at OUTPUT_DIR",
+        ),
+        (["OUTPUT_DIR", "o", "--num-gpus", "2"], "--num-gpus: flags go before the KEY VALUE pairs"),
+        (["OUTPUT_DIR"], "config options come as KEY VALUE pairs; one is incomplete in: ['OUTPUT_"),
+    ],
+)
+def test_values_of_a_wrong_type_get_one_line(opts: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build_config(STAGE_1, opts)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.usefixtures("files")
+def test_numbers_in_a_file_are_numbers() -> None:
+    for value in (".nan", "[.nan, 1]"):
+        key = "SOLVER: {BASE_LR" if value == ".nan" else "MODEL: {PIXEL_STD"
+        Path("bad.yaml").write_text(f"_BASE_: {STAGE_1}\n{key}: {value}}}\n")
+        with pytest.raises(InputError, match="not a number"):
+            build_config("bad.yaml", [])
+
+
+def test_values_that_detectron2_takes_are_taken() -> None:
+    for key, value in [
+        ("MODEL.FPN.NORM", None),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", [32, 64, 128, 256, 512]),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", []),
+        ("MODEL.PIXEL_STD", [1, 1.0, 1]),
+        ("TEST.EXPECTED_RESULTS", [["segm", "AP", 30, 1.0]]),
+    ]:
+        cfg = build_config(STAGE_1, [key, str(value)])
+        *sections, name = key.split(".")
+        for section in sections:
+            cfg = cfg[section]
+        assert cfg[name] == value
 
 
 def test_several_processes_leave_the_caller_as_it_was(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from cityscapes_maskrcnn.cli import key_value_pairs
 from cityscapes_maskrcnn.data.loaders import training_dicts
 from cityscapes_maskrcnn.engine.solver import resolve_epochs
 from cityscapes_maskrcnn.engine.summary import SCORES_FILE
@@ -118,11 +119,7 @@ class Recipe:
             raise InputError(f"--trials {self.trials}: at least 1")
         if self.confirm < 0:
             raise InputError(f"--confirm {self.confirm}: at least 0, which means none")
-        if len(self.opts) % 2:
-            raise InputError(
-                f"config options come as KEY VALUE pairs; one is incomplete: {self.opts}"
-            )
-        pairs = dict(zip(self.opts[0::2], self.opts[1::2], strict=True))
+        pairs = dict(key_value_pairs(list(self.opts)))
         for key in pairs.keys() & {"OUTPUT_DIR", "INCLUDE"}:
             raise InputError(f"{key}: the chain sets it for every step; leave it out")
         self.selected = [name for name in STEPS if name in self.selected]
