@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from torch import nn
@@ -16,6 +15,8 @@ from cityscapes_maskrcnn.data.provenance import UsedData, merge
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
 from cityscapes_maskrcnn.engine.validation import TOTAL_LOSS
+from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint
+from cityscapes_maskrcnn.utils.errors import InputError
 
 # The first of these that is measured is the metric if none is named.
 DEFAULT_METRICS = ("segm/AP", TOTAL_LOSS, "sem_seg/IoU", "sem_seg/mIoU", "bbox/AP")
@@ -68,8 +69,7 @@ class BestCheckpoint(MeasurementHook):
         best: dict[str, Any] = {}
         last = self.trainer.start_iter - 1
         if last >= 0 and comm.is_main_process() and self._path.is_file():
-            content = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
-            best = {name: content.get(name) for name in ("metric", "value", "iteration")}
+            best = _read_best(read_checkpoint(self._path), str(self._path))
         # The measurement of the last iteration follows the checkpoint, which does not hold it.
         resumed = best == self._best or best.get("iteration") == last
         self._best = best if resumed and best.get("metric") in self._metrics else {}
@@ -103,7 +103,7 @@ class BestCheckpoint(MeasurementHook):
         """Load the best weights, if any, into the model; all processes have to call this."""
         model = getattr(self._model, "module", self._model)
         if comm.is_main_process() and self._best:
-            best = torch.load(self._path, map_location="cpu", weights_only=True)
+            best = read_checkpoint(self._path)
             model.load_state_dict(best["model"])
             logging.getLogger(__name__).info(
                 "Back to the weights of iteration %d, the best %s: %.5g",
@@ -123,8 +123,22 @@ class BestCheckpoint(MeasurementHook):
         return self._best
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self._best = dict(state)
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            InputError: it is something else.
+        """
+        self._best = _read_best(state, "BestCheckpoint's state in the checkpoint to resume from")
+
+
+def _read_best(content: Any, source: str) -> dict[str, Any]:
+    """Get metric, value and iteration of a best checkpoint."""
+    kinds = {"metric": str, "value": float, "iteration": int}
+    if not isinstance(content, Mapping) or not all(
+        isinstance(content.get(name), kind) for name, kind in kinds.items()
+    ):
+        raise InputError(f"{source}: has no metric with its value and iteration")
+    return {name: content[name] for name in kinds}
 
 
 class _WeightsOnly(SafeCheckpointer):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
+import numbers
 import os
 import pickle
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,13 @@ _ARRAY_GLOBALS = {
     for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
     for name in ("ndarray", "dtype", "_reconstruct", "scalar")
 } | {("collections", "OrderedDict"), ("_codecs", "encode")}
+
+# The file that names the checkpoint to resume from.
+_NOTE = "last_checkpoint"
+_RESUME_ALIKE = (
+    "a run goes on only as it was begun: resume with the config.yaml in its OUTPUT_DIR, or name "
+    "the checkpoint in MODEL.WEIGHTS and take another OUTPUT_DIR"
+)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -126,20 +136,32 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a checkpoint the one that ``--resume`` starts from."""
-        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
+        write_text(Path(self.save_dir) / _NOTE, last_filename_basename)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a run to resume; see :func:`holds_run`."""
+        return holds_run(self.save_dir)
 
     def get_checkpoint_file(self) -> str:
-        """Path of the checkpoint that ``last_checkpoint`` names.
+        """Path of the checkpoint that ``last_checkpoint`` names; without that file, of the newest.
 
         Raises:
-            InputError: it names none that is there.
+            InputError: it names none that is there, or none in the folder can be resumed.
         """
-        note = Path(self.save_dir) / "last_checkpoint"
+        note = Path(self.save_dir) / _NOTE
+        if not note.is_file():
+            newest = _newest_checkpoint(Path(self.save_dir))
+            self.logger.warning(
+                "%s is missing: going on from %s, the newest whole checkpoint beside it",
+                note,
+                newest.name,
+            )
+            return str(newest)
         name = note.read_bytes().decode("utf-8", "replace").strip()
         if not name or not (note.parent / name).is_file():
             raise InputError(
                 f"{note}: names {name!r}, and there is no such checkpoint; write the name of one "
-                "in this folder into it, or remove it to start anew"
+                "in this folder into it, or remove it to go on from the newest one"
             )
         return str(note.parent / name)
 
@@ -182,8 +204,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         except ValueError as error:
             if "parameter group" in str(error):
                 raise InputError(
-                    f"{path}: it was trained with other frozen layers or another optimizer; resume "
-                    "with the same config, or start a new OUTPUT_DIR with it as MODEL.WEIGHTS"
+                    f"{path}: it was trained with other frozen layers or another optimizer; "
+                    f"{_RESUME_ALIKE}"
                 ) from error
             raise InputError(f"{path}: cannot be loaded: {error}") from error
         except (OSError, AssertionError) as error:
@@ -222,7 +244,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if self._resuming:
-            self._refuse_without_state(checkpoint)
+            self._check_resumable(checkpoint)
         state = checkpoint["model"]
         shapes = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
         has_resnet = find_resnet(shapes) is not None
@@ -263,14 +285,25 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "model in MODEL.WEIGHTS"
             )
 
-    def _refuse_without_state(self, checkpoint: dict[str, Any]) -> None:
-        """Raise if a file holds weights but not where a training run was."""
-        for name in self.checkpointables:
-            state = checkpoint.get(name)
-            if not isinstance(state, dict) or (name == "trainer" and "iteration" not in state):
+    def _check_resumable(self, checkpoint: dict[str, Any]) -> None:
+        """Raise unless a file holds all of the model and a state that fits every checkpointable.
+
+        Whoever resumes starts no layer anew, whatever ``MODEL.WEIGHTS_MAY_DIFFER`` says.
+        """
+        for name, item in self.checkpointables.items():
+            problem = _state_problem(checkpoint.get(name), item.state_dict(), name)
+            if problem:
                 raise InputError(
-                    f"{self.path}: holds no state of a training run to go on with; to start from "
-                    "its weights, name it in MODEL.WEIGHTS and take another OUTPUT_DIR"
+                    f"{self.path}: holds no state of a training run to go on with ({problem}); to "
+                    "start from its weights, name it in MODEL.WEIGHTS and take another OUTPUT_DIR"
+                )
+        for name, parameter in self.model.named_parameters():
+            ours, saved = tuple(parameter.shape), checkpoint["model"].get(name)
+            theirs = tuple(saved.shape) if torch.is_tensor(saved) else "missing"
+            if theirs != ours:
+                raise InputError(
+                    f"{self.path}: {name} is {theirs} in the file and {ours} in the model; "
+                    f"{_RESUME_ALIKE}"
                 )
 
     def _load_resnet(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Any:
@@ -330,6 +363,82 @@ def load_for_inference(model: nn.Module, cfg: CfgNode, resume: bool = False) -> 
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     return checkpointer
+
+
+def holds_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds checkpoints of a training run."""
+    return Path(folder, _NOTE).is_file() or any(Path(folder).glob("model_*.pth"))
+
+
+def _newest_checkpoint(folder: Path) -> Path:
+    """Find the checkpoint of the last iteration in a folder; damaged ones do not count.
+
+    Raises:
+        InputError: there is none that holds the state of a training run.
+    """
+    iterations = {}
+    for path in folder.glob("model_*.pth"):
+        with suppress(InputError):
+            trainer = read_checkpoint(path).get("trainer")
+            if isinstance(trainer, dict) and isinstance(trainer.get("iteration"), int):
+                iterations[path] = trainer["iteration"]
+    if not iterations:
+        raise InputError(
+            f"{folder}: holds model_*.pth files and no {_NOTE}, and none of them can be resumed; "
+            "take another OUTPUT_DIR, or move them away"
+        )
+    # Of equal ones model_final.pth, which may hold the best weights.
+    return max(iterations, key=lambda path: (iterations[path], path.name))
+
+
+def _state_problem(saved: Any, own: Any, name: str) -> str:
+    """Say where a saved state is of another kind than the object's own; empty: nowhere.
+
+    Args:
+        saved: from a file.
+        own: what the object's ``state_dict`` returns. What it lacks, such as the moments of an
+            optimizer that has made no step, is not compared.
+        name: of the state, for the message.
+    """
+    if isinstance(own, Mapping):
+        # What bfloat16 leaves where float16 keeps the scale of its gradients.
+        if name == "grad_scaler" and saved == {}:
+            return ""
+        if not isinstance(saved, Mapping):
+            return f"no {name}" if saved is None else f"{name} is {saved!r:.40}"
+        for key, value in own.items():
+            if (key in saved or not _may_be_missing(name, key, value)) and (
+                problem := _state_problem(saved.get(key), value, key)
+            ):
+                return problem
+        return ""
+    if isinstance(own, (list, tuple)):
+        if not isinstance(saved, (list, tuple)):
+            return f"no {name}" if saved is None else f"{name} is {saved!r:.40}"
+        # Lengths are for the objects to compare.
+        pairs = zip(saved, own, strict=False)
+        return next(filter(None, (_state_problem(*pair, name) for pair in pairs)), "")
+    if saved is None and own is not None:
+        return f"no {name}"
+    if isinstance(own, numbers.Real):
+        fits = isinstance(saved, numbers.Real) and not math.isnan(saved)
+        if name == "iteration":
+            fits = fits and isinstance(saved, int) and saved >= 0
+    else:
+        fits = not isinstance(own, (str, torch.Tensor)) or isinstance(saved, type(own))
+    return "" if fits else f"{name} is {saved!r:.40}"
+
+
+def _may_be_missing(parent: str, key: str, own: Any) -> bool:
+    """Whether an object can do without a part of its state that a file does not hold."""
+    return (
+        # Hooks come and go with the config; a schedule alone would begin anew.
+        (parent == "hooks" and key != "LRScheduler")
+        # Mixed precision may be switched on.
+        or key == "grad_scaler"
+        # Switches of torch's optimizers, which newer versions add.
+        or (parent == "param_groups" and (own is None or isinstance(own, bool)))
+    )
 
 
 def _no_such_file(path: str) -> str:

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 
 from cityscapes_maskrcnn.data.loaders import training_dicts
 from cityscapes_maskrcnn.data.registration import check_dataset_names
+from cityscapes_maskrcnn.engine.checkpoint import holds_run
 from cityscapes_maskrcnn.modeling.anchor_generator import K_MEANS
 from cityscapes_maskrcnn.modeling.anchors import (
     DETECTRON2_DEFAULT,
@@ -188,7 +189,7 @@ def write_anchor_report(
 def _choose(cfg: CfgNode, resume: bool, eval_only: bool) -> tuple[Lists, str]:
     """Get the anchors of a run, and where they are from."""
     output = Path(cfg.OUTPUT_DIR)
-    resumed = resume and (output / "last_checkpoint").is_file()
+    resumed = resume and holds_run(output)
     folders = [output] if resume else []
     if not resumed and cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS:
         folders.append(Path(cfg.MODEL.WEIGHTS).parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
@@ -97,9 +97,50 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise InputError(
             f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}: it must be SGD, Adam or AdamW"
         )
+    optimizer.register_load_state_dict_pre_hook(_check_state)
     optimizer.register_load_state_dict_pre_hook(_keep_implementation)
     optimizer.register_load_state_dict_post_hook(_match_memory_format)
     return optimizer
+
+
+def _check_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Verify that a saved state is of this kind of optimizer and fits its parameters.
+
+    torch compares nothing but the number of parameters: a fused optimizer goes through moments of
+    another shape beyond their end, and Adam goes on as the AdamW that the file is of.
+
+    Raises:
+        ValueError: it does not.
+    """
+    groups = state_dict["param_groups"]
+    decoupled = optimizer.defaults.get("decoupled_weight_decay")
+    if any(each.get("decoupled_weight_decay", decoupled) != decoupled for each in groups):
+        raise ValueError("its parameter groups are those of another optimizer")
+    adaptive = "betas" in optimizer.defaults
+    # torch compares the numbers of groups and parameters next.
+    saved = [index for group in groups for index in group["params"]]
+    own = [each for group in optimizer.param_groups for each in group["params"]]
+    for index, parameter in zip(saved, own, strict=False):
+        state = state_dict["state"].get(index) or {}
+        if not isinstance(state, Mapping):
+            raise ValueError(f"state of a parameter is {state!r:.40}")
+        for name in ("exp_avg", "exp_avg_sq") if adaptive else ("momentum_buffer",):
+            value = state.get(name)
+            # Without a step there is no state, and without SOLVER.MOMENTUM no buffer.
+            if value is None and not (adaptive and state):
+                continue
+            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+                found = tuple(value.shape) if isinstance(value, torch.Tensor) else value
+                raise ValueError(
+                    f"{name} of a parameter of shape {tuple(parameter.shape)} is {found!r:.40}"
+                )
+            if value.dtype != parameter.dtype or value.is_meta or not value.isfinite().all():
+                raise ValueError(f"{name} of a parameter is not of finite {parameter.dtype}")
+        if adaptive and state:
+            step = state.get("step")
+            number = step.item() if torch.is_tensor(step) and step.numel() == 1 else step
+            if not isinstance(number, (int, float)) or not 0 <= number < math.inf:
+                raise ValueError(f"step of a parameter is {step!r:.40}")
 
 
 def _keep_implementation(

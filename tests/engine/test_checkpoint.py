@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import math
 import pickle
 import resource
 from pathlib import Path
@@ -7,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.engine import SimpleTrainer
 from torch import nn
 
+from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.provenance import TRAINED, used_data
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.solver import build_optimizer
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -151,7 +156,9 @@ class Counter:
         assert state == {"iteration": 9}
 
 
-@pytest.mark.parametrize("trainer", [None, {"junk": 1}, 3])
+@pytest.mark.parametrize(
+    "trainer", [None, {"junk": 1}, 3, *({"iteration": each} for each in (-5, "x", None, 2.5))]
+)
 def test_a_run_goes_on_only_from_the_state_of_a_run(tmp_path: Path, trainer: object) -> None:
     checkpointer = SafeCheckpointer(net(), str(tmp_path), trainer=Counter())
     checkpointer.save("model_0000009")
@@ -164,6 +171,131 @@ def test_a_run_goes_on_only_from_the_state_of_a_run(tmp_path: Path, trainer: obj
         checkpointer.resume_or_load("", resume=True)
     # As weights to start from it is as good as any.
     checkpointer.resume_or_load(str(tmp_path / "model_0000009.pth"), resume=False)
+
+
+def training(folder: Path, optimizer: str, classes: int = 3) -> SafeCheckpointer:
+    """A run of one step, or the one in the folder, which must be at iteration 0."""
+    model = net(classes)
+    options = ["SOLVER.OPTIMIZER", optimizer, "SOLVER.MOMENTUM", "0.9"]
+    trainer = SimpleTrainer(model, [], build_optimizer(build_config("", options), model))
+    checkpointer = SafeCheckpointer(model, str(folder), may_differ=["1."], trainer=trainer)
+    checkpointer.resume_or_load("", resume=True)
+    model(torch.ones(1, 4)).sum().backward()
+    trainer.optimizer.step()
+    return checkpointer
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
+def test_resuming_starts_no_layer_anew(tmp_path: Path, optimizer: str) -> None:
+    """Moments of 3 classes are not for 30,000: a fused optimizer reads beyond their end."""
+    training(tmp_path, optimizer).save("model_0000000")
+    message = (
+        r"model_0000000\.pth: 1\.weight is \(3, 5\) in the file and \(30000, 5\) in the model; a"
+    )
+    with pytest.raises(InputError, match=message):
+        training(tmp_path, optimizer, classes=30_000)
+    training(tmp_path, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("Adam", "AdamW"), ("AdamW", "Adam"), ("SGD", "AdamW"), ("AdamW", "SGD")]
+)
+def test_a_run_is_not_resumed_with_another_optimizer(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    training(tmp_path, before).save("model_0000000")
+    with pytest.raises(InputError, match=r"_0000000\.pth: .*(another optimizer|no betas|no mom)"):
+        training(tmp_path, after)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["iteration"], -5, "iteration is -5"),
+        (["iteration"], "x", "iteration is 'x'"),
+        (["optimizer"], None, "no optimizer"),
+        (["optimizer"], [], r"optimizer is \[\]"),
+        (["optimizer", "param_groups"], 5, "param_groups is 5"),
+        (["optimizer", "param_groups", 0], 5, "param_groups is 5"),
+        (["optimizer", "param_groups", 0, "lr"], "x", "lr is 'x'"),
+        (["optimizer", "param_groups", 0, "lr"], math.nan, "lr is nan"),
+        (["optimizer", "param_groups", 0, "betas"], None, "no betas"),
+        (["optimizer", "state"], [3], r"state is \[3\]"),
+        (["optimizer", "state", 0], 3, "state of a parameter is 3"),
+        (["optimizer", "state", 0, "exp_avg"], 3.0, r"exp_avg of .* shape \(5, 4\) is 3\.0"),
+        (["optimizer", "state", 0, "exp_avg"], None, r"exp_avg of .* shape \(5, 4\) is None"),
+        (["optimizer", "state", 0, "exp_avg"], torch.ones(4, 5), r"shape \(5, 4\) is \(4, 5\)"),
+        (["optimizer", "state", 0, "exp_avg_sq"], torch.full((5, 4), math.inf), "not of finite"),
+        (["optimizer", "state", 0, "exp_avg"], torch.ones(5, 4, dtype=torch.int64), "not of fin"),
+        (["optimizer", "state", 0, "step"], torch.ones(3), r"step of a parameter is tensor\("),
+        (["optimizer", "state", 0, "step"], "x", "step of a parameter is 'x'"),
+    ],
+)
+def test_a_state_that_cannot_be_resumed_gets_one_line(
+    tmp_path: Path, keys: list[object], value: object, message: str
+) -> None:
+    training(tmp_path, "AdamW").save("model_0000000")
+    path = tmp_path / "model_0000000.pth"
+    content = torch.load(path, weights_only=True)
+    part = content["trainer"]
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    torch.save(content, path)
+    with pytest.raises(InputError, match=rf"model_0000000\.pth: .*{message}"):
+        training(tmp_path, "AdamW")
+
+
+def test_hooks_come_and_go_but_must_be_hooks(tmp_path: Path) -> None:
+    own = {"iteration": 0, "hooks": {"LRScheduler": {"last_epoch": 3}, "EarlyStopping": {"bad": 0}}}
+
+    class Hooked(Counter):
+        def state_dict(self) -> dict[str, object]:
+            return own
+
+        def load_state_dict(self, state: dict[str, object]) -> None:
+            assert state["iteration"] == 9
+
+    def resume(hooks: object) -> None:
+        writer = SafeCheckpointer(net(), str(tmp_path))
+        writer.save("model_0000009", trainer={"iteration": 9, "hooks": hooks})
+        SafeCheckpointer(net(), str(tmp_path), trainer=Hooked()).resume_or_load("", resume=True)
+
+    resume({"LRScheduler": {"last_epoch": 9}, "Theirs": 3})
+    for hooks, message in {
+        "5": "hooks is 5",
+        "{}": "no LRScheduler",
+        "{'LRScheduler': 3}": "LRScheduler is 3",
+        "{'LRScheduler': {'last_epoch': 'x'}}": "last_epoch is 'x'",
+        "{'LRScheduler': {'last_epoch': 9}, 'EarlyStopping': {}}": "no bad",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            resume(ast.literal_eval(hooks))
+
+
+def test_without_last_checkpoint_the_newest_whole_one_is_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpointer = SafeCheckpointer(net(), str(tmp_path))
+    # The final one of a shorter run that went on; damaged; of no run; the one.
+    for name, state in {
+        "model_final": {"trainer": {"iteration": 9}},
+        "model_0000029": {"trainer": {"iteration": 29}},
+        "model_best": {"value": 3.0},
+        "model_0000019": {"trainer": {"iteration": 19}},
+    }.items():
+        checkpointer.save(name, **state)
+    damaged = tmp_path / "model_0000029.pth"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    (tmp_path / "last_checkpoint").unlink()
+    assert checkpointer.has_checkpoint()
+    assert checkpointer.resume_or_load("", resume=True)["trainer"]["iteration"] == 19
+    assert "last_checkpoint is missing: going on from model_0000019.pth, the newest" in caplog.text
+    for name in ("model_final", "model_0000019"):
+        (tmp_path / f"{name}.pth").unlink()
+    # Never from 0 over them.
+    with pytest.raises(InputError, match=r"no last_checkpoint, and none of them can be resumed"):
+        checkpointer.resume_or_load("", resume=True)
 
 
 def test_missing_weights_of_a_stage_say_how_they_are_made(tmp_path: Path) -> None:
