@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.evaluation import submission_check
 from cityscapes_maskrcnn.utils.tool import run_tool
 
@@ -36,6 +37,12 @@ def main() -> int:
     add("--num-gpus", type=int, default=1, metavar="N", help="processes, with or without GPUs")
     add("--check", metavar="PATH", help="a zip file or folder: name all that is wrong with it")
     add("--image-list", metavar="FILE", help="instead of --dataset: an image's name or file a line")
+    add(
+        "--image-suffix",
+        default=IMAGE_SUFFIX,
+        metavar="END",
+        help="of the files in --image-list (default: %(default)s)",
+    )
     add("--list-all", action="store_true", help="with --check: do not shorten long lists")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto")
@@ -48,7 +55,7 @@ def main() -> int:
     if not args.check:
         return launch(predict, args)
     if args.image_list:
-        images = submission_check.read_image_list(args.image_list)
+        images = submission_check.read_image_list(args.image_list, args.image_suffix)
     else:
         images = expected_images(args.dataset)
     violations = submission_check.check_submission(args.check, images)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import shapely
 
 from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, load_records
-from cityscapes_maskrcnn.data.images import read_png_size
+from cityscapes_maskrcnn.data.images import read_image_size
 from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, Label, resolve_label
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, find_images, require_folder
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -45,8 +45,10 @@ AnnotatedObject = tuple[Label, bool, npt.NDArray[np.float32]]
 def load_instances(
     image_dir: str,
     gt_dir: str,
+    kind: str = "gtFine",
     cities: Sequence[str] | None = None,
     select: Selection | None = None,
+    image_suffix: str = IMAGE_SUFFIX,
 ) -> list[DatasetDict]:
     """Load images with their instances, as polygons, from ``*_gtFine_polygons.json``.
 
@@ -59,8 +61,11 @@ def load_instances(
     Args:
         image_dir: for instance ``datasets/cityscapes/leftImg8bit/train``.
         gt_dir: for instance ``datasets/cityscapes/gtFine/train``.
+        kind: ``"gtFine"``, or what else stands there in the names of the annotation files.
         cities: load these city folders only; default all.
-        select: given the sorted image ids, returns those to load, in the order to load them.
+        select: given the sorted images as ``city/image.png``, returns those to load, in the order
+            to load them.
+        image_suffix: the end of the images' names, in the place of which annotations have theirs.
 
     Returns:
         One dict per image: ``file_name``, ``image_id`` (the file's name without folder),
@@ -70,11 +75,11 @@ def load_instances(
         InputError: a folder, an image's annotation or images at all are missing, or an annotation
             is damaged or has an unknown label.
     """
-    images = _select_images(image_dir, cities, select)
+    images = _select_images(image_dir, cities, select, image_suffix)
     records = load_records(
         cache_file(gt_dir, "instances"),
         folder=gt_dir,
-        sources=_find_partners(images, image_dir, gt_dir, "_gtFine_polygons.json"),
+        sources=_find_partners(images, image_dir, gt_dir, image_suffix, f"_{kind}_polygons.json"),
         read=read_instances,
         template=NO_INSTANCES,
         # The polygons come out of GEOS, whose versions may differ in the last digits.
@@ -100,6 +105,7 @@ def load_semantic(
     kind: str = "gtFine",
     cities: Sequence[str] | None = None,
     select: Selection | None = None,
+    image_suffix: str = IMAGE_SUFFIX,
 ) -> list[DatasetDict]:
     """Load images with the paths of their semantic label images.
 
@@ -109,6 +115,7 @@ def load_semantic(
         kind: ``"gtFine"`` or ``"gtCoarse"``, as in the names of the annotation files.
         cities: as for :func:`load_instances`.
         select: as for :func:`load_instances`.
+        image_suffix: as for :func:`load_instances`.
 
     Returns:
         One dict per image: ``file_name``, ``image_id``, ``height``, ``width`` (of the label image)
@@ -118,8 +125,8 @@ def load_semantic(
     Raises:
         InputError: a folder, an image's label image or images at all are missing.
     """
-    images = _select_images(image_dir, cities, select)
-    sources = _find_partners(images, image_dir, gt_dir, f"_{kind}_labelIds.png")
+    images = _select_images(image_dir, cities, select, image_suffix)
+    sources = _find_partners(images, image_dir, gt_dir, image_suffix, f"_{kind}_labelIds.png")
     sizes = _load_sizes(gt_dir, sources)
     return [
         {**_image_dict(image_dir, image, size), "sem_seg_file_name": f"{gt_dir}/{source.name}"}
@@ -128,15 +135,19 @@ def load_semantic(
 
 
 def load_images(
-    image_dir: str, cities: Sequence[str] | None = None, select: Selection | None = None
+    image_dir: str,
+    cities: Sequence[str] | None = None,
+    select: Selection | None = None,
+    image_suffix: str = IMAGE_SUFFIX,
 ) -> list[DatasetDict]:
     """Load images without labels; arguments and errors as for :func:`load_semantic`.
 
     Returns:
         One dict per image: ``file_name``, ``image_id``, ``height``, ``width``.
     """
-    images = _select_images(image_dir, cities, select)
-    sizes = _load_sizes(image_dir, _find_partners(images, image_dir, image_dir, IMAGE_SUFFIX))
+    images = _select_images(image_dir, cities, select, image_suffix)
+    sources = _find_partners(images, image_dir, image_dir, image_suffix, image_suffix)
+    sizes = _load_sizes(image_dir, sources)
     return [_image_dict(image_dir, image, size) for image, size in zip(images, sizes, strict=True)]
 
 
@@ -267,11 +278,11 @@ def check_polygons(path: str, objects: list[AnnotatedObject]) -> None:
 
 
 def _select_images(
-    image_dir: str, cities: Sequence[str] | None, select: Selection | None
-) -> list[str]:
+    image_dir: str, cities: Sequence[str] | None, select: Selection | None, image_suffix: str
+) -> Sequence[str]:
     """``city/image.png`` for every image to load, in order."""
-    by_id = {image.partition("/")[2]: image for image in find_images(image_dir, cities)}
-    return [by_id[image_id] for image_id in (select(list(by_id)) if select else by_id)]
+    images = find_images(image_dir, cities, image_suffix)
+    return select(images) if select else images
 
 
 def _image_dict(image_dir: str, image: str, record: Record) -> DatasetDict:
@@ -285,12 +296,14 @@ def _image_dict(image_dir: str, image: str, record: Record) -> DatasetDict:
     }
 
 
-def _find_partners(images: Sequence[str], image_dir: str, folder: str, suffix: str) -> list[Source]:
+def _find_partners(
+    images: Sequence[str], image_dir: str, folder: str, image_suffix: str, suffix: str
+) -> list[Source]:
     """The file that belongs to every image, in another folder and with another suffix."""
     require_folder(folder)
     sources = []
     for image in images:
-        name = image.removesuffix(IMAGE_SUFFIX) + suffix
+        name = image.removesuffix(image_suffix) + suffix
         try:
             status = Path(folder, name).stat()
         except OSError as error:
@@ -303,7 +316,7 @@ def _find_partners(images: Sequence[str], image_dir: str, folder: str, suffix: s
 
 
 def _load_sizes(folder: str, sources: list[Source]) -> list[Record]:
-    """Sizes of PNG files, through the cache."""
+    """Sizes of image files, through the cache."""
     return load_records(
         cache_file(folder, "sizes"),
         folder=folder,
@@ -316,4 +329,4 @@ def _load_sizes(folder: str, sources: list[Source]) -> list[Record]:
 
 
 def _read_size(path: str) -> Record:
-    return {"size": np.array(read_png_size(path))}
+    return {"size": np.array(read_image_size(path))}

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import ExifTags, Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -48,6 +49,24 @@ def read_label_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     if image.dtype != np.uint8 or image.ndim != 2:
         raise InputError(f"{path}: a label image has one channel of 8 bits; unlike this one")
     return image
+
+
+def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Read height and width of an image, as :func:`read_image` gives it, from its header.
+
+    Raises:
+        InputError: the file is missing or no image.
+    """
+    if Path(path).suffix.lower() == ".png":
+        return read_png_size(path)
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    # What Pillow raises for files that are no images, or claim to have any number of pixels.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as an image: {error}") from error
+    return (width, height) if turned else (height, width)
 
 
 def read_png_size(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -22,8 +22,9 @@ def partition(image_ids: Iterable[str], part: int, parts: int) -> list[str]:
     part. Every part has images of every city that has at least ``parts`` of them.
 
     Args:
-        image_ids: the ids of the whole split, in any order. They begin with the city, followed by
-            sequence and frame in six digits each: sorted as text they are in that order.
+        image_ids: the images of the whole split as ``city/image.png``, or their names alone, which
+            then begin with the city and ``_``; in any order. Sequence and frame follow in six
+            digits each: sorted as text they are in that order.
         part: which part, 1 to ``parts``.
         parts: number of parts.
 
@@ -46,12 +47,17 @@ def partition(image_ids: Iterable[str], part: int, parts: int) -> list[str]:
     # city and in total, because a city's remainder continues that of the city before it.
     chosen = []
     place = count()
-    for _, group in groupby(ids, key=lambda image_id: image_id.partition("_")[0]):
+    for _, group in groupby(ids, key=_city):
         city = list(group)
         lengths = Counter(next(place) % parts + 1 for _ in city)
         start = sum(lengths[earlier] for earlier in range(1, part))
         chosen += city[start : start + lengths[part]]
     return chosen
+
+
+def _city(image_id: str) -> str:
+    # A city's name may contain "_", as new_york.
+    return image_id.rpartition("/")[0] or image_id.partition("_")[0]
 
 
 def subset(image_ids: Iterable[str], size: int, seed: int = 0) -> list[str]:

@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from cityscapes_maskrcnn.data.annotations import (
     DatasetDict,
+    Selection,
     load_images,
     load_instances,
     load_semantic,
@@ -29,7 +30,13 @@ from cityscapes_maskrcnn.data.labels import (
     THING_COLORS,
 )
 from cityscapes_maskrcnn.data.partitions import partition, subset
-from cityscapes_maskrcnn.data.tree import CITIES, dataset_root
+from cityscapes_maskrcnn.data.tree import (
+    CITIES,
+    IMAGE_SUFFIX,
+    check_distinct,
+    dataset_root,
+    image_name,
+)
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -117,23 +124,77 @@ def register_all(root: str | None = None) -> None:
     """
     root = dataset_root() if root is None else root
     for name, dataset in _DATASETS.items():
-        image_dir = f"{root}/cityscapes/leftImg8bit/{dataset.split}"
-        metadata = {
-            "thing_classes": list(THING_CLASSES),
-            "thing_colors": list(THING_COLORS),
-            "thing_dataset_id_to_contiguous_id": dict(ID_TO_CONTIGUOUS),
-            "stuff_classes": [label.name for label in SEMANTIC_LABELS],
-            "stuff_colors": [label.color for label in SEMANTIC_LABELS],
-            "image_dir": image_dir,
-        }
-        if dataset.annotations is not None:
-            metadata["gt_dir"] = f"{root}/cityscapes/{dataset.annotations}/{dataset.split}"
-        if dataset.task == "instance":
-            metadata["evaluator_type"] = "cityscapes_instance"
-        else:
-            metadata["evaluator_type"] = "cityscapes_sem_seg"
-            metadata["ignore_label"] = IGNORE_TRAIN_ID
+        gt_dir = f"{root}/cityscapes/{dataset.annotations}/{dataset.split}"
+        metadata = _metadata(
+            image_dir=f"{root}/cityscapes/leftImg8bit/{dataset.split}",
+            gt_dir=None if dataset.annotations is None else gt_dir,
+            task=dataset.task,
+        )
         _register(name, partial(_load, name, dataset, root), metadata)
+
+
+def register_dataset(
+    name: str,
+    image_dir: str,
+    gt_dir: str | None = None,
+    *,
+    task: str = "instance",
+    image_suffix: str = IMAGE_SUFFIX,
+    gt_kind: str = "gtFine",
+) -> None:
+    """Register images and annotations that lie and are named as those of Cityscapes nearly are.
+
+    ``image_dir/CITY/NAME<image_suffix>`` is annotated by ``gt_dir/CITY/NAME_<gt_kind>_...``: for
+    instances ``polygons.json``, which training reads, and ``instanceIds.png``, which scoring reads;
+    for semantic segmentation ``labelIds.png`` and, for the instance-weighted score,
+    ``instanceIds.png``. Reads no file.
+
+    Args:
+        name: of the dataset; an earlier one of this name is replaced.
+        image_dir: folder of the city folders; relative to :func:`.tree.dataset_root`.
+        gt_dir: the same of the annotations; None: images without labels.
+        task: ``"instance"`` or ``"semantic"``.
+        image_suffix: ``"_leftImg8bit_foggy_beta_0.02.png"``, ``"_rgb_anon.png"``, ``".JPG"``, ...
+        gt_kind: what stands before the annotations' kind: ``"gtFine"``, ``"gt"``, ...
+
+    Raises:
+        InputError: the name is one of :func:`register_all`, or there is no such task.
+    """
+    if name in _DATASETS:
+        raise InputError(f"dataset {name} is one of this project's; choose another name")
+    if task not in ("instance", "semantic"):
+        raise InputError(f"dataset {name}: task is instance or semantic, not {task!r}")
+    root = Path(dataset_root())
+    image_dir = str(root / image_dir)
+    gt_dir = gt_dir and str(root / gt_dir)
+    load = partial(
+        _load_folder,
+        image_dir=image_dir,
+        gt_dir=gt_dir,
+        task=task,
+        kind=gt_kind,
+        image_suffix=image_suffix,
+    )
+    metadata = _metadata(image_dir=image_dir, gt_dir=gt_dir, task=task)
+    _register(name, load, {**metadata, "image_suffix": image_suffix, "gt_kind": gt_kind})
+
+
+def image_names(dataset_name: str) -> list[str]:
+    """Name the images of a registered dataset, in its order; see :func:`.tree.image_name`.
+
+    Raises:
+        InputError: a name does not end in the dataset's image suffix, or two images have one name.
+    """
+    suffix = image_suffix_of(dataset_name)
+    names = [image_name(image["file_name"], suffix) for image in DatasetCatalog.get(dataset_name)]
+    check_distinct(names, dataset_name)
+    return names
+
+
+def image_suffix_of(dataset_name: str) -> str:
+    """Return the end of the names of a dataset's images: ``image_suffix`` of its metadata."""
+    suffix: str = MetadataCatalog.get(dataset_name).get("image_suffix", IMAGE_SUFFIX)
+    return suffix
 
 
 def register_subset(name: str, base: str, size: int, seed: int = 0) -> None:
@@ -175,6 +236,22 @@ def check_dataset_names(names: Iterable[str]) -> None:
             )
 
 
+def _metadata(*, image_dir: str, gt_dir: str | None, task: str) -> dict[str, Any]:
+    metadata = {
+        "thing_classes": list(THING_CLASSES),
+        "thing_colors": list(THING_COLORS),
+        "thing_dataset_id_to_contiguous_id": dict(ID_TO_CONTIGUOUS),
+        "stuff_classes": [label.name for label in SEMANTIC_LABELS],
+        "stuff_colors": [label.color for label in SEMANTIC_LABELS],
+        "image_dir": image_dir,
+    }
+    if gt_dir is not None:
+        metadata["gt_dir"] = gt_dir
+    if task == "instance":
+        return {**metadata, "evaluator_type": "cityscapes_instance"}
+    return {**metadata, "evaluator_type": "cityscapes_sem_seg", "ignore_label": IGNORE_TRAIN_ID}
+
+
 def _register(name: str, load: Callable[[], list[DatasetDict]], metadata: dict[str, Any]) -> None:
     """Put a dataset into Detectron2's catalogs, in the place of an earlier one."""
     DatasetCatalog.pop(name, None)
@@ -187,7 +264,8 @@ def _register(name: str, load: Callable[[], list[DatasetDict]], metadata: dict[s
 def _load(name: str, dataset: _Dataset, root: str) -> list[DatasetDict]:
     """Load one row of the table."""
     image_dir = f"{root}/cityscapes/leftImg8bit/{dataset.split}"
-    gt_dir = f"{root}/cityscapes/{dataset.annotations}/{dataset.split}"
+    kind = dataset.annotations
+    gt_dir = None if kind is None else f"{root}/cityscapes/{kind}/{dataset.split}"
     cities = dataset.cities
     elsewhere: list[DatasetDict] = []
     if cities is not None and dataset.else_split is not None:
@@ -197,28 +275,49 @@ def _load(name: str, dataset: _Dataset, root: str) -> list[DatasetDict]:
             row = dataset._replace(split=dataset.else_split, cities=moved, else_split=None)
             elsewhere = _load(name, row, root)
 
-    def select(image_ids: Sequence[str]) -> Sequence[str]:
+    def select(images: Sequence[str]) -> Sequence[str]:
         try:
-            chosen = [partition(image_ids, part, dataset.num_parts) for part in dataset.parts]
+            chosen = [partition(images, part, dataset.num_parts) for part in dataset.parts]
         except InputError as error:
             raise InputError(f"{name}: {error} in {image_dir}") from error
-        return sorted(chain(*chosen)) if chosen else image_ids
+        return sorted(chain(*chosen)) if chosen else images
 
-    if dataset.annotations is None:
-        return load_images(image_dir, cities=cities, select=select)
-    if dataset.task == "instance":
-        return load_instances(image_dir, gt_dir, cities=cities, select=select)
-    images = load_semantic(
-        image_dir, gt_dir, kind=dataset.annotations, cities=cities, select=select
+    own = _load_folder(
+        image_dir=image_dir,
+        gt_dir=gt_dir,
+        task=dataset.task,
+        kind=kind or "",
+        cities=cities,
+        select=select,
     )
-    return images + elsewhere
+    return own + elsewhere
+
+
+def _load_folder(
+    *,
+    image_dir: str,
+    gt_dir: str | None,
+    task: str,
+    kind: str,
+    cities: Sequence[str] | None = None,
+    select: Selection | None = None,
+    image_suffix: str = IMAGE_SUFFIX,
+) -> list[DatasetDict]:
+    """Load images with annotations of a task, or without."""
+    if gt_dir is None:
+        return load_images(image_dir, cities, select, image_suffix)
+    load = load_instances if task == "instance" else load_semantic
+    return load(image_dir, gt_dir, kind, cities, select, image_suffix)
 
 
 def _load_subset(*, name: str, base: str, size: int, seed: int) -> list[DatasetDict]:
     """Load a sample of another dataset."""
     images = DatasetCatalog.get(base)
+    # Not image_id: datasets of other programs may have none, or several that are equal.
+    files = [Path(image["file_name"]).name for image in images]
+    check_distinct(files, base)
     try:
-        chosen = set(subset([image["image_id"] for image in images], size, seed))
+        chosen = set(subset(files, size, seed))
     except InputError as error:
         raise InputError(f"{name}: {error} of {base}") from error
-    return [image for image in images if image["image_id"] in chosen]
+    return [image for image, file in zip(images, files, strict=True) if file in chosen]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -75,12 +75,52 @@ def require_folder(path: str | Path) -> None:
     raise InputError(f"{missing}: no such folder{place} {_HELP}")
 
 
-def find_images(image_dir: str, cities: Sequence[str] | None = None) -> list[str]:
+def image_name(file: str | os.PathLike[str], image_suffix: str = IMAGE_SUFFIX) -> str:
+    """Return the identity of an image: the name of its file without folder and suffix.
+
+    All that belongs to an image is found by it: annotations bear it with another suffix, result
+    files begin with it.
+
+    Args:
+        file: any file of the image, such as ``ulm_000003_000019_leftImg8bit.png``.
+        image_suffix: the end of its name, such as ``_leftImg8bit_foggy_beta_0.02.png`` or ``.JPG``.
+
+    Raises:
+        InputError: the name ends otherwise.
+    """
+    name = Path(file).name.removesuffix(image_suffix)
+    if name in ("", Path(file).name):
+        raise InputError(
+            f"{file}: its name does not end in {image_suffix}; register its dataset with the "
+            "image_suffix that its images have (datasets/README.md)"
+        )
+    return name
+
+
+def check_distinct(names: Iterable[str], where: str) -> None:
+    """Verify that no two images have one name.
+
+    Args:
+        names: as :func:`image_name` gives them.
+        where: what the names belong to, for the message.
+
+    Raises:
+        InputError: one of them occurs twice.
+    """
+    for name, count in Counter(names).most_common(1):
+        if count > 1:
+            raise InputError(f"{where}: {count} images have the name {name}; keep or rename one")
+
+
+def find_images(
+    image_dir: str, cities: Sequence[str] | None = None, image_suffix: str = IMAGE_SUFFIX
+) -> list[str]:
     """List the images of a split.
 
     Args:
         image_dir: folder that holds one folder per city.
         cities: look into these city folders only; default all.
+        image_suffix: the end of their names; other files are left alone.
 
     Returns:
         ``city/image.png`` for every image, sorted by city, then by name.
@@ -96,10 +136,10 @@ def find_images(image_dir: str, cities: Sequence[str] | None = None) -> list[str
         folder = Path(image_dir, city)
         require_folder(folder)
         # Archives packed on a Mac leave "._aachen_..." files beside the real ones.
-        names = sorted(path.name for path in folder.glob(f"[!.]*{IMAGE_SUFFIX}"))
-        images += [f"{city}/{name}" for name in names]
+        names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
+        images += [f"{city}/{name}" for name in sorted(names) if name.endswith(image_suffix)]
     if not images:
-        raise InputError(f"{image_dir}: no images; expected CITY/*{IMAGE_SUFFIX} in it {_HELP}")
+        raise InputError(f"{image_dir}: no images; expected CITY/*{image_suffix} in it {_HELP}")
     name, count = Counter(image.partition("/")[2] for image in images).most_common(1)[0]
     if count > 1:
         raise InputError(f"{image_dir}: {name} is in several city folders; keep one of them")

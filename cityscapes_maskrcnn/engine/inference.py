@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -22,9 +22,8 @@ from cityscapes_maskrcnn.engine.hooks import without_nan
 from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.seen_images import refuse_seen_images
 from cityscapes_maskrcnn.engine.summary import write_scores
-from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator, ground_truth_files
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
-from cityscapes_maskrcnn.evaluation.result_files import ground_truth_file
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
@@ -72,17 +71,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
         dataset_name, folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder
     )
     if kind == "cityscapes_instance":
-        _check_ground_truth(dataset_name)
+        # Before any image is predicted.
+        ground_truth_files(dataset_name)
     return evaluator
-
-
-def _check_ground_truth(dataset_name: str) -> None:
-    """Verify that every image has ground truth, before any is predicted."""
-    gt_dir = MetadataCatalog.get(dataset_name).gt_dir
-    for image in DatasetCatalog.get(dataset_name):
-        file = ground_truth_file(gt_dir, image["file_name"])
-        if not file.is_file():
-            raise InputError(f"{file}: no such file, which {image['file_name']} is scored against")
 
 
 def fit_to_evaluators(cfg: CfgNode, model: nn.Module, evaluators: Iterable[Any]) -> nn.Module:

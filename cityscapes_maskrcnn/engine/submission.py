@@ -20,13 +20,18 @@ from torch import nn
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.loaders import inference_loader
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
-from cityscapes_maskrcnn.data.registration import check_dataset_names, register_all
+from cityscapes_maskrcnn.data.registration import (
+    check_dataset_names,
+    image_names,
+    image_suffix_of,
+    register_all,
+)
+from cityscapes_maskrcnn.data.tree import image_name
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.inference import with_test_time_augmentation
 from cityscapes_maskrcnn.engine.run_setup import start_logs
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.instances import instances_to_predictions
-from cityscapes_maskrcnn.evaluation.result_files import image_name
 from cityscapes_maskrcnn.evaluation.submission_check import ExpectedImage
 from cityscapes_maskrcnn.evaluation.submission_writer import SubmissionWriter
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -52,8 +57,10 @@ def expected_images(dataset_name: str) -> list[ExpectedImage]:
     register_all()
     check_dataset_names([dataset_name])
     return [
-        ExpectedImage(image_name(image["file_name"]), image["height"], image["width"])
-        for image in DatasetCatalog.get(dataset_name)
+        ExpectedImage(name, image["height"], image["width"])
+        for name, image in zip(
+            image_names(dataset_name), DatasetCatalog.get(dataset_name), strict=True
+        )
     ]
 
 
@@ -93,14 +100,19 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
         writer.prepare()
     comm.synchronize()
     dicts = DatasetCatalog.get(dataset_name)
-    left = [image for image in dicts if not writer.is_done(image["file_name"])]
+    left = [
+        image
+        for image, expected in zip(dicts, images, strict=True)
+        if not writer.is_done(expected.name)
+    ]
     logger.info("%d of %d images of %s are left to predict", len(left), len(dicts), dataset_name)
     # Nobody may write before all have looked.
     comm.synchronize()
     if left:
         loader = inference_loader(left, CityscapesMapper(cfg, is_train=False), cfg)
         augmented = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
-        inference_on_dataset(augmented, loader, _WriteResults(writer))
+        suffix = image_suffix_of(dataset_name)
+        inference_on_dataset(augmented, loader, _WriteResults(writer, suffix))
     comm.synchronize()
     if comm.is_main_process():
         writer.finish()
@@ -110,8 +122,9 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
 class _WriteResults(DatasetEvaluator):
     """Hands predictions to the writer as they come."""
 
-    def __init__(self, writer: SubmissionWriter) -> None:
+    def __init__(self, writer: SubmissionWriter, image_suffix: str) -> None:
         self._writer = writer
+        self._image_suffix = image_suffix
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -120,7 +133,8 @@ class _WriteResults(DatasetEvaluator):
             predictions = instances_to_predictions(
                 output["instances"], height=image["height"], width=image["width"]
             )
-            self._writer.write(image["file_name"], predictions)
+            name = image_name(image["file_name"], self._image_suffix)
+            self._writer.write(name, predictions)
 
 
 def weights_digest(model: nn.Module) -> str:

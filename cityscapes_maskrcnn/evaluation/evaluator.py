@@ -15,6 +15,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
+from cityscapes_maskrcnn.data.registration import image_names, image_suffix_of
+from cityscapes_maskrcnn.data.tree import image_name
 from cityscapes_maskrcnn.evaluation.coco_ap import coco_scores, format_coco_scores
 from cityscapes_maskrcnn.evaluation.error_analysis import summarise_errors, write_error_tables
 from cityscapes_maskrcnn.evaluation.ground_truth_cache import read_ground_truth
@@ -26,7 +28,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     format_averages,
 )
 from cityscapes_maskrcnn.evaluation.instances import compact_instances
-from cityscapes_maskrcnn.evaluation.result_files import ground_truth_file, image_name
+from cityscapes_maskrcnn.evaluation.result_files import ground_truth_file
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_json
 from cityscapes_maskrcnn.utils.parallel import TaskQueue
@@ -64,7 +66,7 @@ class ImageEvaluator(DatasetEvaluator, Generic[Result]):
         self._tasks = self._new_tasks()
 
     def _image_names(self) -> Iterable[str]:
-        """Names of the dataset's images, see :func:`.result_files.image_name`."""
+        """Names by which the subclass knows the dataset's images."""
         raise NotImplementedError
 
     def _summarise(self, images: list[Result]) -> OrderedDict[str, dict[str, float]]:
@@ -118,6 +120,26 @@ class ImageEvaluator(DatasetEvaluator, Generic[Result]):
             write_json(self._output_dir / file_name, value)
 
 
+def ground_truth_files(dataset_name: str) -> dict[str, Path]:
+    """Find the ground truth of a dataset's images by their names, see :func:`.tree.image_name`.
+
+    Raises:
+        InputError: two images have one name, an image's name does not end in the dataset's image
+            suffix, or the ground truth of one is missing.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    suffix, kind = image_suffix_of(dataset_name), metadata.get("gt_kind", "gtFine")
+    files = {}
+    for name, image in zip(
+        image_names(dataset_name), DatasetCatalog.get(dataset_name), strict=True
+    ):
+        file = ground_truth_file(metadata.gt_dir, image["file_name"], suffix, kind)
+        if not file.is_file():
+            raise InputError(f"{file}: no such file, which {image['file_name']} is scored against")
+        files[name] = file
+    return files
+
+
 class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
     """Score instance segmentation with the official protocol, and beside it COCO's.
 
@@ -164,6 +186,7 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
                 f" order: {', '.join(metadata.thing_classes)}"
             )
         self._gt_dir = gt_dir
+        self._image_suffix = image_suffix_of(dataset_name)
         self._coco = coco
         self._analysis_confidence = None if output_dir is None else analysis_confidence
         self._draw = draw
@@ -180,10 +203,9 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
     def load_ground_truth(self) -> dict[str, GroundTruth]:
         """Read the ground truth of the dataset now, by image, and not at the first image."""
         if self._ground_truth is None:
-            images = [image["file_name"] for image in DatasetCatalog.get(self._dataset_name)]
-            files = [ground_truth_file(self._gt_dir, image) for image in images]
-            loaded = read_ground_truth(self._gt_dir, files)
-            self._ground_truth = dict(zip(map(image_name, images), loaded, strict=True))
+            files = ground_truth_files(self._dataset_name)
+            loaded = read_ground_truth(self._gt_dir, list(files.values()))
+            self._ground_truth = dict(zip(files, loaded, strict=True))
         return self._ground_truth
 
     def process(
@@ -203,7 +225,7 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         """
         ground_truth = self.load_ground_truth()
         for image, output in zip(inputs, outputs, strict=True):
-            name = image_name(image["file_name"])
+            name = image_name(image["file_name"], self._image_suffix)
             self._check_name(name)
             if "instances" not in output:
                 raise InputError(

@@ -1,6 +1,7 @@
 """Official result files of instance segmentation, in and out.
 
-A result folder holds, anywhere below it, one ``<city>_<sequence>_<frame>*.txt`` per image.
+A result folder holds, anywhere below it, one ``NAME*.txt`` per image, NAME being that of its file
+without ``_leftImg8bit.png``.
 Each line is ``relative/path.png labelID confidence``: a mask of the image's size whose non-zero
 pixels are the instance (the path is relative to the text file and stays inside the folder), a
 regular label id and a number. An image in which nothing was found has an empty text file.
@@ -12,8 +13,8 @@ from __future__ import annotations
 
 import math
 import os
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -31,6 +32,7 @@ from cityscapes_maskrcnn.data.labels import (
     LABELS,
     THING_CLASSES,
 )
+from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, check_distinct, image_name
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     GroundTruth,
     ImageMatches,
@@ -116,33 +118,28 @@ def _open_image(file: Path) -> Iterator[tuple[bytes, Image.Image]]:
         raise InputError(f"cannot read {file} as an image: {error}") from error
 
 
-def image_name(file: str | os.PathLike[str]) -> str:
-    """Name an image by what all its files have in common: ``<city>_<sequence>_<frame>``.
-
-    Args:
-        file: any file of the image, such as ``ulm_000003_000019_leftImg8bit.png``.
-
-    Raises:
-        InputError: the name has another form.
-    """
-    parts = Path(file).name.split("_")
-    if len(parts) < 4:
-        raise InputError(f"{file}: not named like a Cityscapes file, city_sequence_frame_kind.png")
-    return "_".join(parts[:3])
-
-
-def ground_truth_file(gt_dir: str | os.PathLike[str], image_file: str | os.PathLike[str]) -> Path:
+def ground_truth_file(
+    gt_dir: str | os.PathLike[str],
+    image_file: str | os.PathLike[str],
+    image_suffix: str = IMAGE_SUFFIX,
+    kind: str = "gtFine",
+) -> Path:
     """Find the instance ids that belong to an image.
 
     Args:
         gt_dir: a split's folder of fine annotations, such as ``gtFine/val``, cities inside.
         image_file: the image, in its city's folder: ``.../ulm/ulm_000003_000019_leftImg8bit.png``.
+        image_suffix: the end of its name, see :func:`.tree.image_name`.
+        kind: stands before ``_instanceIds.png``.
 
     Returns:
         ``gt_dir/ulm/ulm_000003_000019_gtFine_instanceIds.png``; whether it exists is not checked.
+
+    Raises:
+        InputError: the image's name ends otherwise.
     """
     city = Path(image_file).parent.name
-    return Path(gt_dir) / city / f"{image_name(image_file)}{INSTANCE_IDS_SUFFIX}"
+    return Path(gt_dir) / city / f"{image_name(image_file, image_suffix)}_{kind}_instanceIds.png"
 
 
 def find_ground_truth(gt_dir: str | os.PathLike[str]) -> list[Path]:
@@ -154,7 +151,7 @@ def find_ground_truth(gt_dir: str | os.PathLike[str]) -> list[Path]:
     folder = Path(gt_dir)
     if not folder.is_dir():
         raise InputError(f"ground truth folder {folder} does not exist")
-    files = sorted(folder.glob(f"*/*{INSTANCE_IDS_SUFFIX}"))
+    files = sorted(folder.glob(f"[!.]*/[!.]*{INSTANCE_IDS_SUFFIX}"))
     if not files:
         raise InputError(
             f"{folder} holds no <city>/*{INSTANCE_IDS_SUFFIX}: give a split's folder, such as"
@@ -163,12 +160,54 @@ def find_ground_truth(gt_dir: str | os.PathLike[str]) -> list[Path]:
     return files
 
 
+def assign_text_files(
+    texts: Iterable[str], names: Iterable[str]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Assign text files to images.
+
+    A text file belongs to the image with the longest name that its own begins with, followed by no
+    further letter or digit: ``a_night_pred.txt`` is of ``a_night``, and of ``a`` only where there
+    is no image ``a_night``. A space in an image's name may be ``_`` in the text file's.
+
+    Args:
+        texts: paths with ``/`` of text files.
+        names: of the images, see :func:`.tree.image_name`.
+
+    Returns:
+        The text files of each image, by name, and those of none, in the order of ``texts``.
+
+    Raises:
+        InputError: two images cannot be told apart by the names of text files.
+    """
+    by_prefix: dict[str, str] = {}
+    for name in names:
+        for prefix in {name, result_stem(name)}:
+            if prefix in by_prefix:
+                raise InputError(
+                    f"the images {by_prefix[prefix]} and {name} have the same result files, "
+                    f"{prefix}*.txt; rename one"
+                )
+            by_prefix[prefix] = name
+    own: dict[str, list[str]] = {name: [] for name in by_prefix.values()}
+    others: list[str] = []
+    for text in texts:
+        stem = posixpath.basename(text).removesuffix(".txt")
+        prefixes = (
+            stem[:end]
+            for end in range(len(stem), 0, -1)
+            if not stem[end : end + 1].isalnum() and stem[:end] in by_prefix
+        )
+        longest = next(prefixes, None)
+        (others if longest is None else own[by_prefix[longest]]).append(text)
+    return own, others
+
+
 def find_result_files(results_dir: str | os.PathLike[str], names: Sequence[str]) -> list[Path]:
     """Find the result file of every image.
 
     Args:
         results_dir: searched with everything below it.
-        names: of the images, as :func:`image_name` gives them.
+        names: of the images, see :func:`.tree.image_name`.
 
     Returns:
         One text file per name, in the same order. Files of other images are not looked at.
@@ -180,18 +219,13 @@ def find_result_files(results_dir: str | os.PathLike[str], names: Sequence[str])
     if not folder.is_dir():
         raise InputError(f"results folder {folder} does not exist")
     texts = sorted(
-        (name, root)
+        f"{root}/{name}"
         for root, _, files in os.walk(folder)
         for name in files
         if name.endswith(".txt")
     )
-    found = []
-    for name in names:
-        at = bisect_left(texts, (name, ""))
-        matching = []
-        while at < len(texts) and texts[at][0].startswith(name):
-            matching.append(Path(texts[at][1]) / texts[at][0])
-            at += 1
+    own, _ = assign_text_files(texts, names)
+    for name, matching in own.items():
         if not matching:
             raise InputError(
                 f"{folder} holds no result file {name}*.txt: every image needs one, an empty one"
@@ -202,8 +236,7 @@ def find_result_files(results_dir: str | os.PathLike[str], names: Sequence[str])
                 f"image {name} has more than one result file: {matching[0]} and {matching[1]};"
                 " remove one"
             )
-        found.append(matching[0])
-    return found
+    return [Path(own[name][0]) for name in names]
 
 
 def read_predictions(
@@ -278,45 +311,46 @@ def _parse_line(line: str, folder: Path, root: Path) -> tuple[Path, int, float]:
 
 
 def write_image_results(
-    folder: str | os.PathLike[str],
-    image_file: str | os.PathLike[str],
-    predictions: Sequence[Prediction],
+    folder: str | os.PathLike[str], name: str, predictions: Sequence[Prediction]
 ) -> Path:
     """Write one image's predictions in the official form.
 
     Args:
         folder: where the text file and the masks go, side by side; created when missing.
-        image_file: the image; its name gives the names of what is written.
+        name: of the image, see :func:`.tree.image_name`; what is written begins with it.
         predictions: of the image. A confidence is written so that it reads back as the same number.
 
     Returns:
         The text file. It is written last: it never names a mask that is not there.
     """
-    for name, content in image_results(image_file, predictions):
-        path = Path(folder) / name
+    for file_name, content in image_results(name, predictions):
+        path = Path(folder) / file_name
         with atomic_write(path) as file:
             file.write(content)
     return path
 
 
-def image_results(
-    image_file: str | os.PathLike[str], predictions: Sequence[Prediction]
-) -> Iterator[tuple[str, bytes]]:
+def image_results(name: str, predictions: Sequence[Prediction]) -> Iterator[tuple[str, bytes]]:
     """Make the files of :func:`write_image_results` one by one, the text file last.
 
     Yields:
         Name, without folder and spaces, and content of every mask and of the text file.
     """
-    stem = Path(image_file).stem.replace(" ", "_")
+    stem = result_stem(name)
     lines = []
     for index, prediction in enumerate(predictions):
         png = BytesIO()
         Image.fromarray(prediction.mask.frame() * 255).save(png, format="PNG", compress_level=1)
-        name = f"{stem}_{index}_{THING_CLASSES[prediction.category]}.png"
+        mask_name = f"{stem}_{index}_{THING_CLASSES[prediction.category]}.png"
         label_id = CONTIGUOUS_TO_ID[prediction.category]
-        lines.append(f"{name} {label_id} {float(prediction.confidence)!r}\n")
-        yield name, png.getvalue()
+        lines.append(f"{mask_name} {label_id} {float(prediction.confidence)!r}\n")
+        yield mask_name, png.getvalue()
     yield f"{stem}_pred.txt", "".join(lines).encode()
+
+
+def result_stem(name: str) -> str:
+    """Return what the result files of an image begin with: its name without spaces."""
+    return name.replace(" ", "_")
 
 
 def map_result_files(
@@ -342,7 +376,9 @@ def map_result_files(
         InputError: see the functions above. That every image has a result file is checked first.
     """
     gt_files = find_ground_truth(gt_dir)
-    text_files = find_result_files(results_dir, [image_name(file) for file in gt_files])
+    names = [image_name(file, INSTANCE_IDS_SUFFIX) for file in gt_files]
+    check_distinct(names, str(gt_dir))
+    text_files = find_result_files(results_dir, names)
     return map_in_parallel(
         partial(_map_files, function, Path(results_dir)),
         list(zip(gt_files, text_files, strict=True)),

@@ -15,6 +15,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from cityscapes_maskrcnn.data.labels import SEMANTIC_LABELS
+from cityscapes_maskrcnn.data.tree import check_distinct
 from cityscapes_maskrcnn.evaluation.evaluator import ImageEvaluator
 from cityscapes_maskrcnn.evaluation.pixel_iou import (
     LABEL_IDS_SUFFIX,
@@ -23,7 +24,6 @@ from cityscapes_maskrcnn.evaluation.pixel_iou import (
     format_pixel_scores,
     pixel_scores,
 )
-from cityscapes_maskrcnn.evaluation.result_files import image_name
 from cityscapes_maskrcnn.utils.errors import InputError
 
 RESULTS_FILE = "cityscapes_semantic_results.json"
@@ -71,14 +71,16 @@ class CityscapesSemanticEvaluator(ImageEvaluator[ImageCounts]):
                 f" train ids: {', '.join(metadata.stuff_classes)}"
             )
         self._label_files: dict[str, Path] = {}
-        for image in DatasetCatalog.get(dataset_name):
+        images = DatasetCatalog.get(dataset_name)
+        for image in images:
             file = image.get("sem_seg_file_name")
             if file is None or not file.endswith(LABEL_IDS_SUFFIX):
                 raise InputError(
                     f"dataset {dataset_name} has no *{LABEL_IDS_SUFFIX} to score against; name one"
                     " with semantic labels, such as cityscapes_coarse_semantic_pretrain_val"
                 )
-            self._label_files[image_name(image["file_name"])] = Path(file)
+            self._label_files[image["file_name"]] = Path(file)
+        check_distinct((image["file_name"] for image in images), dataset_name)
 
     def _image_names(self) -> Iterable[str]:
         return self._label_files
@@ -98,7 +100,7 @@ class CityscapesSemanticEvaluator(ImageEvaluator[ImageCounts]):
                 or the prediction does not fit it.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            name = image_name(image["file_name"])
+            name = image["file_name"]
             self._check_name(name)
             try:
                 predicted_ids = logits_to_label_ids(output["sem_seg"])

@@ -25,8 +25,10 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from cityscapes_maskrcnn.data.images import read_png_size
+from cityscapes_maskrcnn.data.images import read_image_size
 from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, INSTANCE_LABELS, LABELS
+from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, check_distinct, image_name
+from cityscapes_maskrcnn.evaluation.result_files import assign_text_files
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
@@ -56,13 +58,13 @@ KINDS: Final[dict[str, str]] = {
 _LARGEST_FILE: Final = 64 * 2**20  # bytes; a decompression bomb is larger
 _LABEL_NAMES: Final = {label.id: label.name for label in LABELS}
 _TRAIN_ID_LABELS: Final = {label.trainId: label for label in INSTANCE_LABELS}
-_NAME: Final = r"[^_/]+_[^_/]+_\d+"  # of an image: city_sequence_frame
+_FILE_TYPES: Final = {".png", ".jpg", ".jpeg", ".json", ".txt"}
 _IMAGES_A_CHUNK: Final = 32
 
 
 @dataclass(frozen=True)
 class ExpectedImage:
-    """An image that needs a text file: ``<city>_<sequence>_<frame>`` and its size in pixels."""
+    """An image that needs a text file: name (:func:`.tree.image_name`) and size in pixels."""
 
     name: str
     height: int
@@ -96,7 +98,7 @@ def check_submission(
         The violations, in the order of :data:`KINDS`, then of files; empty if all is well.
 
     Raises:
-        InputError: there is no such file or folder.
+        InputError: there is no such file or folder, or two images have the same result files.
     """
     path = Path(submission)
     if not path.exists():
@@ -129,32 +131,41 @@ def check_submission(
     return sorted(violations, key=lambda each: (order[each.kind], each.where))
 
 
-def read_image_list(file: str | os.PathLike[str]) -> list[ExpectedImage]:
+def read_image_list(
+    file: str | os.PathLike[str], image_suffix: str = IMAGE_SUFFIX
+) -> list[ExpectedImage]:
     """Read the list of the images that need results.
 
     Args:
-        file: a line an image, its name or any of its files:
-            ``.../ulm_000003_000019_leftImg8bit.png``. Where that is a PNG file that exists the
-            image has its size, else 1024 x 2048, as all of Cityscapes.
+        file: a line an image, its name or its file: ``.../ulm_000003_000019_leftImg8bit.png``.
+            Where that exists the image has its size, else 1024 x 2048, as all of Cityscapes.
+        image_suffix: the end of the files' names, see :func:`.tree.image_name`.
 
     Raises:
-        InputError: the file cannot be read, is empty, or a line names no image.
+        InputError: the file cannot be read or is empty, a line names a file that ends otherwise, or
+            two lines name one image.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8").split()
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from error
     images = []
-    for line in lines:
-        match = re.match(_NAME, posixpath.basename(line))
-        if not match:
-            raise InputError(f"{file}: {line!r} does not begin with city_sequence_frame")
+    for line in filter(None, map(str.strip, lines)):
+        name = posixpath.basename(line)
+        if line.endswith(image_suffix):
+            name = image_name(line, image_suffix)
+        elif Path(line).suffix.lower() in _FILE_TYPES:
+            raise InputError(
+                f"{file}: {line} is no name of an image and does not end in {image_suffix}; list "
+                "names or images, and give --image-suffix where they end otherwise"
+            )
         height, width = 1024, 2048
-        if line.endswith(".png") and Path(line).is_file():
-            height, width = read_png_size(line)
-        images.append(ExpectedImage(match.group(), height, width))
+        if Path(line).is_file():
+            height, width = read_image_size(line)
+        images.append(ExpectedImage(name, height, width))
     if not images:
         raise InputError(f"{file}: names no image")
+    check_distinct((image.name for image in images), str(file))
     return images
 
 
@@ -234,19 +245,10 @@ def _assign_texts(
 ) -> tuple[list[tuple[str, ExpectedImage]], list[Violation]]:
     """Find every image's text files, and what is wrong with their names."""
     expected = {image.name: image for image in images}
-    texts: dict[str, list[str]] = {name: [] for name in expected}
-    violations = []
-    for text in names:
-        if not text.endswith(".txt"):
-            continue
-        # As in the official script, anything may follow the frame's number.
-        match = re.match(_NAME, posixpath.basename(text))
-        if match and match.group() in texts:
-            texts[match.group()].append(text)
-        else:
-            violations.append(Violation("text file of no image", text))
-        if "/" in text:
-            violations.append(Violation("text file in a folder", text))
+    files = [name for name in names if name.endswith(".txt")]
+    texts, others = assign_text_files(files, [image.name for image in images])
+    violations = [Violation("text file of no image", text) for text in others]
+    violations += [Violation("text file in a folder", text) for text in files if "/" in text]
     violations += [Violation("missing text file", name) for name, own in texts.items() if not own]
     violations += [
         Violation("doubled text file", name, ", ".join(own))

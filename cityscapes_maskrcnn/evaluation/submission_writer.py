@@ -22,7 +22,11 @@ from typing import Any, Final
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.evaluation.instance_ap import Prediction
-from cityscapes_maskrcnn.evaluation.result_files import image_name, image_results
+from cityscapes_maskrcnn.evaluation.result_files import (
+    assign_text_files,
+    image_results,
+    result_stem,
+)
 from cityscapes_maskrcnn.evaluation.submission_check import (
     ExpectedImage,
     check_submission,
@@ -32,7 +36,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write, to_json, write_json
 
 _RUN_FILE: Final = "run.json"
-_FORMAT: Final = 2  # of the parts
+_FORMAT: Final = 3  # of the parts
 
 
 class SubmissionWriter:
@@ -45,7 +49,7 @@ class SubmissionWriter:
             Parts of an earlier run are used if it had the same.
 
     Raises:
-        InputError: the output is a folder.
+        InputError: the output is a folder, or two images would have the same result files.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class SubmissionWriter:
             raise InputError(f"{self.output}: a folder; --output must name a zip file")
         self.work = self.output.with_name(self.output.name + ".parts")
         self._images = sorted(images, key=lambda image: image.name)
+        _check_names([image.name for image in images])
         listing = "\n".join(f"{i.name} {i.height} {i.width}" for i in self._images)
         digest = hashlib.sha256(listing.encode()).hexdigest()
         # As it reads back, with lists in place of tuples.
@@ -81,30 +86,29 @@ class SubmissionWriter:
             self._check_run(finished[0].name)
         write_json(self.work / _RUN_FILE, self._run)
 
-    def is_done(self, image_file: str | os.PathLike[str]) -> bool:
+    def is_done(self, name: str) -> bool:
         """Whether the part of an image exists."""
-        return self._part(image_name(image_file)).is_file()
+        return self._part(name).is_file()
 
-    def write(
-        self,
-        image_file: str | os.PathLike[str],
-        predictions: Sequence[Prediction],
-    ) -> None:
+    def write(self, name: str, predictions: Sequence[Prediction]) -> None:
         """Write the part of one image; empty masks, which do not count, are left out.
+
+        Args:
+            name: of the image.
+            predictions: of the image.
 
         Raises:
             InputError: a confidence is not finite, a class is none of the 8, or the disk is full.
         """
         for prediction in predictions:
             if not math.isfinite(prediction.confidence):
-                raise InputError(f"{image_file}: a prediction's score is {prediction.confidence}")
+                raise InputError(f"{name}: a prediction's score is {prediction.confidence}")
             if prediction.category not in range(len(THING_CLASSES)):
-                raise InputError(f"{image_file}: a prediction's class is {prediction.category}")
+                raise InputError(f"{name}: a prediction's class is {prediction.category}")
         kept = [prediction for prediction in predictions if prediction.mask.area()]
-        part = self._part(image_name(image_file))
-        with self._open_archive(part) as archive:
-            for name, content in image_results(image_file, kept):
-                _add(archive, name, content)
+        with self._open_archive(self._part(name)) as archive:
+            for file_name, content in image_results(name, kept):
+                _add(archive, file_name, content)
 
     def finish(self, num_workers: int | None = None) -> None:
         """Put the parts together, read everything back, and give the file its name.
@@ -179,6 +183,18 @@ class SubmissionWriter:
                 f"{error}; images that are done stay in {self.work}: make room and give the same"
                 " command again"
             ) from error
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Verify that every image's own text file, and no other, will be found for it."""
+    texts = {f"{result_stem(name)}_pred.txt": name for name in names}
+    own, _ = assign_text_files(texts, names)
+    for name, found in own.items():
+        if [texts[text] for text in found] != [name]:
+            raise InputError(
+                f"the text file of {name} would be taken for another image's, or that for its; "
+                "rename one"
+            )
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -10,6 +10,7 @@ from cityscapes_maskrcnn.data.tree import (
     CITIES,
     dataset_root,
     find_images,
+    image_name,
     is_generated,
     tree_folder,
 )
@@ -27,6 +28,28 @@ def test_official_cities():
     numbers = {split: len(cities) for split, cities in CITIES.items()}
     assert numbers == {"train": 18, "val": 3, "test": 6, "train_extra": 23}
     assert len({city for cities in CITIES.values() for city in cities}) == 50
+
+
+@pytest.mark.parametrize(
+    ("file", "suffix", "name"),
+    [
+        ("/a/ulm_000003_000019_leftImg8bit.png", "_leftImg8bit.png", "ulm_000003_000019"),
+        ("new_york_000000_000019_leftImg8bit.png", "_leftImg8bit.png", "new_york_000000_000019"),
+        ("a_0_1_night_leftImg8bit.png", "_leftImg8bit.png", "a_0_1_night"),
+        ("a_0_1_leftImg8bit_foggy_beta_0.02.png", "_leftImg8bit_foggy_beta_0.02.png", "a_0_1"),
+        ("x/photo 0.1.JPG", ".JPG", "photo 0.1"),
+        ("a_0_1_leftImg8bit_foggy_beta_0.01.png", "_leftImg8bit_foggy_beta_0.02.png", None),
+        ("photo.jpg", ".JPG", None),
+        ("_leftImg8bit.png", "_leftImg8bit.png", None),
+        ("photo.png", "", None),
+    ],
+)
+def test_an_image_is_its_name_without_suffix(file: str, suffix: str, name: str | None) -> None:
+    if name is not None:
+        assert image_name(file, suffix) == name
+    else:
+        with pytest.raises(InputError, match=f"{file}: its name does not end in {suffix}; reg"):
+            image_name(file, suffix)
 
 
 def test_strange_files_between_the_images_are_left_alone(tmp_path, write_scene):

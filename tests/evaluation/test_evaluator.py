@@ -26,6 +26,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
+from cityscapes_maskrcnn.data.tree import image_name
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages
 from cityscapes_maskrcnn.evaluation.instances import (
@@ -119,7 +120,7 @@ def test_equals_the_score_of_the_written_files(case: dict[str, Any], tmp_path: P
     for file, arrays in zip(case["files"], case["outputs"], strict=True):
         output = script.to_output(arrays)
         predictions = instances_to_predictions(output["instances"], HEIGHT, WIDTH)
-        write_image_results(tmp_path / "results", file, predictions)
+        write_image_results(tmp_path / "results", image_name(file), predictions)
     matches = match_result_files(tmp_path / "results", case["gt_dir"], num_workers=1)
     expected = averages(average_precision(matches))
 
@@ -337,7 +338,19 @@ def test_outputs_and_images_of_another_dataset(case: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="predicts sem_seg, but no instances"):
         evaluator.process([{"file_name": case["files"][0]}], [{"sem_seg": torch.zeros(19, 2, 2)}])
     with pytest.raises(InputError, match="bonn_000009_000019 does not belong to it"):
-        evaluator.process([{"file_name": "bonn_000009_000019_x.png"}], [{}])
+        evaluator.process([{"file_name": "bonn_000009_000019_leftImg8bit.png"}], [{}])
+
+
+def test_images_of_one_name_and_of_another_suffix_are_refused(case: dict[str, Any]) -> None:
+    evaluator = CityscapesInstanceEvaluator("evaluator_test")
+    case["files"].append(case["files"][0])
+    with pytest.raises(InputError, match="evaluator_test: 2 images have the name ulm_000000_0000"):
+        evaluator.load_ground_truth()
+    case["files"][-1] = "/a/ulm/ulm_000000_000019_leftImg8bit_foggy_beta_0.01.png"
+    with pytest.raises(
+        InputError, match=r"beta_0.01.png: its name does not end in _leftImg8bit\.p"
+    ):
+        evaluator.load_ground_truth()
 
 
 def test_masks_are_the_same_by_both_ways() -> None:

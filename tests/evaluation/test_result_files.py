@@ -14,9 +14,9 @@ from PIL import Image
 from cityscapes_maskrcnn.evaluation.instance_ap import Prediction
 from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.result_files import (
+    assign_text_files,
     find_result_files,
     ground_truth_file,
-    image_name,
     match_result_files,
     read_instance_ids,
     read_mask,
@@ -46,11 +46,39 @@ def read(results: Path) -> list[Prediction]:
 
 
 def test_names() -> None:
-    assert image_name(f"/a/b/{NAME}_leftImg8bit.png") == NAME
     found = ground_truth_file("/gt/val", f"/images/val/ulm/{NAME}_leftImg8bit.png")
     assert found == Path(f"/gt/val/ulm/{NAME}_gtFine_instanceIds.png")
-    with pytest.raises(InputError, match="not named like a Cityscapes file"):
-        image_name("photo.png")
+    foggy = f"/foggy/val/ulm/{NAME}_leftImg8bit_foggy_beta_0.02.png"
+    found = ground_truth_file("/gt", foggy, "_leftImg8bit_foggy_beta_0.02.png")
+    assert found == Path(f"/gt/ulm/{NAME}_gtFine_instanceIds.png")
+    found = ground_truth_file("/gt", "/a/GOPR0475/GOPR_1_rgb_anon.png", "_rgb_anon.png", "gt")
+    assert found == Path("/gt/GOPR0475/GOPR_1_gt_instanceIds.png")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        # As the official script, Detectron2, MMDetection and this project name them.
+        (["a_0_1.txt", "x/a_0_1_pred.txt", "a_0_1_leftImg8bit_pred.txt"], {"a_0_1": 3}),
+        (["a_0_10_pred.txt", "a_0_10.txt"], {"a_0_10": 2}),
+        (["a_0_100.txt", "b_a_0_1.txt", "a_0.txt", ".txt"], {}),
+        # Names that begin with others.
+        (["a_0_1_night_leftImg8bit_pred.txt"], {"a_0_1_night": 1}),
+        (["new york 0.02_pred.txt", "new_york_0.02.txt"], {"new york 0.02": 2}),
+    ],
+)
+def test_text_files_belong_to_the_longest_name(names: list[str], expected: dict[str, int]) -> None:
+    images = ["a_0_1", "a_0_10", "a_0_1_night", "new york 0.02"]
+    own, others = assign_text_files(names, images)
+    assert list(own) == images
+    assert {name: len(found) for name, found in own.items() if found} == expected
+    assert len(others) == len(names) - sum(expected.values())
+
+
+def test_images_whose_text_files_would_be_one() -> None:
+    for names in (["a b", "a_b"], ["a", "a"]):
+        with pytest.raises(InputError, match=f"images {names[0]} and {names[1]} have the same"):
+            assign_text_files([], names)
 
 
 def test_reads_a_prediction(results: Path) -> None:
@@ -224,21 +252,20 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
         Prediction(mask_from_bitmap(np.eye(HEIGHT, WIDTH)), 7, float(np.float32(0.3))),
         Prediction(mask_from_bitmap(np.zeros((HEIGHT, WIDTH))), 2, 1e-9),
     ]
-    image_file = f"/data/val/ulm/{NAME}_leftImg8bit.png"
-    text_file = write_image_results(tmp_path, image_file, predictions)
-    assert text_file == tmp_path / f"{NAME}_leftImg8bit_pred.txt"
+    text_file = write_image_results(tmp_path, NAME, predictions)
+    assert text_file == tmp_path / f"{NAME}_pred.txt"
     assert text_file.read_text().splitlines() == [
-        f"{NAME}_leftImg8bit_0_person.png 24 0.1",
-        f"{NAME}_leftImg8bit_1_bicycle.png 33 0.30000001192092896",
-        f"{NAME}_leftImg8bit_2_car.png 26 1e-09",
+        f"{NAME}_0_person.png 24 0.1",
+        f"{NAME}_1_bicycle.png 33 0.30000001192092896",
+        f"{NAME}_2_car.png 26 1e-09",
     ]
     read_back = read_predictions(text_file, tmp_path, HEIGHT, WIDTH)
     for before, after in zip(predictions, read_back, strict=True):
         assert (before.category, before.confidence) == (after.category, after.confidence)
         np.testing.assert_array_equal(before.mask.frame(), after.mask.frame())
-    with Image.open(tmp_path / f"{NAME}_leftImg8bit_1_bicycle.png") as image:
+    with Image.open(tmp_path / f"{NAME}_1_bicycle.png") as image:
         assert np.unique(image).tolist() == [0, 255]
-    assert write_image_results(tmp_path, "a_0_1_x.png", []).read_bytes() == b""
+    assert write_image_results(tmp_path, "a b 0.02", []).read_bytes() == b""
 
 
 def test_workers_give_the_same_matches(results: Path, tmp_path: Path) -> None:

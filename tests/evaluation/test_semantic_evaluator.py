@@ -120,7 +120,7 @@ def test_part_of_a_split_and_missing_images() -> None:
     part = score("semantic_part")["sem_seg"]["IoU"]
     assert 0 < part != score(FINE)["sem_seg"]["IoU"]
     inside = DatasetCatalog.get("semantic_part")
-    names = [Path(image["file_name"]).name.removesuffix("_leftImg8bit.png") for image in inside]
+    names = [image["file_name"] for image in inside]
     evaluator = CityscapesSemanticEvaluator("semantic_part")
     process(evaluator, inside[:1])
     with pytest.raises(InputError) as error:
@@ -129,7 +129,7 @@ def test_part_of_a_split_and_missing_images() -> None:
         f"cannot score semantic_part: 1 images were not predicted: {names[1]}"
     )
     outside = [image for image in DatasetCatalog.get(FINE) if image not in inside]
-    with pytest.raises(InputError, match=r"cannot score semantic_part: \w+ does not belong to it"):
+    with pytest.raises(InputError, match=r"cannot score semantic_part: .*.png does not belong"):
         process(evaluator, outside[:1])
 
 

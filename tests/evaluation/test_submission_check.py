@@ -245,7 +245,16 @@ def test_image_list(tmp_path: Path) -> None:
         ExpectedImage(ULM, HEIGHT, WIDTH),
         ExpectedImage(BONN, 1024, 2048),
     ]
-    for content, message in [("", "names no image"), ("photo.png", "'photo.png' does not begin")]:
+    (tmp_path / "list.txt").write_text("stuttgart_00_000000_000001\nphoto 0.02.jpg\n")
+    assert read_image_list(tmp_path / "list.txt", ".jpg") == [
+        ExpectedImage("stuttgart_00_000000_000001", 1024, 2048),
+        ExpectedImage("photo 0.02", 1024, 2048),
+    ]
+    for content, message in [
+        ("", "names no image"),
+        ("a/photo.png", "a/photo.png is no name of an image and does not end in _leftImg8bit.png"),
+        (f"{ULM}\na/{ULM}_leftImg8bit.png", f"list.txt: 2 images have the name {ULM}"),
+    ]:
         (tmp_path / "list.txt").write_text(content)
         with pytest.raises(InputError, match=message):
             read_image_list(tmp_path / "list.txt")

@@ -23,10 +23,6 @@ IMAGES = [ExpectedImage(name, HEIGHT, WIDTH) for name in NAMES]
 RUN = {"weights": "a", "sizes": (400, 500)}
 
 
-def image_file(name: str) -> str:
-    return f"/data/leftImg8bit/test/{name.split('_')[0]}/{name}_leftImg8bit.png"
-
-
 def box(x0: int, y0: int, bitmap: np.ndarray) -> RunMask:
     return mask_from_bitmap(bitmap, x0=x0, y0=y0, height=HEIGHT, width=WIDTH)
 
@@ -47,8 +43,8 @@ def write(output: Path, names: list[str] = NAMES, run: dict[str, Any] = RUN) -> 
     writer = SubmissionWriter(output, IMAGES, run)
     writer.prepare()
     for name in names:
-        if not writer.is_done(image_file(name)):
-            writer.write(image_file(name), predictions(name))
+        if not writer.is_done(name):
+            writer.write(name, predictions(name))
     return writer
 
 
@@ -58,20 +54,52 @@ def test_what_is_in_it(tmp_path: Path) -> None:
     assert [path.name for path in output.parent.iterdir()] == ["submission.zip"]
     with zipfile.ZipFile(output) as archive:
         assert archive.namelist() == [
-            f"{NAMES[1]}_leftImg8bit_0_car.png",
-            f"{NAMES[1]}_leftImg8bit_1_person.png",
-            f"{NAMES[1]}_leftImg8bit_pred.txt",
-            f"{NAMES[2]}_leftImg8bit_pred.txt",
-            f"{NAMES[0]}_leftImg8bit_0_car.png",
-            f"{NAMES[0]}_leftImg8bit_1_person.png",
-            f"{NAMES[0]}_leftImg8bit_pred.txt",
+            f"{NAMES[1]}_0_car.png",
+            f"{NAMES[1]}_1_person.png",
+            f"{NAMES[1]}_pred.txt",
+            f"{NAMES[2]}_pred.txt",
+            f"{NAMES[0]}_0_car.png",
+            f"{NAMES[0]}_1_person.png",
+            f"{NAMES[0]}_pred.txt",
         ]
-        assert archive.read(f"{NAMES[2]}_leftImg8bit_pred.txt") == b""
-        assert archive.read(f"{NAMES[0]}_leftImg8bit_pred.txt").decode().splitlines() == [
-            f"{NAMES[0]}_leftImg8bit_0_car.png 26 0.30000001192092896",
-            f"{NAMES[0]}_leftImg8bit_1_person.png 24 0.75",
+        assert archive.read(f"{NAMES[2]}_pred.txt") == b""
+        assert archive.read(f"{NAMES[0]}_pred.txt").decode().splitlines() == [
+            f"{NAMES[0]}_0_car.png 26 0.30000001192092896",
+            f"{NAMES[0]}_1_person.png 24 0.75",
         ]
     assert check_submission(output, IMAGES, 1) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a b", "a_b"], "the images a b and a_b have the same result files"),
+        (["a", "a_pred"], "the text file of a would be taken for another image's"),
+    ],
+)
+def test_images_of_one_text_file_are_refused_before_any_is_predicted(
+    tmp_path: Path, names: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        SubmissionWriter(tmp_path / "s.zip", [ExpectedImage(n, HEIGHT, WIDTH) for n in names], RUN)
+
+
+def test_names_that_begin_with_others(tmp_path: Path) -> None:
+    names = ["new york 0.02", "new york 0.02_night", "0001", "00010"]
+    images = [ExpectedImage(name, HEIGHT, WIDTH) for name in names]
+    writer = SubmissionWriter(tmp_path / "s.zip", images, RUN)
+    writer.prepare()
+    for name in names:
+        writer.write(name, predictions(NAMES[0]))
+    writer.finish(num_workers=1)
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        texts = [name for name in archive.namelist() if name.endswith(".txt")]
+    assert texts == [
+        "0001_pred.txt",
+        "00010_pred.txt",
+        "new_york_0.02_pred.txt",
+        "new_york_0.02_night_pred.txt",
+    ]
 
 
 def test_same_bytes_again_in_any_order_and_after_a_kill(tmp_path: Path) -> None:
@@ -102,7 +130,7 @@ def test_parts_of_another_model_stay_and_are_refused(tmp_path: Path) -> None:
             write(tmp_path / "s.zip", run=run)
     # Compared as it reads back from JSON.
     same = write(tmp_path / "s.zip", [], {**RUN, "sizes": [400, 500]})
-    assert same.is_done(image_file(NAMES[0]))
+    assert same.is_done(NAMES[0])
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "3"])
@@ -142,9 +170,9 @@ def test_damaged_part_is_named(tmp_path: Path) -> None:
 def test_invalid_predictions(tmp_path: Path, category: int, score: float, message: str) -> None:
     writer = write(tmp_path / "s.zip", [])
     prediction = Prediction(box(0, 0, np.ones((2, 2))), category, score)
-    with pytest.raises(InputError, match=f"{NAMES[0]}_leftImg8bit.png: a prediction's {message}"):
-        writer.write(image_file(NAMES[0]), [prediction])
-    assert not writer.is_done(image_file(NAMES[0]))
+    with pytest.raises(InputError, match=f"{NAMES[0]}: a prediction's {message}"):
+        writer.write(NAMES[0], [prediction])
+    assert not writer.is_done(NAMES[0])
 
 
 FULL_DISK = """
@@ -158,7 +186,7 @@ try:
     if {images} == len(NAMES):
         writer.finish(num_workers=1)
     else:
-        writer.write(image_file(NAMES[0]), predictions(NAMES[0]))
+        writer.write(NAMES[0], predictions(NAMES[0]))
 except InputError as error:
     sys.exit(str(error))
 """
