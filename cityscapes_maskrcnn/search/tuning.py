@@ -33,7 +33,9 @@ from cityscapes_maskrcnn.search.storage import (
 from cityscapes_maskrcnn.search.study import (
     IMAGES_CONTENT,
     WEIGHTS_CONTENT,
+    counting_trials,
     join_study,
+    original_number,
     progress,
 )
 from cityscapes_maskrcnn.search.trial import TrialRunner, check_folders
@@ -167,7 +169,7 @@ def tune(
 
 
 class SeededByTrial(TPESampler):
-    """Optuna's TPE, with random numbers that follow from a seed and the number of the trial.
+    """Optuna's TPE, with random numbers that follow from a seed and the trials before.
 
     One generator for a whole worker would start anew with every restart, and workers with the
     same seed would draw the same trials. Here the result depends on the trials before and on
@@ -187,7 +189,11 @@ class SeededByTrial(TPESampler):
         """Take the generator of this trial."""
         seed = None
         if self._base_seed >= 0:
-            words = np.random.SeedSequence((self._base_seed, trial.number)).generate_state(1)
+            # Not its number: a trial that was queued again after a kill has taken two.
+            number = original_number(trial)
+            trials = counting_trials(study.get_trials(deepcopy=False))
+            before = sum(original_number(other) < number for other in trials)
+            words = np.random.SeedSequence((self._base_seed, before)).generate_state(1)
             seed = int(words[0])
         # TPE has no state but its generator: all else is read from the study.
         super().__init__(seed=seed, n_startup_trials=self._random_trials)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.search.tuning import SeededByTrial, tune
@@ -79,8 +81,11 @@ def test_bad_input(
     assert not list(tmp_path.rglob("*.*"))
 
 
-def sample(numbers: list[int], seed: int = 7) -> list[dict[str, float]]:
-    """Run as many trials as the numbers say, each number with a sampler, a worker, of its own."""
+def sample(numbers: list[int], seed: int = 7, killed: bool = False) -> list[dict[str, float]]:
+    """Run as many trials as the numbers say, each number with a sampler, a worker, of its own.
+
+    ``killed``: each worker ends in the middle of a trial, which the next one finds queued again.
+    """
     storage = optuna.storages.InMemoryStorage()
     for trials in numbers:
         study = optuna.create_study(
@@ -92,13 +97,21 @@ def sample(numbers: list[int], seed: int = 7) -> list[dict[str, float]]:
             return (x - 0.3) ** 2 + trial.suggest_categorical("y", [0, 1])
 
         study.optimize(objective, n_trials=trials)
-    return [trial.params for trial in study.trials]
+        if killed:
+            # Every other one before it has drawn anything.
+            trial = study.ask()
+            if trials % 2:
+                objective(trial)
+            study.tell(trial, state=TrialState.FAIL)
+            RetryHeartbeatStaleTrialCallback()(study, study.trials[trial.number])
+    return [trial.params for trial in study.trials if trial.state == TrialState.COMPLETE]
 
 
 def test_an_interrupted_search_draws_what_an_uninterrupted_one_draws() -> None:
     whole = sample([12])
     # Four at random, then TPE, in one worker or in five.
     assert sample([1, 2, 3, 2, 4]) == whole
+    assert sample([1, 2, 3, 2, 4], killed=True) == whole
     assert len({each["x"] for each in whole}) == 12
     assert sample([12], seed=8) != whole
     assert sample([3], seed=-1) != sample([3], seed=-1)
