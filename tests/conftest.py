@@ -60,7 +60,7 @@ def numpy_with_in1d(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DETECTRON2_DATASETS folder with a small generated data set; never written to by tests."""
-    root = tmp_path_factory.mktemp("datasets")
+    root = tmp_path_factory.mktemp("data sets é")
     counts = {"train": 8, "val": 6, "test": 2, "train_extra": 6}
     generate_dataset(root, counts, height=96, width=192, seed=3)
     return root

@@ -106,3 +106,60 @@ def test_a_folder_becomes_a_wheel_without_its_extension(tmp_path: Path) -> None:
     detectron2("check", given)
     detectron2("build", given)
     assert wheel.read_bytes() == given.read_bytes()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what make needs, below a folder with a space, and an environment that is ready."""
+    folder = tmp_path / "my wörk" / "check out"
+    shutil.copytree(PROJECT / ".ci", folder / ".ci")
+    for name in ("Makefile", "setup.py", "constraints.txt"):
+        shutil.copy2(PROJECT / name, folder)
+    (folder / "my venv" / "bin").mkdir(parents=True)
+    (folder / "my venv" / "bin" / "python").write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    (folder / "my venv" / "bin" / "python").chmod(0o755)
+    (folder / "my venv" / ".ready").touch()
+    return folder
+
+
+def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "-s", *arguments, "VENV=my venv", "DEMO=my out"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_folders_with_spaces(checkout: Path) -> None:
+    done = make(checkout, "demo")
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split("|")
+    assert words[1] == "my out/datasets"
+    assert words[words.index("--output") + 1] == "my out"
+    assert "my out/datasets/cityscapes/leftImg8bit/val/*/*_00000[89]_*.png" in words
+    assert "my out/stage_3/model_final.pth" in words
+    assert make(checkout, "test").stdout == "-m|pytest|-q|-n|2|--dist|loadfile|"
+
+
+def test_clean_removes_what_make_created_only(checkout: Path) -> None:
+    for name in ("my", "out"):
+        (checkout / name).mkdir()
+    assert make(checkout, "demo").returncode == 0
+    done = make(checkout, "clean")
+    # The environment in this checkout is not make's.
+    assert done.returncode
+    assert "error: my venv: not removed, since make did not create it" in done.stderr
+    assert not (checkout / "my out").exists()
+    assert {"my", "out", "my venv"} <= {path.name for path in checkout.iterdir()}
+
+    (checkout / "my out").mkdir()
+    (checkout / "my out" / "thesis.tex").touch()
+    assert make(checkout, "demo").returncode == 0
+    assert "error: my out: not removed" in make(checkout, "clean").stderr
+    assert (checkout / "my out" / "thesis.tex").exists()
+
+
+def test_missing_constraints(tmp_path: Path) -> None:
+    line = setup_fails(tmp_path, f"CONSTRAINTS={tmp_path}/none.txt")
+    assert line == f"error: CONSTRAINTS={tmp_path}/none.txt: there is no such file"

@@ -105,7 +105,8 @@ def test_the_demo_s_chain(
 ) -> None:
     """Every stage, the search and the anchors, in a few iterations each."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
-    arguments = ["--config-dir", "configs/demo", "--output", str(tmp_path), "--trials", "2"]
+    arguments = ["--config-dir", "configs/demo", "--output", str(tmp_path)]
+    arguments += ["--trials", "1", "--confirm", "0"]
     done = subprocess.run(
         [sys.executable, "tools/train_stages.py", *arguments, *SHORT.split()],
         cwd=PROJECT,
