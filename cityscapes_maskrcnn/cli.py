@@ -31,6 +31,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import check_dataset_names, register_all
+from cityscapes_maskrcnn.engine.checkpoint import check_weights_file
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.engine.run_setup import lock_output_dir, start_run
 from cityscapes_maskrcnn.engine.solver import IN_EPOCHS, resolve_epochs
@@ -143,6 +144,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         args.config_file = str(find_config(args.config_file))
     cfg = build_config(args.config_file, args.opts)
+    if not (args.resume and any(Path(cfg.OUTPUT_DIR).glob("*.pth"))):
+        check_weights_file(cfg.MODEL.WEIGHTS)
     epochs = "" if args.eval_only else resolve_epochs(cfg)
     anchors = resolve_anchors(cfg, args.resume, args.eval_only)
     used = Path(cfg.OUTPUT_DIR, "metrics.json").exists()

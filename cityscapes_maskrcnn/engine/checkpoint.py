@@ -192,9 +192,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             )
         if path.startswith(TORCHVISION_SCHEME):
             path = str(fetch_torchvision(path))
-        is_local = bool(path) and "://" not in path
-        if is_local and not os.path.isfile(path.partition("?")[0]):  # noqa: PTH113
-            raise InputError(_no_such_file(path))
+        check_weights_file(path)
         try:
             rest = super().load(path, checkpointables)
             self.history = read_history(rest, path)
@@ -441,12 +439,18 @@ def _may_be_missing(parent: str, key: str, own: Any) -> bool:
     )
 
 
-def _no_such_file(path: str) -> str:
-    """Say that weights are missing and, for those of an earlier stage, how they are made."""
+def check_weights_file(path: str) -> None:
+    """Verify that weights are there, if they are a file and no address.
+
+    Raises:
+        InputError: they are missing; for those of an earlier stage it says how they are made.
+    """
+    if not path or "://" in path or os.path.isfile(path.partition("?")[0]):  # noqa: PTH113
+        return
     stage = re.fullmatch(r"stage_\d+", Path(path).parent.name)
     if not stage:
-        return f"{path}: no such file; MODEL.WEIGHTS must name a checkpoint"
-    return (
+        raise InputError(f"{path}: no such file; MODEL.WEIGHTS must name a checkpoint")
+    raise InputError(
         f"{path}: no such file; it is what {stage.group()} ends with: train that first, with "
         f"OUTPUT_DIR {Path(path).parent}, or name another checkpoint in MODEL.WEIGHTS"
     )

@@ -143,11 +143,13 @@ def evaluate_checkpoint(
     """
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST is empty: name a dataset to score on")
+    # Missing data are found before the model is built.
+    evaluators = [trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
     model = trainer.build_model(cfg)
     checkpointer = load_for_inference(model, cfg, resume)
     seen = refuse_seen_images(cfg, checkpointer.history, roles=(TRAINED, TUNED))
     save_config(cfg, scoring=True)
-    results: dict[str, Any] = trainer.test(cfg, model)
+    results: dict[str, Any] = trainer.test(cfg, model, evaluators)
     if cfg.TEST.AUG.ENABLED:
         results.update(trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():

@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,13 @@ from cityscapes_maskrcnn.utils.locks import LockTimeoutError, acquire_lock
 logger = logging.getLogger(__name__)
 
 _LOCK_FILE: Final = ".train_net.lock"
+# What these write in more than one line, config, model and lists of tensors, is for the log alone.
+_ONE_LINE_ON_TERMINAL: Final = (
+    "cityscapes_maskrcnn.engine.run_setup",
+    "detectron2.engine.defaults",
+    "detectron2.checkpoint",
+    "fvcore",
+)
 # What a log and a config need at least: on a full disk the run ends before it has begun.
 _PROBE_BYTES: Final = 1 << 16
 
@@ -90,6 +98,27 @@ def environment_report() -> str:
     return "\n".join(f"{name:20} {value}" for name, value in rows.items())
 
 
+class _TerminalFormatter(logging.Formatter):
+    """Show the first line only of what would fill the terminal before anything happens.
+
+    Args:
+        formatter: of the handler, which adds time, name and colours.
+    """
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record."""
+        # Detectron2's formatter abbreviates the name, in the record itself.
+        is_dump = record.name.startswith(_ONE_LINE_ON_TERMINAL)
+        first, *more = self._formatter.format(record).split("\n")
+        if more and is_dump:
+            return f"{first} ({len(more)} lines, see log.txt)"
+        return "\n".join([first, *more])
+
+
 def start_logs(folder: str | None) -> None:
     """Send the lines of Detectron2, fvcore and this project to the terminal and to a folder.
 
@@ -97,7 +126,12 @@ def start_logs(folder: str | None) -> None:
         folder: gets ``log.txt``; None: the terminal only.
     """
     for name, short in (("fvcore", None), ("detectron2", None), ("cityscapes_maskrcnn", "cm")):
-        setup_logger(folder, comm.get_rank(), name=name, abbrev_name=short)
+        log = setup_logger(folder, comm.get_rank(), name=name, abbrev_name=short)
+        for handler in log.handlers if folder else ():
+            on_terminal = getattr(handler, "stream", None) is sys.stdout
+            if on_terminal and not isinstance(handler.formatter, _TerminalFormatter):
+                assert handler.formatter is not None
+                handler.setFormatter(_TerminalFormatter(handler.formatter))
 
 
 def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -80,10 +80,14 @@ class Trainer(DefaultTrainer):
             # Data and random choices share the seed, and so do all processes.
             cfg.SEED = comm.shared_random_seed()
         cfg.freeze()
+        # Data that are missing or cannot be scored must be found now: not after the first epoch,
+        # and not after a page of log about the model.
+        data_loader = self.build_train_loader(cfg)
+        for name in cfg.DATASETS.TEST:
+            self.build_evaluator(cfg, name)
         model = self.build_model(cfg)
         logging.getLogger(__name__).info("Trainable parameters:\n%s", parameter_table(model))
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
 
         on_gpu = next(model.parameters()).is_cuda
         model = create_ddp_model(
@@ -102,9 +106,6 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
-        # What cannot be scored must be found now, not after the first epoch.
-        for name in cfg.DATASETS.TEST:
-            self.build_evaluator(cfg, name)
         if cfg.DATASETS.TEST and cfg.TEST.AUG.ENABLED:
             inference.with_test_time_augmentation(cfg, model)
 

@@ -219,6 +219,46 @@ def test_bad_input_is_one_line_of_a_process(tool_process: Run) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["DATASETS.TRAIN", "('cityscapes_coarse_semantic_train_extra',)"], "this model learns"),
+        (["DATASETS.TEST", "('cityscapes_fine_semantic_val',)"], "its semantic labels are not"),
+        (["--eval-only", "MODEL.WEIGHTS", "missing.pth"], "missing.pth: no such file"),
+        (["MODEL.WEIGHTS", __file__], "test_train_net.py"),
+    ],
+)
+def test_an_error_stands_below_few_lines(
+    train_net: Run, tiny: list[str], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    """Config, environment and model would fill 900 lines; inputs are looked at before the model."""
+    flags = [each for each in arguments if each.startswith("--")]
+    length = ["SOLVER.EPOCHS", 0, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path]
+    done = train_net(*flags, *tiny, *length, *arguments[len(flags) :])
+    assert done.returncode == 1
+    assert message in done.stderr.splitlines()[-1]
+    assert len(done.stdout.splitlines()) <= 40
+    assert ("Model:" in done.stdout) == (__file__ in arguments)
+
+
+def test_the_terminal_shows_results_and_the_log_the_rest(
+    trained: Path, train_net: Run, tmp_path: Path
+) -> None:
+    log, shown = (trained / "log.txt").read_text(), (trained / "stdout").read_text()
+    for line in ("META_ARCHITECTURE: GeneralizedRCNN", "(roi_heads): StandardROIHeads(", "torch  "):
+        assert line in log
+        assert line not in shown
+    assert re.search(r"Running with full config: \(\d{3} lines, see log.txt\)\n", shown)
+    # Two epochs: two tables of two protocols each.
+    assert shown.count("Cityscapes instance protocol (official), percent") == 2
+    assert len(shown.splitlines()) < 200
+    options = ("MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR", tmp_path)
+    done = train_net("--eval-only", *options, config=trained / "config.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "average" in done.stdout
+    assert len(done.stdout.splitlines()) < 100
+
+
 def test_help_lists_detectron2s_flags(tool: Run) -> None:
     done = tool("tools/train_net.py", "--help")
     assert done.returncode == 0
