@@ -30,7 +30,11 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
-from cityscapes_maskrcnn.data.registration import check_dataset_names, register_all
+from cityscapes_maskrcnn.data.registration import (
+    check_dataset_names,
+    register_all,
+    register_own_datasets,
+)
 from cityscapes_maskrcnn.engine.checkpoint import check_weights_file
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.engine.run_setup import lock_output_dir, start_run
@@ -93,6 +97,7 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     _merge_includes(cfg)
     _merge_options(cfg, [(key, value) for key, value in options if key != "INCLUDE"])
     _check_values(cfg, defaults)
+    register_own_datasets(cfg.DATASETS.OWN)
     check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON])
     check_thresholds(cfg)
     _resolve_device(cfg)

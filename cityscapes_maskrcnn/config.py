@@ -83,6 +83,18 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # refused. Detectron2's model zoo is made of them. Arrays alone are read: no code runs.
     cfg.MODEL.WEIGHTS_ALLOW_PICKLE = ("detectron2://*", "https://dl.fbaipublicfiles.com/*")
 
+    # ---- Datasets of one's own ----------------------------------------------------------------
+    # Weather variants of Cityscapes, ACDC and other data in its layout: a node a dataset, named as
+    # in DATASETS.TRAIN and DATASETS.TEST; datasets/README.md has examples. Every node has:
+    #   IMAGE_DIR     folder of the city folders, below the root of the data or absolute.
+    #   GT_DIR        the same of the annotations; without this key there are none.
+    #   TASK          "instance" (the default) or "semantic".
+    #   IMAGE_SUFFIX  what the names of the images end in; the rest of a name is the image's
+    #                 identity. Default "_leftImg8bit.png".
+    #   GT_KIND       the names of the annotations are the identity, "_", GT_KIND, and
+    #                 "_polygons.json" and so on. Default "gtFine".
+    cfg.DATASETS.OWN = CfgNode(new_allowed=True)
+
     # ---- Input --------------------------------------------------------------------------------
     # False: as Detectron2, INPUT.CROP cuts first, and what is cut is resized to MIN_SIZE_TRAIN.
     # True: the image is resized and flipped first; with INPUT.CROP.TYPE "absolute" all examples

@@ -7,7 +7,7 @@ are registered again here, so that existing configs work.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -177,6 +177,28 @@ def register_dataset(
     )
     metadata = _metadata(image_dir=image_dir, gt_dir=gt_dir, task=task)
     _register(name, load, {**metadata, "image_suffix": image_suffix, "gt_kind": gt_kind})
+
+
+def register_own_datasets(datasets: Mapping[str, Any]) -> None:
+    """Register the datasets of the config section ``DATASETS.OWN``.
+
+    Args:
+        datasets: arguments of :func:`register_dataset`, in capitals, by name.
+
+    Raises:
+        InputError: an argument is unknown, missing or no string, or see :func:`register_dataset`.
+    """
+    keys = ("IMAGE_DIR", "GT_DIR", "TASK", "IMAGE_SUFFIX", "GT_KIND")
+    for name, options in datasets.items():
+        where = f"DATASETS.OWN.{name}"
+        if not isinstance(options, Mapping) or "IMAGE_DIR" not in options:
+            raise InputError(f"{where}: IMAGE_DIR is missing, the folder of its city folders")
+        for key, value in options.items():
+            if key not in keys:
+                raise InputError(f"{where}: there is no key {key}, only {', '.join(keys)}")
+            if not isinstance(value, str):
+                raise InputError(f"{where}.{key} must be a string, not {value!r}")
+        register_dataset(name, **{key.lower(): value for key, value in options.items()})
 
 
 def image_names(dataset_name: str) -> list[str]:

@@ -138,34 +138,44 @@ def count_image(
     )
 
 
+def instance_ids_file(label_file: str | os.PathLike[str]) -> Path:
+    """Return the ``*_instanceIds.png`` beside a ``*_labelIds.png``; it need not exist."""
+    path = Path(label_file)
+    return path.with_name(path.name.removesuffix(LABEL_IDS_SUFFIX) + "_instanceIds.png")
+
+
 def count_label_file(
-    file: str | os.PathLike[str], predicted_ids: npt.NDArray[np.uint8]
+    file: str | os.PathLike[str],
+    predicted_ids: npt.NDArray[np.uint8],
+    with_instances: bool = True,
 ) -> ImageCounts:
     """Compare one image's prediction with its ground truth's files.
 
     Args:
         file: the ``*_labelIds.png``, with its ``*_instanceIds.png`` beside it.
         predicted_ids: see :func:`count_image`.
+        with_instances: False: there are no instance ids, and none are counted.
 
     Raises:
         InputError: a file is missing or unreadable, or the prediction does not fit.
     """
-    path = Path(file)
-    instance_name = path.name.removesuffix(LABEL_IDS_SUFFIX) + "_instanceIds.png"
-    label_ids = read_label_image(path)
-    instance_ids = read_instance_ids(path.with_name(instance_name))
+    label_ids = read_label_image(file)
+    instance_ids: npt.NDArray[Any] = np.zeros_like(label_ids)
+    if with_instances:
+        instance_ids = read_instance_ids(instance_ids_file(file))
     try:
         return count_image(label_ids, instance_ids, predicted_ids)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
 
 
-def pixel_scores(images: Sequence[ImageCounts]) -> dict[str, Any]:
+def pixel_scores(images: Sequence[ImageCounts], with_instances: bool = True) -> dict[str, Any]:
     """Compute the official scores over all images.
 
     Args:
         images: in the order in which the official script would go over them: a sum of fractions
             has other last bits in another order.
+        with_instances: False: without instance ids the instance-weighted scores are NaN.
 
     Returns:
         The official result, as fractions: ``classScores`` (IoU) and ``classInstScores`` (iIoU) by
@@ -200,7 +210,7 @@ def pixel_scores(images: Sequence[ImageCounts]) -> dict[str, Any]:
         own = [] if label.ignoreInEval else [label.id]
         class_scores[label.name] = _iou(*_pixels(confusion, own))
         class_instance_scores[label.name] = math.nan
-        if label in INSTANCE_LABELS:
+        if with_instances and label in INSTANCE_LABELS:
             _, false_positives, _ = _pixels(confusion, own)
             class_instance_scores[label.name] = _iou(
                 float(hit[label.id]), false_positives, float(missed[label.id])
@@ -211,7 +221,8 @@ def pixel_scores(images: Sequence[ImageCounts]) -> dict[str, Any]:
         own = [label.id for label in members if not label.ignoreInEval]
         category_scores[category] = _iou(*_pixels(confusion, own))
         category_instance_scores[category] = math.nan
-        if all(label.hasInstances for label in members):  # human and vehicle
+        # human and vehicle
+        if with_instances and all(label.hasInstances for label in members):
             # The official script counts predictions of ignored classes here, and only here.
             _, false_positives, _ = _pixels(confusion, [label.id for label in members])
             category_instance_scores[category] = _iou(

@@ -16,12 +16,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from cityscapes_maskrcnn.data.labels import SEMANTIC_LABELS
 from cityscapes_maskrcnn.data.tree import check_distinct
-from cityscapes_maskrcnn.evaluation.evaluator import ImageEvaluator
+from cityscapes_maskrcnn.evaluation.evaluator import ImageEvaluator, logger
 from cityscapes_maskrcnn.evaluation.pixel_iou import (
     LABEL_IDS_SUFFIX,
     ImageCounts,
     count_label_file,
     format_pixel_scores,
+    instance_ids_file,
     pixel_scores,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -46,14 +47,15 @@ class CityscapesSemanticEvaluator(ImageEvaluator[ImageCounts]):
     Args:
         dataset_name: a registered dataset whose images have a ``sem_seg_file_name``, a
             ``*_labelIds.png`` with its ``*_instanceIds.png`` beside it, as in ``gtFine`` and
-            ``gtCoarse``.
+            ``gtCoarse``. Where none has instance ids, the scores that they weight are NaN.
         output_dir: where the main process writes ``cityscapes_semantic_results.json``, the official
             result as fractions (null for NaN), see :func:`.pixel_iou.pixel_scores`; Detectron2 uses
             ``OUTPUT_DIR/inference``. None: no file.
         num_workers: processes that count while the model predicts; 0: this process does it.
 
     Raises:
-        InputError: the dataset has no semantic labels, or other classes.
+        InputError: the dataset has no semantic labels, or other classes, or instance ids of some
+            images only.
     """
 
     def __init__(
@@ -81,6 +83,16 @@ class CityscapesSemanticEvaluator(ImageEvaluator[ImageCounts]):
                 )
             self._label_files[image["file_name"]] = Path(file)
         check_distinct((image["file_name"] for image in images), dataset_name)
+        instances = list(map(instance_ids_file, self._label_files.values()))
+        missing = [file for file in instances if not file.is_file()]
+        self._with_instances = len(missing) < len(instances)
+        if missing and self._with_instances:
+            raise InputError(
+                f"{missing[0]}: no such file, one of {len(missing)} that are missing; "
+                f"{dataset_name} is scored against instance ids of all of its images, or of none"
+            )
+        if missing:
+            logger.warning("%s has no *_instanceIds.png: iIoU is not measured", dataset_name)
 
     def _image_names(self) -> Iterable[str]:
         return self._label_files
@@ -107,7 +119,10 @@ class CityscapesSemanticEvaluator(ImageEvaluator[ImageCounts]):
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
             self._score_image(
-                name, partial(count_label_file, self._label_files[name], predicted_ids)
+                name,
+                partial(
+                    count_label_file, self._label_files[name], predicted_ids, self._with_instances
+                ),
             )
 
     def _summarise(self, images: list[ImageCounts]) -> OrderedDict[str, dict[str, float]]:
@@ -118,7 +133,7 @@ class CityscapesSemanticEvaluator(ImageEvaluator[ImageCounts]):
             over classes), ``IoU_sup`` and ``iIoU_sup`` (means over categories); ``IoU-<class>`` for
             the 19 classes. NaN for what appears neither in the ground truth nor predicted on it.
         """
-        official = pixel_scores(images)
+        official = pixel_scores(images, self._with_instances)
         self._log_table(format_pixel_scores(official), len(images))
         self._write_json(RESULTS_FILE, official)
         scores = {key: 100 * official[name] for key, name in _AVERAGES.items()}

@@ -163,6 +163,25 @@ def test_damaged_ground_truth(small_root: Path, tmp_path: Path) -> None:
             evaluator.process([images[index]], [{"sem_seg": logits[index]}])
 
 
+def test_ground_truth_without_instance_ids(
+    small_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in ACDC: what instances do not weigh is scored; half of them is a mistake."""
+    whole = score(FINE)["sem_seg"]
+    shutil.copytree(small_root, tmp_path / "copy")
+    register_all(str(tmp_path / "copy"))
+    first, *others = sorted((tmp_path / "copy/cityscapes/gtFine/val").rglob("*_instanceIds.png"))
+    first.unlink()
+    with pytest.raises(InputError, match=f"{first}: no such file, one of 1 that are missing"):
+        CityscapesSemanticEvaluator(FINE)
+    for file in others:
+        file.unlink()
+    scores = score(FINE)["sem_seg"]
+    assert f"{FINE} has no *_instanceIds.png: iIoU is not measured" in caplog.text
+    assert math.isnan(scores.pop("iIoU")) and math.isnan(scores.pop("iIoU_sup"))
+    np.testing.assert_equal(scores, {name: whole[name] for name in scores})
+
+
 @pytest.mark.parametrize(
     ("logits", "message"),
     [
