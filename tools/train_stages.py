@@ -22,8 +22,9 @@ examples:
     tools/train_stages.py --output output/recipe
   a part of it, from weights of your own:
     tools/train_stages.py --output output/part --stages stage_1 stage_2 MODEL.WEIGHTS my.pth
-every step has a folder with its log, steps.log, in it; a complete step is not repeated, and one
-that was made with another config or parent is an error
+every step has a folder with its log, steps.log, in it; a complete step is not repeated; one that
+was made with another config is an error; one that was made from outputs of an earlier step which
+have changed since is made anew, and what it had is moved to OUTPUT/replaced
 """
 
 

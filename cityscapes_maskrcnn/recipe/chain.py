@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, TextIO
@@ -18,16 +19,27 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
 from cityscapes_maskrcnn.utils.stop import Stopped, StopRequests
 
+REPLACED: Final = "replaced"
 _LOCK: Final = ".train_stages.lock"
 
 
 def read_states(steps: Sequence[Step]) -> dict[str, StepState]:
     """Find out how far every step is.
 
+    A step that was done, or begun, from what an earlier step is going to write anew depends on
+    whether that comes out the same.
+
     Raises:
         InputError: a folder was made from other inputs, see :meth:`.Step.read_state`.
     """
-    return {step.name: step.read_state() for step in steps}
+    states: dict[str, StepState] = {}
+    for step in steps:
+        states[step.name] = step.read_state()
+        parents = {states.get(name.rpartition("/")[0], StepState.COMPLETE) for name in step.needs}
+        done = states[step.name] in (StepState.COMPLETE, StepState.UNFINISHED)
+        if done and parents - {StepState.COMPLETE}:
+            states[step.name] = StepState.DEPENDENT
+    return states
 
 
 def require_inputs(steps: Sequence[Step], states: Mapping[str, StepState]) -> None:
@@ -66,7 +78,8 @@ def run_chain(
             file_lock(output / _LOCK, timeout=patience, inheritable=True) as lock,
             StopRequests().listening() as stop,
         ):
-            _run_steps(steps, ChainStatus(steps, read_states(steps), stream), stop, lock)
+            status = ChainStatus(steps, read_states(steps), stream)
+            _run_steps(steps=steps, output=output, status=status, stop=stop, lock=lock)
     except Stopped as stopped:
         stream.write(f"\n{stopped}: stopped; the same command goes on from here\n")
         raise SystemExit(stopped.status) from stopped
@@ -76,11 +89,22 @@ def run_chain(
         ) from error
 
 
-def _run_steps(steps: Sequence[Step], status: ChainStatus, stop: StopRequests, lock: int) -> None:
+def _run_steps(
+    *,
+    steps: Sequence[Step],
+    output: Path,
+    status: ChainStatus,
+    stop: StopRequests,
+    lock: int,
+) -> None:
     for step in steps:
         # Judged again: the files it needs are there only now.
-        if step.read_state() == StepState.COMPLETE:
+        state = step.read_state()
+        if state == StepState.COMPLETE:
+            status.kept(step)
             continue
+        if state == StepState.OUTDATED:
+            status.set_aside(step, _set_aside(step, output))
         for path in step.needs.values():
             if not path.is_file():
                 raise InputError(f"{step.name}: {path} is missing, from which it starts")
@@ -102,3 +126,17 @@ def _run_steps(steps: Sequence[Step], status: ChainStatus, stop: StopRequests, l
         step.after()
         step.finish()
         status.ended(step)
+
+
+def _set_aside(step: Step, output: Path) -> Path:
+    """Move what a step made from outputs that have been remade; returns the folder's new place."""
+    folder = output / REPLACED
+    folder.mkdir(exist_ok=True)
+    name = step.name.replace("/", "-")
+    place = next(
+        place
+        for place in (folder / f"{name}-{number}" for number in itertools.count(1))
+        if not place.exists()
+    )
+    step.folder.rename(place)
+    return place

@@ -96,6 +96,14 @@ class ChainStatus:
         self._first_iteration = 0
         self._seconds: dict[str, float] = {}
 
+    def kept(self, step: Step) -> None:
+        """Note that a step needs not be run."""
+        self._states[step.name] = StepState.COMPLETE
+
+    def set_aside(self, step: Step, place: Path) -> None:
+        """Write where the outputs of a step went that is remade."""
+        self._write(f"\n{step.name}: made from outputs that have changed since; moved to {place}\n")
+
     def began(self, step: Step) -> None:
         """Write the table with a step that starts now."""
         self._states[step.name] = StepState.RUNNING

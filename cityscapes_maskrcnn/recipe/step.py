@@ -30,6 +30,8 @@ class StepState(Enum):
 
     NEW = "to do"
     UNFINISHED = "interrupted"
+    OUTDATED = "to be remade"
+    DEPENDENT = "remade if its inputs change"
     RUNNING = "running"
     COMPLETE = "complete"
 
@@ -46,7 +48,8 @@ class Step:
         ignored: config keys that are no settings, though earlier versions noted some of them.
         defaults: of all config keys, as text.
         needs: files it starts from. Those of earlier steps by a name without the output folder,
-            so that the whole folder can move; those that settings name by key.
+            so that the whole folder can move (``stage_1/model_final.pth``); those that settings
+            name by key.
         outputs: files that must be there at its end, by name within ``folder``.
         data: names of datasets, for the plan.
         images: number of images it goes through; 0 where they cannot be loaded.
@@ -75,8 +78,10 @@ class Step:
     def read_state(self) -> StepState:
         """Find out how far the step is.
 
+        It is outdated if all that differs is what an earlier step wrote.
+
         Raises:
-            InputError: the folder holds a step that was made from other inputs, or what no step
+            InputError: the folder holds a step that was made with other settings, or what no step
                 of the recipe wrote, or a complete one whose files are gone or changed.
         """
         inputs, complete = self.folder / INPUTS_FILE, self.folder / COMPLETE_FILE
@@ -90,13 +95,15 @@ class Step:
                 )
             return StepState.NEW
         before = _read_json(inputs, "settings", "files")
-        differences = self._differences(before)
+        differences, remade = self._differences(before)
         if differences:
             more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
             raise InputError(
                 f"{self.folder}: was made with {'; '.join(differences[:4])}{more}; take another "
                 "--output, or delete the folder to make it again"
             )
+        if remade:
+            return StepState.OUTDATED
         if complete.is_file() and self._is_complete(_read_json(complete, "outputs")):
             return StepState.COMPLETE
         if IMAGES_CONTENT not in before["settings"] and names_part(self.data):
@@ -148,8 +155,13 @@ class Step:
         content = {"amounts": dict(self.amounts), "outputs": digests}
         write_json(self.folder / COMPLETE_FILE, content)
 
-    def _differences(self, before: Mapping[str, Any]) -> list[str]:
-        """List in words what the folder was made from and would not be made from now."""
+    def _differences(self, before: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """List what the folder was made from and would not be made from now.
+
+        Returns:
+            differing settings and files of the user, in words; and names of files that an earlier
+            step has written anew, with other content.
+        """
         settings, files = before["settings"], before["files"]
         # A setting that names a file counts by the file's content, where that is known.
         by_content = {
@@ -161,13 +173,17 @@ class Step:
             for key in sorted(named)
             if not self._same_setting(key, settings, before.get("changed", ()))
         ]
+        remade = []
         for name in sorted((files.keys() | self.needs.keys()) - named):
             path = self.needs.get(name)
             # A file that is not there yet is judged when it is.
             if path and name in files and (not path.is_file() or _is_same(path, files[name])):
                 continue
-            differing.append(f"another {name}")
-        return differing
+            if path and name in files and "/" in name:
+                remade.append(name)
+            else:
+                differing.append(f"another {name}")
+        return differing, remade
 
     def _same_setting(self, key: str, before: Mapping[str, str], changed: Sequence[str]) -> bool:
         """Whether a setting is as before; a key of one side only came or went by an upgrade."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,12 +164,33 @@ def test_one_chain_works_on_a_folder_at_a_time(tmp_path: Path) -> None:
     assert "another train_stages.py is at work here" in done.stderr.splitlines()[-1]
 
 
-def test_another_parent_is_refused(whole: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, "0", "first", "second").returncode == 0
-    (tmp_path / "first" / "complete.json").unlink()
+def test_what_depends_on_a_remade_step_is_remade(whole: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, "0").returncode == 0
+    before = results(tmp_path)
+
+    # As the message about a changed file advises: delete the folder. The result is the same again.
+    shutil.rmtree(tmp_path / "first")
+    done = run(tmp_path, "0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.findall(r"^(\w+) +remade if its inputs change", done.stdout, re.MULTILINE) == [
+        "second",
+        "third",
+    ]
+    assert "first: complete" in done.stdout
+    assert "second: complete" not in done.stdout
+
+    # Another result: what was made from the first one is set aside and made anew.
+    shutil.rmtree(tmp_path / "first")
+    with started(tmp_path, "0", FAKE_HOLD="3") as process:
+        wait_until((tmp_path / "first" / "saved").exists)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
     (tmp_path / "first" / "saved").write_text("7 other")
-    done = run(tmp_path, "0", "first", "second")
-    assert done.returncode == 1
-    assert f"{tmp_path / 'second'}: was made with another first/result" in done.stderr
-    # The work of the old second step is still there.
-    assert (tmp_path / "second" / "result").read_text() == (whole / "second" / "result").read_text()
+    done = run(tmp_path, "0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"moved to {tmp_path / 'replaced' / 'third-1'}" in done.stdout
+    after = results(tmp_path)
+    assert all(after[name] != before[name] for name in STEPS)
+    assert (tmp_path / "replaced" / "second-1" / "result").read_text() == before["second"]
+    assert "complete after" not in run(tmp_path, "0").stdout
+    assert results(whole) == before
