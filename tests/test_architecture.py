@@ -53,6 +53,7 @@ WITHOUT_DETECTRON2 = [
     "evaluation.image_scoring",
     "evaluation.instance_ap",
     "evaluation.result_files",
+    "evaluation.result_source",
     "evaluation.coco_ap",
     "evaluation.error_analysis",
     "evaluation.submission_writer",

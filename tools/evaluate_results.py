@@ -4,47 +4,92 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+from collections.abc import Sequence
+from functools import partial
 
+from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.evaluation.coco_ap import coco_scores, format_coco_scores, match_and_coco
-from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages, format_averages
-from cityscapes_maskrcnn.evaluation.result_files import (
-    map_result_files,
-    match_result_files,
+from cityscapes_maskrcnn.evaluation.instance_ap import (
+    ALL_CATEGORIES,
+    average_precision,
+    averages,
+    format_averages,
+    match_image,
 )
+from cityscapes_maskrcnn.evaluation.result_files import (
+    choose_images,
+    find_ground_truth,
+    map_result_files,
+)
+from cityscapes_maskrcnn.evaluation.submission_check import read_image_list
 from cityscapes_maskrcnn.utils.files import write_json
 from cityscapes_maskrcnn.utils.tool import count, run_tool
+
+EXAMPLES = """
+examples:
+    tools/evaluate_results.py --results results/ --gt-dir gtFine/val --coco --json scores.json
+    tools/evaluate_results.py --results stage_1.zip --dataset cityscapes_instance_val_part3and4of4
+"""
 
 
 def main() -> None:
     """Match, average, print, and write the JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example: tools/evaluate_results.py --results results/ --gt-dir gtFine/val"
-        " --coco --json scores.json",
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     add = parser.add_argument
-    add("--results", required=True, metavar="DIR", help="folder with the text files and masks")
+    help_results = "folder or zip file with the text files and masks"
+    add("--results", required=True, metavar="PATH", help=help_results)
+    what = parser.add_mutually_exclusive_group(required=True)
     help_gt = "a split's ground truth, such as gtFine/val; each of its images is scored"
-    add("--gt-dir", required=True, metavar="DIR", help=help_gt)
+    what.add_argument("--gt-dir", metavar="DIR", help=help_gt)
+    help_dataset = "score the images of a registered dataset, such as a part of a split"
+    what.add_argument("--dataset", metavar="NAME", help=help_dataset)
+    help_list = "score only these: an image's name or file a line"
+    add("--image-list", metavar="FILE", help=help_list)
+    help_suffix = "the end of the names of the images in the list (default: %(default)s)"
+    add("--image-suffix", default=IMAGE_SUFFIX, metavar="SUFFIX", help=help_suffix)
     help_json = "write the official averages here: fractions, null where a class is absent"
     add("--json", metavar="FILE", help=help_json)
     help_workers = "processes (default: one per core)"
     add("--num-workers", type=count, metavar="N", help=help_workers)
     add("--coco", action="store_true", help="print COCO-style scores too, from the same masks")
     args = parser.parse_args()
+    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
 
+    categories: Sequence[int] = ALL_CATEGORIES
+    if args.dataset:
+        from cityscapes_maskrcnn.data.registration import check_dataset_names, register_all
+        from cityscapes_maskrcnn.evaluation.evaluator import dataset_categories, ground_truth_files
+
+        register_all()
+        check_dataset_names([args.dataset])
+        categories = sorted(dataset_categories(args.dataset))
+        gt_files = ground_truth_files(args.dataset)
+    else:
+        gt_files = find_ground_truth(args.gt_dir)
+    if args.image_list:
+        images = read_image_list(args.image_list, args.image_suffix)
+        gt_files = choose_images(gt_files, [image.name for image in images])
+    compare = partial(
+        map_result_files,
+        results=args.results,
+        gt_files=gt_files,
+        num_workers=args.num_workers,
+        categories=categories,
+    )
     coco = []
     if args.coco:
-        both = map_result_files(match_and_coco, args.results, args.gt_dir, args.num_workers)
+        both = compare(match_and_coco)
         matches, coco = [image for image, _ in both], [image for _, image in both]
     else:
-        matches = match_result_files(args.results, args.gt_dir, args.num_workers)
-    scores = averages(average_precision(matches))
-    print(f"{len(matches)} images of {args.gt_dir}")
+        matches = compare(match_image)
+    scores = averages(average_precision(matches), categories)
+    print(f"{len(matches)} images of {args.dataset or args.gt_dir}")
     print(format_averages(scores))
     if coco:
-        print(format_coco_scores({"masks": coco_scores(coco, "segm")}))
+        print(format_coco_scores({"masks": coco_scores(coco, "segm", categories)}))
     if args.json:
         write_json(args.json, {"averages": scores})
 

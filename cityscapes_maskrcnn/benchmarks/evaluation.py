@@ -37,7 +37,11 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     ground_truth,
 )
 from cityscapes_maskrcnn.evaluation.instances import to_image_scale
-from cityscapes_maskrcnn.evaluation.result_files import match_result_files, read_instance_ids
+from cityscapes_maskrcnn.evaluation.result_files import (
+    find_ground_truth,
+    match_result_files,
+    read_instance_ids,
+)
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -220,7 +224,8 @@ def measure(case: Case, official: list[dict[str, Any]]) -> dict[str, Times]:
     scores = {name: timed(name, evaluator.evaluate) for name, evaluator in ours.items()}
     scores["everything"] = timed("everything", everything.evaluate)
     results = result_folder(reference)
-    matches = timed("files", lambda: match_result_files(results, case.gt_dir, num_workers=1))
+    gt_files = find_ground_truth(case.gt_dir)
+    matches = timed("files", lambda: match_result_files(results, gt_files, num_workers=1))
     timed("official", score_result_files(results, case.gt_files))
     from_files = averages(average_precision(matches))
     np.testing.assert_equal(from_files, official[-1])

@@ -19,7 +19,7 @@ from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint
 from cityscapes_maskrcnn.utils.errors import InputError
 
 # The first of these that is measured is the metric if none is named.
-DEFAULT_METRICS = ("segm/AP", TOTAL_LOSS, "sem_seg/IoU", "sem_seg/mIoU", "bbox/AP")
+DEFAULT_METRICS = ("segm/AP", TOTAL_LOSS, "sem_seg/IoU", "sem_seg/mIoU", "bbox/AP", "coco_bbox/AP")
 
 
 class BestCheckpoint(MeasurementHook):

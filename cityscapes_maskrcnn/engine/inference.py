@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -28,6 +29,9 @@ from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemantic
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
 
+# What these predict has no masks, whatever MODEL.MASK_ON says.
+_BOXES_ONLY: Final = ("RetinaNet", "FCOS")
+
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEvaluator:
     """Build the evaluator for a dataset by its ``evaluator_type``.
@@ -46,6 +50,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
         "cityscapes_instance": partial(
             CityscapesInstanceEvaluator,
             num_workers=cfg.TEST.NUM_WORKERS,
+            masks=cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE not in _BOXES_ONLY,
             analysis_confidence=cfg.TEST.ANALYSIS_CONFIDENCE,
             draw=plot_errors,
         ),
@@ -79,6 +84,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
 def fit_to_evaluators(cfg: CfgNode, model: nn.Module, evaluators: Iterable[Any]) -> nn.Module:
     """Have a model leave its masks unpasted if all evaluators accept such masks.
 
+    What counts are the evaluators, not the datasets: a trainer's ``build_evaluator`` may build any.
+
     Args:
         cfg: ``TEST.UNPASTED_MASKS``.
         model: plain or wrapped by DistributedDataParallel.
@@ -91,7 +98,11 @@ def fit_to_evaluators(cfg: CfgNode, model: nn.Module, evaluators: Iterable[Any])
     def accepts(evaluator: Any) -> bool:
         if isinstance(evaluator, DatasetEvaluators):
             return all(map(accepts, evaluator._evaluators))
-        return isinstance(evaluator, CityscapesInstanceEvaluator)
+        # A subclass may do something else with the masks.
+        return (
+            isinstance(evaluator, CityscapesInstanceEvaluator)
+            and type(evaluator).process is CityscapesInstanceEvaluator.process
+        )
 
     unpasted = cfg.TEST.UNPASTED_MASKS and all(map(accepts, evaluators))
     return leave_masks_unpasted(model) if unpasted else model
@@ -154,5 +165,20 @@ def evaluate_checkpoint(
         results.update(trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():
         write_scores(cfg, checkpointer.path, without_nan(results), seen)
+        if results and _no_number(results):
+            raise InputError(
+                f"DATASETS.TEST {', '.join(cfg.DATASETS.TEST)}: nothing could be scored, all scores"
+                " are NaN: the ground truth has nothing of the dataset's classes that counts"
+            )
         verify_results(cfg, results)
     return results
+
+
+def _no_number(results: Mapping[str, Any]) -> bool:
+    """Whether all scores, by task and perhaps by dataset before that, are NaN."""
+    return all(
+        _no_number(value)
+        if isinstance(value, Mapping)
+        else isinstance(value, float) and math.isnan(value)
+        for value in results.values()
+    )

@@ -20,6 +20,7 @@ from torch import nn
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.loaders import inference_loader
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.data.provenance import find_seen
 from cityscapes_maskrcnn.data.registration import (
     check_dataset_names,
     image_names,
@@ -31,6 +32,7 @@ from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.inference import with_test_time_augmentation
 from cityscapes_maskrcnn.engine.run_setup import start_logs
 from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.evaluation.evaluator import dataset_categories
 from cityscapes_maskrcnn.evaluation.instances import instances_to_predictions
 from cityscapes_maskrcnn.evaluation.submission_check import ExpectedImage
 from cityscapes_maskrcnn.evaluation.submission_writer import SubmissionWriter
@@ -80,16 +82,24 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
     """
     if not cfg.MODEL.WEIGHTS:
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint")
-    if not cfg.MODEL.MASK_ON or len(THING_CLASSES) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise InputError(
-            "a submission needs masks (MODEL.MASK_ON True) of the 8 Cityscapes instance classes"
-            f" (MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES})"
-        )
+    if not cfg.MODEL.MASK_ON:
+        raise InputError("a submission needs masks: MODEL.MASK_ON True")
     start_logs(None)
     logger = logging.getLogger(__name__)
     images = expected_images(dataset_name)
+    categories = model_categories(cfg)
+    missing = [name for i, name in enumerate(THING_CLASSES) if i not in categories]
+    if missing:
+        logger.warning(
+            "The model predicts %d of the 8 classes; the benchmark scores the others with 0: %s",
+            len(categories),
+            ", ".join(missing),
+        )
     model = Trainer.build_model(cfg).eval()
-    load_for_inference(model, cfg)
+    history = load_for_inference(model, cfg).history
+    # The test split is labelled on the server only, and nothing can be trained on it.
+    for seen in find_seen(history, dataset_name, DatasetCatalog.get(dataset_name)):
+        logger.warning("The model has seen images that it predicts now: %s", seen)
     run = {
         "weights": weights_digest(model),
         "dataset": dataset_name,
@@ -111,27 +121,57 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
     if left:
         loader = inference_loader(left, CityscapesMapper(cfg, is_train=False), cfg)
         augmented = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
-        suffix = image_suffix_of(dataset_name)
-        inference_on_dataset(augmented, loader, _WriteResults(writer, suffix))
+        write = _WriteResults(writer, image_suffix_of(dataset_name), categories)
+        inference_on_dataset(augmented, loader, write)
     comm.synchronize()
     if comm.is_main_process():
         writer.finish()
         logger.info("%s: %d images, complete, read back and valid", output, len(images))
 
 
+def model_categories(cfg: CfgNode) -> tuple[int, ...]:
+    """Find a model's classes among the 8 official ones: those of the data it was trained on.
+
+    Args:
+        cfg: reads ``DATASETS.TRAIN``, else ``DATASETS.TEST``; with neither the classes are the 8.
+
+    Returns:
+        By class of the model its contiguous id, 0 to 7.
+
+    Raises:
+        InputError: the model has another number of classes, or others than Cityscapes'.
+    """
+    name = next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)), None)
+    categories = tuple(range(len(THING_CLASSES))) if name is None else dataset_categories(name)
+    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if num_classes != len(categories):
+        raise InputError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {name or 'Cityscapes'} has"
+            f" {len(categories)} instance classes: name the data that the model was trained on in"
+            " DATASETS.TRAIN"
+        )
+    return categories
+
+
 class _WriteResults(DatasetEvaluator):
     """Hands predictions to the writer as they come."""
 
-    def __init__(self, writer: SubmissionWriter, image_suffix: str) -> None:
+    def __init__(
+        self, writer: SubmissionWriter, image_suffix: str, categories: Sequence[int]
+    ) -> None:
         self._writer = writer
         self._image_suffix = image_suffix
+        self._categories = categories
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             predictions = instances_to_predictions(
-                output["instances"], height=image["height"], width=image["width"]
+                output["instances"],
+                height=image["height"],
+                width=image["width"],
+                categories=self._categories,
             )
             name = image_name(image["file_name"], self._image_suffix)
             self._writer.write(name, predictions)

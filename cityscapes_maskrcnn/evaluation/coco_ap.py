@@ -18,6 +18,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.evaluation.instance_ap import (
+    ALL_CATEGORIES,
     GroundTruth,
     ImageMatches,
     Prediction,
@@ -40,8 +41,8 @@ class CocoImage:
         gt_annotations: dicts with ``category_id`` (1 to 8), ``segmentation`` (compressed
             run-lengths), ``bbox`` (x, y, width, height around the mask), ``area`` (of the mask),
             ``iscrowd``.
-        detections: dicts with ``category_id``, ``segmentation``, ``bbox``, ``score``, and ``area``
-            of the mask.
+        detections: dicts with ``category_id``, ``bbox``, ``score``, and, of predictions with a
+            mask, ``segmentation`` and ``area`` of the mask.
     """
 
     height: int
@@ -58,7 +59,46 @@ def coco_image(gt: GroundTruth, predictions: Sequence[Prediction]) -> CocoImage:
         predictions: of the image; those with an empty mask are left out, as in the official
             protocol. Without a box of its own a prediction gets its mask's.
     """
-    gt_annotations = [
+    kept = [prediction for prediction in predictions if prediction.mask.area()]
+    rles = coco_rles([prediction.mask for prediction in kept])
+    detections = []
+    for prediction, rle in zip(kept, rles, strict=True):
+        x0, y0, x1, y1 = prediction.box or prediction.mask.box()
+        detections.append(
+            {
+                "category_id": prediction.category + 1,
+                "segmentation": rle,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": prediction.confidence,
+                "area": prediction.mask.area(),
+            }
+        )
+    return CocoImage(gt.height, gt.width, _gt_annotations(gt), tuple(detections))
+
+
+def coco_boxes(
+    gt: GroundTruth,
+    categories: Sequence[int],
+    scores: Sequence[float],
+    boxes: Sequence[tuple[float, float, float, float]],
+) -> CocoImage:
+    """Put one image's ground truth and predicted boxes, which have no masks, into COCO's terms.
+
+    Args:
+        gt: of the image; its groups become crowds.
+        categories: N contiguous class ids, 0 to 7.
+        scores: N confidences.
+        boxes: N times (x0, y0, x1, y1) in pixels.
+    """
+    detections = [
+        {"category_id": category + 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
+        for category, score, (x0, y0, x1, y1) in zip(categories, scores, boxes, strict=True)
+    ]
+    return CocoImage(gt.height, gt.width, _gt_annotations(gt), tuple(detections))
+
+
+def _gt_annotations(gt: GroundTruth) -> tuple[dict[str, Any], ...]:
+    return tuple(
         {
             "category_id": category + 1,
             "segmentation": {"size": [gt.height, gt.width], "counts": counts},
@@ -74,22 +114,7 @@ def coco_image(gt: GroundTruth, predictions: Sequence[Prediction]) -> CocoImage:
             gt.is_group.tolist(),
             strict=True,
         )
-    ]
-    kept = [prediction for prediction in predictions if prediction.mask.area()]
-    rles = coco_rles([prediction.mask for prediction in kept])
-    detections = []
-    for prediction, rle in zip(kept, rles, strict=True):
-        x0, y0, x1, y1 = prediction.box or prediction.mask.box()
-        detections.append(
-            {
-                "category_id": prediction.category + 1,
-                "segmentation": rle,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": prediction.confidence,
-                "area": prediction.mask.area(),
-            }
-        )
-    return CocoImage(gt.height, gt.width, tuple(gt_annotations), tuple(detections))
+    )
 
 
 def match_and_coco(
@@ -99,34 +124,43 @@ def match_and_coco(
     return match_image(gt, predictions), coco_image(gt, predictions)
 
 
-def coco_scores(images: Sequence[CocoImage], iou_type: Literal["bbox", "segm"]) -> dict[str, float]:
+def coco_scores(
+    images: Sequence[CocoImage],
+    iou_type: Literal["bbox", "segm"],
+    categories: Sequence[int] = ALL_CATEGORIES,
+) -> dict[str, float]:
     """Compute COCO's scores.
 
     Args:
         images: in any order.
         iou_type: ``"bbox"`` compares boxes, ``"segm"`` masks. The size ranges of APs, APm and APl
             go by the area of the ground truth's mask for both, as in COCO.
+        categories: the classes to score: contiguous class ids, 0 to 7, ascending.
 
     Returns:
-        Fractions: AP, AP50, AP75, APs, APm, APl, AR100 and ``AP-<class>`` for the 8 classes. NaN
+        Fractions: AP, AP50, AP75, APs, APm, APl, AR100 and ``AP-<class>`` for those classes. NaN
         where there is no ground truth; 0 where there is and nothing was predicted.
     """
     gt_annotations = [
         {**annotation, "image_id": index}
         for index, image in enumerate(images)
         for annotation in image.gt_annotations
+        if annotation["category_id"] - 1 in categories
     ]
     detections = [
         {**detection, "image_id": index, "iscrowd": 0}
         for index, image in enumerate(images)
         for detection in image.detections
+        if detection["category_id"] - 1 in categories
     ]
     if iou_type == "bbox":
         # Outside of a size range a detection without a match is ignored: by its box here.
         for detection in detections:
             detection["area"] = float(detection["bbox"][2] * detection["bbox"][3])
     evaluation = COCOeval_faster(
-        _dataset(images, gt_annotations), _dataset(images, detections), iou_type
+        _dataset(images, gt_annotations, categories),
+        _dataset(images, detections, categories),
+        iou_type,
     )
     evaluation.evaluate()
     evaluation.accumulate()
@@ -135,8 +169,8 @@ def coco_scores(images: Sequence[CocoImage], iou_type: Literal["bbox", "segm"]) 
     # Shape (overlaps, recalls, classes, size ranges, detection limits); the first size range is
     # "all", the last limit 100; -1 where there is no ground truth.
     precision: npt.NDArray[np.float64] = evaluation.eval["precision"][:, :, :, 0, -1]
-    for index, name in enumerate(THING_CLASSES):
-        scores[f"AP-{name}"] = _or_nan(precision[:, :, index].mean())
+    for index, category in enumerate(categories):
+        scores[f"AP-{THING_CLASSES[category]}"] = _or_nan(precision[:, :, index].mean())
     return scores
 
 
@@ -153,7 +187,9 @@ def format_coco_scores(by_type: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _dataset(images: Sequence[CocoImage], annotations: list[dict[str, Any]]) -> COCO:
+def _dataset(
+    images: Sequence[CocoImage], annotations: list[dict[str, Any]], categories: Sequence[int]
+) -> COCO:
     """Build a COCO object from memory. Annotation ids start at 1: 0 would mean "no match"."""
     coco = COCO()
     coco.dataset = {
@@ -161,7 +197,7 @@ def _dataset(images: Sequence[CocoImage], annotations: list[dict[str, Any]]) -> 
             {"id": index, "height": image.height, "width": image.width}
             for index, image in enumerate(images)
         ],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(THING_CLASSES, start=1)],
+        "categories": [{"id": each + 1, "name": THING_CLASSES[each]} for each in categories],
         "annotations": [{**item, "id": i} for i, item in enumerate(annotations, start=1)],
     }
     coco.createIndex()

@@ -42,8 +42,8 @@ import numpy.typing as npt
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.evaluation.instance_ap import (
+    ALL_CATEGORIES,
     FALSE,
-    MIN_REGION_PIXELS,
     NOT_COUNTED,
     TRUE,
     FloatArray,
@@ -177,7 +177,7 @@ def analyse_image(
     found = np.zeros(len(gt.ids), dtype=bool)
     found[matches.targets[is_detection & (verdicts == TRUE)]] = True
 
-    objects = np.flatnonzero(~gt.is_group & (gt.areas >= MIN_REGION_PIXELS))
+    objects = np.flatnonzero(gt.is_object)
     return ImageErrors(
         categories=gt.categories[objects],
         areas=gt.areas[objects],
@@ -235,7 +235,10 @@ def summarise_errors(
 
 
 def write_error_tables(
-    folder: str | os.PathLike[str], summary: ErrorSummary, ap: FloatArray
+    folder: str | os.PathLike[str],
+    summary: ErrorSummary,
+    ap: FloatArray,
+    categories: Sequence[int] = ALL_CATEGORIES,
 ) -> None:
     """Write the tables.
 
@@ -251,19 +254,23 @@ def write_error_tables(
         folder: created when missing.
         summary: the errors of all images.
         ap: of the same images, from :func:`.instance_ap.average_precision`.
+        categories: the classes to write: contiguous class ids, 0 to 7.
 
     Raises:
         InputError: a file cannot be written.
     """
-    num_objects, num_missed = summary.by_size.sum(axis=1).T
-    num_found, num_false = num_objects - num_missed, summary.false_positives.sum(axis=1)
+    chosen = list(categories)
+    classes = [THING_CLASSES[category] for category in chosen]
+    ap, false_positives = ap[chosen], summary.false_positives[chosen]
+    num_objects, num_missed = summary.by_size[chosen].sum(axis=1).T
+    num_found, num_false = num_objects - num_missed, false_positives.sum(axis=1)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         precision, recall = num_found / (num_found + num_false), num_found / num_objects
     per_class: dict[str, Iterable[Any]] = {
-        "class": THING_CLASSES,
+        "class": classes,
         "AP": 100 * ap.mean(axis=1),
         "AP50": 100 * ap[:, 0],
-        "confidence_threshold": [summary.score_thresh] * _NUM_CLASSES,
+        "confidence_threshold": [summary.score_thresh] * len(classes),
         "objects": num_objects,
         "found": num_found,
         "missed": num_missed,
@@ -273,8 +280,8 @@ def write_error_tables(
     }
     curves = [
         [name, *point]
-        for name, curve in zip(THING_CLASSES, summary.curves, strict=True)
-        if curve is not None
+        for name, category in zip(classes, chosen, strict=True)
+        if (curve := summary.curves[category]) is not None
         for point in zip(curve.confidences, curve.recall, curve.precision, strict=True)
     ]
     misses = [
@@ -283,12 +290,14 @@ def write_error_tables(
             ("size", SIZE_LIMITS, summary.by_size),
             ("occlusion", OCCLUSION_LIMITS, summary.by_occlusion),
         ]
-        for name, groups in zip(THING_CLASSES, table, strict=True)
+        for name, groups in zip(classes, table[chosen], strict=True)
         for group, counts in zip(limits, groups, strict=True)
     ]
-    names = [*THING_CLASSES, UNMATCHED]
-    confusion = np.column_stack([np.array(names, dtype=object), summary.confusion])
-    causes = np.column_stack([np.array(THING_CLASSES, dtype=object), summary.false_positives])
+    names = [*classes, UNMATCHED]
+    with_unmatched = [*chosen, _NUM_CLASSES]
+    counts = summary.confusion[np.ix_(with_unmatched, with_unmatched)]
+    confusion = np.column_stack([np.array(names, dtype=object), counts])
+    causes = np.column_stack([np.array(classes, dtype=object), false_positives])
     tables: dict[str, tuple[Iterable[str], Iterable[Iterable[Any]]]] = {
         PER_CLASS_FILE: (per_class, zip(*per_class.values(), strict=True)),
         "precision_recall.csv": (["class", "confidence", "recall", "precision"], curves),

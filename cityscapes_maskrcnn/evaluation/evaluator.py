@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from cityscapes_maskrcnn.data.labels import THING_CLASSES
+from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, THING_CLASSES
 from cityscapes_maskrcnn.data.registration import image_names, image_suffix_of
 from cityscapes_maskrcnn.data.tree import image_name
 from cityscapes_maskrcnn.evaluation.coco_ap import coco_scores, format_coco_scores
@@ -125,19 +125,66 @@ def ground_truth_files(dataset_name: str) -> dict[str, Path]:
 
     Raises:
         InputError: two images have one name, an image's name does not end in the dataset's image
-            suffix, or the ground truth of one is missing.
+            suffix, the ground truth of one is missing, or the dataset has none at all.
     """
+    gt_dir = _gt_dir(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     suffix, kind = image_suffix_of(dataset_name), metadata.get("gt_kind", "gtFine")
     files = {}
     for name, image in zip(
         image_names(dataset_name), DatasetCatalog.get(dataset_name), strict=True
     ):
-        file = ground_truth_file(metadata.gt_dir, image["file_name"], suffix, kind)
+        file = ground_truth_file(gt_dir, image["file_name"], suffix, kind)
         if not file.is_file():
             raise InputError(f"{file}: no such file, which {image['file_name']} is scored against")
         files[name] = file
     return files
+
+
+def _gt_dir(dataset_name: str) -> str:
+    gt_dir: str | None = MetadataCatalog.get(dataset_name).get("gt_dir")
+    if gt_dir is None:
+        raise InputError(
+            f"dataset {dataset_name} has no labels to score against (no gt_dir in its"
+            " metadata); the test split is scored by the benchmark's server only"
+        )
+    return gt_dir
+
+
+def dataset_categories(dataset_name: str) -> tuple[int, ...]:
+    """Find a dataset's classes among the 8 of the official protocol.
+
+    Args:
+        dataset_name: a registered dataset; its metadata's ``thing_classes`` (default: the 8) give
+            the classes by name, ``thing_dataset_id_to_contiguous_id`` must agree where it has
+            official label ids.
+
+    Returns:
+        By class of the dataset its contiguous id, 0 to 7, among the 8.
+
+    Raises:
+        InputError: a class is none of the 8 or occurs twice, or the two disagree.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    names = tuple(metadata.get("thing_classes", THING_CLASSES))
+    others = sorted({name for name in names if name not in THING_CLASSES or names.count(name) > 1})
+    if others or not names:
+        raise InputError(
+            f"dataset {dataset_name}: thing_classes must be some of the 8 Cityscapes instance"
+            f" classes ({', '.join(THING_CLASSES)}), each once, for the official protocol; not"
+            f" {', '.join(others) or 'empty'}"
+        )
+    categories = tuple(map(THING_CLASSES.index, names))
+    for label_id, index in metadata.get("thing_dataset_id_to_contiguous_id", {}).items():
+        if label_id in ID_TO_CONTIGUOUS and (
+            index not in range(len(names)) or ID_TO_CONTIGUOUS[label_id] != categories[index]
+        ):
+            raise InputError(
+                f"dataset {dataset_name}: thing_dataset_id_to_contiguous_id has class {index} for"
+                f" label {label_id}, {THING_CLASSES[ID_TO_CONTIGUOUS[label_id]]}, but its"
+                f" thing_classes are {', '.join(names)}"
+            )
+    return categories
 
 
 class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
@@ -155,12 +202,14 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
             no file.
         num_workers: processes that match while the model predicts; 0: this process does it.
         coco: compute COCO's scores too.
+        masks: False scores boxes, which is COCO's protocol alone: for detectors without masks.
         analysis_confidence: lowest confidence of the predictions whose errors are sorted by cause,
             see :mod:`.error_analysis`; the tables go to ``output_dir/analysis``. None: no analysis.
         draw: called in the main process with that folder when the tables are in it.
 
     Raises:
-        InputError: the dataset has no labels, or other classes.
+        InputError: the dataset has no labels, or others than the 8 official classes; some of them
+            are enough, see :func:`dataset_categories`.
     """
 
     def __init__(
@@ -169,23 +218,16 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         output_dir: str | os.PathLike[str] | None = None,
         num_workers: int = 0,
         coco: bool = True,
+        masks: bool = True,
         analysis_confidence: float | None = 0.5,
         draw: Callable[[Path], object] | None = None,
     ) -> None:
         super().__init__(dataset_name, output_dir, num_workers)
-        metadata = MetadataCatalog.get(dataset_name)
-        gt_dir = metadata.get("gt_dir")
-        if gt_dir is None:
-            raise InputError(
-                f"dataset {dataset_name} has no labels to score against (no gt_dir in its"
-                " metadata); the test split is scored by the benchmark's server only"
-            )
-        if tuple(metadata.get("thing_classes", THING_CLASSES)) != THING_CLASSES:
-            raise InputError(
-                f"dataset {dataset_name} has not the 8 Cityscapes instance classes in official"
-                f" order: {', '.join(metadata.thing_classes)}"
-            )
-        self._gt_dir = gt_dir
+        # By class of the model.
+        self._categories = dataset_categories(dataset_name)
+        self._scored = sorted(self._categories)
+        self._masks = masks
+        self._gt_dir = _gt_dir(dataset_name)
         self._image_suffix = image_suffix_of(dataset_name)
         self._coco = coco
         self._analysis_confidence = None if output_dir is None else analysis_confidence
@@ -233,7 +275,7 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
                     f" score on {self._dataset_name}; name a dataset of its task in DATASETS.TEST"
                 )
             try:
-                compact = compact_instances(output["instances"])
+                compact = compact_instances(output["instances"], self._categories, self._masks)
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
             score = partial(
@@ -251,38 +293,46 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
 
         Returns:
             ``"segm"``, the official protocol: ``AP``, ``AP50``, ``AP-<class>``, ``AP50-<class>``;
-            ``"coco_segm"`` and ``"coco_bbox"``, see :func:`.coco_ap.coco_scores`. NaN for what has
-            no ground truth.
+            ``"coco_segm"`` and ``"coco_bbox"``, see :func:`.coco_ap.coco_scores`. Without masks
+            ``"coco_bbox"`` alone. NaN for what has no ground truth.
         """
-        ap = average_precision([image.matches for image in images])
-        official = averages(ap)
+        results = self._score_masks(images) if self._masks else {}
+        if self._coco or not self._masks:
+            coco_images = [image.coco for image in images if image.coco is not None]
+            by_type = {}
+            if self._masks:
+                by_type["masks"] = coco_scores(coco_images, "segm", self._scored)
+                results["coco_segm"] = by_type["masks"]
+            by_type["boxes"] = coco_scores(coco_images, "bbox", self._scored)
+            results["coco_bbox"] = by_type["boxes"]
+            self._log_table(format_coco_scores(by_type), len(images))
+        return OrderedDict(
+            (task, {key: 100 * score for key, score in scores.items()})
+            for task, scores in results.items()
+        )
+
+    def _score_masks(self, images: list[ImageResult]) -> dict[str, dict[str, float]]:
+        """Score by the official protocol, as fractions, and analyse the errors."""
+        matches = [image.matches for image in images if image.matches is not None]
+        ap = average_precision(matches)
+        official = averages(ap, self._scored)
         self._log_table(format_averages(official), len(images))
         self._write_json(RESULTS_FILE, {"averages": official})
-        segm = {"AP": official["allAp"], "AP50": official["allAp50%"]}
-        segm |= {f"AP-{name}": score["ap"] for name, score in official["classes"].items()}
-        segm |= {f"AP50-{name}": score["ap50%"] for name, score in official["classes"].items()}
-        results = {"segm": segm}
-        if self._coco:
-            coco_images = [image.coco for image in images if image.coco is not None]
-            results["coco_segm"] = coco_scores(coco_images, "segm")
-            results["coco_bbox"] = coco_scores(coco_images, "bbox")
-            both = {"masks": results["coco_segm"], "boxes": results["coco_bbox"]}
-            self._log_table(format_coco_scores(both), len(images))
         if self._output_dir is not None and self._analysis_confidence is not None:
             folder = self._output_dir / ANALYSIS_FOLDER
             summary = summarise_errors(
-                [image.matches for image in images],
+                matches,
                 [image.errors for image in images if image.errors is not None],
                 score_thresh=self._analysis_confidence,
             )
             try:
-                write_error_tables(folder, summary, ap)
+                write_error_tables(folder, summary, ap, self._scored)
                 if self._draw is not None:
                     self._draw(folder)
             except (OSError, InputError) as error:
                 # The scores, and a training that is under way, are worth more than the pictures.
                 logger.warning("%s: the error analysis is incomplete: %s", folder, error)
-        return OrderedDict(
-            (task, {key: 100 * score for key, score in scores.items()})
-            for task, scores in results.items()
-        )
+        segm = {"AP": official["allAp"], "AP50": official["allAp50%"]}
+        segm |= {f"AP-{name}": score["ap"] for name, score in official["classes"].items()}
+        segm |= {f"AP50-{name}": score["ap50%"] for name, score in official["classes"].items()}
+        return {"segm": segm}

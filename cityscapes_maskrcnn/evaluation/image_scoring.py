@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cityscapes_maskrcnn.evaluation.coco_ap import CocoImage, coco_image
+from cityscapes_maskrcnn.evaluation.coco_ap import CocoImage, coco_boxes, coco_image
 from cityscapes_maskrcnn.evaluation.error_analysis import ImageErrors, analyse_image
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     GroundTruth,
@@ -38,14 +38,22 @@ class CompactInstances:
         categories: N contiguous class ids.
         scores: N confidences.
         boxes: shape (N, 4), dtype float32: (x0, y0, x1, y1); None if the model has none.
-        masks: N masks, or shape (N, M, M), dtype float32: unpasted.
+        masks: N masks, or shape (N, M, M), dtype float32: unpasted; None: boxes only.
     """
 
     size: tuple[int, int]
     categories: list[int]
     scores: list[float]
     boxes: npt.NDArray[np.float32] | None
-    masks: list[RunMask] | npt.NDArray[np.float32]
+    masks: list[RunMask] | npt.NDArray[np.float32] | None
+
+    def check_size(self, height: int, width: int) -> None:
+        """Verify that an image has the size of its ground truth, in pixels."""
+        if self.size != (height, width):
+            raise InputError(
+                f"the predictions are for {self.size[0]} x {self.size[1]} (height x width), the"
+                f" ground truth is {height} x {width}: predictions must come at the original size"
+            )
 
     def predictions(self, height: int, width: int) -> list[Prediction]:
         """Get the predictions, pasting what is unpasted.
@@ -57,16 +65,12 @@ class CompactInstances:
         Raises:
             InputError: the predictions are of another size, or not finite.
         """
-        if self.size != (height, width):
-            raise InputError(
-                f"the predicted masks are {self.size[0]} x {self.size[1]} (height x width), the"
-                f" ground truth {height} x {width}: predictions must come at the original size"
-            )
+        self.check_size(height, width)
         masks: list[Any]
         if isinstance(self.masks, list):
             masks = self.masks
         else:
-            assert self.boxes is not None
+            assert self.boxes is not None and self.masks is not None
             masks = list(paste_masks(self.masks, self.boxes, height, width))
         boxes: list[Any] = [None] * len(masks)
         if self.boxes is not None:
@@ -81,9 +85,9 @@ class CompactInstances:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What is kept of an image until the end: some ten kilobytes."""
+    """What is kept of an image until the end: some ten kilobytes. Of boxes only COCO's part."""
 
-    matches: ImageMatches
+    matches: ImageMatches | None
     coco: CocoImage | None
     errors: ImageErrors | None
 
@@ -101,13 +105,18 @@ def score_image(
         name: of the image, for messages.
         gt: of the image.
         compact: its predictions.
-        coco: prepare it for COCO's scores too.
+        coco: prepare it for COCO's scores too; predictions without masks are for no others.
         analysis_confidence: see :func:`.error_analysis.analyse_image`; None: no analysis.
 
     Raises:
         InputError: the predictions are invalid.
     """
     try:
+        if compact.masks is None:
+            assert compact.boxes is not None
+            compact.check_size(gt.height, gt.width)
+            boxes = coco_boxes(gt, compact.categories, compact.scores, compact.boxes.tolist())
+            return ImageResult(None, boxes, None)
         predictions = compact.predictions(gt.height, gt.width)
         matches = match_image(gt, predictions)
         errors = None

@@ -35,6 +35,7 @@ PROTOCOL: Final = "Cityscapes instance protocol (official)"
 # Written like the official one: another way to 0.55, 0.6, ... has other last bits.
 OVERLAPS: Final[tuple[float, ...]] = tuple(np.arange(0.5, 1.0, 0.05).tolist())
 MIN_REGION_PIXELS: Final = 100
+ALL_CATEGORIES: Final[tuple[int, ...]] = tuple(range(len(THING_CLASSES)))
 # A pixel of the ground truth holds a label id below this, and label id * 1000 + n above it.
 FIRST_INSTANCE_ID: Final = 1000
 
@@ -78,6 +79,11 @@ class GroundTruth:
     def is_group(self) -> npt.NDArray[np.bool_]:
         """Which of the K are groups: several objects annotated as one."""
         return self.ids < FIRST_INSTANCE_ID
+
+    @property
+    def is_object(self) -> npt.NDArray[np.bool_]:
+        """Which of the K the protocol evaluates: no groups, and none that is too small."""
+        return ~self.is_group & (self.areas >= MIN_REGION_PIXELS)
 
     def instance_mask(self, index: int) -> RunMask:
         """Get the mask of instance ``index`` (0 to K - 1)."""
@@ -226,7 +232,6 @@ def match_image(gt: GroundTruth, predictions: Sequence[Prediction]) -> ImageMatc
         InputError: a confidence is NaN, so that the predictions have no order; a class is not one
             of the 8; a mask is of another size than the ground truth.
     """
-    evaluated = ~gt.is_group & (gt.areas >= MIN_REGION_PIXELS)
     kept = [prediction for prediction in predictions if len(prediction.mask.starts)]
     categories = np.array([prediction.category for prediction in kept], dtype=np.int64)
     unknown = categories[(categories < 0) | (categories >= len(THING_CLASSES))]
@@ -250,14 +255,14 @@ def match_image(gt: GroundTruth, predictions: Sequence[Prediction]) -> ImageMatc
     # The official code counts a group that is also small twice.
     times_ignored = gt.is_group.astype(np.int64) + (gt.areas < MIN_REGION_PIXELS)
     ignored_pixels = counts[:, _VOID] + intersections @ times_ignored
-    is_target = np.append(evaluated, False)[best] & (best_overlap > 0)
+    is_target = np.append(gt.is_object, False)[best] & (best_overlap > 0)
     return ImageMatches(
         categories=categories,
         confidences=confidences,
         overlaps=best_overlap,
         targets=np.where(is_target, best, -1),
         ignored=ignored_pixels / areas,
-        num_ground_truth=np.bincount(gt.categories[evaluated], minlength=len(THING_CLASSES)),
+        num_ground_truth=np.bincount(gt.categories[gt.is_object], minlength=len(THING_CLASSES)),
     )
 
 
@@ -379,24 +384,27 @@ def average_precision(matches: Sequence[ImageMatches]) -> FloatArray:
     )
 
 
-def averages(ap: FloatArray) -> dict[str, Any]:
+def averages(ap: FloatArray, categories: Sequence[int] = ALL_CATEGORIES) -> dict[str, Any]:
     """Average over classes and overlaps as the official result file does.
 
     Args:
         ap: from :func:`average_precision`.
+        categories: the classes to average over: contiguous class ids, 0 to 7. The official script
+            gives the same with these in its ``instLabels``.
 
     Returns:
         The official ``averages``, as fractions: ``{"allAp": float, "allAp50%": float,
         "classes": {name: {"ap": float, "ap50%": float}}}``. A class without ground truth is NaN
         and leaves the means; if all are, so are the means.
     """
+    ap = ap[list(categories)]
     anything = not np.isnan(ap).all()
     return {
         "allAp": float(np.nanmean(ap)) if anything else float("nan"),
         "allAp50%": float(np.nanmean(ap[:, 0])) if anything else float("nan"),
         "classes": {
-            name: {"ap": float(np.mean(ap[index])), "ap50%": float(ap[index, 0])}
-            for index, name in enumerate(THING_CLASSES)
+            THING_CLASSES[category]: {"ap": float(np.mean(row)), "ap50%": float(row[0])}
+            for category, row in zip(categories, ap, strict=True)
         },
     }
 

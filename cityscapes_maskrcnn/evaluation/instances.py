@@ -12,7 +12,7 @@ from detectron2.structures import Instances, ROIMasks
 from torch import nn
 
 from cityscapes_maskrcnn.evaluation.image_scoring import CompactInstances
-from cityscapes_maskrcnn.evaluation.instance_ap import Prediction
+from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES, Prediction
 from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap, occupied_span
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -92,29 +92,44 @@ def to_image_scale(instances: Instances, height: int, width: int) -> Instances:
     return result
 
 
-def compact_instances(instances: Instances) -> CompactInstances:
+def compact_instances(
+    instances: Instances, categories: Sequence[int] = ALL_CATEGORIES, with_masks: bool = True
+) -> CompactInstances:
     """Bring Detectron2's predictions of one image to main memory, without full frames.
 
     Args:
         instances: on any device, with ``pred_masks`` (N, height, width) or :class:`ROIMasks`,
             ``pred_classes``, ``scores`` and, if the model has them, ``pred_boxes``.
+        categories: by class of the model, the contiguous id (0 to 7) among the 8 official classes.
+        with_masks: False leaves the masks out, if there are any; then there must be boxes.
 
     Raises:
-        InputError: there are no masks.
+        InputError: there are no masks, or a class that ``categories`` does not have.
     """
-    if not instances.has("pred_masks"):
+    classes = instances.pred_classes.tolist()
+    unknown = [index for index in classes if index not in range(len(categories))]
+    if unknown:
+        raise InputError(
+            f"a prediction has the class {unknown[0]}; the dataset has {len(categories)}, counted"
+            f" from 0: set MODEL.ROI_HEADS.NUM_CLASSES {len(categories)}"
+        )
+    if with_masks and not instances.has("pred_masks"):
         raise InputError("the model predicts no masks; set MODEL.MASK_ON True to score them")
-    masks = instances.pred_masks
-    if isinstance(masks, ROIMasks):
-        size, compact = tuple(instances.image_size), masks.tensor.float().cpu().numpy()
+    masks = instances.pred_masks if with_masks else None
+    size: tuple[int, ...] = tuple(instances.image_size)
+    compact: Any = None
+    if masks is None:
+        pass
+    elif isinstance(masks, ROIMasks):
+        compact = masks.tensor.float().cpu().numpy()
     elif masks.device.type == "cpu":
         # PyTorch's any takes ten times as long as NumPy's on a CPU.
         size, compact = tuple(masks.shape[1:]), list(map(mask_from_bitmap, masks.bool().numpy()))
     else:
         size, compact = tuple(masks.shape[1:]), masks_from_device(masks.bool())
     return CompactInstances(
-        size=size,
-        categories=instances.pred_classes.tolist(),
+        size=(size[0], size[1]),
+        categories=[categories[index] for index in classes],
         scores=instances.scores.tolist(),
         boxes=(
             instances.pred_boxes.tensor.float().cpu().numpy()
@@ -125,18 +140,21 @@ def compact_instances(instances: Instances) -> CompactInstances:
     )
 
 
-def instances_to_predictions(instances: Instances, height: int, width: int) -> list[Prediction]:
+def instances_to_predictions(
+    instances: Instances, height: int, width: int, categories: Sequence[int] = ALL_CATEGORIES
+) -> list[Prediction]:
     """Turn Detectron2's predictions of one image into this project's.
 
     Args:
         instances: see :func:`compact_instances`.
         height: of the image in pixels.
         width: of the image in pixels.
+        categories: see :func:`compact_instances`.
 
     Raises:
-        InputError: there are no masks, or they have another size.
+        InputError: see :func:`compact_instances`; or the masks have another size.
     """
-    return compact_instances(instances).predictions(height, width)
+    return compact_instances(instances, categories).predictions(height, width)
 
 
 def masks_from_device(masks: torch.Tensor) -> list[RunMask]:

@@ -11,13 +11,15 @@ Source: the head of ``cityscapesscripts/evaluation/evalInstanceLevelSemanticLabe
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -29,11 +31,14 @@ from PIL import Image, UnidentifiedImageError
 from cityscapes_maskrcnn.data.labels import (
     CONTIGUOUS_TO_ID,
     ID_TO_CONTIGUOUS,
+    INSTANCE_LABELS,
     LABELS,
     THING_CLASSES,
 )
-from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, check_distinct, image_name
+from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, image_name
 from cityscapes_maskrcnn.evaluation.instance_ap import (
+    ALL_CATEGORIES,
+    MIN_REGION_PIXELS,
     GroundTruth,
     ImageMatches,
     Prediction,
@@ -41,12 +46,18 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     match_image,
 )
 from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
+from cityscapes_maskrcnn.evaluation.result_source import (
+    LARGEST_TEXT,
+    ResultSource,
+    largest_mask,
+)
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import atomic_write, read_file
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 INSTANCE_IDS_SUFFIX: Final = "_gtFine_instanceIds.png"
 Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 _KNOWN_LABEL_IDS: Final = frozenset(label.id for label in LABELS)
 # Two bytes in the header of a PNG file: bits a channel, and the kind of pixels (0: grey).
 _DEPTH_AND_COLOUR: Final = slice(24, 26)
@@ -74,18 +85,19 @@ def read_instance_ids(file: str | os.PathLike[str]) -> npt.NDArray[np.uint16]:
     return ids.astype(np.uint16, copy=False)
 
 
-def read_mask(file: Path, height: int, width: int) -> RunMask:
-    """Read a mask: the pixels that are not black.
+def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
+    """Decode a mask: the pixels that are not black.
 
     Args:
-        file: an image of any kind.
+        file: its name, for messages.
+        data: its content, an image of any kind.
         height: expected, in pixels.
         width: expected, in pixels.
 
     Raises:
         InputError: the file is unreadable or of another size.
     """
-    with _open_image(file) as (data, image):
+    with _open_image(file, data) as (_, image):
         if image.size != (width, height):
             raise InputError(
                 f"{file}: the mask is {image.height} x {image.width} (height x width), its image"
@@ -100,13 +112,13 @@ def read_mask(file: Path, height: int, width: int) -> RunMask:
 
 
 @contextmanager
-def _open_image(file: Path) -> Iterator[tuple[bytes, Image.Image]]:
-    """Read a file, and its header as an image; decoding errors of the block become InputErrors.
+def _open_image(file: Path, data: bytes | None = None) -> Iterator[tuple[bytes, Image.Image]]:
+    """Read the header of an image; decoding errors of the block become InputErrors.
 
     Pillow refuses absurd sizes. kornia_rs decodes a grey PNG in a fifth of its time.
     """
     try:
-        data = file.read_bytes()
+        data = read_file(file) if data is None else data
         with Image.open(BytesIO(data)) as image:
             yield data, image
     except InputError:
@@ -142,22 +154,30 @@ def ground_truth_file(
     return Path(gt_dir) / city / f"{image_name(image_file, image_suffix)}_{kind}_instanceIds.png"
 
 
-def find_ground_truth(gt_dir: str | os.PathLike[str]) -> list[Path]:
-    """List the instance id files of a split's folder, sorted.
+def find_ground_truth(gt_dir: str | os.PathLike[str]) -> dict[str, Path]:
+    """Find the instance id files of a split's folder.
+
+    Returns:
+        Image name -> file, sorted by file.
 
     Raises:
-        InputError: the folder is missing or holds none.
+        InputError: the folder is missing or holds none; two of them have one name.
     """
     folder = Path(gt_dir)
     if not folder.is_dir():
         raise InputError(f"ground truth folder {folder} does not exist")
-    files = sorted(folder.glob(f"[!.]*/[!.]*{INSTANCE_IDS_SUFFIX}"))
-    if not files:
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob(f"[!.]*/[!.]*{INSTANCE_IDS_SUFFIX}")):
+        name = file.name.removesuffix(INSTANCE_IDS_SUFFIX)
+        if name in found:
+            raise InputError(f"{found[name]} and {file} are of one name: results cannot tell them")
+        found[name] = file
+    if not found:
         raise InputError(
             f"{folder} holds no <city>/*{INSTANCE_IDS_SUFFIX}: give a split's folder, such as"
             " gtFine/val"
         )
-    return files
+    return found
 
 
 def assign_text_files(
@@ -188,13 +208,14 @@ def assign_text_files(
                     f"{prefix}*.txt; rename one"
                 )
             by_prefix[prefix] = name
+    longest_name = max(map(len, by_prefix), default=0)
     own: dict[str, list[str]] = {name: [] for name in by_prefix.values()}
     others: list[str] = []
     for text in texts:
         stem = posixpath.basename(text).removesuffix(".txt")
         prefixes = (
             stem[:end]
-            for end in range(len(stem), 0, -1)
+            for end in range(min(len(stem), longest_name), 0, -1)
             if not stem[end : end + 1].isalnum() and stem[:end] in by_prefix
         )
         longest = next(prefixes, None)
@@ -202,104 +223,141 @@ def assign_text_files(
     return own, others
 
 
-def find_result_files(results_dir: str | os.PathLike[str], names: Sequence[str]) -> list[Path]:
+def choose_images(gt_files: Mapping[str, Path], names: Iterable[str]) -> dict[str, Path]:
+    """Choose some images.
+
+    Args:
+        gt_files: as :func:`find_ground_truth` gives them.
+        names: of the images to keep.
+
+    Raises:
+        InputError: an image has no ground truth.
+    """
+    chosen = list(names)
+    unknown = [name for name in chosen if name not in gt_files]
+    if unknown:
+        raise InputError(
+            f"{len(unknown)} of {len(chosen)} images of the list have no ground truth among the"
+            f" {len(gt_files)} to choose from, such as {unknown[0]}"
+        )
+    return {name: gt_files[name] for name in chosen}
+
+
+def find_result_files(source: ResultSource, names: Sequence[str]) -> list[str]:
     """Find the result file of every image.
 
     Args:
-        results_dir: searched with everything below it.
+        source: the results; text files may lie in any of their folders.
         names: of the images, see :func:`.tree.image_name`.
 
     Returns:
-        One text file per name, in the same order. Files of other images are not looked at.
+        One path per name, in the same order. Files of other images are not looked at.
 
     Raises:
-        InputError: the folder is missing; an image has no result file, or more than one.
+        InputError: an image has no result file, or more than one.
     """
-    folder = Path(results_dir)
-    if not folder.is_dir():
-        raise InputError(f"results folder {folder} does not exist")
-    texts = sorted(
-        f"{root}/{name}"
-        for root, _, files in os.walk(folder)
-        for name in files
-        if name.endswith(".txt")
-    )
-    own, _ = assign_text_files(texts, names)
-    for name, matching in own.items():
-        if not matching:
+    own, _ = assign_text_files([name for name in source.names if name.endswith(".txt")], names)
+    for name, texts in own.items():
+        if not texts:
             raise InputError(
-                f"{folder} holds no result file {name}*.txt: every image needs one, an empty one"
-                " where nothing was found"
+                f"{source.path} holds no result file {name}*.txt: every image needs one, an empty"
+                " one where nothing was found"
             )
-        if len(matching) > 1:
+        if len(texts) > 1:
             raise InputError(
-                f"image {name} has more than one result file: {matching[0]} and {matching[1]};"
-                " remove one"
+                f"image {name} has more than one result file: {texts[0]} and {texts[1]} in"
+                f" {source.path}; remove one"
             )
-    return [Path(own[name][0]) for name in names]
+    return [own[name][0] for name in names]
+
+
+def read_result_lines(source: ResultSource, text_file: str) -> dict[str, tuple[int, float]]:
+    """Read and check one image's text file, without its masks.
+
+    Args:
+        source: the results; no mask may lie outside of them.
+        text_file: path of the image's result file in them.
+
+    Returns:
+        Path of a mask in ``source`` -> regular label id and confidence. Of a mask file named twice
+        the last line counts, as in the official code.
+
+    Raises:
+        InputError: the file cannot be read, or a line is wrong; the message has its number.
+    """
+    where = source.path / text_file
+    try:
+        text = StringIO(source.read(text_file, LARGEST_TEXT).decode("utf-8"), newline=None)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: no text in UTF-8: {error}") from error
+    folder = posixpath.dirname(text_file)
+    by_mask = {}
+    for number, line in enumerate(text, start=1):
+        try:
+            mask_file, label_id, confidence = _parse_line(line.rstrip("\n"), folder)
+        except InputError as error:
+            raise InputError(f"{where}, line {number}: {error}") from error
+        by_mask[mask_file] = label_id, confidence
+    return by_mask
 
 
 def read_predictions(
-    text_file: str | os.PathLike[str],
-    results_dir: str | os.PathLike[str],
-    height: int,
-    width: int,
+    source: ResultSource, text_file: str, height: int, width: int
 ) -> list[Prediction]:
     """Read and check one image's text file and its masks.
 
     Args:
-        text_file: the image's result file.
-        results_dir: the folder no mask may lie outside of.
+        source: the results.
+        text_file: path of the image's result file in them.
         height: of the image in pixels.
         width: of the image in pixels.
 
     Returns:
         The predictions of the 8 classes; those of other labels are left out, their masks unread.
-        Of a mask file named twice the last line counts, as in the official code.
 
     Raises:
-        InputError: the file cannot be read, a line is wrong (the message has its number), or a
-            mask is missing, unreadable or of another size.
+        InputError: see :func:`read_result_lines`; or a mask is missing, unreadable or of another
+            size.
     """
-    text_file = Path(text_file)
-    # Not Path.resolve: a link inside the folder may well point to another disk.
-    root = Path(os.path.abspath(results_dir))  # noqa: PTH100
-    try:
-        with text_file.open(encoding="utf-8") as file:
-            lines = [line.rstrip("\n") for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {text_file}: {error}") from error
-    by_mask = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            mask_file, label_id, confidence = _parse_line(line, text_file.parent, root)
-        except InputError as error:
-            raise InputError(f"{text_file}, line {number}: {error}") from error
-        by_mask[mask_file] = label_id, confidence
+    return _read_masks(
+        source, text_file, read_result_lines(source, text_file), height=height, width=width
+    )
+
+
+def _read_masks(
+    source: ResultSource,
+    text_file: str,
+    lines: dict[str, tuple[int, float]],
+    *,
+    height: int,
+    width: int,
+) -> list[Prediction]:
     predictions = []
-    for mask_file, (label_id, confidence) in by_mask.items():
+    for mask_file, (label_id, confidence) in lines.items():
         if label_id in ID_TO_CONTIGUOUS:
-            if not mask_file.is_file():
-                raise InputError(f"{text_file} names the mask {mask_file}, which does not exist")
-            mask = read_mask(mask_file, height, width)
+            try:
+                data = source.read(mask_file, largest_mask(height, width))
+            except InputError as error:
+                raise InputError(f"{source.path / text_file} names the mask {error}") from error
+            mask = decode_mask(source.path / mask_file, data, height, width)
             predictions.append(Prediction(mask, ID_TO_CONTIGUOUS[label_id], confidence))
     return predictions
 
 
-def _parse_line(line: str, folder: Path, root: Path) -> tuple[Path, int, float]:
-    """Get mask file (absolute), official label id and confidence."""
+def _parse_line(line: str, folder: str) -> tuple[str, int, float]:
+    """Get a mask's path in the results, official label id and confidence."""
     parts = line.split(" ")
     if len(parts) != 3:
-        raise InputError(f"expected 'relative/path.png labelID confidence', got {line!r}")
-    if Path(parts[0]).is_absolute():
+        raise InputError(f"expected 'relative/path.png labelID confidence', got {line[:200]!r}")
+    if parts[0].startswith("/"):
         raise InputError(f"the mask's path {parts[0]} must be relative")
-    mask_file = Path(os.path.abspath(folder / parts[0]))  # noqa: PTH100
-    if not mask_file.is_relative_to(root):
-        raise InputError(f"the mask {parts[0]} is outside of the folder {root}")
+    mask_file = posixpath.normpath(posixpath.join(folder, parts[0]))
+    if mask_file.split("/")[0] == "..":
+        raise InputError(f"the mask {parts[0]} is outside of the results")
     try:
         label, confidence = float(parts[1]), float(parts[2])
     except ValueError:
-        raise InputError(f"label id and confidence must be numbers: {line!r}") from None
+        raise InputError(f"label id and confidence must be numbers: {line[:200]!r}") from None
     if label not in _KNOWN_LABEL_IDS:
         raise InputError(
             f"unknown label id {parts[1]}; use the regular ids of the official labels"
@@ -355,59 +413,101 @@ def result_stem(name: str) -> str:
 
 def map_result_files(
     function: Callable[[GroundTruth, list[Prediction]], Result],
-    results_dir: str | os.PathLike[str],
-    gt_dir: str | os.PathLike[str],
+    results: str | os.PathLike[str],
+    gt_files: Mapping[str, Path],
     num_workers: int | None = None,
+    categories: Sequence[int] = ALL_CATEGORIES,
 ) -> list[Result]:
-    """Compare a folder of result files with every image of a split's ground truth.
+    """Compare result files with the ground truth of some images.
 
-    Shows a progress bar on stderr.
+    Shows a progress bar on stderr. Warns of predictions whose labels are not scored.
 
     Args:
         function: what to do with an image's ground truth and predictions; a module-level function.
-        results_dir: the official result files.
-        gt_dir: a split's folder, such as ``gtFine/val``.
+        results: the official result files: a folder, or a zip archive as the benchmark takes it.
+        gt_files: image name -> instance ids, as :func:`find_ground_truth` gives them.
         num_workers: processes that read and compare; default one per available core.
+        categories: the classes that are going to be scored: contiguous class ids, 0 to 7.
 
     Returns:
         The results of ``function``, one per image.
 
     Raises:
-        InputError: see the functions above. That every image has a result file is checked first.
+        InputError: see the functions above (that every image has a result file is checked first);
+            or nothing can be scored: the ground truth has no object for it, or there are
+            predictions but none has a label that is scored.
     """
-    gt_files = find_ground_truth(gt_dir)
-    names = [image_name(file, INSTANCE_IDS_SUFFIX) for file in gt_files]
-    check_distinct(names, str(gt_dir))
-    text_files = find_result_files(results_dir, names)
-    return map_in_parallel(
-        partial(_map_files, function, Path(results_dir)),
-        list(zip(gt_files, text_files, strict=True)),
+    source = ResultSource(results)
+    for kind, where, detail in source.problems():
+        raise InputError(f"{source.path}: {kind} {where}: {detail}")
+    text_files = find_result_files(source, list(gt_files))
+    compared = map_in_parallel(
+        partial(_map_files, function, source),
+        list(zip(gt_files.values(), text_files, strict=True)),
         "Matching images",
         num_workers,
     )
+    if not any(objects.intersection(categories) for _, _, objects in compared):
+        raise InputError(
+            f"nothing can be scored: the ground truth of {len(gt_files)} images has no object of"
+            f" {', '.join(THING_CLASSES[each] for each in categories)} with {MIN_REGION_PIXELS}"
+            f" pixels or more; the first is {next(iter(gt_files.values()))}"
+        )
+    _warn_of_labels(sum((labels for _, labels, _ in compared), Counter()), categories)
+    return [result for result, _, _ in compared]
+
+
+def _warn_of_labels(labels: Counter[int], categories: Sequence[int]) -> None:
+    """Report predictions that are not scored; ``labels``: regular label id -> predictions."""
+    scored = {CONTIGUOUS_TO_ID[category] for category in categories}
+    not_scored = [label for label, _ in labels.most_common() if label not in scored]
+    if not not_scored:
+        return
+    number, total = sum(labels[label] for label in not_scored), labels.total()
+    # The most frequent label says what is meant, if it is a class's train id.
+    meant = {label.trainId: label for label in INSTANCE_LABELS}
+    example = meant.get(not_scored[0], meant[13])
+    message = (
+        f"{number} of {total} predictions have labels that are not scored: "
+        f"{', '.join(map(str, not_scored))}; regular label ids are expected, {example.name} is "
+        f"{example.id}"
+    )
+    if number == total:
+        raise InputError(message)
+    logger.warning("%s", message)
 
 
 def match_result_files(
-    results_dir: str | os.PathLike[str],
-    gt_dir: str | os.PathLike[str],
+    results: str | os.PathLike[str],
+    gt_files: Mapping[str, Path],
     num_workers: int | None = None,
 ) -> list[ImageMatches]:
     """Match result files with ground truth, for :func:`.instance_ap.average_precision`.
 
     Arguments and errors are those of :func:`map_result_files`.
     """
-    return map_result_files(match_image, results_dir, gt_dir, num_workers)
+    return map_result_files(match_image, results, gt_files, num_workers)
 
 
 def _map_files(
     function: Callable[[GroundTruth, list[Prediction]], Result],
-    results_dir: Path,
-    files: tuple[Path, Path],
-) -> Result:
+    source: ResultSource,
+    files: tuple[Path, str],
+) -> tuple[Result, Counter[int], set[int]]:
+    """Compare one image.
+
+    Returns:
+        The result, label id -> predictions, and the classes of the ground truth's objects.
+    """
     gt_file, text_file = files
     ids = read_instance_ids(gt_file)
-    predictions = read_predictions(text_file, results_dir, *ids.shape)
+    lines = read_result_lines(source, text_file)
+    height, width = ids.shape
+    predictions = _read_masks(source, text_file, lines, height=height, width=width)
     try:
-        return function(ground_truth(ids), predictions)
+        gt = ground_truth(ids)
+        result = function(gt, predictions)
     except InputError as error:
         raise InputError(f"{gt_file}: {error}") from error
+    labels = Counter(label for label, _ in lines.values())
+    return result, labels, set(gt.categories[gt.is_object].tolist())

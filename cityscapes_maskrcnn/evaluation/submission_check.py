@@ -10,10 +10,7 @@ import math
 import os
 import posixpath
 import re
-import stat
-import zipfile
-import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,8 +26,11 @@ from cityscapes_maskrcnn.data.images import read_image_size
 from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, INSTANCE_LABELS, LABELS
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, check_distinct, image_name
 from cityscapes_maskrcnn.evaluation.result_files import assign_text_files
+from cityscapes_maskrcnn.evaluation.result_source import LARGEST_TEXT, ResultSource, largest_mask
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import read_file
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
+from cityscapes_maskrcnn.utils.text import printable
 
 # Kind of violation -> what would be right. The report follows this order.
 KINDS: Final[dict[str, str]] = {
@@ -55,11 +55,12 @@ KINDS: Final[dict[str, str]] = {
     "mask that is not binary": "0 and one other value",
     "unused file": "nothing but text files and the masks they name",
 }
-_LARGEST_FILE: Final = 64 * 2**20  # bytes; a decompression bomb is larger
 _LABEL_NAMES: Final = {label.id: label.name for label in LABELS}
 _TRAIN_ID_LABELS: Final = {label.trainId: label for label in INSTANCE_LABELS}
 _FILE_TYPES: Final = {".png", ".jpg", ".jpeg", ".json", ".txt"}
+_LARGEST_LIST: Final = 32 * 2**20  # bytes; 100,000 images with a path of 300
 _IMAGES_A_CHUNK: Final = 32
+_VIOLATIONS_A_TEXT: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ def check_submission(
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     try:
-        with closing(_Files(path)) as files:
-            names, violations = files.names, files.archive_violations()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        with closing(ResultSource(path)) as source:
+            names = source.names
+            violations = [Violation(*problem) for problem in source.problems()]
+    except InputError as error:
         return [Violation("damaged archive", str(path), str(error))]
     violations += [Violation("space in a path", name) for name in names if " " in name]
     texts, more = _assign_texts(names, images)
@@ -115,13 +117,13 @@ def check_submission(
     chunks = [texts[i : i + _IMAGES_A_CHUNK] for i in range(0, len(texts), _IMAGES_A_CHUNK)]
     used: dict[str, list[str]] = defaultdict(list)
     for found, masks in map_in_parallel(
-        partial(_check_texts, path), chunks, f"Checking {path.name}", num_workers
+        partial(_check_texts, path), chunks, f"Checking {printable(path.name)}", num_workers
     ):
         violations += found
         for mask, where in masks:
             used[mask].append(where)
     violations += [
-        Violation("mask used twice", mask, f"by {'; '.join(lines)}")
+        Violation("mask used twice", mask, f"by {_first_of(lines, '; ')}")
         for mask, lines in used.items()
         if len(lines) > 1
     ]
@@ -146,9 +148,9 @@ def read_image_list(
             two lines name one image.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from error
+        lines = read_file(file, _LARGEST_LIST).decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: no text in UTF-8: {error}") from error
     images = []
     for line in filter(None, map(str.strip, lines)):
         name = posixpath.basename(line)
@@ -183,61 +185,12 @@ def format_violations(violations: Sequence[Violation], limit: int | None = 10) -
     lines += [f"{len(those):>8,}  {kind}" for kind, those in by_kind.items()]
     for kind, those in by_kind.items():
         lines += ["", f"{kind} ({len(those):,}); expected: {KINDS[kind]}"]
-        lines += [f"  {each.where}" + f": {each.detail}" * bool(each.detail) for each in those][
-            : None if limit is None else limit + 1
-        ]
+        for each in those[:limit]:
+            detail = f": {printable(each.detail, 200)}" if each.detail else ""
+            lines.append(f"  {printable(each.where, 200)}{detail}")
         if limit is not None and len(those) > limit:
             lines.append(f"  ... and {len(those) - limit:,} more")
     return "\n".join(lines)
-
-
-class _Files:
-    """The files of a zip archive or of a folder; close it."""
-
-    def __init__(self, path: Path) -> None:
-        self._folder = path
-        self._zip = None if path.is_dir() else zipfile.ZipFile(path)
-        self._entries = [] if self._zip is None else self._zip.infolist()
-        self._entries = [entry for entry in self._entries if not entry.is_dir()]
-        if self._zip is None:
-            files = [file for file in path.rglob("*") if not file.is_dir()]
-            self.names = sorted(file.relative_to(path).as_posix() for file in files)
-        else:
-            self.names = list(dict.fromkeys(entry.filename for entry in self._entries))
-
-    def archive_violations(self) -> list[Violation]:
-        """List what is wrong with the archive itself; nothing for a folder."""
-        counts = Counter(entry.filename for entry in self._entries)
-        found = [
-            Violation("doubled entry", name, f"{count} times")
-            for name, count in counts.items()
-            if count > 1
-        ]
-        for entry in self._entries:
-            name = entry.filename
-            if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
-                found.append(Violation("unsafe path in the archive", name))
-            elif stat.S_ISLNK(entry.external_attr >> 16):
-                found.append(Violation("unsafe path in the archive", name, "a link"))
-        return found
-
-    def read(self, name: str) -> bytes:
-        """Read a file, or raise an OSError with a reason."""
-        if self._zip is None:
-            size = (self._folder / name).stat().st_size
-        else:
-            size = self._zip.getinfo(name).file_size
-        if size > _LARGEST_FILE:
-            raise OSError(f"it holds {size:,} bytes")
-        try:
-            return (self._folder / name).read_bytes() if self._zip is None else self._zip.read(name)
-        # Encrypted, compressed in an unknown way, another checksum, or cut off.
-        except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise OSError(str(error)) from error
-
-    def close(self) -> None:
-        if self._zip is not None:
-            self._zip.close()
 
 
 def _assign_texts(
@@ -251,11 +204,17 @@ def _assign_texts(
     violations += [Violation("text file in a folder", text) for text in files if "/" in text]
     violations += [Violation("missing text file", name) for name, own in texts.items() if not own]
     violations += [
-        Violation("doubled text file", name, ", ".join(own))
+        Violation("doubled text file", name, _first_of(own, ", "))
         for name, own in texts.items()
         if len(own) > 1
     ]
     return [(text, expected[name]) for name, own in texts.items() for text in own], violations
+
+
+def _first_of(items: Sequence[str], separator: str) -> str:
+    """Join the first few of many."""
+    more = f"{separator}and {len(items) - 3:,} more" if len(items) > 3 else ""
+    return separator.join(items[:3]) + more
 
 
 def _check_texts(
@@ -264,16 +223,25 @@ def _check_texts(
     """Check some text files and their masks: violations, and (mask, line that names it) pairs."""
     violations: list[Violation] = []
     masks: list[tuple[str, str]] = []
-    with closing(_Files(path)) as files:
-        names = set(files.names)
+    # A mask is decoded once for each image, however many lines name it.
+    checked = set()
+    with closing(ResultSource(path)) as source:
+        names = set(source.names)
         for text, image in texts:
             try:
-                lines = files.read(text).decode("utf-8").removesuffix("\n").split("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                violations.append(Violation("unreadable text file", text, str(error)))
+                content = source.read(text, LARGEST_TEXT).decode("utf-8")
+            except (InputError, UnicodeDecodeError) as error:
+                detail = str(error).removeprefix(f"{path / text}: ")
+                violations.append(Violation("unreadable text file", text, detail))
                 continue
-            for number, line in enumerate(lines if lines != [""] else [], start=1):
+            limit = len(violations) + _VIOLATIONS_A_TEXT
+            lines = content.removesuffix("\n").split("\n") if content else []
+            for number, line in enumerate(lines, start=1):
                 where = f"{text}, line {number}"
+                if len(violations) >= limit:
+                    detail = f"{_VIOLATIONS_A_TEXT:,} violations before line {number}: not read on"
+                    violations.append(Violation("unreadable text file", text, detail))
+                    break
                 violations += _check_fields(where, line)
                 named = line.split(" ")[0]
                 if not named:
@@ -285,14 +253,16 @@ def _check_texts(
                     violations.append(Violation("missing mask", where, named))
                 else:
                     masks.append((mask, where))
-                    violations += _check_mask(files, mask, image)
+                    if (mask, image) not in checked:
+                        checked.add((mask, image))
+                        violations += _check_mask(source, mask, image)
     return violations, masks
 
 
 def _check_fields(where: str, line: str) -> list[Violation]:
     fields = line.split(" ")
     if len(fields) != 3 or not all(fields):
-        return [Violation("malformed line", where, repr(line))]
+        return [Violation("malformed line", where, repr(line[:200]))]
     _, label, confidence = fields
     violations = []
     number = _number(label)
@@ -320,10 +290,11 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _check_mask(files: _Files, name: str, expected: ExpectedImage) -> list[Violation]:
+def _check_mask(source: ResultSource, name: str, expected: ExpectedImage) -> list[Violation]:
     try:
+        data = source.read(name, largest_mask(expected.height, expected.width))
         # A forged size may ask for more memory than there is: compare it before decoding.
-        with Image.open(BytesIO(files.read(name)), formats=["PNG"]) as image:
+        with Image.open(BytesIO(data), formats=["PNG"]) as image:
             if image.size != (expected.width, expected.height):
                 detail = (
                     f"{image.width} x {image.height}, the image is "
@@ -333,6 +304,9 @@ def _check_mask(files: _Files, name: str, expected: ExpectedImage) -> list[Viola
             if image.mode not in ("1", "L"):
                 return [Violation("unreadable mask", name, f"its pixels are {image.mode}")]
             pixels = np.asarray(image)
+    except InputError as error:
+        detail = str(error).removeprefix(f"{source.path / name}: ")
+        return [Violation("unreadable mask", name, detail)]
     # A broken PNG is a SyntaxError for Pillow.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         return [Violation("unreadable mask", name, str(error))]

@@ -75,7 +75,7 @@ def _precision_recall(rows: list[Row], per_class: list[Row], threshold: float) -
     """One curve a class, with a dot where the other pictures' threshold lies on it."""
     figure = new_figure(8.2, 5.4, "Precision and recall at IoU 0.5")
     axis = figure.subplots()
-    for color, scores in zip(PALETTE, per_class, strict=True):
+    for color, scores in zip(PALETTE, per_class, strict=False):
         points = [
             (float(row["recall"]), float(row["precision"]), float(row["confidence"]))
             for row in rows

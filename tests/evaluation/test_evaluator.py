@@ -36,6 +36,7 @@ from cityscapes_maskrcnn.evaluation.instances import (
 )
 from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.result_files import (
+    find_ground_truth,
     ground_truth_file,
     match_result_files,
     write_image_results,
@@ -121,7 +122,9 @@ def test_equals_the_score_of_the_written_files(case: dict[str, Any], tmp_path: P
         output = script.to_output(arrays)
         predictions = instances_to_predictions(output["instances"], HEIGHT, WIDTH)
         write_image_results(tmp_path / "results", image_name(file), predictions)
-    matches = match_result_files(tmp_path / "results", case["gt_dir"], num_workers=1)
+    matches = match_result_files(
+        tmp_path / "results", find_ground_truth(case["gt_dir"]), num_workers=1
+    )
     expected = averages(average_precision(matches))
 
     assert results["segm"]["AP"] == 100 * expected["allAp"]
@@ -302,7 +305,10 @@ def test_analysis_that_cannot_be_written_costs_no_score(
     ("metadata", "message"),
     [
         ({}, "evaluator_bad has no labels"),
-        ({"gt_dir": "x", "thing_classes": ["cat", "dog"]}, r"evaluator_bad has not .*: cat, dog"),
+        (
+            {"gt_dir": "x", "thing_classes": ["cat", "dog"]},
+            r"evaluator_bad: thing_classes must be some of .* not cat, dog",
+        ),
     ],
 )
 def test_datasets_that_cannot_be_scored(metadata: dict[str, Any], message: str) -> None:
@@ -315,10 +321,14 @@ def test_datasets_that_cannot_be_scored(metadata: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("field", "change", "message"),
     [
-        ("pred_classes", lambda classes: classes * 0 + 8, "the class 8; the"),
+        ("pred_classes", lambda classes: classes * 0 + 8, "the class 8; the dataset has 8"),
         ("pred_classes", lambda classes: classes * 0 - 1, "the class -1"),
         ("scores", lambda scores: scores * math.nan, "confidence is NaN"),
-        ("pred_masks", lambda m: m[:, :, 1:], r"masks are 60 x 89 .* ground truth 60 x 90"),
+        (
+            "pred_masks",
+            lambda m: m[:, :, 1:],
+            r"predictions are for 60 x 89 .* ground truth is 60 x 90",
+        ),
         ("pred_masks", None, "MODEL.MASK_ON"),
     ],
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -11,18 +13,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cityscapes_maskrcnn.evaluation.instance_ap import Prediction
-from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
+from cityscapes_maskrcnn.evaluation.instance_ap import Prediction, match_image
+from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.result_files import (
     assign_text_files,
+    choose_images,
+    decode_mask,
+    find_ground_truth,
     find_result_files,
     ground_truth_file,
+    map_result_files,
     match_result_files,
     read_instance_ids,
-    read_mask,
     read_predictions,
     write_image_results,
 )
+from cityscapes_maskrcnn.evaluation.result_source import ResultSource
 from cityscapes_maskrcnn.utils.errors import InputError
 
 NAME = "ulm_000003_000019"
@@ -41,8 +47,12 @@ def results(tmp_path: Path) -> Path:
     return folder
 
 
+def read_mask(file: Path, height: int, width: int) -> RunMask:
+    return decode_mask(file, file.read_bytes(), height, width)
+
+
 def read(results: Path) -> list[Prediction]:
-    return read_predictions(results / f"{NAME}_pred.txt", results, HEIGHT, WIDTH)
+    return read_predictions(ResultSource(results), f"{NAME}_pred.txt", HEIGHT, WIDTH)
 
 
 def test_names() -> None:
@@ -86,7 +96,7 @@ def test_reads_a_prediction(results: Path) -> None:
     assert (prediction.category, prediction.confidence, prediction.box) == (2, 0.75, None)
     assert (prediction.mask.box(), prediction.mask.area()) == ((5, 2, 10, 4), 10)
     with pytest.raises(InputError, match=r"car.png: the mask is 20 x 30 .*, its image 21 x 30"):
-        read_predictions(results / f"{NAME}_pred.txt", results, HEIGHT + 1, WIDTH)
+        read_predictions(ResultSource(results), f"{NAME}_pred.txt", HEIGHT + 1, WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -127,11 +137,11 @@ def test_palette_mask_counts_by_colour_like_the_official_conversion(results: Pat
         ("car.png nan 0.5\n", "line 1: unknown label id nan"),
         ("car.png 26 nan\n", "line 1: the confidence nan is not a finite number"),
         ("/tmp/car.png 26 0.5\n", "line 1: the mask's path /tmp/car.png must be relative"),
-        ("../car.png 26 0.5\n", "line 1: the mask ../car.png is outside of the folder"),
-        ("../results2/car.png 26 0.5\n", "outside of the folder"),
-        ("a/../../car.png 26 0.5\n", "outside of the folder"),
-        ("gone.png 26 0.5\n", "gone.png, which does not exist"),
-        (". 26 0.5\n", "which does not exist"),
+        ("../car.png 26 0.5\n", "line 1: the mask ../car.png is outside of the results"),
+        ("../results2/car.png 26 0.5\n", "outside of the results"),
+        ("a/../../car.png 26 0.5\n", "outside of the results"),
+        ("gone.png 26 0.5\n", "_pred.txt names the mask .*gone.png: cannot be read: No such file"),
+        (". 26 0.5\n", "results: cannot be read: Is a directory"),
     ],
 )
 def test_bad_lines(results: Path, text: str, message: str) -> None:
@@ -140,7 +150,7 @@ def test_bad_lines(results: Path, text: str, message: str) -> None:
         read(results)
     assert f"{NAME}_pred.txt" in str(error.value)
     (results / f"{NAME}_pred.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=f"cannot read .*{NAME}_pred.txt"):
+    with pytest.raises(InputError, match=f"{NAME}_pred.txt: no text in UTF-8"):
         read(results)
 
 
@@ -217,19 +227,19 @@ def test_result_file_may_lie_anywhere_in_the_folder(results: Path) -> None:
     (results / "deep" / "er").mkdir(parents=True)
     moved = (results / f"{NAME}_pred.txt").rename(results / "deep" / "er" / f"{NAME}.txt")
     moved.write_text("../../car.png 26 0.5\n")
-    assert find_result_files(results, [NAME]) == [moved]
-    assert len(read_predictions(moved, results, HEIGHT, WIDTH)) == 1
+    assert find_result_files(ResultSource(results), [NAME]) == [f"deep/er/{NAME}.txt"]
+    assert len(read_predictions(ResultSource(results), f"deep/er/{NAME}.txt", HEIGHT, WIDTH)) == 1
 
 
 def test_result_file_missing_or_doubled(results: Path) -> None:
     with pytest.raises(InputError, match=r"holds no result file ulm_000004_000019\*.txt"):
-        find_result_files(results, [NAME, "ulm_000004_000019"])
+        find_result_files(ResultSource(results), [NAME, "ulm_000004_000019"])
     (results / "a").mkdir()
     (results / "a" / f"{NAME}.txt").write_text("")
     with pytest.raises(InputError, match=f"{NAME} has more than one result file"):
-        find_result_files(results, [NAME])
+        find_result_files(ResultSource(results), [NAME])
     with pytest.raises(InputError, match="does not exist"):
-        find_result_files(results / "gone", [NAME])
+        find_result_files(ResultSource(results / "gone"), [NAME])
 
 
 def test_instance_ids(tmp_path: Path) -> None:
@@ -238,7 +248,7 @@ def test_instance_ids(tmp_path: Path) -> None:
     read_back = read_instance_ids(tmp_path / "ids.png")
     assert read_back.dtype == np.uint16
     np.testing.assert_array_equal(read_back, ids)
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match=r"gone\.png: cannot be read: No such file"):
         read_instance_ids(tmp_path / "gone.png")
     Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(tmp_path / "colour.png")
     with pytest.raises(InputError, match=r"colour\.png: not an image of 16 bit instance ids"):
@@ -259,7 +269,7 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
         f"{NAME}_1_bicycle.png 33 0.30000001192092896",
         f"{NAME}_2_car.png 26 1e-09",
     ]
-    read_back = read_predictions(text_file, tmp_path, HEIGHT, WIDTH)
+    read_back = read_predictions(ResultSource(tmp_path), text_file.name, HEIGHT, WIDTH)
     for before, after in zip(predictions, read_back, strict=True):
         assert (before.category, before.confidence) == (after.category, after.confidence)
         np.testing.assert_array_equal(before.mask.frame(), after.mask.frame())
@@ -274,12 +284,13 @@ def test_workers_give_the_same_matches(results: Path, tmp_path: Path) -> None:
     for index in range(24):
         ids = np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)
         ids[2:4, 5 : 6 + index] = 26000
+        ids[10:, :20] = 24000  # large enough to be scored
         Image.fromarray(ids).save(folder / f"ulm_1000{index:02}_000019_gtFine_instanceIds.png")
         (results / f"ulm_1000{index:02}_000019.txt").write_text("car.png 26 0.75\n")
     # Columns 5 to 9 against 5 to 5 + index: both start at 5.
     expected = [[min(5, index + 1) / max(5, index + 1)] for index in range(24)]
     for num_workers in (1, 2):
-        matches = match_result_files(results, tmp_path / "gt", num_workers)
+        matches = match_result_files(results, find_ground_truth(tmp_path / "gt"), num_workers)
         assert [image.overlaps.tolist() for image in matches] == expected
 
 
@@ -288,8 +299,107 @@ def test_broken_ground_truth_names_its_file(results: Path, tmp_path: Path) -> No
     file = tmp_path / "gt" / "ulm" / f"{NAME}_gtFine_instanceIds.png"
     Image.fromarray(np.full((HEIGHT, WIDTH), 34000, dtype=np.uint16)).save(file)
     with pytest.raises(InputError, match=f"{NAME}_gtFine_instanceIds.png: .* instance id 34000"):
-        match_result_files(results, tmp_path / "gt")
+        match_result_files(results, find_ground_truth(tmp_path / "gt"))
     with pytest.raises(InputError, match="gone does not exist"):
-        match_result_files(results, tmp_path / "gone")
+        match_result_files(results, find_ground_truth(tmp_path / "gone"))
     with pytest.raises(InputError, match="give a split's folder"):
-        match_result_files(results, results)
+        match_result_files(results, find_ground_truth(results))
+
+
+@pytest.fixture
+def gt_files(tmp_path: Path) -> dict[str, Path]:
+    """A car of 200 pixels in the one image."""
+    (tmp_path / "gt" / "ulm").mkdir(parents=True)
+    ids = np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)
+    ids[0:10, 0:20] = 26000
+    Image.fromarray(ids).save(tmp_path / "gt" / "ulm" / f"{NAME}_gtFine_instanceIds.png")
+    return find_ground_truth(tmp_path / "gt")
+
+
+def test_labels_that_are_not_scored(
+    results: Path, gt_files: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """51 cars with their train id, as a converter that knows no label ids writes them."""
+    text = results / f"{NAME}_pred.txt"
+    lines = [f"{index}.png 13 0.9\n" for index in range(51)]
+    text.write_text("".join(lines))
+    expected = (
+        "51 of 51 predictions have labels that are not scored: 13; regular label ids are expected,"
+        " car is 26"
+    )
+    with pytest.raises(InputError) as error:
+        match_result_files(results, gt_files)
+    assert str(error.value) == expected
+
+    text.write_text("".join([*lines, "a.png 0 0.9\n", "car.png 26 0.9\n"]))
+    match_result_files(results, gt_files)
+    assert caplog.messages == [
+        "52 of 53 predictions have labels that are not scored: 13, 0; regular label ids"
+        " are expected, car is 26"
+    ]
+    # Nothing found is a result.
+    caplog.clear()
+    text.write_text("")
+    assert [image.num_ground_truth[2] for image in match_result_files(results, gt_files)] == [1]
+    assert not caplog.messages
+
+
+def test_nothing_to_score(results: Path, gt_files: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="no object of person, rider with 100 pixels or more"):
+        map_result_files(match_image, results, gt_files, categories=[0, 1])
+    ids = np.full((HEIGHT, WIDTH), 26, dtype=np.uint16)  # a group
+    ids[0:9, 0:11] = 26001  # 99 pixels
+    Image.fromarray(ids).save(gt_files[NAME])
+    with pytest.raises(InputError, match="nothing can be scored: the ground truth of 1 images"):
+        match_result_files(results, gt_files)
+
+
+def test_zip_archive_scores_as_its_folder(
+    results: Path, gt_files: dict[str, Path], tmp_path: Path
+) -> None:
+    archive = tmp_path / "results.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in results.iterdir():
+            file.write(path, f"some_folder/{path.name}")
+    (matches,) = match_result_files(archive, gt_files)
+    # 10 pixels of the car's 200.
+    assert matches.overlaps.tolist() == [0.05]
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("../evil.png", b"")
+    with pytest.raises(InputError, match=r"unsafe path in the archive \.\./evil\.png"):
+        match_result_files(archive, gt_files)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "results.zip: does not exist; give a folder or a zip archive"),
+        (b"", "results.zip: no zip archive, or a damaged one"),
+        (b"PK\x05\x06" + bytes(10), "results.zip: no zip archive, or a damaged one"),
+    ],
+)
+def test_archives_that_are_none(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "results.zip"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        ResultSource(path)
+
+
+def test_pipes_and_devices_are_not_read(results: Path) -> None:
+    (results / "car.png").unlink()
+    (results / "car.png").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"car\.png: not a file, but a pipe or device"):
+        read(results)
+    (results / f"{NAME}_pred.txt").unlink()
+    os.mkfifo(results / f"{NAME}_pred.txt")
+    with pytest.raises(InputError, match=r"_pred\.txt: not a file, but a pipe or device"):
+        read(results)
+    with pytest.raises(InputError, match="neither a folder nor a file"):
+        ResultSource(results / f"{NAME}_pred.txt")
+
+
+def test_images_of_a_list(gt_files: dict[str, Path]) -> None:
+    assert choose_images(gt_files, [NAME]) == gt_files
+    with pytest.raises(InputError, match=r"1 of 2 images .* such as ulm_000003_00001$"):
+        choose_images(gt_files, [NAME, "ulm_000003_00001"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import stat
+import time
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -210,7 +213,9 @@ def test_bomb_is_not_unpacked(tmp_path: Path) -> None:
         archive.writestr(f"{ULM}_b.txt", b"bomb.png 26 0.5\n")
     kinds = {each.kind: each for each in check_submission(tmp_path / "s.zip", IMAGES, 1)}
     assert set(kinds) == {"doubled text file", "unreadable mask"}
-    assert kinds["unreadable mask"].detail == "it holds 68,157,440 bytes"
+    assert kinds["unreadable mask"].detail == (
+        "68157440 bytes; files of this kind have at most 70336"
+    )
 
 
 def test_workers_find_the_same(tmp_path: Path) -> None:
@@ -260,3 +265,78 @@ def test_image_list(tmp_path: Path) -> None:
             read_image_list(tmp_path / "list.txt")
     with pytest.raises(InputError, match=r"gone.txt: cannot be read"):
         read_image_list(tmp_path / "gone.txt")
+
+
+def test_entries_without_a_plain_name(tmp_path: Path) -> None:
+    path = as_zip(tmp_path / "s", good())
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("x", "./bus.png", "masks//bus.png", "masks/./bus.png"):
+            archive.writestr(name, b"")
+        archive.infolist()[-4].filename = ""  # as no program writes it, for the directory
+    found = check_submission(path, IMAGES, 1)
+    assert [(each.where, each.detail) for each in found if "unsafe" in each.kind] == [
+        ("''", "an entry without a name"),
+        ("./bus.png", ""),
+        ("masks/./bus.png", ""),
+        ("masks//bus.png", ""),
+    ]
+
+
+def test_encrypted_and_overlapping_entries(tmp_path: Path) -> None:
+    path = as_zip(tmp_path / "s", good())
+    with zipfile.ZipFile(path, "a") as archive:
+        car = archive.getinfo("car.png")
+        car.flag_bits |= 1
+        copy = zipfile.ZipInfo("masks/copy.png")
+        for name in ("header_offset", "compress_size", "file_size", "CRC"):
+            setattr(copy, name, getattr(archive.getinfo("masks/person.png"), name))
+        # The directory is written anew: a thousand entries with the bytes of one.
+        archive.filelist += [copy] * 1000
+        archive._didModify = True
+    kinds = {each.kind: each for each in check_submission(path, IMAGES, 1)}
+    assert set(kinds) == {"damaged archive", "doubled entry", "unreadable mask", "unused file"}
+    assert kinds["damaged archive"].detail == "its entries overlap"
+    assert "encrypted" in kinds["unreadable mask"].detail
+
+
+def test_a_mask_is_decoded_once_however_often_it_is_named(tmp_path: Path) -> None:
+    """20,000 lines of one mask of 1024 x 2048: decoding it for each takes minutes."""
+    image = ExpectedImage(ULM, 1024, 2048)
+    files = {
+        "car.png": png(np.full((1024, 2048), 255, np.uint8)),
+        TEXT: b"car.png 26 0.5\n" * 20_000,
+    }
+    start = time.monotonic()
+    (violation,) = check_submission(as_zip(tmp_path / "s", files), [image], 1)
+    assert time.monotonic() - start < 2
+    assert (violation.kind, violation.where) == ("mask used twice", "car.png")
+    assert violation.detail == (
+        f"by {TEXT}, line 1; {TEXT}, line 2; {TEXT}, line 3; and 19,997 more"
+    )
+
+
+def test_huge_and_endless_files(tmp_path: Path) -> None:
+    folder = as_folder(tmp_path / "s", good())
+    (folder / TEXT).write_bytes(bytes(60 * 2**20))
+    (folder / f"{BONN}.txt").write_bytes(b"\n" * 4_000_000)
+    (folder / "car.png").unlink()
+    os.mkfifo(folder / "car.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    (folder / f"{ULM}_b.txt").write_text("car.png 26 0.5\nzero.png 26 0.5\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    found = check_submission(folder, IMAGES, 1)
+    assert time.monotonic() - start < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
+    details = {each.where: each.detail for each in found if each.kind.startswith("unreadable")}
+    assert details == {
+        TEXT: "62914560 bytes; files of this kind have at most 4194304",
+        f"{BONN}.txt": "1,000 violations before line 1001: not read on",
+        "car.png": "not a file, but a pipe or device",
+        "zero.png": "not a file, but a pipe or device",
+    }
+
+
+def test_report_shows_control_characters_as_escapes() -> None:
+    report = format_violations([Violation("unused file", "\x1b[31m.png", "\u202e")])
+    assert "  \\x1b[31m.png: \\u202e" in report

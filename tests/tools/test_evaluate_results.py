@@ -6,12 +6,18 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from cityscapes_maskrcnn.data.registration import register_all
+from cityscapes_maskrcnn.evaluation.evaluator import ground_truth_files
+from cityscapes_maskrcnn.evaluation.instance_ap import Prediction, ground_truth
+from cityscapes_maskrcnn.evaluation.result_files import image_results, read_instance_ids
 
 ROOT = Path(__file__).parents[2]
 # Stands in for a machine without Detectron2 and torch.
@@ -68,3 +74,73 @@ def test_bad_input_is_one_line_and_exit_1(
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: cannot read {mask} as an image")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_train_ids_are_an_error(
+    tmp_path: Path,
+    case: list[str],
+    tool: Callable[..., subprocess.CompletedProcess[str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    text = tmp_path / "results" / "ulm_000000_000019.txt"
+    text.write_text("car.png 13 0.9\ntrain.png 16 0.5\n")
+    done = tool("tools/evaluate_results.py", *case)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: 2 of 2 predictions have labels that are not scored: 13, 16; regular label ids are"
+        " expected, car is 26\n"
+    )
+    text.write_text("car.png 26 0.9\ntrain.png 16 0.5\n")
+    done = tool("tools/evaluate_results.py", *case)
+    assert done.returncode == 0
+    assert caplog.messages == [
+        "1 of 2 predictions have labels that are not scored: 16; regular label ids are expected,"
+        " train is 31"
+    ]
+    assert "car            50.00   50.00" in done.stdout
+
+
+def test_zip_of_a_part_of_a_split(
+    small_root: Path, tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Predictions are the ground truth of the part's images, and nothing is there of others."""
+    part = "cityscapes_instance_val_part1of4"
+    register_all(str(small_root))
+    files = ground_truth_files(part)
+    path = tmp_path / "part.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, file in files.items():
+            gt = ground_truth(read_instance_ids(file))
+            perfect = [
+                Prediction(gt.instance_mask(index), gt.categories[index], 0.5)
+                for index in np.flatnonzero(gt.is_object)
+            ]
+            for entry, content in image_results(name, perfect):
+                archive.writestr(entry, content)
+    done = tool("tools/evaluate_results.py", "--results", path, "--dataset", part)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("2 images of cityscapes_instance_val_part1of4\n")
+    assert "average       100.00  100.00" in done.stdout
+    listed = [small_root / f"cityscapes/leftImg8bit/val/x/{name}_leftImg8bit.png" for name in files]
+    (tmp_path / "list.txt").write_text("\n".join(map(str, listed)))
+    same = tool(
+        "tools/evaluate_results.py",
+        "--results",
+        path,
+        "--gt-dir",
+        small_root / "cityscapes/gtFine/val",
+        "--image-list",
+        tmp_path / "list.txt",
+    )
+    assert same.stdout.splitlines()[1:] == done.stdout.splitlines()[1:]
+    done = tool("tools/evaluate_results.py", "--results", path, "--dataset", part[:-8])
+    assert "error: unknown dataset" in done.stderr
+    done = tool(
+        "tools/evaluate_results.py", "--results", path, "--dataset", "cityscapes_instance_test"
+    )
+    assert "cityscapes_instance_test has no labels to score against" in done.stderr
+    done = tool(
+        "tools/evaluate_results.py", "--results", path, "--dataset", "cityscapes_instance_val"
+    )
+    assert done.returncode == 1
+    assert f"{path} holds no result file " in done.stderr
