@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,10 +13,17 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 IMAGE_SUFFIX: Final = "_leftImg8bit.png"
 
-_HELP: Final = (
-    "(set DETECTRON2_DATASETS to the folder that holds cityscapes/; datasets/README.md shows the "
-    "expected tree and where to get the data)"
-)
+_IMAGE_TYPES: Final = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+_README: Final = "datasets/README.md shows the expected tree and where to get the data"
+
+# The archive that a folder below ``cityscapes/`` comes in.
+_PACKAGES: Final = {
+    "leftImg8bit": "leftImg8bit_trainvaltest.zip",
+    "leftImg8bit/train_extra": "leftImg8bit_trainextra.zip",
+    "gtFine": "gtFine_trainvaltest.zip",
+    "gtCoarse": "gtCoarse.zip",
+}
 
 # Written into ``cityscapes/`` by :mod:`cityscapes_maskrcnn.synthetic.dataset`.
 MANIFEST: Final = "synthetic.json"
@@ -51,15 +59,14 @@ def is_generated(image_dir: str | os.PathLike[str]) -> bool:
     return any((folder.parent.parent / MANIFEST).is_file() for folder in folders)
 
 
-def tree_folder(root: str | os.PathLike[str]) -> Path:
-    """Return the folder with ``leftImg8bit``: ``root`` or ``root/cityscapes``.
+def tree_folder(root: str | os.PathLike[str], image_folder: str = "leftImg8bit") -> Path:
+    """Return ``root/cityscapes``, where training looks with ``DETECTRON2_DATASETS=root``.
 
     Raises:
-        InputError: neither exists.
+        InputError: it has no ``image_folder``.
     """
-    root = Path(root)
-    folder = root if (root / "leftImg8bit").is_dir() else root / "cityscapes"
-    require_folder(folder)
+    folder = Path(root, "cityscapes")
+    require_folder(folder / image_folder)
     return folder
 
 
@@ -72,7 +79,39 @@ def require_folder(path: str | Path) -> None:
     while not missing.parent.is_dir():
         missing = missing.parent
     place = "" if missing == path else f", on the way to {path}"
-    raise InputError(f"{missing}: no such folder{place} {_HELP}")
+    raise InputError(f"{missing}: no such folder{place} ({_advice(path, missing)})")
+
+
+def _advice(path: Path, missing: Path | None = None) -> str:
+    """What to do about a folder of data that is missing, or empty."""
+    folders = path.parts
+    if "cityscapes" not in folders:
+        return _README
+    # The last one, which is the tree's: DETECTRON2_DATASETS itself may be called cityscapes.
+    depth = len(folders) - folders[::-1].index("cityscapes")
+    tree = Path(*folders[:depth])
+    if missing is not None and (missing == tree / "leftImg8bit" or tree.is_relative_to(missing)):
+        return f"{_root_advice(tree.parent)}; {_README}"
+    inside = "/".join(folders[depth : depth + 2])
+    package = _PACKAGES.get(inside) or _PACKAGES.get(inside.partition("/")[0])
+    return f"unpack {package} into {tree}; {_README}" if package else _README
+
+
+def _root_advice(root: Path) -> str:
+    """What to set DETECTRON2_DATASETS to where ``root`` has no ``cityscapes/leftImg8bit``."""
+    root = root.absolute()
+    with suppress(OSError):  # a folder that may not be read
+        for folder in (root.parent, root.parent.parent, *sorted(root.glob("[!.]*"))):
+            if (folder / "cityscapes" / "leftImg8bit").is_dir():
+                return f"set DETECTRON2_DATASETS={folder}"
+        if (root / "leftImg8bit").is_dir():
+            return f"rename {root} to cityscapes and set DETECTRON2_DATASETS={root.parent}"
+        tree = root / "cityscapes"
+        for folder in sorted(tree.glob("*/leftImg8bit")):
+            return f"move what is in {folder.parent} to {tree}"
+        if tree.is_dir():
+            return f"unpack {_PACKAGES['leftImg8bit']} into {tree}"
+    return "set DETECTRON2_DATASETS to the folder that holds cityscapes/"
 
 
 def image_name(file: str | os.PathLike[str], image_suffix: str = IMAGE_SUFFIX) -> str:
@@ -112,6 +151,22 @@ def check_distinct(names: Iterable[str], where: str) -> None:
             raise InputError(f"{where}: {count} images have the name {name}; keep or rename one")
 
 
+def unread_images(image_dir: str | os.PathLike[str], image_suffix: str = IMAGE_SUFFIX) -> list[str]:
+    """List the image files of a split's folder that :func:`find_images` leaves alone.
+
+    Returns:
+        Sorted paths below ``image_dir``: files in no city folder, or whose names end otherwise.
+    """
+    folder = Path(image_dir)
+    files = [*folder.glob("[!.]*"), *folder.glob("[!.]*/[!.]*")]
+    return sorted(
+        str(file.relative_to(folder))
+        for file in files
+        if file.suffix.lower() in _IMAGE_TYPES
+        and (file.parent == folder or not file.name.endswith(image_suffix))
+    )
+
+
 def find_images(
     image_dir: str, cities: Sequence[str] | None = None, image_suffix: str = IMAGE_SUFFIX
 ) -> list[str]:
@@ -139,7 +194,12 @@ def find_images(
         names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
         images += [f"{city}/{name}" for name in sorted(names) if name.endswith(image_suffix)]
     if not images:
-        raise InputError(f"{image_dir}: no images; expected CITY/*{image_suffix} in it {_HELP}")
+        others = unread_images(image_dir, image_suffix)
+        found = f", found {others[0]}" if others else ""
+        raise InputError(
+            f"{image_dir}: no images; expected CITY/*{image_suffix} in it{found} "
+            f"({_advice(Path(image_dir))})"
+        )
     name, count = Counter(image.partition("/")[2] for image in images).most_common(1)[0]
     if count > 1:
         raise InputError(f"{image_dir}: {name} is in several city folders; keep one of them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from cityscapes_maskrcnn.data.annotations import check_polygons, read_objects
-from cityscapes_maskrcnn.data.images import read_png_size
+from cityscapes_maskrcnn.data.images import read_image_size
 from cityscapes_maskrcnn.data.labels import LABELS
-from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
+from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, unread_images
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
@@ -59,7 +60,7 @@ class SplitCheck(NamedTuple):
         annotations: number of complete annotations (polygons, label ids, instance ids).
         official: number of images in the official release.
         problems: one line each, naming the file.
-        note: why a missing split is no problem, or empty.
+        note: why a missing split is no problem, which images are not read, or empty.
         subset: there are problems that ``allow_subset`` would accept.
     """
 
@@ -73,7 +74,11 @@ class SplitCheck(NamedTuple):
 
 
 def check_tree(
-    folder: Path, allow_subset: bool = False, num_workers: int | None = None
+    folder: Path,
+    allow_subset: bool = False,
+    num_workers: int | None = None,
+    image_folder: str = "leftImg8bit",
+    image_suffix: str = IMAGE_SUFFIX,
 ) -> list[SplitCheck]:
     """Read every file of a Cityscapes tree.
 
@@ -82,6 +87,8 @@ def check_tree(
         allow_subset: accept fewer images than the official release has, and other sizes than
             1024x2048: parts of the data, and generated data.
         num_workers: processes; default one per core.
+        image_folder: below ``folder``, for weather variants such as ``leftImg8bit_foggy``.
+        image_suffix: the end of the images' names, see :func:`.tree.image_name`.
 
     Returns:
         One entry per split of the official release.
@@ -89,9 +96,19 @@ def check_tree(
     Raises:
         InputError: there are no images at all.
     """
-    checks = [_check_split(folder, split, allow_subset, num_workers) for split in _SPLITS]
+    checks = [
+        _check_split(
+            split,
+            image_dir=folder / image_folder / split.name,
+            gt_dir=folder / split.kind / split.name,
+            image_suffix=image_suffix,
+            allow_subset=allow_subset,
+            num_workers=num_workers,
+        )
+        for split in _SPLITS
+    ]
     if not any(check.images for check in checks):
-        raise InputError(f"{folder}: no images; expected leftImg8bit/SPLIT/CITY/*{IMAGE_SUFFIX}")
+        raise InputError(f"{folder}: no images; expected {image_folder}/SPLIT/CITY/*{image_suffix}")
     return checks
 
 
@@ -111,13 +128,18 @@ def format_checks(checks: Sequence[SplitCheck], most: int = 10) -> str:
 
 
 def _check_split(
-    folder: Path, split: _Split, allow_subset: bool, num_workers: int | None
+    split: _Split,
+    *,
+    image_dir: Path,
+    gt_dir: Path,
+    image_suffix: str,
+    allow_subset: bool,
+    num_workers: int | None,
 ) -> SplitCheck:
     """Count, pair and read the files of one split."""
-    image_dir, gt_dir = folder / "leftImg8bit" / split.name, folder / split.kind / split.name
     endings = ("polygons.json", "labelIds.png", "instanceIds.png")
     suffixes = [f"_{split.kind}_{ending}" for ending in endings]
-    images = _stems(image_dir, IMAGE_SUFFIX)
+    images = _stems(image_dir, image_suffix)
     annotations = {suffix: _stems(gt_dir, suffix) for suffix in suffixes}
     complete = set.intersection(*annotations.values())
     annotated = set.union(*annotations.values())
@@ -137,14 +159,33 @@ def _check_split(
     problems = []
     if not allow_subset and len(images) != split.images:
         problems.append(f"{len(images)} images where the official release has {split.images}")
+    cities: dict[str, list[str]] = defaultdict(list)
+    for stem in sorted(images):
+        city, name = stem.split("/")
+        cities[name].append(city)
+    problems += [
+        f"{name}{image_suffix} is in several city folders ({', '.join(found)}); keep one of them"
+        for name, found in cities.items()
+        if len(found) > 1
+    ]
+    unread = unread_images(image_dir, image_suffix)
+    if unread:
+        note = f"ok; {len(unread)} other image files are not read, such as {unread[0]}"
+        result = result._replace(note=note)
     for stem in sorted(images | annotated):
         missing = [suffix for suffix in needed if stem not in annotations[suffix]]
         if stem not in images:
-            problems.append(f"{stem}: an annotation without image {image_dir}/{stem}{IMAGE_SUFFIX}")
+            problems.append(f"{stem}: an annotation without image {image_dir}/{stem}{image_suffix}")
         elif missing:
             problems.append(f"{stem}: no annotation {', '.join(missing)} in {gt_dir}")
-    read = partial(_check_files, gt_dir=gt_dir, suffixes=needed, check_image=not shares_images)
-    files = [f"{image_dir}/{stem}{IMAGE_SUFFIX}" for stem in sorted(images)]
+    read = partial(
+        _check_files,
+        image_suffix=image_suffix,
+        gt_dir=gt_dir,
+        suffixes=needed,
+        check_image=not shares_images,
+    )
+    files = [f"{image_dir}/{stem}{image_suffix}" for stem in sorted(images)]
     found = map_in_parallel(read, files, f"Checking {result.name}", num_workers)
     others = [
         f"{file} ({_text(size)})"
@@ -169,12 +210,13 @@ def _stems(folder: Path, suffix: str) -> set[str]:
 
 
 def _check_files(
-    image: str, *, gt_dir: Path, suffixes: Sequence[str], check_image: bool
+    image: str, *, image_suffix: str, gt_dir: Path, suffixes: Sequence[str], check_image: bool
 ) -> tuple[list[str], tuple[int, int] | None]:
     """Read one image and those of its annotation files that exist.
 
     Args:
         image: path of the image.
+        image_suffix: the end of its name.
         gt_dir: the split's annotations.
         suffixes: of the annotation files.
         check_image: False: take the image's size from its header and do not read the rest.
@@ -185,12 +227,12 @@ def _check_files(
     problems = []
     expected = None
     try:
-        expected = _check_image(image) if check_image else read_png_size(image)
+        expected = _check_image(image) if check_image else read_image_size(image)
     except InputError as error:
         problems.append(str(error))
     city, name = Path(image).parts[-2:]
     for suffix in suffixes:
-        path = f"{gt_dir}/{city}/{name.removesuffix(IMAGE_SUFFIX)}{suffix}"
+        path = f"{gt_dir}/{city}/{name.removesuffix(image_suffix)}{suffix}"
         if not Path(path).exists():
             continue
         try:
@@ -214,11 +256,14 @@ def _check_polygons(path: str) -> tuple[int, int]:
 def _check_image(path: str) -> tuple[int, int]:
     """Height and width of an image of which every byte agrees with its checksums."""
     with _open_png(path) as image:
-        (width, height), mode = image.size, image.mode
-        image.verify()
+        mode = image.mode
+        if image.format == "PNG":
+            image.verify()
+        else:  # of another format that would not look at the pixels
+            image.load()
     if mode != "RGB":
         raise InputError(f"{path}: an 8 bit RGB image is expected, not mode {mode}")
-    return height, width
+    return read_image_size(path)
 
 
 def _check_ids(path: str) -> tuple[int, int]:

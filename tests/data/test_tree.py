@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cityscapes_maskrcnn.data.tree import (
     find_images,
     image_name,
     is_generated,
+    require_folder,
     tree_folder,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -77,11 +79,48 @@ def test_missing_and_double_images(tmp_path):
         find_images(str(images))
 
 
-def test_folder_of_a_tree(tmp_path):
-    with pytest.raises(InputError, match=f"{tmp_path}/nowhere: no such folder"):
-        tree_folder(tmp_path / "nowhere")
-    (tmp_path / "cityscapes/leftImg8bit").mkdir(parents=True)
-    assert tree_folder(tmp_path) == tree_folder(tmp_path / "cityscapes") == tmp_path / "cityscapes"
+@pytest.mark.parametrize(
+    ("tree", "root", "advice"),
+    [
+        ("a/cityscapes", "a/cityscapes", "set DETECTRON2_DATASETS={}/a;"),
+        ("a/cityscapes", "a/cityscapes/leftImg8bit", "set DETECTRON2_DATASETS={}/a;"),
+        ("a/cityscapes", "", "set DETECTRON2_DATASETS={}/a;"),
+        # An archive unpacked into a folder that was there.
+        ("cityscapes/cityscapes", "", "set DETECTRON2_DATASETS={}/cityscapes;"),
+        ("cs", "cs", "rename {0}/cs to cityscapes and set DETECTRON2_DATASETS={0};"),
+        ("cityscapes/zip", "", "move what is in {0}/cityscapes/zip to {0}/cityscapes;"),
+        ("x/y/z/cityscapes", "", "set DETECTRON2_DATASETS to the folder that holds cityscapes/;"),
+    ],
+)
+def test_training_and_the_check_give_the_same_advice(
+    tmp_path: Path, tree: str, root: str, advice: str
+) -> None:
+    (tmp_path / tree / "leftImg8bit" / "val").mkdir(parents=True)
+    given = tmp_path / root
+    expected = f"\\({re.escape(advice.format(tmp_path))} datasets/README.md shows"
+    with pytest.raises(InputError, match=f"no such folder.*{expected}"):
+        tree_folder(given)
+    with pytest.raises(InputError, match=f"no such folder.*{expected}"):
+        find_images(f"{given}/cityscapes/leftImg8bit/val")
+
+
+def test_the_root_is_not_blamed_for_what_was_not_unpacked(tmp_path: Path) -> None:
+    tree = tmp_path / "cityscapes"
+    (tree / "leftImg8bit" / "val" / "ulm").mkdir(parents=True)
+    assert tree_folder(tmp_path) == tree
+    for folder, package in [
+        ("leftImg8bit/test", "leftImg8bit_trainvaltest.zip"),
+        ("leftImg8bit/train_extra", "leftImg8bit_trainextra.zip"),
+        ("gtFine/val", "gtFine_trainvaltest.zip"),
+        ("gtCoarse/train_extra", "gtCoarse.zip"),
+    ]:
+        with pytest.raises(InputError, match=rf"\(unpack {package} into {tree}; datasets/README"):
+            require_folder(tree / folder)
+    with pytest.raises(InputError, match=r"no such folder \(datasets/README.md shows"):
+        require_folder(tmp_path / "acdc")
+    (tree / "leftImg8bit/val/ulm/photo.JPG").touch()
+    with pytest.raises(InputError, match=r"val: no images; .*in it, found ulm/photo.JPG \(unpack"):
+        find_images(f"{tree}/leftImg8bit/val")
 
 
 def test_a_generated_set_is_known_by_its_folder(tmp_path: Path) -> None:

@@ -26,9 +26,13 @@ def test_tree_in_order_then_damaged(prepare: Run, root: Path) -> None:
     done = prepare(root, "--allow-subset")
     assert done.returncode == 0, done.stderr
     assert "gtFine/val                  6            6       500  ok" in done.stdout
-    assert done.stdout.endswith("\nThe tree is in order.\n")
-    assert prepare(root / "cityscapes", "--allow-subset").stdout == done.stdout
-    assert prepare("--allow-subset", root=root).stdout == done.stdout
+    advice = f"Training looks elsewhere: export DETECTRON2_DATASETS={root}\n"
+    assert done.stdout.endswith(f"\nThe tree is in order.\n{advice}")
+    assert prepare("--allow-subset", root=root).stdout == done.stdout.removesuffix(advice)
+    # The folder that training would not find the tree in.
+    done = prepare("--allow-subset", root=root / "cityscapes")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"(set DETECTRON2_DATASETS={root}; " in done.stderr
 
     image = next(root.glob("cityscapes/leftImg8bit/val/*/*.png"))
     image.write_bytes(image.read_bytes()[:-30])
@@ -36,6 +40,24 @@ def test_tree_in_order_then_damaged(prepare: Run, root: Path) -> None:
     assert done.returncode == 1
     assert f"  {image}: not a whole PNG file" in done.stdout
     assert "1 problem\n" in done.stdout
+
+
+def test_weather_variant(prepare: Run, root: Path) -> None:
+    """Two densities in one folder, of which one is checked; and an image in two cities."""
+    for image in root.glob("cityscapes/leftImg8bit/val/*/*.png"):
+        folder = root / "cityscapes/leftImg8bit_foggy/val" / image.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for beta in ("0.01", "0.02"):
+            shutil.copy(image, folder / f"{image.stem}_foggy_beta_{beta}.png")
+    options = ("--image-folder", "leftImg8bit_foggy", "--allow-subset", "--image-suffix")
+    done = prepare(*options, "_leftImg8bit_foggy_beta_0.02.png", root=root)
+    assert done.returncode == 1
+    assert "gtFine/train                0            8      2975  8 problems" in done.stdout
+    assert "500  ok; 6 other image files are not read, such as frankfurt/frankfurt_" in done.stdout
+    shutil.copy(image, image.parent.parent / "munster")
+    done = prepare("--allow-subset", root=root)
+    text = f"{image.name} is in several city folders (lindau, munster); keep one of them"
+    assert (image.parent.name, text in done.stdout) == ("lindau", True)
 
 
 def test_subset_is_a_problem_unless_allowed(prepare: Run, small_root: Path) -> None:
