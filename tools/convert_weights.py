@@ -1,16 +1,18 @@
 #!/usr/bin/env python
-"""Convert torchvision's deeplabv3_resnet50 to a file that Detectron2 loads as it is."""
+"""Convert a file of weights to one that Detectron2 loads as it is, running no code from it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, read_history, to_plain
-from cityscapes_maskrcnn.modeling.deeplab_weights import translate
+from cityscapes_maskrcnn.modeling.deeplab_weights import ConversionReport, translate
 from cityscapes_maskrcnn.modeling.weight_files import (
     TORCHVISION_SCHEME,
     fetch_torchvision,
@@ -21,12 +23,17 @@ from cityscapes_maskrcnn.utils.files import atomic_write
 from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
+A checkpoint of PyTorch Lightning, MMDetection 3 or another program may hold objects beside its
+tensors, whose loading can execute code. They are left out, and no code is executed.
+
 examples:
   torchvision's own weights, downloaded and their hash checked:
     tools/convert_weights.py torchvision://deeplabv3_resnet50 deeplab.pth
   then start any ResNet-50 model of Detectron2 from it:
     train_net.py ... MODEL.WEIGHTS deeplab.pth MODEL.RESNETS.STRIDE_IN_1X1 False INPUT.FORMAT RGB \\
         MODEL.PIXEL_MEAN "(123.675,116.28,103.53)" MODEL.PIXEL_STD "(58.395,57.12,57.375)"
+  the tensors of a Detectron2 model that was trained with PyTorch Lightning:
+    tools/convert_weights.py --keep-names last.ckpt model.pth
 """
 
 
@@ -38,6 +45,11 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("input", metavar="IN", help="a .pth or .safetensors file, or torchvision://...")
     add("output", metavar="OUT", help="the .pth file to write")
+    add(
+        "--keep-names",
+        action="store_true",
+        help="write all tensors, whatever the network, under the names that they have",
+    )
     add("--list", action="store_true", help="print a line for every tensor")
     args = parser.parse_args(argv)
 
@@ -47,10 +59,16 @@ def main(argv: list[str] | None = None) -> None:
         )
     is_name = args.input.startswith(TORCHVISION_SCHEME)
     path = fetch_torchvision(args.input) if is_name else Path(args.input)
-    checkpoint = read_checkpoint(path)
-    tensors, report = translate(checkpoint["model"], args.input)
-    # Detectron2 looks for names that end in these, wherever the model keeps its backbone.
-    content = {"model": tensors, "__author__": "torchvision", "matching_heuristics": True}
+    checkpoint = read_checkpoint(path, skip_objects=True)
+    tensors, report = (
+        _as_named(checkpoint["model"], args.input)
+        if args.keep_names
+        else translate(checkpoint["model"], args.input)
+    )
+    content: dict[str, Any] = {"model": tensors}
+    if not args.keep_names:
+        # Detectron2 looks for names that end in these, wherever the model keeps its backbone.
+        content |= {"__author__": "torchvision", "matching_heuristics": True}
     if history := read_history(checkpoint, args.input):
         content[SEEN_IMAGES_KEY] = to_plain(history)
     with atomic_write(args.output) as file:
@@ -64,6 +82,21 @@ def main(argv: list[str] | None = None) -> None:
         for name in report.missing:
             print(f"missing  {name}")
     print(f"{len(tensors)} tensors are in {args.output}")
+
+
+def _as_named(
+    state: Mapping[str, Any], source: str
+) -> tuple[dict[str, torch.Tensor], ConversionReport]:
+    """Take all tensors under their own names."""
+    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+    report = ConversionReport(
+        source=source,
+        used={name: name for name in tensors},
+        skipped={name: "not tensors" for name in state if name not in tensors},
+        missing=(),
+        backbone=(),
+    )
+    return tensors, report
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> None:
 
     cfg = build_config(args.config_file, args.opts)
     images = files.find_images(args.input)
-    folder = files.make_folder(args.output)
     predictor = Predictor(cfg, args.score_thresh)
+    folder = files.make_folder(args.output)
     pictures = files.picture_files(images, folder, "_prediction")
     for image, picture in zip(tqdm(images, desc="Drawing", unit="image"), pictures, strict=True):
         files.write_picture(picture, predictor.draw(image))

@@ -8,6 +8,7 @@ training data.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,11 +168,13 @@ def read_history(checkpoint: Mapping[str, Any], source: str) -> tuple[UsedData, 
     content = checkpoint.get(SEEN_IMAGES_KEY)
     if content is None:
         content = checkpoint.get(_FORMER_KEY)
-        if not isinstance(content, list) or not any(
+        if not isinstance(content, (list, tuple)) or not any(
             isinstance(item, dict) and "digests" in item for item in content
         ):
             return ()
     try:
+        if not isinstance(content, (list, tuple)):
+            raise TypeError(f"a {type(content).__name__}")
         return tuple(_used_data(item) for item in content)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
@@ -181,10 +184,17 @@ def read_history(checkpoint: Mapping[str, Any], source: str) -> tuple[UsedData, 
 
 
 def _used_data(item: Mapping[str, Any]) -> UsedData:
-    text, role = item["digests"], item["role"]
+    if not isinstance(item, dict):
+        raise TypeError(f"holds a {type(item).__name__}")
+    text, role, count = item["digests"], item["role"], item["images"]
+    # Bytes, a list or a tensor would equal no digest, so that the check would find nothing.
+    if not isinstance(text, str) or not re.fullmatch("[0-9a-f]*", text):
+        raise ValueError(f"digests of type {type(text).__name__} or not hexadecimal")
+    if type(count) is not int:
+        raise TypeError(f"a number of images of type {type(count).__name__}")
     digests = frozenset(text[i : i + _DIGITS] for i in range(0, len(text), _DIGITS))
-    if len(digests) * _DIGITS != len(text) or len(digests) != item["images"]:
-        raise ValueError(f"{item['images']} images, {len(text)} digits")
+    if len(digests) * _DIGITS != len(text) or len(digests) != count:
+        raise ValueError(f"{count} images, {len(text)} digits")
     if role not in (TRAINED, TUNED):
         raise ValueError(f"role {role!r}")
     return UsedData(dataset=str(item["dataset"]), role=role, digests=digests)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import math
 import numbers
 import os
-import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,27 +18,28 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode
-from torch import nn
+from detectron2.layers import FrozenBatchNorm2d
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, UsedData, read_history, to_plain
-from cityscapes_maskrcnn.modeling.deeplab_weights import find_resnet, translate
+from cityscapes_maskrcnn.modeling.deeplab_weights import (
+    ConversionReport,
+    find_resnet,
+    translate,
+)
+from cityscapes_maskrcnn.modeling.safe_pickles import load_arrays
 from cityscapes_maskrcnn.modeling.weight_files import (
     TORCHVISION_SCHEME,
+    check_tensors,
+    check_values,
     fetch_torchvision,
     read_checkpoint,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write, write_text
-
-# What a pickle of plain arrays needs (NumPy 1 and 2 name their module differently); nothing here
-# can run code, and everything else is refused.
-_ARRAY_GLOBALS = {
-    (module, name)
-    for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-    for name in ("ndarray", "dtype", "_reconstruct", "scalar")
-} | {("collections", "OrderedDict"), ("_codecs", "encode")}
 
 # The file that names the checkpoint to resume from.
 _NOTE = "last_checkpoint"
@@ -46,15 +47,6 @@ _RESUME_ALIKE = (
     "a run goes on only as it was begun: resume with the config.yaml in its OUTPUT_DIR, or name "
     "the checkpoint in MODEL.WEIGHTS and take another OUTPUT_DIR"
 )
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles dictionaries of arrays and refuses everything that could execute code."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) not in _ARRAY_GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
-        return super().find_class(module_name, global_name)
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -193,6 +185,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if path.startswith(TORCHVISION_SCHEME):
             path = str(fetch_torchvision(path))
         check_weights_file(path)
+        self._fetch(path)
         try:
             rest = super().load(path, checkpointables)
             self.history = read_history(rest, path)
@@ -211,16 +204,28 @@ class SafeCheckpointer(DetectionCheckpointer):
         finally:
             self._parsed_url_during_load = None
 
+    def _fetch(self, path: str) -> None:
+        """Download a file that is elsewhere to where loading finds it."""
+        if "://" not in path:
+            return
+        try:
+            self.path_manager.get_local_path(path.partition("?")[0])
+        except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+            raise InputError(f"{path}: cannot be fetched: {error}") from error
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
             return self._load_pickle(filename)
+        if filename.endswith(".pyth"):
+            # pycls, the home of RegNet.
+            content = read_checkpoint(filename, self.path)
+            return {**content, "__author__": "pycls", "matching_heuristics": True}
         return super()._load_file(filename)
 
     def _load_pickle(self, filename: str) -> dict[str, Any]:
         source = self.path or filename
         try:
-            with Path(filename).open("rb") as file:
-                data = _ArrayUnpickler(file, encoding="latin1").load()
+            data = load_arrays(filename)
         except Exception as error:
             raise InputError(
                 f"{source}: not loaded, it is no file of plain arrays: {error}"
@@ -229,12 +234,22 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise InputError(f"{source}: not a checkpoint: holds no dictionary")
         if "model" not in data or "__author__" not in data:
             # Caffe2's and torchvision's ImageNet files of the zoo hold the arrays themselves.
-            arrays = data.get("blobs", data)
-            arrays = {key: value for key, value in arrays.items() if not key.endswith("_momentum")}
-            data = {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True}
+            data = {
+                "model": data.get("blobs", data),
+                "__author__": "Caffe2",
+                "matching_heuristics": True,
+            }
         arrays = data["model"]
-        if not isinstance(arrays, dict) or not any(hasattr(v, "shape") for v in arrays.values()):
+        if (
+            not isinstance(arrays, dict)
+            or not all(isinstance(name, str) for name in arrays)
+            or not any(map(torch.is_tensor, arrays.values()))
+        ):
             raise InputError(f"{source}: not a checkpoint: holds no arrays by name")
+        data["model"] = {
+            name: value for name, value in arrays.items() if not name.endswith("_momentum")
+        }
+        check_tensors(data["model"], source)
         return data
 
     def _torch_load(self, f: str) -> dict[str, Any]:
@@ -243,45 +258,112 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if self._resuming:
             self._check_resumable(checkpoint)
-        state = checkpoint["model"]
-        shapes = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
-        has_resnet = find_resnet(shapes) is not None
-        if has_resnet and not self.path.endswith(".pkl"):
-            return self._load_resnet(checkpoint, shapes)
+        ours = self.model.state_dict()
+        shapes = {name: tuple(value.shape) for name, value in ours.items()}
+        resnet = find_resnet(shapes)
+        first = next(iter(checkpoint["model"]))
+        report = None
+        if resnet is not None and not self.path.endswith(".pkl"):
+            state, report = translate(checkpoint["model"], self.path, shapes, self._may_differ)
+        else:
+            state = self._by_names_of_the_model(checkpoint)
+        # The names are the model's now; Detectron2 shall not guess them.
+        checkpoint.pop("matching_heuristics", None)
+        checkpoint["model"] = dict(state)
+        self._check_shapes(state, shapes)
+        self._check_missing({*state}, first, resnet)
+        check_values(
+            {name: value for name, value in state.items() if name in ours},
+            self.path,
+            integers=[name for name, value in ours.items() if not value.is_floating_point()],
+        )
         incompatible = super()._load_model(checkpoint)
-        if has_resnet:
+        if resnet is not None:
             self._refuse_other_resnet(incompatible.unexpected_keys)
-        wrong = [
-            f"{name} is {tuple(theirs)} in the file and {tuple(ours)} in the model"
-            for name, theirs, ours in incompatible.incorrect_shapes
-            if not name.startswith(self._may_differ or ("\0",))
-        ]
-        if wrong:
-            raise InputError(f"{self.path}: weights of another model: {'; '.join(wrong[:4])}")
-        self._check_missing(incompatible.missing_keys, next(iter(state), "none"))
-        for name, theirs, ours in incompatible.incorrect_shapes:
+        for name, theirs, here in incompatible.incorrect_shapes:
             self.logger.warning(
-                "%s starts anew: the file has it as %s, the model as %s", name, theirs, ours
+                "%s starts anew: the file has it as %s, the model as %s", name, theirs, here
             )
+        if report is not None:
+            self._log_report(report, state)
+            # They are in the summary; fvcore would warn of them once more.
+            incompatible.missing_keys.clear()
         return incompatible
 
-    def _check_missing(self, missing: Iterable[str], first: str) -> None:
-        """Raise if a file lacks too many parameters; buffers do not count."""
+    def _by_names_of_the_model(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+        """Name a file's tensors as the model does, by Detectron2's own means."""
+        state = {name: each for name, each in checkpoint["model"].items() if torch.is_tensor(each)}
+        if all(name.startswith("module.") for name in state):
+            state = {name.removeprefix("module."): each for name, each in state.items()}
+        if not checkpoint.get("matching_heuristics"):
+            return state
+        aligned: dict[str, Tensor] = align_and_update_state_dicts(
+            self.model.state_dict(), state, c2_conversion=checkpoint.get("__author__") == "Caffe2"
+        )
+        return aligned
+
+    def _check_shapes(
+        self, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        wrong = [
+            f"{name} is {tuple(value.shape)} in the file and {shapes[name]} in the model"
+            for name, value in state.items()
+            if tuple(value.shape) != shapes.get(name, tuple(value.shape))
+            and not name.startswith(self._may_differ or ("\0",))
+        ]
+        if wrong:
+            advice = "" if self._require_all else "; to start parts anew, see WEIGHTS_MAY_DIFFER"
+            raise InputError(
+                f"{self.path}: weights of another model: {'; '.join(wrong[:4])}{advice}"
+            )
+
+    def _check_missing(self, given: set[str], first: str, resnet: str | None) -> None:
+        """Raise if a file lacks all parameters, some of the ResNet's, or any where all must be.
+
+        Args:
+            given: names in the model that the file has tensors for.
+            first: a name in the file.
+            resnet: prefix of the model's ResNet, if it has one.
+        """
         parameters = {name for name, _ in self.model.named_parameters()}
-        missing = [name for name in missing if name in parameters]
-        if len(missing) == len(parameters):
+        # Buffers that fit are no sign of the right network.
+        if not given & parameters:
             raise InputError(
                 f"{self.path}: none of its tensors belongs to this model (its first is "
                 f"{first!r}); is it a checkpoint of another network?"
+            )
+        missing = [name for name in self._needed() if name not in given]
+        # BatchNorm that is trained can do without the statistics, which Caffe2's files lack.
+        layers = re.compile(rf"{re.escape(resnet or '')}(stem|res[2-5])\.(?!.*\.running_)")
+        of_resnet = [] if resnet is None else [*filter(layers.match, missing)]
+        if of_resnet and any(map(layers.match, given)):
+            raise InputError(
+                f"{self.path}: weights of another ResNet than the model's: lacks {len(of_resnet)} "
+                f"of its tensors, first {of_resnet[0]}"
             )
         if missing and self._require_all:
             parts = Counter(name.partition(".")[0] for name in missing)
             raise InputError(
                 f"{self.path}: lacks "
-                f"{', '.join(f'{count} parameters of {part}' for part, count in parts.items())} "
+                f"{', '.join(f'{count} tensors of {part}' for part, count in parts.items())} "
                 f"(first {missing[0]}), which would stay random; name a checkpoint of the whole "
                 "model in MODEL.WEIGHTS"
             )
+
+    def _needed(self) -> list[str]:
+        """List the tensors without which a model is not the one that was trained."""
+        frozen = {
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, FrozenBatchNorm2d)
+        }
+        return [
+            name
+            for name in self.model.state_dict()
+            if not name.endswith("num_batches_tracked")
+            # Caffe2's files have the statistics of frozen ones folded into weight and bias.
+            and not (".running_" in name and name.rpartition(".")[0] in frozen)
+        ]
 
     def _check_resumable(self, checkpoint: dict[str, Any]) -> None:
         """Raise unless a file holds all of the model and a state that fits every checkpointable.
@@ -304,14 +386,8 @@ class SafeCheckpointer(DetectionCheckpointer):
                     f"{_RESUME_ALIKE}"
                 )
 
-    def _load_resnet(self, checkpoint: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Any:
-        """Load a file into a model with a ResNet, and log what became of every tensor."""
-        state, report = translate(checkpoint["model"], self.path, shapes, self._may_differ)
-        checkpoint["model"] = dict(state)
-        # The names are the model's now; Detectron2 shall not guess them.
-        checkpoint.pop("matching_heuristics", None)
-        incompatible = super()._load_model(checkpoint)
-        self._check_missing(incompatible.missing_keys, next(iter(state)))
+    def _log_report(self, report: ConversionReport, state: Mapping[str, Tensor]) -> None:
+        """Log what became of every tensor of a file, and whether the backbone is the file's."""
         self.logger.info("%s", report.summary())
         loaded = self.model.state_dict()
         backbone = report.backbone
@@ -323,9 +399,6 @@ class SafeCheckpointer(DetectionCheckpointer):
             equal,
             len(backbone),
         )
-        # They are in the summary; fvcore would warn of them once more.
-        incompatible.missing_keys.clear()
-        return incompatible
 
     def _refuse_other_resnet(self, unexpected: list[str]) -> None:
         """Raise if a file of the zoo has blocks that found no place in the model's ResNet."""

@@ -10,6 +10,7 @@ from detectron2.engine import HookBase
 from torch import Tensor
 
 from cityscapes_maskrcnn.modeling.drift import drift_to_csv, format_drift, measure_drift
+from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint
 from cityscapes_maskrcnn.utils.files import atomic_write, write_text
 from cityscapes_maskrcnn.visualization.drift_chart import plot_drift
 
@@ -47,7 +48,7 @@ class DriftReport(HookBase):
         if not self._start_file.exists():
             logger.warning("No drift report: %s is gone", self._start_file)
             return
-        start = torch.load(self._start_file, map_location="cpu", weights_only=True)
+        start = read_checkpoint(self._start_file)["model"]
         drift = measure_drift(start, self._weights())
         table = format_drift(drift)
         logger.info("The backbone moved from its start by\n%s", table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 import numpy as np
@@ -25,8 +24,6 @@ from cityscapes_maskrcnn.visualization.drawing import (
     side_by_side,
 )
 
-logger = logging.getLogger(__name__)
-
 
 class Predictor:
     """Find and draw the instances of image files.
@@ -40,7 +37,7 @@ class Predictor:
     """
 
     def __init__(self, cfg: CfgNode, score_thresh: float = 0.5):
-        """Build the model and load ``MODEL.WEIGHTS``; with none, a warning says so.
+        """Build the model and load ``MODEL.WEIGHTS``.
 
         Args:
             cfg: the model's config; not changed.
@@ -68,10 +65,7 @@ class Predictor:
         self._score_thresh = score_thresh
         self._mapper = CityscapesMapper(cfg, is_train=False)
         self.model = build_model(cfg).eval()
-        if cfg.MODEL.WEIGHTS:
-            load_for_inference(self.model, cfg)
-        else:
-            logger.warning("MODEL.WEIGHTS is empty, so the weights are random")
+        load_for_inference(self.model, cfg)
 
     def __call__(self, image_file: str | os.PathLike[str]) -> Instances:
         """Find the instances of one image.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cityscapes_maskrcnn.modeling.weight_files import check_values
 from cityscapes_maskrcnn.utils.errors import InputError
 
 Shape = tuple[int, ...]
@@ -156,7 +157,8 @@ def translate(
         raise InputError(f"{source}: cannot be loaded: the model has no ResNet with BatchNorm")
     names = canonical_names(state, source)
     if target is None:
-        target = deeplab_shapes(len(state[names[_PREDICTOR]]) if _PREDICTOR in names else None)
+        classes = state[names[_PREDICTOR]].shape[:1] if _PREDICTOR in names else None
+        target = deeplab_shapes(None if classes is None else max(1, *classes, 1))
     backbone = [
         name
         for name in target
@@ -189,10 +191,13 @@ def translate(
                 f"{source}: weights of another model: {old} is {here} in the file, {new} is "
                 f"{there} in the model"
             )
-        elif not torch.isfinite(state[old]).all():
-            raise InputError(f"{source}: {old} holds values that are not finite")
         else:
             used[new] = old
+    check_values(
+        {old: state[old] for old in used.values()},
+        source,
+        integers=[old for old in used.values() if old.endswith(_COUNTER)],
+    )
     report = ConversionReport(
         source=source,
         used=used,

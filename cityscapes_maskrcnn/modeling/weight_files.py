@@ -5,22 +5,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.client
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
 
+from cityscapes_maskrcnn.modeling.safe_pickles import load_archive, scan_archive, scan_pickles
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.locks import file_lock
+from cityscapes_maskrcnn.utils.text import printable
 
 TORCHVISION_SCHEME = "torchvision://"
 TORCHVISION_DEEPLAB = "torchvision://deeplabv3_resnet50"
 
 # Under which key a training script puts the weights beside optimizer, epoch and so on.
-_NESTING_KEYS = ("model", "model_state_dict", "state_dict")
+_NESTING_KEYS = ("model", "model_state_dict", "model_state", "state_dict")
 
 
 def fetch_torchvision(name: str) -> Path:
@@ -78,20 +79,25 @@ def download(weights: Any) -> Path:
     return path
 
 
-def read_checkpoint(path: str | Path, name: str = "") -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path, name: str = "", *, skip_objects: bool = False
+) -> dict[str, Any]:
     """Read a ``.safetensors`` file or anything that ``torch.save`` wrote, running no code from it.
 
     Args:
         path: the file.
         name: what to call it in messages; default: ``path``.
+        skip_objects: read a file that holds objects of other classes than tensors too: each becomes
+            a :class:`.safe_pickles.Unknown`. By default such a file is refused.
 
     Returns:
         What the file holds, with the tensors by name under ``"model"`` wherever they were: under
-        ``model``, ``model_state_dict`` or ``state_dict``, one in the other, or at the top.
+        ``model``, ``model_state_dict``, ``model_state`` or ``state_dict``, one in the other, or at
+        the top.
 
     Raises:
-        InputError: it is a pickle file, cannot be read, is damaged, would execute code, or holds
-            no tensors by name.
+        InputError: it is a pickle file, cannot be read, is damaged, would execute code, would take
+            much more memory than its size, or holds no dense tensors by name.
     """
     source = name or str(path)
     suffix = Path(path).suffix
@@ -100,8 +106,13 @@ def read_checkpoint(path: str | Path, name: str = "") -> dict[str, Any]:
             f"{source}: pickle files are refused, because loading one can execute code; save the "
             "weights with torch.save(model.state_dict(), 'weights.pth')"
         )
-    read = _read_safetensors if suffix == ".safetensors" else _read_torch
-    content = read(path, source)
+    if Path(path).exists() and not Path(path).is_file():
+        raise InputError(f"{source}: cannot be read: it is a folder or device, not a file")
+    content = (
+        _read_safetensors(path, source)
+        if suffix == ".safetensors"
+        else _read_torch(path, source, skip_objects)
+    )
     rest: dict[str, Any] = {}
     while isinstance(content, Mapping) and (
         key := next((key for key in _NESTING_KEYS if isinstance(content.get(key), Mapping)), None)
@@ -114,29 +125,102 @@ def read_checkpoint(path: str | Path, name: str = "") -> dict[str, Any]:
         or not all(isinstance(name, str) for name in content)
     ):
         raise InputError(f"{source}: not a checkpoint: holds no tensors by name")
+    check_tensors(content, source)
     return {**rest, "model": dict(content)}
 
 
-def _read_torch(path: str | Path, source: str) -> Any:
-    damaged: str | None = None
+def check_tensors(content: Mapping[str, Any], source: str) -> None:
+    """Raise if what stands under a tensor's name is no dense tensor of its own size.
+
+    Args:
+        content: tensors by name; a name without a dot may stand for anything else.
+        source: the file, for messages.
+
+    Raises:
+        InputError: a name has invisible characters; a value is no tensor, or one without values
+            (meta), sparse, nested, quantized, of 8 bits a float, or a view that is larger than
+            what the file stores.
+    """
+    for name, value in content.items():
+        if printable(name) != name:
+            raise InputError(
+                f"{source}: {printable(name, 100)}: no name of a tensor: it has invisible "
+                "characters, or more than 1000"
+            )
+        if not torch.is_tensor(value):
+            if "." in name and not name.endswith("._extra_state"):
+                raise InputError(
+                    f"{source}: {name} holds a value of type {type(value).__name__}, not a tensor"
+                )
+        elif problem := _problem(value):
+            raise InputError(
+                f"{source}: {name} is {problem}; save dense tensors of 16, 32 or 64 bits"
+            )
+
+
+def _problem(value: torch.Tensor) -> str | None:
+    if value.is_meta:
+        return "a meta tensor, which has no values"
+    if value.layout != torch.strided or value.is_nested:
+        return "a sparse or nested tensor"
+    if value.is_quantized or (value.is_floating_point() and value.element_size() < 2):
+        return f"of type {str(value.dtype).removeprefix('torch.')}"
+    # Such a file of a few bytes would take any amount of memory as soon as it is computed with.
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"of shape {tuple(value.shape)}, but the file does not store as many values"
+    return None
+
+
+def check_values(
+    tensors: Mapping[str, torch.Tensor], source: str, integers: Collection[str] = ()
+) -> None:
+    """Raise if tensors hold what no trained parameter or statistic can hold.
+
+    Args:
+        tensors: by name.
+        source: the file, for messages.
+        integers: names of tensors that are integers; all others must be real floats.
+
+    Raises:
+        InputError: a tensor has another type, values that are not finite in float32, or a negative
+            variance.
+    """
+    for name, value in tensors.items():
+        if name in integers:
+            continue
+        if not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise InputError(f"{source}: {name} is of type {kind}, where floats are expected")
+        if not torch.isfinite(value.float()).all():
+            raise InputError(f"{source}: {name} holds values that are not finite")
+        if name.endswith("running_var") and (value < 0).any():
+            raise InputError(f"{source}: {name} holds negative variances")
+
+
+def _read_torch(path: str | Path, source: str, skip_objects: bool) -> Any:
     try:
-        if zipfile.is_zipfile(path):  # torch's older format has no check sums
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch does not look
-        if not damaged:
-            # torchvision's scripts save their command line too: a Namespace, mere values.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                return torch.load(path, map_location="cpu", weights_only=True)
+        with Path(path).open("rb") as file:
+            is_archive = file.read(4) == b"PK\3\4"  # as torch decides
+            file.seek(0)
+            # torch's older format: five pickles, and then the bytes of the tensors.
+            contents = scan_archive(file, source) if is_archive else scan_pickles(file, count=5)
+            if contents.unknown:
+                if is_archive and skip_objects and not contents.is_object | contents.is_script:
+                    return load_archive(file)
+                raise InputError(f"{source}: {contents.explain(source, is_archive)}")
+        # torchvision's scripts save their command line too: a Namespace, mere values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error}") from error
+    except InputError:
+        raise
     except Exception as error:
         # Garbage makes both readers raise errors of any type. Their text stays out of the message:
         # torch advises to load without its protection.
         raise InputError(
-            f"{source}: not a checkpoint that can be loaded safely: it is damaged, or holds more "
-            "than tensors"
+            f"{source}: not a checkpoint: it is damaged, or no file of torch.save"
         ) from error
-    raise InputError(f"{source}: damaged: the check sum of {damaged} is wrong; fetch it again")
 
 
 def _read_safetensors(path: str | Path, source: str) -> dict[str, torch.Tensor]:

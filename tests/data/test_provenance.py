@@ -97,6 +97,11 @@ ENTRY = to_plain([STAGE_0])[0]
         ENTRY | {"digests": "abc"},
         ENTRY | {"role": "watched"},
         {"digests": ENTRY["digests"]},
+        # These equal no digest, so that the check for seen images would find none.
+        ENTRY | {"digests": ENTRY["digests"].encode()},
+        ENTRY | {"digests": ENTRY["digests"].upper()},
+        ENTRY | {"digests": torch.tensor(list(ENTRY["digests"].encode()))},
+        ENTRY | {"images": torch.tensor([3, 3])},
     ],
 )
 def test_a_damaged_history_gets_one_line(key: str, entry: dict[str, Any]) -> None:
@@ -104,7 +109,7 @@ def test_a_damaged_history_gets_one_line(key: str, entry: dict[str, Any]) -> Non
         read_history({key: [entry]}, "model.pth")
 
 
-@pytest.mark.parametrize("content", [5, ["coarse"]])
+@pytest.mark.parametrize("content", [5, ["coarse"], {}, b"", torch.zeros(0), torch.zeros(1, 3)])
 def test_what_is_no_history_is_damage_under_this_projects_name(content: object) -> None:
     with pytest.raises(InputError, match=r"model\.pth: its list of images .* is damaged"):
         read_history({SEEN_IMAGES_KEY: content}, "model.pth")

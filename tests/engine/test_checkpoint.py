@@ -4,6 +4,7 @@ import ast
 import math
 import pickle
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -130,12 +131,123 @@ def test_what_is_no_checkpoint_gets_one_line(tmp_path: Path, content: object, me
         SafeCheckpointer(model).load(str(path))
 
 
-@pytest.mark.parametrize("content", [3, {"model": 3, "__author__": "x"}, {"model": {"w": 3}}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        3,
+        {"model": 3, "__author__": "x"},
+        {"model": {"w": 3}},
+        {1: np.zeros(3)},
+        {"model": {1: np.zeros(3)}, "__author__": "x"},
+        {"blobs": 3},
+    ],
+)
 def test_a_pickle_of_something_else_gets_one_line(tmp_path: Path, content: object) -> None:
     path = tmp_path / "weights.pkl"
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(InputError, match=rf"{path}: not a checkpoint: holds no"):
         SafeCheckpointer(net(), allow_pickle=["*"]).load(str(path))
+
+
+WEIGHT, VARIANCE = "1.weight", "2.running_var"
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (WEIGHT, lambda value: value > 0, "is of type bool, where floats are expected"),
+        (WEIGHT, lambda value: value.to(torch.int8), "is of type int8, where floats"),
+        (WEIGHT, lambda value: torch.full_like(value, torch.nan), "values that are not finite"),
+        (WEIGHT, lambda value: value.double() + 1e300, "values that are not finite"),
+        (VARIANCE, lambda value: value - 2, "holds negative variances"),
+        (WEIGHT, lambda value: value.sum(), r"is \(\) in the file and \(3, 5\) in the model"),
+        (WEIGHT, 0.5, "holds a value of type float, not a tensor"),
+        (WEIGHT, "0.5", "holds a value of type str, not a tensor"),
+        (WEIGHT, None, "holds a value of type NoneType, not a tensor"),
+        (f"{WEIGHT}\x1b[2J", None, r"1\.weight\\x1b\[2J: no name of a tensor"),
+    ],
+)
+def test_values_that_are_no_weights_are_refused(
+    tmp_path: Path, suffix: str, name: str, change: object, message: str
+) -> None:
+    model = nn.Sequential(*net(), nn.BatchNorm1d(3))
+    state = model.state_dict()
+    state[name] = change(state[name]) if callable(change) else change
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": state}, path)
+    else:
+        arrays = {
+            key: value.numpy() if torch.is_tensor(value) else value for key, value in state.items()
+        }
+        path.write_bytes(pickle.dumps({"model": arrays, "__author__": "the zoo"}))
+    with pytest.raises(InputError, match=rf"{path}: .*{message}"):
+        SafeCheckpointer(model, allow_pickle=["*"]).load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.to(torch.float8_e4m3fn), "is of type float8_e4m3fn; save dense"),
+        (lambda value: value.to(torch.complex64), "is of type complex64, where floats"),
+        (lambda value: value.to("meta"), "is a meta tensor, which has no values"),
+        (lambda value: value.to_sparse(), "is a sparse or nested tensor"),
+    ],
+)
+def test_tensors_of_other_kinds_are_refused(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    state = net().state_dict()
+    torch.save({**state, WEIGHT: change(state[WEIGHT])}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=rf"weights\.pth: 1\.weight {message}"):
+        SafeCheckpointer(net()).load(str(tmp_path / "weights.pth"))
+
+
+def test_weights_of_half_precision_and_counters_load(tmp_path: Path) -> None:
+    model, other = (nn.Sequential(*net(), nn.BatchNorm1d(3)) for _ in range(2))
+    model[2].num_batches_tracked.fill_(7)
+    torch.save(model.bfloat16().state_dict(), tmp_path / "weights.pth")
+    SafeCheckpointer(other).load(str(tmp_path / "weights.pth"))
+    assert torch.equal(other[0].weight, model[0].weight.float())
+    assert other[2].num_batches_tracked == 7
+
+
+def test_statistics_may_not_be_missing_where_nothing_is_trained(tmp_path: Path) -> None:
+    model = nn.Sequential(*net(), nn.BatchNorm1d(3))
+    torch.save(dict(model.named_parameters()), tmp_path / "weights.pth")
+    SafeCheckpointer(model).load(str(tmp_path / "weights.pth"))
+    with pytest.raises(InputError, match=r"lacks 2 tensors of 2 \(first 2\.running_mean\)"):
+        SafeCheckpointer(model, require_all=True).load(str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("catalog://x", "cannot be fetched: model not present in the catalog: x"),
+        ("http://127.0.0.1:9/x.pth", "cannot be fetched: .*Connection refused"),
+        ("nowhere://x", "cannot be read: .* not found"),
+        ("/dev/null", "no such file"),
+    ],
+)
+def test_an_address_without_weights_gets_one_line(
+    path: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(InputError, match=f"{path}: {message}"):
+        SafeCheckpointer(net()).load(path)
+
+
+def test_files_of_pycls_are_read_safely(tmp_path: Path) -> None:
+    path, model = tmp_path / "regnet.pyth", net()
+    torch.save({"model_state": net().state_dict(), "epoch": 1}, path)
+    nn.init.zeros_(model[0].weight)
+    SafeCheckpointer(model).load(str(path))
+    assert torch.equal(model[0].weight, net()[0].weight)
+    torch.save({"model_state": net().state_dict(), "extra": Evil(tmp_path / "proof")}, path)
+    with pytest.raises(InputError, match=r"regnet\.pyth: not a checkpoint that can be loaded"):
+        SafeCheckpointer(model).load(str(path))
+    assert not (tmp_path / "proof").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\0bad", b"model_0000099.pth"])

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import resnet18
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer, load_for_inference
@@ -126,8 +127,8 @@ def test_inference_needs_the_heads(
     # 4 lateral and 4 output convolutions with bias; 3 layers of the RPN; 2 of the box head, its 2
     # predictors, 4 convolutions, 1 deconvolution and 1 predictor of masks.
     missing = (
-        rf"{path}: lacks 16 parameters of backbone, 6 parameters of proposal_generator, "
-        r"20 parameters of roi_heads \(first backbone\.fpn_lateral2\.weight\), which would stay"
+        rf"{path}: lacks 16 tensors of backbone, 6 tensors of proposal_generator, "
+        r"20 tensors of roi_heads \(first backbone\.fpn_lateral2\.weight\), which would stay"
     )
     for weights in (deeplab.state_dict(), stage_0.state_dict()):
         torch.save({"model": weights}, path)
@@ -187,6 +188,19 @@ def test_pickle_files_only_by_name(stage_1: nn.Module, tmp_path: Path) -> None:
         SafeCheckpointer(stage_1).load(str(path))
     SafeCheckpointer(stage_1, allow_pickle=[str(tmp_path / "R-*.pkl")]).load(str(path))
     assert (stage_1.backbone.bottom_up.res5[2].conv3.weight == 0.5).all()
+
+
+def test_a_shallower_resnet_of_the_zoo_is_refused(stage_1: nn.Module, tmp_path: Path) -> None:
+    """Its first layer fits, and so would be loaded; the rest would stay random and frozen."""
+    path = tmp_path / "R-18.pkl"
+    arrays = {name: value.numpy() for name, value in resnet18().state_dict().items()}
+    content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(InputError, match=r"R-18\.pkl: weights of another ResNet"):
+        SafeCheckpointer(stage_1, allow_pickle=["*"]).load(str(path))
+    torch.save(resnet18().state_dict(), tmp_path / "R-18.pth")
+    with pytest.raises(InputError, match=r"R-18\.pth: its backbone is not the expected one"):
+        SafeCheckpointer(stage_1).load(str(tmp_path / "R-18.pth"))
 
 
 def test_a_deeper_resnet_of_the_zoo_is_refused(stage_1: nn.Module, tmp_path: Path) -> None:

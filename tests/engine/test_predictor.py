@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 from PIL import Image
 
 from cityscapes_maskrcnn.cli import build_config
@@ -25,8 +26,12 @@ MODEL.RPN.POST_NMS_TOPK_TEST 20 INPUT.MIN_SIZE_TEST 80
 
 
 @pytest.fixture
-def tiny_config() -> CfgNode:
-    return build_config("configs/stage_1_heads.yaml", [*TINY.split(), "MODEL.WEIGHTS", ""])
+def tiny_config(tmp_path: Path) -> CfgNode:
+    cfg = build_config("configs/stage_1_heads.yaml", TINY.split())
+    torch.manual_seed(0)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    torch.save({"model": build_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+    return cfg
 
 
 @pytest.fixture
@@ -37,16 +42,13 @@ def photograph(tmp_path: Path) -> Path:
     return path
 
 
-def test_same_predictions_as_detectron2(tiny_config, photograph, tmp_path):
-    torch.manual_seed(0)
+def test_same_predictions_as_detectron2(tiny_config, photograph):
     tiny_config.freeze()
     before = tiny_config.dump()
     ours = Predictor(tiny_config, 0.0)
     assert tiny_config.dump() == before
-    torch.save({"model": ours.model.state_dict()}, tmp_path / "model.pth")
     cfg = tiny_config.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     theirs = DefaultPredictor(cfg)(cv2.imread(str(photograph)))["instances"]
 
@@ -62,15 +64,25 @@ def test_same_predictions_as_detectron2(tiny_config, photograph, tmp_path):
 
 
 def test_weights_are_loaded_and_must_be_whole(tiny_config, tmp_path):
-    whole = Predictor(tiny_config).model.state_dict()
-    torch.save({"model": whole}, tmp_path / "whole.pth")
+    whole = torch.load(tiny_config.MODEL.WEIGHTS, weights_only=True)["model"]
     backbone = {name: value for name, value in whole.items() if name.startswith("backbone.")}
     torch.save({"model": backbone}, tmp_path / "backbone.pth")
-    tiny_config.MODEL.WEIGHTS = str(tmp_path / "whole.pth")
     for name, value in Predictor(tiny_config).model.state_dict().items():
         assert torch.equal(value, whole[name]), name
     tiny_config.MODEL.WEIGHTS = str(tmp_path / "backbone.pth")
-    with pytest.raises(InputError, match=r"backbone\.pth"):
+    with pytest.raises(
+        InputError, match=r"backbone\.pth: lacks 6 tensors of proposal_gen.* random"
+    ):
+        Predictor(tiny_config)
+    cls_score = "roi_heads.box_predictor.cls_score.weight"
+    torch.save({"model": {**whole, cls_score: torch.zeros(81, 32)}}, tmp_path / "coco.pth")
+    tiny_config.MODEL.WEIGHTS = str(tmp_path / "coco.pth")
+    with pytest.raises(
+        InputError, match=r"cls_score\.weight is \(81, 32\) in the file, .*\(9, 32\)"
+    ):
+        Predictor(tiny_config)
+    tiny_config.MODEL.WEIGHTS = ""
+    with pytest.raises(InputError, match=r"MODEL\.WEIGHTS is empty: name a checkpoint"):
         Predictor(tiny_config)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
@@ -74,6 +74,34 @@ def test_the_list_of_seen_images_is_kept(convert: Run, deeplab: nn.Module, tmp_p
     torch.save({"model": deeplab.state_dict(), SEEN_IMAGES_KEY: to_plain(seen)}, path)
     assert convert(path, out).returncode == 0
     assert read_history(torch.load(out, weights_only=True), "out.pth") == seen
+    path.unlink()
+    out.unlink()
+
+
+def test_objects_beside_the_tensors_are_left_out(
+    convert: Run, deeplab: nn.Module, tmp_path: Path
+) -> None:
+    """A Mask R-CNN trained with PyTorch Lightning, the way its names of a ResNet are."""
+    path, out = tmp_path / "last.ckpt", tmp_path / "out.pth"
+    backbone = {f"model.backbone.{name}": v for name, v in deeplab.backbone.state_dict().items()}
+    content = {
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": {**backbone, "model.rpn.head.weight": torch.ones(2)},
+        "hyper_parameters": {"root": PurePosixPath("data")},
+    }
+    torch.save(content, path)
+    done = convert(path, out)
+    assert done.returncode == 0, done.stderr
+    assert "  used     265  of the backbone" in done.stdout
+    assert "  skipped    1  of rpn.head, which this model does not have" in done.stdout
+    assert torch.load(out, weights_only=True)["model"].keys() >= {"res2.0.conv1.weight"}
+    done = convert("--keep-names", path, out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"319 tensors are in {out}"
+    kept = torch.load(out, weights_only=True)
+    assert kept.keys() == {"model"}
+    for name, value in content["state_dict"].items():
+        assert torch.equal(kept["model"][name], value)
     path.unlink()
     out.unlink()
 

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from detectron2.modeling import build_model
 from PIL import Image
+
+from cityscapes_maskrcnn.cli import build_config
 
 STAGE_1 = Path(__file__).parents[2] / "configs" / "stage_1_heads.yaml"
 CAR_OVER_GREY = (50, 50, 121)  # (100 + 0) / 2, (100 + 0) / 2, (100 + 142) / 2
@@ -35,11 +39,18 @@ def draw_data(root, tool):
     return partial(tool, "tools/visualize_data.py", root=root, cwd=root)
 
 
+@pytest.fixture(scope="module")
+def weights(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": build_model(build_config(str(STAGE_1), tiny)).state_dict()}, path)
+    return path
+
+
 @pytest.fixture
-def predict(root, tool, tiny):
-    def run(*arguments):
-        flags = ("--config-file", STAGE_1, *arguments)
-        return tool("tools/visualize_predictions.py", *flags, *tiny, root=root, cwd=root)
+def predict(root, tool, tiny, weights):
+    def run(*arguments, weights=weights):
+        words = ("--config-file", STAGE_1, *arguments, *tiny, "MODEL.WEIGHTS", weights)
+        return tool("tools/visualize_predictions.py", *words, root=root, cwd=root)
 
     return run
 
@@ -52,12 +63,17 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None
         assert word in last
 
 
-def test_predictions_beside_ground_truth(root, predict, caplog):
+def test_random_weights_are_not_drawn(root, predict):
+    done = predict("--input", "cityscapes/leftImg8bit/val", "--output", "pictures", weights="")
+    assert_one_line(done, "MODEL.WEIGHTS is empty: name a checkpoint")
+    assert not (root / "pictures").exists()
+
+
+def test_predictions_beside_ground_truth(root, predict):
     inputs = ("cityscapes/leftImg8bit/val", "cityscapes/leftImg8bit/test/ulm/*.png")
     done = predict("--input", *inputs, "--output", "new/pictures", "--score-thresh", "0.05")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "3 pictures are in new/pictures\n"
-    assert "MODEL.WEIGHTS is empty" in caplog.text
     assert "3/3" in done.stderr  # the progress bar
     sizes = {path.name: Image.open(path).size for path in (root / "new/pictures").iterdir()}
     # A panel is 1024 x 512 below 41 of caption (see test_predictor); letters 23, gap 23 / 2 = 12

@@ -1,0 +1,390 @@
+"""Pickles inside files of weights: what they ask for, and their tensors without their code."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pickle
+import pickletools
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.text import printable
+
+# Everything that tensors, numbers and text need. torch's own list is longer: with functions on it
+# a file of a few bytes can take any amount of memory.
+_PLAIN: Final = frozenset(
+    {
+        "argparse.Namespace",
+        "collections.OrderedDict",
+        "collections.Counter",
+        "builtins.set",
+        "builtins.complex",
+        "torch.Size",
+        "torch.Tensor",
+        "torch._tensor._rebuild_from_type_v2",
+        "torch.device",
+        "torch.nn.parameter.Parameter",
+        "torch.storage.UntypedStorage",
+        "torch.serialization._get_layout",
+        *(
+            f"torch._utils._rebuild_{kind}"
+            for kind in (
+                "tensor",
+                "tensor_v2",
+                "tensor_v3",
+                "parameter",
+                "qtensor",
+                "sparse_tensor",
+                "meta_tensor_no_storage",
+            )
+        ),
+        *(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
+        *(str(scheme) for scheme in (torch.per_tensor_affine, torch.per_channel_affine)),
+    }
+)
+_STORAGES: Final = {
+    f"{name}Storage": dtype
+    for name, dtype in (
+        ("Double", torch.float64),
+        ("Float", torch.float32),
+        ("Half", torch.float16),
+        ("BFloat16", torch.bfloat16),
+        ("Long", torch.int64),
+        ("Int", torch.int32),
+        ("Short", torch.int16),
+        ("Char", torch.int8),
+        ("Byte", torch.uint8),
+        ("Bool", torch.bool),
+        ("ComplexFloat", torch.complex64),
+        ("ComplexDouble", torch.complex128),
+    )
+}
+_PUTS: Final = ("PUT", "BINPUT", "LONG_BINPUT")
+# A checkpoint of 600 tensors with the optimizer's takes 50,000.
+_MAX_OPCODES: Final = 1_000_000
+
+
+# What protocol 2, torch.save's, writes for bytes.
+_BYTES: Final = "_codecs.encode"
+
+
+@dataclass(frozen=True)
+class PickleContents:
+    """What a pickle would do if it were loaded.
+
+    Attributes:
+        unknown: names of classes and functions that it asks for and that are no plain values.
+        strings: short texts in it, the keys of its dictionaries among them.
+        is_object: whether the whole of it is one object of an unknown class.
+        is_script: whether it is of a TorchScript archive.
+    """
+
+    unknown: tuple[str, ...]
+    strings: frozenset[str]
+    is_object: bool = False
+    is_script: bool = False
+
+    def explain(self, source: str, is_archive: bool) -> str:
+        """Say what kind of file it is, why it is not loaded and how to get weights from it.
+
+        Args:
+            source: the file.
+            is_archive: whether :func:`load_archive` could read it.
+        """
+        names = ", ".join(printable(name, 100) for name in self.unknown[:3])
+        more = f" and {len(self.unknown) - 3} more" if len(self.unknown) > 3 else ""
+        objects = f"it holds objects of {names}{more}, and loading those can execute code"
+        save = (
+            f"tools/convert_weights.py --keep-names {source} weights.pth writes its tensors alone"
+            if is_archive
+            else "where it was written, save its weights with torch.save(model.state_dict(), "
+            "'weights.pth')"
+        )
+        if self.is_script:
+            return (
+                "a TorchScript archive, which is a program; save its weights with "
+                "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
+            )
+        if self.is_object:
+            return (
+                f"a whole pickled model, not its weights: {objects}; where its code is installed, "
+                "and if you trust it, save the weights with torch.save(model.state_dict(), "
+                "'weights.pth')"
+            )
+        if "pytorch-lightning_version" in self.strings:
+            return f"a checkpoint of PyTorch Lightning: {objects}; {save}"
+        if "message_hub" in self.strings or any(n.startswith("mmengine.") for n in self.unknown):
+            return f"a checkpoint of MMEngine (MMDetection 3): {objects}; {save}"
+        if all(name.startswith("numpy.") or name == _BYTES for name in self.unknown):
+            return (
+                f"not a checkpoint that can be loaded safely: it holds NumPy values ({names}); "
+                f"save them as Python numbers, with .item() or .tolist(); or {save}"
+            )
+        return f"not a checkpoint that can be loaded safely: {objects}; {save}"
+
+
+def scan_pickles(file: IO[bytes], count: int = 1) -> PickleContents:
+    """Read through pickles without executing them.
+
+    Args:
+        file: at the first one.
+        count: number of pickles, one after the other; the file may end before.
+
+    Raises:
+        ValueError: it is no pickle, or one that would take much more memory or time than weights.
+    """
+    start = file.tell()
+    size = file.seek(0, os.SEEK_END) - start
+    file.seek(start)
+    unknown: dict[str, None] = {}
+    strings: set[str] = set()
+    last_two = ("", "")
+    is_object = False
+    opcodes = 0
+    for _ in range(count):
+        if file.tell() == start + size:
+            break
+        is_first = True
+        for opcode, argument, _position in pickletools.genops(file):
+            opcodes += 1
+            if opcodes > _MAX_OPCODES or (opcode.name in _PUTS and int(argument or 0) > size):
+                # For a high number Python's reader would set aside a table of as many entries.
+                raise ValueError("no pickle of weights")
+            if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+                name = (
+                    ".".join(last_two)
+                    if opcode.name == "STACK_GLOBAL"
+                    else str(argument).replace(" ", ".")
+                ).replace("__builtin__.", "builtins.")
+                if not _is_plain(name):
+                    unknown[name] = None
+                    is_object |= is_first
+            elif isinstance(argument, str):
+                strings.add(argument[:200])
+                last_two = (last_two[1], argument[:200])
+            if opcode.name in ("GLOBAL", "EMPTY_DICT", "EMPTY_LIST"):
+                is_first = False
+    return PickleContents(tuple(unknown), frozenset(strings), is_object)
+
+
+def _is_plain(name: str) -> bool:
+    module, _, last = name.rpartition(".")
+    return name in _PLAIN or (module in ("torch", "torch.storage") and last in _STORAGES)
+
+
+def scan_archive(file: IO[bytes], source: str) -> PickleContents:
+    """Look at a zip archive that ``torch.save`` may have written, and verify its check sums.
+
+    Args:
+        file: the archive.
+        source: what to call it in messages.
+
+    Raises:
+        InputError: it would unpack to more than its own size, or is damaged.
+        Exception: of any type, if it is no archive of ``torch.save``.
+    """
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        names = {entry.filename for entry in entries}
+        if any(name.endswith("/constants.pkl") for name in names):
+            return PickleContents(("TorchScript",), frozenset(), is_script=True)
+        unpacked = sum(entry.file_size for entry in entries)
+        if unpacked > size:
+            raise InputError(
+                f"{source}: an archive of {size} bytes that claims to unpack to {unpacked}; "
+                "torch.save does not compress: it is damaged, or another program's"
+            )
+        if len(names) < len(entries):
+            raise InputError(f"{source}: damaged: entries of its archive have the same name")
+        damaged = archive.testzip()  # torch does not look
+        if damaged:
+            raise InputError(
+                f"{source}: damaged: the check sum of {printable(damaged)} is wrong; fetch it again"
+            )
+        return scan_pickles(io.BytesIO(archive.read(_data_pickle(archive))))
+
+
+def _data_pickle(archive: zipfile.ZipFile) -> str:
+    (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+    return name
+
+
+def load_archive(file: IO[bytes]) -> Any:
+    """Load what ``torch.save`` wrote, all objects of unknown classes as :class:`Unknown`.
+
+    Args:
+        file: an archive that :func:`scan_archive` accepted.
+
+    Raises:
+        Exception: of any type, if it is damaged.
+    """
+    with zipfile.ZipFile(file) as archive:
+        pickled = _data_pickle(archive)
+        folder = pickled.removesuffix("data.pkl")
+        if f"{folder}byteorder" in archive.namelist():
+            order = archive.read(f"{folder}byteorder")
+            if order != b"little":
+                raise ValueError(f"byte order {order!r}")
+
+        def read_storage(key: str) -> bytearray:
+            return bytearray(archive.read(f"{folder}data/{key}"))
+
+        with archive.open(pickled) as stream:
+            return _TensorUnpickler(stream, read_storage).load()
+
+
+class Unknown:
+    """Stands for an object of a class that is not loaded; accepts whatever a pickle does to it."""
+
+    def __new__(cls, *_args: Any, **_options: Any) -> Unknown:  # noqa: D102
+        return super().__new__(cls)
+
+    def __call__(self, *_args: Any, **_options: Any) -> Unknown:  # noqa: D102
+        return self
+
+    def _ignore(self, *_args: Any) -> None:
+        pass
+
+    __setstate__ = __setitem__ = append = extend = add = _ignore
+
+
+def _rebuild_tensor(
+    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickles tensors and plain values; of everything else, nothing is executed."""
+
+    _KNOWN: Final[Mapping[str, Any]] = {
+        "collections.OrderedDict": OrderedDict,
+        "torch.Size": tuple,
+        "torch._utils._rebuild_tensor": _rebuild_tensor,
+        "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
+    }
+
+    def __init__(self, file: IO[bytes], read_storage: Callable[[str], bytearray]) -> None:
+        super().__init__(file)
+        self._read_storage = read_storage
+        self._storages: dict[str, Tensor] = {}
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if module_name in ("torch", "torch.storage") and global_name in _STORAGES:
+            return _STORAGES[global_name]
+        return self._KNOWN.get(f"{module_name}.{global_name}", Unknown)
+
+    def persistent_load(self, pid: Any) -> Any:
+        _, dtype, key, _, _ = pid
+        if not isinstance(dtype, torch.dtype):
+            return Unknown()
+        if key not in self._storages:
+            content = self._read_storage(key)
+            self._storages[key] = (
+                torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            )
+        return self._storages[key]
+
+
+def load_arrays(path: str | Path) -> Any:
+    """Load a pickle of plain values and NumPy arrays, such as the files of Detectron2's zoo.
+
+    Returns:
+        What it holds, arrays as tensors and NumPy's scalars as numbers.
+
+    Raises:
+        Exception: of any type; a ``pickle.UnpicklingError`` if it asks for anything else.
+    """
+    with Path(path).open("rb") as file:
+        scan_pickles(file)
+    with (
+        Path(path).open("rb") as file,
+        # Unlike a file, it does not set aside as many bytes as a pickle claims to hold.
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        loaded = _with_tensors(_ArrayUnpickler(content, encoding="latin1").load())
+    if isinstance(loaded, dict):
+        # Not deeper: a small pickle can nest dictionaries in each other billions of times.
+        return {key: _with_tensors(value) for key, value in loaded.items()}
+    return loaded
+
+
+class _PickledType:
+    """``numpy.dtype`` in a pickle: only the plain numbers."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if code not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"):
+            raise pickle.UnpicklingError(f"it holds arrays of type {code}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _PickledArray:
+    """``numpy.ndarray`` in a pickle. NumPy's own functions would take any shape from it."""
+
+    def __init__(self, *_: Any) -> None:
+        self.tensor = torch.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _version, shape, pickled, is_fortran, content = state
+        values = _from_bytes(pickled, content).reshape(shape, order="F" if is_fortran else "C")
+        self.tensor = torch.from_numpy(values.astype(pickled.dtype.newbyteorder("=")))
+
+
+def _from_bytes(pickled: _PickledType, content: bytes | str) -> np.ndarray[Any, Any]:
+    # Python 2 had one type for both.
+    raw = content.encode("latin1") if isinstance(content, str) else content
+    return np.frombuffer(raw, pickled.dtype)
+
+
+def _scalar(pickled: _PickledType, content: bytes | str) -> Any:
+    return _from_bytes(pickled, content)[0].item()
+
+
+def _with_tensors(content: Any) -> Any:
+    """Put tensors in the place of the arrays of a dictionary."""
+    if not isinstance(content, dict):
+        return content
+    return {
+        key: value.tensor if isinstance(value, _PickledArray) else value
+        for key, value in content.items()
+    }
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles dictionaries of arrays and refuses everything that could execute code."""
+
+    # NumPy 1 and 2 name their module differently.
+    _KNOWN: Final[Mapping[str, Any]] = {
+        "collections.OrderedDict": OrderedDict,
+        _BYTES: lambda text, encoding: text.encode(encoding),
+        "__builtin__.bytes": lambda: b"",  # of an empty array
+        "numpy.dtype": _PickledType,
+        "numpy.ndarray": _PickledArray,
+        **{
+            f"numpy.{module}.multiarray.{name}": function
+            for module in ("core", "_core")
+            for name, function in (("_reconstruct", _PickledArray), ("scalar", _scalar))
+        },
+    }
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        name = f"{module_name}.{global_name}"
+        if name not in self._KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {printable(name)}")
+        return self._KNOWN[name]

@@ -1,0 +1,276 @@
+"""Files of other programs, and files made to cost memory or time."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import pickle
+import resource
+import struct
+import sys
+import time
+import types
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cityscapes_maskrcnn.modeling.safe_pickles import Unknown, load_arrays
+from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint
+from cityscapes_maskrcnn.utils.errors import InputError
+
+TENSORS = {
+    "a.weight": torch.arange(6.0).reshape(2, 3).t(),
+    "a.bias": torch.zeros(2, dtype=torch.float16),
+    "b.num_batches_tracked": torch.tensor(7),
+    "b.empty": torch.zeros(0, 3),
+}
+
+
+@contextmanager
+def foreign_class(module: str, name: str) -> Iterator[type]:
+    """A class of a package that is not installed, as long as the block lasts."""
+    kind = type(name, (), {"__module__": module, "__qualname__": name})
+    parts = module.split(".")
+    names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    with mock.patch.dict(sys.modules, {each: types.ModuleType(each) for each in names}):
+        setattr(sys.modules[module], name, kind)
+        yield kind
+
+
+def mmdetection(path: Path) -> None:
+    with foreign_class("mmengine.logging.history_buffer", "HistoryBuffer") as history_buffer:
+        history = history_buffer()
+        history.values = np.zeros(3)
+        content = {
+            "meta": {"cfg": "model = dict()", "epoch": 12},
+            "state_dict": TENSORS,
+            "message_hub": {"log_scalars": {"loss": history}},
+        }
+        torch.save(content, path)
+
+
+def lightning(path: Path) -> None:
+    content = {
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": TENSORS,
+        "hyper_parameters": {"root": PurePosixPath("data"), "seen": defaultdict(list, a=[1])},
+    }
+    torch.save(content, path)
+
+
+def numpy_scalar(path: Path) -> None:
+    torch.save({"model": TENSORS, "best": np.float64(0.25)}, path)
+
+
+def anything(path: Path) -> None:
+    torch.save({"model": TENSORS, "data": PurePosixPath("x"), "call": argparse.ArgumentError}, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (mmdetection, r"a checkpoint of MMEngine \(MMDetection 3\): .* objects of mmengine\."),
+        (lightning, r"a checkpoint of PyTorch Lightning: it holds objects of pathlib\."),
+        (
+            numpy_scalar,
+            r"it holds NumPy values \(numpy.*\); save them as Python numbers",
+        ),
+        (anything, r"not a checkpoint that can be loaded safely: it holds objects of pathlib\."),
+    ],
+)
+def test_the_kind_of_a_foreign_file_is_named(
+    tmp_path: Path, write: Callable[[Path], None], kind: str
+) -> None:
+    path = tmp_path / "theirs.pth"
+    write(path)
+    with pytest.raises(InputError, match=kind) as caught:
+        read_checkpoint(path)
+    assert f"tools/convert_weights.py --keep-names {path} weights.pth" in str(caught.value)
+    content = read_checkpoint(path, skip_objects=True)
+    assert content["model"].keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert content["model"][name].dtype == tensor.dtype
+        assert torch.equal(content["model"][name], tensor)
+    if write is numpy_scalar:
+        assert isinstance(content["best"], Unknown)
+
+
+@pytest.mark.parametrize("skip_objects", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_whole_model_is_no_file_of_weights(
+    tmp_path: Path, skip_objects: bool, zipped: bool
+) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(nn.Linear(2, 3), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"whole pickled model.*modules\.linear\.Linear"):
+        read_checkpoint(path, skip_objects=skip_objects)
+
+
+def test_a_script_is_no_file_of_weights(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 3), torch.zeros(1, 2)), path)
+    with pytest.raises(InputError, match="a TorchScript archive, which is a program; save its"):
+        read_checkpoint(path, skip_objects=True)
+
+
+def test_the_older_format_of_torch_is_read_and_its_objects_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(read_checkpoint(path)["model"]["a.weight"], TENSORS["a.weight"])
+    content = {"model": TENSORS, "data": PurePosixPath("x")}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match=r"objects of pathlib.*; where it was written, save its"):
+        read_checkpoint(path)
+
+
+def archive(path: Path, pickled: bytes, method: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("archive/data.pkl", pickled)
+        file.writestr("archive/version", "3")
+        file.writestr("archive/byteorder", "little")
+
+
+def compressed(path: Path) -> None:
+    archive(path, pickle.dumps({"a.weight": bytes(1 << 26)}, protocol=2), zipfile.ZIP_DEFLATED)
+
+
+def overlapping(path: Path) -> None:
+    """A megabyte that a thousand entries of the directory claim to be theirs."""
+    archive(path, bytes(1 << 20))
+    content = path.read_bytes()
+    at = content.index(b"PK\1\2")
+    end = content.index(b"PK\5\6")
+    entries = content[at:end]
+    size = struct.pack("<I", len(entries) * 1000)
+    tail = content[end : end + 8] + struct.pack("<HH", 3000, 3000) + size + content[end + 16 :]
+    path.write_bytes(content[:at] + entries * 1000 + tail)
+
+
+def allocating(path: Path) -> None:
+    # bytearray(10**10), which torch's own safe loading calls.
+    archive(path, b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\xe4\x0b\x54\x02\x85R.")
+
+
+def long_pickle(path: Path) -> None:
+    archive(path, b"\x80\x02" + b"N0" * 2_000_000 + b"N.")
+
+
+def small_file_large_view(path: Path) -> None:
+    torch.save({"a.weight": torch.zeros(1).expand(10**6, 10**6)}, path)
+
+
+def claims_of_the_older_format(path: Path) -> None:
+    file = io.BytesIO()
+    torch.save({"a.weight": torch.zeros(3)}, file, _use_new_zipfile_serialization=False)
+    # The numbers of elements, in the tensor's storage and its shape: 3 -> 2147483647
+    path.write_bytes(file.getvalue().replace(b"K\x03", b"J\xff\xff\xff\x7f"))
+
+
+BOMBS = [
+    (compressed, "claims to unpack to 67108"),
+    (overlapping, "claims to unpack to 1048"),
+    (allocating, "objects of builtins.bytearray"),
+    (long_pickle, "damaged, or no file of torch.save"),
+    (small_file_large_view, r"shape \(1000000, 1000000\), but the file does not store as many"),
+    (claims_of_the_older_format, "damaged, or no file of torch.save"),
+]
+
+
+@pytest.mark.parametrize(("write", "message"), BOMBS)
+def test_a_file_costs_no_more_than_its_size(
+    tmp_path: Path, write: Callable[[Path], None], message: str
+) -> None:
+    path = tmp_path / "bomb.pth"
+    write(path)
+    assert path.stat().st_size < 5_000_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    with pytest.raises(InputError, match=rf"bomb\.pth: .*{message}"):
+        read_checkpoint(path)
+    assert time.process_time() - start < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+class Call:
+    """Pickled, it is a call of a function."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+def nested() -> dict[str, Any]:
+    """A dictionary that 60 dictionaries lead to, each by two keys."""
+    content: dict[str, Any] = {}
+    for _ in range(60):
+        content = {"a": content, "b": content}
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # Python's reader would set aside a table of 2**32 entries for this memo number.
+        (b"\x80\x02Nr\xff\xff\xff\x7f.", "no pickle of weights"),
+        (Call(np.ndarray, ((10**9,), "O")), "NoneType|arrays of type|positional|tensor"),
+        (np.zeros(3, dtype=object), "arrays of type O8"),
+        (np.zeros(3, dtype=[("a", "f4")]), "arrays of type V4"),
+        # 68 GB of bytes are announced and missing.
+        (b"\x80\x04\x8e\0\0\0\0\x10\0\0\0N.", None),
+        (b"", None),
+    ],
+)
+def test_a_pickle_of_arrays_costs_no_more_than_its_size(
+    tmp_path: Path, content: Any, message: str | None
+) -> None:
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol=2))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    if isinstance(content, Call):
+        assert not torch.is_tensor(load_arrays(path))
+    else:
+        with pytest.raises(Exception, match=message):
+            load_arrays(path)
+    assert time.process_time() - start < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+def test_dictionaries_in_each_other_are_not_gone_through(tmp_path: Path) -> None:
+    path = tmp_path / "nested.pkl"
+    path.write_bytes(pickle.dumps(nested()))
+    start = time.process_time()
+    assert load_arrays(path).keys() == {"a", "b"}
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_arrays_of_every_plain_type_and_order(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "zoo.pkl"
+    arrays = {
+        "float": np.arange(6, dtype="f4").reshape(2, 3),
+        "columns": np.asfortranarray(np.arange(6, dtype="f8").reshape(2, 3)),
+        "big": np.arange(3, dtype=">i4"),
+        "half": np.ones(2, "f2"),
+        "bool": np.array([True, False]),
+        "empty": np.zeros((0, 4), "u1"),
+        "scalar": np.array(5, "i8"),
+    }
+    path.write_bytes(pickle.dumps({"model": arrays, "loss": np.float32(0.5)}, protocol=protocol))
+    content = load_arrays(path)
+    assert content["loss"] == 0.5
+    for name, array in arrays.items():
+        expected = torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
+        assert content["model"][name].dtype == expected.dtype
+        assert torch.equal(content["model"][name], expected), name
