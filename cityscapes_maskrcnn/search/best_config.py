@@ -105,7 +105,7 @@ def fragment_text(
 def _keys(study: optuna.Study) -> dict[str, str]:
     """Config keys by parameter; empty for another program's study."""
     space = mapping_attribute(study, STUDY_SPACE)
-    return {name: fields["key"] for name, fields in space.items()}
+    return {name: fields["key"] for name, fields in space.items() if "key" in fields}
 
 
 def _anchors(config: Mapping[str, Any], best: FrozenTrial) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from cityscapes_maskrcnn.search.study import (
     ranked_trials,
 )
 from cityscapes_maskrcnn.search.worker import Worker
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +99,20 @@ def confirmed_scores(study: optuna.Study) -> dict[int, dict[int, float]]:
     """Read the scores of the confirmed trials: by trial, the best mean first, and by seed.
 
     Trials of which runs failed come last: a single score may be luck.
+
+    Raises:
+        InputError: another program keeps something else by that name.
     """
-    scores = {
-        int(number): {int(seed): float(score) for seed, score in by_seed.items()}
-        for number, by_seed in mapping_attribute(study, CONFIRMED_SCORES).items()
-    }
+    try:
+        scores = {
+            int(number): {int(seed): float(score) for seed, score in by_seed.items()}
+            for number, by_seed in mapping_attribute(study, CONFIRMED_SCORES).items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"study {study.study_name!r}: its attribute {CONFIRMED_SCORES} holds no scores by "
+            f"trial and seed: {printable(error)}"
+        ) from error
 
     def rank(number: int) -> tuple[float, ...]:
         by_seed = scores[number]

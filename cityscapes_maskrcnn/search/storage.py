@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 
 from cityscapes_maskrcnn.search.study import confirmation_name
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.text import printable
 
 # How often a trial whose worker was killed is taken up again.
 MAX_RETRIES: Final = 3
@@ -102,8 +103,8 @@ def open_study(url: str, name: str) -> Iterator[Study]:
         name: of the study; empty: the only one there is, without its confirmation.
 
     Raises:
-        InputError: there is no such study, or there are several to choose from, or see
-            :func:`database_errors`.
+        InputError: there is no such study, or there are several to choose from, or it is
+            damaged, or see :func:`database_errors`.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -126,7 +127,8 @@ def open_study(url: str, name: str) -> Iterator[Study]:
                 raise InputError(f"{without_password(url)}: holds no Optuna studies")
             engine.dispose()
             storage = RDBStorage(url, engine_kwargs=_engine_options(url))
-        names = [study.study_name for study in storage.get_all_studies()]
+        with damage_errors(url):
+            names = [study.study_name for study in storage.get_all_studies()]
         names = [name for name in names if name not in map(confirmation_name, names)]
         listed = ", ".join(sorted(names)) or "none"
         if not name and len(names) != 1:
@@ -135,10 +137,39 @@ def open_study(url: str, name: str) -> Iterator[Study]:
         if name not in names:
             raise InputError(f"{without_password(url)}: no study {name!r}; it has: {listed}")
         try:
-            yield load_study(study_name=name, storage=storage)
+            yield read_study(storage, name, url)
         finally:
             storage.remove_session()
             storage.engine.dispose()
+
+
+def read_study(storage: RDBStorage, name: str, url: str) -> Study:
+    """Load a study, its attributes and all its trials once, to see that they can be read.
+
+    Raises:
+        InputError: see :func:`damage_errors`.
+    """
+    with damage_errors(url):
+        study = load_study(study_name=name, storage=storage)
+        study.get_trials(deepcopy=False)
+        _ = study.user_attrs, study.directions
+    return study
+
+
+@contextmanager
+def damage_errors(url: str) -> Iterator[None]:
+    """Turn what Optuna raises for rows that it did not write so into one clear line.
+
+    Raises:
+        InputError: an enumeration, a date, JSON or text in the database is none.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{without_password(url)}: the database is damaged; restore a copy of it "
+            f"({printable(str(error))})"
+        ) from error
 
 
 @contextmanager
@@ -201,7 +232,7 @@ def _copy_sqlite(url: str, copy: Path) -> None:
             tables = target.execute("select 1 from sqlite_master where name = 'studies'")
             if tables.fetchone() is None:
                 raise InputError(f"{path}: holds no Optuna studies")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as an SQLite database: {error}") from error
 
 

@@ -99,7 +99,7 @@ def write_study_report(study: optuna.Study, where: str, output: Path) -> tuple[l
     )
     texts = {
         "trials.csv": _csv(results),
-        "report.md": _markdown(results, pictures, [use, anchors]),
+        "report.md": _markdown(results, pictures, [use, anchors, _unconfirmed(results)]),
     }
     if not missing:
         texts["best.yaml"] = fragment_text(
@@ -148,6 +148,18 @@ def _read_results(study: optuna.Study, where: str) -> _Results:
         best_score=describe_scores(list(scores.values())) if scores else f"{best.value:.6g}",
         importances=importances,
         remark=remark,
+    )
+
+
+def _unconfirmed(results: _Results) -> str:
+    """Remark on a best score that came after the confirmation; empty if there is none."""
+    first = results.ranked[0]
+    if not results.confirmed or first.number in results.confirmed:
+        return ""
+    return (
+        f"Trial {first.number} scored {first.value:.6g}, more than any other, but only once: it "
+        "ran after the best trials had been confirmed. `tools/tune.py ... --confirm K` confirms "
+        "it too."
     )
 
 

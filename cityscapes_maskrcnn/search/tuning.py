@@ -27,6 +27,7 @@ from cityscapes_maskrcnn.search.space import SearchSpace
 from cityscapes_maskrcnn.search.storage import (
     database_errors,
     open_storage,
+    read_study,
     storage_url,
     without_password,
 )
@@ -120,6 +121,8 @@ def tune(
         if study_name not in optuna.get_all_study_names(database):
             # Before it is created: a refused search leaves no study behind.
             check_folders(trials, {"study": study_name, "config": config})
+        else:
+            read_study(database, study_name, url)
         study = join_study(
             database,
             name=study_name,

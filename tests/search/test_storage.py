@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -122,3 +124,31 @@ def test_a_missing_study_is_named_with_those_there_are(tmp_path: Path) -> None:
     optuna.delete_study(study_name="a", storage=url)
     with open_study(url, "") as study:
         assert study.study_name == "b"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("update trials set state = 'COMPLETf'", "'COMPLETf' is not among the defined enum values"),
+        ("update trials set datetime_start = '2026-11-27 13:4&'", "Invalid isoformat string"),
+        ("update study_user_attributes set value_json = '{\"a\" 1}'", "Expecting ':' delimiter"),
+        ("update trial_params set distribution_json = '{}'", ""),
+        ("update study_directions set direction = '\x1bMAX'", r"'\\x1bMAX' is not among"),
+    ],
+)
+def test_damaged_rows(tmp_path: Path, row: str, message: str) -> None:
+    url = storage_url(str(tmp_path / "s.db"))
+    study = optuna.create_study(study_name="s", storage=url)
+    study.set_user_attr("a", 1)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with closing(sqlite3.connect(tmp_path / "s.db")) as database:
+        database.execute(row)
+        database.commit()
+    with (
+        pytest.raises(
+            InputError, match=r"s\.db: the database is damaged; restore a copy of it"
+        ) as e,
+        open_study(url, "s"),
+    ):
+        pass
+    assert re.search(message, str(e.value))

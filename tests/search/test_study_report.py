@@ -150,6 +150,17 @@ def test_the_winner_by_mean_becomes_best_yaml(study: optuna.Study, tmp_path: Pat
     # 0.3 + 0.02 x 11
     fg = yaml.safe_load(best)["MODEL"]["ROI_HEADS"]["IOU_THRESHOLDS"][1]
     assert fg == pytest.approx(0.52)
+    assert "but only once" not in text
+
+    # A trial that ran after the confirmation.
+    del scores["10"]
+    study.set_user_attr(CONFIRMED_SCORES, scores)
+    write_study_report(study, "memory", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "Trial 10 scored 20, more than any other, but only once: it ran after" in text
+    study.set_user_attr(CONFIRMED_SCORES, {"ten": 1})
+    with pytest.raises(InputError, match="its attribute confirmed_scores holds no scores by trial"):
+        write_study_report(study, "memory", tmp_path)
 
 
 def assert_apart(texts: Sequence[Text]) -> None:
