@@ -1,19 +1,24 @@
 """Which images a model has seen: what it and its ancestors were trained or tuned on.
 
-Every checkpoint of this project carries such a history under :data:`SEEN_IMAGES_KEY`. It holds a
-short digest of each image id, so that an overlap with a dataset to score on is found without the
-training data.
+Every checkpoint of this project carries such a history under :data:`SEEN_IMAGES_KEY`. It holds
+short digests of each image file, so that an overlap with a dataset to score on is found without the
+training data, wherever the files are and whatever ids they have there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
+from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, load_records
 from cityscapes_maskrcnn.data.tree import is_generated
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -26,6 +31,11 @@ _FORMER_KEY: Final = "history"
 
 # 48 bits: 20,000 seen images and 500 to score collide once in 28 million models.
 _DIGITS: Final = 12
+# Bytes of a file's beginning, middle and end. The end of a PNG has a checksum of all its pixels,
+# and reading all of 20,000 images would take minutes.
+_BLOCK: Final = 2**14
+
+logger = logging.getLogger(__name__)
 
 DatasetDict = Mapping[str, Any]
 
@@ -38,12 +48,16 @@ class UsedData:
         dataset: its registered name.
         role: ``"trained"``: losses on its images changed the weights. ``"tuned"``: scores or losses
             on its images decided something (when to stop, which learning rate, which thresholds).
-        digests: of its images, see :func:`image_digests`.
+        contents: digests of its image files' contents, see :func:`content_digests`.
+        names: digests of their folders and names, see :func:`name_digests`.
+        image_ids: what an earlier version noted instead: digests of ``image_id``.
     """
 
     dataset: str
     role: str
-    digests: frozenset[str]
+    contents: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    image_ids: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ class SeenImages:
         scored: name of the dataset to score on.
         used: name of the dataset in which the model has seen them.
         role: see :class:`UsedData`.
-        images: their ids, sorted.
+        images: the names of their files, sorted.
         total: number of images of ``scored``.
     """
 
@@ -73,34 +87,59 @@ class SeenImages:
         )
 
 
-def image_digests(images: Iterable[DatasetDict]) -> dict[str, str]:
-    """Compute the digests by which images are recognised on any machine.
+def content_digests(files: Sequence[str]) -> list[str]:
+    """Compute the digests by which image files are recognised on any machine.
 
-    A digest is the first twelve hexadecimal digits of the SHA-256 of ``image_id``. Coarse and fine
-    annotations of one image share it: seen with either, it is seen. Generated images bear the names
-    of real ones; ``generated `` before their id gives them other digests.
+    A digest is the first twelve hexadecimal digits of the SHA-256 of the file's size, beginning,
+    middle and end. Coarse and fine annotations of one image share it: seen with either, it is seen.
+    Digests are kept in a cache file for each split.
 
     Args:
-        images: in Detectron2's dataset-dict format.
+        files: paths.
 
     Returns:
-        The image id of every digest.
+        One for each file, in their order.
+
+    Raises:
+        InputError: a file is missing or cannot be read.
     """
-    images = list(images)
-    folders = {Path(image["file_name"]).parent for image in images}
-    generated = {folder for folder in folders if is_generated(folder.parent)}
-    ids = {}
-    for image in images:
-        image_id = str(image["image_id"])
-        prefix = "generated " if Path(image["file_name"]).parent in generated else ""
-        text = f"{prefix}{image_id}".encode("utf-8", "surrogateescape")
-        ids[hashlib.sha256(text).hexdigest()[:_DIGITS]] = image_id
-    return ids
+    by_split: dict[str, list[str]] = {}
+    for file in files:
+        by_split.setdefault(str(Path(file).parent.parent), []).append(file)
+    found: dict[str, str] = {}
+    for split, members in by_split.items():
+        records = load_records(
+            cache_file(split, "contents"),
+            folder=split,
+            sources=[Source(os.path.relpath(file, split), _stamp(file)) for file in members],
+            read=_read_content,
+            template={"digest": np.zeros(0, np.uint8)},
+            signature="contents",
+            description=f"Reading the beginnings and ends of the images in {split}",
+        )
+        digests = (record["digest"].tobytes().hex() for record in records)
+        found.update(zip(members, digests, strict=True))
+    return [found[file] for file in files]
+
+
+def name_digests(files: Sequence[str]) -> list[str]:
+    """Compute digests of folders and names: of ``ulm/ulm_000003_000019_leftImg8bit.png``."""
+    return [_digest(os.fsencode(Path(*Path(file).parts[-2:]))) for file in files]
 
 
 def used_data(dataset: str, role: str, images: Iterable[DatasetDict]) -> UsedData:
-    """Record the use of a dataset; ``images`` are all its dataset dicts."""
-    return UsedData(dataset=dataset, role=role, digests=frozenset(image_digests(images)))
+    """Record the use of a dataset; ``images`` are all its dataset dicts.
+
+    Raises:
+        InputError: an image is missing or cannot be read.
+    """
+    files = [str(image["file_name"]) for image in images]
+    return UsedData(
+        dataset=dataset,
+        role=role,
+        contents=frozenset(content_digests(files)),
+        names=frozenset(name_digests(files)),
+    )
 
 
 def merge(*histories: Iterable[UsedData]) -> tuple[UsedData, ...]:
@@ -116,6 +155,10 @@ def find_seen(
 ) -> list[SeenImages]:
     """Find the images of a dataset that a model has seen.
 
+    Logs a warning where that cannot be found out: images that have folder and name of a seen one
+    but another content may be copies in another size or format, and lists of earlier versions hold
+    ids that this dataset may not have.
+
     Args:
         history: of the model.
         dataset: name of the dataset to score on.
@@ -124,21 +167,49 @@ def find_seen(
 
     Returns:
         One entry for each used dataset that shares images, in the order of the history.
+
+    Raises:
+        InputError: an image of the dataset is missing or cannot be read.
     """
-    ids = image_digests(images)
+    history = [used for used in history if used.role in roles]
+    if not history:
+        return []
+    images = list(images)
+    files = [str(image["file_name"]) for image in images]
+    contents, names, ids = content_digests(files), name_digests(files), _former_digests(images)
     found = []
     for used in history:
-        shared = used.digests & ids.keys()
-        if shared and used.role in roles:
-            names = tuple(sorted(ids[digest] for digest in shared))
+        seen = [
+            Path(file).name
+            for file, content, image_id in zip(files, contents, ids, strict=True)
+            if content in used.contents or image_id in used.image_ids
+        ]
+        if seen:
             found.append(
                 SeenImages(
                     scored=dataset,
                     used=used.dataset,
                     role=used.role,
-                    images=names,
-                    total=len(ids),
+                    images=tuple(sorted(seen)),
+                    total=len(files),
                 )
+            )
+        copies = sum(
+            name in used.names and content not in used.contents
+            for name, content in zip(names, contents, strict=True)
+        )
+        if copies:
+            logger.warning(
+                "%d of the %d images of %s have folder and name of images that were %s on, as %s, "
+                "but another content; whether they are copies of them is not known",
+                *(copies, len(files), dataset, used.role, used.dataset),
+            )
+        if used.image_ids and None in ids:
+            logger.warning(
+                "The weights list the images that were %s on, as %s, by ids, as earlier versions "
+                "did; %d of the %d images of %s have other ids, so whether they were seen is not "
+                "known",
+                *(used.role, used.dataset, ids.count(None), len(files), dataset),
             )
     return found
 
@@ -146,17 +217,23 @@ def find_seen(
 def to_plain(history: Iterable[UsedData]) -> list[dict[str, Any]]:
     """Turn a history into strings and numbers, which a checkpoint loads safely.
 
-    ``images`` is their number; ``digests`` are sorted and joined to one string.
+    ``images`` is their number; digests are sorted and joined to one string. An entry of an earlier
+    version stays as it was.
     """
-    return [
-        {
-            "dataset": used.dataset,
-            "role": used.role,
-            "images": len(used.digests),
-            "digests": "".join(sorted(used.digests)),
-        }
-        for used in history
-    ]
+    plain = []
+    for used in history:
+        digests = {"contents": used.contents, "names": used.names}
+        if used.image_ids:
+            digests = {"digests": used.image_ids}
+        plain.append(
+            {
+                "dataset": used.dataset,
+                "role": used.role,
+                "images": len(used.image_ids or used.contents),
+                **{key: "".join(sorted(value)) for key, value in digests.items()},
+            }
+        )
+    return plain
 
 
 def read_history(checkpoint: Mapping[str, Any], source: str) -> tuple[UsedData, ...]:
@@ -186,15 +263,66 @@ def read_history(checkpoint: Mapping[str, Any], source: str) -> tuple[UsedData, 
 def _used_data(item: Mapping[str, Any]) -> UsedData:
     if not isinstance(item, dict):
         raise TypeError(f"holds a {type(item).__name__}")
-    text, role, count = item["digests"], item["role"], item["images"]
+    keys = {"contents": "contents", "names": "names"}
+    if "digests" in item:
+        keys = {"image_ids": "digests"}
+    digests = {name: _split_digests(item[key]) for name, key in keys.items()}
+    used = UsedData(dataset=str(item["dataset"]), role=item["role"], **digests)
+    count, size = item["images"], len(used.image_ids or used.contents)
+    if type(count) is not int or count != size:
+        raise ValueError(f"{count} images, {size} digests")
+    if used.role not in (TRAINED, TUNED):
+        raise ValueError(f"role {used.role!r}")
+    return used
+
+
+def _split_digests(text: object) -> frozenset[str]:
     # Bytes, a list or a tensor would equal no digest, so that the check would find nothing.
-    if not isinstance(text, str) or not re.fullmatch("[0-9a-f]*", text):
+    if not isinstance(text, str) or not re.fullmatch(f"([0-9a-f]{{{_DIGITS}}})*", text):
         raise ValueError(f"digests of type {type(text).__name__} or not hexadecimal")
-    if type(count) is not int:
-        raise TypeError(f"a number of images of type {type(count).__name__}")
-    digests = frozenset(text[i : i + _DIGITS] for i in range(0, len(text), _DIGITS))
-    if len(digests) * _DIGITS != len(text) or len(digests) != count:
-        raise ValueError(f"{count} images, {len(text)} digits")
-    if role not in (TRAINED, TUNED):
-        raise ValueError(f"role {role!r}")
-    return UsedData(dataset=str(item["dataset"]), role=role, digests=digests)
+    return frozenset(text[i : i + _DIGITS] for i in range(0, len(text), _DIGITS))
+
+
+def _former_digests(images: Iterable[DatasetDict]) -> list[str | None]:
+    """What earlier versions noted of images, or None where their ids were not file names.
+
+    Generated images bear the names of real ones: ``generated `` stood before their ids.
+    """
+    generated: dict[Path, bool] = {}
+    digests: list[str | None] = []
+    for image in images:
+        file, image_id = Path(image["file_name"]), image.get("image_id")
+        if image_id != file.name:
+            digests.append(None)
+            continue
+        folder = file.parent.parent
+        if folder not in generated:
+            generated[folder] = is_generated(folder)
+        prefix = b"generated " if generated[folder] else b""
+        digests.append(_digest(prefix + os.fsencode(file.name)))
+    return digests
+
+
+def _stamp(file: str) -> str:
+    try:
+        status = Path(file).stat()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _read_content(path: str) -> Record:
+    try:
+        with Path(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            blocks = [f"{size} ".encode()]
+            for start in (0, size // 2, size - _BLOCK):
+                file.seek(max(0, start))
+                blocks.append(file.read(_BLOCK))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    return {"digest": np.frombuffer(bytes.fromhex(_digest(b"".join(blocks))), np.uint8)}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]

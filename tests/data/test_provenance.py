@@ -12,9 +12,11 @@ from cityscapes_maskrcnn.data.provenance import (
     SEEN_IMAGES_KEY,
     TRAINED,
     TUNED,
+    UsedData,
+    content_digests,
     find_seen,
-    image_digests,
     merge,
+    name_digests,
     read_history,
     to_plain,
     used_data,
@@ -22,63 +24,150 @@ from cityscapes_maskrcnn.data.provenance import (
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
-def images(names: str, folder: Path = Path("leftImg8bit/val/ulm")) -> list[dict[str, Any]]:
-    return [{"file_name": str(folder / f"{n}.png"), "image_id": f"{n}.png"} for n in names]
+@pytest.fixture(autouse=True)
+def write_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file that :func:`images` names, each with its path as content."""
+    monkeypatch.chdir(tmp_path)
+    for letter in "abcdefqxyz01234":
+        write(f"val/ulm/{letter}.png", f"{letter}.png")
 
 
-STAGE_0 = used_data("coarse", TRAINED, images("abc"))
-STAGE_2 = used_data("val_part1", TUNED, images("xy"))
+def write(file: str, content: str) -> str:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(content)
+    return file
+
+
+def images(names: str, folder: str = "val/ulm") -> list[dict[str, Any]]:
+    return [{"file_name": f"{folder}/{n}.png", "image_id": f"{n}.png"} for n in names]
+
+
+@pytest.fixture
+def stage_0() -> UsedData:
+    return used_data("coarse", TRAINED, images("abc"))
+
+
+@pytest.fixture
+def stage_2() -> UsedData:
+    return used_data("val_part1", TUNED, images("xy"))
 
 
 def test_a_digest_is_the_start_of_sha_256() -> None:
-    # printf a.png | sha256sum
-    assert image_digests(images("a")) == {hashlib.sha256(b"a.png").hexdigest()[:12]: "a.png"}
-    assert image_digests([]) == {}
+    # The whole of a small file counts three times, after its size: printf '5 a.pnga.pnga.png'
+    # as its middle begins in the middle: '5 ' + 'a.png' + 'png' + 'a.png'.
+    expected = hashlib.sha256(b"5 a.pngpnga.png").hexdigest()[:12]
+    assert content_digests(["val/ulm/a.png"]) == [expected]
+    expected = hashlib.sha256(b"ulm/a.png").hexdigest()[:12]
+    assert name_digests(["/data/val/ulm/a.png"]) == [expected]
+    assert content_digests([]) == name_digests([]) == []
 
 
-def test_generated_images_are_not_the_real_ones_of_their_names(tmp_path: Path) -> None:
-    (tmp_path / "generated").mkdir()
-    (tmp_path / "generated" / "synthetic.json").touch()
-    real, generated = (
-        images("ab", tmp_path / name / "leftImg8bit/val/ulm") for name in ("real", "generated")
+@pytest.mark.parametrize("position", [0, 2**14 - 1, 50_000, 100_000 - 2**14, 99_999])
+def test_beginning_middle_and_end_of_a_large_file_count(position: int) -> None:
+    content = bytearray(100_000)
+    Path("a.png").write_bytes(content)
+    content[position] = 1
+    Path("b.png").write_bytes(content)
+    Path("c.png").write_bytes(bytes(100_001))
+    assert len(set(content_digests(["a.png", "b.png", "c.png"]))) == 3
+
+
+def test_ids_do_not_matter() -> None:
+    """They restart at 0 in each split of the balloon tutorial and of every COCO file."""
+    train = [{"file_name": f"val/ulm/{n}.png", "image_id": i} for i, n in enumerate("abc")]
+    val = [{"file_name": f"val/ulm/{n}.png", "image_id": i} for i, n in enumerate("xyz")]
+    without = [{"file_name": f"val/ulm/{n}.png"} for n in "cx"]
+    used = used_data("balloon_train", TRAINED, train)
+    assert find_seen([used], "balloon_val", val) == []
+    (seen,) = find_seen([used], "mixed", without)
+    assert seen.images == ("c.png",)
+
+
+def test_names_may_restart_and_files_may_move(caplog: pytest.LogCaptureFixture) -> None:
+    for folder, content in [("train", "1"), ("val", "2"), ("other/val", "3"), ("b/leaked", "1")]:
+        write(f"{folder}/image_2/000000.png", content)
+    used = used_data("train", TRAINED, [{"file_name": "train/image_2/000000.png"}])
+
+    def seen(folder: str) -> int:
+        return len(find_seen([used], "val", [{"file_name": f"{folder}/image_2/000000.png"}]))
+
+    assert [seen("train"), seen("b/leaked")] == [1, 1]
+    assert caplog.text == ""
+    # Not an error: nobody knows whether this is the same scene.
+    assert [seen("val"), seen("other/val")] == [0, 0]
+    warning = (
+        "1 of the 1 images of val have folder and name of images that were trained on, as train, "
+        "but another content; whether they are copies of them is not known"
     )
-    demo, model = used_data("val", TRAINED, generated), used_data("val", TRAINED, real)
-    assert find_seen([demo], "val", real) == find_seen([model], "val", generated) == []
-    assert len(find_seen([demo], "val", generated)) == len(find_seen([model], "val", real)) == 1
+    assert [record.message for record in caplog.records] == [warning] * 2
 
 
-def test_an_overlap_is_named_without_the_training_data() -> None:
+def test_lists_of_earlier_versions_are_understood(caplog: pytest.LogCaptureFixture) -> None:
+    # printf a.png | sha256sum, and so on.
+    ids = [
+        hashlib.sha256(name).hexdigest()[:12] for name in (b"a.png", b"b.png", b"generated a.png")
+    ]
+    entry = {"dataset": "coarse", "role": "trained", "images": 3, "digests": "".join(sorted(ids))}
+    history = read_history({SEEN_IMAGES_KEY: [entry]}, "old.pth")
+    assert history == read_history({"history": [entry]}, "older.pth")
+    assert to_plain(history) == [entry]
+    (seen,) = find_seen(history, "val", images("bcx"))
+    assert (seen.images, seen.total, caplog.text) == (("b.png",), 3, "")
+    Path("val").rename("elsewhere")
+    for folder in ("leftImg8bit/val/ulm", "synthetic/leftImg8bit/val/ulm"):
+        write(f"{folder}/b.png", "new")
+    Path("synthetic/synthetic.json").touch()
+    assert len(find_seen(history, "val", images("b", "leftImg8bit/val/ulm"))) == 1
+    assert find_seen(history, "val", images("b", "synthetic/leftImg8bit/val/ulm")) == []
+    assert caplog.text == ""
+    # What it cannot know it says.
+    numbered = [{"file_name": "leftImg8bit/val/ulm/b.png", "image_id": 7}]
+    assert find_seen(history, "val", numbered) == []
+    assert (
+        "1 of the 1 images of val have other ids, so whether they were seen is not" in caplog.text
+    )
+
+
+def test_a_missing_image_is_named() -> None:
+    with pytest.raises(InputError, match=r"val/ulm/gone\.png: cannot be read: No such file"):
+        used_data("val", TRAINED, [{"file_name": "val/ulm/gone.png"}])
+
+
+def test_an_overlap_is_named_without_the_training_data(
+    stage_0: UsedData, stage_2: UsedData
+) -> None:
     """Only the digests travel; the names come from the dataset that is to be scored."""
-    seen = find_seen([STAGE_0, STAGE_2], "val", images("yzcb"))
+    seen = find_seen([stage_0, stage_2], "val", images("yzcb"))
     assert [(each.used, each.role, each.images, each.total) for each in seen] == [
         ("coarse", "trained", ("b.png", "c.png"), 4),
         ("val_part1", "tuned", ("y.png",), 4),
     ]
     assert str(seen[0]) == "2 of the 4 images of val were trained on, as coarse (b.png, c.png)"
-    tuned = find_seen([STAGE_0, STAGE_2], "val", images("ax"), (TUNED,))
+    tuned = find_seen([stage_0, stage_2], "val", images("ax"), (TUNED,))
     assert [each.role for each in tuned] == [TUNED]
-    assert find_seen([STAGE_0, STAGE_2], "val", images("q")) == []
-    assert find_seen([STAGE_0], "val", []) == find_seen([], "val", images("a")) == []
+    assert find_seen([stage_0, stage_2], "val", images("q")) == []
+    assert find_seen([stage_0], "val", []) == find_seen([], "val", images("a")) == []
     (seen_again,) = find_seen([used_data("train", TRAINED, images("01234"))], "x", images("01234"))
     assert str(seen_again).endswith("(0.png, 1.png, 2.png, ...)")
 
 
-def test_merging_keeps_the_order_and_drops_repetitions() -> None:
+def test_merging_keeps_the_order_and_drops_repetitions(
+    stage_0: UsedData, stage_2: UsedData
+) -> None:
     """A resumed run adds what its own checkpoint has already."""
-    assert merge([STAGE_0], [STAGE_2, STAGE_0]) == (STAGE_0, STAGE_2)
+    assert merge([stage_0], [stage_2, stage_0]) == (stage_0, stage_2)
     # The same name with other images is another dataset: that of another machine.
     other = used_data("coarse", TRAINED, images("d"))
-    assert merge([STAGE_0], [other]) == (STAGE_0, other)
+    assert merge([stage_0], [other]) == (stage_0, other)
 
 
-@pytest.mark.parametrize("key", [SEEN_IMAGES_KEY, "history"])
-def test_it_survives_safe_loading_under_its_present_and_its_former_name(key: str) -> None:
+def test_it_survives_safe_loading(stage_0: UsedData, stage_2: UsedData) -> None:
     file = io.BytesIO()
-    torch.save({key: to_plain([STAGE_0, STAGE_2])}, file)
+    torch.save({SEEN_IMAGES_KEY: to_plain([stage_0, stage_2])}, file)
     file.seek(0)
     content = torch.load(file, weights_only=True)
-    assert read_history(content, "model.pth") == (STAGE_0, STAGE_2)
-    assert content[key][0]["images"] == 3
+    assert read_history(content, "model.pth") == (stage_0, stage_2)
+    assert content[SEEN_IMAGES_KEY][0]["images"] == 3
 
 
 @pytest.mark.parametrize("content", [None, 5, [], [0.7, 0.5], {"loss": [0.7]}, [{"epoch": 1}], "x"])
@@ -86,27 +175,34 @@ def test_a_file_of_another_program_has_no_history(content: object) -> None:
     assert read_history({}, "zoo.pth") == read_history({"history": content}, "zoo.pth") == ()
 
 
-ENTRY = to_plain([STAGE_0])[0]
+DIGESTS = "0123456789ab" + "0123456789ac"
+ENTRY = {"dataset": "val", "role": "trained", "images": 2, "contents": DIGESTS, "names": DIGESTS}
+FORMER = {"dataset": "val", "role": "trained", "images": 2, "digests": DIGESTS}
 
 
-@pytest.mark.parametrize("key", [SEEN_IMAGES_KEY, "history"])
 @pytest.mark.parametrize(
     "entry",
     [
         ENTRY | {"images": 4},
-        ENTRY | {"digests": "abc"},
-        ENTRY | {"role": "watched"},
-        {"digests": ENTRY["digests"]},
+        ENTRY | {"contents": "abc"},
         # These equal no digest, so that the check for seen images would find none.
-        ENTRY | {"digests": ENTRY["digests"].encode()},
-        ENTRY | {"digests": ENTRY["digests"].upper()},
-        ENTRY | {"digests": torch.tensor(list(ENTRY["digests"].encode()))},
+        ENTRY | {"contents": DIGESTS.upper()},
+        ENTRY | {"contents": DIGESTS.encode()},
+        ENTRY | {"names": torch.zeros(24)},
+        ENTRY | {"contents": [DIGESTS[:12], DIGESTS[12:]]},
+        ENTRY | {"role": "watched"},
+        {"contents": DIGESTS},
+        FORMER | {"images": 4},
+        FORMER | {"digests": DIGESTS.encode()},
+        {"digests": DIGESTS},
         ENTRY | {"images": torch.tensor([3, 3])},
     ],
 )
-def test_a_damaged_history_gets_one_line(key: str, entry: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"model\.pth: its list of images .* is damaged"):
-        read_history({key: [entry]}, "model.pth")
+def test_a_damaged_history_gets_one_line(entry: dict[str, Any]) -> None:
+    for key in [SEEN_IMAGES_KEY] + ["history"] * ("digests" in entry):
+        with pytest.raises(InputError, match=r"model\.pth: its list of images .* is damaged"):
+            read_history({key: [entry]}, "model.pth")
+    assert read_history({SEEN_IMAGES_KEY: [ENTRY, FORMER]}, "model.pth")
 
 
 @pytest.mark.parametrize("content", [5, ["coarse"], {}, b"", torch.zeros(0), torch.zeros(1, 3)])

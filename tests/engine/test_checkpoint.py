@@ -418,7 +418,8 @@ def test_missing_weights_of_a_stage_say_how_they_are_made(tmp_path: Path) -> Non
 
 def test_what_the_model_has_seen_is_saved_and_replaced_by_loading(tmp_path: Path) -> None:
     checkpointer = SafeCheckpointer(net(), str(tmp_path))
-    image = {"file_name": "train/ulm/a.png", "image_id": "a.png"}
+    (tmp_path / "a.png").touch()
+    image = {"file_name": str(tmp_path / "a.png")}
     checkpointer.history = (used_data("train", TRAINED, [image]),)
     checkpointer.save("seen")
     # Other programs keep their losses under the name that this project once used.

@@ -39,7 +39,8 @@ PARENT = data(TRAIN, test=VAL_3, tuned_on=VAL_1)
 def history(checkpoint: Path) -> list[tuple[str, str, int]]:
     content = torch.load(checkpoint, weights_only=True)
     return [
-        (used.dataset, used.role, len(used.digests)) for used in read_history(content, "checkpoint")
+        (used.dataset, used.role, len(used.contents))
+        for used in read_history(content, "checkpoint")
     ]
 
 
