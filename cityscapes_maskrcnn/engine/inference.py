@@ -23,11 +23,43 @@ from cityscapes_maskrcnn.engine.hooks import without_nan
 from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.seen_images import refuse_seen_images
 from cityscapes_maskrcnn.engine.summary import write_scores
-from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator, ground_truth_files
+from cityscapes_maskrcnn.evaluation.evaluator import (
+    CityscapesInstanceEvaluator,
+    dataset_categories,
+    ground_truth_files,
+)
+from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
+
+
+def model_categories(cfg: CfgNode) -> tuple[int, ...]:
+    """Find a model's classes among the 8 official ones: those of the data it was trained on.
+
+    Args:
+        cfg: reads the number of classes, and ``DATASETS.TRAIN``, or else ``DATASETS.TEST``; with
+            neither the classes are the 8.
+
+    Returns:
+        By class of the model its contiguous id, 0 to 7.
+
+    Raises:
+        InputError: the model has another number of classes, or others than Cityscapes'.
+    """
+    name = next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)), None)
+    categories = ALL_CATEGORIES if name is None else dataset_categories(name)
+    section = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    num_classes = cfg.MODEL[section].NUM_CLASSES
+    if num_classes != len(categories):
+        raise InputError(
+            f"MODEL.{section}.NUM_CLASSES is {num_classes}, but {name or 'Cityscapes'} has"
+            f" {len(categories)} instance classes: name the data that the model was trained on in"
+            " DATASETS.TRAIN"
+        )
+    return categories
+
 
 # What these predict has no masks, whatever MODEL.MASK_ON says.
 _BOXES_ONLY: Final = ("RetinaNet", "FCOS")

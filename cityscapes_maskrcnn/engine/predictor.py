@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from cityscapes_maskrcnn.data.images import read_image
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
+from cityscapes_maskrcnn.engine.inference import model_categories
+from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.annotated_images import check_size, ground_truth_of
 from cityscapes_maskrcnn.visualization.drawing import (
@@ -33,7 +36,7 @@ class Predictor:
 
     Attributes:
         model: in evaluation mode, with ``MODEL.WEIGHTS``.
-        metadata: class names and colours.
+        metadata: names and colours of the model's classes.
     """
 
     def __init__(self, cfg: CfgNode, score_thresh: float = 0.5):
@@ -44,24 +47,17 @@ class Predictor:
             score_thresh: lowest score of a detection, between 0 and 1.
 
         Raises:
-            InputError: ``score_thresh`` is out of range, or the model has other classes than
-                Cityscapes' 8, or as :func:`.checkpoint.load_for_inference`.
+            InputError: ``score_thresh`` is out of range, or as :func:`.inference.model_categories`
+                and :func:`.checkpoint.load_for_inference`.
         """
         if not 0 <= score_thresh <= 1:
             raise InputError(f"--score-thresh {score_thresh}: it must lie between 0 and 1")
-        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        if num_classes != len(THING_CLASSES):
-            raise InputError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but Cityscapes has "
-                f"{len(THING_CLASSES)} instance classes; is this another dataset's config?"
-            )
+        categories = model_categories(cfg)
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_thresh
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = score_thresh
-        self.metadata = Metadata(
-            name="cityscapes", thing_classes=list(THING_CLASSES), thing_colors=list(THING_COLORS)
-        )
+        self.metadata = _class_metadata(categories)
         self._score_thresh = score_thresh
         self._mapper = CityscapesMapper(cfg, is_train=False)
         self.model = build_model(cfg).eval()
@@ -95,9 +91,20 @@ class Predictor:
         record = ground_truth_of(image_file)
         if record is not None:
             check_size(str(image_file), image, record)
-            panels.append(("ground truth", draw_ground_truth(image, record, self.metadata)))
+            # Of all classes, whatever the model's are.
+            metadata = _class_metadata(ALL_CATEGORIES)
+            panels.append(("ground truth", draw_ground_truth(image, record, metadata)))
         prediction = draw_predictions(
             image, self(image_file), self.metadata, score_thresh=self._score_thresh
         )
         panels.append((f"prediction (score >= {self._score_thresh:g})", prediction))
         return side_by_side(panels)
+
+
+def _class_metadata(categories: Sequence[int]) -> Metadata:
+    """Name and colour classes, given by their contiguous ids among the official ones."""
+    return Metadata(
+        name="cityscapes",
+        thing_classes=[THING_CLASSES[category] for category in categories],
+        thing_colors=[THING_COLORS[category] for category in categories],
+    )

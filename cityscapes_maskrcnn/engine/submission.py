@@ -29,10 +29,9 @@ from cityscapes_maskrcnn.data.registration import (
 )
 from cityscapes_maskrcnn.data.tree import image_name
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
-from cityscapes_maskrcnn.engine.inference import with_test_time_augmentation
+from cityscapes_maskrcnn.engine.inference import model_categories, with_test_time_augmentation
 from cityscapes_maskrcnn.engine.run_setup import start_logs
 from cityscapes_maskrcnn.engine.trainer import Trainer
-from cityscapes_maskrcnn.evaluation.evaluator import dataset_categories
 from cityscapes_maskrcnn.evaluation.instances import instances_to_predictions
 from cityscapes_maskrcnn.evaluation.submission_check import ExpectedImage
 from cityscapes_maskrcnn.evaluation.submission_writer import SubmissionWriter
@@ -127,30 +126,6 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
     if comm.is_main_process():
         writer.finish()
         logger.info("%s: %d images, complete, read back and valid", output, len(images))
-
-
-def model_categories(cfg: CfgNode) -> tuple[int, ...]:
-    """Find a model's classes among the 8 official ones: those of the data it was trained on.
-
-    Args:
-        cfg: reads ``DATASETS.TRAIN``, else ``DATASETS.TEST``; with neither the classes are the 8.
-
-    Returns:
-        By class of the model its contiguous id, 0 to 7.
-
-    Raises:
-        InputError: the model has another number of classes, or others than Cityscapes'.
-    """
-    name = next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)), None)
-    categories = tuple(range(len(THING_CLASSES))) if name is None else dataset_categories(name)
-    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if num_classes != len(categories):
-        raise InputError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {name or 'Cityscapes'} has"
-            f" {len(categories)} instance classes: name the data that the model was trained on in"
-            " DATASETS.TRAIN"
-        )
-    return categories
 
 
 class _WriteResults(DatasetEvaluator):

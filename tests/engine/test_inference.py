@@ -7,18 +7,24 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from PIL import Image
 from torch import nn
 
+from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.engine.inference import (
     build_evaluator,
     fit_to_evaluators,
     with_test_time_augmentation,
 )
+from cityscapes_maskrcnn.engine.predictor import Predictor
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.instances import UnpastedInference
@@ -134,3 +140,124 @@ def test_augmented_scores_are_written_beside_plain_ones(
     assert len(classes) > 10
     augmented = counted(tmp_path / "inference_TTA")
     assert augmented == (classes, pytest.approx(confidences, rel=1e-4))
+
+
+@pytest.fixture
+def two_classes(small_root: Path) -> str:
+    """The validation images with cars (class 0) and persons (1) alone."""
+    register_all(str(small_root))
+    name, of = "inference_car_and_person", {2: 0, 0: 1}
+
+    def load() -> list[dict[str, Any]]:
+        images = DatasetCatalog.get(INSTANCE)
+        for image in images:
+            image["annotations"] = [
+                {**each, "category_id": of[each["category_id"]]}
+                for each in image["annotations"]
+                if each["category_id"] in of
+            ]
+        return images
+
+    DatasetCatalog.pop(name, None)
+    MetadataCatalog.pop(name, None)
+    DatasetCatalog.register(name, load)
+    metadata = MetadataCatalog.get(INSTANCE)
+    MetadataCatalog.get(name).set(
+        gt_dir=metadata.gt_dir,
+        image_dir=metadata.image_dir,
+        evaluator_type="cityscapes_instance",
+        thing_classes=["car", "person"],
+    )
+    return name
+
+
+@pytest.fixture
+def two_class_options(two_classes: str, config: Config, tmp_path: Path) -> list[object]:
+    """Options of a random model of the two classes that finds something."""
+    options: list[object] = ["DATASETS.TRAIN", f"('{two_classes}',)"]
+    options += ["MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+    options += ["DATASETS.TEST", f"('{two_classes}',)", "TEST.ANALYSIS_CONFIDENCE", 0.0]
+    torch.manual_seed(5)
+    model = Trainer.build_model(config(*options))
+    weights = tmp_path / "two.pth"
+    torch.save({"model": model.state_dict()}, weights)
+    return [*options, "MODEL.WEIGHTS", weights]
+
+
+def test_some_of_the_classes_are_scored_and_drawn(
+    config: Config,
+    two_class_options: list[object],
+    small_root: Path,
+    tmp_path: Path,
+) -> None:
+    cfg = config(*two_class_options)
+    results = Trainer.evaluate_checkpoint(cfg)
+    assert sorted(key for key in results["segm"] if "50" not in key) == [
+        "AP",
+        "AP-car",
+        "AP-person",
+    ]
+    # There is a car, but no person of 100 pixels.
+    assert set(counted(tmp_path / "inference")[0]) == {"car"}
+
+    image = min((small_root / "cityscapes/leftImg8bit/val").rglob("*.png"))
+    predictor = Predictor(cfg, score_thresh=0.0)
+    assert predictor.metadata.thing_classes == ["car", "person"]
+    # Ground truth, with its other classes, beside the predictions.
+    assert predictor.draw(image).shape[1] > 2 * 192
+
+    with pytest.raises(InputError, match=r"NUM_CLASSES is 2, but .*_val has 8 instance classes"):
+        Predictor(config(*two_class_options, "DATASETS.TRAIN", f"('{INSTANCE}',)"))
+
+
+def test_faster_rcnn_is_scored_for_its_boxes(
+    config: Config, build: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    model = build("stage_1_heads", "MODEL.MASK_ON", False)
+    weights = tmp_path / "boxes.pth"
+    torch.save({"model": model.state_dict()}, weights)
+    options = ["MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('{INSTANCE}',)"]
+    results = Trainer.evaluate_checkpoint(config(*options, "MODEL.MASK_ON", False))
+    assert list(results) == ["coco_bbox"]
+    assert 0 <= results["coco_bbox"]["AP"] < 100
+
+
+def test_evaluator_of_a_subclass(
+    config: Config, build: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    """Detectron2's COCOEvaluator reads pasted masks; so does an evaluator with another process."""
+
+    class Own(CityscapesInstanceEvaluator):
+        def process(self, *pair: Any) -> None:
+            """Do something else with the masks."""
+
+    class WithCoco(Trainer):
+        @classmethod
+        def build_evaluator(cls, _cfg: CfgNode, dataset_name: str, *_: Any) -> DatasetEvaluator:
+            return COCOEvaluator(dataset_name, output_dir=str(tmp_path / "coco"))
+
+    model = build("stage_1_heads")
+    weights = tmp_path / "random.pth"
+    torch.save({"model": model.state_dict()}, weights)
+    cfg = config("MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('{INSTANCE}',)")
+    assert set(WithCoco.evaluate_checkpoint(cfg)) == {"bbox", "segm"}
+    fitted = fit_to_evaluators(cfg, model, [Own(INSTANCE)])
+    assert not isinstance(fitted, UnpastedInference)
+
+
+def test_nothing_to_score_is_an_error(
+    config: Config,
+    build: Callable[..., nn.Module],
+    small_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(small_root, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for file in (tmp_path / "cityscapes/gtFine/val").rglob("*_instanceIds.png"):
+        Image.fromarray(np.full((96, 192), 7, np.uint16)).save(file)
+    weights = tmp_path / "random.pth"
+    torch.save({"model": build("stage_1_heads").state_dict()}, weights)
+    cfg = config("MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('{INSTANCE}',)")
+    with pytest.raises(InputError, match=f"DATASETS.TEST {INSTANCE}: nothing could be scored"):
+        Trainer.evaluate_checkpoint(cfg)

@@ -42,6 +42,7 @@ from cityscapes_maskrcnn.evaluation.result_files import (
     write_image_results,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("evaluate_on_processes.py")
@@ -305,6 +306,16 @@ def test_analysis_that_cannot_be_written_costs_no_score(
     ("metadata", "message"),
     [
         ({}, "evaluator_bad has no labels"),
+        ({"gt_dir": "x", "thing_classes": ["car", "car"]}, r"each once, .* not car"),
+        ({"gt_dir": "x", "thing_classes": []}, "not empty"),
+        (
+            {
+                "gt_dir": "x",
+                "thing_classes": ["car", "person"],
+                "thing_dataset_id_to_contiguous_id": {24: 0, 26: 1},
+            },
+            "has class 0 for label 24, person, but its thing_classes are car, person",
+        ),
         (
             {"gt_dir": "x", "thing_classes": ["cat", "dog"]},
             r"evaluator_bad: thing_classes must be some of .* not cat, dog",
@@ -316,6 +327,52 @@ def test_datasets_that_cannot_be_scored(metadata: dict[str, Any], message: str) 
     MetadataCatalog.get("evaluator_bad").set(**metadata)
     with pytest.raises(InputError, match=message):
         CityscapesInstanceEvaluator("evaluator_bad")
+
+
+def test_some_of_the_classes_in_another_order(case: dict[str, Any], tmp_path: Path) -> None:
+    """A model of cars (class 0) and persons (1): the scores of all 8 are those of its two."""
+    full = score(case, tmp_path / "full")
+    MetadataCatalog.get("evaluator_test").set(
+        thing_classes=["car", "person"], thing_dataset_id_to_contiguous_id={26: 0, 24: 1}
+    )
+    for output in case["outputs"]:
+        kept = [index for index, label in enumerate(output["classes"]) if label in (0, 2)]
+        output["classes"] = [{2: 0, 0: 1}[output["classes"][index]] for index in kept]
+        output["masks"] = output["masks"][kept]
+        output |= {key: [output[key][index] for index in kept] for key in ("scores", "boxes")}
+    results = score(case, tmp_path / "two")
+    assert sorted(results["segm"]) == sorted(
+        ["AP", "AP50", "AP-person", "AP50-person", "AP-car", "AP50-car"]
+    )
+    for task in ("segm", "coco_segm", "coco_bbox"):
+        for name in ("person", "car"):
+            assert results[task][f"AP-{name}"] == full[task][f"AP-{name}"]
+        both = [results[task][f"AP-{name}"] for name in ("person", "car")]
+        assert results[task]["AP"] == pytest.approx(sum(both) / 2)
+    assert results["segm"]["AP"] > 5
+    for table, classes in [("per_class", 2), ("confusion", 3), ("false_positives", 2)]:
+        with (tmp_path / "two" / "analysis" / f"{table}.csv").open(newline="") as file:
+            rows = [row[0] for row in csv.reader(file)][1:]
+        assert rows == ["person", "car", "unmatched"][:classes]
+    assert len(plot_errors(tmp_path / "two" / "analysis")) == 4
+
+
+def test_boxes_of_detectors_without_masks(case: dict[str, Any], tmp_path: Path) -> None:
+    full = score(case)
+    evaluator = CityscapesInstanceEvaluator("evaluator_test", tmp_path / "out", masks=False)
+    evaluator.reset()
+    for file, arrays in zip(case["files"], case["outputs"], strict=True):
+        output = script.to_output(arrays)
+        output["instances"].remove("pred_masks")
+        evaluator.process([{"file_name": file}], [output])
+    results = evaluator.evaluate()
+    assert results == {"coco_bbox": pytest.approx(full["coco_bbox"], nan_ok=True)}
+    assert not (tmp_path / "out").exists()
+    instances = script.to_output(case["outputs"][0])["instances"]
+    small = Instances((HEIGHT, WIDTH - 1), **instances.get_fields())
+    small.remove("pred_masks")
+    with pytest.raises(InputError, match="predictions are for 60 x 89"):
+        evaluator.process([{"file_name": case["files"][0]}], [{"instances": small}])
 
 
 @pytest.mark.parametrize(

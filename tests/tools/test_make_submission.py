@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, TRAINED, to_plain, used_data
+from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, ground_truth, match_image
 from cityscapes_maskrcnn.evaluation.instances import instances_to_predictions
 from cityscapes_maskrcnn.evaluation.result_files import (
@@ -173,6 +175,53 @@ def test_goes_on_after_a_failure(root: Path, tmp_path: Path, submit: Run) -> Non
     assert "1 of 2 images of cityscapes_instance_test are left to predict" in done.stdout
     assert output.read_bytes() == (tmp_path / "whole.zip").read_bytes()
     assert not parts.exists()
+
+
+def test_seen_images_and_missing_classes_are_named(
+    root: Path, tmp_path: Path, submit: Run, model_folder: Path
+) -> None:
+    """A model of cars (class 0) and persons (1) that was trained on the first validation image."""
+    register_all(str(root))
+    images = DatasetCatalog.get("cityscapes_instance_val")[:1]
+    name = "make_submission_two"
+    DatasetCatalog.pop(name, None)
+    MetadataCatalog.pop(name, None)
+    DatasetCatalog.register(name, lambda: images)
+    MetadataCatalog.get(name).set(thing_classes=["car", "person"])
+
+    options = ["MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATASETS.TRAIN", f"('{name}',)"]
+    torch.manual_seed(0)
+    model = build_model(
+        build_config(str(model_folder / "config.yaml"), [str(each) for each in options])
+    )
+    with torch.no_grad():
+        # The person's score of every region, higher than the background's.
+        model.roi_heads.box_predictor.cls_score.bias.copy_(torch.tensor([-9.0, 9.0, 0.0]))
+        model.roi_heads.mask_head.predictor.bias.fill_(9)
+    history = to_plain([used_data(name, TRAINED, images)])
+    weights = tmp_path / "two.pth"
+    torch.save({"model": model.state_dict(), SEEN_IMAGES_KEY: history}, weights)
+
+    output = tmp_path / "val.zip"
+    options += ["MODEL.WEIGHTS", weights]
+    done = submit("--output", output, "--dataset", "cityscapes_instance_val", *options)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "The model predicts 2 of the 8 classes; the benchmark scores the others with 0: rider,"
+        " truck, bus, train, motorcycle, bicycle"
+    ) in done.stdout
+    assert (
+        "The model has seen images that it predicts now: 1 of the 6 images of"
+        f" cityscapes_instance_val were trained on, as {name}"
+    ) in done.stdout
+    with zipfile.ZipFile(output) as archive:
+        labels = {
+            line.split()[1]
+            for text in archive.namelist()
+            if text.endswith(".txt")
+            for line in archive.read(text).decode().splitlines()
+        }
+    assert labels == {"24"}
 
 
 def test_check_names_what_is_wrong(tmp_path: Path, submit: Run) -> None:
