@@ -35,9 +35,9 @@ from cityscapes_maskrcnn.data.registration import (
     register_all,
     register_own_datasets,
 )
-from cityscapes_maskrcnn.engine.checkpoint import check_weights_file
+from cityscapes_maskrcnn.engine.checkpoint import check_weights_file, holds_run
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
-from cityscapes_maskrcnn.engine.run_setup import lock_output_dir, start_run
+from cityscapes_maskrcnn.engine.run_setup import lock_output_dir, refuse_earlier_run, start_run
 from cityscapes_maskrcnn.engine.solver import IN_EPOCHS, resolve_epochs
 from cityscapes_maskrcnn.modeling.thresholds import check_thresholds
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -136,7 +136,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Build the config for a training or evaluation run and start its log.
 
     Args:
-        args: parsed with :func:`argument_parser`.
+        args: parsed with :func:`argument_parser`, and ``overwrite``: whether to train anew in a
+            folder that holds a run.
 
     Returns:
         The frozen config. :func:`.engine.run_setup.save_config` writes it, once the run is sure.
@@ -149,11 +150,15 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         args.config_file = str(find_config(args.config_file))
     cfg = build_config(args.config_file, args.opts)
-    if not (args.resume and any(Path(cfg.OUTPUT_DIR).glob("*.pth"))):
+    if args.overwrite and (args.resume or args.eval_only):
+        other = "--resume goes on" if args.resume else "--eval-only trains nothing"
+        raise InputError(f"--overwrite: removes an earlier run to train anew, and {other}")
+    if not (args.eval_only or args.resume or args.overwrite):
+        refuse_earlier_run(cfg.OUTPUT_DIR)
+    if not (args.resume and holds_run(cfg.OUTPUT_DIR)):
         check_weights_file(cfg.MODEL.WEIGHTS)
     epochs = "" if args.eval_only else resolve_epochs(cfg)
     anchors = resolve_anchors(cfg, args.resume, args.eval_only)
-    used = Path(cfg.OUTPUT_DIR, "metrics.json").exists()
     cfg.freeze()
     if comm.is_main_process() and not args.eval_only:
         lock_output_dir(cfg.OUTPUT_DIR)
@@ -161,12 +166,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     comm.synchronize()
     start_run(cfg, args)
     logger = logging.getLogger(__name__)
-    if used and not args.eval_only and not args.resume:
-        logger.warning(
-            "%s holds an earlier run: this one appends to its metrics.json and overwrites its "
-            "checkpoints one by one; --resume continues that run instead",
-            cfg.OUTPUT_DIR,
-        )
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         logger.warning("Running on %s: no GPU was found or asked for", cfg.MODEL.DEVICE)
     if epochs:

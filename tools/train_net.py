@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from cityscapes_maskrcnn.cli import argument_parser, launch, setup
-from cityscapes_maskrcnn.engine.run_setup import save_config
+from cityscapes_maskrcnn.engine.run_setup import discard_earlier_run, save_config
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.utils.tool import run_tool
 
@@ -33,13 +33,21 @@ def train_or_evaluate(args: argparse.Namespace) -> Any:
         return Trainer.evaluate_checkpoint(cfg, resume=args.resume)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    if args.overwrite:
+        discard_earlier_run(cfg.OUTPUT_DIR)
     save_config(cfg, scoring=False)
     return trainer.train()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, by default those of the command line, and launch the processes."""
-    return launch(train_or_evaluate, argument_parser(__doc__, EXAMPLES).parse_args(argv))
+    parser = argument_parser(__doc__, EXAMPLES)
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train anew in an OUTPUT_DIR that holds a run, whose files are removed",
+    )
+    return launch(train_or_evaluate, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

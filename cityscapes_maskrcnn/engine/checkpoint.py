@@ -116,14 +116,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         )
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
-        try:
-            with atomic_write(path) as file:
-                torch.save(data, file)
-        except RuntimeError as error:
-            # torch replaces the system's reason by one of its own.
-            raise InputError(
-                f"{path}: cannot be written; the disk is probably full: {error}"
-            ) from error
+        write_tensors(path, data)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -195,7 +188,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         except ValueError as error:
             if "parameter group" in str(error):
                 raise InputError(
-                    f"{path}: it was trained with other frozen layers or another optimizer; "
+                    f"{path}: was trained with other frozen layers or another optimizer; "
                     f"{_RESUME_ALIKE}"
                 ) from error
             raise InputError(f"{path}: cannot be loaded: {error}") from error
@@ -434,6 +427,22 @@ def load_for_inference(model: nn.Module, cfg: CfgNode, resume: bool = False) -> 
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     return checkpointer
+
+
+def write_tensors(path: Path, content: Any) -> None:
+    """Write a ``.pth`` file, whole or not at all.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    try:
+        with atomic_write(path) as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        # torch replaces the system's reason by one of its own.
+        raise InputError(
+            f"{path}: cannot be written; the disk is probably full: {error}"
+        ) from error
 
 
 def holds_run(folder: str | os.PathLike[str]) -> bool:

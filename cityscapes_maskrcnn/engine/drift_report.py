@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import torch
 from detectron2.engine import HookBase
 from torch import Tensor
 
+from cityscapes_maskrcnn.engine.checkpoint import write_tensors
 from cityscapes_maskrcnn.modeling.drift import drift_to_csv, format_drift, measure_drift
 from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint
-from cityscapes_maskrcnn.utils.files import atomic_write, write_text
+from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.visualization.drift_chart import plot_drift
 
 
@@ -32,8 +32,7 @@ class DriftReport(HookBase):
     def before_train(self) -> None:
         """Keep the start, unless this run was resumed."""
         if self.trainer.start_iter == 0:
-            with atomic_write(self._start_file) as file:
-                torch.save(self._weights(), file)
+            write_tensors(self._start_file, self._weights())
 
     def after_train(self) -> None:
         """Write the report, if training got to its end.

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import signal
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,9 +22,15 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+)
 from torch import nn
 
+from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.stop import StopRequests
 
 Batch = TypeVar("Batch")
@@ -175,24 +182,63 @@ class WriteEvents(PeriodicWriter, MeasurementHook):
     Args:
         writers: as :class:`PeriodicWriter`'s.
         eval_period: iterations between two evaluations; 0 for none.
+
+    Raises:
+        InputError: in training, a file cannot be written.
     """
 
     def __init__(self, writers: list[EventWriter], eval_period: int) -> None:
         super().__init__(writers, period=20)
         self._eval_period = eval_period
+        self._files = [each for each in writers if not isinstance(each, CommonMetricPrinter)]
+        self._thread_hook = threading.excepthook
+
+    def before_train(self) -> None:
+        """Leave a full disk to this hook: the thread of TensorBoard's writer prints a traceback."""
+        self._thread_hook, threading.excepthook = threading.excepthook, self._ignore_disk_errors
+
+    def _ignore_disk_errors(self, args: threading.ExceptHookArgs) -> None:
+        # The writer raises it again when it is next called.
+        if not isinstance(args.exc_value, OSError):
+            self._thread_hook(args)
 
     def after_step(self) -> None:
         """Write, where the period or an evaluation has ended."""
         if is_due(self.trainer, self._period):
-            super().after_step()
+            self._write(self._writers)
         elif is_due(self.trainer, self._eval_period):
             self.repeat()
 
     def repeat(self) -> None:
         """Write all but the line in the log."""
-        for writer in self._writers:
-            if not isinstance(writer, CommonMetricPrinter):
+        self._write(self._files)
+
+    def after_train(self) -> None:
+        """Write what is new and close the files."""
+        try:
+            self._write(self._files, close=True)
+        finally:
+            threading.excepthook = self._thread_hook
+
+    def _write(self, writers: Iterable[EventWriter], close: bool = False) -> None:
+        for writer in writers:
+            try:
                 writer.write()
+                if close:
+                    writer.close()
+            except OSError as error:
+                raise InputError(
+                    f"{_file_of(writer)}: cannot be written: {error.strerror}; --resume goes on "
+                    "from the last checkpoint"
+                ) from error
+
+
+def _file_of(writer: EventWriter) -> str:
+    if isinstance(writer, JSONWriter):
+        return str(writer._file_handle.name)
+    if isinstance(writer, TensorboardXWriter):
+        return f"{writer._writer_args['log_dir']}/events.out.tfevents.*"
+    return type(writer).__name__
 
 
 class CheckFrozen(HookBase):

@@ -12,6 +12,9 @@ import logging
 import os
 import platform
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,12 +29,16 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 import cityscapes_maskrcnn
+from cityscapes_maskrcnn.engine.checkpoint import holds_run
+from cityscapes_maskrcnn.engine.summary import SCORES_FILE, SUMMARY_FILE
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import write_text
+from cityscapes_maskrcnn.utils.files import remove_temporary_files, write_text
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, acquire_lock
 
 logger = logging.getLogger(__name__)
 
+# As Detectron2's log.txt.
+_LOG_LINE: Final = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
 _LOCK_FILE: Final = ".train_net.lock"
 # What these write in more than one line, config, model and lists of tensors, is for the log alone.
 _ONE_LINE_ON_TERMINAL: Final = (
@@ -42,12 +49,18 @@ _ONE_LINE_ON_TERMINAL: Final = (
 )
 # What a log and a config need at least: on a full disk the run ends before it has begun.
 _PROBE_BYTES: Final = 1 << 16
+# What a training run leaves in its folder beside its log, config.yaml and metrics.json.
+_RUN_FILES: Final = (
+    *("last_checkpoint", "model_*.pth", "start_weights.pth", SUMMARY_FILE, SCORES_FILE),
+    *("events.out.tfevents.*", "training_curves.png", "drift.csv", "drift.md", "drift.png"),
+)
 
 
 def lock_output_dir(folder: str, timeout: float = 10.0) -> None:
     """Make a folder and lock it for as long as this process lives; the main process calls this.
 
-    Two trainings in one folder would overwrite each other's checkpoints.
+    Two trainings in one folder would overwrite each other's checkpoints. What a killed one left of
+    files that it was writing, each perhaps as large as a checkpoint, is removed.
 
     Args:
         folder: ``OUTPUT_DIR``.
@@ -68,12 +81,50 @@ def lock_output_dir(folder: str, timeout: float = 10.0) -> None:
             f"OUTPUT_DIR {folder}: another training is running there; wait for its end, or choose "
             "another folder"
         ) from error
+    for pattern in (".*.tmp", "inference*/**/.*.tmp"):
+        remove_temporary_files(Path(folder), pattern)
+    _end_last_line(Path(folder, "metrics.json"))
     try:
         os.pwrite(descriptor, bytes(_PROBE_BYTES), 0)
         os.fsync(descriptor)
         os.ftruncate(descriptor, 0)
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {folder}: cannot be written: {error.strerror}") from error
+
+
+def _end_last_line(file: Path) -> None:
+    """Cut off half a line, which the next one would be appended to."""
+    if file.is_file():
+        content = file.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(file, content.rfind(b"\n") + 1)
+
+
+def refuse_earlier_run(folder: str) -> None:
+    """Verify that no checkpoints would be overwritten.
+
+    Raises:
+        InputError: the folder holds those of an earlier run.
+    """
+    if holds_run(folder):
+        raise InputError(
+            f"OUTPUT_DIR {folder}: holds the checkpoints of an earlier run; go on with it by "
+            "--resume, take another OUTPUT_DIR, or remove that run by --overwrite"
+        )
+
+
+def discard_earlier_run(folder: str) -> None:
+    """Remove the files of an earlier training run, on the main process only.
+
+    Its checkpoints before anything else is written: a new ``config.yaml`` beside them would have
+    them scored, or resumed, with settings that they were not trained with. ``metrics.json`` is
+    open already.
+    """
+    if comm.is_main_process():
+        for path in [path for name in _RUN_FILES for path in Path(folder).glob(name)]:
+            path.unlink()
+        with suppress(FileNotFoundError):
+            os.truncate(Path(folder, "metrics.json"), 0)
 
 
 def environment_report() -> str:
@@ -125,13 +176,45 @@ def start_logs(folder: str | None) -> None:
     Args:
         folder: gets ``log.txt``; None: the terminal only.
     """
+    rank = comm.get_rank()
     for name, short in (("fvcore", None), ("detectron2", None), ("cityscapes_maskrcnn", "cm")):
-        log = setup_logger(folder, comm.get_rank(), name=name, abbrev_name=short)
-        for handler in log.handlers if folder else ():
-            on_terminal = getattr(handler, "stream", None) is sys.stdout
-            if on_terminal and not isinstance(handler.formatter, _TerminalFormatter):
-                assert handler.formatter is not None
-                handler.setFormatter(_TerminalFormatter(handler.formatter))
+        setup_logger(None, rank, name=name, abbrev_name=short)
+    loggers = [logging.getLogger(name) for name in ("fvcore", "detectron2", "cityscapes_maskrcnn")]
+    if folder is not None:
+        name = f"log.txt.rank{rank}" if rank else "log.txt"
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        # Not Detectron2's, whose file ends in a traceback where the last lines cannot be written.
+        file = logging.FileHandler(Path(folder, name), encoding="utf-8")
+        file.setFormatter(logging.Formatter(_LOG_LINE, datefmt="%m/%d %H:%M:%S"))
+        for each in loggers:
+            if not any(isinstance(handler, logging.FileHandler) for handler in each.handlers):
+                each.addHandler(file)
+    handlers = {handler for each in loggers for handler in each.handlers}
+    _complain_once(handlers)
+    for handler in handlers if folder else ():
+        on_terminal = getattr(handler, "stream", None) is sys.stdout
+        if on_terminal and not isinstance(handler.formatter, _TerminalFormatter):
+            assert handler.formatter is not None
+            handler.setFormatter(_TerminalFormatter(handler.formatter))
+
+
+def _complain_once(handlers: Iterable[logging.Handler]) -> None:
+    """Have handlers that cannot write say so in one line, not in a traceback for every record."""
+    complaints = set()
+
+    def handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            logging.Handler.handleError(handler, record)
+            return
+        name = getattr(handler, "baseFilename", "the terminal")
+        if name not in complaints:
+            complaints.add(name)
+            with suppress(OSError):
+                sys.stderr.write(f"warning: {name}: cannot be written: {error.strerror}\n")
+
+    for each in handlers:
+        each.handleError = partial(handle_error, each)  # type: ignore[method-assign]
 
 
 def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -117,10 +117,13 @@ def _check_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -
     if any(each.get("decoupled_weight_decay", decoupled) != decoupled for each in groups):
         raise ValueError("its parameter groups are those of another optimizer")
     adaptive = "betas" in optimizer.defaults
-    # torch compares the numbers of groups and parameters next.
+    if [len(each["params"]) for each in groups] != [
+        len(each["params"]) for each in optimizer.param_groups
+    ]:
+        raise ValueError("its parameter groups are of other sizes")
     saved = [index for group in groups for index in group["params"]]
     own = [each for group in optimizer.param_groups for each in group["params"]]
-    for index, parameter in zip(saved, own, strict=False):
+    for index, parameter in zip(saved, own, strict=True):
         state = state_dict["state"].get(index) or {}
         if not isinstance(state, Mapping):
             raise ValueError(f"state of a parameter is {state!r:.40}")

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from cityscapes_maskrcnn.utils.child import run_child
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import write_json, write_text
+from cityscapes_maskrcnn.utils.files import remove_temporary_files, write_json, write_text
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
 from cityscapes_maskrcnn.utils.stop import StopRequests
 
@@ -99,6 +99,7 @@ class TrialRunner:
         if outcome.end != TrialEnd.STOPPED:
             for path in [*folder.glob("*.pth"), folder / "last_checkpoint"]:
                 path.unlink(missing_ok=True)
+            remove_temporary_files(folder)
         return outcome
 
     def _train(self, folder: Path, settings: Mapping[str, Any], prune: Prune, lock: int) -> Outcome:

@@ -6,12 +6,13 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -41,6 +42,10 @@ def read_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> byt
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # a NUL in the name
         raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+# The names that atomic_write() gives temporary files.
+_TEMPORARY: Final = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 
 @contextmanager
@@ -86,6 +91,18 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         if isinstance(error, OSError) and error.filename in own:
             raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
         raise
+
+
+def remove_temporary_files(folder: Path, pattern: str = ".*.tmp") -> None:
+    """Remove what killed processes left of files that they wrote by :func:`atomic_write`.
+
+    Args:
+        folder: nobody else may be writing to it.
+        pattern: of paths within it.
+    """
+    for path in folder.glob(pattern):
+        if _TEMPORARY.fullmatch(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

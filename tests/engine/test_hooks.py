@@ -2,16 +2,24 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    JSONWriter,
+    TensorboardXWriter,
+)
 from torch import nn
 
 from cityscapes_maskrcnn.engine.hooks import CheckFrozen, SeedEveryStep, WriteEvents
+from cityscapes_maskrcnn.utils.errors import InputError
 
 
 def drawn(seed: int, iteration: int) -> list[float]:
@@ -79,3 +87,30 @@ def test_a_run_may_end_right_after_an_early_evaluation(tmp_path: Path) -> None:
         storage.put_scalars(total_loss=1.0, lr=0.1)
         hook.after_step()
         hook.after_train()
+
+
+def test_a_full_disk_ends_in_a_line_with_the_file_of_events(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """TensorBoard's writer writes in a thread, whose error would be printed as a traceback."""
+    hook = WriteEvents([CommonMetricPrinter(100), TensorboardXWriter(str(tmp_path))], 1)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = threading.excepthook
+    with EventStorage() as storage:
+        hook.trainer = SimpleNamespace(iter=0, max_iter=100, storage=storage)
+        hook.before_train()
+        storage.put_scalars(total_loss=1.0, lr=0.1)
+        hook.after_step()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, unlimited[1]))
+        try:
+            with pytest.raises(InputError, match=rf"{tmp_path}/events.*: File too large; --resume"):
+                for iteration in range(1, 10_000):
+                    hook.trainer.iter = storage.iter = iteration
+                    storage.put_scalars(total_loss=1.0, lr=0.1)
+                    hook.after_step()
+            with pytest.raises(InputError, match=r"events.*: File too large"):
+                hook.after_train()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook is before

@@ -73,6 +73,24 @@ def test_an_output_dir_is_locked_as_long_as_its_process_lives(tmp_path: Path) ->
     assert not (folder / ".train_net.lock").stat().st_size
 
 
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "inference" / "analysis"
+    folder.mkdir(parents=True)
+    left = [tmp_path / ".model_0000003.pth.k2_x7abc.tmp", folder / ".confusion.csv.aaaa0000.tmp"]
+    kept = [
+        tmp_path / ".mine.tmp",
+        tmp_path / "model.pth.k2_x7abc.tmp",
+        tmp_path / "7" / left[0].name,
+    ]
+    for path in left + kept:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / "metrics.json").write_text('{"iteration": 0}\n{"iterat')
+    lock_output_dir(str(tmp_path))
+    assert [path.exists() for path in left + kept] == [False] * 2 + [True] * 3
+    assert (tmp_path / "metrics.json").read_text() == '{"iteration": 0}\n'
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

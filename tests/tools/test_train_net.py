@@ -100,7 +100,15 @@ def test_scoring_into_the_folder_of_a_training_keeps_its_config(
     ("flags", "message"),
     [
         (["--resume", "MODEL.FPN.FREEZE", True], "trained with other frozen layers"),
-        (["MODEL.WEIGHTS", "missing.pth"], "missing.pth: no such file"),
+        (["--overwrite", "MODEL.WEIGHTS", "missing.pth"], "missing.pth: no such file"),
+        (
+            ["MODEL.WEIGHTS", ""],
+            "holds the checkpoints of an earlier run; go on with it by --resume",
+        ),
+        (
+            ["--resume", "--overwrite"],
+            "--overwrite: removes an earlier run to train anew, and --re",
+        ),
         (["--eval-only", "MODEL.WEIGHTS", "missing.pth"], "missing.pth: no such file"),
     ],
 )
@@ -120,6 +128,49 @@ def test_a_refused_command_leaves_the_config_of_the_run(
     assert done.returncode == 1
     assert message in done.stderr.splitlines()[-1]
     assert (tmp_path / "config.yaml").read_bytes() == (trained / "config.yaml").read_bytes()
+
+
+SHORT = """
+SOLVER.MAX_ITER 2 SOLVER.EPOCHS 0 SOLVER.CHECKPOINT_EPOCHS 0 SOLVER.CHECKPOINT_PERIOD 1
+DATASETS.TEST () TEST.VALIDATION_LOSS False
+"""
+
+
+def test_a_run_that_overwrites_and_fails_leaves_no_checkpoints_of_another_config(
+    trained: Path, train_net: Run, tiny: list[str], tmp_path: Path
+) -> None:
+    """Beside a new config.yaml they would be scored with settings they were not trained with."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    options = [*tiny, *SHORT.split(), "OUTPUT_DIR", tmp_path]
+    done = train_net("--overwrite", *options, "SOLVER.BASE_LR", 1e38, "SOLVER.CHECKPOINT_PERIOD", 9)
+    assert done.returncode == 1
+    assert "training diverged" in done.stderr
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["SOLVER"]["BASE_LR"] == 1e38
+    names = {path.name for path in tmp_path.iterdir()}
+    assert not {"last_checkpoint", "summary.json"} & names
+    assert not [name for name in names if name.endswith(".pth")]
+    # There is nothing to go on with, so this begins anew.
+    done = train_net("--resume", *options)
+    assert done.returncode == 0, done.stderr
+    assert "Starting training from iteration 0 of 2" in done.stdout
+    lines = (tmp_path / "metrics.json").read_text().splitlines()
+    assert {json.loads(line)["iteration"] for line in lines} <= {0, 1}
+
+
+def test_a_disk_that_fills_keeps_the_checkpoint_and_ends_in_one_line(
+    train_net: Run, tiny: list[str], tmp_path: Path
+) -> None:
+    for name in ("log.txt", "metrics.json"):
+        (tmp_path / name).symlink_to("/dev/full")
+    done = train_net(*tiny, *SHORT.split(), "OUTPUT_DIR", tmp_path)
+    assert done.returncode == 1
+    warning, error = done.stderr.splitlines()[-2:]
+    reason = "cannot be written: No space left on device"
+    assert warning == f"warning: {tmp_path}/log.txt: {reason}"
+    last = "; --resume goes on from the last checkpoint"
+    assert error == f"error: {tmp_path}/metrics.json: {reason}{last}"
+    assert "Traceback" not in done.stdout + done.stderr
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
 def test_processes_resume_at_the_same_place_or_not_at_all(
