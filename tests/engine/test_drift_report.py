@@ -14,12 +14,10 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 
 def train(report: DriftReport, start: float, end: float, start_iter: int = 0) -> None:
-    """Have a backbone of one number, which takes no memory, trained to another one."""
+    """Have a backbone of one number trained to another one."""
 
     def model(value: float) -> SimpleNamespace:
-        state = {
-            name: torch.tensor(value).expand(shape) for name, shape in deeplab_shapes().items()
-        }
+        state = {name: torch.full(shape, value) for name, shape in deeplab_shapes().items()}
         return SimpleNamespace(backbone=SimpleNamespace(state_dict=lambda: state))
 
     report.trainer = SimpleNamespace(
