@@ -46,6 +46,8 @@ def main() -> None:
     what.add_argument("--gt-dir", metavar="DIR", help=help_gt)
     help_dataset = "score the images of a registered dataset, such as a part of a split"
     what.add_argument("--dataset", metavar="NAME", help=help_dataset)
+    help_config = "a config whose DATASETS.OWN may name the dataset"
+    add("--config-file", default="", metavar="FILE", help=help_config)
     help_list = "score only these: an image's name or file a line"
     add("--image-list", metavar="FILE", help=help_list)
     help_suffix = "the end of the names of the images in the list (default: %(default)s)"
@@ -60,10 +62,11 @@ def main() -> None:
 
     categories: Sequence[int] = ALL_CATEGORIES
     if args.dataset:
-        from cityscapes_maskrcnn.data.registration import check_dataset_names, register_all
+        from cityscapes_maskrcnn.cli import build_config
+        from cityscapes_maskrcnn.data.registration import check_dataset_names
         from cityscapes_maskrcnn.evaluation.evaluator import dataset_categories, ground_truth_files
 
-        register_all()
+        build_config(args.config_file, [])
         check_dataset_names([args.dataset])
         categories = sorted(dataset_categories(args.dataset))
         gt_files = ground_truth_files(args.dataset)

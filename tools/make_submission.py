@@ -50,13 +50,15 @@ def main() -> int:
     if not args.check and not (args.output and args.config_file):
         parser.error("give --config-file and --output to predict, or --check to check")
     if not (args.check and args.image_list):
-        from cityscapes_maskrcnn.cli import launch
+        from cityscapes_maskrcnn.cli import build_config, launch
         from cityscapes_maskrcnn.engine.submission import expected_images
     if not args.check:
         return launch(predict, args)
     if args.image_list:
         images = submission_check.read_image_list(args.image_list, args.image_suffix)
     else:
+        # Its DATASETS.OWN may name the dataset.
+        build_config(args.config_file, args.opts)
         images = expected_images(args.dataset)
     violations = submission_check.check_submission(args.check, images)
     print(submission_check.format_violations(violations, None if args.list_all else 10))

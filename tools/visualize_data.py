@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cityscapes_maskrcnn.data.registration import register_all
+from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.utils.tool import run_tool
 from cityscapes_maskrcnn.visualization.annotated_images import draw_record, sample_dataset
 from cityscapes_maskrcnn.visualization.image_files import make_folder, picture_files, write_picture
@@ -31,12 +31,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--dataset", required=True, metavar="NAME", help="such as cityscapes_instance_val")
+    help_config = "a config whose DATASETS.OWN may name the dataset"
+    add("--config-file", default="", metavar="FILE", help=help_config)
     add("--output", required=True, metavar="DIR", help="folder for the pictures")
     add("--num-images", type=int, metavar="N", help="draw a random sample only (default: all)")
     add("--seed", type=int, default=0, metavar="S", help="of the sample (default: 0)")
     args = parser.parse_args(argv)
 
-    register_all()
+    build_config(args.config_file, [])
     records, metadata = sample_dataset(args.dataset, args.num_images, args.seed)
     folder = make_folder(args.output)
     pictures = picture_files([Path(each["file_name"]) for each in records], folder, "_ground_truth")

@@ -243,12 +243,15 @@ def choose_images(gt_files: Mapping[str, Path], names: Iterable[str]) -> dict[st
     return {name: gt_files[name] for name in chosen}
 
 
-def find_result_files(source: ResultSource, names: Sequence[str]) -> list[str]:
+def find_result_files(
+    source: ResultSource, names: Sequence[str], others: Iterable[str] = ()
+) -> list[str]:
     """Find the result file of every image.
 
     Args:
         source: the results; text files may lie in any of their folders.
         names: of the images, see :func:`.tree.image_name`.
+        others: names of images that may have results there too.
 
     Returns:
         One path per name, in the same order. Files of other images are not looked at.
@@ -256,8 +259,10 @@ def find_result_files(source: ResultSource, names: Sequence[str]) -> list[str]:
     Raises:
         InputError: an image has no result file, or more than one.
     """
-    own, _ = assign_text_files([name for name in source.names if name.endswith(".txt")], names)
-    for name, texts in own.items():
+    texts_there = [name for name in source.names if name.endswith(".txt")]
+    own, _ = assign_text_files(texts_there, [*names, *others])
+    for name in names:
+        texts = own[name]
         if not texts:
             raise InputError(
                 f"{source.path} holds no result file {name}*.txt: every image needs one, an empty"
@@ -440,7 +445,7 @@ def map_result_files(
     source = ResultSource(results)
     for kind, where, detail in source.problems():
         raise InputError(f"{source.path}: {kind} {where}: {detail}")
-    text_files = find_result_files(source, list(gt_files))
+    text_files = find_result_files(source, list(gt_files), _neighbours(gt_files))
     compared = map_in_parallel(
         partial(_map_files, function, source),
         list(zip(gt_files.values(), text_files, strict=True)),
@@ -455,6 +460,18 @@ def map_result_files(
         )
     _warn_of_labels(sum((labels for _, labels, _ in compared), Counter()), categories)
     return [result for result, _, _ in compared]
+
+
+def _neighbours(gt_files: Mapping[str, Path]) -> set[str]:
+    """Names of the images whose ground truth lies beside that of others: of the rest of a split."""
+    places = {(file.parent, file.name.removeprefix(name)) for name, file in gt_files.items()}
+    files = {
+        file.name.removesuffix(suffix)
+        for folder, suffix in places
+        for file in folder.iterdir()
+        if file.name.endswith(suffix) and not file.name.startswith(".")
+    }
+    return files - gt_files.keys()
 
 
 def _warn_of_labels(labels: Counter[int], categories: Sequence[int]) -> None:

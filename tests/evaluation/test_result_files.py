@@ -91,6 +91,22 @@ def test_images_whose_text_files_would_be_one() -> None:
             assign_text_files([], names)
 
 
+def test_a_part_of_a_split_does_not_take_the_results_of_other_images(
+    results: Path, gt_files: dict[str, Path]
+) -> None:
+    """A night image of the same name lies in the split, but is not to be scored."""
+    (gt_file,) = gt_files.values()
+    night = gt_file.with_name(f"{NAME}_night_gtFine_instanceIds.png")
+    night.write_bytes(gt_file.read_bytes())
+    (matches,) = map_result_files(match_image, results, gt_files, num_workers=1)
+    (results / f"{NAME}_night_pred.txt").write_text("")
+    (again,) = map_result_files(match_image, results, gt_files, num_workers=1)
+    np.testing.assert_equal(vars(again), vars(matches))
+    (results / f"{NAME}_pred.txt").unlink()
+    with pytest.raises(InputError, match=rf"holds no result file {NAME}\*\.txt"):
+        map_result_files(match_image, results, gt_files, num_workers=1)
+
+
 def test_reads_a_prediction(results: Path) -> None:
     (prediction,) = read(results)
     assert (prediction.category, prediction.confidence, prediction.box) == (2, 0.75, None)

@@ -97,6 +97,24 @@ def test_trained_on_fog_and_scored_in_rain_and_on_photographs(
     tables(tmp_path)
 
 
+def test_other_tools_find_them_by_the_same_config(
+    config: Path, tool: Callable[..., Done], tmp_path: Path
+) -> None:
+    with_data = {"root": config.parent}
+    names = ("--config-file", config, "--dataset", "our_val")
+    done = tool("tools/visualize_data.py", *names, "--output", tmp_path / "drawn", **with_data)
+    assert done.returncode == 0, done.stderr
+    drawn = {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert drawn == {f"IMG {index}.night_ground_truth.png" for index in range(6)}
+    (tmp_path / "results").mkdir()
+    for index in range(6):
+        (tmp_path / "results" / f"IMG_{index}.night_pred.txt").touch()
+    done = tool("tools/make_submission.py", *names, "--check", tmp_path / "results", **with_data)
+    assert done.stdout == "valid: no violations\n", done.stderr
+    done = tool("tools/evaluate_results.py", *names, "--results", tmp_path / "results", **with_data)
+    assert "6 images of our_val" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("node", "message"),
     [
