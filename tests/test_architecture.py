@@ -47,6 +47,8 @@ WITHOUT_DETECTRON2 = [
     "data.tree_check",
     "modeling.deeplab_weights",
     "modeling.weight_files",
+    "modeling.safe_pickles",
+    "engine.checkpoint_origin",
     "evaluation.masks",
     "evaluation.pasting",
     "evaluation.ground_truth_cache",

@@ -97,6 +97,7 @@ class BestCheckpoint(MeasurementHook):
         self._best = {"metric": metric, "value": value, "iteration": self.trainer.iter}
         logger.info("Best %s so far: %.5g", metric, value)
         self._checkpointer.history = merge(self.trainer.checkpointer.history, self._selected_on)
+        self._checkpointer.origin = self.trainer.checkpointer.origin
         self._checkpointer.save(self._path.stem, **self._best)
 
     def restore(self) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, UsedData, read_history, to_plain
+from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY, parents_in
 from cityscapes_maskrcnn.modeling.deeplab_weights import (
     ConversionReport,
     find_resnet,
@@ -39,7 +40,7 @@ from cityscapes_maskrcnn.modeling.weight_files import (
     read_checkpoint,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write, write_text
+from cityscapes_maskrcnn.utils.files import atomic_write, file_digest, write_text
 
 # The file that names the checkpoint to resume from.
 _NOTE = "last_checkpoint"
@@ -93,6 +94,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._resuming = False
         #: What the model has seen; loading replaces it by the file's list, saving writes it.
         self.history: tuple[UsedData, ...] = ()
+        #: How the model came about, see :func:`.checkpoint_origin.origin_of_run`; saving writes it.
+        self.origin: dict[str, Any] = {}
+        self._loaded = ""
+        self._former_parents: list[dict[str, str]] = []
         self.logger = logging.getLogger(__name__)
 
     def save(self, name: str, **extra: Any) -> None:
@@ -109,6 +114,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             return
         data = {"model": self.model.state_dict(), SEEN_IMAGES_KEY: to_plain(self.history)}
         data.update((key, item.state_dict()) for key, item in self.checkpointables.items())
+        if self.origin:
+            data[ORIGIN_KEY] = self.origin
         data.update(extra)
         # Safe loading refuses NumPy scalars.
         data = tree_map_only(
@@ -118,6 +125,17 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         write_tensors(path, data)
         self.tag_last_checkpoint(path.name)
+
+    def parents(self) -> list[dict[str, str]]:
+        """List the files that the loaded weights come from, nearest first.
+
+        Returns:
+            ``file`` and ``sha256``. A run that is resumed has the parents that it had.
+        """
+        if not self._loaded or self._resuming:
+            return self._former_parents
+        file = Path(self.path_manager.get_local_path(self._loaded.partition("?")[0]))
+        return [{"file": self.path, "sha256": file_digest(file) or ""}, *self._former_parents]
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a checkpoint the one that ``--resume`` starts from."""
@@ -182,6 +200,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         try:
             rest = super().load(path, checkpointables)
             self.history = read_history(rest, path)
+            self._loaded, self._former_parents = path, parents_in(rest)
             return rest
         except InputError:
             raise

@@ -127,8 +127,8 @@ def discard_earlier_run(folder: str) -> None:
             os.truncate(Path(folder, "metrics.json"), 0)
 
 
-def environment_report() -> str:
-    """List the versions and devices that results depend on, one a line.
+def environment() -> dict[str, str]:
+    """List the versions and devices that results depend on, by name.
 
     Detectron2's own report asks its compiled extension, which need not exist and crashed on a
     machine with a GPU.
@@ -146,7 +146,7 @@ def environment_report() -> str:
     }
     for index in range(torch.cuda.device_count()):
         rows[f"GPU {index}"] = torch.cuda.get_device_name(index)
-    return "\n".join(f"{name:20} {value}" for name, value in rows.items())
+    return rows
 
 
 class _TerminalFormatter(logging.Formatter):
@@ -227,7 +227,8 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     rank = comm.get_rank()
     start_logs(cfg.OUTPUT_DIR)
     logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
-    logger.info("Environment info:\n%s", environment_report())
+    rows = "\n".join(f"{name:20} {value}" for name, value in environment().items())
+    logger.info("Environment info:\n%s", rows)
     logger.info("Command line arguments: %s", args)
     if args.config_file:
         text = Path(args.config_file).read_text(encoding="utf-8")

@@ -23,6 +23,7 @@ from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine import inference, solver
 from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.hooks import (
     AverageNormStatistics,
@@ -34,6 +35,7 @@ from cityscapes_maskrcnn.engine.hooks import (
     WriteEvents,
 )
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
+from cityscapes_maskrcnn.engine.run_setup import environment
 from cityscapes_maskrcnn.engine.seen_images import (
     data_of_run,
     data_of_selection,
@@ -135,11 +137,21 @@ class Trainer(DefaultTrainer):
         self.checkpointer.history = merge(self.checkpointer.history, data_of_run(self.cfg))
         # Scores on DATASETS.TEST may steer training, but it must not be trained on.
         refuse_seen_images(self.cfg, self.checkpointer.history, roles=(TRAINED,))
+        # A run that is resumed goes on with the seed that it drew.
+        seed = next((h.seed for h in self._hooks if isinstance(h, SeedEveryStep)), self.cfg.SEED)
+        if comm.is_main_process():
+            on_gpu = next(self.model.parameters()).is_cuda
+            device = torch.cuda.get_device_name() if on_gpu else "cpu"
+            self.checkpointer.origin = origin_of_run(
+                config=self.cfg.dump(),
+                seed=seed,
+                device=f"{comm.get_world_size()} x {device}",
+                environment=environment(),
+                parents=self.checkpointer.parents(),
+            )
         if self.stream is not None:
             self.stream.start_batch = self.start_iter
-            for hook in self._hooks:
-                if isinstance(hook, SeedEveryStep):
-                    self.stream.seed = hook.seed
+            self.stream.seed = seed
 
     def train(self) -> dict[str, Any]:
         """Run the iterations that are left, evaluating and saving on the way.

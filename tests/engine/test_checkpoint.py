@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import math
 import pickle
 import resource
@@ -16,6 +17,7 @@ from torch import nn
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.provenance import TRAINED, used_data
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
 from cityscapes_maskrcnn.engine.solver import build_optimizer
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -414,6 +416,28 @@ def test_missing_weights_of_a_stage_say_how_they_are_made(tmp_path: Path) -> Non
     path = tmp_path / "stage_0" / "model_final.pth"
     with pytest.raises(InputError, match=rf"what stage_0 ends with: .*OUTPUT_DIR {path.parent}"):
         SafeCheckpointer(net()).load(str(path))
+
+
+def test_parents_are_handed_down(tmp_path: Path) -> None:
+    """Stage 2 from stage 1 from a file of somebody's; resumed, it has the parents that it had."""
+    torch.save(net().state_dict(), tmp_path / "zoo.pth")
+    expected: list[dict[str, str]] = []
+    start = tmp_path / "zoo.pth"
+    for stage in ("stage_1", "stage_2"):
+        checkpointer = SafeCheckpointer(net(), str(tmp_path / stage), trainer=Counter())
+        checkpointer.load(str(start), checkpointables=[])
+        digest = hashlib.sha256(start.read_bytes()).hexdigest()
+        expected = [{"file": str(start), "sha256": digest}, *expected]
+        assert checkpointer.parents() == expected
+        checkpointer.origin = origin_of_run(
+            config="SEED: 1", seed=1, device="cpu", environment={}, parents=checkpointer.parents()
+        )
+        checkpointer.save("model_final", iteration=9)
+        start = tmp_path / stage / "model_final.pth"
+    resumed = SafeCheckpointer(net(), str(tmp_path / "stage_2"), trainer=Counter())
+    resumed.resume_or_load("", resume=True)
+    assert resumed.parents() == expected
+    assert SafeCheckpointer(net()).parents() == []
 
 
 def test_what_the_model_has_seen_is_saved_and_replaced_by_loading(tmp_path: Path) -> None:

@@ -1,0 +1,261 @@
+"""How a checkpoint came about: what a run writes into it, and what can be read from any file."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import reprlib
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+import cityscapes_maskrcnn
+from cityscapes_maskrcnn.data.provenance import read_history, to_plain
+from cityscapes_maskrcnn.modeling.safe_pickles import Unknown, load_arrays
+from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import file_digest
+from cityscapes_maskrcnn.utils.text import printable
+
+ORIGIN_KEY: Final = "cityscapes_maskrcnn.origin"
+
+_NOT_RECORDED: Final = "not recorded"
+# What other programs call the settings of a training.
+_SETTINGS: Final = ("hyper_parameters", "args", "cfg", "config", "opt")
+
+
+def origin_of_run(
+    *,
+    config: str,
+    seed: int,
+    device: str,
+    environment: Mapping[str, str],
+    parents: Sequence[Mapping[str, str]],
+) -> dict[str, Any]:
+    """Gather what a checkpoint says of the run that writes it.
+
+    There is no time in it: a training that is repeated writes the same bytes.
+
+    Args:
+        config: yaml.
+        seed: that all random choices follow from.
+        device: what trains the model.
+        environment: versions of packages and other circumstances, by name.
+        parents: files that the weights come from, nearest first: ``file`` and ``sha256``.
+    """
+    return {
+        "code": f"{cityscapes_maskrcnn.__version__}, sources {_sources_digest()}",
+        "command": shlex.join(sys.argv),
+        "seed": seed,
+        "device": device,
+        # torch's version is no plain text, so that safe loading would refuse the checkpoint.
+        "environment": {name: str(value) for name, value in environment.items()},
+        "parents": [dict(parent) for parent in parents],
+        "config": config,
+    }
+
+
+def _sources_digest() -> str:
+    """First twelve digits of a SHA-256 over names and contents of the package's files."""
+    package = Path(cityscapes_maskrcnn.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()} {file_digest(path)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def parents_in(content: Mapping[str, Any]) -> list[dict[str, str]]:
+    """List the parents that a checkpoint names; none of a file without an origin."""
+    origin = content.get(ORIGIN_KEY)
+    parents = origin.get("parents") if isinstance(origin, dict) else None
+    return [
+        {"file": str(parent.get("file")), "sha256": str(parent.get("sha256"))}
+        for parent in (parents if isinstance(parents, list) else [])
+        if isinstance(parent, dict)
+    ]
+
+
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    """Describe a file of weights of any program, running no code from it.
+
+    Args:
+        path: a ``.pth``, ``.ckpt``, ``.safetensors`` or ``.pkl`` file.
+
+    Returns:
+        ``file``, ``sha256``, ``bytes``, ``program``, ``code``, ``command``, ``seed``, ``device``,
+        ``environment``, ``parents``, ``data``, ``config``, ``tensors`` and ``others``; None for
+        what the file does not say. All of it is text, numbers, lists and dictionaries.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, or holds no tensors by name.
+    """
+    content = _read(path)
+    origin = content.get(ORIGIN_KEY)
+    origin = origin if isinstance(origin, dict) else {}
+    program, config = _foreign(content)
+    environment = origin.get("environment")
+    others = {
+        _line(key): _short(value)
+        for key, value in content.items()
+        if key not in ("model", ORIGIN_KEY)
+    }
+    return {
+        "file": str(path),
+        "sha256": file_digest(path),
+        "bytes": path.stat().st_size,
+        "program": "cityscapes_maskrcnn" if origin else program,
+        **{
+            key: _line(origin[key]) if key in origin else None
+            for key in ("code", "command", "seed", "device")
+        },
+        "environment": {_line(key): _line(value) for key, value in environment.items()}
+        if isinstance(environment, dict)
+        else None,
+        "parents": parents_in(content) if origin else None,
+        "data": _data(content, str(path)),
+        "config": str(origin.get("config")) if origin else config,
+        "tensors": _tensors(content["model"]),
+        "others": others,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix != ".pkl":
+        return read_checkpoint(path, skip_objects=True)
+    try:
+        content = load_arrays(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    except Exception as error:
+        raise InputError(f"{path}: not loaded, it is no file of plain arrays: {error}") from error
+    arrays = content
+    if isinstance(content, dict):
+        arrays = content.get("model", content.get("blobs", content))
+    if not isinstance(arrays, dict) or not any(map(torch.is_tensor, arrays.values())):
+        raise InputError(f"{path}: not a checkpoint: holds no arrays by name")
+    return {"model": arrays} if arrays is content else {**content, "model": arrays}
+
+
+def _foreign(content: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Recognise another program by what it writes, and find its settings."""
+    meta = content.get("meta")
+    if isinstance(meta, dict) and isinstance(meta.get("cfg"), str):
+        return "MMEngine (MMDetection 3)", meta["cfg"]
+    program = None
+    if "pytorch-lightning_version" in content:
+        program = f"PyTorch Lightning {_short(content['pytorch-lightning_version'])}"
+    elif "__author__" in content:
+        program = f"Detectron2's model zoo ({_short(content['__author__'])})"
+    elif "trainer" in content or {"optimizer", "scheduler", "iteration"} <= content.keys():
+        program = "Detectron2"
+    for key in _SETTINGS:
+        settings = content.get(key)
+        if isinstance(settings, argparse.Namespace):
+            settings = vars(settings)
+        if isinstance(settings, dict):
+            return program, "\n".join(f"{_line(k)}: {_short(v)}" for k, v in settings.items())
+        if isinstance(settings, str):
+            return program, settings
+    return program, None
+
+
+def _data(content: Mapping[str, Any], source: str) -> list[dict[str, Any]] | None:
+    """Summarise the images that the model has seen: one entry a dataset and use."""
+    entries = to_plain(read_history(content, source))
+    data = []
+    for entry in entries:
+        use = {key: entry.pop(key) for key in ("dataset", "role", "images")}
+        digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+        data.append({**use, "dataset": _line(use["dataset"]), "sha256": digest})
+    return data or None
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Count tensors and their values, by part and type; and classes, where heads tell them."""
+    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+    classes = {
+        _line(name): value.shape[0] - 1
+        for name, value in tensors.items()
+        if name.endswith("box_predictor.cls_score.weight") and value.dim() == 2
+    }
+    parts = Counter(_line(name).partition(".")[0] for name in tensors)
+    return {
+        "count": len(tensors),
+        "values": sum(value.numel() for value in tensors.values()),
+        "types": dict(Counter(str(v.dtype).removeprefix("torch.") for v in tensors.values())),
+        "parts": dict(parts.most_common(20)),
+        "classes": classes or None,
+    }
+
+
+def _line(value: object) -> str:
+    return printable(value, 2000)
+
+
+def _short(value: object) -> str:
+    """Show a value of any kind in a few words, however much it holds."""
+    if isinstance(value, Unknown):
+        return "an object, not loaded"
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return printable(value, 100)
+    if isinstance(value, (list, tuple, dict)):
+        return f"{type(value).__name__} of {len(value)}"
+    return printable(reprlib.repr(value), 100)
+
+
+def format_description(description: Mapping[str, Any]) -> str:
+    """Write a description as text to read, the config last."""
+    tensors = description["tensors"]
+    by_part = ", ".join(f"{part} {count}" for part, count in tensors["parts"].items())
+    rows: dict[str, Sequence[str]] = {
+        "file": [_line(description["file"])],
+        "sha256": [description["sha256"]],
+        "bytes": [f"{description['bytes']:,}"],
+        "program": [description["program"] or "not known"],
+        "tensors": [
+            f"{tensors['count']} of {tensors['values']:,} values ({', '.join(tensors['types'])})",
+            by_part,
+        ],
+        "classes": [str(number) for number in (tensors["classes"] or {}).values()],
+        **{
+            key: [_NOT_RECORDED if description[key] is None else description[key]]
+            for key in ("code", "command", "seed", "device")
+        },
+        "packages": [f"{k} {v}" for k, v in (description["environment"] or {}).items()]
+        or [_NOT_RECORDED],
+        "data": [
+            f"{use['role']} on {use['dataset']}: {use['images']} images, sha256 {use['sha256']}"
+            for use in description["data"] or ()
+        ]
+        or [_NOT_RECORDED],
+        "parents": _parent_rows(description["parents"]),
+        "also holds": [f"{key}: {value}" for key, value in description["others"].items()],
+    }
+    lines = [
+        f"{name if not index else '':12}{text}"
+        for name, texts in rows.items()
+        for index, text in enumerate(texts)
+    ]
+    config = description["config"]
+    if config is None:
+        return "\n".join([*lines, f"{'config':12}{_NOT_RECORDED}"])
+    return "\n".join([*lines, "config:", *(f"  {_indented(each)}" for each in config.splitlines())])
+
+
+def _parent_rows(parents: Sequence[Mapping[str, str]] | None) -> list[str]:
+    if parents is None:
+        return [_NOT_RECORDED]
+    rows = [f"{_line(each['file'])}, sha256 {_line(each['sha256'])}" for each in parents]
+    return rows or ["none: it began with random weights"]
+
+
+def _indented(line: str) -> str:
+    # The indentation of yaml is meant to be spaces.
+    text = line.lstrip(" ")
+    return " " * (len(line) - len(text)) + _line(text)
