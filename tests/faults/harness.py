@@ -8,7 +8,6 @@ imported everything, so that a try costs a fraction of a second instead of the s
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import random
 import re
@@ -180,28 +179,26 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
 
 
-def orphans(seconds: float = 10) -> str:
-    """Wait until no process is left that a killed command started; else the fault in words."""
+def children() -> set[int]:
+    """The processes that have this one as their parent."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for task in tasks for pid in task.read_text().split()}
+
+
+def orphans(known: set[int], seconds: float = 10) -> str:
+    """Wait until no other child than the known ones is left; else the fault in words."""
     end = time.monotonic() + seconds
-    while True:
-        own = {process.pid for process in multiprocessing.active_children()}
-        left = [pid for pid in _children() if pid not in own]
+    while left := children() - known:
         for pid in left:
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-        if not left:
-            return ""
         if time.monotonic() > end:
             lines = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in left]
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
             return f"outlived its parent: {[line[:120].decode() for line in lines]}"
         time.sleep(0.02)
-
-
-def _children() -> list[int]:
-    tasks = Path("/proc/self/task").glob("*/children")
-    return [int(pid) for task in tasks for pid in task.read_text().split()]
+    return ""
 
 
 def limit_memory(more: int) -> None:

@@ -12,13 +12,14 @@ import importlib
 import multiprocessing
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
 import tempfile
 import time
 import traceback
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,13 +66,15 @@ def find_jobs(size: str, only: Sequence[str]) -> list:
 
 def run_job(job, context, sender: Connection) -> None:
     """Run in a process of its own: send every try's number and verdict."""
+    with (context.folder / "log").open("w") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
     try:
         verdicts: Iterator[str] = job.run(context)
         for number, verdict in zip(context.numbers, verdicts, strict=True):
             sender.send((number, verdict))
     except BaseException:
         sender.send((-1, f"the job itself failed: {traceback.format_exc()}"))
-        raise
     finally:
         sender.close()
 
@@ -126,6 +129,21 @@ def run_jobs(jobs: Sequence, seed: int, folder: Path, only_try: int | None) -> l
                 bar.write(f"{job.name}, try {number}: {verdict}")
     bar.close()
     return list(rows.values())
+
+
+def list_faults(row: Row, size: str, seed: int) -> str:
+    """Describe the faults of a job, of many alike the first, and how to repeat each."""
+    alike: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for number, verdict in row.faults:
+        alike[re.sub(r"\d+|/\S+", "#", verdict)[:60]].append((number, verdict))
+    text = ""
+    for (number, verdict), *others in alike.values():
+        more = f" (and {len(others)} tries alike: {', '.join(str(n) for n, _ in others[:9])})"
+        words = ["tests/faults/run.py", "--size", size, "--seed", str(seed), "--only", row.name]
+        words += ["--try", str(number)] * row.name.startswith("fuzz")
+        text += f"\n{row.name}, try {number}: {verdict}{more * bool(others)}\n"
+        text += f"  again: {shlex.join(words)}\n"
+    return text
 
 
 def table(rows: Sequence[Row], seed: int, seconds: float) -> str:
@@ -183,12 +201,8 @@ def main() -> int:
         rows = run_jobs(jobs, args.seed, folder, args.number)
     text = table(rows, args.seed, time.monotonic() - begin)
     print(text)
-    words = ["tests/faults/run.py", "--size", args.size, "--seed", str(args.seed), "--only"]
     for row in rows:
-        for number, verdict in row.faults:
-            one_try = ["--try", str(number)] * row.name.startswith("fuzz")
-            print(f"\n{row.name}, try {number}: {verdict}")
-            print(f"  again: {shlex.join([*words, row.name, *one_try])}")
+        print(list_faults(row, args.size, args.seed), end="")
     if args.table:
         write_table(args.table, text)
     return int(any(row.faults for row in rows))

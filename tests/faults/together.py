@@ -1,0 +1,44 @@
+"""Six processes that start at once on an empty, or a damaged, shared folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import works
+from harness import Context, Job, same_tensors
+from mutators import mutate_bytes
+
+PROCESSES = 6
+
+
+def jobs(size: str) -> list[Job]:
+    """Build the jobs."""
+    kinds = {works.cache: (20, 2, 3.0), works.search: (8, 1, 5.0)}
+    return [
+        Job(f"together/{work.__name__}", tries, tries * seconds, partial(start_together, work))
+        for work, (full, short, seconds) in kinds.items()
+        for tries in (full if size == "full" else short,)
+    ]
+
+
+def start_together(prepare: Callable[[Context], works.Work], context: Context) -> Iterator[str]:
+    """Start six processes at once: each ends well, and all together as one alone."""
+    work = prepare(context)
+    whole = context.folder / "whole"
+    whole.mkdir()
+    if fault := work.start(whole).end():
+        raise RuntimeError(f"alone: {fault}")
+    expected = work.result(whole)
+    for number in context.numbers:
+        folder = context.folder / str(number)
+        folder.mkdir()
+        if prepare is works.cache and number % 2:
+            for file in whole.glob("*.npz"):
+                damaged = mutate_bytes(context.random(number), file.read_bytes())
+                (folder / file.name).write_bytes(damaged)
+        commands = [work.start(folder) for _ in range(PROCESSES)]
+        faults = list(filter(None, [command.end() for command in commands]))
+        if not faults and not same_tensors(work.result(folder), expected):
+            faults = ["the end differs from that of one process alone"]
+        yield "; ".join(faults)
