@@ -8,9 +8,11 @@ DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e
 DEMO ?= output/demo
 # File with the versions to install; `CONSTRAINTS=` takes the newest that setup.py allows.
 CONSTRAINTS ?= constraints.txt
+# Of the random choices of `make faults`.
+SEED ?= 0
 
 # Commands read these from the environment, in quotes: paths may hold spaces.
-export PYTHON VENV DETECTRON2 DEMO CONSTRAINTS
+export PYTHON VENV DETECTRON2 DEMO CONSTRAINTS SEED
 export MPLBACKEND = Agg
 # On CPUs, let waiting threads sleep soon: spinning for long, as by default, slows training tenfold
 # as soon as anything else runs on the same cores.
@@ -18,11 +20,12 @@ export GOMP_SPINCOUNT = 10000
 # Where it is set, every start of a tool would compile torch and all else anew: 17 s instead of 7 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test faults lint clean
 help:
 	@echo "make setup   create the virtual environment VENV only"
 	@echo "make demo    train, score and draw on generated street scenes, on CPU or GPU"
 	@echo "make test    run the test suite"
+	@echo "make faults  kill, interrupt, fill disks and feed damaged files, in half an hour"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove DEMO and VENV"
 	@echo "Variables: VENV=$$VENV PYTHON=$$PYTHON DEMO=$$DEMO CONSTRAINTS=$$CONSTRAINTS"
@@ -51,6 +54,9 @@ demo: setup
 
 test: setup
 	"$$VENV/bin/python" -m pytest -q -n 2 --dist loadfile
+
+faults: setup
+	"$$VENV/bin/python" tests/faults/run.py --seed "$$SEED" --table docs/reliability.md
 
 lint: setup
 	"$$VENV/bin/python" -m ruff check .

@@ -46,7 +46,7 @@ from harness import (
     same_tensors,
     tiny,
 )
-from mutators import ODD, mutate_bytes, mutate_lines, mutate_png, mutate_tree, mutate_zip
+from mutators import ODD, SURROGATE, mutate_bytes, mutate_lines, mutate_png, mutate_tree, mutate_zip
 from PIL import Image, ImageDraw
 
 from cityscapes_maskrcnn.benchmarks.official_evaluation import (
@@ -66,7 +66,11 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     averages,
     ground_truth,
 )
-from cityscapes_maskrcnn.evaluation.result_files import match_result_files, read_instance_ids
+from cityscapes_maskrcnn.evaluation.result_files import (
+    find_ground_truth,
+    match_result_files,
+    read_instance_ids,
+)
 from cityscapes_maskrcnn.evaluation.submission_check import (
     ExpectedImage,
     check_submission,
@@ -373,7 +377,8 @@ def results(folder: Path) -> tuple[Path, Path]:
 
 def score(own: Path, gt_dir: Path) -> Any:
     """Score a results folder as tools/evaluate_results.py does."""
-    return averages(average_precision(match_result_files(own, gt_dir, num_workers=1)))
+    gt_files = find_ground_truth(gt_dir)
+    return averages(average_precision(match_result_files(own, gt_files, num_workers=1)))
 
 
 def compare_with_official(own: Path, gt_dir: Path, found: Any) -> str:
@@ -471,7 +476,7 @@ ODD_TENSORS = (
     *(torch.zeros(8, dtype=torch.complex64), torch.zeros(8).half(), -torch.ones(8).double()),
     *(torch.zeros(4).to(torch.float8_e4m3fn), torch.zeros(2**14, 2**14).to_sparse()),
     *(torch.empty(3, device="meta"), torch.zeros(1).expand(2**16), np.float64(1.5), np.zeros(3)),
-    *(torch.quantize_per_tensor(torch.zeros(8), 0.1, 0, torch.qint8), b"bytes", (1, 2), {1, 2}),
+    *(b"bytes", (1, 2), {1, 2}),
 )
 SHORT = "SOLVER.MAX_ITER 3 DATASETS.TEST () TEST.EVAL_EPOCHS 0 TEST.VALIDATION_LOSS False"
 SHORT += " SOLVER.CHECKPOINT_EPOCHS 0 SOLVER.CHECKPOINT_PERIOD 2"
@@ -661,8 +666,8 @@ def study(context: Context) -> Kind:
             return
         table = rng.choice(sorted(tables))
         column = rng.choice(tables[table])
-        odd = [value for value in ODD if isinstance(value, (str, float, int, type(None)))]
-        odd = [value for value in odd if not isinstance(value, int) or abs(value) < 2**63]
+        plain = [value for value in ODD if isinstance(value, (str, float, type(None)))]
+        odd = [*(value for value in plain if value != SURROGATE), -1, 0, 2**40]
         change = rng.choice(("drop", "delete", "update", "update", "update", "update", "rename"))
         statement = {
             "drop": f"drop table {table}",

@@ -16,7 +16,7 @@ import runpy
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import suppress
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -185,7 +185,7 @@ def children() -> set[int]:
     return {int(pid) for task in tasks for pid in task.read_text().split()}
 
 
-def orphans(known: set[int], seconds: float = 10) -> str:
+def orphans(known: Set[int] = frozenset(), seconds: float = 10) -> str:
     """Wait until no other child than the known ones is left; else the fault in words."""
     end = time.monotonic() + seconds
     while left := children() - known:

@@ -52,6 +52,13 @@ class Row:
     tried: int = 0
     faults: list[tuple[int, str]] = field(default_factory=list)
 
+    def alike(self) -> dict[str, list[tuple[int, str]]]:
+        """Group the faults by the words of their verdicts, without numbers and paths."""
+        groups: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        for number, verdict in self.faults:
+            groups[re.sub(r"\d+|/\S+", "#", verdict)[:60]].append((number, verdict))
+        return groups
+
 
 def find_jobs(size: str, only: Sequence[str]) -> list:
     """List the jobs of all parts, or those that are named."""
@@ -125,19 +132,18 @@ def run_jobs(jobs: Sequence, seed: int, folder: Path, only_try: int | None) -> l
             row.tried += number >= 0
             bar.update(job.seconds / job.tries)
             if verdict:
+                before = len(row.alike())
                 row.faults.append((number, verdict))
-                bar.write(f"{job.name}, try {number}: {verdict}")
+                if len(row.alike()) > before:
+                    bar.write(f"{job.name}, try {number}: {verdict}")
     bar.close()
     return list(rows.values())
 
 
 def list_faults(row: Row, size: str, seed: int) -> str:
     """Describe the faults of a job, of many alike the first, and how to repeat each."""
-    alike: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for number, verdict in row.faults:
-        alike[re.sub(r"\d+|/\S+", "#", verdict)[:60]].append((number, verdict))
     text = ""
-    for (number, verdict), *others in alike.values():
+    for (number, verdict), *others in row.alike().values():
         more = f" (and {len(others)} tries alike: {', '.join(str(n) for n, _ in others[:9])})"
         words = ["tests/faults/run.py", "--size", size, "--seed", str(seed), "--only", row.name]
         words += ["--try", str(number)] * row.name.startswith("fuzz")
