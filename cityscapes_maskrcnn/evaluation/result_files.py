@@ -62,6 +62,8 @@ _KNOWN_LABEL_IDS: Final = frozenset(label.id for label in LABELS)
 # Two bytes in the header of a PNG file: bits a channel, and the kind of pixels (0: grey).
 _DEPTH_AND_COLOUR: Final = slice(24, 26)
 _GREY_8: Final = b"\x08\x00"
+# Not all that Pillow reads: for an EPS file it would start Ghostscript, which runs what is in it.
+_FORMATS: Final = ("PNG", "BMP", "GIF", "JPEG", "PPM", "TIFF", "WEBP")
 _GREY_16: Final = b"\x10\x00"
 
 
@@ -90,7 +92,7 @@ def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
 
     Args:
         file: its name, for messages.
-        data: its content, an image of any kind.
+        data: its content: a PNG file, or one of :data:`_FORMATS`.
         height: expected, in pixels.
         width: expected, in pixels.
 
@@ -119,7 +121,7 @@ def _open_image(file: Path, data: bytes | None = None) -> Iterator[tuple[bytes, 
     """
     try:
         data = read_file(file) if data is None else data
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(data), formats=_FORMATS) as image:
             yield data, image
     except InputError:
         raise

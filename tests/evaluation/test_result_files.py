@@ -415,6 +415,16 @@ def test_pipes_and_devices_are_not_read(results: Path) -> None:
         ResultSource(results / f"{NAME}_pred.txt")
 
 
+def test_no_program_is_started_for_a_mask(results: Path) -> None:
+    """Pillow would hand this to Ghostscript, which executes it."""
+    text = (
+        f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 {WIDTH} {HEIGHT}\n%%EndComments\nshowpage\n"
+    )
+    (results / "car.png").write_text(text)
+    with pytest.raises(InputError, match=r"car\.png as an image: it is none; expected a PNG"):
+        read(results)
+
+
 def test_images_of_a_list(gt_files: dict[str, Path]) -> None:
     assert choose_images(gt_files, [NAME]) == gt_files
     with pytest.raises(InputError, match=r"1 of 2 images .* such as ulm_000003_00001$"):
