@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ class BestCheckpoint(MeasurementHook):
         datasets: ``DATASETS.TEST``. With several, names of scores start with the dataset's, and the
             first one's count by default.
         selected_on: what choosing by the metric has the weights tuned on.
+
+    Raises:
+        InputError: in training, ``metric`` is not among what is measured.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class BestCheckpoint(MeasurementHook):
             if metric
             else tuple(name if name == TOTAL_LOSS else prefix + name for name in DEFAULT_METRICS)
         )
+        self._required = metric
         self._selected_on = selected_on
         self._best: dict[str, Any] = {}
 
@@ -87,6 +92,12 @@ class BestCheckpoint(MeasurementHook):
         candidates = (self._best["metric"],) if self._best else self._metrics
         metric = next((name for name in candidates if name in measured), None)
         logger = logging.getLogger(__name__)
+        if metric is None and measured and self._required:
+            near = difflib.get_close_matches(self._required, measured, n=1)
+            hint = f"did you mean {near[0]}?" if near else ", ".join(sorted(measured))
+            raise InputError(
+                f"SOLVER.BEST_CHECKPOINT_METRIC {self._required}: is not measured; {hint}"
+            )
         if metric is None:
             logger.warning("None of %s was measured: model_best.pth stays as it is", candidates)
             return
@@ -100,10 +111,18 @@ class BestCheckpoint(MeasurementHook):
         self._checkpointer.origin = self.trainer.checkpointer.origin
         self._checkpointer.save(self._path.stem, **self._best)
 
-    def restore(self) -> None:
-        """Load the best weights, if any, into the model; all processes have to call this."""
+    def restore(self) -> bool:
+        """Load the best weights, if any, into the model; all processes have to call this.
+
+        Returns:
+            Whether they are those of another iteration than the current one.
+        """
         model = getattr(self._model, "module", self._model)
-        if comm.is_main_process() and self._best:
+        other = bool(self._best) and self._best["iteration"] != self.trainer.iter
+        # The main process alone knows the best.
+        if not comm.all_gather(other)[0]:
+            return False
+        if comm.is_main_process():
             best = read_checkpoint(self._path)
             model.load_state_dict(best["model"])
             logging.getLogger(__name__).info(
@@ -118,6 +137,7 @@ class BestCheckpoint(MeasurementHook):
                 contiguous = tensor.contiguous()
                 dist.broadcast(contiguous, src=0)
                 tensor.copy_(contiguous)
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Return metric, value and iteration of the best checkpoint."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ def build_step_trainer(
         InputError: ``SOLVER.AMP.PRECISION`` is unknown, or mixed precision is asked for on a CPU.
     """
     if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer(model, loader, optimizer)
+        return CheckedTrainer(model, loader, optimizer)
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         raise InputError("SOLVER.AMP.ENABLED: needs a GPU in this project's trainer")
     precisions = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -45,7 +47,60 @@ def build_step_trainer(
     return MixedPrecisionTrainer(model, loader, optimizer, grad_scaler=scaler, precision=precision)
 
 
-class MixedPrecisionTrainer(AMPTrainer):
+class CheckedTrainer(SimpleTrainer):
+    """Detectron2's trainer, which knows the images of a batch whose loss is not finite.
+
+    Attributes:
+        images: in words, those of the newest batch.
+    """
+
+    images = "images of the batch: none"
+    _data_loader_iter_obj: Iterator[Any] | None
+
+    @property
+    def _data_loader_iter(self) -> Iterator[Any]:
+        if self._data_loader_iter_obj is None:
+            self._data_loader_iter_obj = self._note_images()
+        return self._data_loader_iter_obj
+
+    def _note_images(self) -> Iterator[Any]:
+        for batch in self.data_loader:
+            self.images = images_of(batch)
+            yield batch
+
+    def _write_metrics(
+        self,
+        loss_dict: Mapping[str, torch.Tensor],
+        data_time: float,
+        prefix: str = "",
+        iter: int | None = None,
+    ) -> None:
+        # One transfer from the GPU for all of them.
+        losses = torch.stack([each.detach().reshape(()) for each in loss_dict.values()]).cpu()
+        by_name = dict(zip(loss_dict, losses, strict=True))
+        # In the process of the image: the main one, which gets the means, does not know it.
+        check_finite({name: float(loss) for name, loss in by_name.items()})
+        SimpleTrainer.write_metrics(by_name, data_time, self.iter if iter is None else iter, prefix)
+
+
+def images_of(batch: Iterable[Any]) -> str:
+    """Name the files of a batch, for a message."""
+    names = [each.get("file_name", "unnamed") for each in batch if isinstance(each, Mapping)]
+    return f"images of the batch: {', '.join(map(str, names)) or 'unknown'}"
+
+
+def check_finite(losses: Mapping[str, float]) -> None:
+    """Verify that losses are finite.
+
+    Raises:
+        FloatingPointError: names those that are not.
+    """
+    wrong = [f"{name} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
+    if wrong:
+        raise FloatingPointError(", ".join(wrong))
+
+
+class MixedPrecisionTrainer(CheckedTrainer, AMPTrainer):
     """Detectron2's mixed-precision trainer, which can resume a run of another precision."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

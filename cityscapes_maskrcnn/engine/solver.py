@@ -219,6 +219,10 @@ class PlateauSchedule(ValidationLossWatcher):
         self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
         super().after_step()
 
+    def repeat(self) -> None:
+        """Watch; the rate of the iteration that the run resumes from is recorded already."""
+        super().after_step()
+
     def act(self, loss: float) -> None:
         """Pass the loss to the scheduler, and log when it lowers the rate."""
         before = self._scheduler.optimizer.param_groups[0]["lr"]

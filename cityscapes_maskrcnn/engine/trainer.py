@@ -43,7 +43,7 @@ from cityscapes_maskrcnn.engine.seen_images import (
 )
 from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.summary import RunSummary
-from cityscapes_maskrcnn.engine.validation import ValidationLoss, check_validation
+from cityscapes_maskrcnn.engine.validation import PREFIX, ValidationLoss, check_validation
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
@@ -184,8 +184,8 @@ class Trainer(DefaultTrainer):
                 ) from error
             except FloatingPointError as error:
                 raise InputError(
-                    f"training diverged: {error}; lower SOLVER.BASE_LR or lengthen "
-                    "SOLVER.WARMUP_ITERS"
+                    f"training diverged in iteration {self.iter}: {error}; {self._trainer.images}; "
+                    "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"
                 ) from error
             finally:
                 try:
@@ -254,24 +254,25 @@ class Trainer(DefaultTrainer):
             return self.test_with_TTA(cfg, self.model, stop.watch_evaluators(evaluators))
 
         def hand_over_best() -> None:
-            best.restore()
+            other_weights = best.restore()
             self.checkpointer.save("model_final", iteration=self.iter)
-            evaluation.measure()
+            if other_weights and not chosen_by_loss:
+                evaluation.measure()
 
+        metric = cfg.SOLVER.BEST_CHECKPOINT_METRIC
+        # Semantic models have none of the scores that come before it by default.
+        semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and cfg.TEST.VALIDATION_LOSS
+        chosen_by_loss = metric.startswith(PREFIX) or (not metric and semantic)
         evaluation = Evaluation(period, evaluate)
         best = BestCheckpoint(
             model=self.model,
             output_dir=cfg.OUTPUT_DIR,
             period=period,
-            metric=cfg.SOLVER.BEST_CHECKPOINT_METRIC,
+            metric=metric,
             datasets=cfg.DATASETS.TEST,
             selected_on=data_of_selection(cfg),
         )
-        built: list[HookBase] = [evaluation, best]
-        if cfg.TEST.VALIDATION_LOSS:
-            built.insert(
-                0, ValidationLoss(period, lambda: stop.watch(self.build_validation_loader(cfg)))
-            )
+        built: list[HookBase] = [best]
         if isinstance(self.scheduler, ReduceLROnPlateau):
             built.append(PlateauSchedule(self.scheduler))
         if cfg.SOLVER.EARLY_STOPPING.ENABLED:
@@ -281,6 +282,12 @@ class Trainer(DefaultTrainer):
                     threshold=cfg.SOLVER.PLATEAU.THRESHOLD,
                     hand_over=hand_over_best,
                 )
+            )
+        # Weights that are handed over are scored once, if they are known before the scores.
+        built.insert(len(built) if chosen_by_loss else 0, evaluation)
+        if cfg.TEST.VALIDATION_LOSS:
+            built.insert(
+                0, ValidationLoss(period, lambda: stop.watch(self.build_validation_loader(cfg)))
             )
         if cfg.TEST.AUG.ENABLED:
             # Period 0: at the end of training only.

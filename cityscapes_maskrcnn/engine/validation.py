@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
+from cityscapes_maskrcnn.engine.precision import check_finite, images_of
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PREFIX = "validation/"
@@ -27,8 +28,38 @@ def check_validation(cfg: CfgNode) -> None:
     """Verify that the validation loss is measured if the run depends on it, and can be.
 
     Raises:
-        InputError: it is not, or there is no dataset to measure it on.
+        InputError: it is not, there is no dataset to measure it on, or a key that says how to act
+            on it is out of its range.
     """
+    solver = cfg.SOLVER
+    for key, value, fits, wanted in (
+        ("PLATEAU.FACTOR", solver.PLATEAU.FACTOR, 0 < solver.PLATEAU.FACTOR < 1, "0 to 1"),
+        ("PLATEAU.PATIENCE", solver.PLATEAU.PATIENCE, solver.PLATEAU.PATIENCE >= 0, "0 or more"),
+        (
+            "PLATEAU.THRESHOLD",
+            solver.PLATEAU.THRESHOLD,
+            0 <= solver.PLATEAU.THRESHOLD < 1,
+            "a part of the lowest loss, 0.0 or more and below 1",
+        ),
+        (
+            "EARLY_STOPPING.PATIENCE",
+            solver.EARLY_STOPPING.PATIENCE,
+            solver.EARLY_STOPPING.PATIENCE >= 1,
+            "at least 1",
+        ),
+    ):
+        if not fits:
+            raise InputError(f"SOLVER.{key} {value}: it must be {wanted}")
+    metric = solver.BEST_CHECKPOINT_METRIC
+    if metric.startswith(PREFIX) and not cfg.TEST.VALIDATION_LOSS:
+        raise InputError(
+            f"SOLVER.BEST_CHECKPOINT_METRIC {metric}: is not measured; set TEST.VALIDATION_LOSS "
+            "True"
+        )
+    if metric and not cfg.DATASETS.TEST:
+        raise InputError(
+            f"SOLVER.BEST_CHECKPOINT_METRIC {metric}: is measured on DATASETS.TEST, which is empty"
+        )
     plateau = cfg.SOLVER.LR_SCHEDULER_NAME == "ReduceLROnPlateau"
     if (plateau or cfg.SOLVER.EARLY_STOPPING.ENABLED) and not cfg.TEST.VALIDATION_LOSS:
         raise InputError(
@@ -86,6 +117,9 @@ def validation_losses(
             DistributedDataParallel, its inner module is used: shares may differ in length.
         batches: mapped examples with ground truth.
 
+    Raises:
+        InputError: a loss is not finite.
+
     Returns:
         Mean over all images of all processes of every loss, and their sum ``total_loss``. Empty if
         there are no images.
@@ -98,8 +132,16 @@ def validation_losses(
             # Two measurements must differ by the weights only: not by what was drawn before, nor by
             # the preceding images, which depend on the number of processes.
             torch.manual_seed(0)
-            for name, loss in model(batch).items():
-                sums[name] += float(loss) * len(batch)
+            try:
+                losses = {name: float(loss) for name, loss in model(batch).items()}
+                check_finite(losses)
+            except FloatingPointError as error:
+                raise InputError(
+                    f"validation loss: {error}; {images_of(batch)}; training diverged, or the "
+                    "image or its annotations are broken"
+                ) from error
+            for name, loss in losses.items():
+                sums[name] += loss * len(batch)
             images += len(batch)
     shares = comm.all_gather((dict(sums), images))
     total_images = sum(count for _, count in shares)

@@ -313,6 +313,15 @@ def test_plateau_and_early_stopping_share_one_rule(
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
 
+def test_resuming_records_no_rate_twice(tmp_path: Path) -> None:
+    with pytest.raises(Kill):
+        Run(tmp_path, LOSSES[:4], killed_at=2).train()
+    run = Run(tmp_path, LOSSES[:4])
+    run.train()
+    assert run.start_iter == 3
+    assert [iteration for _, iteration in run.storage.history("lr").values()] == [3]
+
+
 def test_an_old_measurement_counts_once(tmp_path: Path) -> None:
     # Between measurements the last one still stands in the event storage.
     run = Run(tmp_path, [4.0, 5.0, None, None, None, None, 3.0], patience=2)

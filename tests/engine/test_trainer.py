@@ -101,6 +101,15 @@ def test_overridden_builders_are_used_as_in_detectron2(train: Train, tmp_path: P
             ["TEST.VALIDATION_LOSS", False, "SOLVER.EARLY_STOPPING.ENABLED", True],
             "watch the validation loss: set TEST.VALIDATION_LOSS True",
         ),
+        (["SOLVER.PLATEAU.THRESHOLD", -0.1], "SOLVER.PLATEAU.THRESHOLD -0.1: it must be a part of"),
+        (["SOLVER.PLATEAU.THRESHOLD", 1.0], "SOLVER.PLATEAU.THRESHOLD 1.0: it must be a part of"),
+        (["SOLVER.PLATEAU.FACTOR", 1.0], "SOLVER.PLATEAU.FACTOR 1.0: it must be 0 to 1"),
+        (["SOLVER.PLATEAU.PATIENCE", -1], "SOLVER.PLATEAU.PATIENCE -1: it must be 0 or more"),
+        (["SOLVER.EARLY_STOPPING.PATIENCE", 0], "SOLVER.EARLY_STOPPING.PATIENCE 0: it must be at"),
+        (
+            ["TEST.VALIDATION_LOSS", False, "SOLVER.BEST_CHECKPOINT_METRIC", "validation/loss_cls"],
+            "SOLVER.BEST_CHECKPOINT_METRIC validation/loss_cls: is not measured",
+        ),
     ],
 )
 def test_what_is_not_supported_is_refused(
@@ -132,6 +141,52 @@ def test_the_overfit_check_is_one_key_away(train: Train, tmp_path: Path) -> None
     assert {"segm/AP", "validation/total_loss"} <= set().union(*lines(tmp_path))
 
 
+def test_a_metric_that_is_not_measured_is_an_error_at_the_first_score(train: Train) -> None:
+    message = r"SOLVER\.BEST_CHECKPOINT_METRIC segm/mAP: .* did you mean segm/AP\?"
+    with pytest.raises(InputError, match=message):
+        train("SOLVER.MAX_ITER", 1, "SOLVER.BEST_CHECKPOINT_METRIC", "segm/mAP")
+
+
+class Broken(Trainer):
+    """One image of the second batch, or of the validation, has pixels that are not finite."""
+
+    stage = "training"
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterator[Any]:
+        loader = super().build_train_loader(cfg)
+        return broken(loader, 1) if cls.stage == "training" else loader
+
+    @classmethod
+    def build_validation_loader(cls, cfg: CfgNode) -> Iterator[Any]:
+        return broken(super().build_validation_loader(cfg), 2)
+
+
+def broken(loader: Any, number: int) -> Iterator[Any]:
+    for index, batch in enumerate(loader):
+        if index == number:
+            batch[0]["image"] = batch[0]["image"] * float("inf")
+        yield batch
+
+
+@pytest.mark.parametrize("stage", ["training", "validation"])
+def test_a_loss_that_is_not_finite_names_the_images(train: Train, stage: str) -> None:
+    kind = type("Broken", (Broken,), {"stage": stage})
+    with pytest.raises(InputError, match=r" is nan|Inf/NaN") as caught:
+        train(kind=kind)
+    message = str(caught.value)
+    images = message.partition("images of the batch: ")[2].partition(";")[0].split(", ")
+    if stage == "training":
+        assert "training diverged in iteration 1: " in message
+        assert len(set(images)) == 2
+        assert all("/train/" in name and Path(name).is_file() for name in images)
+    else:
+        assert message.startswith("validation loss: ")
+        (image,) = images
+        assert "/val/" in image
+        assert Path(image).is_file()
+
+
 def test_early_stopping_hands_on_and_scores_the_best_weights(train: Train, tmp_path: Path) -> None:
     # At this rate every step makes it worse than the first.
     trainer = train(
@@ -154,6 +209,8 @@ def test_early_stopping_hands_on_and_scores_the_best_weights(train: Train, tmp_p
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, best["model"][name])
         assert torch.equal(value, final["model"][name])
+    # Each weights are scored once: those of the last step are not, whose loss is known to be worse.
+    assert len([each for each in lines(tmp_path) if "coco_bbox/AP" in each]) == lowest + 3
     # The scores of model_final.pth stand at the end, as Detectron2's.
     assert "coco_bbox/AP" in lines(tmp_path)[-1]
     assert lines(tmp_path)[-1]["iteration"] == lowest + 3
