@@ -32,10 +32,13 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import (
     check_dataset_names,
+    instance_datasets,
     register_all,
     register_own_datasets,
+    select_classes,
 )
 from cityscapes_maskrcnn.engine.checkpoint import check_weights_file, holds_run
+from cityscapes_maskrcnn.engine.class_check import check_classes
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.engine.run_setup import lock_output_dir, refuse_earlier_run, start_run
 from cityscapes_maskrcnn.engine.solver import IN_EPOCHS, resolve_epochs
@@ -98,7 +101,12 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     _merge_options(cfg, [(key, value) for key, value in options if key != "INCLUDE"])
     _check_values(cfg, defaults)
     register_own_datasets(cfg.DATASETS.OWN)
-    check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON])
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON]
+    check_dataset_names(names)
+    if cfg.DATASETS.CLASSES:
+        # Tools have flags for datasets of other names.
+        select_classes(dict.fromkeys([*names, *instance_datasets()]), cfg.DATASETS.CLASSES)
+    check_classes(cfg)
     check_thresholds(cfg)
     _resolve_device(cfg)
     return cfg

@@ -112,6 +112,12 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Probability with which a channel value is dropped after the pyramid, in training.
     cfg.MODEL.SEM_SEG_HEAD.ASPP_DROPOUT = 0.5
 
+    # ---- Classes ------------------------------------------------------------------------------
+    # Names of instance classes to train on and to score, such as ("person", "car"), of datasets in
+    # the layout of Cityscapes. Objects of other classes are background then. The order is always
+    # the dataset's; MODEL.ROI_HEADS.NUM_CLASSES must be how many they are. (): all classes.
+    cfg.DATASETS.CLASSES = ()
+
     # ---- What a model has seen ----------------------------------------------------------------
     # Every checkpoint carries the names of the datasets, and a digest of each image, that it and
     # the weights it started from were trained or tuned on.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -226,6 +226,18 @@ def annotation_dicts(record: Record) -> list[dict[str, Any]]:
             *(record[name].tolist() for name in per_object), strict=True
         )
     ]
+
+
+def map_categories(image: DatasetDict, categories: Mapping[int, int]) -> DatasetDict:
+    """Keep the annotated objects of some classes, under other contiguous class ids.
+
+    Args:
+        image: a dataset dict with ``annotations``; not changed.
+        categories: old to new ids; objects of other classes are left out.
+    """
+    kept = [each for each in image["annotations"] if each["category_id"] in categories]
+    annotations = [{**each, "category_id": categories[each["category_id"]]} for each in kept]
+    return {**image, "annotations": annotations}
 
 
 def read_objects(path: str) -> tuple[int, int, list[AnnotatedObject]]:

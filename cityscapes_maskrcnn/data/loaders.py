@@ -11,9 +11,14 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetFromList,
+    MapDataset,
+    MetadataCatalog,
+    get_detection_dataset_dicts,
+)
 from detectron2.data import transforms as T
-from detectron2.data.build import trivial_batch_collator
+from detectron2.data.build import print_instances_class_histogram, trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
@@ -28,8 +33,8 @@ def training_dicts(cfg: CfgNode, log_classes: bool = False) -> list[dict[str, An
     """Load the images of one training epoch.
 
     Args:
-        cfg: reads ``DATASETS.TRAIN``, ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` and
-            ``MODEL.META_ARCHITECTURE``, which decides the kind of ground truth.
+        cfg: reads ``DATASETS.TRAIN``, ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``, and what decides the
+            kind of ground truth: ``MODEL.META_ARCHITECTURE`` and ``MODEL.MASK_ON``.
         log_classes: log the number of instances of every class.
 
     Returns:
@@ -37,25 +42,62 @@ def training_dicts(cfg: CfgNode, log_classes: bool = False) -> list[dict[str, An
 
     Raises:
         InputError: no dataset is named, its ground truth is of another kind than the model learns,
-            or none of its images has an annotated instance.
+            an object has a class that the dataset's metadata do not name, or no image has an
+            annotated instance.
     """
     names = tuple(cfg.DATASETS.TRAIN)
     if not names:
         raise InputError("DATASETS.TRAIN is empty: name a dataset to train on")
-    semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
-    needed = "sem_seg_file_name" if semantic else "annotations"
     try:
-        dicts = get_detection_dataset_dicts(
+        dicts: list[dict[str, Any]] = get_detection_dataset_dicts(
             names,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            check_consistency=log_classes,
+            check_consistency=False,
         )
     except AssertionError as error:
         raise InputError(f"DATASETS.TRAIN {names} has no image with an instance") from error
-    if any(needed not in image for image in dicts):
-        kind = "semantic labels" if semantic else "instances"
-        raise InputError(f"DATASETS.TRAIN {names}: this model learns {kind}, which it has not")
+    needed = {"annotations": "instances", "sem_seg_file_name": "semantic labels"}
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        del needed["annotations"]
+    elif cfg.MODEL.META_ARCHITECTURE != "PanopticFPN":
+        del needed["sem_seg_file_name"]
+    for field, kind in needed.items():
+        if any(field not in image for image in dicts):
+            raise InputError(
+                f"DATASETS.TRAIN {names}: a {cfg.MODEL.META_ARCHITECTURE} learns {kind}, which it "
+                "has not"
+            )
+    if "annotations" in needed:
+        _check_objects(cfg, dicts, MetadataCatalog.get(names[0]).get("thing_classes"), log_classes)
     return dicts
+
+
+def _check_objects(
+    cfg: CfgNode, dicts: list[dict[str, Any]], classes: list[str] | None, log_classes: bool
+) -> None:
+    """Verify that annotated objects have a class and, if the model learns masks, an outline.
+
+    Args:
+        cfg: ``MODEL.MASK_ON``.
+        dicts: with ``annotations``.
+        classes: names by contiguous id; None: not known.
+        log_classes: log the number of instances of every class.
+    """
+    for image in dicts:
+        for each in image["annotations"]:
+            if classes is not None and not 0 <= each["category_id"] < len(classes):
+                raise InputError(
+                    f"{image['file_name']}: an object has category_id {each['category_id']}, but "
+                    f"the dataset has {len(classes)} classes, 0 to {len(classes) - 1}: "
+                    f"{', '.join(classes)}"
+                )
+            if cfg.MODEL.MASK_ON and "segmentation" not in each:
+                raise InputError(
+                    f"{image['file_name']}: an object has a box but no segmentation, which a model "
+                    "with MODEL.MASK_ON True learns; set it to False to learn boxes alone"
+                )
+    if classes is not None and log_classes:
+        print_instances_class_histogram(dicts, classes)
 
 
 def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:

@@ -21,6 +21,7 @@ from cityscapes_maskrcnn.data.annotations import (
     load_images,
     load_instances,
     load_semantic,
+    map_categories,
 )
 from cityscapes_maskrcnn.data.labels import (
     CONTIGUOUS_TO_ID,
@@ -255,8 +256,61 @@ def register_subset(name: str, base: str, size: int, seed: int = 0) -> None:
         raise InputError(f"a subset of {base} needs a name of its own")
     metadata = MetadataCatalog.get(base).as_dict()
     del metadata["name"]
-    load = partial(_load_subset, name=name, base=base, size=size, seed=seed)
+    # The function and not its name, under which select_classes may put another one.
+    load_base = DatasetCatalog[base]
+    load = partial(_load_subset, name=name, load_base=load_base, base=base, size=size, seed=seed)
     _register(name, load, metadata)
+
+
+def select_classes(names: Iterable[str], classes: Sequence[str]) -> None:
+    """Reduce registered datasets to some of their instance classes.
+
+    Their metadata then have these classes alone, in the order that they had before, and contiguous
+    ids count from 0. Objects of other classes are left out, and so become background. The annotated
+    outlines stay as they are: an object is not seen through one of another class.
+
+    Args:
+        names: of registered datasets, in the layout of Cityscapes.
+        classes: such as ``("person", "car")``.
+
+    Raises:
+        InputError: a dataset is not registered, is in another layout, or lacks a class.
+    """
+    names = list(names)
+    check_dataset_names(names)
+    for name in names:
+        metadata = MetadataCatalog.get(name).as_dict()
+        if metadata.get("evaluator_type") not in ("cityscapes_instance", "cityscapes_sem_seg"):
+            raise InputError(
+                f"DATASETS.CLASSES {tuple(classes)}: {name} is not in the layout of Cityscapes; "
+                "register it with the classes that it is to have"
+            )
+        known = metadata["thing_classes"]
+        for each in classes:
+            if each not in known:
+                raise InputError(f"DATASETS.CLASSES: {name} has no class {each!r}, only {known}")
+        kept = [index for index, each in enumerate(known) if each in classes]
+        if len(kept) == len(known):
+            continue
+        del metadata["name"]
+        new_ids = {index: new for new, index in enumerate(kept)}
+        ids = metadata["thing_dataset_id_to_contiguous_id"]
+        metadata["thing_classes"] = [known[index] for index in kept]
+        metadata["thing_colors"] = [metadata["thing_colors"][index] for index in kept]
+        metadata["thing_dataset_id_to_contiguous_id"] = {
+            label_id: new_ids[index] for label_id, index in ids.items() if index in new_ids
+        }
+        load = DatasetCatalog[name]
+        _register(name, partial(_load_classes, load=load, categories=new_ids), metadata)
+
+
+def instance_datasets() -> list[str]:
+    """Name the registered datasets of instances in the layout of Cityscapes."""
+    return [
+        name
+        for name in DatasetCatalog.list()
+        if MetadataCatalog.get(name).get("evaluator_type") == "cityscapes_instance"
+    ]
 
 
 def check_dataset_names(names: Iterable[str]) -> None:
@@ -365,9 +419,20 @@ def _load_folder(
     return images
 
 
-def _load_subset(*, name: str, base: str, size: int, seed: int) -> list[DatasetDict]:
+def _load_classes(
+    *, load: Callable[[], list[DatasetDict]], categories: Mapping[int, int]
+) -> list[DatasetDict]:
+    """Load a dataset and keep some classes of those images that are annotated."""
+    return [
+        map_categories(image, categories) if "annotations" in image else image for image in load()
+    ]
+
+
+def _load_subset(
+    *, name: str, load_base: Callable[[], list[DatasetDict]], base: str, size: int, seed: int
+) -> list[DatasetDict]:
     """Load a sample of another dataset."""
-    images = DatasetCatalog.get(base)
+    images = load_base()
     # Not image_id: datasets of other programs may have none, or several that are equal.
     files = [Path(image["file_name"]).name for image in images]
     check_distinct(files, base)

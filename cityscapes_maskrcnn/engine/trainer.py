@@ -24,6 +24,7 @@ from cityscapes_maskrcnn.engine import inference, solver
 from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
+from cityscapes_maskrcnn.engine.class_check import check_classes
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.hooks import (
     AverageNormStatistics,
@@ -75,6 +76,7 @@ class Trainer(DefaultTrainer):
                 f"INCLUDE {tuple(cfg.INCLUDE)}: the tools merge these files; from Python, merge "
                 "them with cfg.merge_from_file and empty the key"
             )
+        check_classes(cfg)
         check_validation(cfg)
         cfg.defrost()
         solver.resolve_epochs(cfg)

@@ -1,0 +1,63 @@
+"""Whether a model and its datasets have the same classes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from cityscapes_maskrcnn.utils.errors import InputError
+
+# The keys with the number of classes of Detectron2's architectures, by the metadata that name them.
+_KEYS: Final = {
+    "thing_classes": {
+        "GeneralizedRCNN": "ROI_HEADS",
+        "PanopticFPN": "ROI_HEADS",
+        "RetinaNet": "RETINANET",
+        "FCOS": "FCOS",
+    },
+    "stuff_classes": {"SemanticSegmentor": "SEM_SEG_HEAD", "PanopticFPN": "SEM_SEG_HEAD"},
+}
+
+
+def check_classes(cfg: CfgNode) -> None:
+    """Verify that a model predicts as many classes as its datasets have, and that these agree.
+
+    Detectron2 notices neither before the first object of a class that the model lacks, or never.
+
+    Args:
+        cfg: reads ``MODEL`` and ``DATASETS``. Datasets without class names in their metadata, and
+            architectures that are not Detectron2's, are not looked at.
+
+    Raises:
+        InputError: the numbers differ, or the datasets have different classes.
+    """
+    for kind, sections in _KEYS.items():
+        section = sections.get(cfg.MODEL.META_ARCHITECTURE)
+        if section is None or section not in cfg.MODEL:
+            continue
+        expected: tuple[str, list[str]] | None = None
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            classes = list(MetadataCatalog.get(name).get(kind, ()))
+            if not classes:
+                continue
+            first, those = expected or (name, classes)
+            if classes != those:
+                raise InputError(
+                    f"{first} and {name} have different classes: {', '.join(those)}; "
+                    f"{', '.join(classes)}"
+                )
+            expected = first, those
+            count = cfg.MODEL[section].NUM_CLASSES
+            if count != len(classes):
+                raise InputError(
+                    f"MODEL.{section}.NUM_CLASSES is {count}, but {name} has {len(classes)} "
+                    f"classes: {', '.join(classes)}; set MODEL.{section}.NUM_CLASSES {len(classes)}"
+                    f"{_or_select(kind)}"
+                )
+
+
+def _or_select(kind: str) -> str:
+    hint = ", or choose classes with DATASETS.CLASSES"
+    return hint if kind == "thing_classes" else ""
