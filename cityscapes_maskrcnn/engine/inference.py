@@ -94,11 +94,13 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
         raise InputError(f"{dataset_name}: datasets of type {kind!r} cannot be scored here")
     # Other architectures, such as PanopticFPN, may predict both.
     not_predicted = {
-        "GeneralizedRCNN": "cityscapes_sem_seg",
-        "SemanticSegmentor": "cityscapes_instance",
+        "GeneralizedRCNN": {"cityscapes_sem_seg"},
+        "RetinaNet": {"cityscapes_sem_seg"},
+        "SemanticSegmentor": {"cityscapes_instance"},
+        "ProposalNetwork": {"cityscapes_instance", "cityscapes_sem_seg"},
     }
     architecture = cfg.MODEL.META_ARCHITECTURE
-    if not_predicted.get(architecture) == kind:
+    if kind in not_predicted.get(architecture, ()):
         labels = "instances" if kind == "cityscapes_instance" else "semantic labels"
         raise InputError(
             f"DATASETS.TEST {dataset_name}: its {labels} are not what MODEL.META_ARCHITECTURE "
