@@ -361,8 +361,8 @@ def _check_yaml_size(filename: str, text: str) -> None:
 
 def _merge_file(cfg: CfgNode, config_file: Path) -> None:
     try:
-        # Detectron2's default, allow_unsafe=True, would execute code from the yaml. Its own RetinaNet
-        # configs have some, and are as much to be trusted as the package that they are part of.
+        # Detectron2's default, allow_unsafe=True, would execute code from the yaml. RetinaNet's in
+        # its package has some, which is as much to be trusted as the rest of the package.
         package = Path(detectron2.__file__).resolve().parent
         trusted = package in config_file.resolve().parents
         # The file and all that its _BASE_ leads to.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
@@ -47,6 +47,7 @@ def register() -> Iterator[Callable[..., None]]:
     """Register images as the dataset that the config trains on."""
     yield lambda *images: DatasetCatalog.register("some_images", lambda: list(images))
     DatasetCatalog.remove("some_images")
+    MetadataCatalog.pop("some_images", None)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -125,4 +126,53 @@ def test_images_of_both_orientations_are_not_grouped_silently(
     with pytest.raises(InputError, match=r"DATALOADER\.ASPECT_RATIO_GROUPING True: .* False"):
         build_train_loader(cfg)
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    build_train_loader(cfg)
+
+
+@pytest.mark.parametrize(
+    ("keys", "changed", "message"),
+    [
+        (
+            [],
+            {"category_id": 2},
+            "has category_id 2, but the dataset has 2 classes, 0 to 1: cat, d",
+        ),
+        ([], {"category_id": -1}, "an object has category_id -1, but the dataset has 2 classes"),
+        (
+            ["MODEL.MASK_ON", True],
+            {"segmentation": None},
+            "an object has a box but no segmentation",
+        ),
+        (["MODEL.META_ARCHITECTURE", "PanopticFPN"], {}, "a PanopticFPN learns semantic labels"),
+        (
+            ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"],
+            {},
+            "a SemanticSegmentor learns semanti",
+        ),
+    ],
+)
+def test_objects_that_the_model_cannot_learn(
+    cfg: CfgNode,
+    image: dict[str, object],
+    register: Callable[..., None],
+    keys: list[object],
+    changed: dict[str, object],
+    message: str,
+) -> None:
+    """Detectron2 fails in the first iteration that meets one."""
+    (annotation,) = image["annotations"]
+    annotation = {**annotation, **changed}
+    annotation = {key: value for key, value in annotation.items() if value is not None}
+    register(image, {**image, "annotations": [annotation]})
+    MetadataCatalog.get("some_images").thing_classes = ["cat", "dog"]
+    cfg.merge_from_list(keys)
+    with pytest.raises(InputError, match=message):
+        build_train_loader(cfg)
+
+
+def test_boxes_alone_are_learnt_without_outlines(
+    cfg: CfgNode, image: dict[str, object], register: Callable[..., None]
+) -> None:
+    del image["annotations"][0]["segmentation"]
+    register(image)
     build_train_loader(cfg)

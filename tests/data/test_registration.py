@@ -9,6 +9,7 @@ from cityscapes_maskrcnn.data.registration import (
     check_dataset_names,
     register_all,
     register_subset,
+    select_classes,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -151,6 +152,46 @@ def test_subsets():
     finally:
         DatasetCatalog.pop(name)
         MetadataCatalog.pop(name)
+
+
+def test_some_classes_are_selected(tmp_path, write_scene):
+    behind = [[0, 0], [40, 0], [40, 40], [0, 40]]
+    write_scene(
+        tmp_path,
+        *("train", "ulm", 0),
+        [("car", behind), ("bus", SQUARE), ("person", SQUARE), ("cargroup", SQUARE)],
+    )
+    write_scene(tmp_path, "test", "berlin", 0, [])
+    register_all(str(tmp_path))
+    train, sample = "cityscapes_instance_train", "cityscapes_instance_train_sample"
+    register_subset(sample, train, 1)
+    try:
+        (whole,) = DatasetCatalog.get(train)
+        assert [each["category_id"] for each in whole["annotations"]] == [2, 2]
+        # Whatever the order in which they are named, and once more without effect.
+        names = [train, sample, "cityscapes_instance_test", "cityscapes_fine_semantic_train"]
+        for _ in range(2):
+            select_classes(names, ("car", "person"))
+        for name in (train, sample):
+            (image,) = DatasetCatalog.get(name)
+            assert image["annotations"] == [
+                {**each, "category_id": 1} for each in whole["annotations"]
+            ]
+            metadata = MetadataCatalog.get(name)
+            assert metadata.thing_classes == ["person", "car"]
+            assert metadata.thing_colors == [(220, 20, 60), (0, 0, 142)]
+            assert metadata.thing_dataset_id_to_contiguous_id == {24: 0, 26: 1}
+            assert metadata.gt_dir.endswith("gtFine/train")
+        assert len(DatasetCatalog.get("cityscapes_instance_test")) == 1
+        with pytest.raises(InputError, match=f"DATASETS.CLASSES: {train} has no class 'cow', only"):
+            select_classes([train], ("car", "cow"))
+        with pytest.raises(InputError, match="coco_2017_val is not in the layout of Cityscapes"):
+            select_classes(["coco_2017_val"], ("car",))
+        register_all(str(tmp_path))
+        assert DatasetCatalog.get(train) == [whole]
+    finally:
+        DatasetCatalog.pop(sample)
+        MetadataCatalog.pop(sample)
 
 
 @pytest.mark.usefixtures("root")

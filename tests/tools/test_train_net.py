@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 import yaml
 from detectron2.utils import comm
 
+PROJECT = Path(__file__).parents[2]
 Done = subprocess.CompletedProcess[str]
 Run = Callable[..., Done]
 Metrics = Callable[[Path], dict[str, float]]
@@ -241,6 +243,70 @@ def test_detectron2s_own_cityscapes_config_trains_and_scores(
     assert 0 < merged["total_loss"] < math.inf
     tables(tmp_path)
     assert merged["segm/AP-car"] == 100 * averages(tmp_path)["classes"]["car"]["ap"]
+
+
+def test_people_and_cars_as_in_the_readme(
+    train_net: Run, tool: Run, tiny: list[str], small_root: Path, tmp_path: Path, metrics: Metrics
+) -> None:
+    """A project with two of the classes: trained, scored, analysed, scored again and drawn."""
+    (words,) = re.findall(r"DATASETS\.CLASSES \".*", (PROJECT / "configs/README.md").read_text())
+    options = [*tiny, *shlex.split(words), "SOLVER.EPOCHS", 1]
+    done = train_net(*options, "OUTPUT_DIR", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Distribution of instances among all 2 categories" in done.stdout
+    assert averages(tmp_path)["classes"].keys() == {"person", "car"}
+    assert not any("bus" in name for name in metrics(tmp_path))
+    analysis = (tmp_path / "inference/analysis/per_class.csv").read_text()
+    assert re.findall(r"^\w+", analysis, re.MULTILINE) == ["class", "person", "car"]
+    weights = ("MODEL.WEIGHTS", tmp_path / "model_final.pth")
+    again = tmp_path / "again"
+    done = train_net("--eval-only", *weights, "OUTPUT_DIR", again, config=tmp_path / "config.yaml")
+    assert done.returncode == 0, done.stderr
+    assert averages(again) == averages(tmp_path)
+    done = tool(
+        "tools/visualize_predictions.py",
+        *("--config-file", tmp_path / "config.yaml", "--score-thresh", 0.0),
+        *("--input", small_root / "cityscapes/leftImg8bit/val", "--output", tmp_path / "pictures"),
+        *weights,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "6 pictures are in" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", ""),
+        (
+            "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
+            "a PanopticFPN learns semantic labels, which it has not",
+        ),
+        (
+            "COCO-Detection/rpn_R_50_FPN_1x.yaml",
+            "its instances are not what MODEL.META_ARCHITECTURE ProposalNetwork predicts",
+        ),
+        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml", "MODEL.KEYPOINT_ON True: this project's"),
+    ],
+)
+def test_other_configs_of_the_zoo_run_or_are_refused(
+    train_net: Run, metrics: Metrics, tmp_path: Path, config: str, message: str
+) -> None:
+    done = train_net(
+        *(*ZOO.split(), "SOLVER.MAX_ITER", 1, "TEST.NUM_WORKERS", 0),
+        *("MODEL.ROI_HEADS.NUM_CLASSES", 8, "MODEL.RETINANET.NUM_CLASSES", 8),
+        *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 19, "MODEL.WEIGHTS", "", "OUTPUT_DIR", tmp_path),
+        *("DATASETS.TRAIN", "('cityscapes_instance_train',)"),
+        *("DATASETS.TEST", "('cityscapes_instance_val',)"),
+        config=f"model_zoo://{config}",
+    )
+    if message:
+        assert done.returncode == 1
+        assert message in done.stderr.splitlines()[-1]
+        assert len(done.stdout.splitlines()) <= 40
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "coco_bbox/AP" in metrics(tmp_path)
+        assert not any(name.startswith("segm/") for name in metrics(tmp_path))
 
 
 @pytest.mark.parametrize(
