@@ -85,8 +85,9 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
         raise InputError("a submission needs masks: MODEL.MASK_ON True")
     start_logs(None)
     logger = logging.getLogger(__name__)
-    images = expected_images(dataset_name)
+    # Before the datasets are registered again, with all their classes.
     categories = model_categories(cfg)
+    images = expected_images(dataset_name)
     missing = [name for i, name in enumerate(THING_CLASSES) if i not in categories]
     if missing:
         logger.warning(

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -271,6 +272,18 @@ def test_people_and_cars_as_in_the_readme(
     )
     assert done.returncode == 0, done.stderr
     assert "6 pictures are in" in done.stdout
+    archive = tmp_path / "results.zip"
+    done = tool(
+        "tools/make_submission.py",
+        *("--config-file", tmp_path / "config.yaml", "--dataset", "cityscapes_instance_test"),
+        *("--output", archive, *weights),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the benchmark scores the others with 0: rider, truck, bus, train," in done.stdout
+    with zipfile.ZipFile(archive) as results:
+        texts = [results.read(name) for name in results.namelist() if name.endswith(".txt")]
+    # Official label ids: person and car.
+    assert {line.split()[1] for text in texts for line in text.splitlines()} <= {b"24", b"26"}
 
 
 @pytest.mark.parametrize(
@@ -339,7 +352,10 @@ def test_bad_input_is_one_line_of_a_process(tool_process: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["DATASETS.TRAIN", "('cityscapes_coarse_semantic_train_extra',)"], "this model learns"),
+        (
+            ["DATASETS.TRAIN", "('cityscapes_coarse_semantic_train_extra',)"],
+            "a GeneralizedRCNN learns instances",
+        ),
         (["DATASETS.TEST", "('cityscapes_fine_semantic_val',)"], "its semantic labels are not"),
         (["--eval-only", "MODEL.WEIGHTS", "missing.pth"], "missing.pth: no such file"),
         (["MODEL.WEIGHTS", __file__], "test_train_net.py"),
