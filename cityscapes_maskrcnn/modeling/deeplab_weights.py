@@ -46,6 +46,8 @@ _HEAD_RULES = (
     (r"^classifier\.2\.", "sem_seg_head.conv.norm."),
     (r"^classifier\.4\.", "sem_seg_head.predictor."),
 )
+# Where torchvision's Faster and Mask R-CNN have their ResNet.
+_DETECTOR = "backbone.body."
 _PREDICTOR = "sem_seg_head.predictor.weight"
 _ASPP = "sem_seg_head.aspp.convs.0.weight"
 
@@ -237,6 +239,9 @@ def canonical_names(state: Mapping[str, Any], source: str) -> dict[str, str]:
         new = _rename(old.removeprefix(prefix), _BACKBONE_RULES) if old.startswith(prefix) else ""
         if not _BACKBONE.match(new):
             new = _rename(old.removeprefix(outer), _HEAD_RULES)
+            # Its heads have some of Detectron2's names, but another order of classes.
+            if prefix.endswith(_DETECTOR):
+                new = f"torchvision's {old.removeprefix(prefix.removesuffix(_DETECTOR))}"
         names[new] = old
     return names
 

@@ -218,9 +218,18 @@ def _read_torch(path: str | Path, source: str, skip_objects: bool) -> Any:
     except Exception as error:
         # Garbage makes both readers raise errors of any type. Their text stays out of the message:
         # torch advises to load without its protection.
-        raise InputError(
-            f"{source}: not a checkpoint: it is damaged, or no file of torch.save"
-        ) from error
+        raise InputError(f"{source}: not a checkpoint: {_what_it_is(path)}") from error
+
+
+def _what_it_is(path: str | Path) -> str:
+    """Recognise what often lies in the place of a checkpoint."""
+    with Path(path).open("rb") as file:
+        start = file.read(100)
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file itself with git lfs pull"
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page; download the file itself"
+    return "it is damaged, or no file of torch.save" if start else "it is empty"
 
 
 def _read_safetensors(path: str | Path, source: str) -> dict[str, torch.Tensor]:

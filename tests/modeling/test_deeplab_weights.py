@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50, resnext50_32x4d, vgg11
+from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.segmentation import (
     deeplabv3_mobilenet_v3_large,
     deeplabv3_resnet101,
@@ -102,6 +103,18 @@ def test_an_instance_model_takes_the_backbone(state: State) -> None:
     assert "skipped   30  of sem_seg_head.aspp, which this model does not have" in report.summary()
     assert "missing    2  of backbone.fpn_lateral*: start anew" in report.summary()
     assert "missing    1  of roi_heads.box_predictor: start anew" in report.summary()
+
+
+def test_torchvisions_mask_rcnn_gives_its_backbone() -> None:
+    """Its heads have names of Detectron2's, but their first class is the background."""
+    with torch.device("meta"):
+        shapes = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=9)
+    state = {f"module.{n}": torch.zeros(v.shape) for n, v in shapes.state_dict().items()}
+    assert state["module.roi_heads.box_predictor.cls_score.weight"].shape == (9, 1024)
+    tensors, report = translate(state, "file", instance_model())
+    assert len(tensors) == 265
+    assert "roi_heads.box_predictor.cls_score.weight" in report.missing
+    assert "of torchvision's roi_heads.mask_head, which this" in report.summary()
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "net.module._orig_mod."])

@@ -151,6 +151,14 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
             read_checkpoint(path, name="its name")
         assert str(caught.value).startswith("its name: ")
         assert "\n" not in str(caught.value)
+    for content, message in [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html>", "it is a web page"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            read_checkpoint(path)
     for content in [[1.0], torch.zeros(3), {"epoch": 3}, {"model": {7: torch.zeros(2)}}]:
         torch.save(content, path)
         with pytest.raises(InputError, match="holds no tensors by name"):
