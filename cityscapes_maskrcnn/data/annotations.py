@@ -12,17 +12,24 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
 from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, load_records
-from cityscapes_maskrcnn.data.images import read_image_size
+from cityscapes_maskrcnn.data.images import MAX_PIXELS, read_image_size
 from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, Label, resolve_label
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, find_images, require_folder
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import read_file
+
+# The largest official file has less than a megabyte, and coordinates a little outside the image.
+_MAX_BYTES: Final = 10_000_000
+_MAX_COORDINATE: Final = 1_000_000
+# About two seconds of GEOS, see _work: 600 objects side by side, 90,000 vertices in 200 objects.
+_MAX_WORK: Final = 4_000_000
 
 XYXY_ABS: Final = 0  # detectron2.structures.BoxMode.XYXY_ABS, an IntEnum, is equal to it
 
@@ -39,7 +46,22 @@ NO_INSTANCES: Final[Record] = {
 
 Selection = Callable[[Sequence[str]], Sequence[str]]
 DatasetDict = dict[str, Any]
-AnnotatedObject = tuple[Label, bool, npt.NDArray[np.float32]]
+
+
+class AnnotatedObject(NamedTuple):
+    """An object of an annotation file.
+
+    Attributes:
+        place: index in the file's list of objects.
+        label: the official label.
+        is_group: whether it stands for several objects of its label.
+        points: shape (points, 2), dtype float32: the vertices, in pixel indices.
+    """
+
+    place: int
+    label: Label
+    is_group: bool
+    points: npt.NDArray[np.float32]
 
 
 def load_instances(
@@ -53,10 +75,10 @@ def load_instances(
     """Load images with their instances, as polygons, from ``*_gtFine_polygons.json``.
 
     The values equal those of Detectron2's ``load_cityscapes_instances(image_dir, gt_dir,
-    from_json=True, to_polygons=True)``, with images in sorted order. Two habits of that function
-    are worth knowing: an object with a ``deleted`` field is skipped even if the field is 0, and
-    objects that are visible through a hole of another are not cut out of it (only the outer
-    boundary of a polygon is kept).
+    from_json=True, to_polygons=True)``, with images in sorted order, except that an object with
+    ``"deleted": 0`` is not deleted, as in the official scripts. One habit of that function is
+    worth knowing: objects that are visible through a hole of another are not cut out of it (only
+    the outer boundary of a polygon is kept).
 
     Args:
         image_dir: for instance ``datasets/cityscapes/leftImg8bit/train``.
@@ -167,17 +189,26 @@ def read_instances(path: str) -> Record:
     check_polygons(path, objects)
     found: dict[str, list[Any]] = {name: [] for name in NO_INSTANCES}
     found["size"] = [height, width]
-    things = [label.id in ID_TO_CONTIGUOUS for label, _, _ in objects]
+    things = [item.label.id in ID_TO_CONTIGUOUS for item in objects]
     first_thing = things.index(True) if any(things) else len(things)
     in_front = shapely.Polygon()
+    work = 0.0
     # What lies behind the last thing hides no thing.
-    for label, is_group, points in reversed(objects[first_thing:]):
+    for index, label, is_group, points in reversed(objects[first_thing:]):
+        work += _work(points, in_front)
+        if work > _MAX_WORK:
+            raise InputError(
+                f"{path}: too many or too tangled polygons, from objects[{index}] ({label.name}) "
+                "on; simplify them"
+            )
         try:
             # Vertices are pixel indices, hence + 0.5; the official rasteriser draws every pixel
             # that the boundary touches, hence half a pixel more on every side.
             shape = shapely.buffer(shapely.Polygon(points + 0.5), 0.5, quad_segs=4)
         except (ValueError, shapely.GEOSException) as error:
-            raise InputError(f"{path}: a polygon of {label.name!r} is not one: {error}") from error
+            raise InputError(
+                f"{path}: objects[{index}]: the polygon of {label.name!r} is not one: {error}"
+            ) from error
         if label.id in ID_TO_CONTIGUOUS:
             visible = shape.difference(in_front)
             # Lines and points, which GEOS may leave beside the polygons, have no area.
@@ -244,49 +275,119 @@ def read_objects(path: str) -> tuple[int, int, list[AnnotatedObject]]:
     """Read and check one annotation file.
 
     Returns:
-        Height, width, and per object in drawing order its label, whether it is a group, and its
-        vertices, shape (points, 2), float32; without deleted objects and those without an official
-        id (licence plates), which belong to no image.
+        See :func:`parse_objects`.
 
     Raises:
         InputError: the file is missing, incomplete, or not what the official files look like.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        content = json.loads(read_file(path, _MAX_BYTES))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a complete JSON file ({error}); unpack it again") from error
     try:
-        height, width, entries = content["imgHeight"], content["imgWidth"], content["objects"]
-        if type(height) is not int or type(width) is not int or min(height, width) < 1:
-            raise InputError("imgHeight and imgWidth must be positive whole numbers")
-        objects = []
-        for entry in entries:
-            if "deleted" in entry:
-                continue
-            label, is_group = resolve_label(entry["label"])
-            if label.id >= 0:
-                objects.append((label, is_group, np.asarray(entry["polygon"], np.float32)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a Cityscapes annotation ({error!r})") from error
+        return parse_objects(content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def parse_objects(content: Any) -> tuple[int, int, list[AnnotatedObject]]:
+    """Check the content of an annotation file.
+
+    Returns:
+        Height, width, and the objects in drawing order; without deleted ones and those without an
+        official id (licence plates), which belong to no image. Their vertices are numbers, but
+        perhaps no polygon, see :func:`check_polygons`.
+
+    Raises:
+        InputError: it is not what the official files hold; the message names the object.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("objects"), list):
+        raise InputError("not a Cityscapes annotation: it has no list of objects")
+    height, width = content.get("imgHeight"), content.get("imgWidth")
+    if type(height) is not int or type(width) is not int or min(height, width) < 1:
+        raise InputError("imgHeight and imgWidth must be positive whole numbers")
+    if height * width > MAX_PIXELS:
+        raise InputError(f"imgHeight and imgWidth say more than {MAX_PIXELS} pixels")
+    objects = []
+    for index, entry in enumerate(content["objects"]):
+        try:
+            if not isinstance(entry, dict):
+                raise InputError("it must have a label and a polygon")
+            # Tools write "deleted": 0 too; the official painter goes by Python's idea of true.
+            if entry.get("deleted"):
+                continue
+            label, is_group = resolve_label(entry.get("label"))
+            points = _points(entry.get("polygon"))
+        except InputError as error:
+            raise InputError(f"objects[{index}]: {error}") from error
+        if label.id >= 0:
+            objects.append(AnnotatedObject(index, label, is_group, points))
     return height, width, objects
 
 
-def check_polygons(path: str, objects: list[AnnotatedObject]) -> None:
+def check_polygons(path: str, objects: Sequence[AnnotatedObject]) -> None:
     """Verify that the vertices of :func:`read_objects` enclose an area.
 
     Raises:
-        InputError: vertices are fewer than three, not finite, or not pairs.
+        InputError: vertices are fewer than three, not pairs, not finite or far outside any image.
     """
-    for label, _, points in objects:
-        is_list_of_pairs = points.ndim == 2 and points.shape[1] == 2
-        if not is_list_of_pairs or len(points) < 3 or not np.isfinite(points).all():
-            raise InputError(
-                f"{path}: a polygon of {label.name!r} is not a list of three or more (x, y) points"
-            )
+    for index, label, _, points in objects:
+        where = f"{path}: objects[{index}]: the polygon of {label.name!r}"
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
+            raise InputError(f"{where} is not a list of three or more (x, y) points")
+        if not (np.abs(points) <= _MAX_COORDINATE).all():  # NaN is not
+            raise InputError(f"{where} has a point that is not finite or far outside any image")
+
+
+def _points(polygon: Any) -> npt.NDArray[np.float32]:
+    """A polygon's numbers; whether they are pairs is not checked."""
+    try:
+        points = np.asarray(polygon) if isinstance(polygon, list) else None
+    except ValueError:  # lists of different lengths
+        points = None
+    # Text, null and whole numbers of more than 64 bits are no numbers here; bool is not one either.
+    if points is None or points.dtype.kind not in "iuf":
+        raise InputError("its polygon must be a list of (x, y) points, two numbers each")
+    with np.errstate(over="ignore"):  # to infinity, which is no coordinate
+        return points.astype(np.float32)
+
+
+def _work(points: npt.NDArray[np.float32], in_front: shapely.Geometry) -> float:
+    """Estimate what GEOS has to do for one more polygon, in vertices that it visits.
+
+    It visits everything in front, and calculates where edges cross, which of a tangled polygon of
+    2,000 vertices are half a million: 20 seconds and a gigabyte.
+    """
+    num_in_front = shapely.get_num_coordinates(in_front)
+    work = float(num_in_front)
+    if len(points) > 64:
+        work += 16 * _close_pairs(points, points)
+    if len(points) * num_in_front > 2**20:
+        work += 48 * _close_pairs(points, shapely.get_coordinates(in_front))
+    return work
+
+
+def _close_pairs(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
+    """Count pairs of edges, one of each outline, whose bounding boxes are less than a pixel apart.
+
+    Of long outlines a sample of the edges is looked at.
+    """
+    (low_1, high_1), (low_2, high_2) = _sampled_edges(first), _sampled_edges(second)
+    close = np.ones((low_1.shape[1], low_2.shape[1]), bool)
+    for axis in range(2):
+        close &= low_1[axis][:, None] <= high_2[axis]
+        close &= low_2[axis] <= high_1[axis][:, None]
+    return float(close.mean()) * len(first) * len(second)
+
+
+def _sampled_edges(points: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Lower and upper corners, shape (2, 2, edges), of boxes half a pixel around some edges."""
+    start: npt.NDArray[Any] = np.arange(len(points))
+    if len(points) > 512:
+        # Not every n-th: an outline may go to and fro in that rhythm.
+        start = np.random.default_rng(0).integers(len(points), size=512)
+    ends = np.stack([points[start], points[start - 1]])
+    return np.stack([ends.min(axis=0).T - 0.5, ends.max(axis=0).T + 0.5])
 
 
 def _select_images(

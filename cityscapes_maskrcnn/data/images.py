@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import os
 import struct
+from io import BytesIO
 from pathlib import Path
+from typing import Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
+from cityscapes_maskrcnn.data.labels import NUM_IDS
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import open_file, read_file
+
+#: What is larger is not decoded: 8192 x 8192, 32 official images.
+MAX_PIXELS: Final = 2**26
+_MAX_BYTES: Final = 200_000_000
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER: Final = 26  # bytes up to bit depth and colour type
+_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_BROKEN: Final = "truncated, or not an image; fetch or unpack it again"
+# What else Pillow, which looks at the header, and OpenCV, which decodes, both read.
+_OTHER_FORMATS: Final = ("JPEG", "WEBP", "BMP", "TIFF", "PPM")
 
 
 def read_image(path: str | os.PathLike[str], image_format: str = "BGR") -> npt.NDArray[np.uint8]:
@@ -28,12 +42,12 @@ def read_image(path: str | os.PathLike[str], image_format: str = "BGR") -> npt.N
         Array of shape (height, width, 3), dtype uint8.
 
     Raises:
-        InputError: the file is missing, truncated, or no image.
+        InputError: the file is missing, truncated, no image, or too large.
     """
     flags = {"BGR": cv2.IMREAD_COLOR, "RGB": cv2.IMREAD_COLOR_RGB}
     if image_format not in flags:
         raise InputError(f"INPUT.FORMAT {image_format!r}: it must be BGR or RGB")
-    return _decode(path, flags[image_format])
+    return _decode(path, _read_whole(path), flags[image_format])
 
 
 def read_label_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
@@ -43,12 +57,21 @@ def read_label_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
         Array of shape (height, width), dtype uint8, holding official label ids.
 
     Raises:
-        InputError: the file is missing, truncated, or not one channel of 8 bits.
+        InputError: the file is missing, truncated, not one channel of 8 bits, or holds a value
+            that is no official label id.
     """
-    image = _decode(path, cv2.IMREAD_UNCHANGED)
-    if image.dtype != np.uint8 or image.ndim != 2:
+    data = _read_whole(path)
+    if data.startswith(_PNG) and data[_PNG_HEADER - 2 : _PNG_HEADER] != b"\x08\x00":
         raise InputError(f"{path}: a label image has one channel of 8 bits; unlike this one")
-    return image
+    label_ids = _decode(path, data, cv2.IMREAD_UNCHANGED)
+    if label_ids.dtype != np.uint8 or label_ids.ndim != 2:
+        raise InputError(f"{path}: a label image has one channel of 8 bits; unlike this one")
+    if label_ids.max(initial=0) >= NUM_IDS:
+        raise InputError(
+            f"{path}: {label_ids.max()} is no official label id (0 to {NUM_IDS - 1}); train ids "
+            "must not be in the file, they are looked up"
+        )
+    return label_ids
 
 
 def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -59,13 +82,15 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
     if Path(path).suffix.lower() == ".png":
         return read_png_size(path)
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-    # What Pillow raises for files that are no images, or claim to have any number of pixels.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image: {error}") from error
+    with open_file(path) as file:
+        try:
+            with Image.open(file, formats=("PNG", *_OTHER_FORMATS)) as image:
+                width, height = image.size
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        # What Pillow raises for files that are no images, or claim to have any number of pixels.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"{path}: cannot be read as an image: {error}") from error
+    _check_size(path, height, width)
     return (width, height) if turned else (height, width)
 
 
@@ -73,29 +98,74 @@ def read_png_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Read height and width of a PNG from its header.
 
     Raises:
-        InputError: the file is missing or its beginning is not that of a PNG.
+        InputError: the file is missing, its beginning is not that of a PNG, or it claims to be too
+            large.
     """
-    try:
-        with Path(path).open("rb") as file:
-            header = file.read(24)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(header) < 24 or header[:8] != b"\x89PNG\r\n\x1a\n" or header[12:16] != b"IHDR":
+    with open_file(path) as file:
+        header = file.read(_PNG_HEADER)
+    if len(header) < _PNG_HEADER or header[:8] != _PNG or header[12:16] != b"IHDR":
         raise InputError(f"{path}: not a PNG file, or only its beginning; unpack it again")
-    width, height = struct.unpack(">II", header[16:])
+    width, height = struct.unpack(">II", header[16:24])
+    _check_size(path, height, width)
     return height, width
 
 
-def _decode(path: str | os.PathLike[str], flags: int) -> npt.NDArray[np.uint8]:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+def _read_whole(path: str | os.PathLike[str]) -> bytes:
+    """Read the bytes of an image; what is surely broken or too large is not decoded."""
+    data = read_file(path, _MAX_BYTES)
+    if not (_is_whole_png if data.startswith(_PNG) else _is_whole)(path, data):
+        raise InputError(f"{path}: {_BROKEN}")
+    return data
+
+
+def _decode(path: str | os.PathLike[str], data: bytes, flags: int) -> npt.NDArray[np.uint8]:
     # OpenCV has no exception for a broken file: it decodes nothing, and writes to stderr.
     log = cv2.utils.logging
     level = log.setLogLevel(log.LOG_LEVEL_SILENT)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     log.setLogLevel(level)
     if image is None:
-        raise InputError(f"{path}: truncated, or not an image; fetch or unpack it again")
+        raise InputError(f"{path}: {_BROKEN}")
     return image
+
+
+def _is_whole_png(path: str | os.PathLike[str], data: bytes) -> bool:
+    """Whether the chunks of a PNG lie inside the file and may hold as many pixels as it claims.
+
+    OpenCV allocates what a chunk's length claims, up to 4 GB, before it reads the chunk.
+    """
+    if len(data) < _PNG_HEADER:
+        return False
+    width, height, depth, colour = struct.unpack(">IIBB", data[16:_PNG_HEADER])
+    _check_size(path, height, width)
+    # Deflate makes at most 1032 bytes of one.
+    if height * width * depth * _CHANNELS.get(colour, 1) // 8 > 1032 * len(data):
+        return False
+    start = len(_PNG)
+    while start + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[start : start + 8])
+        start += 12 + length
+        if kind == b"IEND":
+            return start <= len(data)
+    return False
+
+
+def _is_whole(path: str | os.PathLike[str], data: bytes) -> bool:
+    """Whether what is no PNG is an image, and not too large; for JPEG, whether it has its end."""
+    try:
+        with Image.open(BytesIO(data), formats=_OTHER_FORMATS) as image:
+            width, height = image.size
+    # What Pillow raises for files that are no images, or claim to have any number of pixels.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    _check_size(path, height, width)
+    # OpenCV fills what a truncated JPEG lacks with grey. In the data of a scan, which "start of
+    # scan" begins, neither marker occurs.
+    return image.format != "JPEG" or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+
+
+def _check_size(path: str | os.PathLike[str], height: int, width: int) -> None:
+    if not 0 < height * width <= MAX_PIXELS:
+        raise InputError(
+            f"{path}: its header says {width}x{height} pixels; at most {MAX_PIXELS} are read"
+        )

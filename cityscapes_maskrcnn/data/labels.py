@@ -12,7 +12,7 @@ Source: ``cityscapesscripts/helpers/labels.py``.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -41,13 +41,14 @@ ID_TO_CONTIGUOUS: Final[dict[int, int]] = {
 }
 CONTIGUOUS_TO_ID: Final[tuple[int, ...]] = tuple(label.id for label in INSTANCE_LABELS)
 
-# The license plate's id is -1: it never appears in a label image.
+#: Official label ids are 0 to 33; the license plate's -1 appears in no image.
+NUM_IDS: Final = 1 + max(label.id for label in LABELS)
 VOID_IDS: Final[tuple[int, ...]] = tuple(
     label.id for label in LABELS if label.ignoreInEval and label.id >= 0
 )
 
 
-def resolve_label(name: str) -> tuple[Label, bool]:
+def resolve_label(name: Any) -> tuple[Label, bool]:
     """Look up the label of an annotated object.
 
     Args:
@@ -58,8 +59,10 @@ def resolve_label(name: str) -> tuple[Label, bool]:
         The official label and whether the object is a group of it.
 
     Raises:
-        InputError: the name is no Cityscapes label.
+        InputError: the name is no Cityscapes label, or not even text.
     """
+    if not isinstance(name, str):
+        raise InputError(f"its label must be a name, such as 'car', not {name!r}")
     if name in official.name2label:
         return official.name2label[name], False
     single = name.removesuffix("group")

@@ -7,17 +7,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from cityscapes_maskrcnn.data.annotations import check_polygons, read_objects
+from cityscapes_maskrcnn.data.annotations import read_instances, read_objects
+from cityscapes_maskrcnn.data.cache import Record
+from cityscapes_maskrcnn.data.drawn_instances import differing_instances
 from cityscapes_maskrcnn.data.images import read_image_size
 from cityscapes_maskrcnn.data.labels import LABELS
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, unread_images
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
+from cityscapes_maskrcnn.utils.text import printable
 
 OFFICIAL_SIZE: Final = (1024, 2048)  # height, width
 
@@ -122,7 +126,8 @@ def format_checks(checks: Sequence[SplitCheck], most: int = 10) -> str:
         counts = f"{check.images:>8}{check.annotations:>13}{check.official:>10}"
         lines.append(f"{check.name:<21}{counts}  {result}")
         if count:
-            details += ["", f"{check.name}:", *(f"  {text}" for text in check.problems[:most])]
+            details += ["", f"{check.name}:"]
+            details += [f"  {printable(text)}" for text in check.problems[:most]]
             details += [f"  ... and {count - most} more"] * (count > most)
     return "\n".join(lines + details)
 
@@ -231,26 +236,37 @@ def _check_files(
     except InputError as error:
         problems.append(str(error))
     city, name = Path(image).parts[-2:]
+    whole: dict[str, Any] = {}  # content of annotation files in order
     for suffix in suffixes:
         path = f"{gt_dir}/{city}/{name.removesuffix(image_suffix)}{suffix}"
         if not Path(path).exists():
             continue
+        content: Any
         try:
-            found = _check_polygons(path) if path.endswith(".json") else _check_ids(path)
+            content = _check_polygons(path) if path.endswith(".json") else _check_ids(path)
         except InputError as error:
             problems.append(str(error))
             continue
+        found = tuple(content["size"].tolist()) if path.endswith(".json") else content.shape
         if expected is not None and found != expected:
             problems.append(f"{path}: {_text(found)} pixels, but its image is {_text(expected)}")
+        else:
+            whole[suffix.rpartition("_")[2]] = content
+    if {"polygons.json", "instanceIds.png"} <= whole.keys() and "_gtCoarse_" not in suffixes[0]:
+        record, ids = whole["polygons.json"], whole["instanceIds.png"]
+        path = f"{gt_dir}/{city}/{name.removesuffix(image_suffix)}{suffixes[0]}"
+        if ids.shape == tuple(record["size"].tolist()):
+            problems += [f"{path}: {text}" for text in differing_instances(record, ids)]
     return problems, expected
 
 
-def _check_polygons(path: str) -> tuple[int, int]:
-    """Height and width of a valid annotation."""
-    height, width, objects = read_objects(path)
-    if "_gtFine_" in path:  # of the coarse annotations only label images are used
-        check_polygons(path, objects)
-    return height, width
+def _check_polygons(path: str) -> Record:
+    """The content of a valid annotation, with its ``size`` at least."""
+    if "_gtCoarse_" not in path:
+        return read_instances(path)
+    # Of the coarse annotations only label images are used.
+    height, width, _ = read_objects(path)
+    return {"size": np.array([height, width])}
 
 
 def _check_image(path: str) -> tuple[int, int]:
@@ -266,8 +282,8 @@ def _check_image(path: str) -> tuple[int, int]:
     return read_image_size(path)
 
 
-def _check_ids(path: str) -> tuple[int, int]:
-    """Height and width of a label or instance image that holds official ids only."""
+def _check_ids(path: str) -> npt.NDArray[Any]:
+    """The pixels of a label or instance image, which are official ids."""
     with _open_png(path) as image:
         ids = np.asarray(image)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
@@ -279,11 +295,12 @@ def _check_ids(path: str) -> tuple[int, int]:
         unknown = {value for value in unknown if value < 1000 or value // 1000 not in things}
     if unknown:
         raise InputError(f"{path}: unknown ids {sorted(unknown)[:5]}")
-    return ids.shape[0], ids.shape[1]
+    return ids
 
 
 @contextmanager
 def _open_png(path: str) -> Iterator[Image.Image]:
+    read_image_size(path)  # which refuses what is too large or no file
     try:
         with Image.open(path) as image:
             yield image

@@ -26,13 +26,17 @@ import numpy as np
 import numpy.typing as npt
 
 from cityscapes_maskrcnn.data.images import read_label_image
-from cityscapes_maskrcnn.data.labels import INSTANCE_LABELS, LABELS, SEMANTIC_LABELS, Label
+from cityscapes_maskrcnn.data.labels import (
+    INSTANCE_LABELS,
+    LABELS,
+    NUM_IDS,
+    SEMANTIC_LABELS,
+    Label,
+)
 from cityscapes_maskrcnn.evaluation.result_files import read_instance_ids
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PROTOCOL: Final = "Cityscapes pixel-level protocol (official)"
-# Official label ids are 0 to 33; the license plate's -1 appears in no image.
-NUM_IDS: Final = 1 + max(label.id for label in LABELS)
 # Mean area in pixels of the instances of a class in the training set, as the official script has
 # them (it knows caravan and trailer too, but evaluates neither).
 MEAN_AREAS: Final[dict[str, float]] = {

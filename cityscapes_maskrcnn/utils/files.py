@@ -12,13 +12,37 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, BinaryIO, Final
 
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
+@contextmanager
+def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file to read bytes, but nothing that may have no end: no pipe, no device.
+
+    Args:
+        path: of a regular file, or of a link to one.
+
+    Yields:
+        The open file.
+
+    Raises:
+        InputError: the file is missing, not a regular file or unreadable; also for an ``OSError``
+            of the block.
+    """
+    try:
+        # Without O_NONBLOCK opening a pipe would wait for somebody to write into it.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"{path}: not a file, but a pipe or device")
+            yield file
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
 def read_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:
-    """Read a whole file, but nothing that may have no end: no pipe, no device.
+    """Read a whole file of :func:`open_file`.
 
     Args:
         path: of a regular file, or of a link to one.
@@ -27,21 +51,11 @@ def read_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> byt
     Raises:
         InputError: the file is missing, not a regular file, too large or unreadable.
     """
-    try:
-        # Without O_NONBLOCK opening a pipe would wait for somebody to write into it.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{path}: not a file, but a pipe or device")
-            if max_bytes is not None and status.st_size > max_bytes:
-                raise InputError(
-                    f"{path}: {status.st_size} bytes; files of this kind have at most {max_bytes}"
-                )
-            return file.read()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a NUL in the name
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if max_bytes is not None and size > max_bytes:
+            raise InputError(f"{path}: {size} bytes; files of this kind have at most {max_bytes}")
+        return file.read()
 
 
 # The names that atomic_write() gives temporary files.

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cityscapesscripts.helpers.annotation import Annotation
+from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from PIL import Image
 
 
@@ -17,6 +19,13 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("CITYSCAPES_MASKRCNN_CACHE", str(folder))
     return folder
+
+
+def paint(file: Path) -> Image.Image:
+    """Draw a polygons file with the official painter."""
+    annotation = Annotation()
+    annotation.fromJsonFile(str(file))
+    return createInstanceImage(annotation, "ids")
 
 
 @pytest.fixture
@@ -42,11 +51,12 @@ def write_scene() -> Callable[..., None]:
         gt_dir.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((*size, 3), np.uint8)).save(images / f"{stem}_leftImg8bit.png")
         Image.fromarray(np.full(size, 7, np.uint8)).save(gt_dir / f"{stem}_{kind}_labelIds.png")
-        Image.fromarray(np.full(size, 7, np.uint16)).save(gt_dir / f"{stem}_{kind}_instanceIds.png")
         entries = [o if isinstance(o, dict) else {"label": o[0], "polygon": o[1]} for o in objects]
         content = {"imgHeight": size[0], "imgWidth": size[1], "objects": entries}
         annotation = gt_dir / f"{stem}_{kind}_polygons.json"
         annotation.write_text(json.dumps(content))
+        ids = np.asarray(paint(annotation)).astype(np.uint16)
+        Image.fromarray(ids).save(gt_dir / f"{stem}_{kind}_instanceIds.png")
         return annotation
 
     return write

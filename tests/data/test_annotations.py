@@ -4,21 +4,28 @@ import json
 import math
 import os
 import sys
+import time
 import types
 import warnings
 from pathlib import Path
 
 import cityscapesscripts.helpers.labels
+import cv2
 import numpy as np
 import pytest
+from cityscapesscripts.helpers.annotation import Annotation
+from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from detectron2.structures import BoxMode
 
+from cityscapes_maskrcnn.data import annotations
 from cityscapes_maskrcnn.data.annotations import (
     load_images,
     load_instances,
     load_semantic,
     read_instances,
 )
+from cityscapes_maskrcnn.data.labels import CONTIGUOUS_TO_ID, ID_TO_CONTIGUOUS
+from cityscapes_maskrcnn.data.tree_check import check_tree
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -36,9 +43,10 @@ SCENES: dict[str, list] = {
     "group of its own label": [("polegroup", SQUARE), ("car", SQUARE)],
     "deleted": [
         {"label": "car", "polygon": SQUARE, "deleted": 1},
-        {"label": "bus", "polygon": SQUARE, "deleted": 0},
         ("train", SQUARE),
         {"label": "no such thing", "polygon": SQUARE, "deleted": 1},
+        {"label": "bus", "polygon": SQUARE, "deleted": "0"},
+        {"label": "bus", "polygon": SQUARE, "deleted": float("nan")},
     ],
     "over the border": [("truck", [[-9, -7], [140, 5], [128, 70], [60, 64], [-3, 80]])],
     "cut in two": [("bus", box(5, 20, 110, 40)), ("pole", box(50, 0, 55, 63))],
@@ -62,6 +70,10 @@ SCENES: dict[str, list] = {
     "points twice": [("car", [[10, 10], [10, 10], [50, 10], [50, 40], [50, 40], [10, 10]])],
     "touching": [("car", SQUARE), ("car", box(20, 10, 30, 20))],
     "same place": [("car", SQUARE), ("car", SQUARE)],
+    "outside": [("car", [[200, 5], [220, 5], [220, 40]]), ("bus", SQUARE)],
+    "a thousand": [
+        *[("car", [[x, y], [x + 1, y], [x + 1, y + 1]]) for x in range(0, 120, 3) for y in (3, 9)],
+    ],
     "fractions": [("person", [[10.25, 10.1], [20.3, 11], [15.7, 30.9]]), ("pole", SQUARE)],
 }
 
@@ -107,6 +119,52 @@ def test_same_as_detectron2_on_every_special_case(tmp_path, write_scene, load_wi
     assert [len(a["segmentation"]) for a in found["cut in three by things"]] == [1, 1, 1, 3]
     assert found["hidden"] == []
     assert [a["category_id"] for a in found["same place"]] == [2]
+
+
+# What the official painter draws of an object depends on Python's idea of true.
+NOT_DELETED = [0, 0.0, False, None, "", []]
+
+
+def painted(file: Path) -> np.ndarray:
+    annotation = Annotation()
+    annotation.fromJsonFile(str(file))
+    return np.asarray(createInstanceImage(annotation, "ids"))
+
+
+def test_same_instances_as_the_official_painter_on_every_special_case(tmp_path, write_scene):
+    scenes = {
+        **SCENES,
+        "not deleted": [
+            {"label": "car", "polygon": box(x, 10, x + 9, 50), "deleted": value}
+            for x, value in zip(range(0, 120, 20), NOT_DELETED, strict=True)
+        ],
+    }
+    for number, (name, objects) in enumerate(scenes.items()):
+        path = write_scene(tmp_path, "val", "ulm", number, objects)
+        drawn = painted(path)
+        values = set(np.unique(drawn).tolist())
+        singles = sorted(value // 1000 for value in values if value // 1000 in ID_TO_CONTIGUOUS)
+        groups = values & set(ID_TO_CONTIGUOUS)
+
+        loaded = load_instances(*folders(tmp_path))
+        (image,) = [each for each in loaded if f"ulm_{number:06d}_" in each["image_id"]]
+        # The painter has no pixels for what lies outside.
+        inside = [a for a in image["annotations"] if a["bbox"][0] < 128]
+        found = [(CONTIGUOUS_TO_ID[a["category_id"]], a["iscrowd"]) for a in inside]
+        assert sorted(label for label, crowd in found if not crowd) == singles, name
+        assert {label for label, crowd in found if crowd} == groups, name
+        ours = np.zeros(drawn.shape, np.uint8)
+        for annotation in reversed(inside):  # what is in front comes first
+            for polygon in annotation["segmentation"]:
+                points = np.floor(np.reshape(polygon, (-1, 2))).astype(np.int32)
+                cv2.fillPoly(ours, [points], CONTIGUOUS_TO_ID[annotation["category_id"]])
+        labels = np.where(drawn < 1000, drawn, drawn // 1000).astype(np.uint8)
+        square = np.ones((3, 3), np.uint8)
+        compared = (cv2.erode(labels, square) == cv2.dilate(labels, square)) & (labels >= 24)
+        compared &= (labels != 29) & (labels != 30)  # caravan and trailer
+        if name != "crossing itself":  # GEOS keeps one side only, as in Detectron2
+            np.testing.assert_array_equal(ours[compared], labels[compared], name)
+    assert not check_tree(tmp_path / "cityscapes", allow_subset=True)[1].problems
 
 
 def random_scene(rng: np.random.Generator) -> list:
@@ -233,8 +291,18 @@ def test_image_without_annotation(tmp_path, write_scene, load):
 
 GOOD = {"imgHeight": 64, "imgWidth": 128, "objects": []}
 SIZE = "imgHeight and imgWidth must be"
-OTHER = "not a Cityscapes annotation"
-POLYGON = f"(polygon of 'car' is not a list of three or more|{OTHER})"
+NO_LIST = "not a Cityscapes annotation: it has no list of objects"
+NO_OBJECT = r"objects\[1\]: it must have a label and a polygon"
+NO_LABEL = r"objects\[1\]: its label must be a name, such as 'car', not"
+NO_POINTS = r"objects\[1\]: its polygon must be a list of \(x, y\) points"
+TOO_FEW = r"objects\[1\]: the polygon of 'car' is not a list of three or more"
+TOO_FAR = r"objects\[1\]: the polygon of 'car' has a point that is not finite or far outside"
+
+
+def second(**entry: object) -> dict:
+    """An annotation whose second object is a car with some other content."""
+    car = {"label": "car", "polygon": SQUARE}
+    return {**GOOD, "objects": [car, {**car, **entry}]}
 
 
 @pytest.mark.parametrize(
@@ -243,22 +311,38 @@ POLYGON = f"(polygon of 'car' is not a list of three or more|{OTHER})"
         ("", "not a complete JSON file"),
         ("\udcff", "not a complete JSON file"),
         (json.dumps(GOOD)[:-3], "not a complete JSON file"),
-        ([], OTHER),
-        (None, OTHER),
-        ({"imgHeight": 1, "imgWidth": 1}, OTHER),
-        *[({**GOOD, "imgHeight": value}, SIZE) for value in ("64", 0, True)],
-        *[({**GOOD, "objects": value}, OTHER) for value in (3, ["car"], [{"label": "car"}])],
-        ({**GOOD, "objects": [{"label": ["car"], "polygon": SQUARE}]}, OTHER),
+        ("[" * 100_000, "not a complete JSON file"),
+        ('{"objects": ' + "9" * 5000, "not a complete JSON file"),
+        *[(content, NO_LIST) for content in ([], None, 5, "[]", {"imgHeight": 1, "imgWidth": 1})],
+        *[({**GOOD, "objects": value}, NO_LIST) for value in (3, None, {"label": "car"}, "car")],
+        *[({**GOOD, "imgHeight": value}, SIZE) for value in ("64", 0, -5, True, None, 64.0)],
+        ({**GOOD, "imgWidth": float("nan")}, SIZE),
+        ({**GOOD, "imgHeight": 2**63}, "imgHeight and imgWidth say more than 67108864 pixels"),
+        ({**GOOD, "imgHeight": 65535, "imgWidth": 65535}, "say more than 67108864 pixels"),
         *[
-            ({**GOOD, "objects": [{"label": name, "polygon": SQUARE}]}, f"unknown label '{name}'")
-            for name in ("zebra", "zebragroup")
+            ({**GOOD, "objects": [{"label": "car", "polygon": SQUARE}, value]}, NO_OBJECT)
+            for value in ("car", None, 5, ["car", SQUARE])
+        ],
+        *[(second(label=value), NO_LABEL) for value in (None, 26, True, ["car"], {"car": 1})],
+        *[
+            (second(label=name), rf"objects\[1\]: unknown label '{name}'")
+            for name in ("zebra", "zebragroup", "", "Car", "car ")
         ],
         *[
-            ({**GOOD, "objects": [{"label": "car", "polygon": polygon}]}, POLYGON)
+            (second(polygon=polygon), NO_POINTS)
             for polygon in (
-                *([], SQUARE[:2], [[1, 2, 3]] * 4, [[1, 2], [3]], [["a", "b"]] * 3, "abc"),
-                *([[0, 0], [1, float("nan")], [5, 5]], {"x": 1}),
+                *(None, "abc", {"x": 1}, 5, [[1, 2], [3]], [[1, 2], [3, 4], "56"], "[[1, 2]]"),
+                *([["a", "b"]] * 3, [["1", "2"]] * 3, [[1, None]] * 3, [[True, False]] * 3),
+                *([[1, 10**40]] * 3, [[1, {}]] * 3),
             )
+        ],
+        *[
+            (second(polygon=polygon), TOO_FEW)
+            for polygon in ([], [[]], SQUARE[:2], [[1, 2, 3]] * 4, [1, 2, 3, 4, 5, 6], [[SQUARE]])
+        ],
+        *[
+            (second(polygon=[[0, 0], [1, value], [5, 5]]), TOO_FAR)
+            for value in (float("nan"), float("inf"), -float("inf"), 1e300, 2**62, -1_000_001)
         ],
     ],
 )
@@ -270,6 +354,80 @@ def test_damaged_annotation_is_named(tmp_path, content, message):
         read_instances(str(path))
     assert str(error.value).count(str(path)) == 1
     assert "\n" not in str(error.value)
+
+
+def tangled(points: int, seed: int) -> list:
+    return np.random.default_rng(seed).uniform((0, 0), (2048, 1024), (points, 2)).tolist()
+
+
+def comb(teeth: int) -> np.ndarray:
+    """Teeth that cross nothing of their own."""
+    x = np.repeat(np.arange(2 * teeth), 2) * (1000 / teeth)
+    return np.stack([x, np.tile([0, 1000, 1000, 0], teeth)], axis=1)  # 2 pixels apart or more
+
+
+CIRCLE = np.exp(1j * np.linspace(0, 2 * np.pi, 200_000, endpoint=False)) * 500 + 500 + 500j
+TOO_MUCH = "too many or too tangled polygons, from objects"
+
+
+@pytest.mark.parametrize(
+    "polygons",
+    [
+        [np.rint(np.stack([CIRCLE.real, CIRCLE.imag], axis=1)).tolist()],
+        [tangled(2000, seed=0)],
+        [comb(400).tolist(), comb(400)[:, ::-1].tolist()],
+    ],
+    ids=["long", "tangled", "combs"],
+)
+def test_what_would_take_minutes_is_refused_in_seconds(tmp_path, polygons):
+    path = tmp_path / "x_polygons.json"
+    objects = [{"label": "car", "polygon": polygon} for polygon in polygons]
+    path.write_text(json.dumps({"imgHeight": 1024, "imgWidth": 2048, "objects": objects}))
+    start = time.process_time()
+    with pytest.raises(InputError, match=f"^{path}: {TOO_MUCH}"):
+        read_instances(str(path))
+    assert time.process_time() - start < 2  # without the limit at least 20
+
+
+@pytest.mark.parametrize(
+    "polygons",
+    [
+        [tangled(100, seed) for seed in range(30)],
+        [box(x, y, x + 4, y + 4) for x in range(0, 300, 9) for y in range(0, 300, 9)],
+    ],
+    ids=["tangled", "apart"],
+)
+def test_many_polygons_add_up(tmp_path, monkeypatch, polygons):
+    monkeypatch.setattr(annotations, "_MAX_WORK", 400_000)  # of 4 million, which take 2 seconds
+    path = tmp_path / "x_polygons.json"
+    objects = [{"label": "car", "polygon": polygon} for polygon in polygons]
+    path.write_text(json.dumps({"imgHeight": 1024, "imgWidth": 2048, "objects": objects[::6]}))
+    assert read_instances(str(path))["size"].tolist() == [1024, 2048]
+    path.write_text(json.dumps({"imgHeight": 1024, "imgWidth": 2048, "objects": objects}))
+    with pytest.raises(InputError, match=f"^{path}: {TOO_MUCH}"):
+        read_instances(str(path))
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "x_polygons.json"
+    path.touch()
+    os.truncate(path, 10**11)
+    with pytest.raises(InputError, match=f"^{path}: 10{'0' * 10} bytes; files of this kind have"):
+        read_instances(str(path))
+
+
+def test_large_annotations_are_no_attack(tmp_path):
+    """Outlines traced pixel by pixel, and as many objects as a crowd has."""
+    path = tmp_path / "x_polygons.json"
+    rng = np.random.default_rng(0)
+    objects = []
+    for radius in rng.uniform(10, 60, 60):
+        angles = np.linspace(0, 2 * np.pi, int(6 * radius), endpoint=False)
+        outline = radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+        points = np.rint(outline + rng.uniform((0, 0), (2048, 1024))).tolist()
+        objects.append({"label": "person", "polygon": points})
+    path.write_text(json.dumps({"imgHeight": 1024, "imgWidth": 2048, "objects": objects}))
+    assert len(read_instances(str(path))["categories"]) >= 55
 
 
 def test_label_image_that_is_no_png(tmp_path, write_scene):

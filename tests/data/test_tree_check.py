@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 import zlib
@@ -109,6 +110,11 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def replace_by_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def save(*values: int, height: int = 64, dtype: type = np.uint8) -> Callable[[Path], None]:
     """Write an image 128 pixels wide that repeats these values."""
     pixels = np.resize(np.array(values, dtype), (height, 128))
@@ -124,11 +130,12 @@ def replace(old: str, new: str) -> Callable[[Path], object]:
     [
         (IMAGE, truncate, "not a whole PNG file"),
         (IMAGE, flip_a_byte, "not a whole PNG file"),
-        (IMAGE, claim_a_hundred_thousand_pixels_a_side, "not a whole PNG file"),
-        (IMAGE, lambda path: path.write_text("<html>log in first</html>"), "not a whole PNG file"),
+        (IMAGE, claim_a_hundred_thousand_pixels_a_side, "header says 100000x100000 pixels"),
+        (IMAGE, lambda path: path.write_text("<html>log in first</html>"), "not a PNG file"),
+        (IMAGE, replace_by_a_pipe, "not a file, but a pipe or device"),
         (IMAGE, save(0), "an 8 bit RGB image is expected, not mode L"),
         (LABEL_IDS, truncate, "not a whole PNG file"),
-        (LABEL_IDS, claim_a_hundred_thousand_pixels_a_side, "not a whole PNG file"),
+        (LABEL_IDS, claim_a_hundred_thousand_pixels_a_side, "header says 100000x100000 pixels"),
         (LABEL_IDS, save(7, height=32), "128x32 pixels, but its image is 128x64"),
         (LABEL_IDS, save(7, 34), "unknown ids [34]"),
         (LABEL_IDS, lambda path: Image.new("RGB", (128, 64)).save(path), "one channel"),
@@ -137,7 +144,10 @@ def replace(old: str, new: str) -> Callable[[Path], object]:
         (POLYGONS, truncate, "not a complete JSON file"),
         (POLYGONS, replace("car", "cat"), "unknown label 'cat'"),
         (POLYGONS, replace("128", "120"), "120x64 pixels, but its image is 128x64"),
-        (POLYGONS, replace("[10, 20]", "[10]"), "not a Cityscapes annotation"),
+        (POLYGONS, replace("[10, 20]", "[10]"), "objects[0]: its polygon must be a list of"),
+        (POLYGONS, replace('"car"', "null"), "objects[0]: its label must be a name, such as 'car'"),
+        (POLYGONS, replace_by_a_pipe, "not a file, but a pipe or device"),
+        (POLYGONS, replace('"label"', '"deleted": 1, "label"'), "has 26000 (car), the polygons h"),
         (POLYGONS, replace(", [20, 20], [10, 20]", ""), "not a list of three or more"),
     ],
 )
@@ -159,6 +169,11 @@ def test_image_of_another_size_than_its_three_annotations(tree):
 def test_tree_without_images(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}: no images"):
         check_tree(tmp_path)
+
+
+def test_names_in_the_table_show_their_invisible_characters():
+    check = SplitCheck("gtFine/val", 0, 0, 500, ("u\x1b[2Jlm/new  york\u200b: bad",))
+    assert format_checks([check]).splitlines()[-1] == r"  u\x1b[2Jlm/new \x20york\u200b: bad"
 
 
 def test_table():

@@ -25,7 +25,6 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
         ("folder", "cannot be read: Is a directory"),
         ("missing", "cannot be read: No such file or directory"),
         ("circle", "cannot be read: Too many levels of symbolic links"),
-        ("a\x00b", "cannot be read: embedded null byte"),
     ],
 )
 def test_what_is_no_file_is_named_and_never_waited_for(
