@@ -16,7 +16,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,16 +27,18 @@ from cityscapes_maskrcnn.evaluation.result_files import (
     image_results,
     result_stem,
 )
+from cityscapes_maskrcnn.evaluation.result_source import ResultSource
 from cityscapes_maskrcnn.evaluation.submission_check import (
     ExpectedImage,
     check_submission,
     format_violations,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write, to_json, write_json
+from cityscapes_maskrcnn.utils.files import atomic_write, read_file, to_json, write_json
 
 _RUN_FILE: Final = "run.json"
 _FORMAT: Final = 3  # of the parts
+_LARGEST_FILE: Final = 64 * 2**20  # bytes, of the files in a part
 
 
 class SubmissionWriter:
@@ -49,7 +51,8 @@ class SubmissionWriter:
             Parts of an earlier run are used if it had the same.
 
     Raises:
-        InputError: the output is a folder, or two images would have the same result files.
+        InputError: the output is a folder or a device, or two images would have the same result
+            files.
     """
 
     def __init__(
@@ -59,8 +62,9 @@ class SubmissionWriter:
         run: Mapping[str, Any],
     ) -> None:
         self.output = Path(output)
-        if self.output.is_dir():
-            raise InputError(f"{self.output}: a folder; --output must name a zip file")
+        if self.output.exists() and not self.output.is_file():
+            what = "a folder" if self.output.is_dir() else "no file, but a pipe or device"
+            raise InputError(f"{self.output}: {what}; --output must name a zip file")
         self.work = self.output.with_name(self.output.name + ".parts")
         self._images = sorted(images, key=lambda image: image.name)
         _check_names([image.name for image in images])
@@ -131,13 +135,14 @@ class SubmissionWriter:
         with self._open_archive(whole) as archive:
             for part in parts:
                 try:
-                    with zipfile.ZipFile(part) as source:
-                        for entry in source.infolist():
-                            _add(archive, entry.filename, source.read(entry))
-                except zipfile.BadZipFile as error:
+                    with closing(ResultSource(part)) as source:
+                        files = {name: source.read(name, _LARGEST_FILE) for name in source.names}
+                except InputError as error:
                     raise InputError(
                         f"{part}: damaged ({error}); remove it and run again"
                     ) from error
+                for name, content in files.items():
+                    _add(archive, name, content)
         violations = check_submission(whole, self._images, num_workers)
         if violations:
             raise InputError(
@@ -158,8 +163,8 @@ class SubmissionWriter:
                 f"({finished}); move it away"
             )
         try:
-            before = dict(json.loads(run_file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
+            before = dict(json.loads(read_file(run_file, _LARGEST_FILE)))
+        except (ValueError, TypeError, RecursionError):
             before = {}
         different = sorted(
             name for name in {*before, *self._run} if before.get(name) != self._run.get(name)

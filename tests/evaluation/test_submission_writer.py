@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -133,7 +134,7 @@ def test_parts_of_another_model_stay_and_are_refused(tmp_path: Path) -> None:
     assert same.is_done(NAMES[0])
 
 
-@pytest.mark.parametrize("content", ["[]", "{", "3"])
+@pytest.mark.parametrize("content", ["[]", "{", "3", "[" * 100_000])
 def test_a_damaged_note_is_refused_unless_nothing_is_lost(tmp_path: Path, content: str) -> None:
     note = write(tmp_path / "s.zip", []).work / "run.json"
     note.write_text(content)
@@ -149,18 +150,23 @@ def test_folder_of_somebody_else_stays(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds other files \(thesis.tex\)"):
         write(tmp_path / "s.zip")
     assert (tmp_path / "s.zip.parts" / "thesis.tex").exists()
-    with pytest.raises(InputError, match="--output must name a zip file"):
-        write(tmp_path)
+    # Renaming a finished file over a device would remove it.
+    os.mkfifo(tmp_path / "pipe")
+    for output in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(InputError, match="--output must name a zip file"):
+            write(output)
 
 
 def test_damaged_part_is_named(tmp_path: Path) -> None:
     writer = write(tmp_path / "s.zip")
     part = writer.work / f"{NAMES[0]}.zip"
-    content = bytearray(part.read_bytes())
-    content[100] ^= 255
-    part.write_bytes(content)
-    with pytest.raises(InputError, match=f"{NAMES[0]}.zip: damaged"):
-        writer.finish(num_workers=1)
+    content = part.read_bytes()
+    for position in (100, content.rindex(b"PK\1\2") + 6, content.rindex(b"PK\1\2") + 10):
+        damaged = bytearray(content)
+        damaged[position] ^= 255  # content; version; compression
+        part.write_bytes(damaged)
+        with pytest.raises(InputError, match=f"{NAMES[0]}.zip: damaged"):
+            writer.finish(num_workers=1)
     assert not (tmp_path / "s.zip").exists()
 
 
