@@ -31,8 +31,6 @@ _PLAIN: Final = frozenset(
         "builtins.set",
         "builtins.complex",
         "torch.Size",
-        "torch.Tensor",
-        "torch._tensor._rebuild_from_type_v2",
         "torch.device",
         "torch.nn.parameter.Parameter",
         "torch.storage.UntypedStorage",

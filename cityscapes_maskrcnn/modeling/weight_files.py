@@ -12,7 +12,12 @@ from urllib.parse import urlparse
 
 import torch
 
-from cityscapes_maskrcnn.modeling.safe_pickles import load_archive, scan_archive, scan_pickles
+from cityscapes_maskrcnn.modeling.safe_pickles import (
+    Unknown,
+    load_archive,
+    scan_archive,
+    scan_pickles,
+)
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.locks import file_lock
 from cityscapes_maskrcnn.utils.text import printable
@@ -119,6 +124,13 @@ def read_checkpoint(
     ):
         rest = {**{name: value for name, value in content.items() if name != key}, **rest}
         content = content[key]
+    if isinstance(content, Mapping) and any(
+        isinstance(content.get(key), Unknown) for key in _NESTING_KEYS
+    ):
+        raise InputError(
+            f"{source}: holds a pickled model, not its weights; where its code is installed, and "
+            "if you trust it, save them with torch.save(model.state_dict(), 'weights.pth')"
+        )
     if (
         not isinstance(content, Mapping)
         or not any(map(torch.is_tensor, content.values()))

@@ -115,6 +115,14 @@ def test_a_whole_model_is_no_file_of_weights(
         read_checkpoint(path, skip_objects=skip_objects)
 
 
+def test_a_model_among_other_things_is_no_file_of_weights(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "model": nn.Linear(2, 3)}, tmp_path / "model.pth")
+    with pytest.raises(InputError, match=r"objects of torch\.nn\.modules\.linear"):
+        read_checkpoint(tmp_path / "model.pth")
+    with pytest.raises(InputError, match="holds a pickled model, not its weights; where its code"):
+        read_checkpoint(tmp_path / "model.pth", skip_objects=True)
+
+
 def test_a_script_is_no_file_of_weights(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.jit.save(torch.jit.trace(nn.Linear(2, 3), torch.zeros(1, 2)), path)
@@ -160,6 +168,11 @@ def allocating(path: Path) -> None:
     archive(path, b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\xe4\x0b\x54\x02\x85R.")
 
 
+def allocating_a_tensor(path: Path) -> None:
+    # torch.Tensor(10**10), whose values are whatever was in memory
+    archive(path, b"\x80\x02}U\x08a.weightctorch\nTensor\n\x8a\x05\0\xe4\x0b\x54\x02\x85Rs.")
+
+
 def long_pickle(path: Path) -> None:
     archive(path, b"\x80\x02" + b"N0" * 2_000_000 + b"N.")
 
@@ -179,6 +192,7 @@ BOMBS = [
     (compressed, "claims to unpack to 67108"),
     (overlapping, "claims to unpack to 1048"),
     (allocating, "objects of builtins.bytearray"),
+    (allocating_a_tensor, "objects of torch.Tensor"),
     (long_pickle, "damaged, or no file of torch.save"),
     (small_file_large_view, r"shape \(1000000, 1000000\), but the file does not store as many"),
     (claims_of_the_older_format, "damaged, or no file of torch.save"),
@@ -274,3 +288,16 @@ def test_arrays_of_every_plain_type_and_order(tmp_path: Path, protocol: int) -> 
         expected = torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
         assert content["model"][name].dtype == expected.dtype
         assert torch.equal(content["model"][name], expected), name
+
+
+def test_arrays_as_python_2_wrote_them(tmp_path: Path) -> None:
+    """Without a type of its own for bytes, as in Caffe2's files."""
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(
+        b"\x80\x02}U\x07conv1_wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        b"K\0\x85U\x01b\x87R(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\0K\x01\x87R(K\x03U\x01<"
+        b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89U\x08"
+        b"\0\0\x80\xbf\0\0\x20\x41tbs."  # -1 and 10
+    )
+    assert pickle.loads(path.read_bytes(), encoding="latin1")["conv1_w"].tolist() == [-1, 10]
+    assert load_arrays(path)["conv1_w"].tolist() == [-1, 10]

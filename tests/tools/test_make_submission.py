@@ -252,6 +252,19 @@ def test_bad_input(tmp_path: Path, submit: Run, arguments: list[object], words: 
     assert not (tmp_path / "s.zip").exists()
 
 
+def test_a_backbone_is_not_submitted(tmp_path: Path, submit: Run, model_folder: Path) -> None:
+    state = torch.load(model_folder / "model.pth", weights_only=True)["model"]
+    backbone = {name: each for name, each in state.items() if name.startswith("backbone.")}
+    torch.save({"model": backbone}, tmp_path / "backbone.pth")
+    weights = ["MODEL.WEIGHTS", tmp_path / "backbone.pth"]
+    done = submit("--output", tmp_path / "s.zip", *weights)
+    assert done.returncode == 1
+    assert (
+        "backbone.pth: lacks 6 tensors of proposal_generator, 12 tensors of roi_heads"
+    ) in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "s.zip").exists()
+
+
 def test_nothing_to_do_is_a_wrong_flag(submit: Run) -> None:
     done = submit()
     assert done.returncode == 2
