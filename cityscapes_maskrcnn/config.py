@@ -93,8 +93,6 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     #                 identity. Default "_leftImg8bit.png".
     #   GT_KIND       the names of the annotations are the identity, "_", GT_KIND, and
     #                 "_polygons.json" and so on. Default "gtFine".
-    #   CLASSES       the instance classes to load, such as ["person", "car"], in the order of the
-    #                 model's; MODEL.ROI_HEADS.NUM_CLASSES is their number. Default: all 8.
     cfg.DATASETS.OWN = CfgNode(new_allowed=True)
 
     # ---- Input --------------------------------------------------------------------------------

@@ -95,23 +95,27 @@ def content_digests(files: Sequence[str]) -> list[str]:
     Digests are kept in a cache file for each split.
 
     Args:
-        files: paths.
+        files: paths. What is no file, such as a key that a mapper of the user's own reads by, is
+            recognised by its text.
 
     Returns:
         One for each file, in their order.
 
     Raises:
-        InputError: a file is missing or cannot be read.
+        InputError: a file cannot be read.
     """
     by_split: dict[str, list[str]] = {}
-    for file in files:
-        by_split.setdefault(str(Path(file).parent.parent), []).append(file)
     found: dict[str, str] = {}
+    for file in files:
+        if Path(file).is_file():
+            by_split.setdefault(str(Path(file).parent.parent), []).append(file)
+        else:
+            found[file] = _digest(os.fsencode(f"no file {file}"))
     for split, members in by_split.items():
         records = load_records(
             cache_file(split, "contents"),
             folder=split,
-            sources=[Source(os.path.relpath(file, split), _stamp(file)) for file in members],
+            sources=[Source(os.path.relpath(file, split), _stamp(Path(file))) for file in members],
             read=_read_content,
             template={"digest": np.zeros(0, np.uint8)},
             signature="contents",
@@ -131,7 +135,7 @@ def used_data(dataset: str, role: str, images: Iterable[DatasetDict]) -> UsedDat
     """Record the use of a dataset; ``images`` are all its dataset dicts.
 
     Raises:
-        InputError: an image is missing or cannot be read.
+        InputError: an image cannot be read.
     """
     files = [str(image["file_name"]) for image in images]
     return UsedData(
@@ -169,7 +173,7 @@ def find_seen(
         One entry for each used dataset that shares images, in the order of the history.
 
     Raises:
-        InputError: an image of the dataset is missing or cannot be read.
+        InputError: an image of the dataset cannot be read.
     """
     history = [used for used in history if used.role in roles]
     if not history:
@@ -303,11 +307,8 @@ def _former_digests(images: Iterable[DatasetDict]) -> list[str | None]:
     return digests
 
 
-def _stamp(file: str) -> str:
-    try:
-        status = Path(file).stat()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+def _stamp(file: Path) -> str:
+    status = file.stat()
     return f"{status.st_size} {status.st_mtime_ns}"
 
 

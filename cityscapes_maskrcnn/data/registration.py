@@ -24,7 +24,7 @@ from cityscapes_maskrcnn.data.annotations import (
     map_categories,
 )
 from cityscapes_maskrcnn.data.labels import (
-    CONTIGUOUS_TO_ID,
+    ID_TO_CONTIGUOUS,
     IGNORE_TRAIN_ID,
     SEMANTIC_LABELS,
     THING_CLASSES,
@@ -142,7 +142,6 @@ def register_dataset(
     task: str = "instance",
     image_suffix: str = IMAGE_SUFFIX,
     gt_kind: str = "gtFine",
-    classes: Sequence[str] = THING_CLASSES,
 ) -> None:
     """Register images and annotations that lie and are named as those of Cityscapes nearly are.
 
@@ -158,23 +157,14 @@ def register_dataset(
         task: ``"instance"`` or ``"semantic"``.
         image_suffix: ``"_leftImg8bit_foggy_beta_0.02.png"``, ``"_rgb_anon.png"``, ``".JPG"``, ...
         gt_kind: what stands before the annotations' kind: ``"gtFine"``, ``"gt"``, ...
-        classes: the instance classes to load, in the order of a model's; objects of others are
-            left out.
 
     Raises:
-        InputError: the name is one of :func:`register_all`, there is no such task, or a class is
-            none of the 8, occurs twice, or is chosen for semantic segmentation.
+        InputError: the name is one of :func:`register_all`, or there is no such task.
     """
     if name in _DATASETS:
         raise InputError(f"dataset {name} is one of this project's; choose another name")
     if task not in ("instance", "semantic"):
         raise InputError(f"dataset {name}: task is instance or semantic, not {task!r}")
-    known = len({*classes} & {*THING_CLASSES})
-    if not classes or len(classes) != known or (task == "semantic" and known < len(THING_CLASSES)):
-        raise InputError(
-            f"dataset {name}: classes must be some of {', '.join(THING_CLASSES)}, each once, and "
-            f"all of them for semantic segmentation, not {', '.join(classes) or 'none'}"
-        )
     root = Path(dataset_root())
     image_dir = str(root / image_dir)
     gt_dir = gt_dir and str(root / gt_dir)
@@ -185,9 +175,8 @@ def register_dataset(
         task=task,
         kind=gt_kind,
         image_suffix=image_suffix,
-        classes=classes,
     )
-    metadata = _metadata(image_dir=image_dir, gt_dir=gt_dir, task=task, classes=classes)
+    metadata = _metadata(image_dir=image_dir, gt_dir=gt_dir, task=task)
     _register(name, load, {**metadata, "image_suffix": image_suffix, "gt_kind": gt_kind})
 
 
@@ -198,10 +187,9 @@ def register_own_datasets(datasets: Mapping[str, Any]) -> None:
         datasets: arguments of :func:`register_dataset`, in capitals, by name.
 
     Raises:
-        InputError: an argument is unknown, missing or of a wrong type, or see
-            :func:`register_dataset`.
+        InputError: an argument is unknown, missing or no string, or see :func:`register_dataset`.
     """
-    keys = ("IMAGE_DIR", "GT_DIR", "TASK", "IMAGE_SUFFIX", "GT_KIND", "CLASSES")
+    keys = ("IMAGE_DIR", "GT_DIR", "TASK", "IMAGE_SUFFIX", "GT_KIND")
     for name, options in datasets.items():
         where = f"DATASETS.OWN.{name}"
         if not isinstance(options, Mapping) or "IMAGE_DIR" not in options:
@@ -209,12 +197,7 @@ def register_own_datasets(datasets: Mapping[str, Any]) -> None:
         for key, value in options.items():
             if key not in keys:
                 raise InputError(f"{where}: there is no key {key}, only {', '.join(keys)}")
-            if key == "CLASSES":
-                if not isinstance(value, (tuple, list)) or not all(
-                    isinstance(n, str) for n in value
-                ):
-                    raise InputError(f"{where}.CLASSES must be a list of names, not {value!r}")
-            elif not isinstance(value, str):
+            if not isinstance(value, str):
                 raise InputError(f"{where}.{key} must be a string, not {value!r}")
         register_dataset(name, **{key.lower(): value for key, value in options.items()})
 
@@ -329,16 +312,11 @@ def check_dataset_names(names: Iterable[str]) -> None:
             )
 
 
-def _metadata(
-    *, image_dir: str, gt_dir: str | None, task: str, classes: Sequence[str] = THING_CLASSES
-) -> dict[str, Any]:
-    categories = [THING_CLASSES.index(name) for name in classes]
+def _metadata(*, image_dir: str, gt_dir: str | None, task: str) -> dict[str, Any]:
     metadata = {
-        "thing_classes": list(classes),
-        "thing_colors": [THING_COLORS[each] for each in categories],
-        "thing_dataset_id_to_contiguous_id": {
-            CONTIGUOUS_TO_ID[each]: index for index, each in enumerate(categories)
-        },
+        "thing_classes": list(THING_CLASSES),
+        "thing_colors": list(THING_COLORS),
+        "thing_dataset_id_to_contiguous_id": dict(ID_TO_CONTIGUOUS),
         "stuff_classes": [label.name for label in SEMANTIC_LABELS],
         "stuff_colors": [label.color for label in SEMANTIC_LABELS],
         "image_dir": image_dir,
@@ -400,23 +378,12 @@ def _load_folder(
     cities: Sequence[str] | None = None,
     select: Selection | None = None,
     image_suffix: str = IMAGE_SUFFIX,
-    classes: Sequence[str] = THING_CLASSES,
 ) -> list[DatasetDict]:
     """Load images with annotations of a task, or without."""
     if gt_dir is None:
         return load_images(image_dir, cities, select, image_suffix)
-    if task == "semantic":
-        return load_semantic(image_dir, gt_dir, kind, cities, select, image_suffix)
-    images = load_instances(image_dir, gt_dir, kind, cities, select, image_suffix)
-    if tuple(classes) != THING_CLASSES:
-        new_ids = {THING_CLASSES.index(name): index for index, name in enumerate(classes)}
-        for image in images:
-            image["annotations"] = [
-                {**each, "category_id": new_ids[each["category_id"]]}
-                for each in image["annotations"]
-                if each["category_id"] in new_ids
-            ]
-    return images
+    load = load_instances if task == "instance" else load_semantic
+    return load(image_dir, gt_dir, kind, cities, select, image_suffix)
 
 
 def _load_classes(

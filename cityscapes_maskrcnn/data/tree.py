@@ -181,24 +181,34 @@ def find_images(
         ``city/image.png`` for every image, sorted by city, then by name.
 
     Raises:
-        InputError: a folder or images at all are missing, or an image is in two city folders.
+        InputError: a folder or images at all are missing, an image is in two city folders, or the
+            names of some end in the suffix but for upper and lower case.
     """
     require_folder(image_dir)
     if cities is None:
         cities = [path.name for path in Path(image_dir).glob("[!.]*") if path.is_dir()]
-    images = []
+    images, other_case = [], []
     for city in sorted(set(cities)):
         folder = Path(image_dir, city)
         require_folder(folder)
         # Archives packed on a Mac leave "._aachen_..." files beside the real ones.
         names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
-        images += [f"{city}/{name}" for name in sorted(names) if name.endswith(image_suffix)]
+        for name in sorted(names):
+            if name.endswith(image_suffix):
+                images.append(f"{city}/{name}")
+            elif name.lower().endswith(image_suffix.lower()):
+                other_case.append(f"{city}/{name}")
     if not images:
         others = unread_images(image_dir, image_suffix)
         found = f", found {others[0]}" if others else ""
         raise InputError(
             f"{image_dir}: no images; expected CITY/*{image_suffix} in it{found} "
             f"({_advice(Path(image_dir))})"
+        )
+    if other_case:
+        raise InputError(
+            f"{image_dir}: {len(images)} images end in {image_suffix}, {len(other_case)} in other "
+            f"upper and lower case, such as {other_case[0]}; rename these, they would not be read"
         )
     name, count = Counter(image.partition("/")[2] for image in images).most_common(1)[0]
     if count > 1:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cityscapes_maskrcnn.data.images import read_image, read_label_image
+from cityscapes_maskrcnn.data.images import read_image, read_image_size, read_label_image
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -38,6 +38,24 @@ def test_a_truncated_file_is_one_error_and_nothing_on_stderr(
     # OpenCV writes to the file descriptor, below Python's sys.stderr.
     assert capfd.readouterr().err == ""
     assert cv2.utils.logging.getLogLevel() == level
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_of_the_pixels(tmp_path: Path, orientation: int) -> None:
+    """Cameras held upright write a sideways JPEG and a tag."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.JPG", exif=exif)
+    height, width = read_image_size(tmp_path / "a.JPG")
+    assert (height, width) == read_image(tmp_path / "a.JPG").shape[:2]
+    assert (height, width) == ((40, 60) if orientation <= 4 else (60, 40))
+
+
+def test_size_of_what_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("<html>")
+    for name, message in [("a.jpg", "cannot identify image file"), ("b.jpg", "No such file")]:
+        with pytest.raises(InputError, match=rf"{name}: cannot be read as an image: .*{message}"):
+            read_image_size(tmp_path / name)
 
 
 def test_other_mistakes_are_named(picture: Path) -> None:

@@ -89,6 +89,25 @@ def test_official_numbers():
     ]
 
 
+def test_cities_with_an_underscore():
+    """Two such cities are cut into runs one by one, as any."""
+    names = [
+        f"{city}/{city}_{number:06d}_000019_leftImg8bit.png"
+        for city in ("new_jersey", "new_york")
+        for number in range(4)
+    ]
+    assert partition(names, 1, 2) == [*names[0:2], *names[4:6]]
+    assert partition(names, 2, 2) == [*names[2:4], *names[6:8]]
+
+
+def test_folders_change_no_part_of_the_official_data():
+    for split in (TRAIN, VAL):
+        folders = [f"{name.partition('_')[0]}/{name}" for name in ids(split)]
+        for part in range(1, 5):
+            expected = partition(ids(split), part, 4)
+            assert [name.partition("/")[2] for name in partition(folders, part, 4)] == expected
+
+
 @pytest.mark.parametrize(
     ("part", "parts", "message"),
     [

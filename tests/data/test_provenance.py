@@ -128,9 +128,21 @@ def test_lists_of_earlier_versions_are_understood(caplog: pytest.LogCaptureFixtu
     )
 
 
-def test_a_missing_image_is_named() -> None:
-    with pytest.raises(InputError, match=r"val/ulm/gone\.png: cannot be read: No such file"):
-        used_data("val", TRAINED, [{"file_name": "val/ulm/gone.png"}])
+def test_images_that_are_no_files() -> None:
+    """A mapper of the user's own may read a database by keys."""
+    images = [{"file_name": f"lmdb://streets/{n}"} for n in range(3)]
+    used = used_data("val", TRAINED, images[:2])
+    (seen,) = find_seen([used], "val", images[1:])
+    assert seen.images == ("1",)
+
+
+def test_a_seen_image_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)  # root may read everything
+    with pytest.raises(InputError, match=r"val/ulm/a\.png: cannot be read: Permission denied"):
+        content_digests(["val/ulm/a.png"])
 
 
 def test_an_overlap_is_named_without_the_training_data(

@@ -194,6 +194,27 @@ def test_some_classes_are_selected(tmp_path, write_scene):
         MetadataCatalog.pop(sample)
 
 
+@pytest.mark.parametrize("ids", [None, [0, 0, 0]])
+def test_subsets_do_not_need_ids(ids: list[int] | None) -> None:
+    """Of datasets that other code registers."""
+    images = [{"file_name": f"/a/{name}.jpg"} for name in "xyz"]
+    if ids is not None:
+        images = [{**image, "image_id": each} for image, each in zip(images, ids, strict=True)]
+    try:
+        DatasetCatalog.register("own_photos", lambda: images)
+        register_subset("own_sample", "own_photos", 2)
+        found = DatasetCatalog.get("own_sample")
+        assert len(found) == 2
+        assert all(image in images for image in found)
+        images.append({"file_name": "/b/x.jpg"})
+        with pytest.raises(InputError, match=r"own_photos: 2 images have the name x.jpg; keep or"):
+            DatasetCatalog.get("own_sample")
+    finally:
+        for name in ("own_photos", "own_sample"):
+            DatasetCatalog.pop(name, None)
+            MetadataCatalog.pop(name, None)
+
+
 @pytest.mark.usefixtures("root")
 def test_unknown_names():
     check_dataset_names(["cityscapes_instance_val", "coco_2017_val"])

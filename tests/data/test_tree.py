@@ -63,6 +63,15 @@ def test_strange_files_between_the_images_are_left_alone(tmp_path, write_scene):
     assert find_images(str(images)) == ["ulm/ulm_000003_000019_leftImg8bit.png"]
 
 
+def test_upper_and_lower_case_mixed(tmp_path: Path) -> None:
+    (tmp_path / "ulm").mkdir()
+    for name in ("a.JPG", "b.jpg", "c.Jpg", "d.jpeg"):
+        (tmp_path / "ulm" / name).touch()
+    message = r"1 images end in .JPG, 2 in other upper and lower case, such as ulm/b.jpg; rename"
+    with pytest.raises(InputError, match=message):
+        find_images(str(tmp_path), image_suffix=".JPG")
+
+
 def test_missing_and_double_images(tmp_path):
     images = tmp_path / "cityscapes/leftImg8bit/val"
     with pytest.raises(InputError, match=f"{tmp_path}/cityscapes: no such folder, on.*DETECTRON2"):
