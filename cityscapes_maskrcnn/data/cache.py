@@ -1,13 +1,14 @@
 """Cache files of what is slow to read: safe to delete, to share and to interrupt.
 
 A cache file holds one record for each of many source files, a record being a few named arrays
-whose lengths differ from file to file. It is a NumPy ``.npz`` file without pickled objects, so
-that reading it never executes code; its format brings a checksum of every array.
+whose lengths differ from file to file. It is a checksum and, behind it, a safetensors file, whose
+reader executes no code and believes no length that the file does not have.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +19,16 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.numpy
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import atomic_write, read_file
 from cityscapes_maskrcnn.utils.locks import file_lock
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 CACHE_VARIABLE: Final = "CITYSCAPES_MASKRCNN_CACHE"
-_FORMAT: Final = 3
+_FORMAT: Final = 4
+_DIGEST_SIZE: Final = 32
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +66,7 @@ def cache_file(folder: str | os.PathLike[str], kind: str) -> Path:
     home = os.environ.get(CACHE_VARIABLE) or (
         f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/cityscapes_maskrcnn"
     )
-    return Path(home).expanduser() / f"{'-'.join(folder.parts[1:][-2:])}-{kind}-{digest}.npz"
+    return Path(home).expanduser() / f"{'-'.join(folder.parts[1:][-2:])}-{kind}-{digest}.cache"
 
 
 def load_records(
@@ -126,41 +129,54 @@ def _changed(sources: Sequence[Source], known: _Entries) -> list[Source]:
 
 def _read(path: Path, signature: str, template: Record, *, warn: bool) -> _Entries:
     """Entries of a cache file by name; none if it is missing, outdated or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["signature"]) != signature:
-                return {}
-            names, stamps = file["names"].tolist(), file["stamps"].tolist()
-            columns = []
-            for (name, empty), lengths in zip(template.items(), file["lengths"], strict=True):
-                array, ends = file[name], [0, *np.cumsum(lengths).tolist()]
-                if array.shape != (ends[-1], *empty.shape[1:]):
-                    raise ValueError(f"{name} does not fit to its lengths")
-                columns.append([array[start:stop] for start, stop in pairwise(ends)])
-        records = [dict(zip(template, row, strict=True)) for row in zip(*columns, strict=True)]
-        return dict(zip(names, zip(stamps, records, strict=True), strict=True))
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.is_file():
         return {}
-    except Exception as error:  # damage can make zipfile and NumPy raise nearly anything
+    try:
+        content = read_file(path)
+        if _digest(content[_DIGEST_SIZE:]) != content[:_DIGEST_SIZE]:
+            raise ValueError("its checksum is wrong")
+        arrays = safetensors.numpy.load(content[_DIGEST_SIZE:])
+        index = json.loads(arrays["index"].tobytes())
+        if index["signature"] != signature:
+            return {}
+        columns = []
+        for (name, empty), lengths in zip(template.items(), index["lengths"], strict=True):
+            array, ends = arrays[name], [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
+            is_whole = array.shape == (ends[-1], *empty.shape[1:]) and min(lengths, default=0) >= 0
+            if array.dtype != empty.dtype or not is_whole:
+                raise ValueError(f"{name} does not fit to its lengths")
+            columns.append([array[start:stop] for start, stop in pairwise(ends)])
+        records = [dict(zip(template, row, strict=True)) for row in zip(*columns, strict=True)]
+        return dict(zip(index["names"], zip(index["stamps"], records, strict=True), strict=True))
+    except Exception as error:  # damage can make the readers raise nearly anything
         if warn:
             logger.warning("Ignoring the cache file %s, which cannot be read: %s", path, error)
         return {}
 
 
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
 def _write(path: Path, signature: str, template: Record, known: _Entries) -> None:
     """Write a cache file; a failure is only logged."""
     stamps, records = zip(*known.values(), strict=True)
-    contents: dict[str, Any] = {
+    index = {
         "signature": signature,
         "names": list(known),
         "stamps": stamps,
         "lengths": [[len(record[name]) for record in records] for name in template],
     }
-    for name, empty in template.items():
-        contents[name] = np.concatenate([empty, *(record[name] for record in records)])
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: np.concatenate([empty, *(record[name] for record in records)])
+        for name, empty in template.items()
+    }
+    arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
+    content = safetensors.numpy.save(arrays)
     try:
         with atomic_write(path) as file:
-            np.savez(file, **contents)
+            file.write(_digest(content))
+            file.write(content)
     except InputError as error:
         logger.warning(
             "Nothing can be cached (%s), so that every start reads all annotations again; set %s "

@@ -19,6 +19,7 @@ from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, load_reco
 from cityscapes_maskrcnn.evaluation.instance_ap import GroundTruth, ground_truth
 from cityscapes_maskrcnn.evaluation.result_files import read_instance_ids
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import read_file
 
 _NO_INSTANCES: Final[Record] = {
     "size": np.zeros(0, np.int64),  # height, width
@@ -68,9 +69,9 @@ def _stamp(file: Path) -> str:
     """Size, time and content; reading a file takes a fraction of decoding it."""
     try:
         status = file.stat()
-        digest = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
     except OSError as error:
         raise InputError(f"cannot read the ground truth {file}: {error.strerror}") from error
+    digest = hashlib.blake2b(read_file(file), digest_size=16).hexdigest()
     return f"{status.st_size} {status.st_mtime_ns} {digest}"
 
 

@@ -58,7 +58,7 @@ def read(files: list[Path]) -> list[str]:
 def test_the_second_time_nothing_is_decoded(folder: Path, files: list[Path]) -> None:
     assert read(files) == [file.name for file in files]
     assert read(files[::-1]) == read(files[2:4]) == []
-    assert len(list(folder.glob("gtFine-val-ground_truth-*.npz"))) == 1
+    assert len(list(folder.glob("gtFine-val-ground_truth-*.cache"))) == 1
 
 
 @pytest.mark.parametrize("keep_time", [True, False])
@@ -80,7 +80,11 @@ def test_missing_and_broken_files(folder: Path, files: list[Path]) -> None:
     files[3].unlink()
     with pytest.raises(InputError, match=f"cannot read the ground truth .*{files[3].name}"):
         read(files)
+    os.mkfifo(files[3])
+    with pytest.raises(InputError, match=f"{files[3].name}: not a file, but a pipe or device"):
+        read(files)
+    files[3].unlink()
     Image.fromarray(np.full((4, 4), 34000, np.uint16)).save(files[3])
     with pytest.raises(InputError, match=rf"{files[3].name}: .* instance id 34000"):
         read(files)
-    assert not list(folder.glob("*.npz"))
+    assert not list(folder.glob("*.cache"))
