@@ -53,8 +53,8 @@ def test_sizes_are_those_of_the_pixels(tmp_path: Path, orientation: int) -> None
 
 def test_size_of_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("<html>")
-    for name, message in [("a.jpg", "cannot identify image file"), ("b.jpg", "No such file")]:
-        with pytest.raises(InputError, match=rf"{name}: cannot be read as an image: .*{message}"):
+    for name, message in [("a.jpg", "as an image: cannot identify"), ("b.jpg", ": No such file")]:
+        with pytest.raises(InputError, match=rf"{name}: cannot be read ?{message}"):
             read_image_size(tmp_path / name)
 
 
