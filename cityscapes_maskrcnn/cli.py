@@ -6,14 +6,11 @@ import argparse
 import difflib
 import io
 import logging
-import multiprocessing
 import os
 import re
-import signal
+import sys
 from collections.abc import Callable, Iterator
-from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any, Final
 
 from cityscapes_maskrcnn.utils.imports import paused_garbage_collection
@@ -25,9 +22,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
-from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import (
@@ -39,13 +34,14 @@ from cityscapes_maskrcnn.data.registration import (
 )
 from cityscapes_maskrcnn.engine.checkpoint import check_weights_file, holds_run
 from cityscapes_maskrcnn.engine.class_check import check_classes
+from cityscapes_maskrcnn.engine.processes import GroupSettings, run_in_group, run_processes
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.engine.run_setup import lock_output_dir, refuse_earlier_run, start_run
 from cityscapes_maskrcnn.engine.solver import IN_EPOCHS, resolve_epochs
 from cityscapes_maskrcnn.modeling.thresholds import check_thresholds
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import available_cores
-from cityscapes_maskrcnn.utils.tool import one_line
+from cityscapes_maskrcnn.utils.process_group import place_of_launcher
 
 # What a config file may hold; the largest of Detectron2's and this project's have 450 values and
 # four levels.
@@ -186,6 +182,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
     """Run ``main(args)`` in ``--num-gpus`` processes on this machine, with or without GPUs.
 
+    If torchrun or srun has started several processes, this is one of them.
+
     Args:
         main: must be importable by name: the processes are spawned.
         args: parsed with :func:`argument_parser`.
@@ -202,87 +200,50 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         raise InputError("several machines need the same --dist-url tcp://HOST:PORT of machine 0")
     if not 0 <= args.machine_rank < args.num_machines:
         raise InputError(f"--machine-rank must be between 0 and {args.num_machines - 1}")
+    # With --num-machines, a launcher starts one process a machine, which starts the others here.
+    place = None
+    if args.num_machines == 1:
+        place = place_of_launcher(os.environ, several_by_flag=args.num_gpus > 1)
+    if place and args.num_gpus > 1:
+        raise InputError(
+            f"--num-gpus {args.num_gpus}: torchrun or srun has started {place.world_size} processes"
+            " already; leave the flag out, or start one process a machine with --num-machines, "
+            "--machine-rank and --dist-url"
+        )
     # Built here too, so that a mistake in it is reported once and not by every process.
-    on_cpu = build_config(args.config_file, args.opts).MODEL.DEVICE == "cpu"
-    gpus = 0 if on_cpu else torch.cuda.device_count()
-    if gpus and args.num_gpus > gpus:
-        raise InputError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
-    if args.num_gpus * args.num_machines == 1:
+    cfg = build_config(args.config_file, args.opts)
+    if cfg.PROCESS_TIMEOUT <= 0:
+        raise InputError(f"PROCESS_TIMEOUT is {cfg.PROCESS_TIMEOUT:g}: more than 0 seconds")
+    on_cpu = cfg.MODEL.DEVICE == "cpu"
+    settings = GroupSettings(
+        gpus=0 if on_cpu else torch.cuda.device_count(), timeout=cfg.PROCESS_TIMEOUT
+    )
+    if not place and args.num_gpus * args.num_machines == 1:
         main(args)
         return 0
+    if ":" in cfg.MODEL.DEVICE:
+        raise InputError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: several processes need one GPU each")
+    if place:
+
+        def report(problem: str) -> None:
+            # Once a machine.
+            if place.local_rank == 0:
+                print(f"error: {problem}", file=sys.stderr, flush=True)  # noqa: T201
+
+        run_in_group(main, args, place=place, settings=settings, report=report)
+        return 0
+    if settings.gpus and args.num_gpus > settings.gpus:
+        raise InputError(f"--num-gpus {args.num_gpus}: this machine has {settings.gpus}")
     environment = dict(os.environ)
     if on_cpu:
-        # Detectron2 takes NCCL, which cannot work on CPU tensors, wherever it sees a GPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # Otherwise every process starts a thread per core and they fight for them.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // args.num_gpus)))
-    # The processes save and stop on these signals; without this they would die with their parent.
-    signals = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, _pass_on) for number in signals}
-    # The parent reports what is wrong with the input; the processes send it here.
-    problems = multiprocessing.get_context("spawn").SimpleQueue()
-    # It would log that it ends the processes that a failed one leaves behind.
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
-        detectron2_launch(
-            _process_main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args, problems),
-        )
-    except (ProcessExitedException, ProcessRaisedException) as error:
-        # Later errors of other processes follow from the first.
-        if not problems.empty():
-            raise InputError(problems.get()) from error
-        if isinstance(error, ProcessRaisedException):
-            raise
-        if error.exit_code == -signal.SIGKILL:
-            raise InputError(
-                f"process {error.error_index} was killed, perhaps because memory ran out"
-            ) from error
-        # As a shell reports a process that a signal ended: 143 for SIGTERM, also before training.
-        return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
+        return run_processes(main, args, settings)
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         os.environ.clear()
         os.environ.update(environment)
-    return 0
-
-
-def _pass_on(number: int, _frame: FrameType | None) -> None:
-    processes = multiprocessing.active_children()
-    if not processes:
-        raise SystemExit(128 + number)
-    for process in processes:
-        if process.pid is not None:
-            os.kill(process.pid, number)
-
-
-def _process_main(
-    main: Callable[[argparse.Namespace], Any],
-    args: argparse.Namespace,
-    problems: SimpleQueue[str],
-) -> None:
-    """Run ``main`` in one process of several."""
-    if "fork" in multiprocessing.get_all_start_methods():
-        # PyTorch's default for loading workers, which run NumPy and OpenCV only. A spawned process
-        # would spawn them, and each would import everything again.
-        multiprocessing.set_start_method("fork", force=True)
-    try:
-        main(args)
-    except (InputError, OSError) as error:
-        problem = one_line(error)
-        if problem is not None:
-            problems.put(problem)
-        raise
-    except KeyboardInterrupt:
-        # The process group and the parent each send one: the second would end in a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # Before training, which stops in its own way; torch would make it exit status 0.
-        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def find_config(config_file: str) -> Path:

@@ -23,6 +23,12 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # saved OUTPUT_DIR/config.yaml has everything merged and an empty INCLUDE: it loads anywhere.
     cfg.INCLUDE = ()
 
+    # ---- Several processes --------------------------------------------------------------------
+    # Seconds in which all processes of a training must have come together, and without a sign of
+    # life after which one counts as lost: killed, or on a machine that is out of reach. The others
+    # then end with a line that names it.
+    cfg.PROCESS_TIMEOUT = 120.0
+
     # ---- Length of training, in passes over DATASETS.TRAIN ------------------------------------
     # One epoch is ceil(images / SOLVER.IMS_PER_BATCH) iterations, counting the images that are
     # left after DATALOADER.FILTER_EMPTY_ANNOTATIONS. At start-up these keys are turned into

@@ -10,6 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
 from cityscapes_maskrcnn.synthetic.dataset import find_dataset, generate_dataset
 from cityscapes_maskrcnn.utils.tool import count, run_tool
 

@@ -8,6 +8,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
 from cityscapes_maskrcnn.data.download import COARSE_PACKAGES, FINE_PACKAGES, download, unpack
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, dataset_root, tree_folder
 from cityscapes_maskrcnn.data.tree_check import check_tree, format_checks

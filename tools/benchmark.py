@@ -10,6 +10,10 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
 from cityscapes_maskrcnn.utils.parallel import available_cores
 from cityscapes_maskrcnn.utils.tool import run_tool
 

@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
 import torch
 
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, read_history, to_plain

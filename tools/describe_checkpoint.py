@@ -7,6 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
 from cityscapes_maskrcnn.engine.checkpoint_origin import describe_checkpoint, format_description
 from cityscapes_maskrcnn.utils.files import to_json
 from cityscapes_maskrcnn.utils.tool import run_tool

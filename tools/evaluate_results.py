@@ -9,6 +9,10 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.evaluation.coco_ap import coco_scores, format_coco_scores, match_and_coco
 from cityscapes_maskrcnn.evaluation.instance_ap import (

@@ -6,6 +6,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.evaluation import submission_check
 from cityscapes_maskrcnn.utils.tool import run_tool

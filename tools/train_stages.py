@@ -7,6 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe.chain import read_states, require_inputs, run_chain
 from cityscapes_maskrcnn.recipe.chain_status import format_plan

@@ -6,6 +6,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
 from tqdm import tqdm
 
 from cityscapes_maskrcnn.cli import build_config

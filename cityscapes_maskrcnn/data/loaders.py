@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
-from cityscapes_maskrcnn.utils.child import end_with_parent
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.parallel import loader_context, start_worker
 
 
 def training_dicts(cfg: CfgNode, log_classes: bool = False) -> list[dict[str, Any]]:
@@ -140,9 +136,10 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
             )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     # DatasetFromList keeps the dicts as one array, which worker processes share.
+    mapper = CityscapesMapper(cfg, is_train=True)
     stream = TrainingStream(
         dicts=DatasetFromList(dicts, copy=False),
-        mapper=CityscapesMapper(cfg, is_train=True),
+        mapper=mapper,
         seed=seed,
         batch_size=total // processes,
     )
@@ -150,13 +147,12 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
         stream,
         batch_size=total // processes,
         drop_last=True,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
         # A generator of its own: starting a loader draws a number, which must not be one that the
         # first step after a resume would have drawn.
         generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=_start_worker,
+        **_worker_options(cfg, mapper),
     )
 
 
@@ -189,30 +185,28 @@ def inference_loader(
         dataset,
         batch_size=1,
         sampler=InferenceSampler(len(dataset)),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=_start_worker,
+        **_worker_options(cfg, mapper),
     )
 
 
+def _worker_options(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """Get the arguments of a DataLoader that concern its worker processes."""
+    num_workers = cfg.DATALOADER.NUM_WORKERS
+    if num_workers < 1:
+        return {"num_workers": 0}
+    # Of an instance, the module of its class.
+    with_main = getattr(mapper, "__module__", "") == "__main__"
+    return {
+        "num_workers": num_workers,
+        "multiprocessing_context": loader_context(__name__, with_main),
+        "worker_init_fn": _start_worker,
+    }
+
+
 def _start_worker(_worker_id: int) -> None:
-    """Leave signals to the process group (Ctrl-C, timeout) and SIGTERM to the training process.
+    """Leave signals to the training process, which needs its workers to finish its step and save.
 
-    It needs its workers to finish its step and save; job schedulers send SIGTERM to every process.
-    A kill of the group does not reach them either then, and one may be stuck in a read: the kernel
-    ends them with their parent.
+    A worker ends with that process, also when it is stuck in a read.
     """
-    os.setpgid(0, 0)
-    end_with_parent()
-    if sys.platform == "linux":
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_if_parent_asks, daemon=True).start()
-
-
-def _end_if_parent_asks() -> None:
-    # multiprocessing ends its children by SIGTERM when Python exits, and waits for them.
-    if sys.platform == "linux":
-        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-            pass
-        # torch takes another status for a failure.
-        os._exit(0)
+    start_worker()

@@ -6,11 +6,11 @@ import hashlib
 import logging
 import math
 import signal
+import sys
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,6 @@ import torch.distributed as dist
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicWriter
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
@@ -31,12 +30,11 @@ from detectron2.utils.events import (
 from torch import nn
 
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.process_group import ask_main_process, end_all
 from cityscapes_maskrcnn.utils.stop import StopRequests
+from cityscapes_maskrcnn.utils.tool import one_line
 
 Batch = TypeVar("Batch")
-
-# In a measurement, several processes ask each other this often whether one is asked to stop.
-SECONDS_BETWEEN_CHECKS = 2.0
 
 
 def is_due(trainer: Any, *periods: int) -> bool:
@@ -48,6 +46,22 @@ def is_due(trainer: Any, *periods: int) -> bool:
     """
     done = trainer.iter + 1
     return done == trainer.max_iter or any(period > 0 and done % period == 0 for period in periods)
+
+
+def finish_hooks(trainer: Any) -> None:
+    """Call ``after_train`` of all hooks of a run that ends early, and log what fails in them.
+
+    A hook whose ``before_train`` was not reached may miss what that sets.
+    """
+    trainer.storage.iter = trainer.iter
+    for hook in trainer._hooks:
+        try:
+            with trainer.storage:
+                hook.after_train()
+        except Exception as error:
+            logging.getLogger(__name__).warning(
+                "%s could not finish: %r", type(hook).__name__, error
+            )
 
 
 class MeasurementHook(HookBase):
@@ -289,9 +303,9 @@ class StopOnSignal(HookBase):
     """Save a checkpoint and end when the process is asked to (SIGTERM, or SIGINT: Ctrl-C).
 
     Job schedulers send SIGTERM some seconds before they kill. The step under way is finished and
-    saved; a measurement is left where it is. The exit status is 143 or 130, and ``--resume``
-    continues from there. If one of several processes is asked, all end after the same step. Ctrl-C
-    once more, a second later, ends the process at once.
+    saved; a measurement is left at once, wherever it is. The exit status is 143 or 130, and
+    ``--resume`` continues from there. If one of several processes is asked, all end after the same
+    step. Ctrl-C once more, a second later, ends the process at once.
 
     Register it after the checkpointer and before all :class:`MeasurementHook`. Whoever runs the
     hooks calls :meth:`release` after the last of them.
@@ -304,79 +318,82 @@ class StopOnSignal(HookBase):
     def __init__(self, checkpointer: Checkpointer, period: int) -> None:
         self._checkpointer = checkpointer
         self._period = period
-        self._requests = StopRequests(interruptible=True)
+        self._requests = StopRequests(self._leave_measurement, interruptible=True)
         self._listening = ExitStack()
-        self._next_check = 0.0
+        self._measuring = False
+        # Held while that changes, and by the thread that ends a measurement for good.
+        self._lock = threading.Lock()
 
     def before_train(self) -> None:
         """Take over the signals."""
         self._listening.enter_context(self._requests.listening())
 
     def after_step(self) -> None:
-        """End here if asked to."""
-        self.check()
-
-    def release(self) -> None:
-        """Give the signals back.
-
-        Not in ``after_train``, where later hooks write their files: the first of several processes
-        that exits has the others sent SIGTERM.
-        """
-        self._listening.close()
-
-    def check(self, busy: bool = False) -> bool:
-        """End if any process was asked to.
-
-        Args:
-            busy: in a measurement, where each process has batches of its own: this process will
-                call again, and until then others may wait for it. Several processes synchronise
-                every few seconds at most.
-
-        Returns:
-            Whether any process will call again.
+        """End here if any process was asked to.
 
         Raises:
             SystemExit: 128 plus the signal's number, when the checkpoint is written.
         """
         number = next(iter(self._requests.signals), 0)
         if comm.get_world_size() > 1:
-            if busy and time.monotonic() < self._next_check:
-                return True
             device = next(self.trainer.model.parameters()).device
-            state = torch.tensor([number, int(busy)], device=device)
+            state = torch.tensor([number], device=device)
             dist.all_reduce(state, op=dist.ReduceOp.MAX)
-            number, busy = int(state[0]), bool(state[1])
-            self._next_check = time.monotonic() + SECONDS_BETWEEN_CHECKS
+            number = int(state[0])
         if number:
-            self._leave(number)
-        return busy
+            self._save(number)
+            comm.synchronize()
+            raise SystemExit(128 + number)
+
+    def release(self) -> None:
+        """Give the signals back.
+
+        Not in ``after_train``, where later hooks write their files.
+        """
+        self._listening.close()
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Let a request end this process inside a ``with`` block, which changes no state.
+
+        The main process saves and ends then, and with it the others, which may be anywhere in the
+        measurement. They do not end by themselves: it may be in the next step and need them.
+        """
+        with self._lock:
+            self._measuring = True
+        if self._requests.signals:
+            # It came before: nobody will be woken.
+            self._leave_measurement(self._requests.signals[0])
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._measuring = False
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Go through the batches of a measurement, and leave it if asked to.
+        """Go through the batches of a measurement, in a block of :meth:`measuring`."""
+        with self.measuring():
+            yield from batches
 
-        Args:
-            batches: of this process; others may have more or fewer.
-        """
-        for batch in batches:
-            self.check(busy=True)
-            yield batch
-        self.wait_for_others()
+    def _leave_measurement(self, number: int) -> None:
+        """Save and end if the process measures; in the thread that notices signals."""
+        with self._lock:
+            if not self._measuring:
+                return
+            if not comm.is_main_process():
+                ask_main_process(number)
+                return
+            status = 1
+            try:
+                self._save(number)
+                status = 128 + number
+                finish_hooks(self.trainer)
+            except (InputError, OSError) as error:
+                print(f"error: {one_line(error) or error}", file=sys.stderr)  # noqa: T201
+            finally:
+                end_all(status)
 
-    def watch_evaluators(
-        self, evaluators: Iterable[DatasetEvaluator | list[DatasetEvaluator]]
-    ) -> list[DatasetEvaluator]:
-        """Wrap Detectron2 evaluators, or lists of them, so that an evaluation is left if asked."""
-        return [
-            _WatchedEvaluator(each if isinstance(each, list) else [each], self)
-            for each in evaluators
-        ]
-
-    def wait_for_others(self) -> None:
-        """Wait until all processes have come to the end of their batches."""
-        while self.check():
-            pass
-
-    def _leave(self, number: int) -> None:
+    def _save(self, number: int) -> None:
         iteration = self.trainer.iter
         logging.getLogger(__name__).warning(
             "%s: stopping after iteration %d; --resume continues from there",
@@ -384,24 +401,7 @@ class StopOnSignal(HookBase):
             iteration,
         )
         if not is_due(self.trainer, self._period):
-            average_norm_statistics(self.trainer.model)
+            if not self._measuring:
+                # All processes are here; before a measurement it has been done.
+                average_norm_statistics(self.trainer.model)
             self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        # The first process that exits has the others sent SIGTERM.
-        comm.synchronize()
-        raise SystemExit(128 + number)
-
-
-class _WatchedEvaluator(DatasetEvaluators):
-    """Evaluators that leave the evaluation if the run is asked to stop."""
-
-    def __init__(self, evaluators: list[DatasetEvaluator], stop: StopOnSignal) -> None:
-        super().__init__(evaluators)
-        self._stop = stop
-
-    def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        self._stop.check(busy=True)
-        super().process(inputs, outputs)
-
-    def evaluate(self) -> dict[str, Any]:
-        self._stop.wait_for_others()
-        return super().evaluate()

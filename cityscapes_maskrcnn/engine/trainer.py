@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from cityscapes_maskrcnn.engine.hooks import (
     SeedEveryStep,
     StopOnSignal,
     WriteEvents,
+    finish_hooks,
 )
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
 from cityscapes_maskrcnn.engine.run_setup import environment
@@ -94,9 +97,9 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
 
         on_gpu = next(model.parameters()).is_cuda
-        model = create_ddp_model(
-            model, broadcast_buffers=False, **({} if on_gpu else {"device_ids": None})
-        )
+        # Detectron2 takes the local rank for the number of the GPU, which under srun it may not be.
+        device_ids = [torch.cuda.current_device()] if on_gpu else None
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(
@@ -169,7 +172,7 @@ class Trainer(DefaultTrainer):
         )
         self.iter = self.start_iter
         # Detectron2's loop is fixed in length; this one ends where a hook lowers max_iter.
-        with EventStorage(self.start_iter) as self.storage:
+        with EventStorage(self.start_iter) as self.storage, self._hooks_at_the_end():
             try:
                 self.before_train()
                 self._repeat_measurements()
@@ -189,13 +192,6 @@ class Trainer(DefaultTrainer):
                     f"training diverged in iteration {self.iter}: {error}; {self._trainer.images}; "
                     "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"
                 ) from error
-            finally:
-                try:
-                    self.after_train()
-                finally:
-                    for hook in self._hooks:
-                        if isinstance(hook, StopOnSignal):
-                            hook.release()
         results = getattr(self, "_last_eval_results", {})
         if comm.is_main_process():
             folder = Path(self.cfg.OUTPUT_DIR)
@@ -205,6 +201,21 @@ class Trainer(DefaultTrainer):
                 logging.getLogger(__name__).warning("No training curves: %s", error)
             verify_results(self.cfg, results)
         return results
+
+    @contextmanager
+    def _hooks_at_the_end(self) -> Iterator[None]:
+        """Call ``after_train`` of all hooks after a ``with`` block, however it ends."""
+        try:
+            yield
+        except BaseException:
+            finish_hooks(self)
+            raise
+        else:
+            self.after_train()
+        finally:
+            for hook in self._hooks:
+                if isinstance(hook, StopOnSignal):
+                    hook.release()
 
     def _repeat_measurements(self) -> None:
         """Make up for what the checkpoint does not have: what followed it in its iteration."""
@@ -248,12 +259,14 @@ class Trainer(DefaultTrainer):
 
         def evaluate() -> dict[str, Any]:
             evaluators = [self.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-            self._last_eval_results = self.test(cfg, self.model, stop.watch_evaluators(evaluators))
+            with stop.measuring():
+                self._last_eval_results = self.test(cfg, self.model, evaluators)
             return self._last_eval_results
 
         def evaluate_augmented() -> dict[str, Any]:
             evaluators = self._build_augmented_evaluators(cfg)
-            return self.test_with_TTA(cfg, self.model, stop.watch_evaluators(evaluators))
+            with stop.measuring():
+                return self.test_with_TTA(cfg, self.model, evaluators)
 
         def hand_over_best() -> None:
             other_weights = best.restore()

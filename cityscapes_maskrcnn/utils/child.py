@@ -17,6 +17,16 @@ from typing import Final
 
 from cityscapes_maskrcnn.utils.stop import StopRequests
 
+# Variables by which torchrun and srun number the processes that they start.
+LAUNCHER_VARIABLES: Final = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "SLURM_PROCID",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_NTASKS",
+)
+
 _PR_SET_PDEATHSIG: Final = 1
 # Has the kernel end the process with its parent, then becomes the command. A program of its own
 # rather than a function between fork and exec, where Python may deadlock if the parent has threads.
@@ -31,10 +41,14 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-def end_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends (on Linux)."""
+def end_with_parent(number: int) -> None:
+    """Have the kernel send this process a signal when the thread that started it ends (on Linux).
+
+    Args:
+        number: of the signal.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
 def run_child(
@@ -66,6 +80,11 @@ def run_child(
     Returns:
         Why the command failed, in one line; empty if it ended with status 0.
     """
+    # The child is no process of the training that this one may be started as, by srun for instance.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES
+    }
+    environment["PYTHONUNBUFFERED"] = "1"
     with log_file.open("ab") as log:
         start = log.tell()
         child = subprocess.Popen(
@@ -73,7 +92,7 @@ def run_child(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env=environment,
             pass_fds=keep_open,
             # Ctrl-C in the terminal reaches this process only, which passes it on.
             start_new_session=True,

@@ -1,8 +1,9 @@
 """Work in other processes: many items at once, or tasks that are done while the caller goes on.
 
-Worker processes are spawned, never forked: the caller may have CUDA, NCCL and other threads, whose
-locks a forked process would inherit locked. A worker imports the module of its function and not the
-caller's main module, so it starts in a fifth of a second, and scripts without
+The caller is never forked: it may have CUDA, NCCL and other threads, whose locks a forked process
+would inherit locked. Workers are spawned; those of data loaders, which need large packages, are
+forked from a process that has imported them and has no threads. A worker imports the module of its
+function and not the caller's main module, so it starts in a fifth of a second, and scripts without
 ``if __name__ == "__main__"`` and notebooks work; functions of a main module cannot be sent to it.
 """
 
@@ -17,18 +18,25 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing import forkserver
+from multiprocessing.context import (
+    ForkServerContext,
+    ForkServerProcess,
+    SpawnContext,
+    SpawnProcess,
+)
 from types import ModuleType
 from typing import Any, Final, TypeVar
 
 from tqdm import tqdm
+
+from cityscapes_maskrcnn.utils.stop import STOP_SIGNALS, blocked_signals
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # A worker pays off from about so many items: until it has started, the caller has done as many.
 _ITEMS_PER_WORKER: Final = 16
-_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def available_cores() -> int:
@@ -148,34 +156,62 @@ class TaskQueue:
             raise
 
 
-class _Worker(SpawnProcess):
-    """A spawned process without the caller's main module, see the top of this file."""
+class _WithoutMain:
+    """Part of a process that starts without the caller's main module, see the top of this file."""
 
-    def terminate(self) -> None:
-        """Kill it: it ignores SIGTERM. A pool in which a worker died ends the others so."""
-        self.kill()
-
-    @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802
+    @classmethod
+    def _Popen(cls, process_obj: Any) -> Any:  # noqa: N802
         main = sys.modules["__main__"]
-        # Inherited until _start_worker has handlers: a signal to the group must not end a worker.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-        try:
-            sys.modules["__main__"] = ModuleType("__main__")
-            return SpawnProcess._Popen(process_obj)
-        finally:
-            sys.modules["__main__"] = main
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # Blocked until start_worker has handlers: a signal to the group must not end a worker.
+        with blocked_signals():
+            try:
+                sys.modules["__main__"] = ModuleType("__main__")
+                popen = super()._Popen(process_obj)  # type: ignore[misc]
+            finally:
+                sys.modules["__main__"] = main
+        # Workers ignore SIGTERM. A pool in which one died ends the others by it, and so does
+        # multiprocessing when Python exits.
+        popen.terminate = popen.kill
+        return popen
 
 
-class _WorkerContext(SpawnContext):
-    Process = _Worker
+class _SpawnedWorker(_WithoutMain, SpawnProcess):
+    pass
+
+
+class _SpawnedContext(SpawnContext):
+    Process = _SpawnedWorker
+
+
+class _ForkedWorker(_WithoutMain, ForkServerProcess):
+    pass
+
+
+class _ForkedContext(ForkServerContext):
+    Process = _ForkedWorker
+
+
+def loader_context(preload: str, with_main: bool = False) -> ForkServerContext:
+    """Get what starts the workers of data loaders, see the top of this file.
+
+    The process that they are forked from starts now if there is none, and imports meanwhile. It
+    ends when this process and all workers have.
+
+    Args:
+        preload: module that workers need.
+        with_main: workers import the caller's main module too, because they need what is in it.
+    """
+    context = ForkServerContext() if with_main else _ForkedContext()
+    context.set_forkserver_preload([preload])
+    with blocked_signals():
+        forkserver.ensure_running()
+    return context
 
 
 def _start_pool(
     num_workers: int, initializer: Callable[[], object] | None = None
 ) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(num_workers, _WorkerContext(), _start_worker, (initializer,))
+    return ProcessPoolExecutor(num_workers, _SpawnedContext(), start_worker, (initializer,))
 
 
 def _with_progress(results: Iterable[Result], total: int, description: str) -> Iterable[Result]:
@@ -184,7 +220,7 @@ def _with_progress(results: Iterable[Result], total: int, description: str) -> I
     return tqdm(results, description, total, mininterval=interval, delay=1.0, leave=False)
 
 
-def _start_worker(initializer: Callable[[], object] | None) -> None:
+def start_worker(initializer: Callable[[], object] | None = None) -> None:
     """Let the parent process decide when a worker ends.
 
     Signals to the process group (Ctrl-C, timeout) and to every process of a job (schedulers send
@@ -193,9 +229,9 @@ def _start_worker(initializer: Callable[[], object] | None) -> None:
     thread ends them.
     """
     os.setpgid(0, 0)
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if initializer is not None:
         initializer()

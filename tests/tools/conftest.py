@@ -80,6 +80,10 @@ def own_state() -> Iterator[None]:
         detectron2_logger._cached_log_stream.cache_clear()
         for number, handler in signals.items():
             signal.signal(number, handler)
+        wakeup = signal.set_wakeup_fd(-1)
+        if wakeup != -1:
+            # Ends the thread that the tool has started for its signals.
+            os.close(wakeup)
         random.setstate(generators[0])
         np.random.set_state(generators[1])
         torch.set_num_threads(threads)
