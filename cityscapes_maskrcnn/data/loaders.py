@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from detectron2.config import CfgNode
@@ -23,6 +23,8 @@ from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import loader_context, start_worker
+
+_WORKER_IMPORTS: Final = "cityscapes_maskrcnn.data.worker_imports"
 
 
 def training_dicts(cfg: CfgNode, log_classes: bool = False) -> list[dict[str, Any]]:
@@ -199,7 +201,7 @@ def _worker_options(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> di
     with_main = getattr(mapper, "__module__", "") == "__main__"
     return {
         "num_workers": num_workers,
-        "multiprocessing_context": loader_context(__name__, with_main),
+        "multiprocessing_context": loader_context(_WORKER_IMPORTS, with_main),
         "worker_init_fn": _start_worker,
     }
 

@@ -166,7 +166,7 @@ def process_group(
         if _is_of_collective(error):
             watch.wait_for_verdict()
         problem = one_line(error) if isinstance(error, (InputError, OSError)) else None
-        watch.fail(problem or "ended with an error, see its own output")
+        watch.fail(problem or f"{type(error).__name__}, see its own output")
         raise
     finally:
         watch.leave()
@@ -287,12 +287,15 @@ class _Watch:
             return
         rank, problem = verdict["rank"], verdict["problem"]
         if verdict["status"] == 1:
-            # Who found it broken knows no more than that it gave no sign.
-            problem = problem or (
-                "was lost: it gives no sign of life (killed, out of memory, or its network is "
-                "gone); start all processes again, with --resume to go on from the last checkpoint"
+            self._report(
+                f"process {rank} on {self._hosts[rank]}: "
+                + (
+                    problem
+                    or "no sign of life; it was killed (out of memory?) or its machine is out of "
+                    "reach; start all processes again, with --resume to go on from the last "
+                    "checkpoint"
+                )
             )
-            self._report(f"process {rank} on {self._hosts[rank]}: {problem}")
         if self._place.rank == 0:
             time.sleep(2 * _INTERVAL)
         os._exit(verdict["status"])

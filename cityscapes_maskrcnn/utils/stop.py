@@ -8,9 +8,11 @@ wakes a thread, which acts at once whatever the main thread does.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -126,11 +128,17 @@ def end_on_signals() -> None:
     """
     if signal.getsignal(signal.SIGINT) is not _leave_to_thread:
         StopRequests(end_at_once).take_over()
+        # multiprocessing's tracker, a process of its own that gets these options, removes what is
+        # left behind then; it need not say so.
+        sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+        # Later Python gives the signals back to the system, which would end it with another status.
+        atexit.register(_ignore_signals)
 
 
 def end_at_once(number: int) -> None:
     """End this process as one that was asked to: no exit handlers, status 128 plus the number."""
-    if parent_process() is None:
+    # The processes of a run say nothing, also not while they start and have no parent yet.
+    if parent_process() is None and "--multiprocessing-fork" not in sys.orig_argv:
         word = "interrupted" if number == signal.SIGINT else "terminated"
         with suppress(OSError):
             os.write(2, f"{word}\n".encode())
@@ -152,6 +160,11 @@ def blocked_signals() -> Iterator[None]:
 
 def _leave_to_thread(_number: int, _frame: FrameType | None) -> None:
     """Do nothing: the interpreter has woken the thread that acts."""
+
+
+def _ignore_signals() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _reset_in_child() -> None:

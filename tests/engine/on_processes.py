@@ -1,10 +1,11 @@
 """Run by test_on_processes.py: what one process finds alone, and what two find together.
 
-Usage: on_processes.py FOLDER; leaves alone.pt, 0.pt and 1.pt.
+Usage: on_processes.py FOLDER; leaves alone.pt, 0.pt, 1.pt and saved, and ends with status 143.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -12,20 +13,19 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from conftest import tiny_model
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.engine import hooks
+from cityscapes_maskrcnn.engine.processes import GroupSettings, run_processes
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.engine.validation import validation_losses
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -63,23 +63,21 @@ def images() -> list[dict[str, Any]]:
     return examples
 
 
-def measure(rank: int, batches: int, asked: bool) -> dict[str, Any]:
-    """Go through some batches; if asked to, stop in the first one of rank 1."""
-    saved: list[str] = []
-    stop = hooks.StopOnSignal(SimpleNamespace(save=lambda name, **_: saved.append(name)), 100)
-    stop.trainer = SimpleNamespace(model=nn.Linear(1, 1), iter=4, max_iter=9)
+def measure(folder: Path) -> None:
+    """Measure without end; one process is asked to stop, all end and the main one saves."""
+
+    def save(name: str, iteration: int) -> None:
+        (folder / "saved").write_text(f"{name} {iteration}")
+
+    stop = hooks.StopOnSignal(SimpleNamespace(save=save), period=100)
+    stop.trainer = SimpleNamespace(
+        model=nn.Linear(1, 1), iter=4, max_iter=9, storage=EventStorage(), _hooks=[stop]
+    )
     stop.before_train()
-    seen, status = 0, 0
-    try:
-        for _ in stop.watch(range(batches)):
-            seen += 1
-            time.sleep(0.01 if asked else 0)
-            if asked and rank == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-    except SystemExit as left:
-        status = left.code
-    stop.release()
-    return {"status": status, "seen": seen, "saved": saved}
+    for batch in stop.watch(range(1000)):
+        if batch == 3 and comm.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
 
 
 def fit_anchors() -> dict[str, Any]:
@@ -110,14 +108,13 @@ def fit_anchors() -> dict[str, Any]:
     return found
 
 
-def work(rank: int, folder: str, semantic: nn.Module, instances: nn.Module) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    comm.create_local_process_group(2)
+def work(args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    rank, folder = comm.get_rank(), Path(args.folder)
     layers = norms(rank)
     hooks.average_norm_statistics(layers)
     one, two, three = images()
+    semantic, instances = tiny_model("stage_0_backbone"), tiny_model("stage_1_heads")
     found = {
         "norms": layers.state_dict(),
         "two and one": validation_losses(semantic, [[[one, two]], [[three]]][rank]),
@@ -126,15 +123,12 @@ def work(rank: int, folder: str, semantic: nn.Module, instances: nn.Module) -> N
         "instances": validation_losses(instances, [[[one], [two]], [[three]]][rank]),
         "fit": fit_anchors(),
     }
-    with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as all_reduce:
-        found["to the end"] = measure(rank, [5, 2][rank], asked=False)
-        found["reductions"] = all_reduce.call_count
-    hooks.SECONDS_BETWEEN_CHECKS = 0.1
-    found["left"] = measure(rank, [1000, 1][rank], asked=True)
-    torch.save(found, Path(folder, f"{rank}.pt"))
+    torch.save(found, folder / f"{rank}.pt")
+    comm.synchronize()
+    measure(folder)
 
 
-def main(folder: str) -> None:
+def main(folder: str) -> int:
     torch.set_num_threads(1)
     semantic, instances = tiny_model("stage_0_backbone"), tiny_model("stage_1_heads")
     one, two, three = images()
@@ -145,10 +139,11 @@ def main(folder: str) -> None:
         "instances": validation_losses(instances, [[one], [two], [three]]),
     }
     torch.save(alone, Path(folder, "alone.pt"))
-    torch.multiprocessing.start_processes(
-        work, (folder, semantic, instances), nprocs=2, start_method="fork"
+    args = argparse.Namespace(
+        num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto", folder=folder
     )
+    return run_processes(work, args, GroupSettings(gpus=0, timeout=60))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1]))

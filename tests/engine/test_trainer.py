@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import ROIMasks
 
 from cityscapes_maskrcnn.data.provenance import read_history
+from cityscapes_maskrcnn.engine import hooks as engine_hooks
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -221,7 +223,12 @@ def test_early_stopping_hands_on_and_scores_the_best_weights(train: Train, tmp_p
 
 
 class Asked(Trainer):
-    """Is asked to stop while it measures images that never end."""
+    """Is asked to stop while it measures images that never end.
+
+    A thread ends the process then; here it leaves the status, with which the main thread ends.
+    """
+
+    left: ClassVar[list[int]] = []
 
     signal = signal.SIGTERM
     stops_in = "evaluation"
@@ -229,30 +236,32 @@ class Asked(Trainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         loader = super().build_test_loader(cfg, dataset_name)
-        return Endless(loader, cls.signal) if cls.stops_in == "evaluation" else loader
+        return Endless(loader, cls) if cls.stops_in == "evaluation" else loader
 
     @classmethod
     def build_validation_loader(cls, cfg: CfgNode) -> Any:
         loader = super().build_validation_loader(cfg)
-        return Endless(loader, cls.signal) if cls.stops_in == "validation" else loader
+        return Endless(loader, cls) if cls.stops_in == "validation" else loader
 
 
 class Endless:
     """Batches without end, in the second of which the process gets a signal."""
 
-    def __init__(self, loader: Any, number: int) -> None:
+    def __init__(self, loader: Any, kind: type[Asked]) -> None:
         self.batch = next(iter(loader))
-        self.number = number
+        self.kind = kind
 
     def __len__(self) -> int:
         return 1_000_000
 
     def __iter__(self) -> Iterator[Any]:
         yield self.batch
-        os.kill(os.getpid(), self.number)
-        for _ in range(3):
-            yield self.batch
-        raise AssertionError("the measurement goes on")
+        os.kill(os.getpid(), self.kind.signal)
+        end = time.monotonic() + 20
+        while not self.kind.left:
+            assert time.monotonic() < end, "the measurement goes on"
+            time.sleep(0.01)
+        raise SystemExit(self.kind.left[0])
 
 
 # Evaluated after 2 and 4 iterations.
@@ -283,6 +292,7 @@ def test_a_measurement_is_left_at_once_and_made_up_for(
     train: Train,
     undisturbed: dict[str, Any],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     stops_in: str,
     number: int,
     checkpoint_period: int,
@@ -292,7 +302,8 @@ def test_a_measurement_is_left_at_once_and_made_up_for(
         undisturbed["metrics"] = measured(tmp_path / "whole")
     options = [*MEASURED, "SOLVER.CHECKPOINT_PERIOD", checkpoint_period]
     before = signal.getsignal(number)
-    kind = type("Asked", (Asked,), {"signal": number, "stops_in": stops_in})
+    kind = type("Asked", (Asked,), {"signal": number, "stops_in": stops_in, "left": []})
+    monkeypatch.setattr(engine_hooks, "end_all", kind.left.append)
     with pytest.raises(SystemExit) as left:
         train(*options, kind=kind)
     assert left.value.code == 128 + number
@@ -306,6 +317,22 @@ def test_a_measurement_is_left_at_once_and_made_up_for(
     metrics = measured(tmp_path)
     assert {iteration for iteration, _ in metrics} == {1, 3, 4}
     assert metrics == pytest.approx(undisturbed["metrics"])
+
+
+class Refuse(HookBase):
+    def before_train(self) -> None:
+        raise InputError("refused")
+
+
+class Refused(Trainer):
+    def build_hooks(self) -> list[HookBase]:
+        return [Refuse(), *super().build_hooks()]
+
+
+def test_hooks_at_the_end_do_not_hide_the_first_error(train: Train) -> None:
+    """CheckFrozen, for one, has nothing to compare with."""
+    with pytest.raises(InputError, match=r"^refused$"):
+        train(kind=Refused)
 
 
 class Terminate(HookBase):

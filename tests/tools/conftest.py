@@ -63,6 +63,7 @@ def own_state() -> Iterator[None]:
         for logger in map(logging.getLogger, names)
     ]
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    warnoptions = sys.warnoptions[:]
     generators = random.getstate(), np.random.get_state()
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     try:
@@ -80,6 +81,7 @@ def own_state() -> Iterator[None]:
         detectron2_logger._cached_log_stream.cache_clear()
         for number, handler in signals.items():
             signal.signal(number, handler)
+        sys.warnoptions[:] = warnoptions
         wakeup = signal.set_wakeup_fd(-1)
         if wakeup != -1:
             # Ends the thread that the tool has started for its signals.

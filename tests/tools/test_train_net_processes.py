@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +114,107 @@ def test_two_processes_train_and_measure_one_model(
     assert measured == pytest.approx(expected, rel=1e-5)
 
 
+def two_machines() -> list[object]:
+    """Flags of both, but for the number of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    return ["--num-machines", 2, "--dist-url", url, "--machine-rank"]
+
+
+def the_error(process: Process) -> str:
+    """The only line with which a process ends that cannot go on; at once, and no traceback."""
+    log, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "Traceback" not in log + errors
+    (line,) = (line for line in errors.splitlines() if line.startswith("error: "))
+    return line
+
+
+def test_a_lost_machine_is_named(
+    start_tool: Callable[..., object],
+    first_checkpoint: Callable[..., None],
+    tiny: list[str],
+    tmp_path: Path,
+) -> None:
+    command = ["tools/train_net.py", "--config-file", STAGE_1, *two_machines()]
+    options = [*tiny, *OFTEN.split(), "SOLVER.MAX_ITER", 100_000, "OUTPUT_DIR", tmp_path]
+    with (
+        start_tool(*command, 0, *options) as one,
+        start_tool(*command, 1, *options) as other,
+    ):
+        first_checkpoint(one, tmp_path)
+        os.killpg(other.pid, signal.SIGKILL)
+        line = the_error(one)
+    assert line.startswith(f"error: process 1 on {socket.gethostname()}: no sign of life; ")
+    assert line.endswith("with --resume to go on from the last checkpoint")
+
+
+def test_an_error_on_one_machine_ends_the_other_with_the_same_line(
+    trained: Path, start_tool: Callable[..., object], small_root: Path, tmp_path: Path
+) -> None:
+    """It scores a truncated image, while the other one waits."""
+    shutil.copytree(small_root, tmp_path / "data")
+    split = tmp_path / "data" / "cityscapes" / "leftImg8bit" / "val"
+    image = max(split.rglob("*.png"))
+    image.write_bytes(image.read_bytes()[:500])
+    config = ["--config-file", trained / "config.yaml", "--eval-only"]
+    command = ["tools/train_net.py", *config, *two_machines()]
+    weights = ["MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR"]
+    with (
+        start_tool(*command, 0, *weights, tmp_path / "0") as one,
+        start_tool(*command, 1, *weights, tmp_path / "1", root=tmp_path / "data") as other,
+    ):
+        lines = the_error(one), the_error(other)
+    problem = lines[1].removeprefix("error: ")
+    assert problem.startswith(f"{image}: truncated")
+    assert lines[0] == f"error: process 1 on {socket.gethostname()}: {problem}"
+
+
+def test_torchrun_starts_one_training(tiny: list[str], small_root: Path, tmp_path: Path) -> None:
+    options = [*tiny, *OFTEN.split(), "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", tmp_path]
+    torchrun = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node=2"]
+    command = [PROJECT / "tools" / "train_net.py", "--config-file", STAGE_1]
+    done = subprocess.run(
+        [*torchrun, *command, *map(str, options)],
+        env={**os.environ, "DETECTRON2_DATASETS": str(small_root)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Rank of current process: 0. World size: 2" in (tmp_path / "log.txt").read_text()
+    assert (tmp_path / "log.txt.rank1").exists()
+    assert len(list(tmp_path.glob("model_*.pth"))) == 2  # 0000001 and final
+
+
+def test_srun_starts_one_training_and_flags_do_not_start_more(
+    start_tool: Callable[..., object],
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = [*tiny, *OFTEN.split(), "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path]
+    command = ["tools/train_net.py", "--config-file", STAGE_1]
+    address, port = two_machines()[3].removeprefix("tcp://").split(":")
+    variables = {"MASTER_ADDR": address, "MASTER_PORT": port, "SLURM_STEP_NUM_TASKS": "2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    def start(rank: int, *flags: object) -> object:
+        monkeypatch.setenv("SLURM_PROCID", str(rank))
+        monkeypatch.setenv("SLURM_LOCALID", str(rank))
+        return start_tool(*command, *flags, *options)
+
+    with start(0) as one, start(1) as other:
+        for process in (one, other):
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    assert "World size: 2" in (tmp_path / "log.txt").read_text()
+    with start(0, "--num-gpus", 2) as refused:
+        assert the_error(refused).startswith("error: --num-gpus 2: torchrun or srun has started 2")
+
+
 def test_two_machines_score_as_one(
     trained: Path,
     train_net: Run,
@@ -119,10 +222,7 @@ def test_two_machines_score_as_one(
     tables: Tables,
     tmp_path: Path,
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    flags = ["--eval-only", "--num-machines", 2, "--dist-url", url, "--machine-rank"]
+    flags = ["--eval-only", *two_machines()]
     config, weights = trained / "config.yaml", ["MODEL.WEIGHTS", trained / "model_final.pth"]
     with start_tool(
         "tools/train_net.py",
