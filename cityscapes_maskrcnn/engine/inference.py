@@ -17,6 +17,7 @@ from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.utils import comm
 from torch import nn
 
+from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.hooks import without_nan
@@ -28,7 +29,6 @@ from cityscapes_maskrcnn.evaluation.evaluator import (
     dataset_categories,
     ground_truth_files,
 )
-from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -40,7 +40,7 @@ def model_categories(cfg: CfgNode) -> tuple[int, ...]:
 
     Args:
         cfg: reads the number of classes, and ``DATASETS.TRAIN``, or else ``DATASETS.TEST``; with
-            neither the classes are the 8.
+            neither the classes are ``DATASETS.CLASSES`` or, if that is empty, the 8.
 
     Returns:
         By class of the model its contiguous id, 0 to 7.
@@ -49,14 +49,18 @@ def model_categories(cfg: CfgNode) -> tuple[int, ...]:
         InputError: the model has another number of classes, or others than Cityscapes'.
     """
     name = next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)), None)
-    categories = ALL_CATEGORIES if name is None else dataset_categories(name)
+    chosen = cfg.DATASETS.CLASSES or THING_CLASSES
+    if name is None:
+        categories = tuple(i for i, each in enumerate(THING_CLASSES) if each in chosen)
+    else:
+        categories = dataset_categories(name)
     section = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
     num_classes = cfg.MODEL[section].NUM_CLASSES
     if num_classes != len(categories):
         raise InputError(
             f"MODEL.{section}.NUM_CLASSES is {num_classes}, but {name or 'Cityscapes'} has"
             f" {len(categories)} instance classes: name the data that the model was trained on in"
-            " DATASETS.TRAIN"
+            " DATASETS.TRAIN, or its classes in DATASETS.CLASSES"
         )
     return categories
 

@@ -22,6 +22,7 @@ from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.engine.inference import (
     build_evaluator,
     fit_to_evaluators,
+    model_categories,
     with_test_time_augmentation,
 )
 from cityscapes_maskrcnn.engine.predictor import Predictor
@@ -206,8 +207,13 @@ def test_some_of_the_classes_are_scored_and_drawn(
     # Ground truth, with its other classes, beside the predictions.
     assert predictor.draw(image).shape[1] > 2 * 192
 
-    with pytest.raises(InputError, match=r"NUM_CLASSES is 2, but .*_val has 8 instance classes"):
-        Predictor(config(*two_class_options, "DATASETS.TRAIN", f"('{INSTANCE}',)"))
+
+def test_classes_of_a_model_whose_config_names_no_data(config: Config) -> None:
+    options = ["DATASETS.TRAIN", (), "DATASETS.TEST", (), "MODEL.ROI_HEADS.NUM_CLASSES", 2]
+    chosen = config(*options, "DATASETS.CLASSES", "('car', 'person')")
+    assert model_categories(chosen) == (0, 2)
+    with pytest.raises(InputError, match="NUM_CLASSES is 2, but Cityscapes has 8 instance classes"):
+        model_categories(config(*options))
 
 
 def test_faster_rcnn_is_scored_for_its_boxes(
