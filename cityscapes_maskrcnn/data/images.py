@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import cv2
 import numpy as np
@@ -84,12 +85,12 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return read_png_size(path)
     with open_file(path) as file:
         try:
-            with Image.open(file, formats=("PNG", *_OTHER_FORMATS)) as image:
-                width, height = image.size
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            image = _open_header(file, ("PNG", *_OTHER_FORMATS))
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
         # What Pillow raises for files that are no images, or claim to have any number of pixels.
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: cannot be read as an image: {error}") from error
+            raise InputError(f"{path}: {_BROKEN}") from error
+    width, height = image.size
     _check_size(path, height, width)
     return (width, height) if turned else (height, width)
 
@@ -153,15 +154,23 @@ def _is_whole_png(path: str | os.PathLike[str], data: bytes) -> bool:
 def _is_whole(path: str | os.PathLike[str], data: bytes) -> bool:
     """Whether what is no PNG is an image, and not too large; for JPEG, whether it has its end."""
     try:
-        with Image.open(BytesIO(data), formats=_OTHER_FORMATS) as image:
-            width, height = image.size
+        image = _open_header(BytesIO(data), _OTHER_FORMATS)
     # What Pillow raises for files that are no images, or claim to have any number of pixels.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
+    width, height = image.size
     _check_size(path, height, width)
     # OpenCV fills what a truncated JPEG lacks with grey. In the data of a scan, which "start of
     # scan" begins, neither marker occurs.
     return image.format != "JPEG" or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+
+
+def _open_header(file: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
+    """Open an image without decoding it."""
+    with warnings.catch_warnings():
+        # _check_size says more than Pillow's warning.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file, formats=formats)
 
 
 def _check_size(path: str | os.PathLike[str], height: int, width: int) -> None:

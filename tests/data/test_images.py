@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import io
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -7,7 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cityscapes_maskrcnn.data.images import read_image, read_image_size, read_label_image
+from cityscapes_maskrcnn.data.images import (
+    read_image,
+    read_image_size,
+    read_label_image,
+    read_png_size,
+)
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -53,8 +62,8 @@ def test_sizes_are_those_of_the_pixels(tmp_path: Path, orientation: int) -> None
 
 def test_size_of_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("<html>")
-    for name, message in [("a.jpg", "as an image: cannot identify"), ("b.jpg", ": No such file")]:
-        with pytest.raises(InputError, match=rf"{name}: cannot be read ?{message}"):
+    for name, message in [("a.jpg", "truncated, or not an"), ("b.jpg", "cannot be read: No such")]:
+        with pytest.raises(InputError, match=rf"{name}: {message}"):
             read_image_size(tmp_path / name)
 
 
@@ -65,3 +74,107 @@ def test_other_mistakes_are_named(picture: Path) -> None:
         read_image(picture, "YUV")
     with pytest.raises(InputError, match="a label image has one channel of 8 bits"):
         read_label_image(picture)
+
+
+def chunk(kind: bytes, content: bytes = b"", length: int | None = None) -> bytes:
+    """One chunk of a PNG; its length may be a lie."""
+    claimed = len(content) if length is None else length
+    return (
+        struct.pack(">I", claimed) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    )
+
+
+def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 0) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks)
+
+
+PIXELS = chunk(b"IDAT", zlib.compress(bytes(9 * 8)))  # 8 rows of 8 grey pixels
+BROKEN = "truncated, or not an image"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (png(8, 8, chunk(b"IDAT", b"abc", length=2**32 - 1)), BROKEN),
+        (png(8, 8, chunk(b"tEXt", b"abc", length=2**31), PIXELS, chunk(b"IEND")), BROKEN),
+        (png(8, 8, PIXELS, chunk(b"IEND", length=2**32 - 1)), BROKEN),
+        (png(8, 8, PIXELS), BROKEN),
+        (png(8000, 8000, PIXELS, chunk(b"IEND")), BROKEN),
+        (png(65535, 65535, PIXELS, chunk(b"IEND")), "its header says 65535x65535 pixels; at most"),
+        (png(0, 8, PIXELS, chunk(b"IEND")), "its header says 0x8 pixels"),
+        (b"P6 60000 60000 255 " + bytes(1000), BROKEN),
+        (b"P6 9000 9000 255 " + bytes(1000), "its header says 9000x9000 pixels"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_image, read_label_image])
+def test_what_a_header_claims_is_not_believed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], read: object, content: bytes, message: str
+) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"^{path}: {message}"):
+        read(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_sizes_are_those_of_images_that_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(png(8, 6, PIXELS, chunk(b"IEND")))
+    assert read_png_size(path) == read_image_size(path) == (6, 8)
+    path.write_bytes(png(65535, 65535))
+    jpeg = tmp_path / "x.jpg"
+    content = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(content, "JPEG")
+    data = content.getvalue()
+    start = data.index(b"\xff\xc0") + 5
+    jpeg.write_bytes(data[:start] + struct.pack(">HH", 12000, 12000) + data[start + 4 :])
+    for file, size in ((path, "65535x65535"), (jpeg, "12000x12000")):
+        with pytest.raises(InputError, match=f"^{file}: its header says {size} pixels"):
+            read_image_size(file)
+    for file in (tmp_path / "pipe.png", tmp_path / "pipe.jpg"):
+        os.mkfifo(file)
+        with pytest.raises(InputError, match=f"^{file}: not a file, but a pipe or device"):
+            read_image_size(file)
+        with pytest.raises(InputError, match=f"^{file}: not a file, but a pipe or device"):
+            read_image(file)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_without_its_end_is_not_filled_with_grey(tmp_path: Path, progressive: bool) -> None:
+    path = tmp_path / "x.jpg"
+    pixels = np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)
+    thumbnail = io.BytesIO()
+    Image.fromarray(pixels[:9, :9]).save(thumbnail, "JPEG")
+    # A camera's thumbnail is a JPEG with an end of its own; some write more behind the image.
+    Image.fromarray(pixels).save(path, exif=b"Exif" + thumbnail.getvalue(), progressive=progressive)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0trailer")
+    assert read_image(path).shape == (60, 80, 3)
+    for length in (len(whole) - 2, len(whole) * 2 // 3):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=f"^{path}: {BROKEN}"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("value", [34, 100, 255])
+def test_values_that_are_no_label_ids(tmp_path: Path, value: int) -> None:
+    path = tmp_path / "x_labelIds.png"
+    ids = np.full((4, 6), 33, np.uint8)
+    Image.fromarray(ids).save(path)
+    np.testing.assert_array_equal(read_label_image(path), ids)
+    ids[2, 3] = value
+    Image.fromarray(ids).save(path)
+    message = rf"^{path}: {value} is no official label id \(0 to 33\); train ids must not be"
+    with pytest.raises(InputError, match=message):
+        read_label_image(path)
+
+
+def test_label_images_of_four_bits_are_not_scaled(tmp_path: Path) -> None:
+    """OpenCV and Pillow make 17 of a 1."""
+    path = tmp_path / "x_labelIds.png"
+    path.write_bytes(
+        png(8, 8, chunk(b"IDAT", zlib.compress(bytes(5 * 8))), chunk(b"IEND"), depth=4)
+    )
+    with pytest.raises(InputError, match="a label image has one channel of 8 bits"):
+        read_label_image(path)
