@@ -29,6 +29,12 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # then end with a line that names it.
     cfg.PROCESS_TIMEOUT = 120.0
 
+    # ---- Equal runs ---------------------------------------------------------------------------
+    # True: two runs with the same config, weights, data and SEED (0 or more) on the same kind of
+    # GPU with the same versions end bit-equal; without it sums on a GPU come in any order. It costs
+    # time: docs/benchmarks.md. CPUs need it not: there equal runs are equal anyway.
+    cfg.DETERMINISTIC = False
+
     # ---- Length of training, in passes over DATASETS.TRAIN ------------------------------------
     # One epoch is ceil(images / SOLVER.IMS_PER_BATCH) iterations, counting the images that are
     # left after DATALOADER.FILTER_EMPTY_ANNOTATIONS. At start-up these keys are turned into

@@ -48,6 +48,7 @@ from cityscapes_maskrcnn.engine.seen_images import (
 from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.summary import RunSummary
 from cityscapes_maskrcnn.engine.validation import PREFIX, ValidationLoss, check_validation
+from cityscapes_maskrcnn.modeling.determinism import make_deterministic
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
@@ -311,7 +312,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model, its frozen FPN and its memory format as the config says."""
+        """Build the model, its frozen FPN and its memory format as the config says.
+
+        With ``DETERMINISTIC`` this process computes reproducibly from then on.
+        """
+        make_deterministic(cfg)
         model = super().build_model(cfg)
         if cfg.MODEL.FPN.FREEZE:
             freeze_fpn(model)

@@ -168,6 +168,7 @@ class TorchvisionDeepLabV3Head(nn.Module):
                 "name a dataset such as cityscapes_coarse_semantic_pretrain"
             )
         # The mean that torch offers is NaN where all is ignored; coarse labels have such crops.
-        total = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="sum")
+        # Summed apart from it: its own sum over images is not reproducible on a GPU.
+        losses = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="none")
         labelled = (targets != self.ignore_value).sum().clamp(min=1)
-        return None, {"loss_sem_seg": self.loss_weight * total / labelled}
+        return None, {"loss_sem_seg": self.loss_weight * losses.sum() / labelled}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import subprocess
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from torchvision.ops import roi_align
 
 from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.modeling.determinism import ROI_ALIGN_MODULE
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 CLIP = ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.1]
@@ -91,6 +94,71 @@ def test_scores_of_pasted_and_unpasted_masks(
         tables.append(table.read_text())
     assert tables[0] == tables[1]
     assert sum(map(str.isdigit, tables[0])) > 20
+
+
+EQUAL = ["SOLVER.MAX_ITER", 4, "SOLVER.EPOCHS", 0, "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 1e-4]
+EQUAL += ["SOLVER.CHECKPOINT_EPOCHS", 0, "TEST.EVAL_EPOCHS", 0, "MODEL.WEIGHTS", "", "SEED", 7]
+EQUAL += ["DETERMINISTIC", True, "DATASETS.TEST", "()", "TEST.VALIDATION_LOSS", False]
+
+
+@pytest.mark.parametrize("options", [FLOAT32, BFLOAT16, CHANNELS_LAST])
+@pytest.mark.parametrize("stage", ["stage_0_backbone", "stage_1_heads"])
+@pytest.mark.gpu
+def test_equal_runs_are_bit_equal_on_a_gpu(
+    small_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    options: list[object],
+) -> None:
+    """In processes of their own: cuBLAS reads the switch once."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    plateau = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.EARLY_STOPPING.ENABLED", False]
+    words = [*EQUAL, *plateau, "MODEL.BACKBONE.FREEZE_AT", 0, "SOLVER.IMS_PER_BATCH", 4, *options]
+    for number in "12":
+        done = subprocess.run(
+            [
+                *(sys.executable, "tools/train_net.py", "--config-file", f"configs/{stage}.yaml"),
+                *(str(word) for word in [*words, "OUTPUT_DIR", tmp_path / number]),
+            ],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert_equal_runs(tmp_path)
+
+
+def assert_equal_runs(folder: Path) -> None:
+    one, other = (
+        torch.load(folder / number / "model_final.pth", weights_only=True)["model"]
+        for number in "12"
+    )
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    # Losses, without the times beside them.
+    assert numbers(folder / "1") == numbers(folder / "2")
+
+
+def test_equal_runs_are_bit_equal(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the switch changes in this process is undone.
+    monkeypatch.setattr(importlib.import_module(ROI_ALIGN_MODULE), "roi_align", roi_align)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        for number in "12":
+            torch.manual_seed(1)
+            trainer = Trainer(config(*EQUAL, "OUTPUT_DIR", tmp_path / number))
+            trainer.resume_or_load(resume=False)
+            assert torch.are_deterministic_algorithms_enabled()
+            trainer.train()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_equal_runs(tmp_path)
 
 
 SHORT = """
