@@ -24,6 +24,9 @@ examples:
     tools/train_stages.py --output output/recipe --dry-run
   do it; the same command goes on after an interruption:
     tools/train_stages.py --output output/recipe
+  without coarse data: ImageNet weights in the place of stage 0:
+    tools/train_stages.py --output output/recipe --stages stage_1 anchors search stage_2 stage_3 \\
+        MODEL.WEIGHTS detectron2://ImageNetPretrained/torchvision/R-50.pkl
   a part of it, from weights of your own:
     tools/train_stages.py --output output/part --stages stage_1 stage_2 MODEL.WEIGHTS my.pth
 every step has a folder with its log, steps.log, in it; a complete step is not repeated; one that

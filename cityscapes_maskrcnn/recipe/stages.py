@@ -7,6 +7,7 @@ Each is one or two commands that anybody could type; nothing is trained in this 
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ PARENTS: Final = {
     "stage_2": "stage_1",
     "stage_3": "stage_2",
 }
+# torchvision's ResNet-50, as Detectron2 publishes it: what stage 1 starts from without a stage 0.
+IMAGENET_WEIGHTS: Final = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 STUDY: Final = "thresholds"
 WEIGHTS: Final = "model_final.pth"
 # The whole config of a training, with which it is scored.
@@ -257,6 +260,8 @@ class Recipe:
         datasets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         settings |= self._images_setting(datasets)
         missing = self._missing_data(datasets)
+        if missing and name == "stage_0":
+            missing["data"] += self._without_stage_0()
         weights, parent = self._start(name)
         if parent:
             # They count by their content.
@@ -313,6 +318,29 @@ class Recipe:
                     self._problems[name] = str(error)
         problem = next((self._problems[name] for name in datasets if self._problems[name]), "")
         return {"data": problem} if problem else {}
+
+    def _without_stage_0(self) -> str:
+        """What to do without coarse data: the command that leaves stage 0 out.
+
+        Empty if there is nothing else to do, or if stage 1 has another network than these weights.
+        """
+        others = [name for name in self.selected if name != "stage_0"]
+        if (
+            "stage_1" not in others
+            or self._config("stage_1").MODEL.RESNETS.RES2_OUT_CHANNELS != 256
+        ):
+            return ""
+        flags = {
+            "--config-dir": self.config_dir,
+            "--output": self.output,
+            "--trials": self.trials,
+            "--confirm": self.confirm,
+            "--num-gpus": self.num_gpus,
+        }
+        words = [*_words(flags), "--stages", *others, *self._opts]
+        words += ["MODEL.WEIGHTS", IMAGENET_WEIGHTS]
+        command = shlex.join(["python", str(self.tools / "train_stages.py"), *words])
+        return f"; to start from ImageNet weights instead, without coarse data: {command}"
 
     def _images_setting(self, datasets: Sequence[str]) -> dict[str, str]:
         """For :attr:`.Step.settings`: which images the datasets have; empty if data are missing."""

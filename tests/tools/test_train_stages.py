@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,6 +19,9 @@ import pytest
 import torch
 
 from cityscapes_maskrcnn.data.provenance import read_history
+from cityscapes_maskrcnn.recipe.stages import IMAGENET_WEIGHTS
+
+PROJECT = Path(__file__).parents[2]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -117,6 +122,32 @@ def error_of(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 1
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     return error
+
+
+def test_without_coarse_data_the_plan_names_the_command_that_works(
+    tool: Run, small_root: Path, tmp_path: Path
+) -> None:
+    for folder in ("leftImg8bit", "gtFine"):
+        (tmp_path / "data/cityscapes").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data/cityscapes" / folder).mkdir()
+        for split in ("train", "val"):
+            source = small_root / "cityscapes" / folder / split
+            (tmp_path / "data/cityscapes" / folder / split).symlink_to(source)
+    run = partial(tool, root=tmp_path / "data")
+    output = tmp_path / "my output"
+    options = ["SOLVER.BASE_LR", "0.002"]
+    done = run("tools/train_stages.py", "--output", output, "--trials", 7, *options)
+    assert error_of(done) == "error: stage_0: data missing, see below the plan; nothing is done"
+    (command,) = re.findall(r"without coarse data: (python .*)", done.stdout)
+    python, script, *words = shlex.split(command)
+    assert (python, Path(script)) == ("python", PROJECT / "tools/train_stages.py")
+    assert words[-4:] == [*options, "MODEL.WEIGHTS", IMAGENET_WEIGHTS]
+    done = run("tools/train_stages.py", "--dry-run", *words)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^(\w+) .* to do$", done.stdout, re.MULTILINE) == [
+        *("stage_1", "anchors", "search", "stage_2", "stage_3")
+    ]
+    assert str(output) in done.stdout
 
 
 def test_missing_data_are_named_below_the_plan_and_nothing_is_written(
