@@ -154,10 +154,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         args.config_file = str(find_config(args.config_file))
     cfg = build_config(args.config_file, args.opts)
-    if args.overwrite and (args.resume or args.eval_only):
+    # Scripts with Detectron2's flags have no such flag.
+    overwrite = getattr(args, "overwrite", False)
+    if overwrite and (args.resume or args.eval_only):
         other = "--resume goes on" if args.resume else "--eval-only trains nothing"
         raise InputError(f"--overwrite: removes an earlier run to train anew, and {other}")
-    if not (args.eval_only or args.resume or args.overwrite):
+    if not (args.eval_only or args.resume or overwrite):
         refuse_earlier_run(cfg.OUTPUT_DIR)
     if not (args.resume and holds_run(cfg.OUTPUT_DIR)):
         check_weights_file(cfg.MODEL.WEIGHTS)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from detectron2.engine import default_argument_parser
 
-from cityscapes_maskrcnn.cli import argument_parser, build_config, launch
+from cityscapes_maskrcnn.cli import argument_parser, build_config, launch, setup
 from cityscapes_maskrcnn.utils.errors import InputError
 
 STAGE_1 = str(Path(__file__).parents[1] / "configs" / "stage_1_heads.yaml")
@@ -202,6 +203,16 @@ def test_values_that_detectron2_takes_are_taken() -> None:
         for section in sections:
             cfg = cfg[section]
         assert cfg[name] == value
+
+
+def test_scripts_with_detectron2s_parser_set_up(tmp_path: Path) -> None:
+    """Its flags do not have those that this project adds."""
+    options = ["MODEL.WEIGHTS", "missing.pth", "OUTPUT_DIR", str(tmp_path / "run")]
+    args = default_argument_parser().parse_args(["--config-file", STAGE_1, *options])
+    with pytest.raises(InputError, match=r"^missing\.pth: no such file"):
+        setup(args)
+    # Inputs are looked at before anything is written.
+    assert not (tmp_path / "run").exists()
 
 
 def test_several_processes_leave_the_caller_as_it_was(tmp_path: Path) -> None:

@@ -188,6 +188,11 @@ class Trainer(DefaultTrainer):
                     "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN (in an evaluation "
                     f"INPUT.MIN_SIZE_TEST): {str(error).partition('. GPU')[0]}"
                 ) from error
+            except StopIteration as error:
+                raise InputError(
+                    f"the training loader ended before iteration {self.iter} of {self.max_iter}: "
+                    "build_train_loader must return an endless one, as Detectron2's is"
+                ) from error
             except FloatingPointError as error:
                 raise InputError(
                     f"training diverged in iteration {self.iter}: {error}; {self._trainer.images}; "

@@ -7,13 +7,15 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import ROIMasks
 
@@ -70,6 +72,23 @@ class Mine(Trainer):
         return built
 
 
+class Detectron2s(Trainer):
+    """Detectron2's own loader and hooks."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterator[Any]:
+        return build_detection_train_loader(cfg)
+
+    def build_hooks(self) -> list[HookBase]:
+        return DefaultTrainer.build_hooks(self)
+
+
+class Finite(Trainer):
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterator[Any]:
+        return islice(super().build_train_loader(cfg), 2)
+
+
 class Mark(HookBase):
     def after_step(self) -> None:
         self.trainer.storage.put_scalar("mark", self.trainer.iter, smoothing_hint=False)
@@ -85,6 +104,18 @@ def test_overridden_builders_are_used_as_in_detectron2(train: Train, tmp_path: P
     assert [each["mark"] for each in lines(tmp_path) if "mark" in each] == [0.0, 1.0]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["images"], summary["epochs"], summary["iterations"]) == (None, None, 2)
+
+
+def test_detectron2s_loader_and_hooks_work(train: Train, tmp_path: Path) -> None:
+    trainer = train("SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 2, kind=Detectron2s)
+    assert trainer.iter == 2
+    assert (tmp_path / "model_final.pth").is_file()
+    assert (tmp_path / "inference/cityscapes_results.json").is_file()
+
+
+def test_a_loader_that_ends_gets_one_line(train: Train) -> None:
+    with pytest.raises(InputError, match="the training loader ended before iteration 2 of 4: buil"):
+        train("SOLVER.MAX_ITER", 4, kind=Finite)
 
 
 @pytest.mark.parametrize(
