@@ -122,7 +122,7 @@ def format_checks(checks: Sequence[SplitCheck], most: int = 10) -> str:
     details = []
     for check in checks:
         count = len(check.problems)
-        result = f"{count} problem{'s' * (count > 1)}" if count else check.note or "ok"
+        result = f"{count} problem{'s' * (count > 1)}" if count else printable(check.note) or "ok"
         counts = f"{check.images:>8}{check.annotations:>13}{check.official:>10}"
         lines.append(f"{check.name:<21}{counts}  {result}")
         if count:

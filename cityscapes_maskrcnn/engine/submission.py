@@ -17,6 +17,7 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
+from cityscapes_maskrcnn.data.images import read_image_size
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.loaders import inference_loader
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
@@ -57,12 +58,16 @@ def expected_images(dataset_name: str) -> list[ExpectedImage]:
     """
     register_all()
     check_dataset_names([dataset_name])
-    return [
-        ExpectedImage(name, image["height"], image["width"])
-        for name, image in zip(
-            image_names(dataset_name), DatasetCatalog.get(dataset_name), strict=True
-        )
-    ]
+    expected = []
+    for name, image in zip(
+        image_names(dataset_name), DatasetCatalog.get(dataset_name), strict=True
+    ):
+        if "height" in image and "width" in image:
+            height, width = image["height"], image["width"]
+        else:
+            height, width = read_image_size(image["file_name"])
+        expected.append(ExpectedImage(name, height, width))
+    return expected
 
 
 def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[str]) -> None:

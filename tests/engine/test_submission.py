@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 from torch import nn
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
-from cityscapes_maskrcnn.engine.submission import prediction_settings, weights_digest
+from cityscapes_maskrcnn.engine.submission import (
+    expected_images,
+    prediction_settings,
+    weights_digest,
+)
+from cityscapes_maskrcnn.evaluation.submission_check import ExpectedImage
+from cityscapes_maskrcnn.utils.errors import InputError
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -20,6 +29,20 @@ def test_digest_sees_every_value_and_name(dtype: torch.dtype) -> None:
     with torch.no_grad():
         model.weight[1] += 0.5
     assert weights_digest(model) != before
+
+
+def test_images_without_a_size_are_looked_at(tmp_path: Path) -> None:
+    """Detectron2's dicts need not have height and width."""
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.0.jpg")
+    try:
+        DatasetCatalog.register("unsized", lambda: [{"file_name": str(tmp_path / "a.0.jpg")}])
+        with pytest.raises(InputError, match=r"a.0.jpg: its name does not end in _leftImg8bit.png"):
+            expected_images("unsized")
+        MetadataCatalog.get("unsized").image_suffix = ".jpg"
+        assert expected_images("unsized") == [ExpectedImage("a.0", 40, 60)]
+    finally:
+        DatasetCatalog.pop("unsized")
+        MetadataCatalog.pop("unsized")
 
 
 def settings(*opts: Any) -> dict[str, Any]:
