@@ -16,6 +16,7 @@ import torch
 from harness import PROJECT, STAGE_1, Command, Context, tiny, tool
 
 from cityscapes_maskrcnn.data.annotations import load_instances
+from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY
 from cityscapes_maskrcnn.search import worker
 from cityscapes_maskrcnn.search.study import counting_trials
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
@@ -60,6 +61,7 @@ def training(context: Context) -> Work:
     def result(folder: Path) -> Any:
         content = torch.load(folder / "o" / "model_final.pth", weights_only=True)
         del content["trainer"]["hooks"]["RunSummary"]  # time and memory
+        del content[ORIGIN_KEY]  # the folder's name
         scores = sorted((folder / "o" / "inference").rglob("*.csv"))
         return content, [(path.name, path.read_bytes()) for path in scores]
 
