@@ -15,6 +15,7 @@ end_on_signals()  # before the slow imports
 from cityscapes_maskrcnn.data.download import COARSE_PACKAGES, FINE_PACKAGES, download, unpack
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, dataset_root, tree_folder
 from cityscapes_maskrcnn.data.tree_check import check_tree, format_checks
+from cityscapes_maskrcnn.utils.text import printable
 from cityscapes_maskrcnn.utils.tool import count, run_tool
 
 EXAMPLES = """
@@ -62,7 +63,7 @@ def main() -> int:
         image_folder=args.image_folder,
         image_suffix=args.image_suffix,
     )
-    print(folder, format_checks(checks), sep="\n")
+    print(printable(folder), format_checks(checks), sep="\n")
     troubled = any(check.problems for check in checks)
     if any(check.subset for check in checks):
         print("\nA part of the official data, or generated data, is checked with --allow-subset.")

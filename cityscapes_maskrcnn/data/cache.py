@@ -25,6 +25,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write, read_file
 from cityscapes_maskrcnn.utils.locks import file_lock
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
+from cityscapes_maskrcnn.utils.text import printable
 
 CACHE_VARIABLE: Final = "CITYSCAPES_MASKRCNN_CACHE"
 _FORMAT: Final = 4
@@ -150,7 +151,8 @@ def _read(path: Path, signature: str, template: Record, *, warn: bool) -> _Entri
         return dict(zip(index["names"], zip(index["stamps"], records, strict=True), strict=True))
     except Exception as error:  # damage can make the readers raise nearly anything
         if warn:
-            logger.warning("Ignoring the cache file %s, which cannot be read: %s", path, error)
+            problem = printable(f"{path}, which cannot be read: {error}")
+            logger.warning("Ignoring the cache file %s", problem)
         return {}
 
 
@@ -181,6 +183,6 @@ def _write(path: Path, signature: str, template: Record, known: _Entries) -> Non
         logger.warning(
             "Nothing can be cached (%s), so that every start reads all annotations again; set %s "
             "to a folder that can be written",
-            error,
+            printable(error),
             CACHE_VARIABLE,
         )

@@ -31,6 +31,7 @@ from typing import Any, Final, TypeVar
 from tqdm import tqdm
 
 from cityscapes_maskrcnn.utils.stop import STOP_SIGNALS, blocked_signals
+from cityscapes_maskrcnn.utils.text import printable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -217,7 +218,9 @@ def _start_pool(
 def _with_progress(results: Iterable[Result], total: int, description: str) -> Iterable[Result]:
     """Show how many of ``total`` results have arrived: a live bar, or rare lines in a log file."""
     interval = 0.2 if sys.stderr.isatty() else 20.0
-    return tqdm(results, description, total, mininterval=interval, delay=1.0, leave=False)
+    return tqdm(
+        results, printable(description), total, mininterval=interval, delay=1.0, leave=False
+    )
 
 
 def start_worker(initializer: Callable[[], object] | None = None) -> None:

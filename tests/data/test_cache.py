@@ -141,6 +141,16 @@ def test_damaged_cache_is_ignored_with_a_warning_and_replaced(
     assert split.load() == []
 
 
+def test_names_in_the_warning_show_their_invisible_characters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = Split(tmp_path / "new\x1b[2J  york")
+    split.load()
+    split.cache.write_bytes(b"")
+    split.load()
+    assert r"new\x1b[2J \x20york" in caplog.text and "\x1b" not in caplog.text
+
+
 def test_a_pipe_in_the_place_of_the_cache_is_replaced(split: Split) -> None:
     split.load()
     replace_by_a_pipe(split.cache)
