@@ -43,6 +43,8 @@ def test_another_seed_is_another_stream() -> None:
     assert one != two
 
 
+# The loader of this test forks its workers; those of the package do not.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_number_of_workers_does_not_matter() -> None:
     def batches(num_workers: int) -> list[list[dict]]:
         stream = TrainingStream(DICTS, noisy, 1, 2)

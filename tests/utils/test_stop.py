@@ -73,6 +73,8 @@ def test_signals_are_counted_and_given_back() -> None:
     assert signal.set_wakeup_fd(wakeup) == -1
 
 
+# As a data loader of a user's own forks its workers.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_a_forked_process_keeps_its_signals_from_its_parent() -> None:
     with StopRequests().listening() as stop:
         child = os.fork()

@@ -18,6 +18,7 @@ class Broken(Dataset[int]):
         raise InputError("scene.png: truncated,\n  or not an image")
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_bad_input_is_one_line(num_workers: int, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_tool(lambda: list(DataLoader(Broken(), num_workers=num_workers))) == 1
