@@ -93,7 +93,7 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     # INCLUDE may be on the command line, whose other keys are merged after the files it names.
     _merge_options(cfg, [(key, value) for key, value in options if key == "INCLUDE"])
     _check_values(cfg, defaults)
-    _merge_includes(cfg)
+    _merge_includes(cfg, defaults)
     _merge_options(cfg, [(key, value) for key, value in options if key != "INCLUDE"])
     _check_values(cfg, defaults)
     register_own_datasets(cfg.DATASETS.OWN)
@@ -346,7 +346,7 @@ def _merge_file(cfg: CfgNode, config_file: Path) -> None:
         raise InputError(_explain(cfg, error, str(config_file))) from error
 
 
-def _merge_includes(cfg: CfgNode) -> None:
+def _merge_includes(cfg: CfgNode, defaults: CfgNode) -> None:
     """Merge the files that ``INCLUDE`` names and empty it: the saved config does not need them.
 
     Their ``DATASETS.TUNED_ON`` adds up with the config file's: a search was tuned on its data
@@ -359,6 +359,7 @@ def _merge_includes(cfg: CfgNode) -> None:
             raise InputError(f"INCLUDE {name}: no such file")
         cfg.DATASETS.TUNED_ON = ()
         _merge_file(cfg, Path(str(name)))
+        _check_values(cfg, defaults)
         tuned_on += cfg.DATASETS.TUNED_ON
         if cfg.INCLUDE:
             raise InputError(f"{name}: an included file cannot include others; name them all")

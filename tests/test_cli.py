@@ -109,6 +109,7 @@ def test_the_saved_config_needs_no_other_file(files: Path) -> None:
         ("_BASE_: [1, 2]", None, "bad.yaml: not a config"),
         ("\x00\xff", None, "bad.yaml is not plain yaml"),
         ("_BASE_: bad.yaml", None, "bad.yaml: its _BASE_ leads back to itself"),
+        ("DATASETS: {TUNED_ON: [{}]}", None, "DATASETS.TUNED_ON ({},): its values must be"),
         ("INCLUDE: ['best.yaml']", None, "bad.yaml: an included file cannot include others"),
     ],
 )

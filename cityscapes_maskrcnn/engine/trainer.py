@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -320,9 +321,20 @@ class Trainer(DefaultTrainer):
         """Build the model, its frozen FPN and its memory format as the config says.
 
         With ``DETERMINISTIC`` this process computes reproducibly from then on.
+
+        Raises:
+            InputError: Detectron2 cannot build a model of these keys.
         """
         make_deterministic(cfg)
-        model = super().build_model(cfg)
+        try:
+            model = super().build_model(cfg)
+        except Exception as error:  # a wrong value makes Detectron2 raise errors of any type
+            if isinstance(error, InputError) or not _raised_by_library(error):
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise InputError(
+                f"MODEL: Detectron2 cannot build a model of these keys: {reason}"
+            ) from error
         if cfg.MODEL.FPN.FREEZE:
             freeze_fpn(model)
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
@@ -405,3 +417,12 @@ class Trainer(DefaultTrainer):
     def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         """Score ``MODEL.WEIGHTS``; see :func:`.engine.inference.evaluate_checkpoint`."""
         return inference.evaluate_checkpoint(cls, cfg, resume)
+
+
+def _raised_by_library(error: BaseException) -> bool:
+    """Whether no code of a user's, such as a registered module, took part in raising an error."""
+    modules = {
+        frame.f_globals.get("__name__", "").partition(".")[0]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    }
+    return modules <= {__name__.partition(".")[0], "detectron2", "fvcore", "torch", "yacs"}

@@ -39,6 +39,10 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        if "null byte" not in str(error):
+            raise
+        raise InputError(f"{path}: no name of a file: it holds a null byte") from error
 
 
 def read_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ROIMasks
 
 from cityscapes_maskrcnn.data.provenance import read_history
@@ -127,6 +129,11 @@ def test_a_loader_that_ends_gets_one_line(train: Train) -> None:
         ),
         (["MODEL.LOAD_PROPOSALS", True], "MODEL.LOAD_PROPOSALS True: this project's"),
         (["TEST.PRECISE_BN.ENABLED", True], "TEST.PRECISE_BN.ENABLED: not supported"),
+        (
+            ["MODEL.ROI_MASK_HEAD.NAME", "X"],
+            "MODEL: Detectron2 cannot build a model of these keys: KeyError: .*'X' found in",
+        ),
+        (["MODEL.FPN.OUT_CHANNELS", -3], "of these keys: RuntimeError: .* negative dimension -3"),
         (["SOLVER.IMS_PER_BATCH", 0], "SOLVER.IMS_PER_BATCH is 0: at least 1"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
         (["DATASETS.TEST", "()"], "TEST.VALIDATION_LOSS is measured on DATASETS.TEST, which is em"),
@@ -148,8 +155,22 @@ def test_a_loader_that_ends_gets_one_line(train: Train) -> None:
 def test_what_is_not_supported_is_refused(
     config: Config, options: list[object], message: str
 ) -> None:
-    with pytest.raises(InputError, match=message.replace(".", r"\.")):
+    with pytest.raises(InputError, match=re.sub(r"\.(?!\*)", r"\.", message)):
         Trainer(config(*options))
+
+
+def test_an_error_of_a_users_own_module_keeps_its_traceback(config: Config) -> None:
+    class Broken(torch.nn.Module):
+        def __init__(self, *_: object) -> None:
+            super().__init__()
+            raise KeyError("mine")
+
+    META_ARCH_REGISTRY.register(Broken)
+    try:
+        with pytest.raises(KeyError, match="mine"):
+            Trainer(config("MODEL.META_ARCHITECTURE", "Broken"))
+    finally:
+        META_ARCH_REGISTRY._obj_map.pop("Broken")
 
 
 def test_keys_of_this_project_count_without_its_tools(config: Config) -> None:

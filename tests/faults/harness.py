@@ -168,7 +168,7 @@ def one_clear_line(status: int, printed: str) -> str:
         return f"no single line of error: {last_line(printed)!r}"
     if not errors[0].isprintable():
         return f"raw control characters in the line: {errors[0][:300]!r}"
-    if len(errors[0]) > 2000:
+    if len(errors[0]) > 5000:
         return f"a line of {len(errors[0])} characters: {errors[0][:100]!r}..."
     return ""
 

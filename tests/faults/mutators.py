@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 _INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 SURROGATE = "\ud83d"  # half a character
 #: What stands where something else was expected.
@@ -153,10 +153,17 @@ def _chunks(png: bytes) -> list[list[bytes]]:
 
 
 def _pack(chunks: Sequence[Sequence[bytes]]) -> bytes:
-    return _PNG_MAGIC + b"".join(
+    return PNG_MAGIC + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
     )
+
+
+def without_remarks(png: bytes) -> bytes:
+    """A PNG file without texts, profiles and the like, which Pillow reads and may refuse."""
+    if not png.startswith(PNG_MAGIC):
+        return png
+    return _pack([chunk for chunk in _chunks(png) if chunk[0][:1].isupper() or chunk[0] == b"tRNS"])
 
 
 def mutate_png(rng: random.Random, png: bytes) -> bytes:
