@@ -127,8 +127,15 @@ def content_digests(files: Sequence[str]) -> list[str]:
 
 
 def name_digests(files: Sequence[str]) -> list[str]:
-    """Compute digests of folders and names: of ``ulm/ulm_000003_000019_leftImg8bit.png``."""
-    return [_digest(os.fsencode(Path(*Path(file).parts[-2:]))) for file in files]
+    """Compute digests of folders and names: of ``ulm/ulm_000003_000019_leftImg8bit.png``.
+
+    Generated images bear the names of real ones: ``generated `` before theirs tells them apart.
+    """
+    paths = [Path(file) for file in files]
+    return [
+        _digest(prefix + os.fsencode(Path(*path.parts[-2:])))
+        for path, prefix in zip(paths, _prefixes(paths), strict=True)
+    ]
 
 
 def used_data(dataset: str, role: str, images: Iterable[DatasetDict]) -> UsedData:
@@ -288,23 +295,19 @@ def _split_digests(text: object) -> frozenset[str]:
 
 
 def _former_digests(images: Iterable[DatasetDict]) -> list[str | None]:
-    """What earlier versions noted of images, or None where their ids were not file names.
+    """What earlier versions noted of images, or None where their ids were not file names."""
+    images = list(images)
+    paths = [Path(image["file_name"]) for image in images]
+    return [
+        _digest(prefix + os.fsencode(path.name)) if image.get("image_id") == path.name else None
+        for image, path, prefix in zip(images, paths, _prefixes(paths), strict=True)
+    ]
 
-    Generated images bear the names of real ones: ``generated `` stood before their ids.
-    """
-    generated: dict[Path, bool] = {}
-    digests: list[str | None] = []
-    for image in images:
-        file, image_id = Path(image["file_name"]), image.get("image_id")
-        if image_id != file.name:
-            digests.append(None)
-            continue
-        folder = file.parent.parent
-        if folder not in generated:
-            generated[folder] = is_generated(folder)
-        prefix = b"generated " if generated[folder] else b""
-        digests.append(_digest(prefix + os.fsencode(file.name)))
-    return digests
+
+def _prefixes(files: Sequence[Path]) -> list[bytes]:
+    folders = {file.parent.parent for file in files}
+    generated = {folder for folder in folders if is_generated(folder)}
+    return [b"generated " * (file.parent.parent in generated) for file in files]
 
 
 def _stamp(file: Path) -> str:

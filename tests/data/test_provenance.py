@@ -102,6 +102,20 @@ def test_names_may_restart_and_files_may_move(caplog: pytest.LogCaptureFixture) 
     assert [record.message for record in caplog.records] == [warning] * 2
 
 
+def test_a_generated_image_is_no_copy_of_the_real_one_of_its_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    real, generated = (
+        [{"file_name": write(f"{root}/leftImg8bit/val/ulm/a.png", root)}]
+        for root in ("real", "generated")
+    )
+    Path("generated/synthetic.json").touch()
+    demo, model = used_data("val", TRAINED, generated), used_data("val", TRAINED, real)
+    assert find_seen([demo], "val", real) == find_seen([model], "val", generated) == []
+    assert len(find_seen([demo], "val", generated)) == len(find_seen([model], "val", real)) == 1
+    assert caplog.text == ""
+
+
 def test_lists_of_earlier_versions_are_understood(caplog: pytest.LogCaptureFixture) -> None:
     # printf a.png | sha256sum, and so on.
     ids = [
