@@ -8,6 +8,7 @@ one, within two seconds and 500 MB.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import pickle
@@ -623,28 +624,30 @@ def best(context: Context) -> Kind:
 
 
 def cache(context: Context) -> Kind:
-    """An annotation cache: whatever it holds, what is loaded is what the annotations say."""
+    """An annotation cache: what is loaded is what the annotations say, unless it is forged."""
     tree = scene(context.folder)
     folders = str(tree / "leftImg8bit/val"), str(tree / "gtFine/val")
     expected = load_instances(*folders)
     file = cache_file(folders[1], "instances")
     content = file.read_bytes()
-    with np.load(file) as loaded:
-        arrays = {name: loaded[name].tolist() for name in loaded.files}
+    # A digest, the length of the index, the index as JSON, and numbers.
+    length = int.from_bytes(content[32:40], "little")
+    index, numbers = json.loads(content[40 : 40 + length]), content[40 + length :]
+    forged = [False]
 
     def write(rng: random.Random) -> None:
-        if rng.random() < 0.6:
+        forged[0] = rng.random() < 0.4
+        if not forged[0]:
             file.write_bytes(mutate_bytes(rng, content))
             return
-        odd = mutate_tree(rng, arrays)
-        with (
-            contextlib.suppress(ValueError, TypeError, OverflowError, OSError),
-            file.open("wb") as f,
-        ):
-            np.savez(f, **{str(name) or "x": np.array(value) for name, value in odd.items()})
+        text = json.dumps(mutate_tree(rng, index)).encode()
+        body = len(text).to_bytes(8, "little") + text + numbers
+        file.write_bytes(hashlib.sha256(body).digest() + body)
 
     def compare(found: Any) -> str:
-        return "" if same_tensors(found, expected) else "other annotations than the files have"
+        if forged[0] or same_tensors(found, expected):
+            return ""
+        return "other annotations than the files have"
 
     return Kind(write, lambda: load_instances(*folders), compare, may_refuse=False)
 

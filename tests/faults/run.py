@@ -76,6 +76,7 @@ def run_job(job, context, sender: Connection) -> None:
     with (context.folder / "log").open("w") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
+    os.chdir(context.folder)
     try:
         verdicts: Iterator[str] = job.run(context)
         for number, verdict in zip(context.numbers, verdicts, strict=True):

@@ -34,7 +34,7 @@ def start_together(prepare: Callable[[Context], works.Work], context: Context) -
         folder = context.folder / str(number)
         folder.mkdir()
         if prepare is works.cache and number % 2:
-            for file in whole.glob("*.npz"):
+            for file in whole.glob("*.cache"):
                 damaged = mutate_bytes(context.random(number), file.read_bytes())
                 (folder / file.name).write_bytes(damaged)
         commands = [work.start(folder) for _ in range(PROCESSES)]

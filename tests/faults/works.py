@@ -86,7 +86,7 @@ def cache(context: Context) -> Work:
         return Command(load, log_of(folder), CITYSCAPES_MASKRCNN_CACHE=folder)
 
     def result(folder: Path) -> Any:
-        (file,) = folder.glob("*.npz")
+        (file,) = folder.glob("*.cache")
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
     images = load_instances(*folders)
