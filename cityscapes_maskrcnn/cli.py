@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any
 
 from cityscapes_maskrcnn.utils.imports import paused_garbage_collection
 
@@ -42,12 +42,7 @@ from cityscapes_maskrcnn.modeling.thresholds import check_thresholds
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import available_cores
 from cityscapes_maskrcnn.utils.process_group import place_of_launcher
-
-# What a config file may hold; the largest of Detectron2's and this project's have 450 values and
-# four levels.
-_MAX_YAML_BYTES: Final = 1 << 20
-_MAX_YAML_VALUES: Final = 100_000
-_MAX_YAML_LEVELS: Final = 50
+from cityscapes_maskrcnn.utils.yaml_files import MAX_BYTES, check_yaml
 
 
 def argument_parser(description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -277,49 +272,9 @@ class _BoundedFile(CfgNode):
         if Path(filename).exists() and not Path(filename).is_file():
             raise InputError(f"{filename}: not a regular file")
         with super()._open_cfg(filename) as file:
-            text = file.read(_MAX_YAML_BYTES + 1)
-        if len(text) > _MAX_YAML_BYTES:
-            raise InputError(f"{filename}: more than {_MAX_YAML_BYTES:,} bytes are no config")
-        _check_yaml_size(filename, text)
+            text = file.read(MAX_BYTES + 1)
+        check_yaml(filename, text)
         return io.StringIO(text)
-
-
-def _check_yaml_size(filename: str, text: str) -> None:
-    """Verify that yaml is no deeper and, its aliases written out, no larger than a config.
-
-    Raises:
-        InputError: it is.
-    """
-    sizes: dict[str, int] = {}
-    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        if isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append((event.anchor, 1))
-            if len(open_nodes) > _MAX_YAML_LEVELS:
-                raise InputError(
-                    f"{filename}: nested more than {_MAX_YAML_LEVELS} levels deep in line "
-                    f"{event.start_mark.line + 1}"
-                )
-            continue
-        if isinstance(event, yaml.CollectionEndEvent):
-            anchor, size = open_nodes.pop()
-        elif isinstance(event, yaml.AliasEvent):
-            if any(event.anchor == anchor for anchor, _ in open_nodes):
-                raise InputError(f"{filename}: the alias *{event.anchor} is part of itself")
-            anchor, size = None, sizes.get(event.anchor, 1)
-        elif isinstance(event, yaml.ScalarEvent):
-            anchor, size = event.anchor, 1
-        else:
-            continue
-        if anchor is not None:
-            sizes[anchor] = size
-        around, before = open_nodes[-1]
-        open_nodes[-1] = around, before + size
-        if before + size > _MAX_YAML_VALUES:
-            raise InputError(
-                f"{filename}: with its aliases written out it has more than {_MAX_YAML_VALUES:,} "
-                "values"
-            )
 
 
 def _merge_file(cfg: CfgNode, config_file: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data.transforms import ResizeShortestEdge
@@ -31,6 +30,7 @@ from cityscapes_maskrcnn.modeling.anchors import (
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_json, write_text
+from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 from cityscapes_maskrcnn.visualization.anchor_plot import plot_anchors
 
 # Sizes and ratios, as the config has them.
@@ -222,12 +222,12 @@ def _choose(cfg: CfgNode, resume: bool, eval_only: bool) -> tuple[Lists, str]:
 def _read_anchors(config_yaml: Path) -> Lists | None:
     """Get the anchors from the config of an earlier run; None if there are no k-means ones."""
     try:
-        node = yaml.safe_load(config_yaml.read_text(encoding="utf-8"))["MODEL"]["ANCHOR_GENERATOR"]
+        node = read_yaml(config_yaml)["MODEL"]["ANCHOR_GENERATOR"]
         if node["NAME"] != K_MEANS or not node["SIZES"]:
             return None
         return (
             [[float(size) for size in level] for level in node["SIZES"]],
             [[float(ratio) for ratio in level] for level in node["ASPECT_RATIOS"]],
         )
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
+    except (InputError, KeyError, TypeError, ValueError):
         return None

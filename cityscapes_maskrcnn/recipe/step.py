@@ -15,11 +15,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from cityscapes_maskrcnn.search.study import IMAGES_CONTENT, names_part
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest, write_json
+from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 
 INPUTS_FILE: Final = "inputs.json"
 COMPLETE_FILE: Final = "complete.json"
@@ -201,11 +200,7 @@ def _content_digest(path: Path) -> str | None:
     """SHA-256 of a file; of a yaml file its values count, without comments and order."""
     if path.suffix != ".yaml" or not path.is_file():
         return file_digest(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    text = json.dumps(values, sort_keys=True, default=str)
+    text = json.dumps(read_yaml(path), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

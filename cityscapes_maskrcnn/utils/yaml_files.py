@@ -1,0 +1,73 @@
+"""Yaml files whose few bytes could become gigabytes, or a recursion without end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import read_file
+
+# The largest config of Detectron2's and this project's has 450 values and four levels.
+MAX_BYTES: Final = 1 << 20
+_MAX_VALUES: Final = 100_000
+_MAX_LEVELS: Final = 50
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a file of plain yaml, which runs no code.
+
+    Raises:
+        InputError: the file is missing, no such yaml, or grows when it is read.
+    """
+    try:
+        text = read_file(path, max_bytes=MAX_BYTES).decode("utf-8")
+        check_yaml(str(path), text)
+        return yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def check_yaml(filename: str, text: str) -> None:
+    """Verify that yaml is no deeper and, its aliases written out, no larger than a config.
+
+    Args:
+        filename: for the message.
+        text: of the file, or its first ``MAX_BYTES + 1`` characters.
+
+    Raises:
+        InputError: it is, or it is longer than ``MAX_BYTES``.
+    """
+    if len(text) > MAX_BYTES:
+        raise InputError(f"{filename}: more than {MAX_BYTES:,} bytes are no config")
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 1))
+            if len(open_nodes) > _MAX_LEVELS:
+                raise InputError(
+                    f"{filename}: nested more than {_MAX_LEVELS} levels deep in line "
+                    f"{event.start_mark.line + 1}"
+                )
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            if any(event.anchor == anchor for anchor, _ in open_nodes):
+                raise InputError(f"{filename}: the alias *{event.anchor} is part of itself")
+            anchor, size = None, sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        else:
+            continue
+        if anchor is not None:
+            sizes[anchor] = size
+        around, before = open_nodes[-1]
+        open_nodes[-1] = around, before + size
+        if before + size > _MAX_VALUES:
+            raise InputError(
+                f"{filename}: with its aliases written out it has more than {_MAX_VALUES:,} values"
+            )

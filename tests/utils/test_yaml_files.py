@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.yaml_files import read_yaml
+
+
+def test_plain_yaml_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "best.yaml"
+    file.write_text('A: &a [1, 2]\nB: {C: *a, D: ""}\n')
+    assert read_yaml(file) == {"A": [1, 2], "B": {"C": [1, 2], "D": ""}}
+    file.write_text("")
+    assert read_yaml(file) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"A: [1", "cannot be read: while parsing"),
+        (b"\xff\xfe\xfd", "cannot be read"),
+        (b"A: !!python/object/apply:os.getcwd []", "cannot be read: could not determine"),
+        (b"A: " + b"[" * 60 + b"]" * 60, "nested more than 50 levels deep in line 1"),
+        (b"A: &a\n  B: *a", "the alias [*]a is part of itself"),
+        (b"#" * 1_048_577, "1048577 bytes; files of this kind have at most 1048576"),
+    ],
+)
+def test_other_files_get_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "bad.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=f"bad.yaml: {message}"):
+        read_yaml(tmp_path / "bad.yaml")
