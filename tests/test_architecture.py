@@ -41,6 +41,7 @@ WITHOUT_DETECTRON2 = [
     "data.images",
     "data.annotations",
     "data.cache",
+    "data.drawn_instances",
     "data.partitions",
     "data.provenance",
     "synthetic.dataset",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import warnings
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -120,20 +121,25 @@ def _read_whole(path: str | os.PathLike[str]) -> bytes:
 
 
 def _decode(path: str | os.PathLike[str], data: bytes, flags: int) -> npt.NDArray[np.uint8]:
-    # OpenCV has no exception for a broken file: it decodes nothing, and writes to stderr.
+    # For most broken files OpenCV has no exception: it decodes nothing, and writes to stderr.
     log = cv2.utils.logging
     level = log.setLogLevel(log.LOG_LEVEL_SILENT)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    log.setLogLevel(level)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    finally:
+        log.setLogLevel(level)
     if image is None:
         raise InputError(f"{path}: {_BROKEN}")
     return image
 
 
 def _is_whole_png(path: str | os.PathLike[str], data: bytes) -> bool:
-    """Whether the chunks of a PNG lie inside the file and may hold as many pixels as it claims.
+    """Whether the chunks of a PNG are whole and may hold as many pixels as it claims.
 
-    OpenCV allocates what a chunk's length claims, up to 4 GB, before it reads the chunk.
+    OpenCV allocates what a chunk's length claims, up to 4 GB, before it reads the chunk, and takes
+    some damage for pixels.
     """
     if len(data) < _PNG_HEADER:
         return False
@@ -142,12 +148,15 @@ def _is_whole_png(path: str | os.PathLike[str], data: bytes) -> bool:
     # Deflate makes at most 1032 bytes of one.
     if height * width * depth * _CHANNELS.get(colour, 1) // 8 > 1032 * len(data):
         return False
-    start = len(_PNG)
+    start, view = len(_PNG), memoryview(data)
     while start + 12 <= len(data):
-        length, kind = struct.unpack(">I4s", data[start : start + 8])
-        start += 12 + length
+        length, kind = struct.unpack(">I4s", view[start : start + 8])
+        end = start + 8 + length
+        if view[end : end + 4] != struct.pack(">I", zlib.crc32(view[start + 4 : end])):
+            return False
         if kind == b"IEND":
-            return start <= len(data)
+            return True
+        start = end + 4
     return False
 
 

@@ -157,6 +157,18 @@ def test_a_jpeg_without_its_end_is_not_filled_with_grey(tmp_path: Path, progress
             read_image(path)
 
 
+@pytest.mark.parametrize("position", [18, 25, 30, -50, -20, -14, -1])
+def test_a_flipped_bit_is_no_pixel(
+    picture: Path, capfd: pytest.CaptureFixture[str], position: int
+) -> None:
+    content = bytearray(picture.read_bytes())
+    content[position] ^= 4
+    picture.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=f"^{picture}: {BROKEN}"):
+        read_image(picture)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("value", [34, 100, 255])
 def test_values_that_are_no_label_ids(tmp_path: Path, value: int) -> None:
     path = tmp_path / "x_labelIds.png"
