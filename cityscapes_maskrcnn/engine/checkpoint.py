@@ -92,6 +92,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         #: The file that was loaded last, as it was named.
         self.path = ""
         self._resuming = False
+        #: Of the newest checkpoint that a training run wrote, or goes on from; None: none yet.
+        self.saved_iteration: int | None = None
         #: What the model has seen; loading replaces it by the file's list, saving writes it.
         self.history: tuple[UsedData, ...] = ()
         #: How the model came about, see :func:`.checkpoint_origin.origin_of_run`; saving writes it.
@@ -125,6 +127,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         write_tensors(path, data)
         self.tag_last_checkpoint(path.name)
+        self.saved_iteration = extra.get("iteration")
 
     def parents(self) -> list[dict[str, str]]:
         """List the files that the loaded weights come from, nearest first.
@@ -199,6 +202,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._fetch(path)
         try:
             rest = super().load(path, checkpointables)
+            self.saved_iteration = rest.get("iteration") if self._resuming else None
             self.history = read_history(rest, path)
             self._loaded, self._former_parents = path, parents_in(rest)
             return rest

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.evaluation.testing import flatten_results_dict
@@ -311,13 +310,12 @@ class StopOnSignal(HookBase):
     hooks calls :meth:`release` after the last of them.
 
     Args:
-        checkpointer: writes on the main process only.
-        period: iterations between two regular checkpoints.
+        checkpointer: writes on the main process only; has the ``saved_iteration`` of
+            :class:`.checkpoint.SafeCheckpointer`.
     """
 
-    def __init__(self, checkpointer: Checkpointer, period: int) -> None:
+    def __init__(self, checkpointer: Any) -> None:
         self._checkpointer = checkpointer
-        self._period = period
         self._requests = StopRequests(self._leave_measurement, interruptible=True)
         self._listening = ExitStack()
         self._measuring = False
@@ -400,8 +398,8 @@ class StopOnSignal(HookBase):
             signal.Signals(number).name,
             iteration,
         )
-        if not is_due(self.trainer, self._period):
-            if not self._measuring:
-                # All processes are here; before a measurement it has been done.
-                average_norm_statistics(self.trainer.model)
+        if not self._measuring:
+            # All processes are here; before a measurement it has been done.
+            average_norm_statistics(self.trainer.model)
+        if self._checkpointer.saved_iteration != iteration:
             self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)

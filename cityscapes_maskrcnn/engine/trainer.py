@@ -247,7 +247,7 @@ class Trainer(DefaultTrainer):
                 CheckFrozen(),
                 hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
             ]
-        stop = StopOnSignal(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+        stop = StopOnSignal(self.checkpointer)
         built.append(stop)
         if cfg.DATASETS.TEST:
             built += self._build_measurement_hooks(stop)

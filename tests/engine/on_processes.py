@@ -69,7 +69,7 @@ def measure(folder: Path) -> None:
     def save(name: str, iteration: int) -> None:
         (folder / "saved").write_text(f"{name} {iteration}")
 
-    stop = hooks.StopOnSignal(SimpleNamespace(save=save), period=100)
+    stop = hooks.StopOnSignal(SimpleNamespace(save=save, saved_iteration=None))
     stop.trainer = SimpleNamespace(
         model=nn.Linear(1, 1), iter=4, max_iter=9, storage=EventStorage(), _hooks=[stop]
     )

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
+import signal
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +21,8 @@ from detectron2.utils.events import (
 )
 from torch import nn
 
-from cityscapes_maskrcnn.engine.hooks import CheckFrozen, SeedEveryStep, WriteEvents
+from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.hooks import CheckFrozen, SeedEveryStep, StopOnSignal, WriteEvents
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -87,6 +91,30 @@ def test_a_run_may_end_right_after_an_early_evaluation(tmp_path: Path) -> None:
         storage.put_scalars(total_loss=1.0, lr=0.1)
         hook.after_step()
         hook.after_train()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_stop_saves_what_no_other_hook_has_saved(tmp_path: Path, saved: bool) -> None:
+    """Whoever builds other hooks may leave out the one that saves regularly."""
+    model = nn.Linear(1, 1)
+    checkpointer = SafeCheckpointer(model, str(tmp_path))
+    hook = StopOnSignal(checkpointer)
+    hook.trainer = SimpleNamespace(iter=1, max_iter=2, model=model)
+    hook.before_train()
+    try:
+        if saved:
+            checkpointer.save("model_final", iteration=1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        end = time.monotonic() + 10
+        with pytest.raises(SystemExit) as left:
+            while time.monotonic() < end:
+                hook.after_step()
+    finally:
+        hook.release()
+    assert left.value.code == 128 + signal.SIGTERM
+    expected = "model_final.pth" if saved else "model_0000001.pth"
+    assert (tmp_path / "last_checkpoint").read_text() == expected
+    assert len(list(tmp_path.glob("*.pth"))) == 1
 
 
 def test_a_full_disk_ends_in_a_line_with_the_file_of_events(
