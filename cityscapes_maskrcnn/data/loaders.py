@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from multiprocessing import util
 from typing import Any, Final
 
 import torch
@@ -212,3 +214,6 @@ def _start_worker(_worker_id: int) -> None:
     A worker ends with that process, also when it is stuck in a read.
     """
     start_worker()
+    # Otherwise it removes sockets in its end, and shows a traceback if that process, which ends
+    # too, has removed them before.
+    util.Finalize(None, os._exit, args=(0,), exitpriority=100)

@@ -152,6 +152,10 @@ def _process_main(
     end_on_signals()
     # Save and stop, as on a request to stop, when the parent is gone.
     end_with_parent(signal.SIGTERM)
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() != parent.pid:
+        # It was killed before the kernel was told.
+        raise SystemExit(1)
     try:
         run_in_group(main, args, place=place, settings=settings, report=problems.put)
     except (InputError, OSError) as error:

@@ -141,7 +141,9 @@ def interrupt(
     process, log = start(words, context)
     while (after is None or time.monotonic() < begun + after) and not trains():
         if process.poll() is not None or time.monotonic() > begun + HANGS:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             return f"ended, or hung, before the signal: {last_line(log.read_text())}", False
         time.sleep(0.01)
     if trained := trains():

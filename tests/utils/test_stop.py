@@ -76,11 +76,14 @@ def test_signals_are_counted_and_given_back() -> None:
 # As a data loader of a user's own forks its workers.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_a_forked_process_keeps_its_signals_from_its_parent() -> None:
+    receiver, sender = os.pipe()
     with StopRequests().listening() as stop:
         child = os.fork()
         if not child:
+            os.write(sender, b".")
             time.sleep(60)
             os._exit(0)
+        os.read(receiver, 1)
         os.kill(child, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
     assert stop.signals == []
