@@ -21,15 +21,15 @@ def jobs(size: str) -> list[Job]:
     """Build the jobs."""
     kinds = {
         # tries in the full and in the short campaign, seconds a try
-        works.training: (24, 2, 6.0),
-        works.cache: (24, 3, 1.0),
-        works.search: (16, 2, 2.0),
-        works.submission: (16, 2, 2.5),
+        works.training: (24, 1, 6.0),
+        works.cache: (24, 2, 1.0),
+        works.search: (16, 0, 2.0),
+        works.submission: (16, 1, 2.5),
     }
     return [
         Job(f"disks/{work.__name__}", tries, tries * seconds, partial(fill, work))
         for work, (full, short, seconds) in kinds.items()
-        for tries in (full if size == "full" else short,)
+        if (tries := full if size == "full" else short)
     ]
 
 

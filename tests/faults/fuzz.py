@@ -120,20 +120,20 @@ def jobs(size: str) -> list[Job]:
     """Build the jobs: 1,000 variants of each kind, or a few."""
     kinds = {
         # seconds a variant
-        annotation: 0.03,
-        annotation_png: 0.03,
-        image: 0.03,
-        result_text: 0.06,
-        result_mask: 0.06,
-        submission: 0.04,
+        annotation: 0.06,
+        annotation_png: 0.07,
+        image: 0.07,
+        result_text: 0.05,
+        result_mask: 0.05,
+        submission: 0.05,
         weights: 0.15,
-        resume: 0.4,
-        config: 0.3,
-        cache: 0.03,
-        study: 0.1,
-        best: 0.1,
+        resume: 0.7,
+        config: 0.25,
+        cache: 0.05,
+        study: 0.32,
+        best: 0.08,
     }
-    tries = 1000 if size == "full" else 12
+    tries = 1000 if size == "full" else 6
     return [
         Job(f"fuzz/{kind.__name__}", tries, tries * seconds, partial(fuzz, kind))
         for kind, seconds in kinds.items()

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 
+from cityscapes_maskrcnn.utils.child import end_with_parent
 from cityscapes_maskrcnn.utils.tool import run_tool
 
 PROJECT = Path(__file__).parents[2]
@@ -128,6 +129,7 @@ class Command:
 
 def _run(main: Callable[[], int | None], log: Path, environment: dict[str, object]) -> None:
     os.setsid()
+    end_with_parent(signal.SIGKILL)
     with log.open("w") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)

@@ -15,6 +15,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -73,6 +74,9 @@ def find_jobs(size: str, only: Sequence[str]) -> list:
 
 def run_job(job, context, sender: Connection) -> None:
     """Run in a process of its own: send every try's number and verdict."""
+    from cityscapes_maskrcnn.utils.child import end_with_parent
+
+    end_with_parent(signal.SIGKILL)
     with (context.folder / "log").open("w") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
