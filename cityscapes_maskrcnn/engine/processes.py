@@ -120,19 +120,23 @@ def _wait(processes: list[SpawnProcess], end_others: Callable[[], object]) -> in
     """
     first = None
     deadline = math.inf
-    while alive := [process for process in processes if process.exitcode is None]:
-        connection.wait([process.sentinel for process in alive], timeout=1.0)
-        failed = [number for number, process in enumerate(processes) if process.exitcode]
+    while True:
+        # Asked once a round: a process may end at any time.
+        codes = [process.exitcode for process in processes]
+        failed = [number for number, code in enumerate(codes) if code]
         if failed and first is None:
             first = failed[0]
-            if processes[first].exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            if codes[first] in (128 + signal.SIGINT, 128 + signal.SIGTERM):
                 end_others()
             else:
                 deadline = time.monotonic() + _GRACE
+        alive = [process for process, code in zip(processes, codes, strict=True) if code is None]
+        if not alive:
+            return first
         if time.monotonic() > deadline:
             for process in alive:
                 process.kill()
-    return first
+        connection.wait([process.sentinel for process in alive], timeout=1.0)
 
 
 def _free_port() -> int:
