@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,22 @@ def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"train": 8, "val": 6, "test": 2, "train_extra": 6}
     generate_dataset(root, counts, height=96, width=192, seed=3)
     return root
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """In a ``with`` block no file may grow beyond so many bytes: the error is a full disk's."""
+
+    @contextmanager
+    def limit_files(num_bytes: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit_files
 
 
 def randomise(network: Any, seed: int = 0) -> None:

@@ -21,9 +21,9 @@ from cityscapes_maskrcnn.modeling.weight_files import (
     TORCHVISION_SCHEME,
     fetch_torchvision,
     read_checkpoint,
+    write_tensors,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
 from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
@@ -75,8 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         content |= {"__author__": "torchvision", "matching_heuristics": True}
     if history := read_history(checkpoint, args.input):
         content[SEEN_IMAGES_KEY] = to_plain(history)
-    with atomic_write(args.output) as file:
-        torch.save(content, file)
+    write_tensors(args.output, content)
     print(report.summary())
     if args.list:
         for new, old in report.used.items():

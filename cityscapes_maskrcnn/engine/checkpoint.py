@@ -38,9 +38,10 @@ from cityscapes_maskrcnn.modeling.weight_files import (
     check_values,
     fetch_torchvision,
     read_checkpoint,
+    write_tensors,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write, file_digest, write_text
+from cityscapes_maskrcnn.utils.files import file_digest, write_text
 
 # The file that names the checkpoint to resume from.
 _NOTE = "last_checkpoint"
@@ -384,7 +385,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _check_resumable(self, checkpoint: dict[str, Any]) -> None:
         """Raise unless a file holds all of the model and a state that fits every checkpointable.
 
-        Whoever resumes starts no layer anew, whatever ``MODEL.WEIGHTS_MAY_DIFFER`` says.
+        Resuming starts no layer anew, whatever ``MODEL.WEIGHTS_MAY_DIFFER`` says.
         """
         for name, item in self.checkpointables.items():
             problem = _state_problem(checkpoint.get(name), item.state_dict(), name)
@@ -452,22 +453,6 @@ def load_for_inference(model: nn.Module, cfg: CfgNode, resume: bool = False) -> 
     return checkpointer
 
 
-def write_tensors(path: Path, content: Any) -> None:
-    """Write a ``.pth`` file, whole or not at all.
-
-    Raises:
-        InputError: the disk is full or the folder cannot be written.
-    """
-    try:
-        with atomic_write(path) as file:
-            torch.save(content, file)
-    except RuntimeError as error:
-        # torch replaces the system's reason by one of its own.
-        raise InputError(
-            f"{path}: cannot be written; the disk is probably full: {error}"
-        ) from error
-
-
 def holds_run(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds checkpoints of a training run."""
     return Path(folder, _NOTE).is_file() or any(Path(folder).glob("model_*.pth"))
@@ -495,7 +480,7 @@ def _newest_checkpoint(folder: Path) -> Path:
 
 
 def _state_problem(saved: Any, own: Any, name: str) -> str:
-    """Say where a saved state is of another kind than the object's own; empty: nowhere.
+    """Describe where a saved state does not fit an object; empty: nowhere.
 
     Args:
         saved: from a file.

@@ -37,6 +37,7 @@ def check_classes(cfg: CfgNode) -> None:
         section = sections.get(cfg.MODEL.META_ARCHITECTURE)
         if section is None or section not in cfg.MODEL:
             continue
+        hint = ", or choose classes with DATASETS.CLASSES" if kind == "thing_classes" else ""
         expected: tuple[str, list[str]] | None = None
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             classes = list(MetadataCatalog.get(name).get(kind, ()))
@@ -54,10 +55,5 @@ def check_classes(cfg: CfgNode) -> None:
                 raise InputError(
                     f"MODEL.{section}.NUM_CLASSES is {count}, but {name} has {len(classes)} "
                     f"classes: {', '.join(classes)}; set MODEL.{section}.NUM_CLASSES {len(classes)}"
-                    f"{_or_select(kind)}"
+                    f"{hint}"
                 )
-
-
-def _or_select(kind: str) -> str:
-    hint = ", or choose classes with DATASETS.CLASSES"
-    return hint if kind == "thing_classes" else ""

@@ -8,9 +8,8 @@ from pathlib import Path
 from detectron2.engine import HookBase
 from torch import Tensor
 
-from cityscapes_maskrcnn.engine.checkpoint import write_tensors
 from cityscapes_maskrcnn.modeling.drift import drift_to_csv, format_drift, measure_drift
-from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint
+from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint, write_tensors
 from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.visualization.drift_chart import plot_drift
 

@@ -94,7 +94,7 @@ class PickleContents:
     is_script: bool = False
 
     def explain(self, source: str, is_archive: bool) -> str:
-        """Say what kind of file it is, why it is not loaded and how to get weights from it.
+        """Describe what kind of file it is, why it is not loaded and how to get weights from it.
 
         Args:
             source: the file.

@@ -19,6 +19,7 @@ from cityscapes_maskrcnn.modeling.safe_pickles import (
     scan_pickles,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import atomic_write
 from cityscapes_maskrcnn.utils.locks import file_lock
 from cityscapes_maskrcnn.utils.text import printable
 
@@ -139,6 +140,22 @@ def read_checkpoint(
         raise InputError(f"{source}: not a checkpoint: holds no tensors by name")
     check_tensors(content, source)
     return {**rest, "model": dict(content)}
+
+
+def write_tensors(path: str | Path, content: Any) -> None:
+    """Write a ``.pth`` file, whole or not at all.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    try:
+        with atomic_write(path) as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        # torch replaces the system's reason by one of its own.
+        raise InputError(
+            f"{path}: cannot be written; the disk is probably full: {error}"
+        ) from error
 
 
 def check_tensors(content: Mapping[str, Any], source: str) -> None:

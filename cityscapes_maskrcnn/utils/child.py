@@ -34,7 +34,7 @@ _BIND_AND_RUN: Final = f"""
 import ctypes, os, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGKILL)})
-# The parent may have died before the kernel was told.
+# The parent may have died before that.
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
 os.execvp(sys.argv[2], sys.argv[2:])

@@ -4,8 +4,8 @@ import ast
 import hashlib
 import math
 import pickle
-import resource
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -58,20 +58,19 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
     ],
 )
 def test_a_full_disk_keeps_the_previous_checkpoint(
-    tmp_path: Path, classes: int, limit: int, message: str
+    tmp_path: Path,
+    full_disk: Callable[[int], AbstractContextManager[None]],
+    classes: int,
+    limit: int,
+    message: str,
 ) -> None:
     checkpointer = SafeCheckpointer(net(classes), str(tmp_path))
     checkpointer.save("model_0000000")
     before = (tmp_path / "model_0000000.pth").read_bytes()
     assert len(before) > limit
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # No file may grow beyond this many bytes: the error is the one of a full disk.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
-    try:
-        with pytest.raises(InputError, match=rf"/model_0000000\.pth: .*{message}"):
-            checkpointer.save("model_0000000", iteration=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    refused = pytest.raises(InputError, match=rf"/model_0000000\.pth: .*{message}")
+    with full_disk(limit), refused:
+        checkpointer.save("model_0000000", iteration=1)
     assert {path.name for path in tmp_path.iterdir()} == {"last_checkpoint", "model_0000000.pth"}
     assert (tmp_path / "model_0000000.pth").read_bytes() == before
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"

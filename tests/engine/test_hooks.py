@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
 import signal
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,19 +119,19 @@ def test_a_stop_saves_what_no_other_hook_has_saved(tmp_path: Path, saved: bool) 
 
 
 def test_a_full_disk_ends_in_a_line_with_the_file_of_events(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    full_disk: Callable[[int], AbstractContextManager[None]],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """TensorBoard's writer writes in a thread, whose error would be printed as a traceback."""
     hook = WriteEvents([CommonMetricPrinter(100), TensorboardXWriter(str(tmp_path))], 1)
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = threading.excepthook
     with EventStorage() as storage:
         hook.trainer = SimpleNamespace(iter=0, max_iter=100, storage=storage)
         hook.before_train()
         storage.put_scalars(total_loss=1.0, lr=0.1)
         hook.after_step()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, unlimited[1]))
-        try:
+        with full_disk(100):
             with pytest.raises(InputError, match=rf"{tmp_path}/events.*: File too large; --resume"):
                 for iteration in range(1, 10_000):
                     hook.trainer.iter = storage.iter = iteration
@@ -138,7 +139,5 @@ def test_a_full_disk_ends_in_a_line_with_the_file_of_events(
                     hook.after_step()
             with pytest.raises(InputError, match=r"events.*: File too large"):
                 hook.after_train()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert "Traceback" not in capfd.readouterr().err
     assert threading.excepthook is before

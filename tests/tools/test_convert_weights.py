@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -125,6 +126,17 @@ def test_bad_input_is_one_line(convert: Run, weights: Path, tmp_path: Path) -> N
         assert_one_line(convert(*arguments), message)
     assert not out.exists()
     assert not (tmp_path / "out.pkl").exists()
+
+
+def test_a_full_disk_is_one_line(
+    convert: Run, full_disk: Callable[[int], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.pth", tmp_path / "out.pth"
+    torch.save({"a.weight": torch.zeros(300, 300)}, source)
+    with full_disk(100_000):
+        done = convert("--keep-names", source, out)
+    assert_one_line(done, f"{out}: cannot be written; the disk is probably full")
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_in_a_process_of_its_own(tool_process: Run, tmp_path: Path) -> None:
