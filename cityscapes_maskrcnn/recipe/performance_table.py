@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any, Final
 import yaml
 from tabulate import tabulate
 
-from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import read_json
 
 COCO_SCORES: Final = ("AP", "AP50", "APs", "APm", "APl", "AR100")
 STAGES: Final = {
@@ -288,11 +287,4 @@ def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """Read a JSON object that has to have some keys; an empty one if there is no such file."""
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    missing = [key for key in keys if key not in content]
-    if missing:
-        raise InputError(f"{path}: has no {missing[0]!r}; another program or version wrote it")
-    return content
+    return read_json(path, keys=keys, advice="another program or version wrote it")

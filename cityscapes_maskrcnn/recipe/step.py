@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from cityscapes_maskrcnn.search.study import IMAGES_CONTENT, names_part
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import file_digest, write_json
+from cityscapes_maskrcnn.utils.files import file_digest, read_json, write_json
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 
 INPUTS_FILE: Final = "inputs.json"
@@ -93,7 +93,7 @@ class Step:
                     "another --output, or move the folder away"
                 )
             return StepState.NEW
-        before = _read_json(inputs, "settings", "files")
+        before = read_json(inputs, keys=("settings", "files"), advice="delete the folder")
         differences, remade = self._differences(before)
         if differences:
             more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
@@ -103,7 +103,9 @@ class Step:
             )
         if remade:
             return StepState.OUTDATED
-        if complete.is_file() and self._is_complete(_read_json(complete, "outputs")):
+        if complete.is_file() and self._is_complete(
+            read_json(complete, keys=["outputs"], advice="delete the folder")
+        ):
             return StepState.COMPLETE
         if IMAGES_CONTENT not in before["settings"] and names_part(self.data):
             raise InputError(
@@ -207,13 +209,3 @@ def _content_digest(path: Path) -> str | None:
 def _is_same(path: Path, digest: str | None) -> bool:
     # Earlier versions noted the bytes of yaml files too.
     return digest in (_content_digest(path), file_digest(path))
-
-
-def _read_json(path: Path, *keys: str) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}; delete the folder") from error
-    if not isinstance(content, dict) or not all(key in content for key in keys):
-        raise InputError(f"{path}: has no {' and '.join(keys)}; delete the folder")
-    return content

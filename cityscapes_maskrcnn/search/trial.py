@@ -14,7 +14,12 @@ from typing import Any, Final
 
 from cityscapes_maskrcnn.utils.child import run_child
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import remove_temporary_files, write_json, write_text
+from cityscapes_maskrcnn.utils.files import (
+    read_json,
+    remove_temporary_files,
+    write_json,
+    write_text,
+)
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
 from cityscapes_maskrcnn.utils.stop import StopRequests
 
@@ -199,10 +204,7 @@ def _has_trial(folder: Path, wanted: Mapping[str, Any]) -> bool:
         if (folder / "metrics.json").exists():
             raise InputError(f"{folder}: holds another training run; take another OUTPUT_DIR")
         return False
-    try:
-        identity = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from error
+    identity = read_json(file, advice="take another OUTPUT_DIR")
     if identity | json.loads(json.dumps(wanted)) != identity:
         raise InputError(
             f"{folder}: holds a trial of another study or config; take another OUTPUT_DIR"

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final
@@ -61,6 +61,8 @@ def read_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> byt
             raise InputError(f"{path}: {size} bytes; files of this kind have at most {max_bytes}")
         return file.read()
 
+
+_MAX_JSON_BYTES: Final = 64_000_000
 
 # The names that atomic_write() gives temporary files.
 _TEMPORARY: Final = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
@@ -141,6 +143,31 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         ValueError: a number is infinite.
     """
     write_text(path, to_json(content, indent=1))
+
+
+def read_json(
+    path: str | os.PathLike[str], *, keys: Iterable[str] = (), advice: str
+) -> dict[str, Any]:
+    """Read a JSON object that this project wrote.
+
+    Args:
+        path: the file.
+        keys: those that it must have.
+        advice: what to do if it is damaged; the end of the message.
+
+    Raises:
+        InputError: the file is missing, damaged, no JSON object, or one without these keys.
+    """
+    try:
+        content = json.loads(read_file(path, max_bytes=_MAX_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read: {error}; {advice}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: no JSON object; {advice}")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise InputError(f"{path}: has no {' and '.join(missing)}; {advice}")
+    return content
 
 
 def file_digest(path: Path) -> str | None:

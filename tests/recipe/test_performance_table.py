@@ -172,7 +172,11 @@ def test_nothing_to_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "cannot be read"), ('{"images": 3}', "has no 'epochs'")],
+    [
+        ("{", "cannot be read"),
+        ("[3]", "no JSON object"),
+        ('{"images": 3}', "has no epochs and .*; another program or version wrote it"),
+    ],
 )
 def test_a_damaged_file_gets_one_line(output: Path, text: str, message: str) -> None:
     (output / "stage_1" / "summary.json").write_text(text)

@@ -218,12 +218,16 @@ def test_a_folder_belongs_to_one_trial() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("metrics.json", "0000: holds another training run"), ("trial.json", "json: cannot be read")],
+    ("name", "text", "message"),
+    [
+        ("metrics.json", "{", "0000: holds another training run"),
+        ("trial.json", "{", r"json: cannot be read: .*; take another OUTPUT_DIR"),
+        ("trial.json", "[1]", "json: no JSON object; take another OUTPUT_DIR"),
+    ],
 )
-def test_a_folder_that_holds_something_else(name: str, message: str) -> None:
+def test_a_folder_that_holds_something_else(name: str, text: str, message: str) -> None:
     FOLDER.mkdir()
-    (FOLDER / name).write_text("{")
+    (FOLDER / name).write_text(text)
     with pytest.raises(InputError, match=message):
         claim_folder(FOLDER, {"study": "a"})
 
