@@ -44,7 +44,7 @@ def main() -> int:
     add("--allow-subset", action="store_true", help="accept other counts and image sizes")
     add("--image-folder", default="leftImg8bit", metavar="DIR", help="default: %(default)s")
     help_suffix = "what the names of the images end in (default: %(default)s)"
-    add("--image-suffix", default=IMAGE_SUFFIX, metavar="END", help=help_suffix)
+    add("--image-suffix", default=IMAGE_SUFFIX, metavar="SUFFIX", help=help_suffix)
     add("--num-workers", type=count, metavar="N", help="processes (default: one per core)")
     args = parser.parse_args()
 

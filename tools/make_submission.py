@@ -44,7 +44,7 @@ def main() -> int:
     add(
         "--image-suffix",
         default=IMAGE_SUFFIX,
-        metavar="END",
+        metavar="SUFFIX",
         help="of the files in --image-list (default: %(default)s)",
     )
     add("--list-all", action="store_true", help="with --check: do not shorten long lists")

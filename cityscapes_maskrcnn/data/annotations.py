@@ -11,14 +11,13 @@ import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, islice, pairwise
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
-from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, load_records
+from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, file_stamp, load_records
 from cityscapes_maskrcnn.data.images import MAX_PIXELS, read_image_size
 from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, Label, resolve_label
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, find_images, require_folder
@@ -418,13 +417,12 @@ def _find_partners(
     for image in images:
         name = image.removesuffix(image_suffix) + suffix
         try:
-            status = Path(folder, name).stat()
+            sources.append(Source(name, file_stamp(f"{folder}/{name}")))
         except OSError as error:
             raise InputError(
                 f"{image_dir}/{image}: this image has no annotation {folder}/{name} "
                 f"({error.strerror})"
             ) from error
-        sources.append(Source(name, f"{status.st_size} {status.st_mtime_ns}"))
     return sources
 
 

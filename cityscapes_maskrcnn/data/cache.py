@@ -48,6 +48,16 @@ class Source(NamedTuple):
     stamp: str
 
 
+def file_stamp(path: str | os.PathLike[str]) -> str:
+    """Size and time of a file, for :attr:`Source.stamp`.
+
+    Raises:
+        OSError: it is missing or may not be looked at.
+    """
+    status = Path(path).stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
 # Stamp and record of every source that a cache file holds, by name.
 _Entries = dict[str, tuple[str, Record]]
 

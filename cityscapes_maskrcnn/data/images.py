@@ -63,11 +63,11 @@ def read_label_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
             that is no official label id.
     """
     data = _read_whole(path)
-    if data.startswith(_PNG) and data[_PNG_HEADER - 2 : _PNG_HEADER] != b"\x08\x00":
-        raise InputError(f"{path}: a label image has one channel of 8 bits; unlike this one")
     label_ids = _decode(path, data, cv2.IMREAD_UNCHANGED)
-    if label_ids.dtype != np.uint8 or label_ids.ndim != 2:
-        raise InputError(f"{path}: a label image has one channel of 8 bits; unlike this one")
+    # OpenCV brings fewer bits to 8, with other values.
+    packed = data.startswith(_PNG) and data[_PNG_HEADER - 2 : _PNG_HEADER] != b"\x08\x00"
+    if packed or label_ids.dtype != np.uint8 or label_ids.ndim != 2:
+        raise InputError(f"{path}: a label image has one channel of 8 bits, unlike this one")
     if label_ids.max(initial=0) >= NUM_IDS:
         raise InputError(
             f"{path}: {label_ids.max()} is no official label id (0 to {NUM_IDS - 1}); train ids "

@@ -18,9 +18,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, load_records
+from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, file_stamp, load_records
 from cityscapes_maskrcnn.data.tree import is_generated
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import open_file
 
 TRAINED: Final = "trained"
 TUNED: Final = "tuned"
@@ -115,7 +116,7 @@ def content_digests(files: Sequence[str]) -> list[str]:
         records = load_records(
             cache_file(split, "contents"),
             folder=split,
-            sources=[Source(os.path.relpath(file, split), _stamp(Path(file))) for file in members],
+            sources=[Source(os.path.relpath(file, split), file_stamp(file)) for file in members],
             read=_read_content,
             template={"digest": np.zeros(0, np.uint8)},
             signature="contents",
@@ -310,21 +311,13 @@ def _prefixes(files: Sequence[Path]) -> list[bytes]:
     return [b"generated " * (file.parent.parent in generated) for file in files]
 
 
-def _stamp(file: Path) -> str:
-    status = file.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
 def _read_content(path: str) -> Record:
-    try:
-        with Path(path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            blocks = [f"{size} ".encode()]
-            for start in (0, size // 2, size - _BLOCK):
-                file.seek(max(0, start))
-                blocks.append(file.read(_BLOCK))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        blocks = [f"{size} ".encode()]
+        for start in (0, size // 2, size - _BLOCK):
+            file.seek(max(0, start))
+            blocks.append(file.read(_BLOCK))
     return {"digest": np.frombuffer(bytes.fromhex(_digest(b"".join(blocks))), np.uint8)}
 
 

@@ -210,7 +210,5 @@ def find_images(
             f"{image_dir}: {len(images)} images end in {image_suffix}, {len(other_case)} in other "
             f"upper and lower case, such as {other_case[0]}; rename these, they would not be read"
         )
-    name, count = Counter(image.partition("/")[2] for image in images).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"{image_dir}: {name} is in several city folders; keep one of them")
+    check_distinct((image.partition("/")[2] for image in images), image_dir)
     return images

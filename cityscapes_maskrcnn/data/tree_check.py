@@ -16,8 +16,8 @@ from PIL import Image
 from cityscapes_maskrcnn.data.annotations import read_instances, read_objects
 from cityscapes_maskrcnn.data.cache import Record
 from cityscapes_maskrcnn.data.drawn_instances import differing_instances
-from cityscapes_maskrcnn.data.images import read_image_size
-from cityscapes_maskrcnn.data.labels import LABELS
+from cityscapes_maskrcnn.data.images import read_image_size, read_label_image
+from cityscapes_maskrcnn.data.labels import LABELS, NUM_IDS
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, unread_images
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
@@ -284,15 +284,19 @@ def _check_image(path: str) -> tuple[int, int]:
 
 def _check_ids(path: str) -> npt.NDArray[Any]:
     """The pixels of a label or instance image, which are official ids."""
+    if path.endswith("_labelIds.png"):
+        return read_label_image(path)
     with _open_png(path) as image:
+        if image.mode not in ("L", "I", "I;16"):
+            raise InputError(f"{path}: one channel of 8 or 16 bits is expected, not {image.mode}")
         ids = np.asarray(image)
-    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-        raise InputError(f"{path}: one channel of whole numbers is expected")
-    unknown = set(np.unique(ids).tolist()) - {label.id for label in LABELS if label.id >= 0}
-    if path.endswith("_instanceIds.png"):
-        # Instance k of label l is l * 1000 + k; regions without instances have the label's id.
-        things = {label.id for label in LABELS if label.hasInstances}
-        unknown = {value for value in unknown if value < 1000 or value // 1000 not in things}
+    # Instance k of label l is l * 1000 + k; regions without instances have the label's id.
+    things = {label.id for label in LABELS if label.hasInstances}
+    unknown = {
+        value
+        for value in np.unique(ids).tolist()
+        if value >= NUM_IDS and value // 1000 not in things
+    }
     if unknown:
         raise InputError(f"{path}: unknown ids {sorted(unknown)[:5]}")
     return ids

@@ -26,7 +26,6 @@ from cityscapes_maskrcnn.data.registration import (
     check_dataset_names,
     image_names,
     image_suffix_of,
-    register_all,
 )
 from cityscapes_maskrcnn.data.tree import image_name
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
@@ -56,7 +55,6 @@ def expected_images(dataset_name: str) -> list[ExpectedImage]:
     Raises:
         InputError: there is no such dataset, or its images are missing.
     """
-    register_all()
     check_dataset_names([dataset_name])
     expected = []
     for name, image in zip(
@@ -90,7 +88,6 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
         raise InputError("a submission needs masks: MODEL.MASK_ON True")
     start_logs(None)
     logger = logging.getLogger(__name__)
-    # Before the datasets are registered again, with all their classes.
     categories = model_categories(cfg)
     images = expected_images(dataset_name)
     missing = [name for i, name in enumerate(THING_CLASSES) if i not in categories]

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, load_records
+from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, file_stamp, load_records
 from cityscapes_maskrcnn.evaluation.instance_ap import GroundTruth, ground_truth
 from cityscapes_maskrcnn.evaluation.result_files import read_instance_ids
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -67,12 +67,8 @@ def read_ground_truth(
 
 def _stamp(file: Path) -> str:
     """Size, time and content; reading a file takes a fraction of decoding it."""
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise InputError(f"cannot read the ground truth {file}: {error.strerror}") from error
     digest = hashlib.blake2b(read_file(file), digest_size=16).hexdigest()
-    return f"{status.st_size} {status.st_mtime_ns} {digest}"
+    return f"{file_stamp(file)} {digest}"
 
 
 def _read(file: str) -> Record:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def test_a_seen_image_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPat
     def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)  # root may read everything
+    monkeypatch.setattr(os, "open", denied)  # root may read everything
     with pytest.raises(InputError, match=r"val/ulm/a\.png: cannot be read: Permission denied"):
         content_digests(["val/ulm/a.png"])
 

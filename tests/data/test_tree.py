@@ -84,7 +84,7 @@ def test_missing_and_double_images(tmp_path):
         find_images(str(images))
     for city in ("ulm", "bonn"):
         (images / city / "ulm_000001_000019_leftImg8bit.png").touch()
-    with pytest.raises(InputError, match=r"ulm_000001_000019_leftImg8bit.png is in several city"):
+    with pytest.raises(InputError, match=r"val: 2 images have the name ulm_000001_000019_leftImg"):
         find_images(str(images))
 
 

@@ -121,6 +121,10 @@ def save(*values: int, height: int = 64, dtype: type = np.uint8) -> Callable[[Pa
     return lambda path: Image.fromarray(pixels).save(path)
 
 
+def palette(path: Path) -> None:
+    Image.open(path).convert("L").convert("P").save(path)
+
+
 def replace(old: str, new: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(path.read_text().replace(old, new))
 
@@ -134,10 +138,13 @@ def replace(old: str, new: str) -> Callable[[Path], object]:
         (IMAGE, lambda path: path.write_text("<html>log in first</html>"), "not a PNG file"),
         (IMAGE, replace_by_a_pipe, "not a file, but a pipe or device"),
         (IMAGE, save(0), "an 8 bit RGB image is expected, not mode L"),
-        (LABEL_IDS, truncate, "not a whole PNG file"),
+        (LABEL_IDS, truncate, "truncated, or not an image"),
         (LABEL_IDS, claim_a_hundred_thousand_pixels_a_side, "header says 100000x100000 pixels"),
         (LABEL_IDS, save(7, height=32), "128x32 pixels, but its image is 128x64"),
-        (LABEL_IDS, save(7, 34), "unknown ids [34]"),
+        (LABEL_IDS, save(7, 34), "34 is no official label id (0 to 33)"),
+        # Refused in training and scoring too.
+        (LABEL_IDS, save(7, dtype=np.uint16), "one channel of 8 bits"),
+        (INSTANCE_IDS, palette, "one channel of 8 or 16 bits is expected, not P"),
         (LABEL_IDS, lambda path: Image.new("RGB", (128, 64)).save(path), "one channel"),
         # A road has no instances.
         (INSTANCE_IDS, save(7, 26, 26003, 7001, dtype=np.uint16), "unknown ids [7001]"),
