@@ -29,7 +29,7 @@ from cityscapes_maskrcnn.utils.tool import run_tool
 
 PROJECT = Path(__file__).parents[2]
 STAGE_1 = PROJECT / "configs" / "stage_1_heads.yaml"
-HANGS = 90  # seconds after which a command counts as one that never ends
+HANGS = 240  # seconds after which a command counts as one that never ends
 
 # A ResNet-50 with narrow layers, on images of 96x192: an iteration takes a fraction of a second.
 _TINY = """
@@ -201,6 +201,11 @@ def orphans(known: Set[int] = frozenset(), seconds: float = 10) -> str:
             return f"outlived its parent: {[line[:120].decode() for line in lines]}"
         time.sleep(0.02)
     return ""
+
+
+def slowness() -> float:
+    """How much longer things take than on a machine with nothing else to do."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def limit_memory(more: int) -> None:

@@ -19,7 +19,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from harness import HANGS, PROJECT, STAGE_1, Context, Job, adopt_orphans, last_line, orphans, tiny
+from harness import (
+    HANGS,
+    PROJECT,
+    STAGE_1,
+    Context,
+    Job,
+    adopt_orphans,
+    last_line,
+    orphans,
+    slowness,
+    tiny,
+)
 
 # Before this Python itself starts, and has handlers of its own.
 FIRST_MOMENT = 0.15
@@ -170,7 +181,7 @@ def interrupt(
         fault = f"status {status}: {last_line(printed)}"
     elif "Traceback" in printed:
         fault = f"traceback: {last_line(printed)}"
-    elif took > late:
+    elif took > late * slowness():
         fault = f"ended after {took:.1f} s"
     fault = fault or orphans()
     if fault:
