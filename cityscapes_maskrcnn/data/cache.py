@@ -7,6 +7,7 @@ reader executes no code and believes no length that the file does not have.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -22,7 +23,7 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write, read_file
+from cityscapes_maskrcnn.utils.files import atomic_write, read_file, remove_temporary_files
 from cityscapes_maskrcnn.utils.locks import file_lock
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 from cityscapes_maskrcnn.utils.text import printable
@@ -117,6 +118,7 @@ def load_records(
         with ExitStack() as stack:
             with suppress(InputError):  # _write warns of a folder that cannot be written
                 stack.enter_context(file_lock(path.with_suffix(".lock")))
+                remove_temporary_files(path.parent, f".{glob.escape(path.name)}.*.tmp")
             known = _read(path, signature, template, warn=True)
             changed = _changed(sources, known)
             if changed:

@@ -82,6 +82,16 @@ def test_only_what_is_new_or_changed_is_read(split: Split) -> None:
     assert [file.suffix for file in sorted(split.cache.parent.iterdir())] == [".cache", ".lock"]
 
 
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    split = Split(tmp_path / "a [1] city")
+    half, other = (split.cache.with_name(f".{n}.abcd1234.tmp") for n in (split.cache.name, "x"))
+    split.cache.parent.mkdir(parents=True, exist_ok=True)
+    half.touch()
+    other.touch()  # perhaps somebody writes it now
+    split.load()
+    assert (half.exists(), other.exists()) == (False, True)
+
+
 def test_another_signature_or_layout_replaces_it_silently(
     split: Split, caplog: pytest.LogCaptureFixture
 ) -> None:
