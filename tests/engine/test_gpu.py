@@ -101,8 +101,14 @@ EQUAL += ["SOLVER.CHECKPOINT_EPOCHS", 0, "TEST.EVAL_EPOCHS", 0, "MODEL.WEIGHTS",
 EQUAL += ["DETERMINISTIC", True, "DATASETS.TEST", "()", "TEST.VALIDATION_LOSS", False]
 
 
-@pytest.mark.parametrize("options", [FLOAT32, BFLOAT16, CHANNELS_LAST])
-@pytest.mark.parametrize("stage", ["stage_0_backbone", "stage_1_heads"])
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        ("stage_0_backbone", FLOAT32),
+        ("stage_1_heads", FLOAT32),
+        ("stage_1_heads", [*BFLOAT16, *CHANNELS_LAST]),
+    ],
+)
 @pytest.mark.gpu
 def test_equal_runs_are_bit_equal_on_a_gpu(
     small_root: Path,
@@ -111,23 +117,24 @@ def test_equal_runs_are_bit_equal_on_a_gpu(
     stage: str,
     options: list[object],
 ) -> None:
-    """In processes of their own: cuBLAS reads the switch once."""
+    """In processes of their own, at the same time: cuBLAS reads the switch once."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     plateau = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.EARLY_STOPPING.ENABLED", False]
     words = [*EQUAL, *plateau, "MODEL.BACKBONE.FREEZE_AT", 0, "SOLVER.IMS_PER_BATCH", 4, *options]
-    for number in "12":
-        done = subprocess.run(
-            [
-                *(sys.executable, "tools/train_net.py", "--config-file", f"configs/{stage}.yaml"),
-                *(str(word) for word in [*words, "OUTPUT_DIR", tmp_path / number]),
-            ],
+    command = [sys.executable, "tools/train_net.py", "--config-file", f"configs/{stage}.yaml"]
+    runs = [
+        subprocess.Popen(
+            [*command, *(str(word) for word in [*words, "OUTPUT_DIR", tmp_path / number])],
             cwd=PROJECT,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
         )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        for number in "12"
+    ]
+    printed = [run.communicate(timeout=600)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], printed[0][-2000:] + printed[1][-2000:]
     assert_equal_runs(tmp_path)
 
 
