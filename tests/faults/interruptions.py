@@ -32,6 +32,8 @@ from harness import (
     tiny,
 )
 
+from cityscapes_maskrcnn.utils.child import end_with_parent
+
 # Before this Python itself starts, and has handlers of its own.
 FIRST_MOMENT = 0.15
 # Seconds from the signal to the end, beside those of a step; two jobs share the cores.
@@ -52,7 +54,7 @@ def jobs(size: str) -> list[Job]:
     """Build the jobs; at full size they interrupt 60 times."""
     kinds = {
         # name: tries in the full and in the short campaign, seconds a try
-        "training": (24, 2, 9.0, partial(interrupt_training, processes=1, workers=2)),
+        "training": (24, 1, 9.0, partial(interrupt_training, processes=1, workers=2)),
         "training_on_two": (24, 1, 12.0, partial(interrupt_training, processes=2, workers=1)),
         "scoring_on_two": (12, 0, 12.0, interrupt_scoring),
     }
@@ -118,6 +120,8 @@ def start(words: Sequence[object], context: Context) -> tuple[subprocess.Popen[b
             stdout=file,
             stderr=file,
             start_new_session=True,
+            # It would train for ever if the campaign were killed.
+            preexec_fn=partial(end_with_parent, signal.SIGKILL),
         )
     return process, log
 
