@@ -31,13 +31,13 @@ from cityscapes_maskrcnn.modeling.deeplab_weights import (
     find_resnet,
     translate,
 )
-from cityscapes_maskrcnn.modeling.safe_pickles import load_arrays
 from cityscapes_maskrcnn.modeling.weight_files import (
     TORCHVISION_SCHEME,
     check_tensors,
     check_values,
     fetch_torchvision,
     read_checkpoint,
+    read_pickle,
     write_tensors,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -241,30 +241,12 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_pickle(self, filename: str) -> dict[str, Any]:
         source = self.path or filename
-        try:
-            data = load_arrays(filename)
-        except Exception as error:
-            raise InputError(
-                f"{source}: not loaded, it is no file of plain arrays: {error}"
-            ) from error
-        if not isinstance(data, dict):
-            raise InputError(f"{source}: not a checkpoint: holds no dictionary")
-        if "model" not in data or "__author__" not in data:
-            # Caffe2's and torchvision's ImageNet files of the zoo hold the arrays themselves.
-            data = {
-                "model": data.get("blobs", data),
-                "__author__": "Caffe2",
-                "matching_heuristics": True,
-            }
-        arrays = data["model"]
-        if (
-            not isinstance(arrays, dict)
-            or not all(isinstance(name, str) for name in arrays)
-            or not any(map(torch.is_tensor, arrays.values()))
-        ):
-            raise InputError(f"{source}: not a checkpoint: holds no arrays by name")
+        data = read_pickle(filename, source)
+        if "__author__" not in data:
+            # Caffe2's and torchvision's ImageNet files of the zoo.
+            data |= {"__author__": "Caffe2", "matching_heuristics": True}
         data["model"] = {
-            name: value for name, value in arrays.items() if not name.endswith("_momentum")
+            name: value for name, value in data["model"].items() if not name.endswith("_momentum")
         }
         check_tensors(data["model"], source)
         return data

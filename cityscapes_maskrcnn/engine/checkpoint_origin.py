@@ -17,9 +17,8 @@ import torch
 
 import cityscapes_maskrcnn
 from cityscapes_maskrcnn.data.provenance import read_history, to_plain
-from cityscapes_maskrcnn.modeling.safe_pickles import Unknown, load_arrays
-from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint
-from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.modeling.safe_pickles import Unknown
+from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint, read_pickle
 from cityscapes_maskrcnn.utils.files import file_digest
 from cityscapes_maskrcnn.utils.text import printable
 
@@ -95,7 +94,9 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, is damaged, or holds no tensors by name.
     """
-    content = _read(path)
+    content = (
+        read_pickle(path) if path.suffix == ".pkl" else read_checkpoint(path, skip_objects=True)
+    )
     origin = content.get(ORIGIN_KEY)
     origin = origin if isinstance(origin, dict) else {}
     program, config = _foreign(content)
@@ -123,23 +124,6 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "tensors": _tensors(content["model"]),
         "others": others,
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if path.suffix != ".pkl":
-        return read_checkpoint(path, skip_objects=True)
-    try:
-        content = load_arrays(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    except Exception as error:
-        raise InputError(f"{path}: not loaded, it is no file of plain arrays: {error}") from error
-    arrays = content
-    if isinstance(content, dict):
-        arrays = content.get("model", content.get("blobs", content))
-    if not isinstance(arrays, dict) or not any(map(torch.is_tensor, arrays.values())):
-        raise InputError(f"{path}: not a checkpoint: holds no arrays by name")
-    return {"model": arrays} if arrays is content else {**content, "model": arrays}
 
 
 def _foreign(content: Mapping[str, Any]) -> tuple[str | None, str | None]:

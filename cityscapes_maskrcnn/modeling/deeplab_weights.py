@@ -160,7 +160,8 @@ def translate(
     names = canonical_names(state, source)
     if target is None:
         classes = state[names[_PREDICTOR]].shape[:1] if _PREDICTOR in names else None
-        target = deeplab_shapes(None if classes is None else max(1, *classes, 1))
+        # A tensor without dimensions is refused below, by its shape.
+        target = deeplab_shapes(None if classes is None else max([1, *classes]))
     backbone = [
         name
         for name in target

@@ -15,6 +15,7 @@ import torch
 from cityscapes_maskrcnn.modeling.safe_pickles import (
     Unknown,
     load_archive,
+    load_arrays,
     scan_archive,
     scan_pickles,
 )
@@ -140,6 +141,44 @@ def read_checkpoint(
         raise InputError(f"{source}: not a checkpoint: holds no tensors by name")
     check_tensors(content, source)
     return {**rest, "model": dict(content)}
+
+
+def read_pickle(path: str | Path, name: str = "") -> dict[str, Any]:
+    """Read a ``.pkl`` file as those of Detectron2's model zoo, running no code from it.
+
+    Args:
+        path: the file.
+        name: what to call it in messages; default: ``path``.
+
+    Returns:
+        What the file holds, with the tensors by name under ``"model"`` wherever they were: under
+        ``model`` or Caffe2's ``blobs``, or at the top.
+
+    Raises:
+        InputError: it cannot be read, is damaged, would execute code, or holds no arrays by name.
+    """
+    source = name or str(path)
+    try:
+        content = load_arrays(path)
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read: {error}") from error
+    except Exception as error:  # garbage makes an unpickler raise errors of any type
+        raise InputError(f"{source}: not loaded, it is no file of plain arrays: {error}") from error
+    rest: dict[str, Any] = {}
+    arrays = content
+    if isinstance(content, dict):
+        for key in ("model", "blobs"):
+            if key in content:
+                arrays = content[key]
+                rest = {other: value for other, value in content.items() if other != key}
+                break
+    if (
+        not isinstance(arrays, dict)
+        or not all(isinstance(each, str) for each in arrays)
+        or not any(map(torch.is_tensor, arrays.values()))
+    ):
+        raise InputError(f"{source}: not a checkpoint: holds no arrays by name")
+    return {**rest, "model": arrays}
 
 
 def write_tensors(path: str | Path, content: Any) -> None:
