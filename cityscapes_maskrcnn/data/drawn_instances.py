@@ -47,6 +47,8 @@ def differing_instances(record: Record, instance_ids: npt.NDArray[np.integer[Any
             # OpenCV's coordinates have 16 bits.
             points = np.clip(np.floor(np.reshape(polygon, (-1, 2))), -30_000, 30_000)
             cv2.fillPoly(numbers, [points.astype(np.int32)], number)
+    # An image without single objects may have 8 bits, which have no 1000.
+    instance_ids = instance_ids.astype(np.int32)
     label_ids = np.where(instance_ids < 1000, instance_ids, instance_ids // 1000)
     values = np.where(np.isin(label_ids, CONTIGUOUS_TO_ID), instance_ids, 0).astype(np.float32)
     inside = _without_borders(numbers) & _without_borders(values) & ((numbers > 0) | (values > 0))

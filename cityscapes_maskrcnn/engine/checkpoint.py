@@ -9,7 +9,7 @@ import numbers
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, UsedData, read_history, to_plain
-from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY, parents_in
+from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY, classes_in, parents_in
+from cityscapes_maskrcnn.engine.class_check import class_names
 from cityscapes_maskrcnn.modeling.deeplab_weights import (
     ConversionReport,
     find_resnet,
@@ -73,6 +74,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         allow_pickle: names of ``.pkl`` files that may be loaded, with wildcards.
         require_all: refuse a file without all of the model's parameters; see
             :func:`load_for_inference`.
+        classes: names of the model's instance classes; a file that says others is refused, but for
+            training anew. Empty: not known.
         checkpointables: see :class:`fvcore.common.checkpoint.Checkpointer`.
     """
 
@@ -84,12 +87,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         may_differ: Iterable[str] = (),
         allow_pickle: Iterable[str] = ("detectron2://*", "https://dl.fbaipublicfiles.com/*"),
         require_all: bool = False,
+        classes: Sequence[str] = (),
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._may_differ = tuple(may_differ)
         self._allow_pickle = tuple(allow_pickle)
         self._require_all = require_all
+        self._classes = list(classes)
         #: The file that was loaded last, as it was named.
         self.path = ""
         self._resuming = False
@@ -206,6 +211,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             self.saved_iteration = rest.get("iteration") if self._resuming else None
             self.history = read_history(rest, path)
             self._loaded, self._former_parents = path, parents_in(rest)
+            self._check_classes(classes_in(rest))
             return rest
         except InputError:
             raise
@@ -220,6 +226,20 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise InputError(f"{path}: cannot be read: {error}") from error
         finally:
             self._parsed_url_during_load = None
+
+    def _check_classes(self, theirs: list[str]) -> None:
+        """Raise if a file's classes are others: predictions would bear the wrong names."""
+        if not theirs or not self._classes or theirs == self._classes:
+            return
+        message = (
+            f"{self.path}: predicts {', '.join(theirs)}, but the classes of the config's datasets "
+            f"are {', '.join(self._classes)}"
+        )
+        if self._resuming or self._require_all:
+            raise InputError(
+                f"{message}; name the data or DATASETS.CLASSES that it was trained with"
+            )
+        self.logger.warning("%s", message)
 
     def _fetch(self, path: str) -> None:
         """Download a file that is elsewhere to where loading finds it."""
@@ -423,11 +443,15 @@ def load_for_inference(model: nn.Module, cfg: CfgNode, resume: bool = False) -> 
 
     Raises:
         InputError: there is nothing to load, or the file lacks parameters of the model (a backbone,
-            a checkpoint of stage 0, a model of other classes); or as
+            a checkpoint of stage 0), or is of other classes than the config's datasets; or as
             :meth:`SafeCheckpointer.load`.
     """
     checkpointer = SafeCheckpointer(
-        model, cfg.OUTPUT_DIR, allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE, require_all=True
+        model,
+        cfg.OUTPUT_DIR,
+        allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
+        require_all=True,
+        classes=class_names(cfg),
     )
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint")

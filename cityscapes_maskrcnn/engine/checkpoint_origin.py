@@ -36,6 +36,7 @@ def origin_of_run(
     device: str,
     environment: Mapping[str, str],
     parents: Sequence[Mapping[str, str]],
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Gather what a checkpoint says of the run that writes it.
 
@@ -47,6 +48,7 @@ def origin_of_run(
         device: what trains the model.
         environment: versions of packages and other circumstances, by name.
         parents: files that the weights come from, nearest first: ``file`` and ``sha256``.
+        classes: names of the model's instance classes, by contiguous id.
     """
     return {
         "code": f"{cityscapes_maskrcnn.__version__}, sources {_sources_digest()}",
@@ -56,6 +58,7 @@ def origin_of_run(
         # torch's version is no plain text, so that safe loading would refuse the checkpoint.
         "environment": {name: str(value) for name, value in environment.items()},
         "parents": [dict(parent) for parent in parents],
+        "classes": list(classes),
         "config": config,
     }
 
@@ -78,6 +81,13 @@ def parents_in(content: Mapping[str, Any]) -> list[dict[str, str]]:
         for parent in (parents if isinstance(parents, list) else [])
         if isinstance(parent, dict)
     ]
+
+
+def classes_in(content: Mapping[str, Any]) -> list[str]:
+    """List the instance classes that a checkpoint names; none of a file without them."""
+    origin = content.get(ORIGIN_KEY)
+    classes = origin.get("classes") if isinstance(origin, dict) else None
+    return list(map(str, classes)) if isinstance(classes, list) else []
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:

@@ -21,6 +21,22 @@ _KEYS: Final = {
 }
 
 
+def class_names(cfg: CfgNode) -> list[str]:
+    """Name the instance classes of a model, by contiguous id: those of its first dataset.
+
+    Args:
+        cfg: reads ``MODEL.META_ARCHITECTURE`` and ``DATASETS``.
+
+    Returns:
+        Empty for a model without instances, and where no dataset has class names.
+    """
+    if cfg.MODEL.META_ARCHITECTURE not in _KEYS["thing_classes"]:
+        return []
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    found = (list(MetadataCatalog.get(name).get("thing_classes", ())) for name in names)
+    return next(filter(None, found), [])
+
+
 def check_classes(cfg: CfgNode) -> None:
     """Verify that a model predicts as many classes as its datasets have, and that these agree.
 

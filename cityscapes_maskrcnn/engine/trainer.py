@@ -27,7 +27,7 @@ from cityscapes_maskrcnn.engine import inference, solver
 from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
-from cityscapes_maskrcnn.engine.class_check import check_classes
+from cityscapes_maskrcnn.engine.class_check import check_classes, class_names
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.hooks import (
     AverageNormStatistics,
@@ -109,6 +109,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER,
             allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
+            classes=class_names(cfg),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -155,6 +156,7 @@ class Trainer(DefaultTrainer):
                 device=f"{comm.get_world_size()} x {device}",
                 environment=environment(),
                 parents=self.checkpointer.parents(),
+                classes=class_names(self.cfg),
             )
         if self.stream is not None:
             self.stream.start_batch = self.start_iter

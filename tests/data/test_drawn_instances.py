@@ -109,5 +109,16 @@ def test_the_thousand_and_first_car_is_drawn_as_a_truck(file: Path) -> None:
     assert "instanceIds.png has 27000 (truck), the polygons have not" in found
 
 
+def test_an_image_of_8_bits(file: Path) -> None:
+    """Which holds no single object: somebody saved label ids, say."""
+    drawn = draw(file, OBJECTS)
+    label_ids = np.where(drawn < 1000, drawn, drawn // 1000).astype(np.uint8)
+    assert differing_instances_of(file, OBJECTS, label_ids) == [
+        "instanceIds.png (26) and the polygons differ in cargroup",
+        SECOND_CAR,
+        f"the car in x 2 to 21, y 2 to 29 {NOT_DRAWN}",
+    ]
+
+
 def test_nothing(file: Path) -> None:
     assert differing_instances_of(file, [], np.zeros((32, 64), np.uint16)) == []

@@ -439,6 +439,31 @@ def test_parents_are_handed_down(tmp_path: Path) -> None:
     assert SafeCheckpointer(net()).parents() == []
 
 
+def test_a_file_of_other_classes_is_not_what_a_model_goes_on_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many, but others, or in another order: every prediction would bear a wrong name."""
+    checkpointer = SafeCheckpointer(net(2), str(tmp_path), trainer=Counter())
+    checkpointer.origin = origin_of_run(
+        config="", seed=1, device="cpu", environment={}, parents=[], classes=["person", "car"]
+    )
+    checkpointer.save("model_final", iteration=9)
+    path = str(tmp_path / "model_final.pth")
+    message = (
+        f"{path}: predicts person, car, but the classes of the config's datasets are car, person"
+    )
+    other = ["car", "person"]
+    with pytest.raises(InputError, match=f"{message}; name the data or DATASETS.CLASSES"):
+        SafeCheckpointer(net(2), require_all=True, classes=other).load(path)
+    resumed = SafeCheckpointer(net(2), str(tmp_path), classes=other, trainer=Counter())
+    with pytest.raises(InputError, match=message):
+        resumed.resume_or_load("", resume=True)
+    assert message not in caplog.text
+    SafeCheckpointer(net(2), classes=other).load(path)  # to be trained to them
+    assert message in caplog.text
+    SafeCheckpointer(net(2), require_all=True, classes=["person", "car"]).load(path)
+
+
 def test_what_the_model_has_seen_is_saved_and_replaced_by_loading(tmp_path: Path) -> None:
     checkpointer = SafeCheckpointer(net(), str(tmp_path))
     (tmp_path / "a.png").touch()

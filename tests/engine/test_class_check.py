@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.registration import register_all
-from cityscapes_maskrcnn.engine.class_check import check_classes
+from cityscapes_maskrcnn.engine.class_check import check_classes, class_names
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -75,6 +75,12 @@ def test_other_classes_get_one_line(config: str, options: list[str], message: st
 )
 def test_matching_classes_pass(config: str, options: list[str]) -> None:
     build_config(f"configs/{config}.yaml", options)
+
+
+def test_class_names_are_those_that_were_chosen() -> None:
+    two = [*PERSON_AND_CAR, "MODEL.ROI_HEADS.NUM_CLASSES", "2"]
+    assert class_names(build_config("configs/stage_1_heads.yaml", two)) == ["person", "car"]
+    assert class_names(build_config("configs/stage_0_backbone.yaml", [])) == []
 
 
 def test_detectron2s_configs_pass() -> None:

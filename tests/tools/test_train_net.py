@@ -263,6 +263,13 @@ def test_people_and_cars_as_in_the_readme(
     again = tmp_path / "again"
     done = train_net("--eval-only", *weights, "OUTPUT_DIR", again, config=tmp_path / "config.yaml")
     assert done.returncode == 0, done.stderr
+    # As many classes, but others: its persons would be scored as buses.
+    others = ("DATASETS.CLASSES", "('bus','truck')", "OUTPUT_DIR", again)
+    done = train_net("--eval-only", *weights, *others, config=tmp_path / "config.yaml")
+    assert done.returncode == 1
+    assert "predicts person, car, but the classes of the config's datasets are truck, bus" in (
+        done.stderr
+    )
     assert averages(again) == averages(tmp_path)
     done = tool(
         "tools/visualize_predictions.py",
