@@ -64,8 +64,8 @@ def training_dicts(cfg: CfgNode, log_classes: bool = False) -> list[dict[str, An
     for field, kind in needed.items():
         if any(field not in image for image in dicts):
             raise InputError(
-                f"DATASETS.TRAIN {names}: a {cfg.MODEL.META_ARCHITECTURE} learns {kind}, which it "
-                "has not"
+                f"DATASETS.TRAIN {names}: a {cfg.MODEL.META_ARCHITECTURE} learns {kind}, which "
+                "these datasets do not have"
             )
     if "annotations" in needed:
         _check_objects(cfg, dicts, MetadataCatalog.get(names[0]).get("thing_classes"), log_classes)

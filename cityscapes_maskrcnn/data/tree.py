@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -83,7 +84,7 @@ def require_folder(path: str | Path) -> None:
 
 
 def _advice(path: Path, missing: Path | None = None) -> str:
-    """What to do about a folder of data that is missing, or empty."""
+    """Advise what to do about a folder of data that is missing, or empty."""
     folders = path.parts
     if "cityscapes" not in folders:
         return _README
@@ -98,14 +99,15 @@ def _advice(path: Path, missing: Path | None = None) -> str:
 
 
 def _root_advice(root: Path) -> str:
-    """What to set DETECTRON2_DATASETS to where ``root`` has no ``cityscapes/leftImg8bit``."""
+    """Advise what to set DETECTRON2_DATASETS to where ``root`` holds no tree."""
     root = root.absolute()
     with suppress(OSError):  # a folder that may not be read
         for folder in (root.parent, root.parent.parent, *sorted(root.glob("[!.]*"))):
             if (folder / "cityscapes" / "leftImg8bit").is_dir():
-                return f"set DETECTRON2_DATASETS={folder}"
+                return f"set DETECTRON2_DATASETS={shlex.quote(str(folder))}"
         if (root / "leftImg8bit").is_dir():
-            return f"rename {root} to cityscapes and set DETECTRON2_DATASETS={root.parent}"
+            parent = shlex.quote(str(root.parent))
+            return f"rename {root} to cityscapes and set DETECTRON2_DATASETS={parent}"
         tree = root / "cityscapes"
         for folder in sorted(tree.glob("*/leftImg8bit")):
             return f"move what is in {folder.parent} to {tree}"

@@ -286,7 +286,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             state, report = translate(checkpoint["model"], self.path, shapes, self._may_differ)
         else:
             state = self._by_names_of_the_model(checkpoint)
-        # The names are the model's now; Detectron2 shall not guess them.
+        # The names are the model's now; Detectron2 must not guess them.
         checkpoint.pop("matching_heuristics", None)
         checkpoint["model"] = dict(state)
         self._check_shapes(state, shapes)

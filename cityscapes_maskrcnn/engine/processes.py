@@ -113,10 +113,13 @@ def run_processes(
 
 
 def _wait(processes: list[SpawnProcess], end_others: Callable[[], object]) -> int | None:
-    """Wait for the end of all processes; which of them ended first with another status than 0.
+    """Wait for the end of all processes.
 
     When one was stopped by a signal, the others are asked to end, and finish what they do. When one
-    has failed, they find that out themselves; who does not is killed.
+    has failed, they find that out themselves; those that do not are killed.
+
+    Returns:
+        Index of the first that ended with another status than 0; None if all ended with 0.
     """
     first = None
     deadline = math.inf

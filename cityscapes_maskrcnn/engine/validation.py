@@ -117,12 +117,12 @@ def validation_losses(
             DistributedDataParallel, its inner module is used: shares may differ in length.
         batches: mapped examples with ground truth.
 
-    Raises:
-        InputError: a loss is not finite.
-
     Returns:
         Mean over all images of all processes of every loss, and their sum ``total_loss``. Empty if
         there are no images.
+
+    Raises:
+        InputError: a loss is not finite.
     """
     model = getattr(model, "module", model)
     sums: dict[str, float] = defaultdict(float)

@@ -137,8 +137,8 @@ def ground_truth_files(dataset_name: str) -> dict[str, Path]:
         file = ground_truth_file(gt_dir, image["file_name"], suffix, kind)
         if not file.is_file():
             raise InputError(
-                f"{file}: no such file, which {image['file_name']} is scored against, as {suffix} "
-                f"ends the names of its images; for others see datasets/README.md"
+                f"{file}: no such file, against which {image['file_name']} is scored; the names of "
+                f"the dataset's images end in {suffix}, for others see datasets/README.md"
             )
         files[name] = file
     return files

@@ -109,7 +109,7 @@ class _ROIAlign(torch.autograd.Function):
 def _axis_weights(
     start: Tensor, end: Tensor, bins: int, length: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """Part that every pixel along one axis has in every bin, as torchvision's kernel samples.
+    """Compute the weight of every pixel along one axis in every bin of torchvision's kernel.
 
     Args:
         start: of the regions, in pixels of the features; shape (K,).

@@ -7,6 +7,7 @@ import mmap
 import os
 import pickle
 import pickletools
+import shlex
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -104,7 +105,8 @@ class PickleContents:
         more = f" and {len(self.unknown) - 3} more" if len(self.unknown) > 3 else ""
         objects = f"it holds objects of {names}{more}, and loading those can execute code"
         save = (
-            f"tools/convert_weights.py --keep-names {source} weights.pth writes its tensors alone"
+            f"tools/convert_weights.py --keep-names {shlex.quote(source)} weights.pth writes its "
+            "tensors alone"
             if is_archive
             else "where it was written, save its weights with torch.save(model.state_dict(), "
             "'weights.pth')"

@@ -129,7 +129,11 @@ def _run_steps(
 
 
 def _set_aside(step: Step, output: Path) -> Path:
-    """Move what a step made from outputs that have been remade; returns the folder's new place."""
+    """Move the folder of an outdated step aside.
+
+    Returns:
+        The folder's new place.
+    """
     folder = output / REPLACED
     folder.mkdir(exist_ok=True)
     name = step.name.replace("/", "-")

@@ -97,6 +97,8 @@ def test_missing_and_double_images(tmp_path):
         # An archive unpacked into a folder that was there.
         ("cityscapes/cityscapes", "", "set DETECTRON2_DATASETS={}/cityscapes;"),
         ("cs", "cs", "rename {0}/cs to cityscapes and set DETECTRON2_DATASETS={0};"),
+        # As a shell takes it.
+        ("my data/cityscapes", "my data/cityscapes", "set DETECTRON2_DATASETS='{}/my data';"),
         ("cityscapes/zip", "", "move what is in {0}/cityscapes/zip to {0}/cityscapes;"),
         ("x/y/z/cityscapes", "", "set DETECTRON2_DATASETS to the folder that holds cityscapes/;"),
     ],

@@ -59,7 +59,7 @@ def test_missing_ground_truth(
     cfg = config()
     missing = max((tmp_path / "cityscapes" / "gtFine" / "val").rglob("*_instanceIds.png"))
     missing.unlink()
-    with pytest.raises(InputError, match=f"{missing}: no such file, which .*_leftImg8bit.png is"):
+    with pytest.raises(InputError, match=f"{missing}: no such file, against .*_leftImg8bit.png is"):
         build_evaluator(cfg, INSTANCE, tmp_path)
 
 

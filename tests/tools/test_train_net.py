@@ -299,7 +299,7 @@ def test_people_and_cars_as_in_the_readme(
         ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", ""),
         (
             "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
-            "a PanopticFPN learns semantic labels, which it has not",
+            "a PanopticFPN learns semantic labels, which these datasets do not have",
         ),
         (
             "COCO-Detection/rpn_R_50_FPN_1x.yaml",
