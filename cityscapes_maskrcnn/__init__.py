@@ -6,6 +6,7 @@ without Detectron2.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from cityscapes_maskrcnn.engine.trainer import Trainer
     from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 
-# Importing detectron2 and fvcore calls it.
+# Newer versions of torch warn of what detectron2 and fvcore call, amid progress bars and errors.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 

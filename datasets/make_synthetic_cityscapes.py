@@ -8,6 +8,7 @@ ROOT/cityscapes. Calling it again with the same arguments does nothing.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
 from cityscapes_maskrcnn.utils.stop import end_on_signals
@@ -56,7 +57,7 @@ def main() -> int | None:
     total = ", ".join(f"{split} {count}" for split, count in counts.items())
     state = "already there" if found else "written"
     print(f"{folder}: {total} images of {args.height}x{args.width}, {state}")
-    print(f"to use it: export DETECTRON2_DATASETS={args.root}")
+    print(f"to use it: export DETECTRON2_DATASETS={shlex.quote(args.root)}")
     return None
 
 

@@ -22,6 +22,8 @@ examples:
     tools/train_net.py --config-file configs/stage_1_heads.yaml OUTPUT_DIR output/stage_1
   go on after an interruption:
     tools/train_net.py --config-file configs/stage_1_heads.yaml --resume OUTPUT_DIR output/stage_1
+  start the processes by torchrun (or srun) instead of --num-gpus:
+    torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/stage_1_heads.yaml
   score a checkpoint by the official protocol:
     tools/train_net.py --config-file output/stage_1/config.yaml --eval-only \\
         MODEL.WEIGHTS output/stage_1/model_final.pth OUTPUT_DIR output/stage_1_val

@@ -33,7 +33,11 @@ def download(folder: Path, packages: Sequence[str]) -> None:
     if not missing:
         return
     # Not `python -m`: the downloader names the file with its stored password after its module.
-    program = "from cityscapesscripts.download.downloader import main; main()"
+    # Without a traceback: the last line says what the matter is.
+    program = (
+        "import sys; sys.tracebacklimit = 0; "
+        "from cityscapesscripts.download.downloader import main; main()"
+    )
     options = ["--destination_path", str(folder), "--resume", *missing]
     if subprocess.run([sys.executable, "-c", program, *options], check=False).returncode:
         raise InputError(

@@ -204,7 +204,7 @@ def _short(value: object) -> str:
 
 
 def format_description(description: Mapping[str, Any]) -> str:
-    """Write a description as text to read, the config last."""
+    """Write a description as text, the long config first: a terminal shows the end of it."""
     tensors = description["tensors"]
     by_part = ", ".join(f"{part} {count}" for part, count in tensors["parts"].items())
     rows: dict[str, Sequence[str]] = {
@@ -239,7 +239,7 @@ def format_description(description: Mapping[str, Any]) -> str:
     config = description["config"]
     if config is None:
         return "\n".join([*lines, f"{'config':12}{_NOT_RECORDED}"])
-    return "\n".join([*lines, "config:", *(f"  {_indented(each)}" for each in config.splitlines())])
+    return "\n".join(["config:", *(f"  {_indented(each)}" for each in config.splitlines()), *lines])
 
 
 def _parent_rows(parents: Sequence[Mapping[str, str]] | None) -> list[str]:

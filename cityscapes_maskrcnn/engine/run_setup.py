@@ -154,11 +154,13 @@ class _TerminalFormatter(logging.Formatter):
 
     Args:
         formatter: of the handler, which adds time, name and colours.
+        has_file: whether ``log.txt`` has the other lines.
     """
 
-    def __init__(self, formatter: logging.Formatter) -> None:
+    def __init__(self, formatter: logging.Formatter, has_file: bool) -> None:
         super().__init__()
         self._formatter = formatter
+        self._where = ", see log.txt" if has_file else ""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
@@ -166,7 +168,7 @@ class _TerminalFormatter(logging.Formatter):
         is_dump = record.name.startswith(_ONE_LINE_ON_TERMINAL)
         first, *more = self._formatter.format(record).split("\n")
         if more and is_dump:
-            return f"{first} ({len(more)} lines, see log.txt)"
+            return f"{first} ({len(more)} lines{self._where})"
         return "\n".join([first, *more])
 
 
@@ -191,11 +193,12 @@ def start_logs(folder: str | None) -> None:
                 each.addHandler(file)
     handlers = {handler for each in loggers for handler in each.handlers}
     _complain_once(handlers)
-    for handler in handlers if folder else ():
+    for handler in handlers:
         on_terminal = getattr(handler, "stream", None) is sys.stdout
         if on_terminal and not isinstance(handler.formatter, _TerminalFormatter):
             assert handler.formatter is not None
-            handler.setFormatter(_TerminalFormatter(handler.formatter))
+            has_file = folder is not None
+            handler.setFormatter(_TerminalFormatter(handler.formatter, has_file))
 
 
 def _complain_once(handlers: Iterable[logging.Handler]) -> None:

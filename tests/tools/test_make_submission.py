@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,8 @@ def test_two_processes_and_check(root: Path, submit: Run, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "2 of 2 images of cityscapes_instance_test are left to predict" in done.stdout
     assert "submission.zip: 2 images, complete, read back and valid" in done.stdout
+    # The model's layers would be pages, and there is no log.txt for them.
+    assert re.search(r"Model: \(\d{3} lines\)\n", done.stdout)
     with zipfile.ZipFile(output) as archive:
         names = archive.namelist()
     assert sum(name.endswith("_pred.txt") for name in names) == 2

@@ -17,11 +17,13 @@ def make(tool: Run) -> Run:
 
 def test_writes_all_splits_then_finds_them(make: Run, tmp_path: Path) -> None:
     counts = "--train 2 --val 1 --test 1 --train-extra 1 --height 64 --width 128 --seed 3"
-    arguments = [tmp_path, *counts.split(), "--num-workers", 1]
+    root = tmp_path / "a folder"
+    arguments = [root, *counts.split(), "--num-workers", 1]
     first = make(*arguments)
     assert first.returncode == 0, first.stderr
     assert "train 2, val 1, test 1, train_extra 1 images of 64x128, written" in first.stdout
-    images = [path.parent.parent.name for path in tmp_path.glob("cityscapes/leftImg8bit/*/*/*.png")]
+    assert first.stdout.endswith(f"export DETECTRON2_DATASETS='{root}'\n")
+    images = [path.parent.parent.name for path in root.glob("cityscapes/leftImg8bit/*/*/*.png")]
     assert sorted(images) == ["test", "train", "train", "train_extra", "val"]
     second = make(*arguments)
     assert (second.returncode, second.stderr) == (0, "")
