@@ -170,10 +170,11 @@ class SafeCheckpointer(DetectionCheckpointer):
             )
             return str(newest)
         name = note.read_bytes().decode("utf-8", "replace").strip()
-        if not name or not (note.parent / name).is_file():
+        # A path would lead to another run, which would go on in this folder.
+        if name != Path(name).name or not (note.parent / name).is_file():
             raise InputError(
-                f"{note}: names {name!r}, and there is no such checkpoint; write the name of one "
-                "in this folder into it, or remove it to go on from the newest one"
+                f"{note}: names {name!r}, and there is no such checkpoint in this folder; write "
+                "the name of one into it, or remove it to go on from the newest one"
             )
         return str(note.parent / name)
 
@@ -544,8 +545,9 @@ def check_weights_file(path: str) -> None:
     if not path or "://" in path or os.path.isfile(path.partition("?")[0]):  # noqa: PTH113
         return
     stage = re.fullmatch(r"stage_\d+", Path(path).parent.name)
-    if not stage:
-        raise InputError(f"{path}: no such file; MODEL.WEIGHTS must name a checkpoint")
+    if not stage or Path(path).is_dir():
+        what = "a folder" if Path(path).is_dir() else "no such file"
+        raise InputError(f"{path}: {what}; MODEL.WEIGHTS must name a checkpoint")
     raise InputError(
         f"{path}: no such file; it is what {stage.group()} ends with: train that first, with "
         f"OUTPUT_DIR {Path(path).parent}, or name another checkpoint in MODEL.WEIGHTS"

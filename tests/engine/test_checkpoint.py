@@ -259,6 +259,22 @@ def test_a_damaged_last_checkpoint_gets_one_line(tmp_path: Path, content: bytes)
         SafeCheckpointer(net(), str(tmp_path)).resume_or_load("", resume=True)
 
 
+def test_last_checkpoint_leads_to_no_other_run(tmp_path: Path) -> None:
+    for run in ("first", "copy"):
+        SafeCheckpointer(net(), str(tmp_path / run)).save("model_0000009")
+    for name in (tmp_path / "first" / "model_0000009.pth", "../first/model_0000009.pth"):
+        (tmp_path / "copy" / "last_checkpoint").write_text(str(name))
+        with pytest.raises(InputError, match=r"/model_0000009.pth', and there is no such checkpo"):
+            SafeCheckpointer(net(), str(tmp_path / "copy")).resume_or_load("", resume=True)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "stage_1").mkdir()
+    for folder in (tmp_path, tmp_path / "stage_1"):
+        with pytest.raises(InputError, match=f"^{folder}: a folder; MODEL.WEIGHTS must name a che"):
+            SafeCheckpointer(net()).load(str(folder))
+
+
 class Counter:
     """What a trainer keeps, to the checkpointer."""
 
