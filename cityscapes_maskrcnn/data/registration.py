@@ -7,6 +7,7 @@ are registered again here, so that existing configs work.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import log_first_n
 
 from cityscapes_maskrcnn.data.annotations import (
     DatasetDict,
@@ -39,6 +41,7 @@ from cityscapes_maskrcnn.data.tree import (
     image_name,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.text import printable
 
 
 class _Dataset(NamedTuple):
@@ -352,6 +355,9 @@ def _load(name: str, dataset: _Dataset, root: str) -> list[DatasetDict]:
             elsewhere = _load(name, row, root)
 
     def select(images: Sequence[str]) -> Sequence[str]:
+        if gt_dir is not None:
+            ending = "polygons.json" if dataset.task == "instance" else "labelIds.png"
+            _warn_of_lost_images(name, images, gt_dir, f"_{kind}_{ending}", cities)
         try:
             chosen = [partition(images, part, dataset.num_parts) for part in dataset.parts]
         except InputError as error:
@@ -367,6 +373,26 @@ def _load(name: str, dataset: _Dataset, root: str) -> list[DatasetDict]:
         select=select,
     )
     return own + elsewhere
+
+
+def _warn_of_lost_images(
+    name: str, images: Sequence[str], gt_dir: str, suffix: str, cities: Sequence[str] | None
+) -> None:
+    """Warn of annotations whose images are missing: an archive may have been unpacked in part."""
+    annotated = {
+        f"{file.parent.name}/{file.name.removesuffix(suffix)}"
+        for file in Path(gt_dir).glob(f"[!.]*/[!.]*{suffix}")
+        if cities is None or file.parent.name in cities
+    }
+    lost = sorted(annotated - {image.removesuffix(IMAGE_SUFFIX) for image in images})
+    if lost:
+        # Datasets are loaded several times in a run.
+        log_first_n(
+            logging.WARNING,
+            f"{name}: {len(images)} images, but {len(lost)} more are annotated in {gt_dir}, such "
+            f"as {printable(lost[0])}: the dataset, and scores on it, are of a part of the split",
+            key="message",
+        )
 
 
 def _load_folder(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,20 @@ def test_registering_elsewhere(root, tmp_path, write_scene):
 
 
 @pytest.mark.usefixtures("root")
+def test_a_city_without_its_images_is_not_silently_left_out(root, caplog):
+    shutil.rmtree(Path(root, "cityscapes", "leftImg8bit", "train", "ulm"))
+    for _ in range(2):
+        assert len(ids("cityscapes_instance_train")) == 6
+    assert [record.getMessage() for record in caplog.records if "Reading" not in record.msg] == [
+        f"cityscapes_instance_train: 6 images, but 4 more are annotated in {root}/cityscapes/"
+        "gtFine/train, such as ulm/ulm_000001_000019: the dataset, and scores on it, are of a part"
+        " of the split"
+    ]
+    caplog.clear()
+    ids("cityscapes_instance_val")
+    assert not caplog.records
+
+
 def test_subsets():
     name, base = "cityscapes_instance_train_sample", "cityscapes_instance_train"
     try:
