@@ -57,6 +57,9 @@ def argument_parser(description: str, epilog: str | None = None) -> argparse.Arg
     parser = default_argument_parser(epilog=epilog)
     parser.description = description
     parser.set_defaults(dist_url="auto")
+    # Detectron2 describes its LazyConfig here.
+    (opts,) = (action for action in parser._actions if action.dest == "opts")
+    opts.metavar, opts.help = "KEY VALUE", "config keys and their values, after all flags"
     return parser
 
 
