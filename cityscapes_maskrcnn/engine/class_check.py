@@ -25,7 +25,8 @@ def class_names(cfg: CfgNode) -> list[str]:
     """Name the instance classes of a model, by contiguous id: those of its first dataset.
 
     Args:
-        cfg: reads ``MODEL.META_ARCHITECTURE`` and ``DATASETS``.
+        cfg: reads ``MODEL.META_ARCHITECTURE`` and ``DATASETS``. ``DATASETS.CLASSES`` counts whether
+            or not the datasets in the catalog have been reduced to them.
 
     Returns:
         Empty for a model without instances, and where no dataset has class names.
@@ -34,7 +35,8 @@ def class_names(cfg: CfgNode) -> list[str]:
         return []
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     found = (list(MetadataCatalog.get(name).get("thing_classes", ())) for name in names)
-    return next(filter(None, found), [])
+    chosen = cfg.DATASETS.CLASSES
+    return [each for each in next(filter(None, found), []) if not chosen or each in chosen]
 
 
 def check_classes(cfg: CfgNode) -> None:

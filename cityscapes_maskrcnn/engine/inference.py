@@ -29,6 +29,7 @@ from cityscapes_maskrcnn.evaluation.evaluator import (
     dataset_categories,
     ground_truth_files,
 )
+from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -39,8 +40,9 @@ def model_categories(cfg: CfgNode) -> tuple[int, ...]:
     """Find a model's classes among the 8 official ones: those of the data it was trained on.
 
     Args:
-        cfg: reads the number of classes, and ``DATASETS.TRAIN``, or else ``DATASETS.TEST``; with
-            neither the classes are ``DATASETS.CLASSES`` or, if that is empty, the 8.
+        cfg: reads the number of classes, and ``DATASETS.TRAIN``, or else ``DATASETS.TEST``, or else
+            takes the 8; of these ``DATASETS.CLASSES`` chooses some, whether or not that was done in
+            the catalog already.
 
     Returns:
         By class of the model its contiguous id, 0 to 7.
@@ -50,10 +52,8 @@ def model_categories(cfg: CfgNode) -> tuple[int, ...]:
     """
     name = next(iter((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)), None)
     chosen = cfg.DATASETS.CLASSES or THING_CLASSES
-    if name is None:
-        categories = tuple(i for i, each in enumerate(THING_CLASSES) if each in chosen)
-    else:
-        categories = dataset_categories(name)
+    known = ALL_CATEGORIES if name is None else dataset_categories(name)
+    categories = tuple(each for each in known if THING_CLASSES[each] in chosen)
     section = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
     num_classes = cfg.MODEL[section].NUM_CLASSES
     if num_classes != len(categories):

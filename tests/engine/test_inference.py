@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from cityscapes_maskrcnn.data.registration import register_all
+from cityscapes_maskrcnn.engine.class_check import class_names
 from cityscapes_maskrcnn.engine.inference import (
     build_evaluator,
     fit_to_evaluators,
@@ -214,6 +215,15 @@ def test_classes_of_a_model_whose_config_names_no_data(config: Config) -> None:
     assert model_categories(chosen) == (0, 2)
     with pytest.raises(InputError, match="NUM_CLASSES is 2, but Cityscapes has 8 instance classes"):
         model_categories(config(*options))
+
+
+def test_chosen_classes_count_without_the_tools(config: Config) -> None:
+    """In Python the catalog may have all classes."""
+    cfg = config("MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATASETS.CLASSES", "('car', 'person')")
+    register_all()
+    assert "bus" in MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+    assert model_categories(cfg) == (0, 2)
+    assert class_names(cfg) == ["person", "car"]
 
 
 def test_faster_rcnn_is_scored_for_its_boxes(
