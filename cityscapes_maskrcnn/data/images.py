@@ -25,7 +25,7 @@ _MAX_BYTES: Final = 200_000_000
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER: Final = 26  # bytes up to bit depth and colour type
 _CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-_BROKEN: Final = "truncated, or not an image; fetch or unpack it again"
+_BROKEN: Final = "truncated, or not an image of a known format; fetch or unpack it again"
 # What else Pillow, which looks at the header, and OpenCV, which decodes, both read.
 _OTHER_FORMATS: Final = ("JPEG", "WEBP", "BMP", "TIFF", "PPM")
 
