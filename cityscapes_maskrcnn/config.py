@@ -31,8 +31,9 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
 
     # ---- Equal runs ---------------------------------------------------------------------------
     # True: two runs with the same config, weights, data and SEED (0 or more) on the same kind of
-    # GPU with the same versions end bit-equal; without it sums on a GPU come in any order. It costs
-    # time: docs/benchmarks.md. CPUs do not need it: equal runs on them are equal.
+    # GPU with the same versions end bit-equal; without it sums on a GPU come in any order. A step
+    # then takes 1.8 times as long (docs/benchmarks.md). CPUs do not need it: equal runs on them
+    # are equal.
     cfg.DETERMINISTIC = False
 
     # ---- Length of training, in passes over DATASETS.TRAIN ------------------------------------

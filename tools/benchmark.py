@@ -52,7 +52,11 @@ def main() -> None:
     step = new("stage-0", help="a training step, and its memory")
     step.set_defaults(function="stage_0.benchmark_stage_0", config_file=STAGE_0)
     step.add_argument("--steps", type=int, default=5, help="of each system; the median is reported")
-    step.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
+    equal = new("determinism", help="what DETERMINISTIC costs: a training step of stage 1")
+    equal.set_defaults(function="determinism.benchmark_determinism", config_file=str(STAGE_1))
+    equal.add_argument("--steps", type=int, default=30, help="the median is reported")
+    for each in (step, equal):
+        each.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
     options = vars(parser.parse_args())
     module, _, name = options.pop("function").partition(".")
     function = getattr(import_module(f"cityscapes_maskrcnn.benchmarks.{module}"), name)

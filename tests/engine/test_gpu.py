@@ -1,4 +1,7 @@
-"""Training, resuming and scoring on a GPU: ``pytest -m gpu``. What can, runs on CPUs too, tiny."""
+"""Training, resuming and scoring on a GPU: ``pytest -m gpu -n 3``, 2:38 minutes on an H200.
+
+What can, runs on CPUs too, tiny.
+"""
 
 from __future__ import annotations
 

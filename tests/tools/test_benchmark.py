@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cityscapes_maskrcnn.benchmarks import evaluation, loading
+from cityscapes_maskrcnn.benchmarks.determinism import benchmark_determinism
 from cityscapes_maskrcnn.benchmarks.evaluation import benchmark_evaluation
 from cityscapes_maskrcnn.benchmarks.evaluation_at_scale import benchmark_scale
 from cityscapes_maskrcnn.benchmarks.loading import benchmark_loading
@@ -85,3 +86,14 @@ def test_bad_numbers(tool: Run) -> None:
     done = tool("tools/benchmark.py", "evaluation", "--images", "few")
     assert done.returncode == 2
     assert "argument --images: invalid int value: 'few'" in done.stderr
+
+
+@pytest.mark.gpu
+def test_determinism_has_its_price() -> None:
+    """Only on a GPU are there other operations; the times are not judged."""
+    config_file = str(STAGE_1)
+    table = benchmark_determinism(
+        config_file=config_file, steps=2, opts=["INPUT.MIN_SIZE_TRAIN", "(256,)"]
+    )
+    rows = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+    assert rows == ["False", "True"]
