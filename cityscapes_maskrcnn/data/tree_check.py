@@ -95,7 +95,7 @@ def check_tree(
         image_suffix: the end of the images' names, see :func:`.tree.image_name`.
 
     Returns:
-        One entry per split of the official release.
+        One entry per split of the official release; of a weather variant, per split that it has.
 
     Raises:
         InputError: there are no images at all.
@@ -110,6 +110,7 @@ def check_tree(
             num_workers=num_workers,
         )
         for split in _SPLITS
+        if image_folder == "leftImg8bit" or (folder / image_folder / split.name).is_dir()
     ]
     if not any(check.images for check in checks):
         raise InputError(f"{folder}: no images; expected {image_folder}/SPLIT/CITY/*{image_suffix}")

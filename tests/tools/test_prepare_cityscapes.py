@@ -43,7 +43,7 @@ def test_tree_in_order_then_damaged(prepare: Run, root: Path) -> None:
 
 
 def test_weather_variant(prepare: Run, root: Path) -> None:
-    """Two densities in one folder, of which one is checked; and an image in two cities."""
+    """Of val only, in two densities, of which one is checked; and an image in two cities."""
     for image in root.glob("cityscapes/leftImg8bit/val/*/*.png"):
         folder = root / "cityscapes/leftImg8bit_foggy/val" / image.parent.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,8 +51,7 @@ def test_weather_variant(prepare: Run, root: Path) -> None:
             shutil.copy(image, folder / f"{image.stem}_foggy_beta_{beta}.png")
     options = ("--image-folder", "leftImg8bit_foggy", "--allow-subset", "--image-suffix")
     done = prepare(*options, "_leftImg8bit_foggy_beta_0.02.png", root=root)
-    assert done.returncode == 1
-    assert "gtFine/train                0            8      2975  8 problems" in done.stdout
+    assert (done.returncode, "gtFine/train" in done.stdout) == (0, False), done.stdout
     assert "500  ok; 6 other image files are not read, such as frankfurt/frankfurt_" in done.stdout
     shutil.copy(image, image.parent.parent / "munster")
     done = prepare("--allow-subset", root=root)
