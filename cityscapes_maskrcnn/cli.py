@@ -38,7 +38,7 @@ from cityscapes_maskrcnn.engine.processes import GroupSettings, run_in_group, ru
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.engine.run_setup import lock_output_dir, refuse_earlier_run, start_run
 from cityscapes_maskrcnn.engine.solver import IN_EPOCHS, resolve_epochs
-from cityscapes_maskrcnn.modeling.thresholds import check_thresholds
+from cityscapes_maskrcnn.modeling.thresholds import check_ranges, check_thresholds
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import available_cores
 from cityscapes_maskrcnn.utils.process_group import place_of_launcher
@@ -102,6 +102,7 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
         select_classes(dict.fromkeys([*names, *instance_datasets()]), cfg.DATASETS.CLASSES)
     check_classes(cfg)
     check_thresholds(cfg)
+    check_ranges(cfg)
     _resolve_device(cfg)
     return cfg
 

@@ -1,10 +1,57 @@
-"""Which IoU makes an anchor or a proposal foreground, ignored or background."""
+"""Values of Detectron2's keys that make sense: IoUs for matching, and ranges of numbers."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from functools import reduce
+from typing import Any, Final
 
 from cityscapes_maskrcnn.utils.errors import InputError
+
+_FRACTION: Final = (0.0, 1.0)
+# Detectron2 takes any number, and then finds nothing or fails at the first image.
+_RANGES: Final = {
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _FRACTION,
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": _FRACTION,
+    "MODEL.RPN.NMS_THRESH": _FRACTION,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": (1, math.inf),
+    "MODEL.RPN.POST_NMS_TOPK_TEST": (1, math.inf),
+    "MODEL.RETINANET.SCORE_THRESH_TEST": _FRACTION,
+    "MODEL.RETINANET.NMS_THRESH_TEST": _FRACTION,
+    "INPUT.MIN_SIZE_TEST": (0, math.inf),  # 0: the image's own
+    "INPUT.MAX_SIZE_TEST": (1, math.inf),
+    "SOLVER.BASE_LR": (0.0, math.inf),
+    "SOLVER.MAX_ITER": (0, math.inf),
+}
+_CHOICES: Final = {
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+}
+
+
+def check_ranges(cfg: Any) -> None:
+    """Check numbers and choices with which a model would find nothing, or fail at an image.
+
+    Args:
+        cfg: reads the keys above, ``TEST.DETECTIONS_PER_IMAGE`` and ``MODEL.PIXEL_STD``.
+
+    Raises:
+        InputError: one is out of its range.
+    """
+    for key, (low, high) in _RANGES.items():
+        value = reduce(getattr, key.split("."), cfg)
+        if not low <= value <= high:
+            wanted = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+            raise InputError(f"{key} {value}: it must be {wanted}")
+    for key, choices in _CHOICES.items():
+        value = reduce(getattr, key.split("."), cfg)
+        if value not in choices:
+            raise InputError(f"{key} {value}: it must be {' or '.join(choices)}")
+    most = cfg.TEST.DETECTIONS_PER_IMAGE
+    if most < 1 and most != -1:
+        raise InputError(f"TEST.DETECTIONS_PER_IMAGE {most}: it must be 1 or more, or -1 for all")
+    if any(value <= 0 for value in cfg.MODEL.PIXEL_STD):
+        raise InputError(f"MODEL.PIXEL_STD {cfg.MODEL.PIXEL_STD}: pixels are divided by it")
 
 
 def check_thresholds(cfg: Any) -> None:

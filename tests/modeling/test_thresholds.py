@@ -1,12 +1,35 @@
 from __future__ import annotations
 
 import pytest
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 
-from cityscapes_maskrcnn.modeling.thresholds import check_thresholds
+from cityscapes_maskrcnn.modeling.thresholds import check_ranges, check_thresholds
 from cityscapes_maskrcnn.utils.errors import InputError
 
 LABELS = [0, -1, 1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 50.0, "50.0: it must be 0 to 1"),
+        ("MODEL.ROI_HEADS.NMS_THRESH_TEST", -0.5, "-0.5: it must be 0 to 1"),
+        ("MODEL.RPN.POST_NMS_TOPK_TEST", 0, "0: it must be 1 or more"),
+        ("TEST.DETECTIONS_PER_IMAGE", 0, "0: it must be 1 or more, or -1 for all"),
+        ("INPUT.MIN_SIZE_TEST", -5, "-5: it must be 0 or more"),
+        ("SOLVER.BASE_LR", -1.0, "-1.0: it must be 0 or more"),
+        ("SOLVER.MAX_ITER", -5, "-5: it must be 0 or more"),
+        ("INPUT.RANDOM_FLIP", "both", "both: it must be horizontal or vertical or none"),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "x", "x: it must be choice or range"),
+        ("MODEL.PIXEL_STD", [0.0, 1.0, 1.0], r"\[0.0, 1.0, 1.0\]: pixels are divided by it"),
+    ],
+)
+def test_values_with_which_nothing_is_found_get_one_line(key, value, wanted) -> None:
+    cfg: CfgNode = get_cfg()
+    check_ranges(cfg)
+    cfg.merge_from_list([key, value])
+    with pytest.raises(InputError, match=f"^{key} {wanted}$"):
+        check_ranges(cfg)
 
 
 def test_detectron2s_defaults_and_the_recipes_band_pass():
