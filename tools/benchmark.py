@@ -53,7 +53,7 @@ def main() -> None:
     step.set_defaults(function="stage_0.benchmark_stage_0", config_file=STAGE_0)
     step.add_argument("--steps", type=int, default=5, help="of each system; the median is reported")
     equal = new("determinism", help="what DETERMINISTIC costs: a training step of stage 1")
-    equal.set_defaults(function="determinism.benchmark_determinism", config_file=str(STAGE_1))
+    equal.set_defaults(function="determinism_cost.benchmark_determinism", config_file=str(STAGE_1))
     equal.add_argument("--steps", type=int, default=30, help="the median is reported")
     for each in (step, equal):
         each.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cityscapes_maskrcnn.benchmarks import evaluation, loading
-from cityscapes_maskrcnn.benchmarks.determinism import benchmark_determinism
+from cityscapes_maskrcnn.benchmarks.determinism_cost import benchmark_determinism
 from cityscapes_maskrcnn.benchmarks.evaluation import benchmark_evaluation
 from cityscapes_maskrcnn.benchmarks.evaluation_at_scale import benchmark_scale
 from cityscapes_maskrcnn.benchmarks.loading import benchmark_loading
