@@ -305,6 +305,9 @@ def _check_mask(source: ResultSource, name: str, expected: ExpectedImage) -> lis
             if image.mode not in ("1", "L"):
                 return [Violation("unreadable mask", name, f"its pixels are {image.mode}")]
             pixels = np.asarray(image)
+        with Image.open(BytesIO(data), formats=["PNG"]) as image:
+            # Decoding does not look at the check sums of the pixels.
+            image.verify()
     except InputError as error:
         detail = str(error).removeprefix(f"{source.path / name}: ")
         return [Violation("unreadable mask", name, detail)]

@@ -191,6 +191,7 @@ def progress(trials: Sequence[FrozenTrial], budget: int, now: datetime | None = 
 
 def ranked_trials(trials: Sequence[FrozenTrial], maximize: bool = True) -> list[FrozenTrial]:
     """The complete trials, the best first; of equal values the earliest first."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    # In a damaged database a complete trial may have no value.
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.values]
     sign = -1 if maximize else 1
     return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))

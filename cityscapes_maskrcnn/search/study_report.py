@@ -164,7 +164,9 @@ def _unconfirmed(results: _Results) -> str:
 
 
 def _is_finite(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.COMPLETE and bool(np.isfinite(trial.values[0]))
+    # In a damaged database a complete trial may have no value.
+    complete = trial.state == TrialState.COMPLETE and trial.values
+    return bool(complete and np.isfinite(trial.values[0]))
 
 
 def _parameter_names(trials: Sequence[FrozenTrial]) -> list[str]:

@@ -119,6 +119,9 @@ def check(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Files], l
         ]),
         ({"car.png": png(format="JPEG")}, [("unreadable mask", "car.png", "no PNG file")]),
         ({"car.png": png()[:60]}, [("unreadable mask", "car.png", "")]),
+        ({"car.png": png()[:-16] + bytes(4) + png()[-12:]}, [
+            ("unreadable mask", "car.png", "broken PNG file"),
+        ]),
         ({"car.png": png(np.arange(600).reshape(20, 30).astype(np.uint8))}, [
             ("mask that is not binary", "car.png", "it has 256 values: 0, 1, 2, 3, 4, 5, ..."),
         ]),

@@ -288,6 +288,8 @@ def test_the_best_trial_comes_first() -> None:
         frozen(TrialState.COMPLETE, 3.0, 1, 1),
         frozen(TrialState.COMPLETE, 1.0, 1, 2),
         frozen(TrialState.COMPLETE, 3.0, 1, 3),
+        frozen(TrialState.COMPLETE, 9.0, 1, 4),
     ]
+    trials[4].values = None  # as from a damaged database
     assert [trial.number for trial in ranked_trials(trials)] == [1, 3, 2]
     assert [trial.number for trial in ranked_trials(trials, maximize=False)] == [2, 1, 3]
