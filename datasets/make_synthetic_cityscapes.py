@@ -16,7 +16,7 @@ from cityscapes_maskrcnn.utils.stop import end_on_signals
 end_on_signals()  # before the slow imports
 
 from cityscapes_maskrcnn.synthetic.dataset import find_dataset, generate_dataset
-from cityscapes_maskrcnn.utils.tool import count, run_tool
+from cityscapes_maskrcnn.utils.tool import count, folder, run_tool
 
 EXAMPLES = """
 examples:
@@ -33,7 +33,8 @@ def main() -> int | None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("root", help="folder in which cityscapes/ is created")
+    help_root = "folder in which cityscapes/ is created"
+    parser.add_argument("root", type=folder("ROOT"), help=help_root)
     parser.add_argument("--train", type=int, default=96, help="number of images (default: 96)")
     parser.add_argument("--val", type=int, default=24, help="number of images (default: 24)")
     parser.add_argument("--test", type=int, default=0, help="number of images (default: 0)")
@@ -53,11 +54,11 @@ def main() -> int | None:
     }
     look = {"height": args.height, "width": args.width, "seed": args.seed}
     found = find_dataset(args.root, counts, **look)
-    folder = found or generate_dataset(args.root, counts, **look, num_workers=args.num_workers)
+    tree = found or generate_dataset(args.root, counts, **look, num_workers=args.num_workers)
     total = ", ".join(f"{split} {count}" for split, count in counts.items())
     state = "already there" if found else "written"
-    print(f"{folder}: {total} images of {args.height}x{args.width}, {state}")
-    print(f"to use it: export DETECTRON2_DATASETS={shlex.quote(args.root)}")
+    print(f"{tree}: {total} images of {args.height}x{args.width}, {state}")
+    print(f"to use it: export DETECTRON2_DATASETS={shlex.quote(str(args.root))}")
     return None
 
 

@@ -46,3 +46,10 @@ def test_bad_input_is_one_line(
     done = make(tmp_path / arguments[0], "--train", "1", *arguments[1:])
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert message in done.stderr
+
+
+def test_an_empty_name_is_not_the_current_folder(make: Run, tmp_path: Path) -> None:
+    """As of a shell variable that is not set."""
+    done = make("", "--train", "1", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: ROOT is empty: name a folder\n")
+    assert not list(tmp_path.iterdir())
