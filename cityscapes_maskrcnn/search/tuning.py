@@ -16,6 +16,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
+from optuna.distributions import BaseDistribution
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial
@@ -189,18 +190,32 @@ class SeededByTrial(TPESampler):
         self._random_trials = random_trials
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Take the generator of this trial."""
+        """Take the generator of this trial, of which TPE draws all parameters at once."""
+        self._take_generator(study, trial)
+        super().before_trial(study, trial)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Draw one parameter with a generator of its own: a killed trial may have drawn others."""
+        self._take_generator(study, trial, param_name)
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+    def _take_generator(self, study: optuna.Study, trial: FrozenTrial, name: str = "") -> None:
         seed = None
         if self._base_seed >= 0:
-            # Not its number: a trial that was queued again after a kill has taken two.
+            # Not the trial's number: one that was queued again after a kill has taken two.
             number = original_number(trial)
             trials = counting_trials(study.get_trials(deepcopy=False))
             before = sum(original_number(other) < number for other in trials)
-            words = np.random.SeedSequence((self._base_seed, before)).generate_state(1)
-            seed = int(words[0])
+            entropy = (self._base_seed, before, *name.encode())
+            seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         # TPE has no state but its generator: all else is read from the study.
         super().__init__(seed=seed, n_startup_trials=self._random_trials)
-        super().before_trial(study, trial)
 
 
 def _check_keys(cfg: CfgNode, space: SearchSpace) -> None:

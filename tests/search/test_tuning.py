@@ -94,13 +94,15 @@ def sample(numbers: list[int], seed: int = 7, killed: bool = False) -> list[dict
 
         def objective(trial: optuna.Trial) -> float:
             x = trial.suggest_float("x", 0, 1)
-            return (x - 0.3) ** 2 + trial.suggest_categorical("y", [0, 1])
+            return (x - 0.3) ** 2 + trial.suggest_float("y", 0, 1)
 
         study.optimize(objective, n_trials=trials)
         if killed:
-            # Every other one before it has drawn anything.
+            # Before it has drawn anything, between two draws, or after them.
             trial = study.ask()
-            if trials % 2:
+            if trials % 3 == 1:
+                trial.suggest_float("x", 0, 1)
+            elif trials % 3 == 2:
                 objective(trial)
             study.tell(trial, state=TrialState.FAIL)
             RetryHeartbeatStaleTrialCallback()(study, study.trials[trial.number])
