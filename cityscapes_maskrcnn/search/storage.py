@@ -17,6 +17,7 @@ from typing import Final
 import sqlalchemy
 from optuna import Study, exceptions, load_study, logging
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
 from cityscapes_maskrcnn.search.study import confirmation_name
@@ -151,8 +152,14 @@ def read_study(storage: RDBStorage, name: str, url: str) -> Study:
     """
     with damage_errors(url):
         study = load_study(study_name=name, storage=storage)
-        study.get_trials(deepcopy=False)
         _ = study.user_attrs, study.directions
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state == TrialState.COMPLETE and not trial.values:
+                raise ValueError(f"trial {trial.number} is complete and has no value")
+            for value in (*(trial.values or ()), *trial.intermediate_values.values()):
+                if not isinstance(value, (int, float)):
+                    # SQLite keeps text in columns of numbers.
+                    raise ValueError(f"trial {trial.number} has the value {value!r}")
     return study
 
 
@@ -165,7 +172,7 @@ def damage_errors(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, TypeError, ValueError) as error:
+    except (AssertionError, LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"{without_password(url)}: the database is damaged; restore a copy of it "
             f"({printable(str(error))})"

@@ -131,6 +131,9 @@ def test_a_missing_study_is_named_with_those_there_are(tmp_path: Path) -> None:
     [
         ("update trials set state = 'COMPLETf'", "'COMPLETf' is not among the defined enum values"),
         ("update trials set datetime_start = '2026-11-27 13:4&'", "Invalid isoformat string"),
+        ("update trial_values set value = 'many'", "trial 0 has the value 'many'"),
+        ("update trial_values set value = null", "restore a copy"),
+        ("delete from trial_values", "trial 0 is complete and has no value"),
         ("update study_user_attributes set value_json = '{\"a\" 1}'", "Expecting ':' delimiter"),
         ("update trial_params set distribution_json = '{}'", ""),
         ("update study_directions set direction = '\x1bMAX'", r"'\\x1bMAX' is not among"),
