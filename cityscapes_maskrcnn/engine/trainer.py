@@ -231,6 +231,9 @@ class Trainer(DefaultTrainer):
         if not self.start_iter:
             return
         self.iter = self.storage.iter = self.start_iter - 1
+        final = Path(self.cfg.OUTPUT_DIR, "model_final.pth")
+        if self.start_iter == self.max_iter and comm.is_main_process() and not final.is_file():
+            self.checkpointer.save(final.stem, iteration=self.iter)
         for hook in self._hooks:
             if isinstance(hook, MeasurementHook):
                 hook.repeat()

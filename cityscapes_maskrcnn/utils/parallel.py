@@ -18,14 +18,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import (
     ForkServerContext,
     ForkServerProcess,
     SpawnContext,
     SpawnProcess,
 )
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any, Final, TypeVar
 
 from tqdm import tqdm
@@ -204,6 +204,8 @@ def loader_context(preload: str, with_main: bool = False) -> ForkServerContext:
     """
     context = ForkServerContext() if with_main else _ForkedContext()
     context.set_forkserver_preload([preload])
+    # Started below, it would unblock the signals.
+    resource_tracker.ensure_running()
     with blocked_signals():
         forkserver.ensure_running()
     return context
@@ -235,9 +237,21 @@ def start_worker(initializer: Callable[[], object] | None = None) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    sys.excepthook = _ignore_lost_connections
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if initializer is not None:
         initializer()
+
+
+def _ignore_lost_connections(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Keep silent about a parent that ends while it takes over a tensor.
+
+    multiprocessing's thread for that reports the broken connection here.
+    """
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -416,6 +417,19 @@ def test_a_signal_does_not_keep_a_run_from_writing_its_last_events(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert (tmp_path / "summary.json").exists()
+
+
+def test_a_kill_before_the_final_checkpoint_is_made_up_for(train: Train, tmp_path: Path) -> None:
+    """Of the last iteration there is a checkpoint of the period; the disk was full for another."""
+    train("SOLVER.CHECKPOINT_PERIOD", 1)
+    whole = (tmp_path / "model_final.pth").read_bytes()
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    train("SOLVER.CHECKPOINT_PERIOD", 1, resume=True)
+    again = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    before = torch.load(io.BytesIO(whole), weights_only=True)
+    assert (again["iteration"], before["iteration"]) == (1, 1)
+    assert all(torch.equal(before["model"][name], value) for name, value in again["model"].items())
 
 
 def test_a_kill_of_the_last_measurement_is_made_up_for(train: Train, tmp_path: Path) -> None:

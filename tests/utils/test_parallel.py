@@ -212,3 +212,33 @@ def test_a_process_that_leaves_its_work_ends() -> None:
     if process.is_alive():
         process.kill()
     assert process.exitcode == 3
+
+
+PRELOADS = """
+import os
+from pathlib import Path
+from cityscapes_maskrcnn.utils.parallel import loader_context
+loader_context("json")
+for path in Path("/proc").glob("[0-9]*/status"):
+    status = dict(line.split(":\\t", 1) for line in path.read_text().splitlines())
+    if int(status["PPid"]) == os.getpid() and "forkserver" in (path.parent / "cmdline").read_text():
+        print(int(status["SigBlk"], 16))
+"""
+
+
+def test_the_process_that_workers_are_forked_from_is_not_interrupted_while_it_imports() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRELOADS],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    both = 1 << signal.SIGINT - 1 | 1 << signal.SIGTERM - 1
+    assert int(done.stdout) & both == both, done.stderr
+
+
+def test_workers_are_silent_about_a_parent_that_ended(capfd: pytest.CaptureFixture[str]) -> None:
+    parallel._ignore_lost_connections(ConnectionResetError, ConnectionResetError(104, "reset"), None)
+    assert capfd.readouterr().err == ""
+    parallel._ignore_lost_connections(KeyError, KeyError("cars"), None)
+    assert "KeyError: 'cars'" in capfd.readouterr().err
