@@ -238,7 +238,9 @@ def test_the_process_that_workers_are_forked_from_is_not_interrupted_while_it_im
 
 
 def test_workers_are_silent_about_a_parent_that_ended(capfd: pytest.CaptureFixture[str]) -> None:
-    parallel._ignore_lost_connections(ConnectionResetError, ConnectionResetError(104, "reset"), None)
+    parallel._ignore_lost_connections(
+        ConnectionResetError, ConnectionResetError(104, "reset"), None
+    )
     assert capfd.readouterr().err == ""
     parallel._ignore_lost_connections(KeyError, KeyError("cars"), None)
     assert "KeyError: 'cars'" in capfd.readouterr().err
