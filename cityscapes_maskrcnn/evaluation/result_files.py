@@ -59,12 +59,14 @@ INSTANCE_IDS_SUFFIX: Final = "_gtFine_instanceIds.png"
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 _KNOWN_LABEL_IDS: Final = frozenset(label.id for label in LABELS)
-# Two bytes in the header of a PNG file: bits a channel, and the kind of pixels (0: grey).
-_DEPTH_AND_COLOUR: Final = slice(24, 26)
-_GREY_8: Final = b"\x08\x00"
+# Four bytes in the header of a PNG file: bits a channel, the kind of pixels (0: grey), and how they
+# are compressed and filtered, for which there are no other values than 0.
+_PIXEL_FORMAT: Final = slice(24, 28)
+_GREY_8: Final = b"\x08\x00\x00\x00"
 # Not all that Pillow reads: for an EPS file it would start Ghostscript, which runs what is in it.
 _FORMATS: Final = ("PNG", "BMP", "GIF", "JPEG", "PPM", "TIFF", "WEBP")
-_GREY_16: Final = b"\x10\x00"
+_GREY_16: Final = b"\x10\x00\x00\x00"
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 
 def read_instance_ids(file: str | os.PathLike[str]) -> npt.NDArray[np.uint16]:
@@ -80,7 +82,7 @@ def read_instance_ids(file: str | os.PathLike[str]) -> npt.NDArray[np.uint16]:
         decode = {
             _GREY_8: kornia_io.decode_image_png_u8,
             _GREY_16: kornia_io.decode_image_png_u16,
-        }.get(data[_DEPTH_AND_COLOUR])
+        }.get(data[_PIXEL_FORMAT])
         if image.format != "PNG" or decode is None:
             raise InputError(f"{file}: not an image of 16 bit instance ids (mode {image.mode})")
         ids = decode(data, (image.height, image.width), "mono")[..., 0]
@@ -105,12 +107,27 @@ def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
                 f"{file}: the mask is {image.height} x {image.width} (height x width), its image"
                 f" {height} x {width}"
             )
-        if image.format == "PNG" and data[_DEPTH_AND_COLOUR] == _GREY_8:
+        if data[_PIXEL_FORMAT] == _GREY_8 and _holds_only_pixels(data):
             pixels = kornia_io.decode_image_png_u8(data, (height, width), "mono")[..., 0]
         else:
             # As the official code does: an index into a palette is no brightness.
             pixels = np.asarray(image.convert("L"))
     return mask_from_bitmap(pixels)
+
+
+def _holds_only_pixels(data: bytes) -> bool:
+    """Whether a file is a PNG, whole or not, without chunks beside header and pixels.
+
+    Of the others, such as colour profiles, decoders refuse different ones; the official script's
+    decoder, Pillow, decides then.
+    """
+    start = len(_PNG)
+    while start + 8 <= len(data):
+        kind = data[start + 4 : start + 8]
+        if kind not in (b"IHDR", b"IDAT", b"IEND"):
+            return False
+        start += 12 + int.from_bytes(data[start : start + 4], "big")
+    return data.startswith(_PNG)
 
 
 @contextmanager

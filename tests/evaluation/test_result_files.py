@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import struct
@@ -429,3 +430,35 @@ def test_images_of_a_list(gt_files: dict[str, Path]) -> None:
     assert choose_images(gt_files, [NAME]) == gt_files
     with pytest.raises(InputError, match=r"1 of 2 images .* such as ulm_000003_00001$"):
         choose_images(gt_files, [NAME, "ulm_000003_00001"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "fault"),
+    [
+        # A compression method that does not exist: a profile matters to Pillow, a text does not.
+        (b"iCCP", b"profile\0\x49", "Unknown compression method 73 in iCCP chunk"),
+        (b"tEXt", b"Software\0mine", ""),
+        (b"zTXt", b"Comment\0\x10", "Unknown compression method 16 in zTXt chunk"),
+    ],
+)
+def test_what_pillow_refuses_is_refused(
+    tmp_path: Path, kind: bytes, content: bytes, fault: str
+) -> None:
+    encoded = io.BytesIO()
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(encoded, "PNG")
+    pixels, end = encoded.getvalue()[:-12], encoded.getvalue()[-12:]
+    chunk = struct.pack(">I", len(content)) + kind + content
+    data = pixels + chunk + struct.pack(">I", zlib.crc32(kind + content)) + end
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+        refused = ""
+    except SyntaxError as error:
+        refused = str(error)
+    assert refused == fault
+    if fault:
+        with pytest.raises(InputError, match=fault):
+            decode_mask(tmp_path / "m.png", data, 8, 8)
+    else:
+        mask = decode_mask(tmp_path / "m.png", data, 8, 8)
+        assert (mask.ends - mask.starts).sum() == 8
