@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import resource
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -94,8 +93,7 @@ def small_disk(
             yield lambda work: work.start(folder), lambda: mount("remount,size=1g") or None
         finally:
             # A process that ends takes a moment to let go.
-            while subprocess.run(["umount", str(folder)], capture_output=True).returncode:
-                time.sleep(0.1)
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
         return
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import optuna
 import torch
 from harness import PROJECT, STAGE_1, Command, Context, tiny, tool
 
 from cityscapes_maskrcnn.data.annotations import load_instances
 from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY
 from cityscapes_maskrcnn.search import worker
+from cityscapes_maskrcnn.search.storage import open_study
 from cityscapes_maskrcnn.search.study import counting_trials
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 
@@ -105,9 +105,9 @@ def search(context: Context) -> Work:  # noqa: ARG001 - all works are prepared a
         return Command(lambda: program["search"](url, folder / "t", 5) and None, log_of(folder))
 
     def result(folder: Path) -> Any:
-        study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 's.db'}")
-        # A trial that is queued again gets another number.
-        return sorted((t.value, str(t.params)) for t in counting_trials(study.trials))
+        with open_study(f"sqlite:///{folder / 's.db'}", "search") as study:
+            # A trial that is queued again gets another number.
+            return sorted((str(t.value), str(t.params)) for t in counting_trials(study.trials))
 
     return Work(start, result)
 
