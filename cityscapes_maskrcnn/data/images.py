@@ -6,6 +6,7 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -19,6 +20,8 @@ from cityscapes_maskrcnn.data.labels import NUM_IDS
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import open_file, read_file
 
+#: What Pillow raises for files that are no images, or claim to have any number of pixels.
+PILLOW_ERRORS: Final = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 #: What is larger is not decoded: 8192 x 8192, 32 official images.
 MAX_PIXELS: Final = 2**26
 _MAX_BYTES: Final = 200_000_000
@@ -88,8 +91,7 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         try:
             image = _open_header(file, ("PNG", *_OTHER_FORMATS))
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-        # What Pillow raises for files that are no images, or claim to have any number of pixels.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except PILLOW_ERRORS as error:
             raise InputError(f"{path}: {_BROKEN}") from error
     width, height = image.size
     _check_size(path, height, width)
@@ -148,24 +150,37 @@ def _is_whole_png(path: str | os.PathLike[str], data: bytes) -> bool:
     # Deflate makes at most 1032 bytes of one.
     if height * width * depth * _CHANNELS.get(colour, 1) // 8 > 1032 * len(data):
         return False
-    start, view = len(_PNG), memoryview(data)
-    while start + 12 <= len(data):
-        length, kind = struct.unpack(">I4s", view[start : start + 8])
-        end = start + 8 + length
-        if view[end : end + 4] != struct.pack(">I", zlib.crc32(view[start + 4 : end])):
+    for kind, content, checksum in png_chunks(data):
+        if checksum != struct.pack(">I", zlib.crc32(content)):
             return False
         if kind == b"IEND":
             return True
-        start = end + 4
     return False
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
+    """Walk through the chunks of a PNG, also of one that is not whole.
+
+    Args:
+        data: of the file; of another format it has no chunks.
+
+    Yields:
+        The kind of a chunk (``b"IDAT"``), what its checksum covers (kind and content), and the
+        checksum, 4 bytes. The last ones may be cut off.
+    """
+    start, view = len(_PNG), memoryview(data)
+    while data.startswith(_PNG) and start + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", view[start : start + 8])
+        end = start + 8 + length
+        yield kind, view[start + 4 : end], view[end : end + 4]
+        start = end + 4
 
 
 def _is_whole(path: str | os.PathLike[str], data: bytes) -> bool:
     """Whether what is no PNG is an image, and not too large; for JPEG, whether it has its end."""
     try:
         image = _open_header(BytesIO(data), _OTHER_FORMATS)
-    # What Pillow raises for files that are no images, or claim to have any number of pixels.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except PILLOW_ERRORS:
         return False
     width, height = image.size
     _check_size(path, height, width)

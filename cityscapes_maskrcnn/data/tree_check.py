@@ -16,7 +16,7 @@ from PIL import Image
 from cityscapes_maskrcnn.data.annotations import read_instances, read_objects
 from cityscapes_maskrcnn.data.cache import Record
 from cityscapes_maskrcnn.data.drawn_instances import differing_instances
-from cityscapes_maskrcnn.data.images import read_image_size, read_label_image
+from cityscapes_maskrcnn.data.images import PILLOW_ERRORS, read_image_size, read_label_image
 from cityscapes_maskrcnn.data.labels import LABELS, NUM_IDS
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, unread_images
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -309,8 +309,7 @@ def _open_png(path: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    # What Pillow raises for files that are no images, or claim to have any number of pixels.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except PILLOW_ERRORS as error:
         raise InputError(f"{path}: not a whole PNG file ({error}); unpack it again") from error
 
 

@@ -74,8 +74,7 @@ def _sources_digest() -> str:
 
 def parents_in(content: Mapping[str, Any]) -> list[dict[str, str]]:
     """List the parents that a checkpoint names; none of a file without an origin."""
-    origin = content.get(ORIGIN_KEY)
-    parents = origin.get("parents") if isinstance(origin, dict) else None
+    parents = _origin_in(content).get("parents")
     return [
         {"file": str(parent.get("file")), "sha256": str(parent.get("sha256"))}
         for parent in (parents if isinstance(parents, list) else [])
@@ -85,9 +84,13 @@ def parents_in(content: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def classes_in(content: Mapping[str, Any]) -> list[str]:
     """List the instance classes that a checkpoint names; none of a file without them."""
-    origin = content.get(ORIGIN_KEY)
-    classes = origin.get("classes") if isinstance(origin, dict) else None
+    classes = _origin_in(content).get("classes")
     return list(map(str, classes)) if isinstance(classes, list) else []
+
+
+def _origin_in(content: Mapping[str, Any]) -> dict[str, Any]:
+    origin = content.get(ORIGIN_KEY)
+    return origin if isinstance(origin, dict) else {}
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
@@ -107,8 +110,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
     content = (
         read_pickle(path) if path.suffix == ".pkl" else read_checkpoint(path, skip_objects=True)
     )
-    origin = content.get(ORIGIN_KEY)
-    origin = origin if isinstance(origin, dict) else {}
+    origin = _origin_in(content)
     program, config = _foreign(content)
     environment = origin.get("environment")
     others = {

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from kornia_rs import io as kornia_io
 from PIL import Image, UnidentifiedImageError
 
+from cityscapes_maskrcnn.data.images import png_chunks
 from cityscapes_maskrcnn.data.labels import (
     CONTIGUOUS_TO_ID,
     ID_TO_CONTIGUOUS,
@@ -63,10 +64,9 @@ _KNOWN_LABEL_IDS: Final = frozenset(label.id for label in LABELS)
 # are compressed and filtered, for which there are no other values than 0.
 _PIXEL_FORMAT: Final = slice(24, 28)
 _GREY_8: Final = b"\x08\x00\x00\x00"
+_GREY_16: Final = b"\x10\x00\x00\x00"
 # Not all that Pillow reads: for an EPS file it would start Ghostscript, which runs what is in it.
 _FORMATS: Final = ("PNG", "BMP", "GIF", "JPEG", "PPM", "TIFF", "WEBP")
-_GREY_16: Final = b"\x10\x00\x00\x00"
-_PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 
 def read_instance_ids(file: str | os.PathLike[str]) -> npt.NDArray[np.uint16]:
@@ -121,13 +121,8 @@ def _holds_only_pixels(data: bytes) -> bool:
     Of the others, such as colour profiles, decoders refuse different ones; the official script's
     decoder, Pillow, decides then.
     """
-    start = len(_PNG)
-    while start + 8 <= len(data):
-        kind = data[start + 4 : start + 8]
-        if kind not in (b"IHDR", b"IDAT", b"IEND"):
-            return False
-        start += 12 + int.from_bytes(data[start : start + 4], "big")
-    return data.startswith(_PNG)
+    kinds = {kind for kind, _, _ in png_chunks(data)}
+    return bool(kinds) and kinds <= {b"IHDR", b"IDAT", b"IEND"}
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cityscapes_maskrcnn.data.images import read_image_size
+from cityscapes_maskrcnn.data.images import PILLOW_ERRORS, read_image_size
 from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, INSTANCE_LABELS, LABELS
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, check_distinct, image_name
 from cityscapes_maskrcnn.evaluation.result_files import assign_text_files
@@ -313,8 +313,7 @@ def _check_mask(source: ResultSource, name: str, expected: ExpectedImage) -> lis
         return [Violation("unreadable mask", name, detail)]
     except UnidentifiedImageError:
         return [Violation("unreadable mask", name, "no PNG file")]
-    # A broken PNG is a SyntaxError for Pillow.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (*PILLOW_ERRORS, EOFError) as error:
         return [Violation("unreadable mask", name, str(error))]
     if ((pixels == 0) | (pixels == pixels.max())).all():
         return []
