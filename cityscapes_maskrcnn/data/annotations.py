@@ -243,7 +243,6 @@ def annotation_dicts(record: Record) -> list[dict[str, Any]]:
     numbers = record["coordinates"].tolist()
     ends = accumulate(record["polygon_sizes"].tolist(), initial=0)
     polygons = (numbers[start:stop] for start, stop in pairwise(ends))
-    per_object = ("categories", "crowds", "boxes", "polygon_counts")
     return [
         {
             "iscrowd": crowd,
@@ -253,7 +252,11 @@ def annotation_dicts(record: Record) -> list[dict[str, Any]]:
             "bbox_mode": XYXY_ABS,
         }
         for category, crowd, box, count in zip(
-            *(record[name].tolist() for name in per_object), strict=True
+            record["categories"].tolist(),
+            record["crowds"].tolist(),
+            record["boxes"].tolist(),
+            record["polygon_counts"].tolist(),
+            strict=True,
         )
     ]
 

@@ -2,7 +2,7 @@
 
 Every checkpoint of this project carries such a history under :data:`SEEN_IMAGES_KEY`. It holds
 short digests of each image file, so that an overlap with a dataset to score on is found without the
-training data, wherever the files are and whatever ids they have there.
+training data. Where the files lie and which ids they have there does not matter.
 """
 
 from __future__ import annotations
@@ -214,14 +214,22 @@ def find_seen(
             logger.warning(
                 "%d of the %d images of %s have folder and name of images that were %s on, as %s, "
                 "but another content; whether they are copies of them is not known",
-                *(copies, len(files), dataset, used.role, used.dataset),
+                copies,
+                len(files),
+                dataset,
+                used.role,
+                used.dataset,
             )
         if used.image_ids and None in ids:
             logger.warning(
                 "The weights list the images that were %s on, as %s, by ids, as earlier versions "
                 "did; %d of the %d images of %s have other ids, so whether they were seen is not "
                 "known",
-                *(used.role, used.dataset, ids.count(None), len(files), dataset),
+                used.role,
+                used.dataset,
+                ids.count(None),
+                len(files),
+                dataset,
             )
     return found
 

@@ -388,7 +388,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _check_resumable(self, checkpoint: dict[str, Any]) -> None:
         """Raise unless a file holds all of the model and a state that fits every checkpointable.
 
-        Resuming starts no layer anew, whatever ``MODEL.WEIGHTS_MAY_DIFFER`` says.
+        Resuming never starts a layer anew; ``MODEL.WEIGHTS_MAY_DIFFER`` is ignored.
         """
         for name, item in self.checkpointables.items():
             problem = _state_problem(checkpoint.get(name), item.state_dict(), name)

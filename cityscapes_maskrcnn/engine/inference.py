@@ -65,7 +65,7 @@ def model_categories(cfg: CfgNode) -> tuple[int, ...]:
     return categories
 
 
-# What these predict has no masks, whatever MODEL.MASK_ON says.
+# These predict no masks; MODEL.MASK_ON has no effect on them.
 _BOXES_ONLY: Final = ("RetinaNet", "FCOS")
 
 

@@ -91,7 +91,7 @@ class Predictor:
         record = ground_truth_of(image_file)
         if record is not None:
             check_size(str(image_file), image, record)
-            # Of all classes, whatever the model's are.
+            # All official classes, not only those that the model predicts.
             metadata = _class_metadata(ALL_CATEGORIES)
             panels.append(("ground truth", draw_ground_truth(image, record, metadata)))
         prediction = draw_predictions(

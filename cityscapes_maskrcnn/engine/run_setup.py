@@ -51,8 +51,16 @@ _ONE_LINE_ON_TERMINAL: Final = (
 _PROBE_BYTES: Final = 1 << 16
 # What a training run leaves in its folder beside its log, config.yaml and metrics.json.
 _RUN_FILES: Final = (
-    *("last_checkpoint", "model_*.pth", "start_weights.pth", SUMMARY_FILE, SCORES_FILE),
-    *("events.out.tfevents.*", "training_curves.png", "drift.csv", "drift.md", "drift.png"),
+    "last_checkpoint",
+    "model_*.pth",
+    "start_weights.pth",
+    SUMMARY_FILE,
+    SCORES_FILE,
+    "events.out.tfevents.*",
+    "training_curves.png",
+    "drift.csv",
+    "drift.md",
+    "drift.png",
 )
 
 

@@ -246,7 +246,7 @@ def load_archive(file: IO[bytes]) -> Any:
 
 
 class Unknown:
-    """Stands for an object of a class that is not loaded; accepts whatever a pickle does to it."""
+    """Placeholder for an object of a class that is not loaded; every call on it has no effect."""
 
     def __new__(cls, *_args: Any, **_options: Any) -> Unknown:  # noqa: D102
         return super().__new__(cls)
