@@ -9,7 +9,6 @@ import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import works
@@ -25,21 +24,12 @@ def jobs(size: str) -> list[Job]:
         works.search: (16, 0, 2.0),
         works.submission: (16, 1, 2.5),
     }
-    return [
-        Job(f"disks/{work.__name__}", tries, tries * seconds, partial(fill, work))
-        for work, (full, short, seconds) in kinds.items()
-        if (tries := full if size == "full" else short)
-    ]
+    return works.jobs_of_works("disks", fill, kinds, size)
 
 
-def fill(prepare: Callable[[Context], works.Work], context: Context) -> Iterator[str]:
+def fill(prepare: works.Prepare, context: Context) -> Iterator[str]:
     """Do a work on disks of random sizes, each smaller than it needs, then with more room."""
-    work = prepare(context)
-    whole = context.folder / "whole"
-    whole.mkdir()
-    if fault := work.start(whole).end():
-        raise RuntimeError(f"undisturbed: {fault}")
-    expected = work.result(whole)
+    work, whole, expected, _ = works.run_undisturbed(prepare, context)
     sizes = [path.stat().st_size for path in whole.rglob("*") if path.is_file()]
     for number in context.numbers:
         share = context.random(number).uniform(0, 0.95)

@@ -32,22 +32,12 @@ STAGE_1 = PROJECT / "configs" / "stage_1_heads.yaml"
 HANGS = 240  # seconds after which a command counts as one that never ends
 
 # A ResNet-50 with narrow layers, on images of 96x192: an iteration takes a fraction of a second.
-_TINY = """
-MODEL.DEVICE cpu MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN MODEL.FPN.NORM BN
-MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
-MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.FPN.OUT_CHANNELS 16
-MODEL.ROI_BOX_HEAD.FC_DIM 32 MODEL.ROI_MASK_HEAD.CONV_DIM 16
-MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16 MODEL.RPN.POST_NMS_TOPK_TEST 50
-MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0 TEST.DETECTIONS_PER_IMAGE 10
-INPUT.MIN_SIZE_TRAIN (80,96) INPUT.MAX_SIZE_TRAIN 192
-INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 192
-SOLVER.IMS_PER_BATCH 2 SOLVER.WARMUP_ITERS 0 DATALOADER.NUM_WORKERS 0
-"""
+TINY = (PROJECT / "tests" / "tiny_network.txt").read_text().split()
 
 
 def tiny(more: str = "") -> list[str]:
     """KEY VALUE pairs of a network that starts from random weights, and more of them."""
-    return [*_TINY.split(), "MODEL.WEIGHTS", "", *more.split()]
+    return [*TINY, "MODEL.WEIGHTS", "", *more.split()]
 
 
 class Context(NamedTuple):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import works
@@ -25,27 +24,16 @@ def jobs(size: str) -> list[Job]:
         works.submission: (24, 1, 1.5),
         works.chain: (18, 1, 1.0),
     }
-    return [
-        Job(f"kills/{work.__name__}", tries, tries * seconds, partial(kill, work))
-        for work, (full, short, seconds) in kinds.items()
-        if (tries := full if size == "full" else short)
-    ]
+    return works.jobs_of_works("kills", kill, kinds, size)
 
 
-def kill(prepare: Callable[[Context], works.Work], context: Context) -> Iterator[str]:
+def kill(prepare: works.Prepare, context: Context) -> Iterator[str]:
     """Do a work undisturbed; then kill it in other folders, and compare how these end.
 
     Every other kill waits for a file that is just being written, if one comes.
     """
     adopt_orphans()
-    work = prepare(context)
-    whole = context.folder / "whole"
-    whole.mkdir()
-    command = work.start(whole)
-    if fault := command.end():
-        raise RuntimeError(f"undisturbed: {fault}")
-    length = time.monotonic() - command.begin
-    expected = work.result(whole)
+    work, _, expected, length = works.run_undisturbed(prepare, context)
     known = children()
 
     def compare(folder: Path) -> str:

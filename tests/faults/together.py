@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 import works
 from harness import Context, Job, same_tensors
@@ -14,22 +13,17 @@ PROCESSES = 6
 
 def jobs(size: str) -> list[Job]:
     """Build the jobs."""
-    kinds = {works.cache: (20, 2, 3.0), works.search: (8, 0, 5.0)}
-    return [
-        Job(f"together/{work.__name__}", tries, tries * seconds, partial(start_together, work))
-        for work, (full, short, seconds) in kinds.items()
-        if (tries := full if size == "full" else short)
-    ]
+    kinds = {
+        # tries in the full and in the short campaign, seconds a try
+        works.cache: (20, 2, 3.0),
+        works.search: (8, 0, 5.0),
+    }
+    return works.jobs_of_works("together", start_together, kinds, size)
 
 
-def start_together(prepare: Callable[[Context], works.Work], context: Context) -> Iterator[str]:
+def start_together(prepare: works.Prepare, context: Context) -> Iterator[str]:
     """Start six processes at once: each ends well, and all together as one alone."""
-    work = prepare(context)
-    whole = context.folder / "whole"
-    whole.mkdir()
-    if fault := work.start(whole).end():
-        raise RuntimeError(f"alone: {fault}")
-    expected = work.result(whole)
+    work, whole, expected, _ = works.run_undisturbed(prepare, context)
     for number in context.numbers:
         folder = context.folder / str(number)
         folder.mkdir()

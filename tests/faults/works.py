@@ -6,13 +6,14 @@ import hashlib
 import pickle
 import runpy
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from harness import PROJECT, STAGE_1, Command, Context, tiny, tool
+from harness import PROJECT, STAGE_1, Command, Context, Job, tiny, tool
 
 from cityscapes_maskrcnn.data.annotations import load_instances
 from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY
@@ -38,6 +39,62 @@ class Work(NamedTuple):
 
     start: Callable[[Path], Command]
     result: Callable[[Path], Any]
+
+
+Prepare = Callable[[Context], Work]
+
+
+def jobs_of_works(
+    part: str,
+    run: Callable[[Prepare, Context], Iterator[str]],
+    kinds: Mapping[Prepare, tuple[int, int, float]],
+    size: str,
+) -> list[Job]:
+    """Build a part's jobs, one a work.
+
+    Args:
+        part: its name.
+        run: tries a work; yields verdicts.
+        kinds: tries in the full and in the short campaign, and seconds a try.
+        size: ``full`` or ``short``.
+    """
+    return [
+        Job(f"{part}/{prepare.__name__}", tries, tries * seconds, partial(run, prepare))
+        for prepare, (full, short, seconds) in kinds.items()
+        if (tries := full if size == "full" else short)
+    ]
+
+
+class Undisturbed(NamedTuple):
+    """A work that was left to end by itself, with which others are compared.
+
+    Attributes:
+        work: it.
+        folder: where it worked.
+        result: what it ended with.
+        seconds: how long it took.
+    """
+
+    work: Work
+    folder: Path
+    result: Any
+    seconds: float
+
+
+def run_undisturbed(prepare: Prepare, context: Context) -> Undisturbed:
+    """Prepare a work, and do it once.
+
+    Raises:
+        RuntimeError: it fails.
+    """
+    work = prepare(context)
+    folder = context.folder / "whole"
+    folder.mkdir()
+    command = work.start(folder)
+    if fault := command.end():
+        raise RuntimeError(f"undisturbed: {fault}")
+    seconds = time.monotonic() - command.begin
+    return Undisturbed(work, folder, work.result(folder), seconds)
 
 
 def log_of(folder: Path) -> Path:

@@ -35,23 +35,14 @@ Process = subprocess.Popen[str]
 # A ResNet-50 with narrow layers, on images of 96x192: an iteration takes a fraction of a second.
 # It knows nothing, but whatever it finds is counted: the tables of two evaluations tell if they
 # are of the same predictions, while both scores may be 0.
-TINY = """
-MODEL.DEVICE cpu MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN MODEL.FPN.NORM BN
-MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
-MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.FPN.OUT_CHANNELS 16
-MODEL.ROI_BOX_HEAD.FC_DIM 32 MODEL.ROI_MASK_HEAD.CONV_DIM 16
-MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16 MODEL.RPN.POST_NMS_TOPK_TEST 50
-MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0 TEST.DETECTIONS_PER_IMAGE 10 TEST.ANALYSIS_CONFIDENCE 0.0
-INPUT.MIN_SIZE_TRAIN (80,96) INPUT.MAX_SIZE_TRAIN 192
-INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 192
-SOLVER.IMS_PER_BATCH 2 SOLVER.WARMUP_ITERS 0 DATALOADER.NUM_WORKERS 0
-"""
+TINY = (PROJECT / "tests" / "tiny_network.txt").read_text().split()
+TINY += ["TEST.ANALYSIS_CONFIDENCE", "0.0"]
 
 
 @pytest.fixture(scope="session")
 def tiny() -> list[str]:
     """KEY VALUE pairs of a network for tests, which starts from random weights."""
-    return [*TINY.split(), "MODEL.WEIGHTS", ""]
+    return [*TINY, "MODEL.WEIGHTS", ""]
 
 
 @contextmanager
