@@ -12,6 +12,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 
+from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -42,7 +43,8 @@ def build_step_trainer(
     # bfloat16 has the range of float32: its gradients do not vanish, so nothing is to be scaled.
     scaler = torch.amp.GradScaler("cuda", enabled=precision is torch.float16)
     for module in model.modules():
-        if isinstance(module, ROIPooler):
+        # Heads of other names than this project's keep Detectron2's poolers.
+        if isinstance(module, ROIPooler) and not isinstance(module, BatchedROIPooler):
             module.register_forward_pre_hook(_pool_in_full_precision)
     return MixedPrecisionTrainer(model, loader, optimizer, grad_scaler=scaler, precision=precision)
 

@@ -1,0 +1,112 @@
+"""RoIAlign over a feature pyramid, for several heads at once, at boxes in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.structures import Boxes
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+class BatchedROIPooler(ROIPooler):
+    """Detectron2's pooler with one synchronisation and with boxes that stay in float32.
+
+    Results in float32 are equal to those of :class:`ROIPooler`, which finds the boxes of each
+    level by ``nonzero`` and rounds boxes to the type of the features: to 8 pixels at the right
+    border of an image 2048 pixels wide, in bfloat16.
+    """
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """Pool regions as :meth:`ROIPooler.forward`; the result has the type of the features.
+
+        Args:
+            x: a level each, shape (N, C, H, W).
+            box_lists: an image each, in pixels of the network's input.
+
+        Returns:
+            Shape (K, C, *output_size), K boxes in the order of ``box_lists``.
+        """
+        if torch.jit.is_tracing():
+            pooled: Tensor = super().forward(x, box_lists)
+            return pooled
+        return pool_regions(x, [self], [box_lists])[0]
+
+
+def pool_regions(
+    features: Sequence[Tensor],
+    poolers: Sequence[ROIPooler],
+    boxes: Sequence[Sequence[Boxes]],
+) -> list[Tensor]:
+    """Pool the regions of several heads from one pyramid, with one synchronisation for all.
+
+    torchvision's kernel takes boxes in the type of the features, has no variant for bfloat16 and
+    computes coordinates in half precision for float16. So features are converted to float32: a
+    level at a time, once for all heads together, to contiguous memory in the same copy. Of a
+    pyramid in half precision no more than one level is held twice. Kernels that read half
+    precision at exact boxes would need a compiled extension.
+
+    Args:
+        features: a level each, shape (N, C, H, W).
+        poolers: a head each, of one scale per level.
+        boxes: for every head, an image each, in pixels of the network's input.
+
+    Returns:
+        For every head shape (K, C, *output_size) in the type of the features, K boxes in the
+        order in which they were given.
+    """
+    regions = [_regions(each) for each in boxes]
+    if len(features) == 1:
+        orders = [torch.arange(len(each), device=each.device) for each in regions]
+        counts = [[len(each)] for each in regions]
+    else:
+        orders, counts = _group_by_level(poolers, boxes)
+    grouped = [each[order] for each, order in zip(regions, orders, strict=True)]
+    pooled: list[list[Tensor]] = [[] for _ in poolers]
+    starts = [0] * len(poolers)
+    for level, feature in enumerate(features):
+        numbers = [count[level] for count in counts]
+        # A level without boxes stays in the graph of the gradients, but is not converted.
+        used = feature if any(numbers) else feature[..., :1, :1]
+        exact = used.to(
+            torch.promote_types(feature.dtype, torch.float32), memory_format=torch.contiguous_format
+        )
+        for head, number in enumerate(numbers):
+            chosen = grouped[head][starts[head] : starts[head] + number]
+            starts[head] += number
+            pooled[head].append(poolers[head].level_poolers[level](exact, chosen).to(feature.dtype))
+    return [_in_order(torch.cat(parts), order) for parts, order in zip(pooled, orders, strict=True)]
+
+
+def _regions(boxes: Sequence[Boxes]) -> Tensor:
+    """Put the index of the image before the corners of every box; shape (K, 5)."""
+    return torch.cat(
+        [pad(each.tensor, (1, 0), value=float(image)) for image, each in enumerate(boxes)]
+    )
+
+
+def _group_by_level(
+    poolers: Sequence[ROIPooler], boxes: Sequence[Sequence[Boxes]]
+) -> tuple[list[Tensor], list[list[int]]]:
+    """Find for every head the order of its boxes by level, and how many each level has."""
+    orders, counts = [], []
+    for pooler, box_lists in zip(poolers, boxes, strict=True):
+        levels = assign_boxes_to_levels(
+            box_lists,
+            pooler.min_level,
+            pooler.max_level,
+            pooler.canonical_box_size,
+            pooler.canonical_level,
+        )
+        # Stable: gradients are then summed in the same order as Detectron2's.
+        orders.append(levels.argsort(stable=True))
+        numbers = torch.arange(len(pooler.level_poolers), device=levels.device)
+        counts.append((levels[:, None] == numbers).sum(dim=0))
+    return orders, torch.stack(counts).tolist()
+
+
+def _in_order(pooled: Tensor, order: Tensor) -> Tensor:
+    """Put row i of ``pooled`` at ``order[i]``; its gradient is a selection, without sums."""
+    return torch.empty_like(pooled).index_copy_(0, order, pooled)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
+from torch import Tensor
+
+from cityscapes_maskrcnn.benchmarks.operation_count import OperationCounter
+from cityscapes_maskrcnn.modeling.determinism import ROI_ALIGN_MODULE, deterministic_roi_align
+from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler, pool_regions
+
+STRIDES = (4, 8, 16, 32)
+
+
+def settings(
+    strides: tuple[int, ...] = STRIDES, kind: str = "ROIAlignV2", size: int = 7
+) -> dict[str, Any]:
+    return {
+        "output_size": size,
+        "scales": [1 / stride for stride in strides],
+        "sampling_ratio": 0,
+        "pooler_type": kind,
+    }
+
+
+def pyramid(images: int, strides: tuple[int, ...] = STRIDES) -> list[Tensor]:
+    """Features of images of 256 x 512 pixels, the newest ones that need gradients."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(images, 5, 256 // stride, 512 // stride, generator=generator).requires_grad_()
+        for stride in strides
+    ]
+
+
+def random_boxes(number: int, seed: int) -> Boxes:
+    """Boxes of all sizes, some of which leave the image."""
+    generator = torch.Generator().manual_seed(seed)
+    center = torch.rand(number, 2, generator=generator) * torch.tensor([512.0, 256.0])
+    size = 4 * torch.exp(5 * torch.rand(number, 2, generator=generator))
+    return Boxes(torch.cat([center - size / 2, center + size / 2], dim=1))
+
+
+SMALL = Boxes(torch.tensor([[10.0, 20.0, 30.0, 35.0], [400.5, 200.25, 431.0, 233.0]]))
+NONE = Boxes(torch.zeros(0, 4))
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [random_boxes(60, seed=0), random_boxes(40, seed=2), random_boxes(1, seed=3)],
+        [SMALL],  # of level p2 alone
+        [NONE, SMALL],
+        [random_boxes(30, seed=4), NONE],
+        [NONE, NONE],
+    ],
+    ids=["all levels", "empty levels", "empty image", "empty last image", "no boxes"],
+)
+@pytest.mark.parametrize(
+    ("strides", "kind"),
+    [(STRIDES, "ROIAlignV2"), (STRIDES, "ROIAlign"), (STRIDES, "ROIPool"), ((16,), "ROIAlignV2")],
+)
+def test_equals_detectron2(boxes: list[Boxes], strides: tuple[int, ...], kind: str) -> None:
+    features = pyramid(len(boxes), strides)
+    results = []
+    for pooler_class in (ROIPooler, BatchedROIPooler):
+        pooled = pooler_class(**settings(strides, kind))(features, boxes)
+        weights = torch.arange(pooled.numel(), dtype=torch.float32).reshape(pooled.shape)
+        results.append((pooled, *torch.autograd.grad((pooled * weights).sum(), features)))
+    assert results[0][0].shape == (sum(map(len, boxes)), 5, 7, 7)
+    for expected, actual in zip(*results, strict=True):
+        assert torch.equal(expected, actual)
+
+
+def test_heads_share_one_pass() -> None:
+    features = pyramid(2)
+    box_pooler = BatchedROIPooler(**settings())
+    mask_pooler = BatchedROIPooler(**settings(size=14))
+    boxes = [random_boxes(40, seed=0), random_boxes(30, seed=2)]
+    fewer = [each[:5] for each in boxes]
+    with OperationCounter() as count:
+        pooled = pool_regions(features, [box_pooler, mask_pooler], [boxes, fewer])
+    assert count.waiting.total() == 1  # for the numbers of boxes of every level and head
+    assert torch.equal(pooled[0], box_pooler(features, boxes))
+    assert torch.equal(pooled[1], mask_pooler(features, fewer))
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_boxes_stay_exact(precision: torch.dtype, autocast: bool) -> None:
+    generator = torch.Generator().manual_seed(4)
+    features = [
+        torch.rand(1, 3, *size, generator=generator).to(precision)
+        for size in ((64, 512), (32, 256))
+    ]
+    # As far right as in an image of Cityscapes, where bfloat16 knows multiples of 8 only.
+    boxes = [Boxes(torch.tensor([[2003.3, 101.7, 2041.9, 187.2], [1500.1, 9.9, 1790.6, 250.0]]))]
+    stock = ROIPooler(**settings((4, 8)))
+    in_float32 = [feature.float() for feature in features]
+    exact = stock(in_float32, boxes)
+    rounded = stock(in_float32, [Boxes(each.tensor.to(precision).float()) for each in boxes])
+    with torch.autocast("cpu", precision, enabled=autocast):
+        pooled = BatchedROIPooler(**settings((4, 8)))(features, boxes)
+    assert torch.equal(pooled, exact.to(precision))
+    assert (rounded - exact).abs().max() > 0.01
+
+
+def test_memory_layout_does_not_matter() -> None:
+    features = pyramid(1)
+    last = [each.contiguous(memory_format=torch.channels_last) for each in features]
+    pooler = BatchedROIPooler(**settings())
+    boxes = [random_boxes(20, seed=5)]
+    assert torch.equal(pooler(last, boxes), pooler(features, boxes))
+
+
+def test_deterministic_gradients_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = pyramid(1)
+    pooler = BatchedROIPooler(**settings())
+    boxes = [random_boxes(9, seed=6)]
+    expected = torch.autograd.grad(pooler(features, boxes).square().sum(), features)
+    calls = []
+
+    def noted(*args: Any) -> Tensor:
+        calls.append(args[3])
+        return deterministic_roi_align(*args)
+
+    monkeypatch.setattr(importlib.import_module(ROI_ALIGN_MODULE), "roi_align", noted)
+    actual = torch.autograd.grad(pooler(features, boxes).square().sum(), features)
+    assert calls == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    for one, other in zip(expected, actual, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_keeps_the_interface_of_detectron2() -> None:
+    pooler = BatchedROIPooler(**settings())
+    assert isinstance(pooler, ROIPooler)
+    assert pooler.state_dict().keys() == ROIPooler(**settings()).state_dict().keys()
