@@ -66,6 +66,8 @@ WITHOUT_DETECTRON2 = [
     "modeling.drift",
     "modeling.anchors",
     "modeling.thresholds",
+    "modeling.matching",
+    "modeling.step_metrics",
     "visualization.anchor_plot",
     "search.space",
     "recipe.performance_table",

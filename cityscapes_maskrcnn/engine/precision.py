@@ -10,9 +10,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler
+from cityscapes_maskrcnn.modeling.step_metrics import collect_step_metrics
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -77,12 +79,19 @@ class CheckedTrainer(SimpleTrainer):
         prefix: str = "",
         iter: int | None = None,
     ) -> None:
+        metrics = collect_step_metrics(self.model)
         # One transfer from the GPU for all of them.
-        losses = torch.stack([each.detach().reshape(()) for each in loss_dict.values()]).cpu()
-        by_name = dict(zip(loss_dict, losses, strict=True))
+        scalars = [
+            each.detach().float().reshape(()) for each in (*loss_dict.values(), *metrics.values())
+        ]
+        values = torch.stack(scalars).cpu()
+        by_name = dict(zip(loss_dict, values, strict=False))
         # In the process of the image: the main one, which gets the means, does not know it.
         check_finite({name: float(loss) for name, loss in by_name.items()})
-        SimpleTrainer.write_metrics(by_name, data_time, self.iter if iter is None else iter, prefix)
+        iteration = self.iter if iter is None else iter
+        SimpleTrainer.write_metrics(by_name, data_time, iteration, prefix)
+        for name, value in zip(metrics, values[len(loss_dict) :].tolist(), strict=True):
+            get_event_storage().put_scalar(name, value, cur_iter=iteration)
 
 
 def images_of(batch: Iterable[Any]) -> str:

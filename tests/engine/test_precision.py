@@ -8,10 +8,12 @@ from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
+from cityscapes_maskrcnn.modeling.step_metrics import StepMetrics
 from cityscapes_maskrcnn.utils.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA is not available")
@@ -80,6 +82,41 @@ def test_what_mixed_precision_needs() -> None:
     cfg.MODEL.DEVICE = "cpu"
     with pytest.raises(InputError, match=r"SOLVER\.AMP\.ENABLED: needs a GPU"):
         step_trainer(cfg, nn.Linear(1, 1))
+
+
+class Reporting(StepMetrics, nn.Linear):
+    """A layer that reports how many inputs of the newest forward pass were above 0."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.step_metrics = {"layer/num_positive": (inputs > 0).sum()}
+        return super().forward(inputs)
+
+
+class Losing(nn.Module):
+    """A model whose only loss is that of a layer, over a batch of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Reporting(3, 1)
+
+    def forward(self, batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"loss": self.layer(batch[0]).sum() ** 2}
+
+
+def test_metrics_of_modules_are_written_with_the_losses() -> None:
+    model = Losing()
+    batches = [[torch.tensor([1.0, 2.0, -1.0])], [torch.tensor([-1.0, 2.0, -1.0])]]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    trainer = build_step_trainer(build_config("", []), model, batches, optimizer)
+    with EventStorage() as storage:
+        for trainer.iter in range(2):
+            trainer.run_step()
+            storage.step()
+    counts = storage.history("layer/num_positive").values()
+    assert counts == [(2.0, 0), (1.0, 1)]
+    # Without a trainer and a storage:
+    losses = [model(batch)["loss"].item() for batch in batches]
+    assert [value for value, _ in storage.history("total_loss").values()] == losses
 
 
 def test_regions_are_pooled_at_exact_boxes() -> None:
