@@ -65,6 +65,7 @@ WITHOUT_DETECTRON2 = [
     "evaluation.pixel_iou",
     "modeling.drift",
     "modeling.anchors",
+    "modeling.polygon_masks",
     "modeling.thresholds",
     "modeling.matching",
     "modeling.step_metrics",
