@@ -94,6 +94,7 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     _merge_includes(cfg, defaults)
     _merge_options(cfg, [(key, value) for key, value in options if key != "INCLUDE"])
     _check_values(cfg, defaults)
+    _check_texts(cfg)
     register_own_datasets(cfg.DATASETS.OWN)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON]
     check_dataset_names(names)
@@ -374,6 +375,23 @@ def _check_values(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
             if types and (level > depth or _element_type(element) not in types):
                 example = default or ("name",)
                 raise InputError(f"{name} {value}: its values must be as in {example}")
+
+
+def _check_texts(cfg: CfgNode, prefix: str = "") -> None:
+    """Verify that texts can be names: of files, and of anything else.
+
+    Raises:
+        InputError: one holds a null byte, or half of a character.
+    """
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            _check_texts(value, f"{prefix}{key}.")
+            continue
+        for text, _ in _leaves(value):
+            if isinstance(text, str) and re.search("[\0\ud800-\udc7f\udd00-\udfff]", text):
+                raise InputError(
+                    f"{prefix}{key} {text!r}: it holds a null byte or half of a character"
+                )
 
 
 def _leaves(value: Any, level: int = 0) -> Iterator[tuple[Any, int]]:

@@ -111,6 +111,11 @@ def test_the_saved_config_needs_no_other_file(files: Path) -> None:
         ("_BASE_: bad.yaml", None, "bad.yaml: its _BASE_ leads back to itself"),
         ("DATASETS: {TUNED_ON: [{}]}", None, "DATASETS.TUNED_ON ({},): its values must be"),
         ("INCLUDE: ['best.yaml']", None, "bad.yaml: an included file cannot include others"),
+        (
+            'DATASETS: {OWN: {foggy: {IMAGE_DIR: "a\\0"}}}',
+            None,
+            r"DATASETS.OWN.foggy.IMAGE_DIR 'a\x00': it holds a null byte or half of a character",
+        ),
     ],
 )
 def test_bad_includes_get_one_line(
@@ -168,6 +173,14 @@ def test_bad_options_get_one_line(key: str, message: str) -> None:
         ),
         (["MODEL.FPN.IN_FEATURES", "[2]"], "MODEL.FPN.IN_FEATURES [2]: its values must be as in"),
         (["SEED", "[" * 300], "command line, SEED"),
+        (
+            ["OUTPUT_DIR", r"'a\0b'"],
+            r"OUTPUT_DIR 'a\x00b': it holds a null byte or half of a character",
+        ),
+        (
+            ["MODEL.WEIGHTS", r"'\ud83d.pth'"],
+            r"MODEL.WEIGHTS '\ud83d.pth': it holds a null byte or half of a character",
+        ),
         (
             ["OUTPUT_DIR", "o", "--resume"],
             "--resume: flags go before the KEY VALUE pairs, which begin at OUTPUT_DIR",

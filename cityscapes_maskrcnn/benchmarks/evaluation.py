@@ -29,6 +29,7 @@ from cityscapes_maskrcnn.benchmarks.official_evaluation import (
 )
 from cityscapes_maskrcnn.benchmarks.predictions import RawPredictions, predict_from_ground_truth
 from cityscapes_maskrcnn.data.cache import CACHE_VARIABLE
+from cityscapes_maskrcnn.data.images import read_instance_ids
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.instance_ap import (
@@ -37,11 +38,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     ground_truth,
 )
 from cityscapes_maskrcnn.evaluation.instances import to_image_scale
-from cityscapes_maskrcnn.evaluation.result_files import (
-    find_ground_truth,
-    match_result_files,
-    read_instance_ids,
-)
+from cityscapes_maskrcnn.evaluation.result_files import find_ground_truth, match_result_files
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 from cityscapes_maskrcnn.utils.errors import InputError
 

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import cv2
 import numpy as np
@@ -27,10 +27,18 @@ MAX_PIXELS: Final = 2**26
 _MAX_BYTES: Final = 200_000_000
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER: Final = 26  # bytes up to bit depth and colour type
+_GREY_8: Final = b"\x08\x00"  # the last two of them
+_GREY_16: Final = b"\x10\x00"
 _CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-_BROKEN: Final = "truncated, or not an image of a known format; fetch or unpack it again"
-# What else Pillow, which looks at the header, and OpenCV, which decodes, both read.
-_OTHER_FORMATS: Final = ("JPEG", "WEBP", "BMP", "TIFF", "PPM")
+_BROKEN: Final = (
+    "truncated, or not an image of a known format (PNG, JPEG, WebP); fetch or unpack it again, or "
+    "convert it"
+)
+# What else Pillow, which looks at the header, and OpenCV, which decodes, read alike. Not TIFF, BMP
+# and PPM: they scale values of other than 8 bits, and turn images, in different ways.
+_OTHER_FORMATS: Final = ("JPEG", "WEBP")
+# Writers put at least some kilobytes into each.
+_MAX_CHUNKS: Final = 50_000
 
 
 def read_image(path: str | os.PathLike[str], image_format: str = "BGR") -> npt.NDArray[np.uint8]:
@@ -40,19 +48,31 @@ def read_image(path: str | os.PathLike[str], image_format: str = "BGR") -> npt.N
     while Detectron2's BGR is a view with a negative stride that later steps have to copy.
 
     Args:
-        path: a PNG or JPEG file.
+        path: a PNG, JPEG or WebP file.
         image_format: ``"BGR"`` or ``"RGB"``.
 
     Returns:
         Array of shape (height, width, 3), dtype uint8.
 
     Raises:
-        InputError: the file is missing, truncated, no image, or too large.
+        InputError: the file is missing, truncated, no such image, too large, or has 16 bits a
+            channel or inks (CMYK) for colours.
     """
     flags = {"BGR": cv2.IMREAD_COLOR, "RGB": cv2.IMREAD_COLOR_RGB}
     if image_format not in flags:
         raise InputError(f"INPUT.FORMAT {image_format!r}: it must be BGR or RGB")
-    return _decode(path, _read_whole(path), flags[image_format])
+    return _decode(path, _read_colours(path), flags[image_format])
+
+
+def check_image(path: str | os.PathLike[str]) -> None:
+    """Verify that :func:`read_image` can read a file, without decoding what has checksums.
+
+    Raises:
+        InputError: see :func:`read_image`.
+    """
+    data = _read_colours(path)
+    if not data.startswith(_PNG):
+        _decode(path, data, cv2.IMREAD_COLOR)
 
 
 def read_label_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
@@ -65,18 +85,28 @@ def read_label_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
         InputError: the file is missing, truncated, not one channel of 8 bits, or holds a value
             that is no official label id.
     """
-    data = _read_whole(path)
-    label_ids = _decode(path, data, cv2.IMREAD_UNCHANGED)
-    # OpenCV brings fewer bits to 8, with other values.
-    packed = data.startswith(_PNG) and data[_PNG_HEADER - 2 : _PNG_HEADER] != b"\x08\x00"
-    if packed or label_ids.dtype != np.uint8 or label_ids.ndim != 2:
-        raise InputError(f"{path}: a label image has one channel of 8 bits, unlike this one")
+    label_ids = _read_ids(path)
+    if label_ids.dtype != np.uint8:
+        raise InputError(f"{path}: a label image has one channel of 8 bits, this one of 16")
     if label_ids.max(initial=0) >= NUM_IDS:
         raise InputError(
             f"{path}: {label_ids.max()} is no official label id (0 to {NUM_IDS - 1}); train ids "
             "must not be in the file, they are looked up"
         )
     return label_ids
+
+
+def read_instance_ids(path: str | os.PathLike[str]) -> npt.NDArray[np.uint16]:
+    """Read a ``*_instanceIds.png``.
+
+    Returns:
+        Array of shape (height, width), dtype uint16: label id * 1000 + number of the instance, or
+        the label id alone. Other values are returned too.
+
+    Raises:
+        InputError: the file is missing, truncated, too large or not one channel of 8 or 16 bits.
+    """
+    return _read_ids(path).astype(np.uint16, copy=False)
 
 
 def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -114,6 +144,27 @@ def read_png_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     return height, width
 
 
+def _read_colours(path: str | os.PathLike[str]) -> bytes:
+    """Read the bytes of an image whose pixels are alike for all decoders."""
+    data = _read_whole(path)
+    if data.startswith(_PNG) and data[_PNG_HEADER - 2] > 8:
+        # Pillow, and so Detectron2, makes white of every grey value above 255.
+        raise InputError(f"{path}: its channels have 16 bits; save it with 8")
+    return data
+
+
+def _read_ids(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Read a grey PNG whose values are ids, and not brightness."""
+    data = _read_whole(path)
+    header = data[_PNG_HEADER - 2 : _PNG_HEADER]
+    # OpenCV brings fewer bits to 8, with other values.
+    if data.startswith(_PNG) and header in (_GREY_8, _GREY_16):
+        ids = _decode(path, data, cv2.IMREAD_UNCHANGED)
+        if ids.ndim == 2:
+            return ids
+    raise InputError(f"{path}: a PNG with one channel of 8 or 16 bits is expected, unlike this one")
+
+
 def _read_whole(path: str | os.PathLike[str]) -> bytes:
     """Read the bytes of an image; what is surely broken or too large is not decoded."""
     data = read_file(path, _MAX_BYTES)
@@ -122,7 +173,7 @@ def _read_whole(path: str | os.PathLike[str]) -> bytes:
     return data
 
 
-def _decode(path: str | os.PathLike[str], data: bytes, flags: int) -> npt.NDArray[np.uint8]:
+def _decode(path: str | os.PathLike[str], data: bytes, flags: int) -> npt.NDArray[Any]:
     # For most broken files OpenCV has no exception: it decodes nothing, and writes to stderr.
     log = cv2.utils.logging
     level = log.setLogLevel(log.LOG_LEVEL_SILENT)
@@ -162,14 +213,17 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
     """Walk through the chunks of a PNG, also of one that is not whole.
 
     Args:
-        data: of the file; of another format it has no chunks.
+        data: of the file; of another format it has no chunks. Of more than 50,000 the rest is not
+            visited: to look at millions of them would take minutes.
 
     Yields:
         The kind of a chunk (``b"IDAT"``), what its checksum covers (kind and content), and the
         checksum, 4 bytes. The last ones may be cut off.
     """
     start, view = len(_PNG), memoryview(data)
-    while data.startswith(_PNG) and start + 8 <= len(data):
+    for _ in range(_MAX_CHUNKS):
+        if not data.startswith(_PNG) or start + 8 > len(data):
+            return
         length, kind = struct.unpack(">I4s", view[start : start + 8])
         end = start + 8 + length
         yield kind, view[start + 4 : end], view[end : end + 4]
@@ -184,6 +238,8 @@ def _is_whole(path: str | os.PathLike[str], data: bytes) -> bool:
         return False
     width, height = image.size
     _check_size(path, height, width)
+    if image.mode == "CMYK":
+        raise InputError(f"{path}: its colours are inks (CMYK); save it as RGB")
     # OpenCV fills what a truncated JPEG lacks with grey. In the data of a scan, which "start of
     # scan" begins, neither marker occurs.
     return image.format != "JPEG" or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")

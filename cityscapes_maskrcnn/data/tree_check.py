@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,7 +15,13 @@ from PIL import Image
 from cityscapes_maskrcnn.data.annotations import read_instances, read_objects
 from cityscapes_maskrcnn.data.cache import Record
 from cityscapes_maskrcnn.data.drawn_instances import differing_instances
-from cityscapes_maskrcnn.data.images import PILLOW_ERRORS, read_image_size, read_label_image
+from cityscapes_maskrcnn.data.images import (
+    PILLOW_ERRORS,
+    check_image,
+    read_image_size,
+    read_instance_ids,
+    read_label_image,
+)
 from cityscapes_maskrcnn.data.labels import LABELS, NUM_IDS
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, unread_images
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -272,12 +277,12 @@ def _check_polygons(path: str) -> Record:
 
 def _check_image(path: str) -> tuple[int, int]:
     """Height and width of an image of which every byte agrees with its checksums."""
-    with _open_png(path) as image:
-        mode = image.mode
-        if image.format == "PNG":
-            image.verify()
-        else:  # of another format that would not look at the pixels
-            image.load()
+    check_image(path)
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+    except PILLOW_ERRORS as error:
+        raise InputError(f"{path}: not a whole image ({error}); unpack it again") from error
     if mode != "RGB":
         raise InputError(f"{path}: an 8 bit RGB image is expected, not mode {mode}")
     return read_image_size(path)
@@ -287,10 +292,7 @@ def _check_ids(path: str) -> npt.NDArray[Any]:
     """The pixels of a label or instance image, which are official ids."""
     if path.endswith("_labelIds.png"):
         return read_label_image(path)
-    with _open_png(path) as image:
-        if image.mode not in ("L", "I", "I;16"):
-            raise InputError(f"{path}: one channel of 8 or 16 bits is expected, not {image.mode}")
-        ids = np.asarray(image)
+    ids = read_instance_ids(path)
     # Instance k of label l is l * 1000 + k; regions without instances have the label's id.
     things = {label.id for label in LABELS if label.hasInstances}
     unknown = {
@@ -301,16 +303,6 @@ def _check_ids(path: str) -> npt.NDArray[Any]:
     if unknown:
         raise InputError(f"{path}: unknown ids {sorted(unknown)[:5]}")
     return ids
-
-
-@contextmanager
-def _open_png(path: str) -> Iterator[Image.Image]:
-    read_image_size(path)  # which refuses what is too large or no file
-    try:
-        with Image.open(path) as image:
-            yield image
-    except PILLOW_ERRORS as error:
-        raise InputError(f"{path}: not a whole PNG file ({error}); unpack it again") from error
 
 
 def _text(size: tuple[int, int]) -> str:

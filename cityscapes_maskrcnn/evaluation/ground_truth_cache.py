@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 
 from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, file_stamp, load_records
+from cityscapes_maskrcnn.data.images import read_instance_ids
 from cityscapes_maskrcnn.evaluation.instance_ap import GroundTruth, ground_truth
-from cityscapes_maskrcnn.evaluation.result_files import read_instance_ids
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_file
 

@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from cityscapes_maskrcnn.data.images import read_label_image
+from cityscapes_maskrcnn.data.images import read_instance_ids, read_label_image
 from cityscapes_maskrcnn.data.labels import (
     INSTANCE_LABELS,
     LABELS,
@@ -33,7 +33,6 @@ from cityscapes_maskrcnn.data.labels import (
     SEMANTIC_LABELS,
     Label,
 )
-from cityscapes_maskrcnn.evaluation.result_files import read_instance_ids
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PROTOCOL: Final = "Cityscapes pixel-level protocol (official)"

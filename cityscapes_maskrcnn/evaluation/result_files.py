@@ -17,18 +17,16 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Final, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from kornia_rs import io as kornia_io
 from PIL import Image, UnidentifiedImageError
 
-from cityscapes_maskrcnn.data.images import png_chunks
+from cityscapes_maskrcnn.data.images import png_chunks, read_instance_ids
 from cityscapes_maskrcnn.data.labels import (
     CONTIGUOUS_TO_ID,
     ID_TO_CONTIGUOUS,
@@ -53,7 +51,7 @@ from cityscapes_maskrcnn.evaluation.result_source import (
     largest_mask,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write, read_file
+from cityscapes_maskrcnn.utils.files import atomic_write
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 INSTANCE_IDS_SUFFIX: Final = "_gtFine_instanceIds.png"
@@ -64,29 +62,8 @@ _KNOWN_LABEL_IDS: Final = frozenset(label.id for label in LABELS)
 # are compressed and filtered, for which there are no other values than 0.
 _PIXEL_FORMAT: Final = slice(24, 28)
 _GREY_8: Final = b"\x08\x00\x00\x00"
-_GREY_16: Final = b"\x10\x00\x00\x00"
 # Not all that Pillow reads: for an EPS file it would start Ghostscript, which runs what is in it.
 _FORMATS: Final = ("PNG", "BMP", "GIF", "JPEG", "PPM", "TIFF", "WEBP")
-
-
-def read_instance_ids(file: str | os.PathLike[str]) -> npt.NDArray[np.uint16]:
-    """Read a ``*_gtFine_instanceIds.png``.
-
-    Returns:
-        Shape (height, width), dtype uint16.
-
-    Raises:
-        InputError: the file is missing, unreadable or no image of instance ids.
-    """
-    with _open_image(Path(file)) as (data, image):
-        decode = {
-            _GREY_8: kornia_io.decode_image_png_u8,
-            _GREY_16: kornia_io.decode_image_png_u16,
-        }.get(data[_PIXEL_FORMAT])
-        if image.format != "PNG" or decode is None:
-            raise InputError(f"{file}: not an image of 16 bit instance ids (mode {image.mode})")
-        ids = decode(data, (image.height, image.width), "mono")[..., 0]
-    return ids.astype(np.uint16, copy=False)
 
 
 def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
@@ -101,17 +78,26 @@ def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
     Raises:
         InputError: the file is unreadable or of another size.
     """
-    with _open_image(file, data) as (_, image):
-        if image.size != (width, height):
-            raise InputError(
-                f"{file}: the mask is {image.height} x {image.width} (height x width), its image"
-                f" {height} x {width}"
-            )
-        if data[_PIXEL_FORMAT] == _GREY_8 and _holds_only_pixels(data):
-            pixels = kornia_io.decode_image_png_u8(data, (height, width), "mono")[..., 0]
-        else:
-            # As the official code does: an index into a palette is no brightness.
-            pixels = np.asarray(image.convert("L"))
+    try:
+        # Pillow refuses absurd sizes. kornia_rs decodes a grey PNG in a tenth of its time.
+        with Image.open(BytesIO(data), formats=_FORMATS) as image:
+            if image.size != (width, height):
+                raise InputError(
+                    f"{file}: the mask is {image.height} x {image.width} (height x width), its"
+                    f" image {height} x {width}"
+                )
+            if data[_PIXEL_FORMAT] == _GREY_8 and _holds_only_pixels(data):
+                pixels = kornia_io.decode_image_png_u8(data, (height, width), "mono")[..., 0]
+            else:
+                # As the official code does: an index into a palette is no brightness.
+                pixels = np.asarray(image.convert("L"))
+    except InputError:
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"cannot read {file} as an image: it is none; expected a PNG") from error
+    # A broken PNG is a SyntaxError for Pillow and a plain Exception for kornia_rs.
+    except Exception as error:
+        raise InputError(f"cannot read {file} as an image: {error}") from error
     return mask_from_bitmap(pixels)
 
 
@@ -123,25 +109,6 @@ def _holds_only_pixels(data: bytes) -> bool:
     """
     kinds = {kind for kind, _, _ in png_chunks(data)}
     return bool(kinds) and kinds <= {b"IHDR", b"IDAT", b"IEND"}
-
-
-@contextmanager
-def _open_image(file: Path, data: bytes | None = None) -> Iterator[tuple[bytes, Image.Image]]:
-    """Read the header of an image; decoding errors of the block become InputErrors.
-
-    Pillow refuses absurd sizes. kornia_rs decodes a grey PNG in a fifth of its time.
-    """
-    try:
-        data = read_file(file) if data is None else data
-        with Image.open(BytesIO(data), formats=_FORMATS) as image:
-            yield data, image
-    except InputError:
-        raise
-    except UnidentifiedImageError as error:
-        raise InputError(f"cannot read {file} as an image: it is none; expected a PNG") from error
-    # A broken PNG is a SyntaxError for Pillow and a plain Exception for kornia_rs.
-    except Exception as error:
-        raise InputError(f"cannot read {file} as an image: {error}") from error
 
 
 def ground_truth_file(

@@ -40,9 +40,11 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        if "null byte" not in str(error):
+        if "null byte" not in str(error) and not isinstance(error, UnicodeEncodeError):
             raise
-        raise InputError(f"{path}: no name of a file: it holds a null byte") from error
+        raise InputError(
+            f"{path}: no name of a file: it holds a null byte or half of a character"
+        ) from error
 
 
 def read_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:

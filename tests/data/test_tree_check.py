@@ -132,10 +132,10 @@ def replace(old: str, new: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
-        (IMAGE, truncate, "not a whole PNG file"),
-        (IMAGE, flip_a_byte, "not a whole PNG file"),
+        (IMAGE, truncate, "truncated, or not an image"),
+        (IMAGE, flip_a_byte, "truncated, or not an image"),
         (IMAGE, claim_a_hundred_thousand_pixels_a_side, "header says 100000x100000 pixels"),
-        (IMAGE, lambda path: path.write_text("<html>log in first</html>"), "not a PNG file"),
+        (IMAGE, lambda path: path.write_text("<html>log in first</html>"), "truncated, or not"),
         (IMAGE, replace_by_a_pipe, "not a file, but a pipe or device"),
         (IMAGE, save(0), "an 8 bit RGB image is expected, not mode L"),
         (LABEL_IDS, truncate, "truncated, or not an image"),
@@ -144,7 +144,7 @@ def replace(old: str, new: str) -> Callable[[Path], object]:
         (LABEL_IDS, save(7, 34), "34 is no official label id (0 to 33)"),
         # Refused in training and scoring too.
         (LABEL_IDS, save(7, dtype=np.uint16), "one channel of 8 bits"),
-        (INSTANCE_IDS, palette, "one channel of 8 or 16 bits is expected, not P"),
+        (INSTANCE_IDS, palette, "one channel of 8 or 16 bits is expected"),
         (LABEL_IDS, lambda path: Image.new("RGB", (128, 64)).save(path), "one channel"),
         # A road has no instances.
         (INSTANCE_IDS, save(7, 26, 26003, 7001, dtype=np.uint16), "unknown ids [7001]"),

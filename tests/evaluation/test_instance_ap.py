@@ -12,6 +12,7 @@ import pytest
 from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as official  # noqa: N813
 from PIL import Image
 
+from cityscapes_maskrcnn.data.images import read_instance_ids
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     OVERLAPS,
     ImageMatches,
@@ -26,7 +27,6 @@ from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.result_files import (
     find_ground_truth,
     find_result_files,
-    read_instance_ids,
     read_predictions,
 )
 from cityscapes_maskrcnn.evaluation.result_source import ResultSource

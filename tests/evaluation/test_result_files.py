@@ -25,7 +25,6 @@ from cityscapes_maskrcnn.evaluation.result_files import (
     ground_truth_file,
     map_result_files,
     match_result_files,
-    read_instance_ids,
     read_predictions,
     write_image_results,
 )
@@ -217,8 +216,6 @@ def test_a_forged_size_allocates_nothing(tmp_path: Path, colour: int, side: int)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError, match=r"forged\.png"):
         read_mask(file, 8, 8)
-    with pytest.raises(InputError, match=r"forged\.png"):
-        read_instance_ids(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
@@ -257,19 +254,6 @@ def test_result_file_missing_or_doubled(results: Path) -> None:
         find_result_files(ResultSource(results), [NAME])
     with pytest.raises(InputError, match="does not exist"):
         find_result_files(ResultSource(results / "gone"), [NAME])
-
-
-def test_instance_ids(tmp_path: Path) -> None:
-    ids = np.array([[0, 7, 26], [24001, 33999, 65535]], dtype=np.uint16)
-    Image.fromarray(ids).save(tmp_path / "ids.png")
-    read_back = read_instance_ids(tmp_path / "ids.png")
-    assert read_back.dtype == np.uint16
-    np.testing.assert_array_equal(read_back, ids)
-    with pytest.raises(InputError, match=r"gone\.png: cannot be read: No such file"):
-        read_instance_ids(tmp_path / "gone.png")
-    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(tmp_path / "colour.png")
-    with pytest.raises(InputError, match=r"colour\.png: not an image of 16 bit instance ids"):
-        read_instance_ids(tmp_path / "colour.png")
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:

@@ -27,11 +27,10 @@ from PIL import Image, ImageDraw
 from variants import Kind
 
 from cityscapes_maskrcnn.data.annotations import annotation_dicts, read_instances
-from cityscapes_maskrcnn.data.images import read_image, read_label_image
+from cityscapes_maskrcnn.data.images import read_image, read_instance_ids, read_label_image
 from cityscapes_maskrcnn.data.labels import CONTIGUOUS_TO_ID, ID_TO_CONTIGUOUS
 from cityscapes_maskrcnn.data.tree_check import check_tree
 from cityscapes_maskrcnn.evaluation.instance_ap import ground_truth
-from cityscapes_maskrcnn.evaluation.result_files import read_instance_ids
 from cityscapes_maskrcnn.utils.errors import InputError
 
 SIZE = (64, 128)

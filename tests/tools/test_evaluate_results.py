@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cityscapes_maskrcnn.data.images import read_instance_ids
 from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.evaluation.evaluator import ground_truth_files
 from cityscapes_maskrcnn.evaluation.instance_ap import Prediction, ground_truth
-from cityscapes_maskrcnn.evaluation.result_files import image_results, read_instance_ids
+from cityscapes_maskrcnn.evaluation.result_files import image_results
 
 ROOT = Path(__file__).parents[2]
 # Stands in for a machine without Detectron2 and torch.

@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.data.images import read_instance_ids
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, TRAINED, to_plain, used_data
 from cityscapes_maskrcnn.data.registration import register_all
@@ -28,7 +29,6 @@ from cityscapes_maskrcnn.evaluation.result_files import (
     find_ground_truth,
     ground_truth_file,
     match_result_files,
-    read_instance_ids,
 )
 
 PROJECT = Path(__file__).parents[2]
