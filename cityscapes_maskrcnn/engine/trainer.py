@@ -50,6 +50,7 @@ from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.summary import RunSummary
 from cityscapes_maskrcnn.engine.validation import PREFIX, ValidationLoss, check_validation
 from cityscapes_maskrcnn.modeling.determinism import make_deterministic
+from cityscapes_maskrcnn.modeling.folding import fold_frozen_norms
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
@@ -323,7 +324,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model, its frozen FPN and its memory format as the config says.
+        """Build the model, with what is frozen, folded and kept channels-last as the config says.
 
         With ``DETERMINISTIC`` this process computes reproducibly from then on.
 
@@ -342,7 +343,9 @@ class Trainer(DefaultTrainer):
             ) from error
         if cfg.MODEL.FPN.FREEZE:
             freeze_fpn(model)
-        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+        if cfg.MODEL.CHANNELS_LAST:
+            model = model.to(memory_format=torch.channels_last)
+        return fold_frozen_norms(model) if cfg.MODEL.FOLD_FROZEN_NORM else model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

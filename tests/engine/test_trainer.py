@@ -25,6 +25,7 @@ from detectron2.structures import ROIMasks
 from cityscapes_maskrcnn.data.provenance import read_history
 from cityscapes_maskrcnn.engine import hooks as engine_hooks
 from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.modeling.folding import FoldedConv2d
 from cityscapes_maskrcnn.utils.errors import InputError
 
 Config = Callable[..., CfgNode]
@@ -107,6 +108,38 @@ def test_overridden_builders_are_used_as_in_detectron2(train: Train, tmp_path: P
     assert [each["mark"] for each in lines(tmp_path) if "mark" in each] == [0.0, 1.0]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["images"], summary["epochs"], summary["iterations"]) == (None, None, 2)
+
+
+def test_folding_changes_neither_what_is_learnt_nor_what_is_saved(
+    train: Train, tmp_path: Path
+) -> None:
+    options = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", 2]
+    options += ["SOLVER.BASE_LR", 1e-5, "SOLVER.CHECKPOINT_PERIOD", 1]
+    options += ["DATASETS.TEST", "()", "TEST.VALIDATION_LOSS", False]
+    runs = {}
+    for fold in (True, False):
+        folder = tmp_path / str(fold)
+        trainer = train(*options, "MODEL.FOLD_FROZEN_NORM", fold, "OUTPUT_DIR", folder)
+        layer = trainer.model.backbone.bottom_up.stem.conv1
+        assert isinstance(layer, FoldedConv2d) is fold
+        runs[fold] = [
+            {name: value for name, value in each.items() if "loss" in name}
+            for each in lines(folder)
+        ]
+    assert len(runs[True][0]) > 5
+    for ours, theirs in zip(runs[True], runs[False], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+    # A checkpoint of the one is the other's.
+    (tmp_path / "True" / "last_checkpoint").write_text("model_0000000.pth")
+    train(*options, "MODEL.FOLD_FROZEN_NORM", False, "OUTPUT_DIR", tmp_path / "True", resume=True)
+    resumed, whole = (
+        torch.load(tmp_path / folder / "model_final.pth", weights_only=True)["model"]
+        for folder in ("True", "False")
+    )
+    assert list(resumed) == list(whole)
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_detectron2s_loader_and_hooks_work(train: Train, tmp_path: Path) -> None:
