@@ -63,11 +63,20 @@ def file_stamp(path: str | os.PathLike[str]) -> str:
 _Entries = dict[str, tuple[str, Record]]
 
 
-def cache_file(folder: str | os.PathLike[str], kind: str) -> Path:
-    """Return the path of a cache file, which need not exist.
+def cache_folder() -> Path:
+    """Return the folder of all cache files, which need not exist.
 
-    It lies in ``$CITYSCAPES_MASKRCNN_CACHE`` if set, else in ``cityscapes_maskrcnn`` in
+    It is ``$CITYSCAPES_MASKRCNN_CACHE`` if set, else ``cityscapes_maskrcnn`` in
     ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """
+    home = os.environ.get(CACHE_VARIABLE) or (
+        f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/cityscapes_maskrcnn"
+    )
+    return Path(home).expanduser()
+
+
+def cache_file(folder: str | os.PathLike[str], kind: str) -> Path:
+    """Return the path of a cache file in :func:`cache_folder`; it need not exist.
 
     Args:
         folder: what is read, for instance ``gtFine/train``.
@@ -75,10 +84,7 @@ def cache_file(folder: str | os.PathLike[str], kind: str) -> Path:
     """
     folder = Path(folder).absolute()
     digest = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    home = os.environ.get(CACHE_VARIABLE) or (
-        f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/cityscapes_maskrcnn"
-    )
-    return Path(home).expanduser() / f"{'-'.join(folder.parts[1:][-2:])}-{kind}-{digest}.cache"
+    return cache_folder() / f"{'-'.join(folder.parts[1:][-2:])}-{kind}-{digest}.cache"
 
 
 def load_records(

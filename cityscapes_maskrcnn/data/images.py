@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Final
 import cv2
 import numpy as np
 import numpy.typing as npt
+from kornia_rs import io as kornia_io
 from PIL import ExifTags, Image
 
 from cityscapes_maskrcnn.data.labels import NUM_IDS
@@ -39,6 +40,12 @@ _BROKEN: Final = (
 _OTHER_FORMATS: Final = ("JPEG", "WEBP")
 # Writers put at least some kilobytes into each.
 _MAX_CHUNKS: Final = 50_000
+# Five bytes in the header of a PNG: 8 bits a channel, RGB, not interlaced.
+_PLAIN_FORMAT: Final = slice(24, 29)
+_PLAIN_RGB: Final = b"\x08\x02\x00\x00\x00"
+# Chunks that leave the pixels as they are, for all decoders. Text is not among them: it may hold an
+# orientation.
+_PLAIN_CHUNKS: Final = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"gAMA", b"cHRM", b"sRGB"}
 
 
 def read_image(path: str | os.PathLike[str], image_format: str = "BGR") -> npt.NDArray[np.uint8]:
@@ -61,7 +68,11 @@ def read_image(path: str | os.PathLike[str], image_format: str = "BGR") -> npt.N
     flags = {"BGR": cv2.IMREAD_COLOR, "RGB": cv2.IMREAD_COLOR_RGB}
     if image_format not in flags:
         raise InputError(f"INPUT.FORMAT {image_format!r}: it must be BGR or RGB")
-    return _decode(path, _read_colours(path), flags[image_format])
+    data = _read_colours(path)
+    pixels = _decode_plain_rgb(data)
+    if pixels is None:
+        return _decode(path, data, flags[image_format])
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if image_format == "BGR" else pixels
 
 
 def check_image(path: str | os.PathLike[str]) -> None:
@@ -186,6 +197,29 @@ def _decode(path: str | os.PathLike[str], data: bytes, flags: int) -> npt.NDArra
     if image is None:
         raise InputError(f"{path}: {_BROKEN}")
     return image
+
+
+def _decode_plain_rgb(data: bytes) -> npt.NDArray[np.uint8] | None:
+    """Decode the common kind of PNG, in less than half of OpenCV's time.
+
+    It leaves out the checksum inside the compressed data; those of the chunks cover the same bytes.
+
+    Args:
+        data: of an image, whole, see :func:`_read_whole`.
+
+    Returns:
+        Shape (height, width, 3), RGB; None: OpenCV has to decode, or to refuse.
+    """
+    if not data.startswith(_PNG) or data[_PLAIN_FORMAT] != _PLAIN_RGB:
+        return None
+    if not {kind for kind, _, _ in png_chunks(data)} <= _PLAIN_CHUNKS:
+        return None
+    size = struct.unpack(">II", data[16:24])
+    try:
+        pixels: npt.NDArray[np.uint8] = kornia_io.decode_image_png_u8(data, size[::-1], "rgb")
+    except Exception:  # it has none of its own
+        return None
+    return pixels
 
 
 def _is_whole_png(path: str | os.PathLike[str], data: bytes) -> bool:

@@ -21,6 +21,7 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
+from cityscapes_maskrcnn.data.image_cache import ImageCache
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -141,6 +142,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     # DatasetFromList keeps the dicts as one array, which worker processes share.
     mapper = CityscapesMapper(cfg, is_train=True)
+    _check_cache(mapper, dicts)
     stream = TrainingStream(
         dicts=DatasetFromList(dicts, copy=False),
         mapper=mapper,
@@ -152,7 +154,6 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
         batch_size=total // processes,
         drop_last=True,
         collate_fn=trivial_batch_collator,
-        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
         # A generator of its own: starting a loader draws a number, which must not be one that the
         # first step after a resume would have drawn.
         generator=torch.Generator().manual_seed(seed),
@@ -167,42 +168,65 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
 
 
 def build_validation_loader(cfg: CfgNode) -> DataLoader[Any]:
-    """Build a loader of ``DATASETS.TEST`` with ground truth, at the size of inference."""
+    """Build a loader of ``DATASETS.TEST`` with ground truth, at the size of inference.
+
+    Its worker processes stay for the next time that it is gone through.
+    """
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     mapper = CityscapesMapper(cfg, is_train=True, augmentations=[resize])
-    return inference_loader(dicts, mapper, cfg)
+    return inference_loader(dicts, mapper, cfg, persistent=True)
 
 
 def inference_loader(
-    dicts: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], cfg: CfgNode
+    dicts: Sequence[dict[str, Any]],
+    mapper: Callable[[dict[str, Any]], Any],
+    cfg: CfgNode,
+    *,
+    persistent: bool = False,
 ) -> DataLoader[Any]:
     """Build a loader that goes through this process's share of some images once.
 
     Args:
         dicts: Detectron2 dataset dicts of all processes.
         mapper: turns one of them into the model's input.
-        cfg: ``DATALOADER.NUM_WORKERS``.
+        cfg: ``DATALOADER.NUM_WORKERS`` and ``MODEL.DEVICE``.
+        persistent: worker processes stay for the next time that the loader is gone through.
     """
+    _check_cache(mapper, dicts)
     dataset = MapDataset(DatasetFromList(list(dicts), copy=False), mapper)
     return DataLoader(
         dataset,
         batch_size=1,
         sampler=InferenceSampler(len(dataset)),
         collate_fn=trivial_batch_collator,
-        **_worker_options(cfg, mapper),
+        **_worker_options(cfg, mapper, persistent=persistent),
     )
 
 
-def _worker_options(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    """Get the arguments of a DataLoader that concern its worker processes."""
+def _check_cache(mapper: object, dicts: Sequence[dict[str, Any]]) -> None:
+    """Verify that the decoded images fit into the cache of the mapper, if it has one."""
+    cache = getattr(mapper, "cache", None)
+    if isinstance(cache, ImageCache):
+        cache.check_space(
+            (each["file_name"], each.get("height"), each.get("width")) for each in dicts
+        )
+
+
+def _worker_options(
+    cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any], *, persistent: bool = False
+) -> dict[str, Any]:
+    """Get the arguments of a DataLoader that concern its memory and its worker processes."""
+    pin_memory = cfg.MODEL.DEVICE.startswith("cuda")
     num_workers = cfg.DATALOADER.NUM_WORKERS
     if num_workers < 1:
-        return {"num_workers": 0}
+        return {"num_workers": 0, "pin_memory": pin_memory}
     # Of an instance, the module of its class.
     with_main = getattr(mapper, "__module__", "") == "__main__"
     return {
         "num_workers": num_workers,
+        "pin_memory": pin_memory,
+        "persistent_workers": persistent,
         "multiprocessing_context": loader_context(_WORKER_IMPORTS, with_main),
         "worker_init_fn": _start_worker,
     }

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader
 
 from cityscapes_maskrcnn.data import loaders
 from cityscapes_maskrcnn.data.provenance import TRAINED, merge
@@ -281,12 +282,20 @@ class Trainer(DefaultTrainer):
             with stop.measuring():
                 return self.test_with_TTA(cfg, self.model, evaluators)
 
+        def validation_batches() -> Iterator[Any]:
+            nonlocal validation_loader
+            loader = validation_loader or self.build_validation_loader(cfg)
+            # What else an override returns may be used up by going through it.
+            validation_loader = loader if isinstance(loader, DataLoader) else None
+            return stop.watch(loader)
+
         def hand_over_best() -> None:
             other_weights = best.restore()
             self.checkpointer.save("model_final", iteration=self.iter)
             if other_weights and not chosen_by_loss:
                 evaluation.measure()
 
+        validation_loader: DataLoader[Any] | None = None
         metric = cfg.SOLVER.BEST_CHECKPOINT_METRIC
         # Semantic models have none of the scores that come before it by default.
         semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and cfg.TEST.VALIDATION_LOSS
@@ -314,9 +323,7 @@ class Trainer(DefaultTrainer):
         # Weights that are handed over are scored once, if they are known before the scores.
         built.insert(len(built) if chosen_by_loss else 0, evaluation)
         if cfg.TEST.VALIDATION_LOSS:
-            built.insert(
-                0, ValidationLoss(period, lambda: stop.watch(self.build_validation_loader(cfg)))
-            )
+            built.insert(0, ValidationLoss(period, validation_batches))
         if cfg.TEST.AUG.ENABLED:
             # Period 0: at the end of training only.
             built.append(Evaluation(0, evaluate_augmented))

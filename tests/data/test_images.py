@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data.detection_utils import read_image as detectron2_read_image
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cityscapes_maskrcnn.data.images import (
     check_image,
@@ -264,3 +264,36 @@ def test_ids_are_in_a_whole_grey_png(tmp_path: Path, read: Callable[[Path], obje
         Image.new(mode, (8, 8)).save(path, kind)
         with pytest.raises(InputError, match=f"^{path}: "):
             read(path)
+
+
+EXIF_TURNED = b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (b"gAMA", struct.pack(">I", 45455)),
+        (b"sRGB", b"\0"),
+        (b"pHYs", struct.pack(">IIB", 9, 1, 1)),
+        (b"tIME", b"\x07\xe0\1\1\1\1\1"),
+        (b"tEXt", b"a\0b"),
+        (b"tRNS", b"\0\1\0\2\0\3"),
+        (b"eXIf", EXIF_TURNED),
+    ],
+)
+def test_pixels_are_pillows_whatever_else_the_file_holds(
+    tmp_path: Path, kind: bytes, content: bytes
+) -> None:
+    pixels = np.random.default_rng(5).integers(256, size=(12, 16, 3), dtype=np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    data = zlib.compress(rows)
+    path = tmp_path / "x.png"
+    path.write_bytes(
+        png(16, 12, chunk(kind, content), chunk(b"IDAT", data), chunk(b"IEND"), colour=2)
+    )
+    image = Image.open(path)
+    assert image.size == (16, 12)
+    expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    np.testing.assert_array_equal(read_image(path, "RGB"), expected)
+    np.testing.assert_array_equal(read_image(path, "BGR"), expected[:, :, ::-1])
+    assert expected.shape == ((16, 12, 3) if kind == b"eXIf" else (12, 16, 3))
