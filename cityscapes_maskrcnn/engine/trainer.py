@@ -270,6 +270,7 @@ class Trainer(DefaultTrainer):
     def _build_measurement_hooks(self, stop: StopOnSignal) -> list[HookBase]:
         """Build what measures on ``DATASETS.TEST``, and then what acts on the measurements."""
         cfg, period = self.cfg, self.cfg.TEST.EVAL_PERIOD
+        validation_loader: DataLoader[Any] | None = None
 
         def evaluate() -> dict[str, Any]:
             evaluators = [self.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
@@ -295,7 +296,6 @@ class Trainer(DefaultTrainer):
             if other_weights and not chosen_by_loss:
                 evaluation.measure()
 
-        validation_loader: DataLoader[Any] | None = None
         metric = cfg.SOLVER.BEST_CHECKPOINT_METRIC
         # Semantic models have none of the scores that come before it by default.
         semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and cfg.TEST.VALIDATION_LOSS
