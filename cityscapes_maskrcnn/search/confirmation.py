@@ -143,7 +143,7 @@ class _Confirmation(Worker):
             self.study.enqueue_trial(run, skip_if_exists=True)
         for trial in finished_trials(self.study.get_trials(deepcopy=False)):
             if trial.state == TrialState.FAIL and _queued_values(trial) in runs:
-                self._queue_again(trial.number, None)
+                self._queue_again(trial.number)
 
     def settings(self, values: dict[str, Value]) -> dict[str, Any]:
         """Get the config keys of a trial of the search, with another seed."""

@@ -12,20 +12,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
 
 import sqlalchemy
 from optuna import Study, exceptions, load_study, logging
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
 from cityscapes_maskrcnn.search.study import confirmation_name
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.text import printable
-
-# How often a trial whose worker was killed is taken up again.
-MAX_RETRIES: Final = 3
 
 
 def storage_url(text: str) -> str:
@@ -66,7 +62,7 @@ def open_storage(url: str, heartbeat_seconds: int) -> RDBStorage:
     Args:
         url: from :func:`storage_url`.
         heartbeat_seconds: a worker leaves a sign of life this often. After three of these times
-            without one, its trial is given to another, three times at most.
+            without one, its trial fails, see :meth:`.Worker.run`.
 
     Raises:
         InputError: see :func:`database_errors`.
@@ -80,7 +76,6 @@ def open_storage(url: str, heartbeat_seconds: int) -> RDBStorage:
                     engine_kwargs=_engine_options(url),
                     heartbeat_interval=heartbeat_seconds,
                     grace_period=3 * heartbeat_seconds,
-                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
                 )
         except InputError as error:
             # Several workers that start on an empty database all try to create the tables.

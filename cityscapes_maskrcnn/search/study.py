@@ -34,6 +34,8 @@ TRIAL_WORKER: Final = "worker"
 # The number of the trial that TRIAL_WORKER has started.
 TRIAL_CLAIM: Final = "claim"
 TRIAL_SURPLUS: Final = "surplus"
+# How often a worker was killed while it ran the trial.
+TRIAL_KILLS: Final = "kills"
 
 
 def mapping_attribute(study: optuna.Study, attribute: str) -> Mapping[str, Any]:
@@ -134,12 +136,21 @@ def names_part(datasets: str) -> bool:
 
 
 def counting_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials of any state, without those that were queued again and surplus ones."""
-    retried = {number for trial in trials for number in _retry_history(trial)}
+    """Trials of any state, without those that were queued again and surplus ones.
+
+    Surplus is also what was queued again a second time: workers of two machines may both do it.
+    """
+    # By the trials that it repeats, the first one that repeats them.
+    first: dict[tuple[int, ...], int] = {}
+    for trial in trials:
+        first.setdefault(_retry_history(trial), trial.number)
+    retried = {number for history in first for number in history}
     return [
         trial
         for trial in trials
-        if trial.number not in retried and TRIAL_SURPLUS not in trial.user_attrs
+        if trial.number not in retried
+        and TRIAL_SURPLUS not in trial.user_attrs
+        and (not _retry_history(trial) or first[_retry_history(trial)] == trial.number)
     ]
 
 
@@ -148,14 +159,23 @@ def finished_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in counting_trials(trials) if trial.state.is_finished()]
 
 
+def lost_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials of killed workers that failed for no reason of their own and are not queued again."""
+    return [
+        trial
+        for trial in counting_trials(trials)
+        if trial.state == TrialState.FAIL and TRIAL_REASON not in trial.user_attrs
+    ]
+
+
 def original_number(trial: FrozenTrial) -> int:
     """Number of the trial that a retried trial was at first; another trial's own number."""
     return min([trial.number, *_retry_history(trial)])
 
 
-def _retry_history(trial: FrozenTrial) -> list[int]:
+def _retry_history(trial: FrozenTrial) -> tuple[int, ...]:
     # Set by Optuna's RetryHeartbeatStaleTrialCallback.
-    return list(trial.system_attrs.get("retry_history", ()))
+    return tuple(trial.system_attrs.get("retry_history", ()))
 
 
 def progress(trials: Sequence[FrozenTrial], budget: int, now: datetime | None = None) -> str:

@@ -15,17 +15,18 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from cityscapes_maskrcnn.search.space import SearchSpace, Value, config_keys
-from cityscapes_maskrcnn.search.storage import MAX_RETRIES
 from cityscapes_maskrcnn.search.study import (
     STUDY_CONFIG,
     TRIAL_CLAIM,
     TRIAL_ITERATIONS,
+    TRIAL_KILLS,
     TRIAL_REASON,
     TRIAL_SETTINGS,
     TRIAL_SURPLUS,
     TRIAL_WORKER,
     counting_trials,
     finished_trials,
+    lost_trials,
     original_number,
     progress,
 )
@@ -37,6 +38,8 @@ from cityscapes_maskrcnn.utils.stop import Stopped
 
 logger = logging.getLogger(__name__)
 
+# How often a trial whose worker was killed is taken up again.
+_MAX_KILLS = 3
 # A trial that is seen unclaimed for so many seconds counts as one whose worker was killed.
 _UNCLAIMED = 60.0
 
@@ -132,7 +135,8 @@ class Worker:
         """Queue the trials of killed workers again.
 
         On other machines these show by their missing heartbeats. On this machine there is no need
-        to wait for that.
+        to wait for that. They fail first, and those that another worker let fail are queued too: it
+        may have been killed before it could do so.
         """
         fail_stale_trials(self.study)
         now, before = time.monotonic(), self._unclaimed
@@ -149,7 +153,8 @@ class Worker:
                 # Another worker may have been quicker: then the trial is no longer running.
                 with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
                     self.study.tell(trial.number, state=TrialState.FAIL)
-                    self._queue_again(trial.number, MAX_RETRIES)
+        for trial in lost_trials(self.study.get_trials(deepcopy=False)):
+            self._queue_again(trial.number, killed=True)
 
     def _run_one(self, budget: int | None) -> None:
         started: list[int] = []
@@ -159,10 +164,11 @@ class Worker:
             # SQLite may hand one queued trial to two workers, which are on this machine then.
             with file_lock(self.folder / "lock"):
                 trials = self.study.get_trials(deepcopy=False)
-                # A trial that was queued again has the attributes of the one before.
+                # Earlier versions queued a trial again with all its attributes.
                 if trials[trial.number].user_attrs.get(TRIAL_CLAIM) == trial.number:
                     raise _TakenError
-                if self._is_surplus(trials, trial.number, budget):
+                counts = any(trial.number == other.number for other in counting_trials(trials))
+                if not counts or self._is_surplus(trials, trial.number, budget):
                     trial.set_user_attr(TRIAL_SURPLUS, True)
                     raise _TrialFailed
                 trial.set_user_attr(TRIAL_WORKER, this_process())
@@ -177,7 +183,7 @@ class Worker:
         except _TakenError:
             logger.info("Trial %d was started by another worker too, and is left to it", started[0])
         except (Stopped, InputError):
-            self._queue_again(started[0], None)
+            self._queue_again(started[0])
             logger.info("Trial %d was given back; the same command goes on with it", started[0])
             raise
         except Exception as error:
@@ -191,7 +197,7 @@ class Worker:
         if len(self._failures) >= self.max_failures:
             # Their parameters are not the cause, so they run again when it is gone.
             for number in self._failures:
-                self._queue_again(number, None)
+                self._queue_again(number)
             raise InputError(
                 f"{len(self._failures)} trials failed in a row, the last: "
                 f"{list(self._failures.values())[-1]} (see {self.folder}); the same command goes "
@@ -201,9 +207,18 @@ class Worker:
     def _trial(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=True)[number]
 
-    def _queue_again(self, number: int, max_retries: int | None) -> None:
-        """Queue a failed trial again; whoever takes it goes on in its folder."""
-        RetryHeartbeatStaleTrialCallback(max_retries)(self.study, self._trial(number))
+    def _queue_again(self, number: int, killed: bool = False) -> None:
+        """Queue a failed trial again, once; whoever takes it goes on in its folder."""
+        with file_lock(self.folder / "lock"):
+            trials = self.study.get_trials(deepcopy=True)
+            trial = trials[number]
+            kills = trial.user_attrs.get(TRIAL_KILLS, 0) + killed
+            if kills > _MAX_KILLS or trial not in counting_trials(trials):
+                return
+            trial.set_user_attr(TRIAL_KILLS, kills)
+            for attribute in (TRIAL_CLAIM, TRIAL_ITERATIONS, TRIAL_REASON, TRIAL_WORKER):
+                trial.user_attrs.pop(attribute, None)
+            RetryHeartbeatStaleTrialCallback()(self.study, trial)
 
     def _train(self, trial: optuna.Trial) -> float:
         """Train one trial; its score."""

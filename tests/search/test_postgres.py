@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cityscapes_maskrcnn.search.storage import open_storage, open_study, storage_url
-from cityscapes_maskrcnn.search.study import TRIAL_WORKER, finished_trials
+from cityscapes_maskrcnn.search.study import TRIAL_WORKER, finished_trials, original_number
 from cityscapes_maskrcnn.utils.errors import InputError
 
 # Debian keeps it out of the way.
@@ -97,6 +97,15 @@ def test_workers_of_several_machines_share_a_study(
         states = [trial.state for trial in done]
         assert states == [TrialState.COMPLETE, TrialState.FAIL, *[TrialState.COMPLETE] * 2]
         assert len({trial.user_attrs[TRIAL_WORKER] for trial in done}) == 2
+        # A worker let this trial fail and was killed before it queued it again.
+        study = search.study()
+        lost = study.ask()
+        study.tell(lost, state=TrialState.FAIL)
+        search(5)
+        assert [original_number(trial) for trial in finished_trials(study.trials)] == [
+            *map(original_number, done),
+            lost.number,
+        ]
 
 
 def test_a_restart_of_the_server_between_two_trials_is_not_noticed(server: Server) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cityscapes_maskrcnn.search.space import Parameter, SearchSpace
@@ -19,6 +20,7 @@ from cityscapes_maskrcnn.search.study import (
     TRIAL_SETTINGS,
     TRIAL_SURPLUS,
     TRIAL_WORKER,
+    counting_trials,
     finished_trials,
     original_number,
     progress,
@@ -26,6 +28,8 @@ from cityscapes_maskrcnn.search.study import (
 )
 from cityscapes_maskrcnn.search.trial import last_iteration
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.process_identity import this_process
+from cityscapes_maskrcnn.utils.stop import Stopped
 
 
 def test_a_search_goes_on_until_its_budget_is_used(
@@ -131,13 +135,13 @@ def test_a_trial_that_was_given_to_another_worker_is_left_to_it(
     report = optuna.Trial.report
 
     def sleep_then_report(self: optuna.Trial, value: float, step: int) -> None:
-        if self.number == 0 and step == 20:
+        if step == 20:
             search.study().tell(0, state=TrialState.FAIL)
         report(self, value, step)
 
     monkeypatch.setattr(optuna.Trial, "report", sleep_then_report)
-    search(2)
-    assert search.states() == ["FAIL", "COMPLETE"]
+    search.module.new_worker(search.module.join(search.url), search.folder / "t")._run_one(2)
+    assert search.states() == ["FAIL"]
     # Its training was ended, after 20 iterations, and not begun anew.
     assert search.starts(0) == [0]
     assert last_iteration(search.folder / "t" / "0000" / "metrics.json") == 20
@@ -182,6 +186,131 @@ def test_an_unclaimed_trial_is_taken_over_by_this_clock(search: Any) -> None:
     worker._unclaimed[1] -= 61.0  # as if a minute ago
     worker._take_over()
     assert search.states() == ["COMPLETE", "FAIL", "RUNNING", "WAITING"]
+
+
+class KilledError(BaseException):
+    """Ends a worker where it is, as SIGKILL does."""
+
+
+def gone_worker() -> str:
+    """Name a process of this machine that has ended."""
+    place, _, _ = this_process().rpartition(" ")
+    return f"{place} 1"
+
+
+def lose_trial(search: Any, *, here: bool) -> None:
+    """Complete trial 0, and leave trial 1 to a worker, of this or another machine, that is gone."""
+    search(1)
+    study = search.module.join(search.url)
+    trial = ask_elsewhere(study)
+    trial.suggest_float("fg_iou_thresh", 0.3, 0.7)
+    if here:
+        trial.set_user_attr(TRIAL_WORKER, gone_worker())
+        return
+    study._storage.record_heartbeat(trial._trial_id)
+    with sqlite3.connect(search.folder / "s.db") as connection:
+        connection.execute("update trial_heartbeats set heartbeat = datetime('now', '-1 hour')")
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_trial_outlives_a_worker_that_is_killed_when_it_takes_it_over(
+    search: Any, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    """Between the two steps: it lets the trial fail, then queues it again.
+
+    In Optuna's own code for workers of other machines, too.
+    """
+    lose_trial(search, here=here)
+    owner, name = (optuna.Study, "tell") if here else (RDBStorage, "set_trial_state_values")
+    call = getattr(owner, name)
+
+    def call_then_die(*arguments: Any, **keywords: Any) -> Any:
+        call(*arguments, **keywords)
+        raise KilledError
+
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(owner, name, call_then_die)
+        search(2)
+    assert search.states() == ["COMPLETE", "FAIL"]
+    search(2)
+    assert search.states() == ["COMPLETE", "FAIL", "COMPLETE"]
+    trials = search.trials()
+    assert original_number(trials[2]) == 1
+    assert trials[2].params["fg_iou_thresh"] == trials[1].params["fg_iou_thresh"]
+
+
+def test_a_trial_outlives_a_worker_that_is_killed_when_it_gives_it_back(
+    search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    def die(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(search.module.Worker, "_conclude", stop)
+        patched.setattr(search.module.Worker, "_queue_again", die)
+        with pytest.raises(KilledError):
+            search(1)
+    assert search.states() == ["FAIL"]
+    search(1)
+    assert search.states() == ["FAIL", "COMPLETE"]
+    assert original_number(search.trials()[1]) == 0
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_two_workers_take_over_one_trial_at_once(
+    search: Any, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """One does so while the other is about to; those of two machines share no folder."""
+    lose_trial(search, here=True)
+    folders = [search.folder / "t", search.folder / ("t" if shared else "elsewhere")]
+    first, second = (
+        search.module.new_worker(search.module.join(search.url), folder) for folder in folders
+    )
+    owner, name = (optuna.Study, "tell") if shared else (optuna.Study, "add_trial")
+    call, calls = getattr(owner, name), []
+
+    def let_the_second_worker_go_first(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(name)
+        if len(calls) == 1:
+            second._take_over()
+        return call(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, let_the_second_worker_go_first)
+    first._take_over()
+    assert len(calls) == 2
+    again = ["WAITING"] if shared else ["WAITING"] * 2
+    assert search.states() == ["COMPLETE", "FAIL", *again]
+    assert len(counting_trials(search.trials())) == 2
+    search(2)
+    search(3)
+    # Of two that were queued again, one trains and the other is dropped.
+    done = finished_trials(search.trials())
+    assert [trial.state for trial in done] == [TrialState.COMPLETE] * 3
+    assert [original_number(trial) for trial in done] == [0, 1, done[2].number]
+    assert search.starts(1) == [0]
+
+
+def test_a_trial_is_given_up_after_its_fourth_kill(search: Any) -> None:
+    """What was given back is not counted."""
+    search(1)
+    study = search.module.join(search.url)
+    worker = search.module.new_worker(study, search.folder / "t")
+    study.enqueue_trial(search.module.SPACE.first)
+    for number in range(1, 9):
+        trial = study.ask()
+        assert trial.number == number
+        assert TRIAL_WORKER not in trial.user_attrs
+        trial.set_user_attr(TRIAL_WORKER, gone_worker())
+        if number % 2:
+            study.tell(trial, state=TrialState.FAIL)
+            worker._queue_again(number)
+        else:
+            worker._take_over()
+    assert search.states() == ["COMPLETE", *["FAIL"] * 8]
+    assert len(finished_trials(search.trials())) == 2
 
 
 @pytest.mark.parametrize("step", ["settings", "_conclude"])
