@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
-    from cityscapes_maskrcnn.data.registration import register_all
+    from cityscapes_maskrcnn.data.registration import register_all, register_datasets_of
     from cityscapes_maskrcnn.engine.predictor import Predictor
     from cityscapes_maskrcnn.engine.trainer import Trainer
     from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
@@ -32,6 +32,7 @@ __all__ = [
     "Trainer",
     "add_cityscapes_maskrcnn_config",
     "register_all",
+    "register_datasets_of",
 ]
 
 _MODULES = {
@@ -40,6 +41,7 @@ _MODULES = {
     "Trainer": "engine.trainer",
     "add_cityscapes_maskrcnn_config": "config",
     "register_all": "data.registration",
+    "register_datasets_of": "data.registration",
 }
 
 

@@ -27,10 +27,8 @@ from detectron2.utils import comm
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import (
     check_dataset_names,
-    instance_datasets,
     register_all,
-    register_own_datasets,
-    select_classes,
+    register_datasets_of,
 )
 from cityscapes_maskrcnn.engine.checkpoint import check_weights_file, holds_run
 from cityscapes_maskrcnn.engine.class_check import check_classes
@@ -95,12 +93,8 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     _merge_options(cfg, [(key, value) for key, value in options if key != "INCLUDE"])
     _check_values(cfg, defaults)
     _check_texts(cfg)
-    register_own_datasets(cfg.DATASETS.OWN)
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON]
-    check_dataset_names(names)
-    if cfg.DATASETS.CLASSES:
-        # Tools have flags for datasets of other names.
-        select_classes(dict.fromkeys([*names, *instance_datasets()]), cfg.DATASETS.CLASSES)
+    register_datasets_of(cfg)
+    check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON])
     check_classes(cfg)
     check_thresholds(cfg)
     check_ranges(cfg)

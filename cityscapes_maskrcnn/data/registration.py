@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import log_first_n
 
@@ -183,15 +185,38 @@ def register_dataset(
     _register(name, load, {**metadata, "image_suffix": image_suffix, "gt_kind": gt_kind})
 
 
-def register_own_datasets(datasets: Mapping[str, Any]) -> None:
-    """Register the datasets of the config section ``DATASETS.OWN``.
+def register_datasets_of(cfg: CfgNode) -> None:
+    """Register a config's ``DATASETS.OWN``, and reduce datasets to its ``DATASETS.CLASSES``.
+
+    The tools, the trainer and the predictor do so. May be called again, also with another config:
+    classes that one config chose do not limit the next, unlike those of :func:`select_classes`.
+    Reads no file.
 
     Args:
-        datasets: arguments of :func:`register_dataset`, in capitals, by name.
+        cfg: ``DATASETS``. Beside the datasets that it names, all others of Cityscapes' instances
+            are reduced too.
 
     Raises:
-        InputError: an argument is unknown, missing or no string, or see :func:`register_dataset`.
+        InputError: an argument in ``DATASETS.OWN`` is unknown, missing or no string, or see
+            :func:`register_dataset` and :func:`select_classes`.
     """
+    _register_own_datasets(cfg.DATASETS.OWN)
+    _restore_classes(DatasetCatalog.list())
+    classes = cfg.DATASETS.CLASSES
+    if classes:
+        named = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON]
+        names = [name for name in named if name in DatasetCatalog]
+        names += [
+            name
+            for name in DatasetCatalog.list()
+            if MetadataCatalog.get(name).get("evaluator_type") == "cityscapes_instance"
+            and set(classes) <= set(MetadataCatalog.get(name).get("thing_classes", ()))
+        ]
+        _select_classes(dict.fromkeys(names), classes, of_config=True)
+
+
+def _register_own_datasets(datasets: Mapping[str, Any]) -> None:
+    """Register datasets by the arguments of :func:`register_dataset`, in capitals."""
     keys = ("IMAGE_DIR", "GT_DIR", "TASK", "IMAGE_SUFFIX", "GT_KIND")
     for name, options in datasets.items():
         where = f"DATASETS.OWN.{name}"
@@ -244,8 +269,16 @@ def register_subset(name: str, base: str, size: int, seed: int = 0) -> None:
     del metadata["name"]
     # The function and not its name, under which select_classes may put another one.
     load_base = DatasetCatalog[base]
-    load = partial(_load_subset, name=name, load_base=load_base, base=base, size=size, seed=seed)
-    _register(name, load, metadata)
+    chosen = load_base if isinstance(load_base, _SomeClasses) and load_base.of_config else None
+    load = partial(
+        _load_subset,
+        name=name,
+        load_base=chosen.load if chosen else load_base,
+        base=base,
+        size=size,
+        seed=seed,
+    )
+    _register(name, replace(chosen, load=load) if chosen else load, metadata)
 
 
 def select_classes(names: Iterable[str], classes: Sequence[str]) -> None:
@@ -264,39 +297,8 @@ def select_classes(names: Iterable[str], classes: Sequence[str]) -> None:
     """
     names = list(names)
     check_dataset_names(names)
-    for name in names:
-        metadata = MetadataCatalog.get(name).as_dict()
-        if metadata.get("evaluator_type") not in ("cityscapes_instance", "cityscapes_sem_seg"):
-            raise InputError(
-                f"DATASETS.CLASSES {tuple(classes)}: {name} is not in the layout of Cityscapes; "
-                "register it with the classes that it is to have"
-            )
-        known = metadata["thing_classes"]
-        for each in classes:
-            if each not in known:
-                raise InputError(f"DATASETS.CLASSES: {name} has no class {each!r}, only {known}")
-        kept = [index for index, each in enumerate(known) if each in classes]
-        if len(kept) == len(known):
-            continue
-        del metadata["name"]
-        new_ids = {index: new for new, index in enumerate(kept)}
-        ids = metadata["thing_dataset_id_to_contiguous_id"]
-        metadata["thing_classes"] = [known[index] for index in kept]
-        metadata["thing_colors"] = [metadata["thing_colors"][index] for index in kept]
-        metadata["thing_dataset_id_to_contiguous_id"] = {
-            label_id: new_ids[index] for label_id, index in ids.items() if index in new_ids
-        }
-        load = DatasetCatalog[name]
-        _register(name, partial(_load_classes, load=load, categories=new_ids), metadata)
-
-
-def instance_datasets() -> list[str]:
-    """Name the registered datasets of instances in the layout of Cityscapes."""
-    return [
-        name
-        for name in DatasetCatalog.list()
-        if MetadataCatalog.get(name).get("evaluator_type") == "cityscapes_instance"
-    ]
+    _restore_classes(names)
+    _select_classes(names, classes, of_config=False)
 
 
 def check_dataset_names(names: Iterable[str]) -> None:
@@ -313,6 +315,72 @@ def check_dataset_names(names: Iterable[str]) -> None:
             raise InputError(
                 f"unknown dataset {name!r}; {proposal}(datasets/README.md lists the names)"
             )
+
+
+@dataclass(frozen=True)
+class _SomeClasses:
+    """Loads a dataset with some of its classes.
+
+    Attributes:
+        load: loads all classes.
+        metadata: of all classes.
+        new_ids: contiguous ids of the classes that are kept, by those that they had.
+        of_config: whether a config chose them.
+    """
+
+    load: Callable[[], list[DatasetDict]]
+    metadata: dict[str, Any]
+    new_ids: dict[int, int]
+    of_config: bool
+
+    def __call__(self) -> list[DatasetDict]:
+        """Load the images; those without labels as they are."""
+        return [
+            map_categories(image, self.new_ids) if "annotations" in image else image
+            for image in self.load()
+        ]
+
+
+def _restore_classes(names: Iterable[str]) -> None:
+    """Give datasets back the classes that a config did not choose."""
+    for name in names:
+        load = DatasetCatalog[name]
+        if isinstance(load, _SomeClasses) and load.of_config:
+            _register(name, load.load, load.metadata)
+
+
+def _select_classes(names: Iterable[str], classes: Sequence[str], *, of_config: bool) -> None:
+    """Do what :func:`select_classes` does, of registered datasets."""
+    for name in names:
+        all_metadata = MetadataCatalog.get(name).as_dict()
+        if all_metadata.get("evaluator_type") not in ("cityscapes_instance", "cityscapes_sem_seg"):
+            raise InputError(
+                f"DATASETS.CLASSES {tuple(classes)}: {name} is not in the layout of Cityscapes; "
+                "register it with the classes that it is to have"
+            )
+        known = all_metadata.get("thing_classes", [])
+        for each in classes:
+            if each not in known:
+                raise InputError(f"DATASETS.CLASSES: {name} has no class {each!r}, only {known}")
+        kept = [index for index, each in enumerate(known) if each in classes]
+        if len(kept) == len(known):
+            continue
+        del all_metadata["name"]
+        new_ids = {index: new for new, index in enumerate(kept)}
+        metadata = {**all_metadata, "thing_classes": [known[index] for index in kept]}
+        # Detectron2's COCOEvaluator notes here where it wrote the annotations of all classes.
+        metadata.pop("json_file", None)
+        if "thing_colors" in metadata:
+            metadata["thing_colors"] = [metadata["thing_colors"][index] for index in kept]
+        ids = "thing_dataset_id_to_contiguous_id"
+        if ids in metadata:
+            metadata[ids] = {
+                label_id: new_ids[index]
+                for label_id, index in metadata[ids].items()
+                if index in new_ids
+            }
+        load = _SomeClasses(DatasetCatalog[name], all_metadata, new_ids, of_config)
+        _register(name, load, metadata)
 
 
 def _metadata(*, image_dir: str, gt_dir: str | None, task: str) -> dict[str, Any]:
@@ -410,15 +478,6 @@ def _load_folder(
         return load_images(image_dir, cities, select, image_suffix)
     load = load_instances if task == "instance" else load_semantic
     return load(image_dir, gt_dir, kind, cities, select, image_suffix)
-
-
-def _load_classes(
-    *, load: Callable[[], list[DatasetDict]], categories: Mapping[int, int]
-) -> list[DatasetDict]:
-    """Load a dataset and keep some classes of those images that are annotated."""
-    return [
-        map_categories(image, categories) if "annotations" in image else image for image in load()
-    ]
 
 
 def _load_subset(

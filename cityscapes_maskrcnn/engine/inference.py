@@ -19,6 +19,7 @@ from torch import nn
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
+from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.hooks import without_nan
 from cityscapes_maskrcnn.engine.run_setup import save_config
@@ -192,6 +193,7 @@ def evaluate_checkpoint(
     """
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST is empty: name a dataset to score on")
+    register_datasets_of(cfg)
     # Missing data are found before the model is built.
     evaluators = [trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
     model = trainer.build_model(cfg)

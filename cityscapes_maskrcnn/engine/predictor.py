@@ -16,6 +16,7 @@ from detectron2.structures import Instances
 from cityscapes_maskrcnn.data.images import read_image
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.inference import model_categories
 from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES
@@ -47,11 +48,12 @@ class Predictor:
             score_thresh: lowest score of a detection, between 0 and 1.
 
         Raises:
-            InputError: ``score_thresh`` is out of range, or as :func:`.inference.model_categories`
-                and :func:`.checkpoint.load_for_inference`.
+            InputError: ``score_thresh`` is out of range, or as :func:`.register_datasets_of`,
+                :func:`.inference.model_categories` and :func:`.checkpoint.load_for_inference`.
         """
         if not 0 <= score_thresh <= 1:
             raise InputError(f"--score-thresh {score_thresh}: it must lie between 0 and 1")
+        register_datasets_of(cfg)
         categories = model_categories(cfg)
         cfg = cfg.clone()
         cfg.defrost()

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from cityscapes_maskrcnn.data import loaders
 from cityscapes_maskrcnn.data.provenance import TRAINED, merge
+from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine import inference, solver
 from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
@@ -83,6 +84,7 @@ class Trainer(DefaultTrainer):
                 f"INCLUDE {tuple(cfg.INCLUDE)}: the tools merge these files; from Python, merge "
                 "them with cfg.merge_from_file and empty the key"
             )
+        register_datasets_of(cfg)
         check_classes(cfg)
         check_validation(cfg)
         cfg.defrost()
@@ -176,6 +178,8 @@ class Trainer(DefaultTrainer):
         logging.getLogger(__name__).info(
             "Starting training from iteration %d of %d", self.start_iter, self.max_iter
         )
+        # Another config may have chosen other classes since.
+        register_datasets_of(self.cfg)
         self.iter = self.start_iter
         # Detectron2's loop is fixed in length; this one ends where a hook lowers max_iter.
         with EventStorage(self.start_iter) as self.storage, self._hooks_at_the_end():
@@ -397,6 +401,7 @@ class Trainer(DefaultTrainer):
     ) -> dict[str, Any]:
         """Score on ``DATASETS.TEST``, as Detectron2; masks are pasted where evaluators need it."""
         if evaluators is None:
+            register_datasets_of(cfg)
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         elif isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
+from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.registration import (
     check_dataset_names,
     register_all,
+    register_datasets_of,
     register_subset,
     select_classes,
 )
@@ -207,6 +212,81 @@ def test_some_classes_are_selected(tmp_path, write_scene):
     finally:
         DatasetCatalog.pop(sample)
         MetadataCatalog.pop(sample)
+
+
+def config(**datasets: object) -> CfgNode:
+    """A config with these keys of ``DATASETS``."""
+    cfg = get_cfg()
+    add_cityscapes_maskrcnn_config(cfg)
+    cfg.DATASETS.update(datasets)
+    return cfg
+
+
+@pytest.fixture
+def own_train(root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CfgNode]:
+    """The section ``DATASETS.OWN`` with a dataset ``own_train`` of one image."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", root)
+    folders = {"IMAGE_DIR": "cityscapes/leftImg8bit/val", "GT_DIR": "cityscapes/gtFine/val"}
+    yield CfgNode({"own_train": folders})
+    for name in ("own_train", "by_hand"):
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+def classes_of(name: str) -> tuple[list[str], set[int]]:
+    """Names in a dataset's metadata, and the ids that its objects have."""
+    objects = [each for image in DatasetCatalog.get(name) for each in image["annotations"]]
+    return MetadataCatalog.get(name).thing_classes, {each["category_id"] for each in objects}
+
+
+def test_every_config_chooses_its_classes(own_train: CfgNode) -> None:
+    """One after the other in one process, of own datasets and of those of Cityscapes."""
+    official = "cityscapes_instance_val"
+    for _ in range(2):
+        for chosen, expected in [
+            (("bus", "car"), (["car", "bus"], {1})),
+            (("bus",), (["bus"], {0})),
+            ((), (list(THING_CLASSES), {4})),
+        ]:
+            cfg = config(OWN=own_train, TRAIN=("own_train",), TEST=(official,), CLASSES=chosen)
+            for _ in range(2):
+                register_datasets_of(cfg)
+                assert classes_of("own_train") == classes_of(official) == expected
+    register_datasets_of(config(TRAIN=("own_train",), CLASSES=("train",)))
+    assert classes_of("own_train") == (["train"], set())
+    register_datasets_of(config())
+    assert classes_of("own_train")[0] == list(THING_CLASSES)
+
+
+def test_a_choice_by_hand_outlives_that_of_a_config(own_train: CfgNode) -> None:
+    register_datasets_of(config(OWN=own_train, CLASSES=("bus", "car", "rider")))
+    register_subset("by_hand", "own_train", 5)
+    assert classes_of("by_hand") == (["rider", "car", "bus"], {2})
+    register_datasets_of(config(CLASSES=("bus", "person")))
+    assert classes_of("by_hand") == classes_of("own_train") == (["person", "bus"], {1})
+    select_classes(["by_hand"], ("bus", "car"))
+    for classes in ((), ("car", "bus"), ("person",)):
+        register_datasets_of(config(CLASSES=classes))
+        # It has no person, and the config does not name it.
+        assert classes_of("by_hand") == (["car", "bus"], {1})
+    with pytest.raises(InputError, match=r"by_hand has no class 'person', only \['car', 'bus'\]"):
+        register_datasets_of(config(CLASSES=("person",), TEST=("by_hand",)))
+
+
+def test_classes_of_a_dataset_with_hardly_any_metadata(own_train: CfgNode) -> None:
+    """As other code registers it for the official score."""
+    register_datasets_of(config(OWN=own_train))
+    DatasetCatalog.register("by_hand", DatasetCatalog["own_train"])
+    metadata = MetadataCatalog.get("by_hand")
+    metadata.set(evaluator_type="cityscapes_instance", json_file="all_classes.json")
+    chosen = config(TRAIN=("by_hand",), CLASSES=("bus",))
+    with pytest.raises(InputError, match=r"by_hand has no class 'bus', only \[\]"):
+        register_datasets_of(chosen)
+    metadata.thing_classes = list(THING_CLASSES)
+    register_datasets_of(chosen)
+    assert classes_of("by_hand") == (["bus"], {0})
+    # Where Detectron2's COCOEvaluator has written the annotations.
+    assert MetadataCatalog.get("by_hand").get("json_file") is None
 
 
 @pytest.mark.parametrize("ids", [None, [0, 0, 0]])

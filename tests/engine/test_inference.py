@@ -18,7 +18,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvalua
 from PIL import Image
 from torch import nn
 
-from cityscapes_maskrcnn.data.registration import register_all
+from cityscapes_maskrcnn.data.registration import register_all, register_datasets_of
 from cityscapes_maskrcnn.engine.class_check import class_names
 from cityscapes_maskrcnn.engine.inference import (
     build_evaluator,
@@ -224,6 +224,47 @@ def test_chosen_classes_count_without_the_tools(config: Config) -> None:
     assert "bus" in MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
     assert model_categories(cfg) == (0, 2)
     assert class_names(cfg) == ["person", "car"]
+
+
+def test_own_data_and_classes_without_the_tools(config: Config, tmp_path: Path) -> None:
+    """Of two configs in one process, in any order."""
+    name = "own_val"
+    folders = {"IMAGE_DIR": "cityscapes/leftImg8bit/val", "GT_DIR": "cityscapes/gtFine/val"}
+
+    def own(*classes: str) -> CfgNode:
+        cfg = config("SOLVER.MAX_ITER", 1)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
+        cfg.OUTPUT_DIR = str(tmp_path / "_".join(classes))
+        cfg.MODEL.WEIGHTS = f"{cfg.OUTPUT_DIR}/model_final.pth"
+        cfg.DATASETS.OWN, cfg.DATASETS.CLASSES = CfgNode({name: folders}), classes
+        cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
+        cfg.TEST.ALLOW_SEEN_IMAGES = True
+        cfg.freeze()
+        return cfg
+
+    def scored(results: dict[str, Any]) -> set[str]:
+        return {key for key in results["segm"] if key.startswith("AP-")}
+
+    try:
+        cfg, other = own("car", "person"), own("bus", "car", "person")
+        trainer = Trainer(cfg)
+        assert MetadataCatalog.get(name).thing_classes == ["person", "car"]
+        Trainer(other)
+        assert MetadataCatalog.get(name).thing_classes == ["person", "car", "bus"]
+        trainer.train()
+        assert scored(trainer._last_eval_results) == {"AP-person", "AP-car"}
+        for score in (
+            lambda: Trainer.test(cfg, trainer.model),
+            lambda: Trainer.evaluate_checkpoint(cfg),
+        ):
+            register_datasets_of(other)
+            assert scored(score()) == {"AP-person", "AP-car"}
+        register_datasets_of(other)
+        assert Predictor(cfg).metadata.thing_classes == ["person", "car"]
+        assert MetadataCatalog.get(name).thing_classes == ["person", "car"]
+    finally:
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
 
 
 def test_faster_rcnn_is_scored_for_its_boxes(
