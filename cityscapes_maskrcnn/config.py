@@ -5,7 +5,12 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 
 # For the names that they add to Detectron2's registries.
-from cityscapes_maskrcnn.modeling import anchor_generator, backbone, semantic_head  # noqa: F401
+from cityscapes_maskrcnn.modeling import (  # noqa: F401
+    anchor_generator,
+    backbone,
+    rpn,
+    semantic_head,
+)
 
 
 def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:

@@ -68,6 +68,7 @@ WITHOUT_DETECTRON2 = [
     "modeling.polygon_masks",
     "modeling.thresholds",
     "modeling.matching",
+    "modeling.nms",
     "modeling.step_metrics",
     "visualization.anchor_plot",
     "search.space",
@@ -154,8 +155,10 @@ def test_imports_register_modeling_parts_but_no_datasets() -> None:
     code = (
         "from cityscapes_maskrcnn import add_cityscapes_maskrcnn_config\n"
         "from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY\n"
+        "from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY\n"
         "BACKBONE_REGISTRY.get('build_dilated_resnet_backbone')\n"
         "SEM_SEG_HEADS_REGISTRY.get('TorchvisionDeepLabV3Head')\n"
+        "PROPOSAL_GENERATOR_REGISTRY.get('BatchedRPN')\n"
         "import cityscapes_maskrcnn.cli, cityscapes_maskrcnn.engine.trainer\n"
         "from detectron2.data import DatasetCatalog\n"
         "assert not [n for n in DatasetCatalog if n.startswith('cityscapes_instance')]\n"

@@ -42,8 +42,8 @@ def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = Non
         device: of the result.
         dtype: as in :func:`torch.tensor`.
     """
-    on_gpu = device.type == "cuda"
-    return torch.tensor(values, dtype=dtype, pin_memory=on_gpu).to(device, non_blocking=on_gpu)
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def pad(tensors: Sequence[Tensor], value: float = 0) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,9 @@ def pairwise_iou(gt_boxes: Tensor, boxes: Tensor) -> Tensor:
         Float32 of shape (B, G, N), bit-equal to Detectron2's; 0 where boxes have nothing in common.
     """
     gt_left, gt_top, gt_right, gt_bottom = gt_boxes[..., None].unbind(-2)  # (B, G, 1) each
-    left, top, right, bottom = boxes.unsqueeze(-3).unbind(-1)  # (B or 1, 1, N) each
+    # Contiguous coordinates are twice as fast on a CPU.
+    columns = boxes.transpose(-1, -2).contiguous()
+    left, top, right, bottom = columns[..., None, :].unbind(-3)  # (B or 1, 1, N) each
     # In place: these matrices are the largest tensors of a training step.
     intersection = torch.minimum(gt_right, right).sub_(torch.maximum(gt_left, left)).clamp_(min=0)
     heights = torch.minimum(gt_bottom, bottom).sub_(torch.maximum(gt_top, top)).clamp_(min=0)
