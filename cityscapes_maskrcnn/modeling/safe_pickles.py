@@ -7,6 +7,7 @@ import mmap
 import os
 import pickle
 import pickletools
+import re
 import shlex
 import zipfile
 from collections import OrderedDict
@@ -72,6 +73,8 @@ _STORAGES: Final = {
 _PUTS: Final = ("PUT", "BINPUT", "LONG_BINPUT")
 # A checkpoint of 600 tensors with the optimizer's takes 50,000.
 _MAX_OPCODES: Final = 1_000_000
+# Of an archive: a file for every tensor.
+_MAX_FILES: Final = 20_000
 
 
 # What protocol 2, torch.save's, writes for bytes.
@@ -94,6 +97,11 @@ class PickleContents:
     is_object: bool = False
     is_script: bool = False
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it holds tensors of whole numbers with a scale."""
+        return any(re.fullmatch(r"torch\.Q\w+Storage", name) for name in self.unknown)
+
     def explain(self, source: str, is_archive: bool) -> str:
         """Describe what kind of file it is, why it is not loaded and how to get weights from it.
 
@@ -115,6 +123,12 @@ class PickleContents:
             return (
                 "a TorchScript archive, which is a program; save its weights with "
                 "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
+            )
+        if self.is_quantized:
+            return (
+                "not a checkpoint that can be loaded: it holds quantized tensors; save the weights "
+                "from before they were quantized, with torch.save(model.state_dict(), "
+                "'weights.pth')"
             )
         if self.is_object:
             return (
@@ -197,6 +211,10 @@ def scan_archive(file: IO[bytes], source: str) -> PickleContents:
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
+        if len(entries) > _MAX_FILES:
+            raise InputError(
+                f"{source}: an archive of {len(entries)} files; weights have at most {_MAX_FILES}"
+            )
         names = {entry.filename for entry in entries}
         if any(name.endswith("/constants.pkl") for name in names):
             return PickleContents(("TorchScript",), frozenset(), is_script=True)

@@ -33,7 +33,8 @@ def check_ranges(cfg: Any) -> None:
     """Check numbers and choices with which a model would find nothing, or fail at an image.
 
     Args:
-        cfg: reads the keys above, ``TEST.DETECTIONS_PER_IMAGE`` and ``MODEL.PIXEL_STD``.
+        cfg: reads the keys above, ``TEST.DETECTIONS_PER_IMAGE``, ``INPUT.CROP`` and
+            ``MODEL.PIXEL_STD``.
 
     Raises:
         InputError: one is out of its range.
@@ -50,8 +51,27 @@ def check_ranges(cfg: Any) -> None:
     most = cfg.TEST.DETECTIONS_PER_IMAGE
     if most < 1 and most != -1:
         raise InputError(f"TEST.DETECTIONS_PER_IMAGE {most}: it must be 1 or more, or -1 for all")
+    if cfg.INPUT.CROP.ENABLED:
+        _check_crop(cfg.INPUT.CROP)
     if any(value <= 0 for value in cfg.MODEL.PIXEL_STD):
         raise InputError(f"MODEL.PIXEL_STD {cfg.MODEL.PIXEL_STD}: pixels are divided by it")
+
+
+def _check_crop(crop: Any) -> None:
+    """Check the kind of crops and their size, which is a part of the image or pixels."""
+    kinds = ("relative", "relative_range", "absolute", "absolute_range")
+    if crop.TYPE not in kinds:
+        raise InputError(f"INPUT.CROP.TYPE {crop.TYPE}: it must be {' or '.join(kinds)}")
+    size = list(crop.SIZE)
+    if crop.TYPE.startswith("relative"):
+        fits, wanted = all(0 < side <= 1 for side in size), "two parts of the image, above 0 to 1"
+    else:
+        fits = all(isinstance(side, int) and side >= 1 for side in size)
+        wanted = "two whole numbers of pixels, at least 1"
+    if crop.TYPE == "absolute_range":
+        fits, wanted = fits and size == sorted(size), f"{wanted}, the smaller one first"
+    if not fits or len(size) != 2:
+        raise InputError(f"INPUT.CROP.SIZE {size}: for the type {crop.TYPE} it must be {wanted}")
 
 
 def check_thresholds(cfg: Any) -> None:

@@ -273,7 +273,8 @@ def _read_torch(path: str | Path, source: str, skip_objects: bool) -> Any:
             # torch's older format: five pickles, and then the bytes of the tensors.
             contents = scan_archive(file, source) if is_archive else scan_pickles(file, count=5)
             if contents.unknown:
-                if is_archive and skip_objects and not contents.is_object | contents.is_script:
+                whole = contents.is_object or contents.is_script or contents.is_quantized
+                if is_archive and skip_objects and not whole:
                     return load_archive(file)
                 raise InputError(f"{source}: {contents.explain(source, is_archive)}")
         # torchvision's scripts save their command line too: a Namespace, mere values.

@@ -123,6 +123,30 @@ def test_a_model_among_other_things_is_no_file_of_weights(tmp_path: Path) -> Non
         read_checkpoint(tmp_path / "model.pth", skip_objects=True)
 
 
+@pytest.mark.parametrize("skip_objects", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_quantized_tensors_lead_to_no_advice_that_does_not_help(
+    tmp_path: Path, per_channel: bool, zipped: bool, skip_objects: bool
+) -> None:
+    ones = torch.ones(4, 4)
+    value = (
+        torch.quantize_per_channel(ones, torch.ones(4), torch.zeros(4), 0, torch.quint8)
+        if per_channel
+        else torch.quantize_per_tensor(ones, 0.1, 0, torch.qint8)
+    )
+    path = tmp_path / "model.pth"
+    content = {"model": {**TENSORS, "b.weight": value}, "data": PurePosixPath("x")}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(path, skip_objects=skip_objects)
+    assert str(caught.value) == (
+        f"{path}: not a checkpoint that can be loaded: it holds quantized tensors; save the "
+        "weights from before they were quantized, with torch.save(model.state_dict(), "
+        "'weights.pth')"
+    )
+
+
 def test_a_script_is_no_file_of_weights(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.jit.save(torch.jit.trace(nn.Linear(2, 3), torch.zeros(1, 2)), path)
@@ -177,6 +201,13 @@ def long_pickle(path: Path) -> None:
     archive(path, b"\x80\x02" + b"N0" * 2_000_000 + b"N.")
 
 
+def many_files(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as target:
+        for number in range(40_000):
+            target.writestr(f"a/data/{number}", b"")
+        target.writestr("a/data.pkl", b"\x80\x02}.")
+
+
 def small_file_large_view(path: Path) -> None:
     torch.save({"a.weight": torch.zeros(1).expand(10**6, 10**6)}, path)
 
@@ -194,6 +225,7 @@ BOMBS = [
     (allocating, "objects of builtins.bytearray"),
     (allocating_a_tensor, "objects of torch.Tensor"),
     (long_pickle, "damaged, or no file of torch.save"),
+    (many_files, "an archive of 40001 files; weights have at most 20000"),
     (small_file_large_view, r"shape \(1000000, 1000000\), but the file does not store as many"),
     (claims_of_the_older_format, "damaged, or no file of torch.save"),
 ]

@@ -32,6 +32,30 @@ def test_values_with_which_nothing_is_found_get_one_line(key, value, wanted) -> 
         check_ranges(cfg)
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "problem"),
+    [
+        ("absolute", [0, 0], "SIZE [0, 0]: for the type absolute it must be two whole numbers of "),
+        ("absolute", [0.5, 64], "SIZE [0.5, 64]: for the type absolute it must be two whole numb"),
+        ("absolute", [64], "SIZE [64]: for the type absolute it must be two whole numbers of pix"),
+        ("absolute_range", [64, 32], "SIZE [64, 32]: for the type absolute_range it must be two "),
+        ("relative", [0.9, 0.0], "SIZE [0.9, 0.0]: for the type relative it must be two parts of"),
+        ("relative_range", [512, 512], "SIZE [512, 512]: for the type relative_range it must be "),
+        ("square", [64, 64], "TYPE square: it must be relative or relative_range or absolute or "),
+    ],
+)
+def test_crops_that_are_none_get_one_line(kind: str, size: list[float], problem: str) -> None:
+    cfg = get_cfg()
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = kind, size
+    check_ranges(cfg)  # nothing is cut
+    cfg.INPUT.CROP.ENABLED = True
+    with pytest.raises(InputError) as caught:
+        check_ranges(cfg)
+    assert str(caught.value).startswith(f"INPUT.CROP.{problem}")
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "absolute_range", [32, 64]
+    check_ranges(cfg)
+
+
 def test_detectron2s_defaults_and_the_recipes_band_pass():
     cfg = get_cfg()
     check_thresholds(cfg)
