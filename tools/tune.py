@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--confirm", type=int, default=0, metavar="K", help=help_confirm)
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes a trial")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, as in training")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, after all flags"
+    )
     args = parser.parse_args(argv)
 
     cfg = build_config(args.config_file, args.opts)

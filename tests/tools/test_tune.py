@@ -86,3 +86,27 @@ def test_the_report(tool: Run, searched: Path, tmp_path: Path) -> None:
     done = tool("tools/analyze_study.py", "--storage", url, "--study", "x", "--output", tmp_path)
     assert done.returncode == 1
     assert done.stderr.endswith("no study 'x'; it has: search\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("tune", []),
+        ("train_stages", ["--output", "out"]),
+        ("cluster_anchors", ["--dataset", "x", "--output", "a.yaml"]),
+        ("make_submission", ["--output", "a.zip"]),
+        ("visualize_predictions", ["--input", "a.png", "--output", "out"]),
+    ],
+)
+def test_flags_after_keys_are_refused_by_every_tool(
+    tool: Run, name: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = ["--config-file", f"{PROJECT}/configs/stage_1_heads.yaml"]
+    if name == "train_stages":
+        config = ["--config-dir", f"{PROJECT}/configs"]
+    done = tool(f"{PROJECT}/tools/{name}.py", *config, *flags, "SEED", "5", "--trials", "2")
+    assert done.returncode == 1
+    message = "--trials: flags go before the KEY VALUE pairs, which begin at SEED"
+    assert done.stderr.splitlines()[-1] == f"error: {message}"
+    assert list(tmp_path.iterdir()) == []
