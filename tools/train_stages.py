@@ -15,7 +15,8 @@ from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe.chain import read_states, require_inputs, run_chain
 from cityscapes_maskrcnn.recipe.chain_status import format_plan
 from cityscapes_maskrcnn.recipe.report import write_recipe_report
-from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, split_words
+from cityscapes_maskrcnn.recipe.stage_table import STEPS
+from cityscapes_maskrcnn.recipe.stages import Recipe, split_words
 from cityscapes_maskrcnn.utils.tool import folder, run_tool
 
 EXAMPLES = """
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--config-dir", type=Path, default="configs", metavar="DIR", help="default: configs")
     add("--output", type=folder("--output"), required=True, metavar="DIR", help="for every step")
-    add("--stages", nargs="+", default=STEPS, metavar="STEP", help=f"of {' '.join(STEPS)}")
+    add("--stages", nargs="+", default=list(STEPS), metavar="STEP", help=f"of {' '.join(STEPS)}")
     add("--trials", type=int, default=42, metavar="N", help="of the search (default: 42)")
     help_confirm = "best trials of the search to train again with other seeds (default: 3)"
     add("--confirm", type=int, default=3, metavar="K", help=help_confirm)

@@ -18,15 +18,10 @@ from typing import Any, Final
 import yaml
 from tabulate import tabulate
 
+from cityscapes_maskrcnn.recipe.stage_table import STAGES
 from cityscapes_maskrcnn.utils.files import read_json
 
 COCO_SCORES: Final = ("AP", "AP50", "APs", "APm", "APl", "AR100")
-STAGES: Final = {
-    "stage_0": "0 backbone",
-    "stage_1": "1 heads",
-    "stage_2": "2 tuned",
-    "stage_3": "3 refined",
-}
 THIS_RUN: Final = "this run"
 REFERENCE: Final = "reference study"
 PUBLISHED: Final = "published"

@@ -8,7 +8,6 @@ from pathlib import Path
 from cityscapes_maskrcnn.recipe.performance_table import (
     OUR_COLUMNS,
     REFERENCE,
-    STAGES,
     THIS_RUN,
     Row,
     caution,
@@ -18,6 +17,7 @@ from cityscapes_maskrcnn.recipe.performance_table import (
     to_csv,
     to_markdown,
 )
+from cityscapes_maskrcnn.recipe.stage_table import STAGES
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.visualization.overfitting import plot_overfitting

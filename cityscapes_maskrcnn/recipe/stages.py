@@ -22,6 +22,7 @@ from cityscapes_maskrcnn.cli import key_value_pairs
 from cityscapes_maskrcnn.data.loaders import training_dicts
 from cityscapes_maskrcnn.engine.solver import resolve_epochs
 from cityscapes_maskrcnn.engine.summary import SCORES_FILE
+from cityscapes_maskrcnn.recipe.stage_table import STEPS
 from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, Step
 from cityscapes_maskrcnn.search.confirmation import OTHER_SEEDS
 from cityscapes_maskrcnn.search.study import IMAGES_CONTENT
@@ -29,22 +30,6 @@ from cityscapes_maskrcnn.search.tuning import images_content
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 
-STEPS: Final = ("stage_0", "stage_1", "anchors", "search", "stage_2", "stage_3")
-TRAINED_STEPS: Final = ("stage_0", "stage_1", "stage_2", "stage_3")
-CONFIGS: Final = {
-    "stage_0": "stage_0_backbone.yaml",
-    "stage_1": "stage_1_heads.yaml",
-    "anchors": "stage_2_tuned.yaml",
-    "search": "stage_2_search.yaml",
-    "stage_2": "stage_2_tuned.yaml",
-    "stage_3": "stage_3_refine.yaml",
-}
-PARENTS: Final = {
-    "stage_1": "stage_0",
-    "search": "stage_1",
-    "stage_2": "stage_1",
-    "stage_3": "stage_2",
-}
 # torchvision's ResNet-50, as Detectron2 publishes it: what stage 1 starts from without a stage 0.
 IMAGENET_WEIGHTS: Final = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 STUDY: Final = "thresholds"
@@ -90,7 +75,7 @@ class Recipe:
     """The steps for one set of configs and one output folder.
 
     Attributes:
-        config_dir: holds the files of ``CONFIGS``.
+        config_dir: holds the files of ``STEPS``.
         output: each step gets a folder in it.
         tools: folder of ``train_net.py`` and the others.
         build_config: makes a config from a file and KEY VALUE pairs.
@@ -110,13 +95,13 @@ class Recipe:
     tools: Path
     build_config: BuildConfig
     opts: Sequence[str] = ()
-    selected: Sequence[str] = STEPS
+    selected: Sequence[str] = tuple(STEPS)
     trials: int = 42
     confirm: int = 3
     num_gpus: int = 1
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.selected) - set(STEPS))
+        unknown = sorted(set(self.selected) - STEPS.keys())
         if unknown:
             raise InputError(f"--stages {unknown[0]}: there is no such step, only {list(STEPS)}")
         if self.trials < 1:
@@ -144,7 +129,9 @@ class Recipe:
         """
         build = {"anchors": self._anchors, "search": self._search}
         steps = [build[name]() if name in build else self._training(name) for name in self.selected]
-        return steps + [self._scoring(name) for name in TRAINED_STEPS[1:] if self._has(name)]
+        return steps + [
+            self._scoring(name) for name, row in STEPS.items() if row.masks and self._has(name)
+        ]
 
     def _training(self, name: str) -> Step:
         includes = self._includes("anchors", "search") if name in ("stage_2", "stage_3") else {}
@@ -153,7 +140,7 @@ class Recipe:
             del includes["search/best.yaml"]
             includes["search/matching.yaml"] = self.output / "search" / "matching.yaml"
         flags = {
-            "--config-file": self.config_dir / CONFIGS[name],
+            "--config-file": self.config_dir / STEPS[name].config,
             "--num-gpus": self.num_gpus,
         }
         command = self._tool("train_net.py", flags, "--resume", *self._options(name, includes))
@@ -168,7 +155,7 @@ class Recipe:
             )
         flags = {
             "--dataset": cfg.DATASETS.TRAIN[0],
-            "--config-file": self.config_dir / CONFIGS["anchors"],
+            "--config-file": self.config_dir / STEPS["anchors"].config,
             # As many as the stage has in its config: another number would not fit its RPN.
             "--num-sizes": len(cfg.MODEL.RPN.IN_FEATURES),
             "--num-ratios": len(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS[0]),
@@ -195,7 +182,7 @@ class Recipe:
         includes, folder = self._includes("anchors"), self.output / "search"
         database = {"--study": STUDY, "--storage": f"sqlite:///{folder / 'search.db'}"}
         flags = {
-            "--config-file": self.config_dir / CONFIGS["search"],
+            "--config-file": self.config_dir / STEPS["search"].config,
             **database,
             "--trials": self.trials,
             "--confirm": self.confirm,
@@ -349,7 +336,7 @@ class Recipe:
         return {IMAGES_CONTENT: " ".join(self._images[name] for name in datasets)}
 
     def _config(self, name: str) -> CfgNode:
-        return self.build_config(str(self.config_dir / CONFIGS[name]), list(self._opts))
+        return self.build_config(str(self.config_dir / STEPS[name].config), list(self._opts))
 
     def _has(self, name: str) -> bool:
         """Whether a step is done in this chain, or was done before."""
@@ -361,7 +348,7 @@ class Recipe:
         Raises:
             InputError: there are none.
         """
-        parent = PARENTS.get(name)
+        parent = STEPS[name].parent
         if parent and self._has(parent):
             return str(self.output / parent / WEIGHTS), f"{parent}/{WEIGHTS}"
         if parent and self._weights is None:

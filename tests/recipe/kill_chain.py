@@ -23,8 +23,9 @@ from pathlib import Path
 
 import torch
 
+from cityscapes_maskrcnn.recipe.stage_table import STAGES
+
 PROJECT = Path(__file__).parents[2]
-STAGES = ("stage_0", "stage_1", "stage_2", "stage_3")
 
 
 def start(output: Path, words: list[str]) -> subprocess.Popen[bytes]:

@@ -12,13 +12,15 @@ import pytest
 import yaml
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.recipe import stage_table
 from cityscapes_maskrcnn.recipe.chain import read_states
-from cityscapes_maskrcnn.recipe.stages import STEPS, Recipe, split_words, write_matching
+from cityscapes_maskrcnn.recipe.stages import Recipe, split_words, write_matching
 from cityscapes_maskrcnn.recipe.step import Step, StepState
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PROJECT = Path(__file__).parents[2]
 CONFIGS = PROJECT / "configs" / "demo"
+STEPS = tuple(stage_table.STEPS)
 SCORES = ["scores/stage_1", "scores/stage_2", "scores/stage_3"]
 
 
