@@ -77,6 +77,21 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # validation loss, else sem_seg/IoU.
     cfg.SOLVER.BEST_CHECKPOINT_METRIC = ""
 
+    # ---- Less memory --------------------------------------------------------------------------
+    # Micro-batches that a batch goes through the model in, one after the other; their gradients are
+    # summed before the one step of the optimizer. SOLVER.IMS_PER_BATCH stays the batch of a step,
+    # of all processes together; it must be a multiple of processes x ACCUMULATE. Iterations,
+    # schedule, epochs, seeds and --resume count steps of the optimizer, which see the same images
+    # whatever ACCUMULATE is. Live BatchNorm normalises by the micro-batch, and a micro-batch is
+    # padded to its own largest image.
+    # tools/train_net.py --auto-batch finds the value for a GPU.
+    cfg.SOLVER.ACCUMULATE = 1
+    # True: the gradients are those of the whole batch, in which each sampled region, each mask and
+    # each labelled pixel counts alike (StandardROIHeads, semantic heads). A Mask R-CNN's sampled
+    # regions have to be counted first: all micro-batches but the first take one more forward pass.
+    # False: each micro-batch counts alike, as each process does in DistributedDataParallel.
+    cfg.SOLVER.ACCUMULATE_EXACTLY = True
+
     # What SOLVER.AMP.ENABLED computes in: "float16", as Detectron2, or "bfloat16", which has the
     # range of float32 and needs no scaling of the loss (on Ampere and later GPUs).
     cfg.SOLVER.AMP.PRECISION = "float16"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.utils.events import get_event_storage
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from cityscapes_maskrcnn.engine.accumulation import LossShares, split_batch
 from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler
 from cityscapes_maskrcnn.modeling.step_metrics import collect_step_metrics
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -20,11 +24,11 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 def build_step_trainer(
     cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
+) -> CheckedTrainer:
     """Build the trainer that runs one iteration, in full or in mixed precision.
 
     Args:
-        cfg: reads ``SOLVER.AMP`` and ``MODEL.DEVICE``.
+        cfg: reads ``SOLVER.AMP``, ``ACCUMULATE``, ``ACCUMULATE_EXACTLY`` and ``MODEL.DEVICE``.
         model: on its device.
         loader: an iterable of batches without end.
         optimizer: of the model's trainable parameters.
@@ -32,8 +36,12 @@ def build_step_trainer(
     Raises:
         InputError: ``SOLVER.AMP.PRECISION`` is unknown, or mixed precision is asked for on a CPU.
     """
+    accumulation = {
+        "accumulate": cfg.SOLVER.ACCUMULATE,
+        "exactly": cfg.SOLVER.ACCUMULATE_EXACTLY,
+    }
     if not cfg.SOLVER.AMP.ENABLED:
-        return CheckedTrainer(model, loader, optimizer)
+        return CheckedTrainer(model, loader, optimizer, **accumulation)
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         raise InputError("SOLVER.AMP.ENABLED: needs a GPU in this project's trainer")
     precisions = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -48,50 +56,119 @@ def build_step_trainer(
         # Heads of other names than this project's keep Detectron2's poolers.
         if isinstance(module, ROIPooler) and not isinstance(module, BatchedROIPooler):
             module.register_forward_pre_hook(_pool_in_full_precision)
-    return MixedPrecisionTrainer(model, loader, optimizer, grad_scaler=scaler, precision=precision)
+    return MixedPrecisionTrainer(
+        model, loader, optimizer, grad_scaler=scaler, precision=precision, **accumulation
+    )
 
 
 class CheckedTrainer(SimpleTrainer):
-    """Detectron2's trainer, which knows the images of a batch whose loss is not finite.
+    """Detectron2's trainer, with gradients that are summed over micro-batches.
+
+    It knows the images of the micro-batch whose loss is not finite.
+
+    Args:
+        model: on its device, perhaps wrapped by DistributedDataParallel.
+        data_loader: an iterable of batches without end.
+        optimizer: of the model's trainable parameters.
+        accumulate: micro-batches that a batch is divided into.
+        exactly: see :class:`.accumulation.LossShares`.
+        kwargs: of Detectron2's trainer.
 
     Attributes:
-        images: in words, those of the newest batch.
+        images: in words, those of the newest micro-batch.
     """
 
     images = "images of the batch: none"
-    _data_loader_iter_obj: Iterator[Any] | None
 
-    @property
-    def _data_loader_iter(self) -> Iterator[Any]:
-        if self._data_loader_iter_obj is None:
-            self._data_loader_iter_obj = self._note_images()
-        return self._data_loader_iter_obj
-
-    def _note_images(self) -> Iterator[Any]:
-        for batch in self.data_loader:
-            self.images = images_of(batch)
-            yield batch
-
-    def _write_metrics(
+    def __init__(
         self,
-        loss_dict: Mapping[str, torch.Tensor],
-        data_time: float,
-        prefix: str = "",
-        iter: int | None = None,
+        model: nn.Module,
+        data_loader: Any,
+        optimizer: torch.optim.Optimizer,
+        *,
+        accumulate: int = 1,
+        exactly: bool = True,
+        **kwargs: Any,
     ) -> None:
-        metrics = collect_step_metrics(self.model)
+        super().__init__(model, data_loader, optimizer, **kwargs)
+        self.accumulate = accumulate
+        self._exactly = exactly
+
+    def run_step(self) -> None:
+        """Go through one batch and update the weights."""
+        assert self.model.training, "the model is in evaluation mode"
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        # Before the forward pass, whose peak of memory they need not add to.
+        self.optimizer.zero_grad()
+        losses, metrics = self.compute_gradients(self.model, batch)
+        self.after_backward()
+        self.write_metrics(losses, data_time, self.iter)
+        get_event_storage().put_scalars(cur_iter=self.iter, **metrics)
+        self._update_weights()
+
+    def compute_gradients(
+        self, model: nn.Module, batch: Sequence[Any]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Add the gradients of a batch to those of the model's parameters.
+
+        Returns:
+            The losses of the batch, scalars without gradients on the CPU, and the metrics that the
+            modules report, means over the micro-batches.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        parts = split_batch(batch, self.accumulate)
+        with self._autocast():
+            shares = LossShares(
+                getattr(model, "module", model), parts, exactly=self._exactly, note=self._note
+            )
+        scalars: list[dict[str, torch.Tensor]] = []
+        for number, part in enumerate(shares):
+            with ExitStack() as stack:
+                if isinstance(model, DistributedDataParallel) and number < len(parts) - 1:
+                    stack.enter_context(model.no_sync())
+                with self._autocast():
+                    losses = model(part)
+                    if isinstance(losses, torch.Tensor):
+                        losses = {"total_loss": losses}
+                    shared = shares.weigh(number, losses) if len(parts) > 1 else losses
+                    total: Any = sum(shared.values())
+                self._backward(total)
+            scalars += [losses, shared, collect_step_metrics(model)]
         # One transfer from the GPU for all of them.
-        scalars = [
-            each.detach().float().reshape(()) for each in (*loss_dict.values(), *metrics.values())
-        ]
-        values = torch.stack(scalars).cpu()
-        by_name = dict(zip(loss_dict, values, strict=False))
-        # In the process of the image: the main one, which gets the means, does not know it.
-        check_finite({name: float(loss) for name, loss in by_name.items()})
-        iteration = self.iter if iter is None else iter
-        SimpleTrainer.write_metrics(by_name, data_time, iteration, prefix)
-        for name, value in zip(metrics, values[len(loss_dict) :].tolist(), strict=True):
-            get_event_storage().put_scalar(name, value, cur_iter=iteration)
+        flat = [each.detach().float().reshape(()) for group in scalars for each in group.values()]
+        values = iter(torch.stack(flat).cpu())
+        found = [{name: next(values) for name in group} for group in scalars]
+        for part, losses in zip(parts, found[::3], strict=True):
+            self._note(part)
+            # In the process of the image: the main one, which gets the means, does not know it.
+            check_finite({name: float(loss) for name, loss in losses.items()})
+        of_batch = {name: sum(each[name] for each in found[1::3]) for name in found[1]}
+        return of_batch, _means(found[2::3])
+
+    def _note(self, part: Sequence[Any]) -> None:
+        self.images = images_of(part)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def _update_weights(self) -> None:
+        self.optimizer.step()
+
+
+def _means(groups: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+    """Average every metric over the micro-batches that have it."""
+    names = dict.fromkeys(name for group in groups for name in group)
+    return {
+        name: float(torch.stack([group[name] for group in groups if name in group]).mean())
+        for name in names
+    }
 
 
 def images_of(batch: Iterable[Any]) -> str:
@@ -113,6 +190,16 @@ def check_finite(losses: Mapping[str, float]) -> None:
 
 class MixedPrecisionTrainer(CheckedTrainer, AMPTrainer):
     """Detectron2's mixed-precision trainer, which can resume a run of another precision."""
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cuda", dtype=self.precision)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        self.grad_scaler.scale(loss).backward()
+
+    def _update_weights(self) -> None:
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore ``state_dict``; without a scale of gradients in it, start with a new one."""

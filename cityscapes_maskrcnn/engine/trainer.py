@@ -26,6 +26,7 @@ from cityscapes_maskrcnn.data.provenance import TRAINED, merge
 from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine import inference, solver
+from cityscapes_maskrcnn.engine.accumulation import check_accumulation
 from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
@@ -87,6 +88,7 @@ class Trainer(DefaultTrainer):
         register_datasets_of(cfg)
         check_classes(cfg)
         check_validation(cfg)
+        check_accumulation(cfg)
         cfg.defrost()
         solver.resolve_epochs(cfg)
         if cfg.SEED < 0:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from cityscapes_maskrcnn.engine.dry_run import dry_run
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
 from cityscapes_maskrcnn.engine.precision import check_finite, images_of
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -79,30 +79,15 @@ def losses_without_training(model: nn.Module) -> Iterator[None]:
 
     Detectron2's models return losses in training mode only. In that mode BatchNorm would move its
     running statistics and dropout would add noise, so those layers alone stay in evaluation mode.
-    The generators of random choices (which regions are sampled for a loss) are put back afterwards,
-    and what the model reports to the event storage is dropped.
 
     Args:
         model: any Detectron2 model; its mode is restored at the end.
     """
-    modes = {module: module.training for module in model.modules()}
-    # With a VIS_PERIOD the model would draw its input and proposals.
-    drawing: dict[Any, Any] = {m: m.vis_period for m in modes if hasattr(m, "vis_period")}
-    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
-    try:
-        model.train()
-        for module in drawing:
-            module.vis_period = 0
+    with dry_run(model), torch.no_grad():
         for module in model.modules():
             if isinstance(module, (_BatchNorm, _DropoutNd)):
                 module.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices), EventStorage():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for module, period in drawing.items():
-            module.vis_period = period
+        yield
 
 
 def validation_losses(

@@ -66,7 +66,7 @@ class ASPP(nn.Module):
         if len(x) == 1 and isinstance(pooling.norm, nn.BatchNorm2d) and pooling.norm.training:
             raise InputError(
                 "DeepLabv3's pooling branch needs at least 2 training images in every process: "
-                "raise SOLVER.IMS_PER_BATCH or use fewer processes"
+                "raise SOLVER.IMS_PER_BATCH, lower SOLVER.ACCUMULATE or use fewer processes"
             )
         outputs = [conv(x) for conv in self.convs[:-1]]
         outputs.append(pooling(F.adaptive_avg_pool2d(x, 1)).expand(-1, -1, *x.shape[2:]))

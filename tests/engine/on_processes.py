@@ -22,13 +22,20 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.engine import hooks
+from cityscapes_maskrcnn.engine.precision import CheckedTrainer
 from cityscapes_maskrcnn.engine.processes import GroupSettings, run_processes
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.engine.validation import validation_losses
 from cityscapes_maskrcnn.utils.errors import InputError
+
+# No layer looks at the other images, and none drops anything.
+ALIKE = ["MODEL.RESNETS.NORM", "LN", "MODEL.SEM_SEG_HEAD.NORM", "LN"]
+ALIKE += ["MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", 0.0]
 
 
 def norms(rank: int) -> nn.Module:
@@ -59,6 +66,7 @@ def images() -> list[dict[str, Any]]:
         )
         image = torch.randint(256, (3, 64, 96), generator=generator, dtype=torch.uint8)
         labels = torch.randint(19, (64, 96), generator=generator)
+        labels[: 20 * number] = 255
         examples.append({"image": image, "sem_seg": labels, "instances": objects})
     return examples
 
@@ -108,12 +116,41 @@ def fit_anchors() -> dict[str, Any]:
     return found
 
 
+def gradients(model: nn.Module, batch: list[Any], accumulate: int) -> dict[str, torch.Tensor]:
+    """Sum the gradients of micro-batches that count alike."""
+    step = CheckedTrainer(
+        model,
+        [],
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        accumulate=accumulate,
+        exactly=False,
+    )
+    step.optimizer.zero_grad()
+    step.compute_gradients(model, batch)
+    inner = getattr(model, "module", model)
+    return {name: each.grad for name, each in inner.named_parameters()}
+
+
+def gradients_together(model: nn.Module, batch: list[Any]) -> dict[str, Any]:
+    """Compute gradients of two micro-batches, and count how often the processes exchange them."""
+    exchanges = []
+
+    def exchange(group: Any, bucket: Any) -> Any:
+        exchanges.append(bucket.index())
+        return allreduce_hook(group, bucket)
+
+    together = DistributedDataParallel(model, broadcast_buffers=False)
+    together.register_comm_hook(None, exchange)
+    return {"found": gradients(together, batch, 2), "exchanges": exchanges}
+
+
 def work(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     rank, folder = comm.get_rank(), Path(args.folder)
     layers = norms(rank)
     hooks.average_norm_statistics(layers)
     one, two, three = images()
+    batch = [[one, two], [three, one]][rank]
     semantic, instances = tiny_model("stage_0_backbone"), tiny_model("stage_1_heads")
     found = {
         "norms": layers.state_dict(),
@@ -122,6 +159,7 @@ def work(args: argparse.Namespace) -> None:
         "none": validation_losses(semantic, []),
         "instances": validation_losses(instances, [[[one], [two]], [[three]]][rank]),
         "fit": fit_anchors(),
+        "gradients": gradients_together(tiny_model("stage_0_backbone", *ALIKE), batch),
     }
     torch.save(found, folder / f"{rank}.pt")
     comm.synchronize()
@@ -137,6 +175,9 @@ def main(folder: str) -> int:
         "semantic": validation_losses(semantic, [[one], [two], [three]]),
         "parts": [validation_losses(semantic, part) for part in ([[one, two]], [[three]])],
         "instances": validation_losses(instances, [[one], [two], [three]]),
+        "gradients": gradients(
+            tiny_model("stage_0_backbone", *ALIKE), [one, two, three, one], accumulate=4
+        ),
     }
     torch.save(alone, Path(folder, "alone.pt"))
     args = argparse.Namespace(

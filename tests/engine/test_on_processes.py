@@ -69,6 +69,17 @@ def test_validation_losses_are_means_over_images(found: dict[str, Found]) -> Non
     assert abs(wrong - found["alone"]["semantic"]["total_loss"]) > 1e-4
 
 
+def test_micro_batches_count_as_processes_do(found: dict[str, Found]) -> None:
+    """Two micro-batches in each of two processes, and four in one; labelled pixels differ."""
+    alone, one, other = (found[name]["gradients"] for name in ("alone", "0", "1"))
+    assert alone.keys() == one["found"].keys()
+    for name, expected in alone.items():
+        assert torch.equal(one["found"][name], other["found"][name])
+        assert (one["found"][name] - expected).norm() <= 1e-4 * expected.norm() + 1e-9
+    # All parameters fit in one bucket, which is exchanged after the last micro-batch only.
+    assert one["exchanges"] == other["exchanges"] == [0]
+
+
 def test_all_leave_a_measurement_when_one_is_asked_to(found: dict[str, Found]) -> None:
     """Not the main process is, which saves; the measurement would take 100 seconds."""
     assert found["saved"] == "model_0000004 4"

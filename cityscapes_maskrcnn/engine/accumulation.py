@@ -1,0 +1,149 @@
+"""The gradients of a batch from those of its micro-batches: ``SOLVER.ACCUMULATE``.
+
+A mean over a batch is not the mean of the means over its micro-batches where what is averaged
+differs in number. Of the losses of a Mask R-CNN, those of the RPN are means over images, those of
+the box head over the sampled regions, that of the mask head over the regions with an object; the
+loss of a semantic head is one over labelled pixels. So each micro-batch's loss gets the share that
+its images, regions or pixels have in the whole batch's, and the sum is the batch's loss.
+
+How many regions are sampled shows only after a forward pass, and all numbers must be known before
+the first gradient: with ``SOLVER.ACCUMULATE_EXACTLY`` all micro-batches but the first go through
+the model once more, without gradients, and draw the same regions each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, get_event_storage
+from torch import Tensor, nn
+
+from cityscapes_maskrcnn.engine.dry_run import dry_run
+from cityscapes_maskrcnn.utils.errors import InputError
+
+#: What a micro-batch has how many of; tensors, where that is known on the model's device only.
+Counts = dict[str, "float | Tensor"]
+
+# What losses are means over; all others are means over images.
+_AVERAGED_OVER: Final = {
+    "loss_cls": "regions",
+    "loss_box_reg": "regions",
+    "loss_mask": "objects",
+    "loss_sem_seg": "pixels",
+}
+
+
+def check_accumulation(cfg: CfgNode) -> None:
+    """Verify that a batch can be divided into micro-batches.
+
+    Raises:
+        InputError: ``SOLVER.ACCUMULATE`` is below 1, or they would be of different sizes.
+    """
+    parts, total, processes = cfg.SOLVER.ACCUMULATE, cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if parts < 1:
+        raise InputError(f"SOLVER.ACCUMULATE is {parts}: at least 1")
+    if parts > 1 and total % (processes * parts):
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH {total} cannot be divided into SOLVER.ACCUMULATE {parts} equal "
+            f"micro-batches in {processes} process{'es' if processes > 1 else ''}"
+        )
+
+
+def split_batch(batch: Sequence[Any], parts: int) -> list[Sequence[Any]]:
+    """Split a batch into micro-batches, in order; none is empty, so there may be fewer."""
+    parts = min(parts, len(batch))
+    ends = [len(batch) * number // parts for number in range(parts + 1)]
+    return [batch[start:end] for start, end in pairwise(ends)]
+
+
+class LossShares:
+    """The share of each micro-batch's losses in those of the whole batch.
+
+    Use it as an iterator: it seeds the generators before each micro-batch, as they were seeded when
+    it was counted.
+
+    Args:
+        model: not wrapped by DistributedDataParallel, in training mode.
+        parts: the micro-batches.
+        note: called with a micro-batch before it goes through the model.
+        exactly: count what the losses are means over; otherwise images alone, and the gradients are
+            those that DistributedDataParallel makes of as many processes.
+
+    Attributes:
+        counts: by micro-batch how many images, pixels, regions and objects it has.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: Sequence[Sequence[Any]],
+        *,
+        exactly: bool,
+        note: Callable[[Sequence[Any]], object],
+    ) -> None:
+        self._parts = parts
+        self._note = note
+        self._ignored = getattr(getattr(model, "sem_seg_head", None), "ignore_value", None)
+        self._exactly = exactly
+        self.counts: list[Counts] = [self._count(part) for part in parts]
+        self._samples_regions = exactly and isinstance(model, GeneralizedRCNN) and len(parts) > 1
+        if self._samples_regions:
+            # Drawn from the CPU's generator, which costs a GPU no waiting.
+            self._seed = int(torch.randint(1 << 62, ()))
+            self.counts[1:] = [
+                self.counts[number] | self._sampled(model, number)
+                for number in range(1, len(parts))
+            ]
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        for number, part in enumerate(self._parts):
+            self._note(part)
+            if self._samples_regions:
+                torch.manual_seed(self._seed + number)
+            yield part
+
+    def weigh(self, number: int, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Multiply the losses of micro-batch ``number`` by their shares, right after its pass."""
+        if self._samples_regions and not number:
+            self.counts[0] = self.counts[0] | _regions(get_event_storage(), self._parts[0])
+        return {name: loss * self._share(number, name) for name, loss in losses.items()}
+
+    def _share(self, number: int, loss: str) -> float | Tensor:
+        kind = _AVERAGED_OVER.get(loss, "images")
+        if kind not in self.counts[number]:
+            kind = "images"
+        total = sum(counts[kind] for counts in self.counts)
+        # Where there is nothing to be averaged, the loss is 0.
+        return self.counts[number][kind] / (
+            total.clamp(min=1) if isinstance(total, Tensor) else max(total, 1)
+        )
+
+    def _count(self, part: Sequence[Any]) -> Counts:
+        counts: Counts = {"images": len(part)}
+        if self._exactly and self._ignored is not None:
+            counts["pixels"] = sum((each["sem_seg"] != self._ignored).sum() for each in part)
+        return counts
+
+    def _sampled(self, model: nn.Module, number: int) -> Counts:
+        part = self._parts[number]
+        self._note(part)
+        with dry_run(model) as storage, torch.no_grad():
+            torch.manual_seed(self._seed + number)
+            model(part)
+            return _regions(storage, part)
+
+
+def _regions(storage: EventStorage, part: Sequence[Any]) -> Counts:
+    """Get how many regions were sampled, from the means over images that RoI heads report."""
+    names = ("roi_head/num_fg_samples", "roi_head/num_bg_samples")
+    latest = storage.latest()
+    if not all(name in latest for name in names):
+        return {}
+    objects, background = (round(latest[name][0] * len(part)) for name in names)
+    return {"objects": objects, "regions": objects + background}
