@@ -92,6 +92,17 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # False: each micro-batch counts alike, as each process does in DistributedDataParallel.
     cfg.SOLVER.ACCUMULATE_EXACTLY = True
 
+    # ---- Averaged weights ---------------------------------------------------------------------
+    # Part of an exponential moving average of the weights that a step of the optimizer keeps, such
+    # as 0.999 (it then looks back over about 1,000 steps); 0.0: no average. Step t, from 0, keeps
+    # min(EMA_DECAY, (1 + t) / (10 + t)). The average is of all trained parameters and of live
+    # BatchNorm's statistics, in float32. It is scored after the weights themselves ("segm_EMA/AP"
+    # beside "segm/AP"; files in OUTPUT_DIR/inference_EMA), stands in every checkpoint, and at the
+    # end in model_final_ema.pth, which MODEL.WEIGHTS may name. The validation loss, and what
+    # follows it, is that of the trained weights. SOLVER.BEST_CHECKPOINT_METRIC "segm_EMA/AP" has
+    # model_best.pth hold averaged weights.
+    cfg.SOLVER.EMA_DECAY = 0.0
+
     # What SOLVER.AMP.ENABLED computes in: "float16", as Detectron2, or "bfloat16", which has the
     # range of float32 and needs no scaling of the loss (on Ampere and later GPUs).
     cfg.SOLVER.AMP.PRECISION = "float16"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
 from cityscapes_maskrcnn.data.provenance import UsedData, merge
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
@@ -37,6 +37,8 @@ class BestCheckpoint(MeasurementHook):
         datasets: ``DATASETS.TEST``. With several, names of scores start with the dataset's, and the
             first one's count by default.
         selected_on: what choosing by the metric has the weights tuned on.
+        weights_of: returns, for the name of a metric, the weights that it was measured with in
+            place of the model's, by name.
 
     Raises:
         InputError: in training, ``metric`` is not among what is measured.
@@ -50,9 +52,10 @@ class BestCheckpoint(MeasurementHook):
         metric: str,
         datasets: Sequence[str],
         selected_on: Sequence[UsedData] = (),
+        weights_of: Callable[[str], Mapping[str, Tensor]] = lambda _: {},
     ) -> None:
         self._model = model
-        self._checkpointer = _WeightsOnly(model, output_dir)
+        self._checkpointer = WeightsOnlyCheckpointer(model, output_dir)
         self._path = Path(output_dir, "model_best.pth")
         self._period = period
         prefix = f"{datasets[0]}/" if len(datasets) > 1 else ""
@@ -63,6 +66,7 @@ class BestCheckpoint(MeasurementHook):
         )
         self._required = metric
         self._selected_on = selected_on
+        self._weights_of = weights_of
         self._best: dict[str, Any] = {}
 
     def before_train(self) -> None:
@@ -109,6 +113,7 @@ class BestCheckpoint(MeasurementHook):
         logger.info("Best %s so far: %.5g", metric, value)
         self._checkpointer.history = merge(self.trainer.checkpointer.history, self._selected_on)
         self._checkpointer.origin = self.trainer.checkpointer.origin
+        self._checkpointer.replaced = self._weights_of(metric)
         self._checkpointer.save(self._path.stem, **self._best)
 
     def restore(self) -> bool:
@@ -162,8 +167,8 @@ def _read_best(content: Any, source: str) -> dict[str, Any]:
     return {name: content[name] for name in kinds}
 
 
-class _WeightsOnly(SafeCheckpointer):
+class WeightsOnlyCheckpointer(SafeCheckpointer):
     """A checkpointer whose files are not what ``--resume`` continues from."""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pass
+        """Leave ``last_checkpoint`` as it is."""

@@ -104,6 +104,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.history: tuple[UsedData, ...] = ()
         #: How the model came about, see :func:`.checkpoint_origin.origin_of_run`; saving writes it.
         self.origin: dict[str, Any] = {}
+        #: What saving writes in place of weights in the model, by name.
+        self.replaced: Mapping[str, Tensor] = {}
         self._loaded = ""
         self._former_parents: list[dict[str, str]] = []
         self.logger = logging.getLogger(__name__)
@@ -120,7 +122,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), SEEN_IMAGES_KEY: to_plain(self.history)}
+        state = {**self.model.state_dict(), **self.replaced}
+        data = {"model": state, SEEN_IMAGES_KEY: to_plain(self.history)}
         data.update((key, item.state_dict()) for key, item in self.checkpointables.items())
         if self.origin:
             data[ORIGIN_KEY] = self.origin

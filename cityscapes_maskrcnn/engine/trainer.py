@@ -19,7 +19,6 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader
 
 from cityscapes_maskrcnn.data import loaders
 from cityscapes_maskrcnn.data.provenance import TRAINED, merge
@@ -27,31 +26,27 @@ from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine import inference, solver
 from cityscapes_maskrcnn.engine.accumulation import check_accumulation
-from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
 from cityscapes_maskrcnn.engine.class_check import check_classes, class_names
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
+from cityscapes_maskrcnn.engine.ema import SUFFIX, FinalAverage, WeightAverage, check_decay
+from cityscapes_maskrcnn.engine.explained_errors import explained_errors
 from cityscapes_maskrcnn.engine.hooks import (
     AverageNormStatistics,
     CheckFrozen,
-    Evaluation,
     MeasurementHook,
     SeedEveryStep,
     StopOnSignal,
     WriteEvents,
     finish_hooks,
 )
+from cityscapes_maskrcnn.engine.measurement_hooks import build_measurement_hooks
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
 from cityscapes_maskrcnn.engine.run_setup import environment
-from cityscapes_maskrcnn.engine.seen_images import (
-    data_of_run,
-    data_of_selection,
-    refuse_seen_images,
-)
-from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
+from cityscapes_maskrcnn.engine.seen_images import data_of_run, refuse_seen_images
 from cityscapes_maskrcnn.engine.summary import RunSummary
-from cityscapes_maskrcnn.engine.validation import PREFIX, ValidationLoss, check_validation
+from cityscapes_maskrcnn.engine.validation import check_validation
 from cityscapes_maskrcnn.modeling.determinism import make_deterministic
 from cityscapes_maskrcnn.modeling.folding import fold_frozen_norms
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
@@ -89,6 +84,7 @@ class Trainer(DefaultTrainer):
         check_classes(cfg)
         check_validation(cfg)
         check_accumulation(cfg)
+        check_decay(cfg)
         cfg.defrost()
         solver.resolve_epochs(cfg)
         if cfg.SEED < 0:
@@ -184,31 +180,18 @@ class Trainer(DefaultTrainer):
         register_datasets_of(self.cfg)
         self.iter = self.start_iter
         # Detectron2's loop is fixed in length; this one ends where a hook lowers max_iter.
-        with EventStorage(self.start_iter) as self.storage, self._hooks_at_the_end():
-            try:
-                self.before_train()
-                self._repeat_measurements()
-                while self.iter < self.max_iter:
-                    self.before_step()
-                    self.run_step()
-                    self.after_step()
-                    self.iter += 1
-            except torch.OutOfMemoryError as error:
-                raise InputError(
-                    f"out of memory on the GPU in iteration {self.iter}: lower "
-                    "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN (in an evaluation "
-                    f"INPUT.MIN_SIZE_TEST): {str(error).partition('. GPU')[0]}"
-                ) from error
-            except StopIteration as error:
-                raise InputError(
-                    f"the training loader ended before iteration {self.iter} of {self.max_iter}: "
-                    "build_train_loader must return an endless one, as Detectron2's is"
-                ) from error
-            except FloatingPointError as error:
-                raise InputError(
-                    f"training diverged in iteration {self.iter}: {error}; {self._trainer.images}; "
-                    "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"
-                ) from error
+        with (
+            EventStorage(self.start_iter) as self.storage,
+            self._hooks_at_the_end(),
+            explained_errors(self),
+        ):
+            self.before_train()
+            self._repeat_measurements()
+            while self.iter < self.max_iter:
+                self.before_step()
+                self.run_step()
+                self.after_step()
+                self.iter += 1
         results = getattr(self, "_last_eval_results", {})
         if comm.is_main_process():
             folder = Path(self.cfg.OUTPUT_DIR)
@@ -253,7 +236,12 @@ class Trainer(DefaultTrainer):
         built: list[HookBase] = [SeedEveryStep(cfg.SEED), hooks.IterationTimer()]
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             built.append(hooks.LRScheduler())
-        built.append(AverageNormStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD))
+        periods = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD
+        built.append(AverageNormStatistics(*periods))
+        average = None
+        if cfg.SOLVER.EMA_DECAY:
+            average = WeightAverage(self.model, cfg.SOLVER.EMA_DECAY, *periods)
+            built.append(average)
         # The checkpoint comes before the measurements: an interruption of them loses no iteration.
         if main_process:
             built += [
@@ -263,76 +251,16 @@ class Trainer(DefaultTrainer):
         stop = StopOnSignal(self.checkpointer)
         built.append(stop)
         if cfg.DATASETS.TEST:
-            built += self._build_measurement_hooks(stop)
+            built += build_measurement_hooks(self, stop, average)
         if main_process:
+            if average:
+                built.append(FinalAverage(self.model, cfg.OUTPUT_DIR, average))
             if cfg.SOLVER.DRIFT_REPORT:
                 built.append(DriftReport(Path(cfg.OUTPUT_DIR)))
             built += [
                 RunSummary(cfg, self.stream.num_images if self.stream else None),
                 WriteEvents(self.build_writers(), cfg.TEST.EVAL_PERIOD),
             ]
-        return built
-
-    def _build_measurement_hooks(self, stop: StopOnSignal) -> list[HookBase]:
-        """Build what measures on ``DATASETS.TEST``, and then what acts on the measurements."""
-        cfg, period = self.cfg, self.cfg.TEST.EVAL_PERIOD
-        validation_loader: DataLoader[Any] | None = None
-
-        def evaluate() -> dict[str, Any]:
-            evaluators = [self.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-            with stop.measuring():
-                self._last_eval_results = self.test(cfg, self.model, evaluators)
-            return self._last_eval_results
-
-        def evaluate_augmented() -> dict[str, Any]:
-            evaluators = self._build_augmented_evaluators(cfg)
-            with stop.measuring():
-                return self.test_with_TTA(cfg, self.model, evaluators)
-
-        def validation_batches() -> Iterator[Any]:
-            nonlocal validation_loader
-            loader = validation_loader or self.build_validation_loader(cfg)
-            # What else an override returns may be used up by going through it.
-            validation_loader = loader if isinstance(loader, DataLoader) else None
-            return stop.watch(loader)
-
-        def hand_over_best() -> None:
-            other_weights = best.restore()
-            self.checkpointer.save("model_final", iteration=self.iter)
-            if other_weights and not chosen_by_loss:
-                evaluation.measure()
-
-        metric = cfg.SOLVER.BEST_CHECKPOINT_METRIC
-        # Semantic models have none of the scores that come before it by default.
-        semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and cfg.TEST.VALIDATION_LOSS
-        chosen_by_loss = metric.startswith(PREFIX) or (not metric and semantic)
-        evaluation = Evaluation(period, evaluate)
-        best = BestCheckpoint(
-            model=self.model,
-            output_dir=cfg.OUTPUT_DIR,
-            period=period,
-            metric=metric,
-            datasets=cfg.DATASETS.TEST,
-            selected_on=data_of_selection(cfg),
-        )
-        built: list[HookBase] = [best]
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            built.append(PlateauSchedule(self.scheduler))
-        if cfg.SOLVER.EARLY_STOPPING.ENABLED:
-            built.append(
-                EarlyStopping(
-                    patience=cfg.SOLVER.EARLY_STOPPING.PATIENCE,
-                    threshold=cfg.SOLVER.PLATEAU.THRESHOLD,
-                    hand_over=hand_over_best,
-                )
-            )
-        # Weights that are handed over are scored once, if they are known before the scores.
-        built.insert(len(built) if chosen_by_loss else 0, evaluation)
-        if cfg.TEST.VALIDATION_LOSS:
-            built.insert(0, ValidationLoss(period, validation_batches))
-        if cfg.TEST.AUG.ENABLED:
-            # Period 0: at the end of training only.
-            built.append(Evaluation(0, evaluate_augmented))
         return built
 
     @classmethod
@@ -423,16 +351,38 @@ class Trainer(DefaultTrainer):
             InputError: the model is not one that can be augmented.
         """
         augmented = inference.with_test_time_augmentation(cfg, model)
-        logger = logging.getLogger(__name__)
-        logger.info("With test-time augmentation (_TTA), on each image of %s:", cfg.DATASETS.TEST)
-        evaluators = evaluators or cls._build_augmented_evaluators(cfg)
-        results = cls.test(cfg, augmented, evaluators)
-        logger.info("The scores since then are those with test-time augmentation (_TTA)")
-        return OrderedDict((f"{name}_TTA", scores) for name, scores in results.items())
+        evaluators = evaluators or cls._build_evaluators(cfg, "_TTA")
+        return cls._test_as("_TTA", "with test-time augmentation", cfg, augmented, evaluators)
 
     @classmethod
-    def _build_augmented_evaluators(cls, cfg: CfgNode) -> list[DatasetEvaluator]:
-        folder = str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
+    def test_average(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Score averaged weights, which the model has, on ``DATASETS.TEST``.
+
+        Returns:
+            As :meth:`test`, each name ending in ``_EMA``. The files are in ``inference_EMA``.
+        """
+        evaluators = cls._build_evaluators(cfg, SUFFIX)
+        return cls._test_as(SUFFIX, "with averaged weights", cfg, model, evaluators)
+
+    @classmethod
+    def _test_as(
+        cls,
+        suffix: str,
+        how: str,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: list[DatasetEvaluator],
+    ) -> dict[str, Any]:
+        """Score a model; names end in ``suffix``, and the log says ``how`` it is done."""
+        logger = logging.getLogger(__name__)
+        logger.info("On each image of %s, %s (%s):", cfg.DATASETS.TEST, how, suffix)
+        results = cls.test(cfg, model, evaluators)
+        logger.info("The scores since then are those %s (%s)", how, suffix)
+        return OrderedDict((f"{name}{suffix}", scores) for name, scores in results.items())
+
+    @classmethod
+    def _build_evaluators(cls, cfg: CfgNode, suffix: str) -> list[DatasetEvaluator]:
+        folder = str(Path(cfg.OUTPUT_DIR) / f"inference{suffix}")
         return [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
 
     @classmethod

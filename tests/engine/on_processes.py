@@ -66,7 +66,6 @@ def images() -> list[dict[str, Any]]:
         )
         image = torch.randint(256, (3, 64, 96), generator=generator, dtype=torch.uint8)
         labels = torch.randint(19, (64, 96), generator=generator)
-        labels[: 20 * number] = 255
         examples.append({"image": image, "sem_seg": labels, "instances": objects})
     return examples
 
@@ -116,6 +115,14 @@ def fit_anchors() -> dict[str, Any]:
     return found
 
 
+def partly_labelled() -> list[dict[str, Any]]:
+    """Three images of which 0, 20 and 40 of the 64 rows have no labels."""
+    examples = images()
+    for number, each in enumerate(examples):
+        each["sem_seg"][: 20 * number] = 255
+    return examples
+
+
 def gradients(model: nn.Module, batch: list[Any], accumulate: int) -> dict[str, torch.Tensor]:
     """Sum the gradients of micro-batches that count alike."""
     step = CheckedTrainer(
@@ -139,6 +146,7 @@ def gradients_together(model: nn.Module, batch: list[Any]) -> dict[str, Any]:
         exchanges.append(bucket.index())
         return allreduce_hook(group, bucket)
 
+    exchange.__annotations__.clear()  # torch compares them with types, and they are strings here
     together = DistributedDataParallel(model, broadcast_buffers=False)
     together.register_comm_hook(None, exchange)
     return {"found": gradients(together, batch, 2), "exchanges": exchanges}
@@ -150,7 +158,8 @@ def work(args: argparse.Namespace) -> None:
     layers = norms(rank)
     hooks.average_norm_statistics(layers)
     one, two, three = images()
-    batch = [[one, two], [three, one]][rank]
+    first, second, third = partly_labelled()
+    batch = [[first, second], [third, first]][rank]
     semantic, instances = tiny_model("stage_0_backbone"), tiny_model("stage_1_heads")
     found = {
         "norms": layers.state_dict(),
@@ -170,13 +179,14 @@ def main(folder: str) -> int:
     torch.set_num_threads(1)
     semantic, instances = tiny_model("stage_0_backbone"), tiny_model("stage_1_heads")
     one, two, three = images()
+    first, second, third = partly_labelled()
     alone = {
         "norms": [norms(rank).state_dict() for rank in (0, 1)],
         "semantic": validation_losses(semantic, [[one], [two], [three]]),
         "parts": [validation_losses(semantic, part) for part in ([[one, two]], [[three]])],
         "instances": validation_losses(instances, [[one], [two], [three]]),
         "gradients": gradients(
-            tiny_model("stage_0_backbone", *ALIKE), [one, two, three, one], accumulate=4
+            tiny_model("stage_0_backbone", *ALIKE), [first, second, third, first], accumulate=4
         ),
     }
     torch.save(alone, Path(folder, "alone.pt"))

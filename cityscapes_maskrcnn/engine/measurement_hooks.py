@@ -1,0 +1,103 @@
+"""The hooks of a training run that measure on ``DATASETS.TEST``, and act on what they measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from detectron2.engine import HookBase
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader
+
+from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
+from cityscapes_maskrcnn.engine.ema import SUFFIX, WeightAverage
+from cityscapes_maskrcnn.engine.hooks import Evaluation, StopOnSignal
+from cityscapes_maskrcnn.engine.seen_images import data_of_selection
+from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
+from cityscapes_maskrcnn.engine.validation import PREFIX, ValidationLoss
+
+
+def build_measurement_hooks(
+    trainer: Any, stop: StopOnSignal, average: WeightAverage | None
+) -> list[HookBase]:
+    """Build the hooks, in the order in which they run.
+
+    Args:
+        trainer: a :class:`.trainer.Trainer`, complete but for its hooks. Its ``_last_eval_results``
+            become the newest results.
+        stop: ends the run in the middle of a measurement.
+        average: of the weights, which is scored too.
+    """
+    cfg, model, period = trainer.cfg, trainer.model, trainer.cfg.TEST.EVAL_PERIOD
+    validation_loader: DataLoader[Any] | None = None
+
+    def evaluate() -> dict[str, Any]:
+        evaluators = [trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        with stop.measuring():
+            trainer._last_eval_results = trainer.test(cfg, model, evaluators)
+        results: dict[str, Any] = trainer._last_eval_results
+        return results
+
+    def evaluate_average() -> dict[str, Any]:
+        assert average is not None
+        with average.in_place(trainer.checkpointer), stop.measuring():
+            results: dict[str, Any] = trainer.test_average(cfg, model)
+        return results
+
+    def evaluate_augmented() -> dict[str, Any]:
+        with stop.measuring():
+            results: dict[str, Any] = trainer.test_with_TTA(cfg, model)
+        return results
+
+    def validation_batches() -> Iterator[Any]:
+        nonlocal validation_loader
+        loader = validation_loader or trainer.build_validation_loader(cfg)
+        # What else an override returns may be used up by going through it.
+        validation_loader = loader if isinstance(loader, DataLoader) else None
+        return stop.watch(loader)
+
+    def weights_of(metric: str) -> Mapping[str, Tensor]:
+        return average.values if average and f"{SUFFIX}/" in metric else {}
+
+    def hand_over_best() -> None:
+        other_weights = best.restore()
+        trainer.checkpointer.save("model_final", iteration=trainer.iter)
+        if other_weights and not chosen_by_loss:
+            evaluation.measure()
+
+    metric = cfg.SOLVER.BEST_CHECKPOINT_METRIC
+    # Semantic models have none of the scores that come before it by default.
+    semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and cfg.TEST.VALIDATION_LOSS
+    chosen_by_loss = metric.startswith(PREFIX) or (not metric and semantic)
+    evaluation = Evaluation(period, evaluate)
+    best = BestCheckpoint(
+        model=model,
+        output_dir=cfg.OUTPUT_DIR,
+        period=period,
+        metric=metric,
+        datasets=cfg.DATASETS.TEST,
+        selected_on=data_of_selection(cfg),
+        weights_of=weights_of,
+    )
+    built: list[HookBase] = [best]
+    if isinstance(trainer.scheduler, ReduceLROnPlateau):
+        built.append(PlateauSchedule(trainer.scheduler))
+    if cfg.SOLVER.EARLY_STOPPING.ENABLED:
+        built.append(
+            EarlyStopping(
+                patience=cfg.SOLVER.EARLY_STOPPING.PATIENCE,
+                threshold=cfg.SOLVER.PLATEAU.THRESHOLD,
+                hand_over=hand_over_best,
+            )
+        )
+    # Weights that are handed over are scored once, if they are known before the scores.
+    built.insert(len(built) if chosen_by_loss else 0, evaluation)
+    if average:
+        built.insert(0, Evaluation(period, evaluate_average))
+    if cfg.TEST.VALIDATION_LOSS:
+        built.insert(0, ValidationLoss(period, validation_batches))
+    if cfg.TEST.AUG.ENABLED:
+        # Period 0: at the end of training only.
+        built.append(Evaluation(0, evaluate_augmented))
+    return built
