@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
+# DATALOADER.NUM_WORKERS is the user's, and more of them than cores only share these.
+warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+# fvcore says the same once more.
+logging.getLogger("detectron2.checkpoint.detection_checkpoint").setLevel(logging.WARNING)
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"

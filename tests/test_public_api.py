@@ -6,6 +6,8 @@ import contextlib
 import io
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,16 @@ def test_the_keys_are_enough_to_build_every_config(name: str) -> None:
     # As fitted: a search and a tuned stage leave them open.
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = cfg.MODEL.ANCHOR_GENERATOR.SIZES or [[32]]
     assert sum(parameter.numel() for parameter in build_model(cfg).parameters()) > 0
+
+
+def test_torch_does_not_lecture_on_worker_processes() -> None:
+    code = (
+        "import cityscapes_maskrcnn\n"
+        "from torch.utils.data import DataLoader\n"
+        "DataLoader([0], num_workers=10_000)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_public_names() -> None:

@@ -48,6 +48,14 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
         assert torch.equal(value, other.state_dict()[name])
 
 
+def test_loading_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    SafeCheckpointer(net(), str(tmp_path)).save("model")
+    with caplog.at_level("INFO"):
+        SafeCheckpointer(net()).load(str(tmp_path / "model.pth"))
+    lines = [message for message in caplog.messages if "Loading from" in message]
+    assert lines == [f"[Checkpointer] Loading from {tmp_path}/model.pth ..."]
+
+
 # A small file is written when all of it is known, a large one while torch packs it, which gives
 # the error a text of its own.
 @pytest.mark.parametrize(
