@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from cityscapes_maskrcnn.data.image_cache import ImageCache
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.data.prefetch import PrefetchedLoader, prefetch
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import loader_context, start_worker
@@ -101,8 +102,8 @@ def _check_objects(
         print_instances_class_histogram(dicts, classes)
 
 
-def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
-    """Build the endless loader of training batches of this process.
+def build_train_loader(cfg: CfgNode) -> DataLoader[Any] | PrefetchedLoader:
+    """Build the endless loader of training batches of this process, on the GPU if it has one.
 
     Its ``dataset`` is a :class:`.TrainingStream`: set ``start_batch`` of it before iterating to
     continue an earlier run. With a negative ``SEED`` the order is drawn, alike in all processes.
@@ -149,7 +150,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
         seed=seed,
         batch_size=total // processes,
     )
-    return DataLoader(
+    loader = DataLoader(
         stream,
         batch_size=total // processes,
         drop_last=True,
@@ -159,6 +160,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
         generator=torch.Generator().manual_seed(seed),
         **_worker_options(cfg, mapper),
     )
+    return prefetch(loader, cfg.MODEL.DEVICE)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
@@ -167,7 +169,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
     return inference_loader(dicts, CityscapesMapper(cfg, is_train=False), cfg)
 
 
-def build_validation_loader(cfg: CfgNode) -> DataLoader[Any]:
+def build_validation_loader(cfg: CfgNode) -> DataLoader[Any] | PrefetchedLoader:
     """Build a loader of ``DATASETS.TEST`` with ground truth, at the size of inference.
 
     Its worker processes stay for the next time that it is gone through.
@@ -175,7 +177,7 @@ def build_validation_loader(cfg: CfgNode) -> DataLoader[Any]:
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     mapper = CityscapesMapper(cfg, is_train=True, augmentations=[resize])
-    return inference_loader(dicts, mapper, cfg, persistent=True)
+    return prefetch(inference_loader(dicts, mapper, cfg, persistent=True), cfg.MODEL.DEVICE)
 
 
 def inference_loader(

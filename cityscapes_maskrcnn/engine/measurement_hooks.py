@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
+from cityscapes_maskrcnn.data.prefetch import PrefetchedLoader
 from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
 from cityscapes_maskrcnn.engine.ema import SUFFIX, WeightAverage
 from cityscapes_maskrcnn.engine.hooks import Evaluation, StopOnSignal
@@ -30,7 +31,7 @@ def build_measurement_hooks(
         average: of the weights, which is scored too.
     """
     cfg, model, period = trainer.cfg, trainer.model, trainer.cfg.TEST.EVAL_PERIOD
-    validation_loader: DataLoader[Any] | None = None
+    validation_loader: DataLoader[Any] | PrefetchedLoader | None = None
 
     def evaluate() -> dict[str, Any]:
         evaluators = [trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
@@ -54,7 +55,8 @@ def build_measurement_hooks(
         nonlocal validation_loader
         loader = validation_loader or trainer.build_validation_loader(cfg)
         # What else an override returns may be used up by going through it.
-        validation_loader = loader if isinstance(loader, DataLoader) else None
+        repeatable = isinstance(loader, DataLoader | PrefetchedLoader)
+        validation_loader = loader if repeatable else None
         return stop.watch(loader)
 
     def weights_of(metric: str) -> Mapping[str, Tensor]:

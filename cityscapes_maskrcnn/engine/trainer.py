@@ -29,6 +29,7 @@ from cityscapes_maskrcnn.engine.accumulation import check_accumulation
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
 from cityscapes_maskrcnn.engine.class_check import check_classes, class_names
+from cityscapes_maskrcnn.engine.data_wait import WarnOfWaiting
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.ema import SUFFIX, FinalAverage, WeightAverage, check_decay
 from cityscapes_maskrcnn.engine.explained_errors import explained_errors
@@ -234,6 +235,8 @@ class Trainer(DefaultTrainer):
         """Build the hooks, in the order in which they run; the last one writes the events."""
         cfg, main_process = self.cfg, comm.is_main_process()
         built: list[HookBase] = [SeedEveryStep(cfg.SEED), hooks.IterationTimer()]
+        if main_process:
+            built.append(WarnOfWaiting(cfg))
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             built.append(hooks.LRScheduler())
         periods = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD
