@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from cityscapes_maskrcnn.modeling import (  # noqa: F401
     anchor_generator,
     backbone,
+    roi_heads,
     rpn,
     semantic_head,
 )

@@ -155,8 +155,9 @@ def test_imports_register_modeling_parts_but_no_datasets() -> None:
     code = (
         "from cityscapes_maskrcnn import add_cityscapes_maskrcnn_config\n"
         "from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY\n"
-        "from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY\n"
+        "from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY\n"
         "BACKBONE_REGISTRY.get('build_dilated_resnet_backbone')\n"
+        "ROI_HEADS_REGISTRY.get('BatchedROIHeads')\n"
         "SEM_SEG_HEADS_REGISTRY.get('TorchvisionDeepLabV3Head')\n"
         "PROPOSAL_GENERATOR_REGISTRY.get('BatchedRPN')\n"
         "import cityscapes_maskrcnn.cli, cityscapes_maskrcnn.engine.trainer\n"

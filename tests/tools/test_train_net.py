@@ -385,7 +385,7 @@ def test_the_terminal_shows_results_and_the_log_the_rest(
     trained: Path, train_net: Run, tmp_path: Path
 ) -> None:
     log, shown = (trained / "log.txt").read_text(), (trained / "stdout").read_text()
-    for line in ("META_ARCHITECTURE: GeneralizedRCNN", "(roi_heads): StandardROIHeads(", "torch  "):
+    for line in ("META_ARCHITECTURE: GeneralizedRCNN", "(roi_heads): BatchedROIHeads(", "torch  "):
         assert line in log
         assert line not in shown
     assert re.search(r"Running with full config: \(\d{3} lines, see log.txt\)\n", shown)

@@ -1,0 +1,458 @@
+"""Box and mask heads that sample, match and compute losses for all images of a batch at once.
+
+They have Detectron2's parameters, fields, losses and metrics. What differs is how often the host
+waits for a GPU in a training step: once for the numbers of samples and once in the pooling, where
+Detectron2 waits dozens of times for every image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec, cross_entropy
+from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.box_regression import _dense_box_regression_loss
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead, mask_rcnn_loss
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from fvcore.nn import smooth_l1_loss
+from torch import Tensor
+
+from cityscapes_maskrcnn.modeling import matching
+from cityscapes_maskrcnn.modeling.nms import BatchedNMS
+from cityscapes_maskrcnn.modeling.polygon_masks import FlatPolygons
+from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler, pool_regions
+from cityscapes_maskrcnn.modeling.step_metrics import StepMetrics
+
+# Of ground truth among the proposals: P(object) is 1 - 1e-10, as in Detectron2.
+_GT_LOGIT = math.log((1.0 - 1e-10) / (1 - (1.0 - 1e-10)))
+# More than these in an image are not compared all at once, but by Detectron2: each image would take
+# 0.2 GB.
+_MOST_CANDIDATES = 4000
+
+
+@ROI_HEADS_REGISTRY.register()
+class BatchedROIHeads(StepMetrics, StandardROIHeads):
+    """``StandardROIHeads`` whose training step hardly waits for a GPU; on CPUs it is no slower.
+
+    Keypoint heads, ``MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES`` and mask heads without a pooler train
+    as in Detectron2, but for the sampling.
+
+    Attributes:
+        polygon_type: what ``gt_masks`` should be; others work too, and are rasterized on the CPU.
+    """
+
+    polygon_type = FlatPolygons
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        parts: dict[str, Any] = super()._init_box_head(cfg, input_shape)
+        parts["box_pooler"] = _pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, input_shape)
+        return parts
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        parts: dict[str, Any] = super()._init_mask_head(cfg, input_shape)
+        if parts.get("mask_pooler") is not None:
+            parts["mask_pooler"] = _pooler(cfg, cfg.MODEL.ROI_MASK_HEAD, input_shape)
+        return parts
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Compute losses or detections, see :meth:`StandardROIHeads.forward`."""
+        pooled_later = self.train_on_pred_boxes or (self.mask_on and self.mask_pooler is None)
+        if not self.training or pooled_later or self.keypoint_on:
+            result: tuple[list[Instances], dict[str, Tensor]] = super().forward(
+                images, features, proposals, targets
+            )
+            return result
+        assert targets is not None, "'targets' argument is required during training"
+        sampled, num_foreground = self._label_and_sample(proposals, targets)
+        foreground = [each[:number] for each, number in zip(sampled, num_foreground, strict=True)]
+        poolers = [self.box_pooler]
+        boxes = [[each.proposal_boxes for each in sampled]]
+        if self.mask_on:
+            poolers.append(self.mask_pooler)
+            boxes.append([each.proposal_boxes for each in foreground])
+        pooled = pool_regions([features[name] for name in self.in_features], poolers, boxes)
+        predictions = self.box_predictor(self.box_head(pooled[0]))
+        losses, metrics = self._box_losses(predictions, sampled, num_foreground)
+        if self.mask_on:
+            mask_losses, mask_metrics = self._mask_losses(pooled[1], foreground)
+            losses, metrics = losses | mask_losses, metrics | mask_metrics
+        self.step_metrics = metrics
+        return sampled, losses
+
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """Choose the proposals to train on, see :meth:`ROIHeads.label_and_sample_proposals`.
+
+        The foreground comes first.
+        """
+        return self._label_and_sample(proposals, targets)[0]
+
+    @torch.no_grad()
+    def _label_and_sample(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> tuple[list[Instances], list[int]]:
+        """Return the sampled proposals of every image and how many of them are foreground."""
+        candidates = [
+            torch.cat([each.proposal_boxes.tensor, each.objectness_logits[:, None]], dim=1)
+            for each in proposals
+        ]
+        gt = [each.gt_boxes.tensor for each in targets]
+        if self.proposal_append_gt:
+            candidates = [
+                torch.cat([each, F.pad(boxes, (0, 1), value=_GT_LOGIT)])
+                for each, boxes in zip(candidates, gt, strict=True)
+            ]
+        boxes, is_box = matching.pad(candidates)
+        gt_boxes, is_gt = matching.pad(gt)
+        gt_classes, _ = matching.pad([each.gt_classes for each in targets])
+        matched, labels = matching.match_boxes(
+            gt_boxes,
+            is_gt,
+            boxes[..., :4],
+            self.proposal_matcher.thresholds[1:-1],
+            self.proposal_matcher.labels,
+            self.proposal_matcher.allow_low_quality_matches,
+        )
+        classes = gt_classes.gather(1, matched).masked_fill_(labels == 0, self.num_classes)
+        classes.masked_fill_(labels == -1, -1)
+        # Without ground truth everything is background, whatever the matcher's labels say.
+        classes.masked_fill_(~is_gt[:, :1], self.num_classes)
+        classes.masked_fill_(~is_box, -1)
+        indices, valid, positive = matching.sample(
+            classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
+        )
+        sampled_gt = matched.gather(1, indices)
+        counts = torch.stack([positive.sum(dim=1), valid.sum(dim=1)], dim=1)
+        # The only synchronisation. Masks that are kept on the host are indexed there.
+        on_host = torch.cat([counts, sampled_gt], dim=1).tolist()
+        boxes = boxes.gather(1, indices[..., None].expand(-1, -1, 5))
+        classes = classes.gather(1, indices)
+        sampled = []
+        for image, (one, (_, number, *gt_indices)) in enumerate(zip(targets, on_host, strict=True)):
+            instances = Instances(
+                proposals[image].image_size,
+                proposal_boxes=Boxes(boxes[image, :number, :4]),
+                objectness_logits=boxes[image, :number, 4],
+                gt_classes=classes[image, :number],
+            )
+            for name, value in one.get_fields().items() if len(one) else ():
+                if name.startswith("gt_") and name != "gt_classes":
+                    indices = sampled_gt[image] if value.device == boxes.device else gt_indices
+                    instances.set(name, value[indices[:number]])
+            sampled.append(instances)
+        num_foreground = [counts[0] for counts in on_host]
+        storage = get_event_storage()
+        total_foreground, total = sum(num_foreground), sum(map(len, sampled))
+        storage.put_scalar("roi_head/num_fg_samples", total_foreground / len(sampled))
+        storage.put_scalar("roi_head/num_bg_samples", (total - total_foreground) / len(sampled))
+        return sampled, num_foreground
+
+    def _forward_box(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        """Compute losses or detections of the box head alone; on CPUs as Detectron2 does."""
+        predictor = self.box_predictor
+        on_cpu = proposals[0].proposal_boxes.device.type == "cpu"
+        if self.training or on_cpu or type(predictor) is not FastRCNNOutputLayers:
+            result: dict[str, Tensor] | list[Instances] = super()._forward_box(features, proposals)
+            return result
+        pooled = self.box_pooler(
+            [features[name] for name in self.in_features],
+            [each.proposal_boxes for each in proposals],
+        )
+        predictions = predictor(self.box_head(pooled))
+        return detections(
+            predictor.predict_boxes(predictions, proposals),
+            predictor.predict_probs(predictions, proposals),
+            [each.image_size for each in proposals],
+            predictor.test_score_thresh,
+            predictor.test_nms_thresh,
+            predictor.test_topk_per_image,
+        )
+
+    def _box_losses(
+        self,
+        predictions: tuple[Tensor, Tensor],
+        proposals: list[Instances],
+        num_foreground: list[int],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Compute losses and metrics of the box head; those of other predictors are their own."""
+        if type(self.box_predictor) is not FastRCNNOutputLayers:
+            return self.box_predictor.losses(predictions, proposals), {}
+        losses = box_losses(self.box_predictor, predictions, proposals, num_foreground)
+        return losses, classification_metrics(predictions[0], proposals, num_foreground)
+
+    def _mask_losses(
+        self, features: Tensor, foreground: list[Instances]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Compute loss and metrics of the mask head; those of other heads are their own."""
+        head = self.mask_head
+        if type(head).forward is not BaseMaskRCNNHead.forward:
+            return head(features, foreground), {}
+        logits = head.layers(features)
+        if head.vis_period > 0 and get_event_storage().iter % head.vis_period == 0:
+            # It also draws them.
+            drawn = mask_rcnn_loss(logits, foreground, head.vis_period)
+            return {"loss_mask": drawn * head.loss_weight}, {}
+        loss, metrics = mask_loss(logits, foreground)
+        return {"loss_mask": loss * head.loss_weight}, metrics
+
+
+def _pooler(cfg: CfgNode, head: CfgNode, input_shape: dict[str, ShapeSpec]) -> BatchedROIPooler:
+    """Build the pooler of a head, whose config is a node such as ``MODEL.ROI_BOX_HEAD``."""
+    return BatchedROIPooler(
+        output_size=head.POOLER_RESOLUTION,
+        scales=[1.0 / input_shape[name].stride for name in cfg.MODEL.ROI_HEADS.IN_FEATURES],
+        sampling_ratio=head.POOLER_SAMPLING_RATIO,
+        pooler_type=head.POOLER_TYPE,
+    )
+
+
+def _sections(proposals: Sequence[Instances], num_foreground: Sequence[int]) -> list[int]:
+    """List the lengths of foreground and background, image by image."""
+    sections = []
+    for each, number in zip(proposals, num_foreground, strict=True):
+        sections += [number, len(each) - number]
+    return sections
+
+
+def _foreground_of(rows: Tensor, sections: list[int]) -> Tensor:
+    """Select the rows of the foreground, which comes first in every image."""
+    return torch.cat(rows.split(sections)[::2])
+
+
+def _of_classes(rows: Tensor, classes: Tensor) -> Tensor:
+    """Select from rows (M, K, ...) what belongs to one class each, of shape (M, ...)."""
+    number, num_classes = rows.shape[:2]
+    index = torch.arange(number, device=rows.device) * num_classes + classes
+    return rows.flatten(0, 1).index_select(0, index)
+
+
+def box_losses(
+    predictor: FastRCNNOutputLayers,
+    predictions: tuple[Tensor, Tensor],
+    proposals: Sequence[Instances],
+    num_foreground: Sequence[int],
+) -> dict[str, Tensor]:
+    """Compute what :meth:`FastRCNNOutputLayers.losses` does, without its search for the foreground.
+
+    Args:
+        predictor: knows the kinds and the weights of the losses.
+        predictions: scores (R, K + 1) and deltas (R, 4 * K), or (R, 4).
+        proposals: of every image, with ``proposal_boxes`` and ``gt_classes``, foreground first, and
+            ``gt_boxes`` where there is foreground.
+        num_foreground: of every image.
+
+    Returns:
+        Scalars ``loss_cls`` and ``loss_box_reg``.
+    """
+    scores, deltas = predictions
+    gt_classes = torch.cat([each.gt_classes for each in proposals])
+    if predictor.use_sigmoid_ce:
+        loss_cls = predictor.sigmoid_cross_entropy_loss(scores, gt_classes)
+    else:
+        loss_cls = cross_entropy(scores, gt_classes, reduction="mean")
+
+    sections = _sections(proposals, num_foreground)
+    deltas = _foreground_of(deltas, sections)
+    if deltas.shape[1] != 4:
+        deltas = _of_classes(
+            deltas.view(-1, predictor.num_classes, 4), _foreground_of(gt_classes, sections)
+        )
+    boxes = _foreground_of(torch.cat([each.proposal_boxes.tensor for each in proposals]), sections)
+    gt_boxes = torch.cat(
+        [
+            each.gt_boxes.tensor[:number] if number else boxes.new_zeros(0, 4)
+            for each, number in zip(proposals, num_foreground, strict=True)
+        ]
+    )
+    if predictor.box_reg_loss_type == "smooth_l1":
+        loss_box_reg = smooth_l1_loss(
+            deltas,
+            matching.box_deltas(boxes, gt_boxes, predictor.box2box_transform.weights),
+            beta=predictor.smooth_l1_beta,
+            reduction="sum",
+        )
+    else:
+        loss_box_reg = _dense_box_regression_loss(
+            [boxes],
+            predictor.box2box_transform,
+            [deltas[None]],
+            [gt_boxes],
+            ...,
+            predictor.box_reg_loss_type,
+            predictor.smooth_l1_beta,
+        )
+    # By all regions, so that each counts the same however many are foreground.
+    losses = {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg / max(len(gt_classes), 1)}
+    return {name: loss * predictor.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+
+@torch.no_grad()
+def classification_metrics(
+    scores: Tensor, proposals: Sequence[Instances], num_foreground: Sequence[int]
+) -> dict[str, Tensor]:
+    """Compute Detectron2's metrics of the box head, as scalars that stay on the device.
+
+    Args:
+        scores: (R, K + 1), the last one of the background.
+        proposals: of every image, with ``gt_classes``, foreground first; R in all.
+        num_foreground: of every image.
+    """
+    if not len(scores):
+        return {}
+    pred_classes = scores.argmax(dim=1)
+    correct = pred_classes == torch.cat([each.gt_classes for each in proposals])
+    metrics = {"fast_rcnn/cls_accuracy": correct.float().mean()}
+    if sum(num_foreground):
+        sections = _sections(proposals, num_foreground)
+        correct = _foreground_of(correct, sections)
+        missed = _foreground_of(pred_classes, sections) == scores.shape[1] - 1
+        metrics["fast_rcnn/fg_cls_accuracy"] = correct.float().mean()
+        metrics["fast_rcnn/false_negative"] = missed.float().mean()
+    return metrics
+
+
+def mask_loss(logits: Tensor, instances: Sequence[Instances]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute what ``mask_rcnn_loss`` of Detectron2 does; its metrics stay on the device.
+
+    Args:
+        logits: (M, K, size, size), or (M, 1, size, size) of a head without classes.
+        instances: of every image, M in all, with ``proposal_boxes``, ``gt_classes`` and
+            ``gt_masks``; those without instances may lack them.
+
+    Returns:
+        The loss and the metrics, all of them scalars.
+    """
+    instances = [each for each in instances if len(each)]
+    if not instances:
+        return logits.sum() * 0, {}
+    if logits.shape[1] == 1:
+        logits = logits[:, 0]
+    else:
+        logits = _of_classes(logits, torch.cat([each.gt_classes for each in instances]))
+    gt_masks = mask_targets(instances, logits.shape[-1])
+    is_mask = gt_masks if gt_masks.dtype == torch.bool else gt_masks > 0.5
+    with torch.no_grad():
+        incorrect = (logits > 0) != is_mask
+        num_mask = is_mask.sum()
+        num_missed = (incorrect & is_mask).sum()
+        num_incorrect = incorrect.sum()
+        num_pixels = incorrect.numel()
+        metrics = {
+            "mask_rcnn/accuracy": 1 - num_incorrect / num_pixels,
+            "mask_rcnn/false_positive": (num_incorrect - num_missed)
+            / (num_pixels - num_mask).clamp(min=1),
+            "mask_rcnn/false_negative": num_missed / num_mask.clamp(min=1),
+        }
+    loss = F.binary_cross_entropy_with_logits(logits, gt_masks.to(torch.float32))
+    return loss, metrics
+
+
+def mask_targets(instances: Sequence[Instances], size: int) -> Tensor:
+    """Rasterize the ground truth of regions, in their boxes.
+
+    Args:
+        instances: of every image, with ``proposal_boxes`` and ``gt_masks``.
+        size: height and width of a mask.
+
+    Returns:
+        Shape (M, size, size), of all images in turn.
+    """
+    boxes = [each.proposal_boxes.tensor for each in instances]
+    masks = [each.gt_masks for each in instances]
+    if all(isinstance(each, FlatPolygons) for each in masks):
+        return FlatPolygons.cat(masks).crop_and_resize(torch.cat(boxes), size)
+    on_host = [each.crop_and_resize(where, size) for each, where in zip(masks, boxes, strict=True)]
+    return torch.cat(on_host).to(boxes[0].device)
+
+
+def detections(
+    boxes: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    image_sizes: Sequence[tuple[int, int]],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> list[Instances]:
+    """Choose detections as ``fast_rcnn_inference`` of Detectron2 does, with two synchronisations.
+
+    Args:
+        boxes: of every image, (R, 4 * K), or (R, 4) for all classes.
+        scores: of every image, (R, K + 1); the background is last.
+        image_sizes: height and width of every image.
+        score_thresh: scores must be above it.
+        nms_thresh: IoU above which the lower score of a class goes.
+        topk_per_image: the most detections of an image; below 0 all.
+
+    Returns:
+        Detections of every image, by falling score: ``pred_boxes``, ``scores``, ``pred_classes``.
+    """
+    num_classes = scores[0].shape[1] - 1
+    all_scores, is_row = matching.pad(scores)
+    all_boxes, _ = matching.pad(boxes)
+    finite = torch.isfinite(all_boxes).all(dim=2) & torch.isfinite(all_scores).all(dim=2)
+    all_scores = all_scores[..., :-1]
+    is_candidate = (all_scores > score_thresh) & (finite & is_row)[..., None]
+    counts = is_candidate.sum(dim=(1, 2)).tolist()
+    if max(counts) > _MOST_CANDIDATES:
+        return fast_rcnn_inference(
+            boxes, scores, image_sizes, score_thresh, nms_thresh, topk_per_image
+        )[0]
+
+    # Sorted by score, equal ones by region and class, those that are none last.
+    by_score, order = (
+        all_scores.masked_fill(~is_candidate, -torch.inf)
+        .flatten(1)
+        .sort(dim=1, descending=True, stable=True)
+    )
+    by_score, order = by_score[:, : max(counts)], order[:, : max(counts)]
+    classes = order % num_classes
+    limits = matching.to_device([[w, h, w, h] for h, w in image_sizes], order.device)
+    rows = order if all_boxes.shape[2] > 4 else order // num_classes
+    all_boxes = all_boxes.reshape(len(boxes), -1, 4).gather(1, rows[..., None].expand(-1, -1, 4))
+    all_boxes = torch.minimum(all_boxes.clamp(min=0), limits[:, None].to(all_boxes.dtype))
+    exists = torch.isfinite(by_score)
+    all_boxes = all_boxes.masked_fill(~exists[..., None], 0)
+
+    # Classes are moved apart, as torchvision's ``batched_nms`` does: it rounds the IoU.
+    apart = all_boxes.amax(dim=(1, 2)) + 1 if max(counts) else all_boxes.new_zeros(len(boxes))
+    moved = all_boxes + (classes * apart[:, None])[..., None]
+    nms = BatchedNMS(moved, exists, nms_thresh)
+    while True:
+        keep = nms.keep
+        if topk_per_image >= 0:
+            keep = keep & (keep.cumsum(dim=1) <= topk_per_image)
+        *numbers, converged = torch.cat([keep.sum(dim=1), nms.converged[None]]).tolist()
+        if converged:
+            break
+        nms.advance()
+    kept = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    results = []
+    for image, number in enumerate(numbers):
+        chosen = kept[image, :number]
+        results.append(
+            Instances(
+                image_sizes[image],
+                pred_boxes=Boxes(all_boxes[image, chosen]),
+                scores=by_score[image, chosen],
+                pred_classes=classes[image, chosen],
+            )
+        )
+    return results

@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import StandardROIHeads, build_model
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from cityscapes_maskrcnn.benchmarks.operation_count import OperationCounter
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.modeling import nms, roi_heads
+from cityscapes_maskrcnn.modeling.polygon_masks import FlatPolygons
+from cityscapes_maskrcnn.modeling.step_metrics import collect_step_metrics
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+
+TINY = (Path(__file__).parents[1] / "tiny_network.txt").read_text().split()
+STOCK = "StandardROIHeads"
+BATCHED = "BatchedROIHeads"
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+SIZE = (96, 192)
+# To draw from both sides, and to have regions that are ignored.
+IOU = ["MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.2, 0.5]", "MODEL.ROI_HEADS.IOU_LABELS", "[0, -1, 1]"]
+
+
+def model(name: str, *options: object) -> nn.Module:
+    """Build the tiny Mask R-CNN, always with the same random weights."""
+    words = [*TINY, *IOU, "MODEL.ROI_HEADS.NAME", name, *map(str, options)]
+    torch.manual_seed(5)
+    return build_model(build_config("configs/stage_1_heads.yaml", words)).train()
+
+
+def ground_truth(number: int, seed: int = 0) -> Instances:
+    """Triangles in boxes of 10 to 50 pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(number, 2, generator=generator) * torch.tensor([140.0, 45.0])
+    size = 10 + 40 * torch.rand(number, 2, generator=generator)
+    boxes = torch.cat([corner, corner + size], dim=1)
+    polygons = [
+        [np.array([x0, y0, x1, y0, (x0 + x1) / 2, y1])] for x0, y0, x1, y1 in boxes.tolist()
+    ]
+    return Instances(
+        SIZE,
+        gt_boxes=Boxes(boxes),
+        gt_classes=torch.randint(8, (number,), generator=generator),
+        gt_masks=PolygonMasks(polygons),
+    )
+
+
+def proposals_near(targets: Instances, number: int, seed: int = 0) -> Instances:
+    """Boxes around the ground truth, if there is any, and at random."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = ground_truth(number, seed + 1).gt_boxes.tensor
+    if len(targets):
+        near = targets.gt_boxes.tensor.repeat(20, 1)[: number // 2]
+        boxes[: len(near)] = near + torch.randn(near.shape, generator=generator)
+    return Instances(
+        SIZE,
+        proposal_boxes=Boxes(boxes),
+        objectness_logits=torch.randn(number, generator=generator),
+    )
+
+
+def batch(*numbers: int, flat: bool = False) -> list[dict[str, Any]]:
+    """Images with these numbers of instances."""
+    images = []
+    for seed, number in enumerate(numbers):
+        instances = ground_truth(number, seed)
+        if flat:
+            instances.gt_masks = FlatPolygons.from_polygons(instances.gt_masks.polygons)
+        generator = torch.Generator().manual_seed(seed)
+        image = torch.randint(256, (3, *SIZE), dtype=torch.uint8, generator=generator)
+        images.append({"image": image, "instances": instances})
+    return images
+
+
+def heads(name: str, *options: object) -> Any:
+    return model(name, *options).roi_heads
+
+
+def test_parameters_are_detectron2_s() -> None:
+    stock, batched = model(STOCK).state_dict(), model(BATCHED).state_dict()
+    assert stock.keys() == batched.keys()
+    assert all(torch.equal(stock[name], batched[name]) for name in stock)
+
+
+Step = tuple[dict[str, float], dict[str, float], list[Tensor | None]]
+
+
+def step(network: Any, inputs: list[dict[str, Any]]) -> Step:
+    """Return losses, the metrics of the heads, and gradients."""
+    torch.manual_seed(1)  # for the samples of the RPN
+    with EventStorage() as storage:
+        losses = network(inputs)
+        sum(losses.values()).backward()
+    metrics = {name: value for name, (value, _) in storage.latest().items()}
+    metrics |= {name: float(value) for name, value in collect_step_metrics(network).items()}
+    return (
+        {name: loss.item() for name, loss in losses.items()},
+        {name: value for name, value in metrics.items() if name[:3] in ("roi", "fas", "mas")},
+        [parameter.grad for parameter in network.parameters()],
+    )
+
+
+def both_from_the_same_samples(
+    inputs: list[dict[str, Any]], options: list[object]
+) -> tuple[Step, Step]:
+    stock, batched = model(STOCK, *options), model(BATCHED, *options)
+    samples: list[Any] = []
+    draw = batched.roi_heads._label_and_sample
+
+    def noted(*arguments: Any) -> Any:
+        sampled, num_foreground = draw(*arguments)
+        samples[:] = [Instances(each.image_size, **each.get_fields()) for each in sampled]
+        return sampled, num_foreground
+
+    batched.roi_heads._label_and_sample = noted
+    stock.roi_heads.label_and_sample_proposals = lambda *_: samples
+    other = step(batched, inputs)
+    return step(stock, inputs), other
+
+
+@pytest.mark.parametrize(
+    ("numbers", "options"),
+    [
+        ((5, 0, 3, 1), []),
+        ((2,), []),
+        ((0, 0), []),
+        ((5, 2), ["MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", 0.5]),
+        ((5, 2), ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", 2.0]),
+        ((5, 0), ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou"]),
+        ((5, 0), ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]),
+        ((5, 2), ["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True]),
+        ((5, 2), ["MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True]),
+        ((5, 2), ["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True]),
+        ((5, 2), ["MODEL.MASK_ON", False]),
+        ((2, 1), ["VIS_PERIOD", 1]),
+    ],
+    ids=str,
+)
+def test_a_step_has_the_losses_metrics_and_gradients_of_detectron2(
+    numbers: tuple[int, ...], options: list[object]
+) -> None:
+    (losses, metrics, gradients), (own_losses, own_metrics, own_gradients) = (
+        both_from_the_same_samples(batch(*numbers), options)
+    )
+    assert own_losses == pytest.approx(losses, rel=1e-6)
+    if sum(numbers):
+        assert losses["loss_box_reg"] > 0
+    counts = {name: own_metrics.pop(f"roi_head/num_{name}_samples") for name in ("fg", "bg")}
+    assert counts["fg"] + counts["bg"] == 16
+    assert own_metrics == pytest.approx(metrics, rel=1e-5)
+    for expected, actual in zip(gradients, own_gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [FlatPolygons, BitMasks])
+def test_kinds_of_masks(kind: type) -> None:
+    losses = []
+    for number in range(2):
+        inputs = batch(5, 3)
+        for each in inputs if number else ():
+            polygons = each["instances"].gt_masks.polygons
+            each["instances"].gt_masks = (
+                FlatPolygons.from_polygons(polygons)
+                if kind is FlatPolygons
+                else BitMasks.from_polygon_masks(polygons, *SIZE)
+            )
+        losses.append(step(model(BATCHED), inputs)[0]["loss_mask"])
+    # Bitmaps are the polygons but for their borders.
+    assert losses[1] == pytest.approx(losses[0], rel=0 if kind is FlatPolygons else 1e-3)
+
+
+def rows(sampled: Instances, has_gt: bool) -> list[tuple[float, ...]]:
+    """Sort a sample: box, score, class and, of foreground, the ground truth."""
+    columns = [sampled.proposal_boxes.tensor, sampled.objectness_logits[:, None]]
+    columns.append(sampled.gt_classes[:, None])
+    table = torch.cat(columns, dim=1).tolist()
+    if has_gt:
+        areas = [polygon[0].tolist() for polygon in sampled.gt_masks.polygons]
+        boxes = sampled.gt_boxes.tensor.tolist()
+        table = [
+            [*row, *(gt + area if row[5] < 8 else [])]
+            for row, gt, area in zip(table, boxes, areas, strict=True)
+        ]
+    return sorted(tuple(row) for row in table)
+
+
+@pytest.mark.parametrize("append", [True, False])
+def test_everything_that_can_be_sampled_is_what_detectron2_samples(append: bool) -> None:
+    targets = [ground_truth(number, seed) for seed, number in enumerate((5, 0, 1, 17))]
+    proposals = [
+        proposals_near(each, number) for each, number in zip(targets, (60, 40, 9, 0), strict=True)
+    ]
+    options = ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100]
+    options += ["MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0]
+    options += ["MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", append]
+    with EventStorage() as storage:
+        expected = heads(STOCK, *options).label_and_sample_proposals(proposals, targets)
+        expected_counts = storage.latest()
+    with EventStorage() as storage:
+        actual = heads(BATCHED, *options).label_and_sample_proposals(proposals, targets)
+        assert storage.latest() == expected_counts
+    assert [each.image_size for each in actual] == [SIZE] * 4
+    for image, (one, other) in enumerate(zip(expected, actual, strict=True)):
+        assert list(one.get_fields()) == list(other.get_fields())
+        assert rows(one, image != 1) == rows(other, image != 1)
+        foreground = (other.gt_classes < 8).tolist()
+        assert foreground == sorted(foreground, reverse=True)
+        assert one.gt_classes.dtype == other.gt_classes.dtype
+
+
+def test_samples_are_distributed_as_detectron2_s() -> None:
+    targets = [ground_truth(3), ground_truth(0)]
+    proposals = [proposals_near(targets[0], 30), proposals_near(targets[1], 12)]
+    means = []
+    for name in (STOCK, BATCHED):
+        roi = heads(name, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8)
+        torch.manual_seed(0)
+        counts = torch.zeros(2, 33)
+        for _ in range(150):
+            with EventStorage():
+                sampled = roi.label_and_sample_proposals(proposals, targets)
+            for image, each in enumerate(sampled):
+                known = torch.cat(
+                    [proposals[image].proposal_boxes.tensor, targets[image].gt_boxes.tensor]
+                )
+                same = (each.proposal_boxes.tensor[:, None] == known).all(dim=2)
+                counts[image, : len(known)] += same.sum(dim=0)
+                assert len(each) == 8
+        means.append(counts / 150)
+    # Five standard deviations of the difference of two means of 150 draws: 5 * 0.5 * sqrt(2 / 150).
+    assert (means[0] - means[1]).abs().max() < 0.29
+    assert 0.0 in means[1][0]  # those that are ignored
+    torch.testing.assert_close(means[1][1, :12], torch.full((12,), 8 / 12), atol=0.2, rtol=0)
+
+
+def test_a_step_waits_as_often_for_four_images_as_for_one() -> None:
+    network: Any = model(BATCHED)
+    waiting = []
+    for numbers in ((4,), (4, 0, 7, 2)):
+        forward = network.roi_heads.forward
+
+        def counted(*arguments: Any, forward: Callable[..., Any] = forward) -> Any:
+            with OperationCounter() as count:
+                result = forward(*arguments)
+            waiting.append(count.waiting)
+            return result
+
+        network.roi_heads.forward = counted
+        with EventStorage():
+            network(batch(*numbers, flat=True))
+        network.roi_heads.forward = forward
+    # The numbers of samples, and of regions by level.
+    assert waiting[0]["Tensor.tolist"] == 2
+    assert waiting[0] == waiting[1]
+    assert not [name for name in waiting[0] if name.startswith("aten::")]
+
+
+def predictions(
+    number: int, seed: int, columns: int = 8, same_score: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Boxes (number, 4 * columns), some beyond the image, and probabilities (number, 9)."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(number, columns, 2, generator=generator) * torch.tensor([180.0, 90.0]) - 10
+    size = 5 + 60 * torch.rand(number, columns, 2, generator=generator)
+    boxes = torch.cat([corner, corner + size], dim=2).flatten(1)
+    logits = torch.randn(number, 9, generator=generator)
+    return boxes, torch.zeros(number, 9) + 1 / 9 if same_score else logits.softmax(dim=1)
+
+
+def broken(number: int, seed: int) -> tuple[Tensor, Tensor]:
+    boxes, scores = predictions(number, seed)
+    boxes[3, 7] = torch.nan
+    boxes[5, 2] = torch.inf
+    scores[8, 4] = torch.nan
+    return boxes, scores
+
+
+@pytest.mark.parametrize("topk", [10, 100, -1])
+@pytest.mark.parametrize("score_thresh", [0.0, 0.05, 0.3, 0.99])
+@pytest.mark.parametrize(
+    "images",
+    [
+        [predictions(60, seed=1)],
+        [predictions(60, seed=2), predictions(0, seed=3), predictions(25, seed=4)],
+        [predictions(0, seed=3)],
+        [predictions(40, seed=5, columns=1), predictions(40, seed=6, columns=1)],
+        [predictions(30, seed=7, same_score=True)],
+        [broken(40, seed=8), predictions(3, seed=9)],
+    ],
+    ids=["one", "three", "none", "class agnostic", "ties", "not finite"],
+)
+def test_detections_are_detectron2_s(
+    monkeypatch: pytest.MonkeyPatch,
+    images: list[tuple[Tensor, Tensor]],
+    score_thresh: float,
+    topk: int,
+) -> None:
+    monkeypatch.setattr(nms, "_on_gpu", lambda _: True)
+    sizes = [SIZE, (60, 200), SIZE][: len(images)]
+    boxes = [each[0].clone() for each in images]
+    scores = [each[1] for each in images]
+    actual = roi_heads.detections(boxes, scores, sizes, score_thresh, 0.5, topk)
+    expected, _ = fast_rcnn_inference(boxes, scores, sizes, score_thresh, 0.5, topk)
+    for one, other in zip(expected, actual, strict=True):
+        assert one.image_size == other.image_size
+        assert torch.equal(one.pred_boxes.tensor, other.pred_boxes.tensor)
+        assert torch.equal(one.scores, other.scores)
+        assert torch.equal(one.pred_classes, other.pred_classes)
+
+
+def test_detections_wait_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nms, "_on_gpu", lambda _: True)
+    for number in (1, 4):
+        boxes, scores = zip(*[predictions(50, seed) for seed in range(number)], strict=True)
+        with OperationCounter() as count:
+            roi_heads.detections(boxes, scores, [SIZE] * number, 0.05, 0.5, 100)
+        assert count.waiting["Tensor.tolist"] == 2
+        assert not {"aten::nonzero", "aten::index", "torchvision::nms"} & count.waiting.keys()
+
+
+def test_very_many_candidates_are_left_to_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roi_heads, "_MOST_CANDIDATES", 99)
+    boxes, scores = predictions(40, seed=1)
+    expected, _ = fast_rcnn_inference([boxes.clone()], [scores], [SIZE], 0.0, 0.5, 10)
+    (actual,) = roi_heads.detections([boxes], [scores], [SIZE], 0.0, 0.5, 10)
+    assert torch.equal(actual.pred_boxes.tensor, expected[0].pred_boxes.tensor)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_outputs_of_the_same_weights(device: str) -> None:
+    inputs = batch(3, 2)
+    stock: Any
+    stock, batched = (
+        model(name, "MODEL.DEVICE", device).eval()(inputs) for name in (STOCK, BATCHED)
+    )
+    assert isinstance(model(BATCHED).roi_heads, StandardROIHeads)
+    for one, other in zip(stock, batched, strict=True):
+        expected, actual = one["instances"], other["instances"]
+        assert len(expected) == 10
+        assert torch.equal(expected.pred_classes, actual.pred_classes)
+        torch.testing.assert_close(
+            actual.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=0.1
+        )
+        assert torch.equal(expected.pred_masks, actual.pred_masks)
