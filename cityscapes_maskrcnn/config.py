@@ -92,6 +92,11 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # regions have to be counted first: all micro-batches but the first take one more forward pass.
     # False: each micro-batch counts alike, as each process does in DistributedDataParallel.
     cfg.SOLVER.ACCUMULATE_EXACTLY = True
+    # Parts of the model that keep their inputs alone for the backward pass and compute the rest
+    # anew in it, if they train: of "res2" to "res5" (each block by itself), "fpn", "rpn_head",
+    # "box_head" and "mask_head". The gradients are the same; each part costs one more forward pass
+    # through it, and "res2" saves most. (): none.
+    cfg.MODEL.ACTIVATION_CHECKPOINTING = ()
 
     # ---- Averaged weights ---------------------------------------------------------------------
     # Part of an exponential moving average of the weights that a step of the optimizer keeps, such

@@ -48,6 +48,7 @@ from cityscapes_maskrcnn.engine.run_setup import environment
 from cityscapes_maskrcnn.engine.seen_images import data_of_run, refuse_seen_images
 from cityscapes_maskrcnn.engine.summary import RunSummary
 from cityscapes_maskrcnn.engine.validation import check_validation
+from cityscapes_maskrcnn.modeling.activation_checkpointing import checkpoint_activations
 from cityscapes_maskrcnn.modeling.determinism import make_deterministic
 from cityscapes_maskrcnn.modeling.folding import fold_frozen_norms
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
@@ -289,7 +290,9 @@ class Trainer(DefaultTrainer):
             freeze_fpn(model)
         if cfg.MODEL.CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)
-        return fold_frozen_norms(model) if cfg.MODEL.FOLD_FROZEN_NORM else model
+        if cfg.MODEL.FOLD_FROZEN_NORM:
+            model = fold_frozen_norms(model)
+        return checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINTING)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
