@@ -6,6 +6,12 @@ Run by hand, because it trains the whole demo more than twice:
     python tests/recipe/kill_chain.py OUTPUT --kills 10 -- --config-dir configs/demo \
         --trials 2 --confirm 1
 
+With a narrow network and few steps it takes a few minutes, and stages are killed as often:
+
+    python tests/recipe/kill_chain.py OUTPUT --kills 4 -- --config-dir configs/demo \
+        --trials 2 --confirm 0 $(cat tests/tiny_network.txt) SOLVER.EPOCHS 0 \
+        SOLVER.MAX_ITER 12 SOLVER.CHECKPOINT_PERIOD 3 TEST.EVAL_PERIOD 6
+
 It runs the chain once undisturbed into OUTPUT/whole, then into OUTPUT/killed with SIGKILL at random
 moments, and compares the weights that every stage ended with, bit by bit. What follows ``--`` goes
 to tools/train_stages.py.

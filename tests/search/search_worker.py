@@ -15,11 +15,11 @@ from typing import Any
 import optuna
 
 from cityscapes_maskrcnn.search.confirmation import confirm
+from cityscapes_maskrcnn.search.sampler import SeededByTrial
 from cityscapes_maskrcnn.search.space import Parameter, SearchSpace
 from cityscapes_maskrcnn.search.storage import database_errors, open_storage, storage_url
 from cityscapes_maskrcnn.search.study import join_study
 from cityscapes_maskrcnn.search.trial import Outcome, TrialRunner
-from cityscapes_maskrcnn.search.tuning import SeededByTrial
 from cityscapes_maskrcnn.search.worker import Worker
 from cityscapes_maskrcnn.utils.stop import Stopped, StopRequests
 from cityscapes_maskrcnn.utils.tool import run_tool

@@ -13,7 +13,8 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.search.tuning import SeededByTrial, tune
+from cityscapes_maskrcnn.search.sampler import SeededByTrial
+from cityscapes_maskrcnn.search.tuning import tune
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest
 from cityscapes_maskrcnn.utils.stop import StopRequests
