@@ -14,6 +14,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import filter_empty_instances
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from PIL import Image
 from torch.nn.functional import interpolate
@@ -35,8 +36,9 @@ class CityscapesMapper(DatasetMapper):
     Geometry and annotations equal Detectron2's, bit for bit. It differs in these things: semantic
     ground truth is read from the official ``*_labelIds.png`` and looked up to train ids (nobody
     has to generate ``*_labelTrainIds.png``); a broken file, or one of another size than its
-    annotation, ends with one line that names it; images can come from a cache; and with
-    ``fast_resize`` grey levels differ from Pillow's by at most 2.
+    annotation, ends with one line that names it; images can come from a cache; with
+    ``fast_resize`` grey levels differ from Pillow's by at most 2; and ``gt_masks`` of polygons are
+    of the type that the model's heads ask for.
 
     Built as Detectron2's: ``CityscapesMapper(cfg, is_train=True)``.
 
@@ -44,6 +46,9 @@ class CityscapesMapper(DatasetMapper):
         is_train: as for Detectron2's mapper.
         fast_resize: resize with torch, which does not widen 8 bit values.
         cache: gives the pixels of images; None: images are decoded.
+        polygon_type: of ``gt_masks``, whose ``from_polygons`` takes what ``PolygonMasks`` does;
+            None: ``PolygonMasks``. By default what the class that ``MODEL.ROI_HEADS.NAME`` names
+            has under this name, so that it is built where the image is loaded.
         others: as for Detectron2's mapper.
     """
 
@@ -54,11 +59,13 @@ class CityscapesMapper(DatasetMapper):
         *,
         fast_resize: bool = False,
         cache: ImageCache | None = None,
+        polygon_type: Any = None,
         **others: Any,
     ) -> None:
         super().__init__(is_train, **others)
         self.fast_resize = fast_resize
         self.cache = cache
+        self.polygon_type = polygon_type
         # Keypoints, bitmasks and boxes of cropped outlines are left to Detectron2.
         bitmasks = self.use_instance_mask and self.instance_mask_format != "polygon"
         self._at_once = not (self.use_keypoint or self.recompute_boxes or bitmasks)
@@ -83,6 +90,9 @@ class CityscapesMapper(DatasetMapper):
         arguments["fast_resize"] = is_train and cfg.INPUT.RESIZE == "fast"
         if cfg.INPUT.CACHE != "none":
             arguments["cache"] = ImageCache(cfg.INPUT.CACHE, cfg.INPUT.FORMAT)
+        if cfg.MODEL.ROI_HEADS.NAME in ROI_HEADS_REGISTRY:
+            heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
+            arguments["polygon_type"] = getattr(heads, "polygon_type", None)
         return arguments
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +136,10 @@ class CityscapesMapper(DatasetMapper):
         elif "annotations" in dataset_dict:
             height, width = augmented.image.shape[:2]
             self._transform_annotations(dataset_dict, transforms, (height, width))
+            masks = dataset_dict["instances"].get_fields().get("gt_masks")
+            if self.polygon_type is not None and isinstance(masks, PolygonMasks):
+                flat = self.polygon_type.from_polygons(masks.polygons)
+                dataset_dict["instances"].gt_masks = flat
         return dataset_dict
 
     def _transform_annotations(

@@ -13,8 +13,8 @@ from torch import Tensor
 _STEPS: Final = 5
 # Detectron2 divides by no side of a box below this.
 _SMALLEST_SIDE: Final = 0.1
-# Pairs of an edge and a column that are computed at once; 2**21 take about 100 MB.
-_CHUNK: Final = 2**21
+# Pairs of an edge and a column that are computed at once; 2**22 take 120 MB.
+_CHUNK: Final = 2**22
 
 
 class FlatPolygons:
@@ -196,8 +196,7 @@ class FlatPolygons:
         # One more row than the mask has takes what crosses a column below it, or not at all.
         shape = (len(self), self.max_parts, mask_size, mask_size + 1)
         counts = torch.zeros(shape, dtype=torch.int32, device=self.device)
-        cells = (table * mask_size + column) * (mask_size + 1) + rows.to(torch.int64)
-        cells = cells.view(-1)
+        cells = (table * mask_size + column).mul_(mask_size + 1).add_(rows.to(torch.int64)).view(-1)
         counts.view(-1).scatter_add_(0, cells, counts.new_ones(1).expand(len(cells)))
         odd = counts[..., :-1].cumsum(dim=-1, dtype=torch.int32) & 1
         return odd.any(dim=1).transpose(1, 2).contiguous()
@@ -291,5 +290,5 @@ def _rows(ends: Tensor, column: Tensor, mask_size: int) -> Tensor:
     steps = middle.sub(origin).div_(per_step).round_()
     point = steps.mul(slope).add_(across).add_(0.5)
     after = (point < middle + 1) == falling
-    upper = torch.where(steep, steps.add_(along).sub_(after.to(x.dtype)), point.trunc_())
+    upper = torch.where(steep, steps.add_(along).add_(after, alpha=-1), point.trunc_())
     return upper.add_(_STEPS // 2).div_(_STEPS).floor_().clamp_(0, mask_size)

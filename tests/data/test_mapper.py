@@ -19,6 +19,7 @@ from PIL import Image
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
+from cityscapes_maskrcnn.modeling.polygon_masks import FlatPolygons
 from cityscapes_maskrcnn.utils.errors import InputError
 
 HEIGHT, WIDTH = 60, 120
@@ -167,6 +168,26 @@ def test_other_augmentations_go_through_detectron2(tmp_path: Path) -> None:
         theirs = seeded(DatasetMapper(cfg, True, augmentations=changes), record, seed)
         ours = seeded(CityscapesMapper(cfg, True, augmentations=changes), record, seed)
         assert_equal(ours, theirs, levels=2)
+
+
+def test_masks_of_the_type_that_the_heads_ask_for(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    write_image(tmp_path / "image.png", rng)
+    objects = [annotation(rng) for _ in range(20)]
+    cfg = config(MIN_SIZE_TRAIN=(47,))
+    for objects_of_image in (objects, []):
+        record = {"file_name": str(tmp_path / "image.png"), "annotations": objects_of_image}
+        cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+        theirs = seeded(CityscapesMapper(cfg, True), record, 0)["instances"]
+        cfg.MODEL.ROI_HEADS.NAME = "BatchedROIHeads"
+        ours = seeded(CityscapesMapper(cfg, True), record, 0)["instances"]
+        assert len(ours) == len(theirs)
+        assert ours.has("gt_masks") == theirs.has("gt_masks") == bool(objects_of_image)
+        if objects_of_image:
+            assert isinstance(ours.gt_masks, FlatPolygons)
+            boxes = theirs.gt_boxes.tensor
+            expected = theirs.gt_masks.crop_and_resize(boxes, 28)
+            assert torch.equal(ours.gt_masks.crop_and_resize(boxes, 28), expected)
 
 
 @pytest.mark.parametrize("key", ["RESIZE", "CACHE"])
