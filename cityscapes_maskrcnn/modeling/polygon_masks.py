@@ -98,6 +98,18 @@ class FlatPolygons:
             max_parts=max(one.max_parts for one in masks),
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # As arrays: a loading worker hands over each tensor as an open file, of which a process may
+        # have 1,024, often.
+        return {
+            name: value.numpy(force=True) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
+
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""

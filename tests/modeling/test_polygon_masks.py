@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -151,10 +152,11 @@ def test_indexing_equal_to_detectron2(item: int | slice | list[int] | Tensor) ->
 
 
 def test_field_of_instances() -> None:
-    # Detectron2 selects, moves and joins fields; a loader's worker pickles them.
+    # Detectron2 selects, moves and joins fields; a loader's worker pickles them, tensors as files.
     polygons, boxes = random_instances(seed=4, number=8)
     image = Instances((600, 600), gt_boxes=Boxes(boxes))
     image.gt_masks = FlatPolygons.from_polygons(polygons)
+    assert b"torch" not in bytes(ForkingPickler.dumps(image.gt_masks))
     image = pickle.loads(pickle.dumps(image))
     both = Instances.cat([image[:5], image[torch.tensor([5, 6, 7])]]).to("cpu")
     assert repr(both.gt_masks) == "FlatPolygons(num_instances=8)"
