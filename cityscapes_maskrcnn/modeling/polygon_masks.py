@@ -24,8 +24,8 @@ class FlatPolygons:
     targets. Indexing copies no polygons, and nothing but indexing by a boolean mask makes the host
     wait for a GPU.
 
-    A ``DataLoader`` pins only what it can look into, and ``Instances`` is not among it: pin and
-    move each field. All tensors go through :meth:`map_tensors`, also for ``record_stream``.
+    A ``DataLoader`` does not look into ``Instances``: who wants pinned memory, or a copy on another
+    stream, gets at the tensors by :meth:`map_tensors`.
 
     Attributes:
         edges: float64 of shape (number of edges, 4): both ends (x1, y1, x2, y2) of every edge, in
@@ -146,10 +146,6 @@ class FlatPolygons:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> FlatPolygons:
         """Copy to a device, as :meth:`torch.Tensor.to` does."""
         return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self, *args: Any) -> FlatPolygons:
-        """Copy to memory from which a GPU copies while the host goes on."""
-        return self.map_tensors(lambda tensor: tensor.pin_memory(*args))
 
     @torch.no_grad()
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:

@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from torch import Tensor
 
 from cityscapes_maskrcnn.benchmarks.operation_count import OperationCounter
+from cityscapes_maskrcnn.data.prefetch import map_tensors
 from cityscapes_maskrcnn.modeling import polygon_masks
 from cityscapes_maskrcnn.modeling.polygon_masks import FlatPolygons
 
@@ -158,6 +159,7 @@ def test_field_of_instances() -> None:
     image.gt_masks = FlatPolygons.from_polygons(polygons)
     assert b"torch" not in bytes(ForkingPickler.dumps(image.gt_masks))
     image = pickle.loads(pickle.dumps(image))
+    assert map_tensors(image, lambda tensor: tensor.to("meta")).gt_masks.device.type == "meta"
     both = Instances.cat([image[:5], image[torch.tensor([5, 6, 7])]]).to("cpu")
     assert repr(both.gt_masks) == "FlatPolygons(num_instances=8)"
     targets = both.gt_masks.crop_and_resize(both.gt_boxes.tensor, 28)
