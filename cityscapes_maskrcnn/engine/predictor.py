@@ -61,7 +61,8 @@ class Predictor:
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = score_thresh
         self.metadata = _class_metadata(categories)
         self._score_thresh = score_thresh
-        self._mapper = CityscapesMapper(cfg, is_train=False)
+        # Without INPUT.CACHE: they are anybody's images, and each is read once.
+        self._mapper = CityscapesMapper(cfg, is_train=False, cache=None)
         self.model = build_model(cfg).eval()
         load_for_inference(self.model, cfg)
 

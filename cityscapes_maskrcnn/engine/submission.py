@@ -122,7 +122,9 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
     # Nobody may write before all have looked.
     comm.synchronize()
     if left:
-        loader = inference_loader(left, CityscapesMapper(cfg, is_train=False), cfg)
+        # Without INPUT.CACHE: each is read once.
+        mapper = CityscapesMapper(cfg, is_train=False, cache=None)
+        loader = inference_loader(left, mapper, cfg)
         augmented = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
         write = _WriteResults(writer, image_suffix_of(dataset_name), categories)
         inference_on_dataset(augmented, loader, write)

@@ -151,6 +151,17 @@ def test_the_size_is_logged_before_anything_is_written(
         cache.check_space([("a.png", 2**20, 2**24)])
 
 
+def test_shared_memory_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_cache, "_SHARED_MEMORY", tmp_path)
+    cache = ImageCache("ram", "RGB")
+    with pytest.raises(
+        InputError,
+        match=rf"^INPUT\.CACHE ram: 1 decoded images take 52776.6 GB, .* {tmp_path}/cityscapes_.* "
+        r"GB are free; set INPUT\.CACHE to disk or none$",
+    ):
+        cache.check_space([("a.png", 2**20, 2**24)])
+
+
 def test_what_is_there_needs_no_room(
     folder: Path, image: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,16 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
-from cityscapes_maskrcnn.data.loaders import build_test_loader, build_train_loader
+from cityscapes_maskrcnn.data import image_cache
+from cityscapes_maskrcnn.data.loaders import (
+    build_test_loader,
+    build_train_loader,
+    build_validation_loader,
+)
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -117,6 +124,55 @@ def test_a_stuck_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         while Path(f"/proc/{worker}/stat").exists() and time.monotonic() < end:
             time.sleep(0.05)
     assert not Path(f"/proc/{worker}").exists()
+
+
+@pytest.mark.parametrize("place", ["disk", "ram"])
+def test_loaders_give_the_same_with_a_cache(
+    cfg: CfgNode,
+    register: Callable[..., None],
+    image: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    monkeypatch.setenv("CITYSCAPES_MASKRCNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(image_cache, "_SHARED_MEMORY", tmp_path)
+    pixels = np.random.default_rng(0).integers(256, size=(32, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(str(image["file_name"]))
+    register(image)
+    cfg.DATASETS.TEST = ("some_images",)
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SEED = 1, 3
+    cfg.INPUT.MIN_SIZE_TRAIN = cfg.INPUT.MIN_SIZE_TEST = 24
+    found = {}
+    for cache in ("none", place):
+        cfg.INPUT.CACHE = cache
+        loaders = [
+            build_train_loader(cfg),
+            build_test_loader(cfg, "some_images"),
+            build_validation_loader(cfg),
+        ]
+        # The first batch is decoded, the others are cached.
+        found[cache] = [batch for loader in loaders for batch in islice(loader, 4)]
+        assert len(list(tmp_path.rglob("*.pixels"))) == (cache != "none")
+    assert len(found["none"]) == 6
+    for (one,), (other,) in zip(found["none"], found[place], strict=True):
+        assert torch.equal(one["image"], other["image"])
+
+
+def test_workers_of_the_validation_loader_stay(
+    cfg: CfgNode, register: Callable[..., None], image: dict[str, object]
+) -> None:
+    register(image)
+    cfg.DATASETS.TEST = ("some_images",)
+    loader = build_validation_loader(cfg)
+    first = list(loader)
+    (worker,) = loader._iterator._workers
+    # Left in the middle, as when a measurement is.
+    next(iter(loader))
+    second = list(loader)
+    assert loader._iterator._workers == [worker]
+    assert worker.is_alive()
+    assert torch.equal(first[0][0]["image"], second[0][0]["image"])
 
 
 def test_images_of_both_orientations_are_not_grouped_silently(

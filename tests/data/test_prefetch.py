@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cityscapes_maskrcnn.data.prefetch import PrefetchedLoader, map_tensors, one_ahead, prefetch
+from cityscapes_maskrcnn.data.training_stream import TrainingStream
 
 
 def test_one_more_is_started_than_the_caller_has_got() -> None:
@@ -41,6 +43,21 @@ def test_what_the_loader_raises_comes_after_its_last_batch() -> None:
     assert [next(items), next(items)] == ["FIRST", "SECOND"]
     with pytest.raises(ValueError, match="a broken image"):
         next(items)
+
+
+def test_a_resumed_run_sees_what_was_prefetched_and_not_used() -> None:
+    def batches(start: int) -> Iterator[list[int]]:
+        stream = TrainingStream(
+            dicts=[{"number": number} for number in range(10)],
+            mapper=lambda example: example["number"],
+            seed=1,
+            batch_size=3,
+        )
+        stream.start_batch = start
+        return one_ahead(DataLoader(stream, batch_size=3, collate_fn=list), list)
+
+    expected = list(islice(batches(0), 9))
+    assert list(islice(batches(0), 4)) + list(islice(batches(4), 5)) == expected
 
 
 def batch() -> list[dict[str, Any]]:
