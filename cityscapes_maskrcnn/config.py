@@ -120,6 +120,14 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # hold the same tensors with and without it. Results are equal but for rounding (in float32 a
     # part in a million); False computes bit for bit what Detectron2 does.
     cfg.MODEL.FOLD_FROZEN_NORM = True
+    # torch.compile of backbone and FPN, RPN head, box head and mask head: "off", "auto" (on GPUs
+    # whose compiler works; the log says why not elsewhere) or "on" (CPUs too; an error where it
+    # does not work). In yaml write the quotes: a bare off is a boolean. Each shape of a batch is
+    # compiled once, in up to minutes, which the log shows and the cache folder keeps for the next
+    # run; the number of regions is left open. Shapes are those that Detectron2 pads batches to
+    # anyway, 8 for the sizes in INPUT.MIN_SIZE_TRAIN, so results differ by rounding alone.
+    # Off by default until it has been measured on more GPUs.
+    cfg.MODEL.COMPILE = "off"
 
     # At the end of training, report how far every stage of the ResNet-50 moved from the weights it
     # started with: drift.csv, drift.md and drift.png in OUTPUT_DIR.

@@ -40,7 +40,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 # Keys of MODEL that change training, where a model comes from, or where and how fast it runs.
 _ONLY_TRAINING: Final = re.compile(
     r"""MODEL\.(
-        DEVICE | CHANNELS_LAST | FOLD_FROZEN_NORM | WEIGHTS.* | LOAD_PROPOSALS
+        DEVICE | CHANNELS_LAST | FOLD_FROZEN_NORM | COMPILE | WEIGHTS.* | LOAD_PROPOSALS
         | (BACKBONE|FPN)\.FREEZE.*
         | .*\.( .*_TRAIN | IOU_(THRESHOLDS|LABELS) | IOUS | BATCH_SIZE_PER_IMAGE
             | POSITIVE_FRACTION | BOUNDARY_THRESH | PROPOSAL_APPEND_GT | TRAIN_ON_PRED_BOXES

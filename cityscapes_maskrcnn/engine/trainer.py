@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cityscapes_maskrcnn.data import loaders
+from cityscapes_maskrcnn.data.cache import cache_folder
 from cityscapes_maskrcnn.data.provenance import TRAINED, merge
 from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
@@ -49,6 +50,7 @@ from cityscapes_maskrcnn.engine.seen_images import data_of_run, refuse_seen_imag
 from cityscapes_maskrcnn.engine.summary import RunSummary
 from cityscapes_maskrcnn.engine.validation import check_validation
 from cityscapes_maskrcnn.modeling.activation_checkpointing import checkpoint_activations
+from cityscapes_maskrcnn.modeling.compiling import compile_parts
 from cityscapes_maskrcnn.modeling.determinism import make_deterministic
 from cityscapes_maskrcnn.modeling.folding import fold_frozen_norms
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
@@ -269,12 +271,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model, with what is frozen, folded and kept channels-last as the config says.
+        """Build the model: frozen, folded, channels-last and compiled as the config says.
 
         With ``DETERMINISTIC`` this process computes reproducibly from then on.
 
         Raises:
-            InputError: Detectron2 cannot build a model of these keys.
+            InputError: Detectron2 cannot build a model of these keys, or nothing can be compiled
+                here that ``MODEL.COMPILE`` asks for.
         """
         make_deterministic(cfg)
         try:
@@ -291,8 +294,9 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)
         if cfg.MODEL.FOLD_FROZEN_NORM:
-            model = fold_frozen_norms(model)
-        return checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINTING)
+            fold_frozen_norms(model)
+        checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINTING)
+        return compile_parts(model, cfg.MODEL.COMPILE, cache_folder() / "compiled")
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
