@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -140,13 +141,15 @@ class CheckedTrainer(SimpleTrainer):
             scalars += [losses, shared, collect_step_metrics(model)]
         # One transfer from the GPU for all of them.
         flat = [each.detach().float().reshape(()) for group in scalars for each in group.values()]
-        values = iter(torch.stack(flat).cpu())
+        values = iter(torch.stack(flat).tolist())
         found = [{name: next(values) for name in group} for group in scalars]
         for part, losses in zip(parts, found[::3], strict=True):
             self._note(part)
             # In the process of the image: the main one, which gets the means, does not know it.
-            check_finite({name: float(loss) for name, loss in losses.items()})
-        of_batch = {name: sum(each[name] for each in found[1::3]) for name in found[1]}
+            check_finite(losses)
+        of_batch = {
+            name: torch.tensor(sum(each[name] for each in found[1::3])) for name in found[1]
+        }
         return of_batch, _means(found[2::3])
 
     def _note(self, part: Sequence[Any]) -> None:
@@ -162,13 +165,10 @@ class CheckedTrainer(SimpleTrainer):
         self.optimizer.step()
 
 
-def _means(groups: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+def _means(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Average every metric over the micro-batches that have it."""
     names = dict.fromkeys(name for group in groups for name in group)
-    return {
-        name: float(torch.stack([group[name] for group in groups if name in group]).mean())
-        for name in names
-    }
+    return {name: fmean(group[name] for group in groups if name in group) for name in names}
 
 
 def images_of(batch: Iterable[Any]) -> str:

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from cityscapes_maskrcnn.benchmarks.operation_count import OperationCounter
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
+from cityscapes_maskrcnn.modeling import nms
+from cityscapes_maskrcnn.modeling.polygon_masks import FlatPolygons
 from cityscapes_maskrcnn.modeling.step_metrics import StepMetrics
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -143,3 +148,47 @@ def test_a_run_in_full_precision_is_resumed_in_mixed_precision() -> None:
     full.iter = 7
     mixed.load_state_dict(full.state_dict())
     assert mixed.iter == 7
+
+
+def image_of(number: int, seed: int) -> dict[str, Any]:
+    """Triangles on an image of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(number, 2, generator=generator) * torch.tensor([90.0, 40.0])
+    boxes = torch.cat([corner, corner + 20], dim=1)
+    triangles = [[np.array([x0, y0, x1, y0, x1, y1])] for x0, y0, x1, y1 in boxes.tolist()]
+    instances = Instances(
+        (64, 128),
+        gt_boxes=Boxes(boxes),
+        gt_classes=torch.full((number,), 2),
+        gt_masks=FlatPolygons.from_polygons(triangles),
+    )
+    image = torch.randint(256, (3, 64, 128), dtype=torch.uint8, generator=generator)
+    return {"image": image, "instances": instances}
+
+
+def test_a_step_waits_as_often_for_four_images_as_for_one(
+    build: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nms, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(nms, "_ROUNDS", 50)  # boxes of random weights can take more than usual
+    model = build("stage_1_heads", "MODEL.RPN.PRE_NMS_TOPK_TRAIN", 100).train()
+    waiting = []
+    for numbers in ((1,), (4,), (4, 0, 7, 2)):
+        batch = [image_of(number, seed) for seed, number in enumerate(numbers)]
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+        trainer = build_step_trainer(build_config("", []), model, [batch], optimizer)
+        with OperationCounter() as moved:
+            [(each["image"].to("cpu"), each["instances"].to("cpu")) for each in batch]
+        with EventStorage() as storage, OperationCounter() as counter:
+            trainer.run_step()
+        assert storage.latest()["mask_rcnn/accuracy"][0] > 0
+        # What the model's device is, where the inputs are already, is the host here. Several images
+        # are moved once more when they are put together.
+        moved.waiting["Tensor.to"] += len(numbers) > 1
+        waiting.append(counter.waiting - moved.waiting)
+    # The first step also places anchors.
+    assert waiting[1] == waiting[2]
+    # Proposals, the samples of the RoI heads, their levels, and the losses with all metrics.
+    assert waiting[1]["Tensor.tolist"] == 4
+    # The others are Detectron2's, on tensors of the host: sizes of images, and losses when written.
+    assert waiting[1].total() <= 20
