@@ -62,7 +62,7 @@ def pool_regions(
         orders = [torch.arange(len(each), device=each.device) for each in regions]
         counts = [[len(each)] for each in regions]
     else:
-        orders, counts = _group_by_level(poolers, boxes)
+        orders, counts = _group_by_level(poolers, regions)
     grouped = [each[order] for each, order in zip(regions, orders, strict=True)]
     pooled: list[list[Tensor]] = [[] for _ in poolers]
     starts = [0] * len(poolers)
@@ -88,13 +88,13 @@ def _regions(boxes: Sequence[Boxes]) -> Tensor:
 
 
 def _group_by_level(
-    poolers: Sequence[ROIPooler], boxes: Sequence[Sequence[Boxes]]
+    poolers: Sequence[ROIPooler], regions: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[list[int]]]:
-    """Find for every head the order of its boxes by level, and how many each level has."""
+    """Find for every head the order of its regions by level, and how many each level has."""
     orders, counts = [], []
-    for pooler, box_lists in zip(poolers, boxes, strict=True):
+    for pooler, each in zip(poolers, regions, strict=True):
         levels = assign_boxes_to_levels(
-            box_lists,
+            [Boxes(each[:, 1:])],
             pooler.min_level,
             pooler.max_level,
             pooler.canonical_box_size,

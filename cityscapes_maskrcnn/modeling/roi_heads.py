@@ -143,6 +143,7 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
         on_host = torch.cat([counts, sampled_gt], dim=1).tolist()
         boxes = boxes.gather(1, indices[..., None].expand(-1, -1, 5))
         classes = classes.gather(1, indices)
+        gt_boxes = gt_boxes.gather(1, sampled_gt[..., None].expand(-1, -1, 4))
         sampled = []
         for image, (one, (_, number, *gt_indices)) in enumerate(zip(targets, on_host, strict=True)):
             instances = Instances(
@@ -151,8 +152,10 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
                 objectness_logits=boxes[image, :number, 4],
                 gt_classes=classes[image, :number],
             )
+            if len(one):
+                instances.gt_boxes = Boxes(gt_boxes[image, :number])
             for name, value in one.get_fields().items() if len(one) else ():
-                if name.startswith("gt_") and name != "gt_classes":
+                if name.startswith("gt_") and not instances.has(name):
                     indices = sampled_gt[image] if value.device == boxes.device else gt_indices
                     instances.set(name, value[indices[:number]])
             sampled.append(instances)
@@ -319,13 +322,13 @@ def classification_metrics(
         return {}
     pred_classes = scores.argmax(dim=1)
     correct = pred_classes == torch.cat([each.gt_classes for each in proposals])
-    metrics = {"fast_rcnn/cls_accuracy": correct.float().mean()}
+    metrics = {"fast_rcnn/cls_accuracy": correct.mean(dtype=torch.float32)}
     if sum(num_foreground):
         sections = _sections(proposals, num_foreground)
         correct = _foreground_of(correct, sections)
         missed = _foreground_of(pred_classes, sections) == scores.shape[1] - 1
-        metrics["fast_rcnn/fg_cls_accuracy"] = correct.float().mean()
-        metrics["fast_rcnn/false_negative"] = missed.float().mean()
+        metrics["fast_rcnn/fg_cls_accuracy"] = correct.mean(dtype=torch.float32)
+        metrics["fast_rcnn/false_negative"] = missed.mean(dtype=torch.float32)
     return metrics
 
 
