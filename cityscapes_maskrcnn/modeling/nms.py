@@ -12,7 +12,7 @@ from cityscapes_maskrcnn.modeling.matching import pairwise_iou
 # Rounds between two questions to the GPU whether all is decided. The proposals of a street scene
 # take 3 to 11.
 _ROUNDS = 12
-# Pairs of boxes whose IoU is computed at once: 64 MB for each of three intermediate results.
+# Pairs of boxes whose IoU is computed at once: 64 MB.
 _PAIRS = 2**24
 
 
@@ -82,11 +82,13 @@ def _suppression_matrix(boxes: Tensor, iou_thresh: float) -> Tensor:
     Entry (r, i, j) is 1 if box i of list r comes before box j and their IoU is above the threshold.
     """
     rows, number, _ = boxes.shape
-    matrix = boxes.new_empty((rows, number, number), dtype=torch.float16)
+    matrix = boxes.new_zeros((rows, number, number), dtype=torch.float16)
     thresh = _largest_float32(iou_thresh)
-    step = max(1, _PAIRS // max(1, number**2))
-    for part, target in zip(boxes.split(step), matrix.split(step), strict=True):
-        target.copy_((pairwise_iou(part, part) > thresh).triu_(diagonal=1))
+    step = max(1, _PAIRS // max(1, rows * number))
+    for start in range(0, number, step):
+        end = min(start + step, number)
+        iou = pairwise_iou(boxes[:, :end], boxes[:, start:end])
+        matrix[:, :end, start:end] = (iou > thresh).triu_(diagonal=1 - start)
     return matrix
 
 

@@ -43,7 +43,7 @@ class BatchedRPN(StepMetrics, RPN):
     @configurable
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._kept_anchors: dict[Any, tuple[Tensor, ...]] = {}
+        self._kept_anchors: dict[Any, Tensor] = {}
 
     def forward(
         self,
@@ -81,17 +81,15 @@ class BatchedRPN(StepMetrics, RPN):
         losses = {}
         if self.training:
             assert gt_instances is not None, "RPN requires gt_instances in training!"
-            losses = self._losses(
-                torch.cat(anchors), torch.cat(logits, dim=1), deltas, gt_instances
-            )
+            losses = self._losses(anchors, torch.cat(logits, dim=1), deltas, gt_instances)
         with torch.no_grad():
             proposals = self._propose(anchors, logits, deltas, images.image_sizes)
         return proposals, losses
 
-    def _anchors(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
-        """Return the anchors of every level, of shape (HWA, 4)."""
+    def _anchors(self, maps: list[Tensor]) -> Tensor:
+        """Return the anchors of all levels, of shape (R, 4)."""
         if not isinstance(self.anchor_generator, DefaultAnchorGenerator):
-            return tuple(each.tensor for each in self.anchor_generator(maps))
+            return Boxes.cat(self.anchor_generator(maps)).tensor
         # Detectron2 computes them on the CPU, and the GPU waits for ten copies.
         key = (maps[0].device, *(each.shape[-2:] for each in maps))
         if key not in self._kept_anchors:
@@ -99,8 +97,7 @@ class BatchedRPN(StepMetrics, RPN):
                 del self._kept_anchors[next(iter(self._kept_anchors))]
             # Autograd takes no tensors of inference mode, should prediction come first.
             with torch.inference_mode(False):
-                anchors = self.anchor_generator(maps)
-            self._kept_anchors[key] = tuple(each.tensor for each in anchors)
+                self._kept_anchors[key] = Boxes.cat(self.anchor_generator(maps)).tensor
         return self._kept_anchors[key]
 
     def _losses(
@@ -170,7 +167,7 @@ class BatchedRPN(StepMetrics, RPN):
 
     def _propose(
         self,
-        anchors: tuple[Tensor, ...],
+        anchors: Tensor,
         logits: list[Tensor],
         deltas: Tensor,
         image_sizes: list[tuple[int, int]],
@@ -185,7 +182,7 @@ class BatchedRPN(StepMetrics, RPN):
             for level in logits
         ]
         lengths = [level.indices.shape[1] for level in best]
-        starts = accumulate((len(level) for level in anchors), initial=0)
+        starts = accumulate((level.shape[1] for level in logits), initial=0)
         # In float32, whatever the precision of the step: its boxes are off by pixels.
         scores = torch.cat([level.values for level in best], dim=1).float()
         indices = torch.cat(
@@ -193,7 +190,7 @@ class BatchedRPN(StepMetrics, RPN):
         )
         boxes = self.box2box_transform.apply_deltas(
             deltas.gather(1, indices[..., None].expand(-1, -1, 4)).flatten(0, 1),
-            torch.cat(anchors)[indices].flatten(0, 1),
+            anchors[indices].flatten(0, 1),
         ).view(len(scores), -1, 4)
         finite = boxes.isfinite().all(dim=2) & scores.isfinite()
         limits = [[[width, height, width, height]] for height, width in image_sizes]

@@ -47,7 +47,7 @@ def indices(keep: Tensor) -> list[list[int]]:
 def test_keeps_what_torchvision_keeps(
     monkeypatch: pytest.MonkeyPatch, spread: float, thresh: float
 ) -> None:
-    monkeypatch.setattr(nms, "_PAIRS", 2 * 300**2)  # two rows at once
+    monkeypatch.setattr(nms, "_PAIRS", 5 * 300 * 64)  # 64 columns of the matrices at once
     boxes = crowd(rows=5, number=300, spread=spread, seed=1)
     valid = torch.rand(5, 300, generator=torch.Generator().manual_seed(2)) < 0.8
     valid[1] = True
@@ -132,3 +132,11 @@ def test_autocast_leaves_the_matrix_alone(monkeypatch: pytest.MonkeyPatch) -> No
     assert found._kept.dtype == torch.float16
     assert found.converged
     assert indices(found.keep) == by_torchvision(boxes, valid, 0.7)
+
+
+@pytest.mark.gpu
+def test_a_gpu_keeps_the_same_boxes() -> None:
+    boxes = crowd(rows=20, number=2000, spread=0.1, seed=4)
+    valid = torch.rand(20, 2000) < 0.9
+    keep = batched_nms_keep(boxes.cuda(), valid.cuda(), 0.7)
+    assert indices(keep.cpu()) == by_torchvision(boxes, valid, 0.7)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -322,18 +323,34 @@ def test_a_step_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert waiting[0].total() > 60
 
 
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_waits_once() -> None:
+    _, ours = networks(random_outputs())
+    ours.cuda()
+    gt = [each.to("cuda") for each in ground_truth()]
+    run(ours, gt)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            sum(run(ours, gt)[1].values()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(each.message) for each in caught if "synchronizing" in str(each.message)]
+    assert len(waits) == 1, waits
+
+
 def test_anchors_of_few_sizes_are_kept_and_good_for_training() -> None:
     _, ours = networks(random_outputs())
     with torch.inference_mode():
         run(ours.eval())
     (kept,) = ours._kept_anchors.values()
     sum(run(ours.train(), ground_truth())[1].values()).backward()
-    assert [*ours._kept_anchors.values()] == [kept]
+    assert [id(each) for each in ours._kept_anchors.values()] == [id(kept)]
     for height in range(20, 40):
         ours._anchors([torch.zeros(1, 2, height, 8)] * 5)
     assert len(ours._kept_anchors) == 8
-    (level, *_) = ours._anchors([torch.zeros(1, 2, 39, 8)] * 5)
-    assert level.shape == (39 * 8 * 3, 4)
+    assert ours._anchors([torch.zeros(1, 2, 39, 8)] * 5).shape == (5 * 39 * 8 * 3, 4)
 
 
 def test_parameters_have_detectron2s_names() -> None:
