@@ -14,11 +14,14 @@ from cityscapes_maskrcnn.utils.stop import end_on_signals
 
 end_on_signals()  # before the slow imports
 
+from cityscapes_maskrcnn.utils.files import write_json
 from cityscapes_maskrcnn.utils.parallel import available_cores
 from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
 examples:
+  tools/benchmark.py training --json training.json
+  tools/benchmark.py inference --small
   tools/benchmark.py stage-0 --steps 6 SOLVER.IMS_PER_BATCH 2 INPUT.CROP.SIZE "[256,512]"
 """
 STAGE_0 = str(Path(__file__).parents[1] / "configs" / "stage_0_backbone.yaml")
@@ -55,13 +58,30 @@ def main() -> None:
     equal = new("determinism", help="what DETERMINISTIC costs: a training step of stage 1")
     equal.set_defaults(function="determinism_cost.benchmark_determinism", config_file=str(STAGE_1))
     equal.add_argument("--steps", type=int, default=30, help="the median is reported")
+    whole = {
+        "training": "a training step of stages 1 to 3 against Detectron2's",
+        "inference": "inference against Detectron2's",
+        "mapper": "reading training images against Detectron2's mapper",
+    }
+    for name, text in whole.items():
+        each = new(name, help=text)
+        each.set_defaults(function=f"{name}.benchmark_{name}", config_file=str(STAGE_1))
+        each.add_argument("--small", action="store_true", help="for a CPU: five minutes at most")
+        each.add_argument("--json", metavar="FILE", help="write the rows there too")
     for each in (step, equal):
         each.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
     options = vars(parser.parse_args())
     module, _, name = options.pop("function").partition(".")
     function = getattr(import_module(f"cityscapes_maskrcnn.benchmarks.{module}"), name)
     print(f"{platform.processor() or platform.machine()}, {available_cores()} cores")
-    print(function(**options))
+    json_file = options.pop("json", None)
+    result = function(**options)
+    if isinstance(result, str):
+        print(result)
+        return
+    print(import_module("cityscapes_maskrcnn.benchmarks.rows").table(result))
+    if json_file is not None:
+        write_json(Path(json_file), [row.as_json() for row in result])
 
 
 if __name__ == "__main__":

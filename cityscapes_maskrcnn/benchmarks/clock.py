@@ -1,0 +1,113 @@
+"""Time, memory and launches of a computation that is called many times."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.profiler_util import EventList
+from torch.profiler import ProfilerActivity, profile
+
+from cityscapes_maskrcnn.benchmarks.operation_count import OperationCounter
+
+
+def median_times(
+    works: Mapping[Hashable, Callable[[], object]],
+    *,
+    blocks: int,
+    calls: int,
+) -> dict[Hashable, float]:
+    """Time several computations in turn, so that a busy machine slows all of them alike.
+
+    Args:
+        works: warmed up, by name.
+        blocks: how often each is measured; the median counts.
+        calls: of a computation in a block. On a GPU the host waits for it after each block only.
+
+    Returns:
+        Milliseconds a call, by name.
+    """
+    seconds: dict[Hashable, list[float]] = {name: [] for name in works}
+    for _ in range(blocks):
+        for name, work in works.items():
+            start = _now()
+            for _ in range(calls):
+                work()
+            seconds[name].append((_now() - start) / calls)
+    return {name: 1000 * statistics.median(each) for name, each in seconds.items()}
+
+
+def peak_gigabytes(work: Callable[[], object], already: int) -> float:
+    """Measure the most memory that a computation holds on the GPU.
+
+    Args:
+        work: warmed up.
+        already: bytes that were allocated before its model was built.
+    """
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return (torch.cuda.max_memory_allocated() - already) / 1e9
+
+
+def saved_gigabytes(forward: Callable[[], object]) -> float:
+    """Count what autograd keeps of a forward pass for the backward pass; each storage once.
+
+    Args:
+        forward: returns something that holds the graph, or nothing.
+    """
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not tensor.is_leaf:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        graph = forward()
+    del graph
+    return sum(storages.values()) / 1e9
+
+
+@dataclass(frozen=True)
+class Launches:
+    """What a computation asks of the device.
+
+    Attributes:
+        operations: kernels on a GPU; torch's operations on a CPU.
+        waits: stream synchronisations on a GPU; on a CPU the operations that would cause them.
+        busy_percent: of the time, in which the GPU works; 0 on a CPU.
+    """
+
+    operations: int
+    waits: int
+    busy_percent: float
+
+
+def count_launches(work: Callable[[], object]) -> Launches:
+    """Count kernels, synchronisations and the busy time of one call."""
+    if not torch.cuda.is_available():
+        with OperationCounter() as counter:
+            work()
+        return Launches(counter.operations.total(), counter.waiting.total(), 0.0)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        start = _now()
+        work()
+        elapsed = _now() - start
+    events: EventList = profiler.events()
+    kernels = [each for each in events if each.device_type == torch.autograd.DeviceType.CUDA]
+    waits = sum("Synchronize" in each.name for each in events if each not in kernels)
+    busy = sum(each.device_time for each in kernels) / 1e4 / elapsed
+    # The two synchronisations of the clock above are not the computation's.
+    return Launches(len(kernels), waits - 2, min(busy, 100.0))
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
