@@ -24,7 +24,7 @@ def test_evaluation_prints_ratios_and_leaves_nothing(tool: Run, tmp_path: Path) 
     done = tool("tools/benchmark.py", "evaluation", *small, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| here")]
-    assert len(rows) == 5
+    assert len(rows) == 6
     # Times, then ratios to the other system.
     assert all(float(row[1]) > 0 and row[4].strip().endswith("x") for row in rows)
     assert not list(tmp_path.iterdir())
