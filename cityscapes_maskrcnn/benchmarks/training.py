@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +27,12 @@ from cityscapes_maskrcnn.benchmarks.workload import (
     check_machine,
     config_of,
     draw_batches,
+    endless_loader,
+    flat_polygons,
     random_weights,
     set_weights,
 )
+from cityscapes_maskrcnn.data.prefetch import prefetch
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
 from cityscapes_maskrcnn.engine.trainer import Trainer
 
@@ -132,10 +134,11 @@ def _build(
     cfg = config_of(config_file, *opts)
     stock = cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads"
     model = set_weights(build_model(cfg) if stock else Trainer.build_model(cfg), state).train()
-    endless: Iterator[Batch] = itertools.cycle(batches)
+    endless = endless_loader(batches)
     if not stock:
+        loader = prefetch(endless_loader(flat_polygons(batches)), cfg.MODEL.DEVICE)
         trainer: SimpleTrainer = build_step_trainer(
-            cfg, model, endless, Trainer.build_optimizer(cfg, model)
+            cfg, model, loader, Trainer.build_optimizer(cfg, model)
         )
     elif cfg.SOLVER.AMP.ENABLED:
         trainer = AMPTrainer(model, endless, build_optimizer(cfg, model))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.modeling.polygon_masks import FlatPolygons
 from cityscapes_maskrcnn.utils.errors import InputError
 
 Batch = list[dict[str, Any]]
@@ -104,6 +108,31 @@ def draw_batches(count: int, batch_size: int, height: int, width: int) -> list[B
         ]
         for _ in range(count)
     ]
+
+
+def flat_polygons(batches: list[Batch]) -> list[Batch]:
+    """Copy batches with their polygons as this project's loader gives them."""
+
+    def flat(image: dict[str, Any]) -> dict[str, Any]:
+        fields = image["instances"].get_fields()
+        masks = FlatPolygons.from_polygons(fields["gt_masks"].polygons)
+        instances = Instances(image["instances"].image_size, **{**fields, "gt_masks": masks})
+        return {**image, "instances": instances}
+
+    return [[flat(image) for image in batch] for batch in batches]
+
+
+def endless_loader(batches: list[Batch]) -> DataLoader[Batch]:
+    """Give the same batches again and again, without work of the loader's own."""
+    return DataLoader(_Endless(batches), batch_size=None, collate_fn=lambda batch: batch)
+
+
+class _Endless(IterableDataset[Batch]):
+    def __init__(self, batches: list[Batch]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.cycle(self._batches)
 
 
 def _outline(random: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -108,5 +108,6 @@ def _group_by_level(
 
 
 def _in_order(pooled: Tensor, order: Tensor) -> Tensor:
-    """Put row i of ``pooled`` at ``order[i]``; its gradient is a selection, without sums."""
-    return torch.empty_like(pooled).index_copy_(0, order, pooled)
+    """Put row i of ``pooled`` at ``order[i]``; the backward pass keeps the order only."""
+    # index_copy_ would keep its source: a second copy of all pooled features.
+    return pooled.index_select(0, order.argsort())

@@ -8,6 +8,7 @@ import torch
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from cityscapes_maskrcnn.benchmarks.operation_count import OperationCounter
 from cityscapes_maskrcnn.modeling.determinism import ROI_ALIGN_MODULE, deterministic_roi_align
@@ -132,6 +133,22 @@ def test_deterministic_gradients_are_used(monkeypatch: pytest.MonkeyPatch) -> No
     assert calls == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
     for one, other in zip(expected, actual, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_keeps_no_features_for_the_backward_pass() -> None:
+    features = pyramid(1)
+    pooler = BatchedROIPooler(**settings())
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        pooled = pooler(features, [random_boxes(20, seed=5)])
+    # The regions, 5 numbers each, level by level, and their order: no features.
+    assert saved
+    assert max(tensor.numel() for tensor in saved) <= 5 * len(pooled) < pooled.numel()
 
 
 def test_keeps_the_interface_of_detectron2() -> None:
