@@ -184,7 +184,8 @@ class FlatPolygons:
         """
         number = torch.arange(self.max_edges, device=self.device)
         index = (self.starts[:, None] + number).clamp_(max=len(self.edges) - 1)
-        ends = _round_ends(_scale(self.edges[index], boxes, mask_size))
+        edges = _scale(self.edges[index], boxes, mask_size)
+        ends = edges.mul_(_STEPS).add_(0.5).trunc_()
         exists = number < self.sizes[:, None]
         instance = torch.arange(len(self), device=self.device)[:, None]
         table = instance * self.max_parts + self.parts[index]
@@ -236,15 +237,6 @@ def _scale(edges: Tensor, boxes: Tensor, mask_size: int) -> Tensor:
     return (edges - boxes[:, None, :2].repeat(1, 1, 2)) * scales[:, None].repeat(1, 1, 2)
 
 
-def _round_ends(edges: Tensor) -> Tensor:
-    """Round edges (..., 4) to fifths of a pixel, sorted along their longer axis."""
-    ends = (edges * _STEPS + 0.5).trunc_()
-    width, height = (ends[..., 2:] - ends[..., :2]).unbind(-1)
-    steep = width.abs() < height.abs()
-    backwards = torch.where(steep, height, width) < 0
-    return torch.where(backwards[..., None], ends.roll(2, -1), ends)
-
-
 def _middle(column: Tensor) -> Tensor:
     """Return the last fifth before the middle of columns."""
     return column * _STEPS + _STEPS // 2
@@ -273,7 +265,7 @@ def _rows(ends: Tensor, column: Tensor, mask_size: int) -> Tensor:
     """Find the row of the mask at which edges cross the middle of columns.
 
     Args:
-        ends: (..., 4), from :func:`_round_ends`.
+        ends: (..., 4), float64, rounded, in fifths of a pixel.
         column: (...), int64, of a shape that broadcasts with the edges'. Each edge must cross it;
             otherwise the row means nothing.
         mask_size: number of rows M.
@@ -283,16 +275,21 @@ def _rows(ends: Tensor, column: Tensor, mask_size: int) -> Tensor:
     """
     x, y, last_x, last_y = ends.unbind(-1)
     width, height = last_x - x, last_y - y
-    steep = width.abs() < height
-    # From here on "along" is the axis of the walk and "across" the other one.
+    steep = width.abs() < height.abs()
+    # From here on "along" is the axis of the walk, which begins at the smaller coordinate, and
+    # "across" the other one.
     slope = torch.where(steep, width / height, height / width)
     falling = slope < 0
-    along = torch.where(steep, y, x)
-    across = torch.where(steep, x, y)
+    along = torch.where(steep, torch.minimum(y, last_y), torch.minimum(x, last_x))
+    across = torch.where(
+        steep,
+        torch.where(height < 0, last_x, x),
+        torch.where(width < 0, last_y, y),
+    )
     # Steps from the edge's beginning. In a flat edge: to the upper one of the two points. In a
     # steep one: to the crossing, rounded; the column of that point tells whether it is the one
     # before the crossing or the one after it.
-    origin = torch.where(steep, x - 0.5, x - falling.to(x.dtype))
+    origin = torch.where(steep, across - 0.5, along - falling.to(x.dtype))
     per_step = torch.where(steep, slope, 1.0)
     middle = _middle(column)
     steps = middle.sub(origin).div_(per_step).round_()
