@@ -77,6 +77,7 @@ def pool_regions(
             chosen = grouped[head][starts[head] : starts[head] + number]
             starts[head] += number
             pooled[head].append(poolers[head].level_poolers[level](exact, chosen).to(feature.dtype))
+        del exact  # before the next level is converted
     return [_in_order(torch.cat(parts), order) for parts, order in zip(pooled, orders, strict=True)]
 
 

@@ -171,8 +171,8 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
     ) -> dict[str, Tensor] | list[Instances]:
         """Compute losses or detections of the box head alone; on CPUs as Detectron2 does."""
         predictor = self.box_predictor
-        on_cpu = proposals[0].proposal_boxes.device.type == "cpu"
-        if self.training or on_cpu or type(predictor) is not FastRCNNOutputLayers:
+        plain = type(predictor) is FastRCNNOutputLayers
+        if self.training or not plain or _on_cpu(proposals[0].proposal_boxes):
             result: dict[str, Tensor] | list[Instances] = super()._forward_box(features, proposals)
             return result
         pooled = self.box_pooler(
@@ -215,6 +215,10 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
             return {"loss_mask": drawn * head.loss_weight}, {}
         loss, metrics = mask_loss(logits, foreground)
         return {"loss_mask": loss * head.loss_weight}, metrics
+
+
+def _on_cpu(boxes: Boxes) -> bool:
+    return bool(boxes.device.type == "cpu")
 
 
 def _pooler(cfg: CfgNode, head: CfgNode, input_shape: dict[str, ShapeSpec]) -> BatchedROIPooler:
@@ -386,6 +390,7 @@ def mask_targets(instances: Sequence[Instances], size: int) -> Tensor:
     return torch.cat(on_host).to(boxes[0].device)
 
 
+@torch.no_grad()
 def detections(
     boxes: Sequence[Tensor],
     scores: Sequence[Tensor],
@@ -427,10 +432,12 @@ def detections(
     )
     by_score, order = by_score[:, : max(counts)], order[:, : max(counts)]
     classes = order % num_classes
-    limits = matching.to_device([[w, h, w, h] for h, w in image_sizes], order.device)
+    limits = [[[width, height, width, height]] for height, width in image_sizes]
     rows = order if all_boxes.shape[2] > 4 else order // num_classes
     all_boxes = all_boxes.reshape(len(boxes), -1, 4).gather(1, rows[..., None].expand(-1, -1, 4))
-    all_boxes = torch.minimum(all_boxes.clamp(min=0), limits[:, None].to(all_boxes.dtype))
+    all_boxes = all_boxes.clamp(min=0).minimum(
+        matching.to_device(limits, all_boxes.device, all_boxes.dtype)
+    )
     exists = torch.isfinite(by_score)
     all_boxes = all_boxes.masked_fill(~exists[..., None], 0)
 
