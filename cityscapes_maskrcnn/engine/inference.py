@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -17,7 +18,7 @@ from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.utils import comm
 from torch import nn
 
-from cityscapes_maskrcnn.data.labels import THING_CLASSES
+from cityscapes_maskrcnn.data.labels import SEMANTIC_LABELS, THING_CLASSES
 from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
 from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
@@ -118,6 +119,44 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
         # Before any image is predicted.
         ground_truth_files(dataset_name)
     return evaluator
+
+
+def check_metric(cfg: CfgNode) -> None:
+    """Verify that ``SOLVER.BEST_CHECKPOINT_METRIC`` is none that looks like a score but is none.
+
+    Args:
+        cfg: its ``DATASETS.TEST`` are scored by what :func:`build_evaluator` builds.
+
+    Raises:
+        InputError: the metric is of a task of these evaluators, but not among their scores.
+    """
+    metric = cfg.SOLVER.BEST_CHECKPOINT_METRIC
+    names: list[str] = []
+    for dataset in cfg.DATASETS.TEST:
+        prefix = f"{dataset}/" if len(cfg.DATASETS.TEST) > 1 else ""
+        names += [prefix + name for name in _score_names(cfg, dataset)]
+    task = metric.rpartition("/")[0].rpartition("/")[2]
+    if metric not in names and task in ("segm", "coco_segm", "coco_bbox", "sem_seg"):
+        near = difflib.get_close_matches(metric, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else ", ".join(names)
+        raise InputError(f"SOLVER.BEST_CHECKPOINT_METRIC {metric}: is not measured; {hint}")
+
+
+def _score_names(cfg: CfgNode, dataset_name: str) -> list[str]:
+    """List what the evaluator of a dataset measures."""
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("evaluator_type") == "cityscapes_sem_seg":
+        classes = [f"IoU-{label.name}" for label in SEMANTIC_LABELS]
+        return [f"sem_seg/{name}" for name in ("IoU", "iIoU", "IoU_sup", "iIoU_sup", *classes)]
+    classes = metadata.get("thing_classes", THING_CLASSES)
+    official = ["AP", "AP50", *(f"{ap}-{name}" for ap in ("AP", "AP50") for name in classes)]
+    coco = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", *(f"AP-{name}" for name in classes)]
+    names = [f"coco_bbox/{name}" for name in coco]
+    if cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE not in _BOXES_ONLY:
+        names = (
+            [f"segm/{name}" for name in official] + [f"coco_segm/{name}" for name in coco] + names
+        )
+    return names
 
 
 def fit_to_evaluators(cfg: CfgNode, model: nn.Module, evaluators: Iterable[Any]) -> nn.Module:

@@ -8,6 +8,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,9 @@ class Trainer(DefaultTrainer):
         register_datasets_of(cfg)
         check_classes(cfg)
         check_validation(cfg)
+        # The evaluators of a subclass may measure anything.
+        if getattr_static(type(self), "build_evaluator") is vars(Trainer)["build_evaluator"]:
+            inference.check_metric(cfg)
         check_accumulation(cfg)
         check_decay(cfg)
         cfg.defrost()

@@ -22,6 +22,7 @@ from cityscapes_maskrcnn.data.registration import register_all, register_dataset
 from cityscapes_maskrcnn.engine.class_check import class_names
 from cityscapes_maskrcnn.engine.inference import (
     build_evaluator,
+    check_metric,
     fit_to_evaluators,
     model_categories,
     with_test_time_augmentation,
@@ -50,6 +51,30 @@ def test_a_model_that_predicts_something_else(
 ) -> None:
     with pytest.raises(InputError, match=message):
         build_evaluator(config(stage=stage), dataset, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "datasets", "good", "bad"),
+    [
+        ("stage_1_heads", (INSTANCE,), "segm/AP50-person", "segm/AP75"),
+        ("stage_1_heads", (INSTANCE,), "coco_bbox/AP-car", "coco_segm/AR"),
+        ("stage_1_heads", (INSTANCE,) * 2, f"{INSTANCE}/segm/AP", "segm/AP"),
+        ("stage_0_backbone", (SEMANTIC,), "sem_seg/IoU-road", "sem_seg/mIoU"),
+        # Whose scalars these are is not known.
+        ("stage_1_heads", (INSTANCE,), "mine/PQ", "segm/"),
+        ("stage_1_heads", (INSTANCE,), "total_loss", "segm/AP-"),
+    ],
+)
+def test_metrics_that_are_no_scores(
+    config: Config, stage: str, datasets: tuple[str, ...], good: str, bad: str
+) -> None:
+    cfg = config("DATASETS.TEST", datasets, stage=stage)
+    cfg.defrost()
+    cfg.SOLVER.BEST_CHECKPOINT_METRIC = good
+    check_metric(cfg)
+    cfg.SOLVER.BEST_CHECKPOINT_METRIC = bad
+    with pytest.raises(InputError, match=f"^SOLVER.BEST_CHECKPOINT_METRIC {bad}: is not measured;"):
+        check_metric(cfg)
 
 
 def test_missing_ground_truth(

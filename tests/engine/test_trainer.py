@@ -184,6 +184,18 @@ def test_a_loader_that_ends_gets_one_line(train: Train) -> None:
             ["TEST.VALIDATION_LOSS", False, "SOLVER.BEST_CHECKPOINT_METRIC", "validation/loss_cls"],
             "SOLVER.BEST_CHECKPOINT_METRIC validation/loss_cls: is not measured",
         ),
+        (
+            ["SOLVER.BEST_CHECKPOINT_METRIC", "segm/mAP"],
+            "SOLVER.BEST_CHECKPOINT_METRIC segm/mAP: is not measured; did you mean segm/AP?",
+        ),
+        (
+            ["SOLVER.BEST_CHECKPOINT_METRIC", "segm/AP-cars"],
+            "SOLVER.BEST_CHECKPOINT_METRIC segm/AP-cars: is not measured; did you mean segm/AP-car",
+        ),
+        (
+            ["MODEL.MASK_ON", False, "SOLVER.BEST_CHECKPOINT_METRIC", "segm/AP"],
+            "SOLVER.BEST_CHECKPOINT_METRIC segm/AP: is not measured; coco_bbox/AP, coco_bbox/AP50",
+        ),
     ],
 )
 def test_what_is_not_supported_is_refused(
@@ -230,9 +242,9 @@ def test_the_overfit_check_is_one_key_away(train: Train, tmp_path: Path) -> None
 
 
 def test_a_metric_that_is_not_measured_is_an_error_at_the_first_score(train: Train) -> None:
-    message = r"SOLVER\.BEST_CHECKPOINT_METRIC segm/mAP: .* did you mean segm/AP\?"
+    message = r"SOLVER\.BEST_CHECKPOINT_METRIC validation/loss_msk: .* mean validation/loss_mask\?"
     with pytest.raises(InputError, match=message):
-        train("SOLVER.MAX_ITER", 1, "SOLVER.BEST_CHECKPOINT_METRIC", "segm/mAP")
+        train("SOLVER.MAX_ITER", 1, "SOLVER.BEST_CHECKPOINT_METRIC", "validation/loss_msk")
 
 
 class Broken(Trainer):
