@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,4 +40,34 @@ def explained_errors(trainer: Any) -> Iterator[None]:
         raise InputError(
             f"training diverged in iteration {trainer.iter}: {error}; {trainer._trainer.images}; "
             "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"
+        ) from error
+
+
+@contextmanager
+def explained_keys(section: str, what: str) -> Iterator[None]:
+    """Explain what Detectron2 raises while it builds something of a config in a ``with`` block.
+
+    Args:
+        section: of the config's keys.
+        what: is built, for the message.
+
+    Raises:
+        InputError: whatever Detectron2 or torch raised. An error of a user's own module, such as a
+            registered one, passes through.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # a wrong value makes Detectron2 raise errors of any type
+        modules = {
+            frame.f_globals.get("__name__", "").partition(".")[0]
+            for frame, _ in traceback.walk_tb(error.__traceback__)
+        }
+        libraries = {__name__.partition(".")[0], "detectron2", "fvcore", "torch", "yacs"}
+        if not modules <= {*libraries, *sys.stdlib_module_names}:
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise InputError(
+            f"{section}: Detectron2 cannot build {what} of these keys: {reason}"
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ from cityscapes_maskrcnn.engine.class_check import check_classes, class_names
 from cityscapes_maskrcnn.engine.data_wait import WarnOfWaiting
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.ema import SUFFIX, FinalAverage, WeightAverage, check_decay
-from cityscapes_maskrcnn.engine.explained_errors import explained_errors
+from cityscapes_maskrcnn.engine.explained_errors import explained_errors, explained_keys
 from cityscapes_maskrcnn.engine.hooks import (
     AverageNormStatistics,
     CheckFrozen,
@@ -284,15 +283,8 @@ class Trainer(DefaultTrainer):
                 here that ``MODEL.COMPILE`` asks for.
         """
         make_deterministic(cfg)
-        try:
+        with explained_keys("MODEL", "a model"):
             model = super().build_model(cfg)
-        except Exception as error:  # a wrong value makes Detectron2 raise errors of any type
-            if isinstance(error, InputError) or not _raised_by_library(error):
-                raise
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise InputError(
-                f"MODEL: Detectron2 cannot build a model of these keys: {reason}"
-            ) from error
         if cfg.MODEL.FPN.FREEZE:
             freeze_fpn(model)
         if cfg.MODEL.CHANNELS_LAST:
@@ -305,12 +297,14 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """Build the optimizer that ``SOLVER.OPTIMIZER`` names, for the trainable parameters."""
-        return solver.build_optimizer(cfg, model)
+        with explained_keys("SOLVER", "an optimizer"):
+            return solver.build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
         """Build the schedule that ``SOLVER.LR_SCHEDULER_NAME`` names."""
-        return solver.build_lr_scheduler(cfg, optimizer)
+        with explained_keys("SOLVER", "a learning rate schedule"):
+            return solver.build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -403,12 +397,3 @@ class Trainer(DefaultTrainer):
     def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         """Score ``MODEL.WEIGHTS``; see :func:`.engine.inference.evaluate_checkpoint`."""
         return inference.evaluate_checkpoint(cls, cfg, resume)
-
-
-def _raised_by_library(error: BaseException) -> bool:
-    """Whether no code of a user's, such as a registered module, took part in raising an error."""
-    modules = {
-        frame.f_globals.get("__name__", "").partition(".")[0]
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    }
-    return modules <= {__name__.partition(".")[0], "detectron2", "fvcore", "torch", "yacs"}
