@@ -23,6 +23,8 @@ _RANGES: Final = {
     "SOLVER.BASE_LR": (0.0, math.inf),
     "SOLVER.MAX_ITER": (0, math.inf),
 }
+# NumPy takes 32 bits, and processes add their ranks.
+_MAX_SEED: Final = 2**31 - 1
 _CHOICES: Final = {
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
@@ -33,7 +35,7 @@ def check_ranges(cfg: Any) -> None:
     """Check numbers and choices with which a model would find nothing, or fail at an image.
 
     Args:
-        cfg: reads the keys above, ``TEST.DETECTIONS_PER_IMAGE``, ``INPUT.CROP`` and
+        cfg: reads the keys above, ``SEED``, ``TEST.DETECTIONS_PER_IMAGE``, ``INPUT.CROP`` and
             ``MODEL.PIXEL_STD``.
 
     Raises:
@@ -51,6 +53,8 @@ def check_ranges(cfg: Any) -> None:
     most = cfg.TEST.DETECTIONS_PER_IMAGE
     if most < 1 and most != -1:
         raise InputError(f"TEST.DETECTIONS_PER_IMAGE {most}: it must be 1 or more, or -1 for all")
+    if cfg.SEED > _MAX_SEED:
+        raise InputError(f"SEED {cfg.SEED}: it must be at most {_MAX_SEED}, or below 0 for any")
     if cfg.INPUT.CROP.ENABLED:
         _check_crop(cfg.INPUT.CROP)
     if any(value <= 0 for value in cfg.MODEL.PIXEL_STD):

@@ -19,6 +19,7 @@ LABELS = [0, -1, 1]
         ("INPUT.MIN_SIZE_TEST", -5, "-5: it must be 0 or more"),
         ("SOLVER.BASE_LR", -1.0, "-1.0: it must be 0 or more"),
         ("SOLVER.MAX_ITER", -5, "-5: it must be 0 or more"),
+        ("SEED", 2**63, f"{2**63}: it must be at most 2147483647, or below 0 for any"),
         ("INPUT.RANDOM_FLIP", "both", "both: it must be horizontal or vertical or none"),
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "x", "x: it must be choice or range"),
         ("MODEL.PIXEL_STD", [0.0, 1.0, 1.0], r"\[0.0, 1.0, 1.0\]: pixels are divided by it"),
