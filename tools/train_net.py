@@ -14,6 +14,7 @@ end_on_signals()  # before the slow imports
 from cityscapes_maskrcnn.cli import argument_parser, launch, setup
 from cityscapes_maskrcnn.engine.run_setup import discard_earlier_run, save_config
 from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
@@ -34,11 +35,18 @@ examples:
 
 def train_or_evaluate(args: argparse.Namespace) -> Any:
     """Run in every process: build everything from the config, then train or evaluate."""
+    if args.auto_batch and args.eval_only:
+        raise InputError("--auto-batch: --eval-only trains nothing")
     cfg = setup(args)
     if args.eval_only:
         return Trainer.evaluate_checkpoint(cfg, resume=args.resume)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    if args.auto_batch:
+        trainer.choose_micro_batch()
+        cfg.defrost()
+        cfg.SOLVER.ACCUMULATE = trainer.cfg.SOLVER.ACCUMULATE
+        cfg.freeze()
     if args.overwrite:
         discard_earlier_run(cfg.OUTPUT_DIR)
     save_config(cfg, scoring=False)
@@ -52,6 +60,12 @@ def main(argv: list[str] | None = None) -> int:
         "--overwrite",
         action="store_true",
         help="train anew in an OUTPUT_DIR that holds a run, whose files are removed",
+    )
+    parser.add_argument(
+        "--auto-batch",
+        action="store_true",
+        help="divide the batch into micro-batches, the largest that fit into the GPU's memory: sets"
+        " SOLVER.ACCUMULATE; SOLVER.IMS_PER_BATCH stays the batch of a step",
     )
     return launch(train_or_evaluate, parser.parse_args(argv))
 

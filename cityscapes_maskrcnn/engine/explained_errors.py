@@ -27,9 +27,10 @@ def explained_errors(trainer: Any) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"out of memory on the GPU in iteration {trainer.iter}: raise SOLVER.ACCUMULATE (or let"
-            " tools/train_net.py --auto-batch choose it), or lower INPUT.MIN_SIZE_TRAIN (in an "
-            f"evaluation INPUT.MIN_SIZE_TEST): {str(error).partition('. GPU')[0]}"
+            f"out of memory on the GPU in iteration {trainer.iter}: raise SOLVER.ACCUMULATE (now "
+            f"{trainer.cfg.SOLVER.ACCUMULATE}; tools/train_net.py --auto-batch finds a value), set "
+            "MODEL.ACTIVATION_CHECKPOINTING, or lower INPUT.MIN_SIZE_TRAIN (in an evaluation "
+            f"INPUT.MIN_SIZE_TEST): {str(error).partition('. GPU')[0]}"
         ) from error
     except StopIteration as error:
         raise InputError(

@@ -27,6 +27,7 @@ from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine import inference, solver
 from cityscapes_maskrcnn.engine.accumulation import check_accumulation
+from cityscapes_maskrcnn.engine.auto_batch import choose_accumulation
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
 from cityscapes_maskrcnn.engine.class_check import check_classes, class_names
@@ -170,6 +171,19 @@ class Trainer(DefaultTrainer):
         if self.stream is not None:
             self.stream.start_batch = self.start_iter
             self.stream.seed = seed
+
+    def choose_micro_batch(self) -> None:
+        """Set ``SOLVER.ACCUMULATE`` to what the GPUs' memory needs, after the weights are loaded.
+
+        Raises:
+            InputError: see :func:`.auto_batch.choose_accumulation`.
+        """
+        self.cfg = self.cfg.clone()
+        self.cfg.defrost()
+        self.cfg.SOLVER.ACCUMULATE = self._trainer.accumulate = choose_accumulation(self)
+        self.cfg.freeze()
+        if self.checkpointer.origin:
+            self.checkpointer.origin["config"] = self.cfg.dump()
 
     def train(self) -> dict[str, Any]:
         """Run the iterations that are left, evaluating and saving on the way.

@@ -113,6 +113,7 @@ def test_scoring_into_the_folder_of_a_training_keeps_its_config(
             "--overwrite: removes an earlier run to train anew, and --re",
         ),
         (["--eval-only", "MODEL.WEIGHTS", "missing.pth"], "missing.pth: no such file"),
+        (["--eval-only", "--auto-batch"], "--auto-batch: --eval-only trains nothing"),
     ],
 )
 def test_a_refused_command_leaves_the_config_of_the_run(
