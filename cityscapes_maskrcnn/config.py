@@ -83,14 +83,14 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # summed before the one step of the optimizer. SOLVER.IMS_PER_BATCH stays the batch of a step,
     # of all processes together; it must be a multiple of processes x ACCUMULATE. Iterations,
     # schedule, epochs, seeds and --resume count steps of the optimizer, which see the same images
-    # whatever ACCUMULATE is. Live BatchNorm normalises by the micro-batch, and a micro-batch is
-    # padded to its own largest image.
+    # whatever ACCUMULATE is. Live BatchNorm normalises by the micro-batch.
     # tools/train_net.py --auto-batch finds the value for a GPU.
     cfg.SOLVER.ACCUMULATE = 1
     # True: the gradients are those of the whole batch, in which each sampled region, each mask and
-    # each labelled pixel counts alike (StandardROIHeads, semantic heads). A Mask R-CNN's sampled
-    # regions have to be counted first: all micro-batches but the first take one more forward pass.
-    # False: each micro-batch counts alike, as each process does in DistributedDataParallel.
+    # each labelled pixel counts alike, and all images are padded to the largest. A Mask R-CNN's
+    # sampled regions have to be counted first: all micro-batches but the first take one more
+    # forward pass. False: each micro-batch counts alike, as each process does in
+    # DistributedDataParallel.
     cfg.SOLVER.ACCUMULATE_EXACTLY = True
     # Parts of the model that keep their inputs alone for the backward pass and compute the rest
     # anew in it, if they train: of "res2" to "res5" (each block by itself), "fpn", "rpn_head",

@@ -8,21 +8,29 @@ its images, regions or pixels have in the whole batch's, and the sum is the batc
 
 How many regions are sampled shows only after a forward pass, and all numbers must be known before
 the first gradient: with ``SOLVER.ACCUMULATE_EXACTLY`` all micro-batches but the first go through
-the model once more, without gradients, and draw the same regions each time.
+the model once more, without gradients, and draw the same regions each time. Their images are padded
+as those of the whole batch are.
+
+What is left that differs from the whole batch is which regions are drawn, as with another seed,
+and what live BatchNorm normalises by.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Final
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN
+from detectron2.structures import ImageList
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cityscapes_maskrcnn.engine.dry_run import dry_run
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -62,6 +70,42 @@ def split_batch(batch: Sequence[Any], parts: int) -> list[Sequence[Any]]:
     return [batch[start:end] for start, end in pairwise(ends)]
 
 
+@contextmanager
+def padded_as_batch(model: nn.Module, batch: Sequence[Any]) -> Iterator[None]:
+    """Pad images in a ``with`` block to the largest of a batch, as if they were all together.
+
+    Anchors in the padding take part in the losses of an RPN, and layers look beyond its border.
+
+    Args:
+        model: images of a :class:`GeneralizedRCNN` are padded; others' stay as they are.
+        batch: with ``image``, (C, H, W).
+    """
+    sizes = {tuple(each["image"].shape[-2:]) for each in batch} if _is_detector(model) else set()
+    if len(sizes) < 2:
+        yield
+        return
+    detector: Any = model
+    preprocess, divisor = detector.preprocess_image, max(detector.backbone.size_divisibility, 1)
+    height, width = (math.ceil(max(side) / divisor) * divisor for side in zip(*sizes, strict=True))
+
+    def preprocess_and_pad(part: Sequence[Any]) -> ImageList:
+        images = preprocess(part)
+        beside = max(0, width - images.tensor.shape[-1])
+        below = max(0, height - images.tensor.shape[-2])
+        return ImageList(F.pad(images.tensor, (0, beside, 0, below)), images.image_sizes)
+
+    detector.preprocess_image = preprocess_and_pad
+    try:
+        yield
+    finally:
+        del detector.preprocess_image
+
+
+def _is_detector(model: nn.Module) -> bool:
+    """Whether a model is a detector and nothing else: PanopticFPN pads its labels by itself."""
+    return isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN)
+
+
 class LossShares:
     """The share of each micro-batch's losses in those of the whole batch.
 
@@ -92,7 +136,7 @@ class LossShares:
         self._ignored = getattr(getattr(model, "sem_seg_head", None), "ignore_value", None)
         self._exactly = exactly
         self.counts: list[Counts] = [self._count(part) for part in parts]
-        self._samples_regions = exactly and isinstance(model, GeneralizedRCNN) and len(parts) > 1
+        self._samples_regions = exactly and isinstance(model, GeneralizedRCNN)
         if self._samples_regions:
             # Drawn from the CPU's generator, which costs a GPU no waiting.
             self._seed = int(torch.randint(1 << 62, ()))

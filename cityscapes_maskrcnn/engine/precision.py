@@ -17,7 +17,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cityscapes_maskrcnn.engine.accumulation import LossShares, split_batch
+from cityscapes_maskrcnn.engine.accumulation import LossShares, padded_as_batch, split_batch
 from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler
 from cityscapes_maskrcnn.modeling.step_metrics import collect_step_metrics
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -122,23 +122,24 @@ class CheckedTrainer(SimpleTrainer):
             FloatingPointError: a loss is not finite.
         """
         parts = split_batch(batch, self.accumulate)
-        with self._autocast():
-            shares = LossShares(
-                getattr(model, "module", model), parts, exactly=self._exactly, note=self._note
-            )
-        scalars: list[dict[str, torch.Tensor]] = []
-        for number, part in enumerate(shares):
-            with ExitStack() as stack:
-                if isinstance(model, DistributedDataParallel) and number < len(parts) - 1:
-                    stack.enter_context(model.no_sync())
-                with self._autocast():
-                    losses = model(part)
-                    if isinstance(losses, torch.Tensor):
-                        losses = {"total_loss": losses}
-                    shared = shares.weigh(number, losses) if len(parts) > 1 else losses
-                    total: Any = sum(shared.values())
-                self._backward(total)
-            scalars += [losses, shared, collect_step_metrics(model)]
+        inner = getattr(model, "module", model)
+        exactly = self._exactly and len(parts) > 1
+        scalars: list[Mapping[str, torch.Tensor]] = []
+        with padded_as_batch(inner, batch if exactly else ()):
+            with self._autocast():
+                shares = LossShares(inner, parts, exactly=exactly, note=self._note)
+            for number, part in enumerate(shares):
+                with ExitStack() as stack:
+                    if isinstance(model, DistributedDataParallel) and number < len(parts) - 1:
+                        stack.enter_context(model.no_sync())
+                    with self._autocast():
+                        losses = model(part)
+                        if isinstance(losses, torch.Tensor):
+                            losses = {"total_loss": losses}
+                        shared = shares.weigh(number, losses) if len(parts) > 1 else losses
+                        total: Any = sum(shared.values())
+                    self._backward(total)
+                scalars += [losses, shared, collect_step_metrics(model)]
         # One transfer from the GPU for all of them.
         flat = [each.detach().float().reshape(()) for group in scalars for each in group.values()]
         values = iter(torch.stack(flat).tolist())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,29 @@ Train = Callable[..., Trainer]
 # No layer looks at the other images, and all candidates are sampled.
 ALIKE = ["MODEL.RESNETS.NORM", "LN", "MODEL.FPN.NORM", "LN"]
 SEMANTIC = ["MODEL.SEM_SEG_HEAD.NORM", "LN", "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", 0.0]
-ALL = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 9999, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 512]
+ALL = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 9999, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 9999]
 
 
-def images(objects: list[int]) -> list[dict[str, Any]]:
-    """Images with so many objects each, and so many tenths of their pixels unlabelled."""
+def images(objects: list[int], heights: Sequence[int] = (64,)) -> list[dict[str, Any]]:
+    """Images with so many objects each, and ten times so many columns without labels."""
     generator = torch.Generator().manual_seed(1)
     batch = []
-    for number, count in enumerate(objects):
+    for number, (count, height) in enumerate(zip(objects, cycle(heights), strict=False)):
         boxes = torch.tensor([[4.0 + 9 * i, 6.0, 30.0 + 11 * i, 50.0] for i in range(count)])
-        masks = torch.zeros(count, 64, 96, dtype=torch.bool)
+        masks = torch.zeros(count, height, 96, dtype=torch.bool)
         for mask, box in zip(masks, boxes, strict=True):
             x0, y0, x1, y1 = map(int, box)
             mask[y0 : y1 - 5, x0 + 3 : x1] = True
-        labels = torch.randint(19, (64, 96), generator=generator)
+        labels = torch.randint(19, (height, 96), generator=generator)
         labels[:, : 10 * count] = 255
+        image = torch.randint(256, (3, height, 96), generator=generator, dtype=torch.uint8)
         batch.append(
             {
                 "file_name": f"{number}.png",
-                "image": torch.randint(256, (3, 64, 96), generator=generator, dtype=torch.uint8),
+                "image": image,
                 "sem_seg": labels,
                 "instances": Instances(
-                    (64, 96),
+                    (height, 96),
                     gt_boxes=Boxes(boxes.reshape(-1, 4)),
                     gt_classes=torch.arange(count),
                     gt_masks=BitMasks(masks),
@@ -87,17 +89,18 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
 
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize(
-    ("stage", "options", "losses"),
+    ("stage", "options", "losses", "heights"),
     [
-        ("stage_1_heads", [*ALIKE, *ALL], 5),
-        ("stage_0_backbone", [*ALIKE, *SEMANTIC], 1),
+        ("stage_1_heads", [*ALIKE, *ALL], 5, [64]),
+        ("stage_1_heads", [*ALIKE, *ALL], 5, [64, 56, 96, 64]),
+        ("stage_0_backbone", [*ALIKE, *SEMANTIC], 1, [64]),
     ],
 )
 def test_gradients_are_those_of_the_whole_batch(
-    build: Build, stage: str, options: list[object], losses: int, parts: int
+    build: Build, stage: str, options: list[object], losses: int, heights: list[int], parts: int
 ) -> None:
     model = build(stage, *options)
-    batch = images([5, 2, 0, 1])
+    batch = images([5, 2, 0, 1], heights)
     of_whole, whole = gradients(model, batch, 1)
     of_sum, summed = gradients(model, batch, parts)
     assert len(of_whole) == losses
@@ -105,6 +108,7 @@ def test_gradients_are_those_of_the_whole_batch(
         {name: float(loss) for name, loss in of_whole.items()}, rel=1e-5
     )
     assert largest_difference(whole, summed) < 1e-4
+    assert "preprocess_image" not in vars(model)
     # If each micro-batch counts alike, as each process does, they are others.
     _, means = gradients(model, batch, parts, exactly=False)
     assert largest_difference(whole, means) > 1e-2
