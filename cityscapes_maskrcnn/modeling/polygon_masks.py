@@ -144,7 +144,9 @@ class FlatPolygons:
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> FlatPolygons:
-        """Copy to a device, as :meth:`torch.Tensor.to` does."""
+        """Copy to a device, as :meth:`torch.Tensor.to` does; MPS has no float64, so not there."""
+        if torch.device(device).type == "mps":
+            return self
         return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     @torch.no_grad()
@@ -152,13 +154,15 @@ class FlatPolygons:
         """Rasterize each instance inside its box, bit for bit as ``PolygonMasks`` does.
 
         Args:
-            boxes: (N, 4), x1, y1, x2, y2 in pixels of the image, on the polygons' device.
+            boxes: (N, 4), x1, y1, x2, y2 in pixels of the image.
             mask_size: height and width M of a mask.
 
         Returns:
-            Bool of shape (N, M, M).
+            Bool of shape (N, M, M), on the boxes' device.
         """
         assert len(boxes) == len(self), f"{len(boxes)} boxes for {len(self)} instances"
+        if boxes.device != self.device:
+            return self.crop_and_resize(boxes.to(self.device), mask_size).to(boxes.device)
         if len(self) == 0 or self.max_edges == 0:
             return boxes.new_zeros((len(self), mask_size, mask_size), dtype=torch.bool)
         cells = mask_size * (self.max_edges + self.max_parts * mask_size)

@@ -166,6 +166,10 @@ def test_field_of_instances() -> None:
     assert torch.equal(targets, PolygonMasks(polygons).crop_and_resize(boxes, 28))
 
 
+def test_a_device_without_float64() -> None:
+    assert FlatPolygons.from_polygons([[SQUARE]]).to("mps").device.type == "cpu"
+
+
 def test_no_instances() -> None:
     masks = FlatPolygons.from_polygons([])
     assert masks.crop_and_resize(torch.empty(0, 4), 28).shape == (0, 28, 28)
