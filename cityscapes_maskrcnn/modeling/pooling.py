@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
@@ -78,7 +79,9 @@ def pool_regions(
             starts[head] += number
             pooled[head].append(poolers[head].level_poolers[level](exact, chosen).to(feature.dtype))
         del exact  # before the next level is converted
-    return [_in_order(torch.cat(parts), order) for parts, order in zip(pooled, orders, strict=True)]
+    return [
+        _InOrder.apply(torch.cat(parts), order) for parts, order in zip(pooled, orders, strict=True)
+    ]
 
 
 def _regions(boxes: Sequence[Boxes]) -> Tensor:
@@ -108,7 +111,19 @@ def _group_by_level(
     return orders, torch.stack(counts).tolist()
 
 
-def _in_order(pooled: Tensor, order: Tensor) -> Tensor:
-    """Put row i of ``pooled`` at ``order[i]``; the backward pass keeps the order only."""
-    # index_copy_ would keep its source: a second copy of all pooled features.
-    return pooled.index_select(0, order.argsort())
+class _InOrder(torch.autograd.Function):
+    """Put row i of the first tensor at ``order[i]``; ``order`` holds every row's number once.
+
+    The backward pass keeps the order only and selects rows. Those of torch's own operations keep
+    the rows too (``index_copy_``), or add each to zeros, by atomic operations (``index_select``).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return rows.index_select(0, order.argsort())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        return grad.index_select(0, order), None
