@@ -40,6 +40,7 @@ setup(
         "tabulate>=0.9",
         "safetensors>=0.4",
         "kornia-rs>=0.2",
+        "isal>=1.7",
         "faster-coco-eval>=1.8",
         "PyYAML>=6",
         "optuna>=4.9",

@@ -43,10 +43,12 @@ class WarnOfWaiting(HookBase):
         """Add the step to its window; look at a window that is complete."""
         seconds = time.perf_counter() - self._start
         self._iterations += 1
-        if self._warned or self._iterations <= 0:
+        # A trainer of the user's own may not measure it.
+        waited = self.trainer.storage.histories().get("data_time")
+        if self._warned or self._iterations <= 0 or waited is None:
             return
         self._seconds += seconds
-        self._waited += self.trainer.storage.history("data_time").latest()
+        self._waited += waited.latest()
         if self._iterations < self._window:
             return
         share = self._waited / self._seconds

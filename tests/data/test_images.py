@@ -297,3 +297,35 @@ def test_pixels_are_pillows_whatever_else_the_file_holds(
     np.testing.assert_array_equal(read_image(path, "RGB"), expected)
     np.testing.assert_array_equal(read_image(path, "BGR"), expected[:, :, ::-1])
     assert expected.shape == ((16, 12, 3) if kind == b"eXIf" else (12, 16, 3))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda stream: stream[:-1] + bytes([stream[-1] ^ 1]),  # the checksum at its end
+        lambda stream: stream[:-4],
+        lambda stream: stream[:90] + bytes([stream[90] ^ 4]) + stream[91:],
+        lambda stream: zlib.compress(zlib.decompress(stream)[:-1]),
+    ],
+)
+def test_a_damaged_stream_in_sound_chunks(
+    tmp_path: Path, damage: Callable[[bytes], bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(5).integers(256, size=(12, 16, 3), dtype=np.uint8)
+    stream = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+    path = tmp_path / "x.png"
+    path.write_bytes(png(16, 12, chunk(b"IDAT", stream), chunk(b"IEND"), colour=2))
+    np.testing.assert_array_equal(read_image(path, "RGB"), pixels)
+    path.write_bytes(png(16, 12, chunk(b"IDAT", damage(stream)), chunk(b"IEND"), colour=2))
+    with pytest.raises(InputError, match=f"^{path}: {BROKEN}"):
+        read_image(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_pixels_in_many_chunks(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(5).integers(256, size=(120, 160, 3), dtype=np.uint8)
+    stream = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+    parts = [chunk(b"IDAT", stream[start : start + 99]) for start in range(0, len(stream), 99)]
+    path = tmp_path / "x.png"
+    path.write_bytes(png(160, 120, *parts, chunk(b"IEND"), colour=2))
+    np.testing.assert_array_equal(read_image(path, "RGB"), pixels)
