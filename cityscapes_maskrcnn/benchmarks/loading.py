@@ -95,7 +95,7 @@ def _write_tree(folder: Path, num_images: int, num_objects: int) -> tuple[str, s
         for end in ("instanceIds", "labelIds"):
             (gt_dir / "ulm" / f"{stem}_gtFine_{end}.png").touch()
         objects = [
-            {"label": str(label), "polygon": _polygon(random)}
+            {"label": str(label), "polygon": draw_polygon(random)}
             for label in random.choice(_LABELS, size=num_objects)
         ]
         content = {"imgHeight": _HEIGHT, "imgWidth": _WIDTH, "objects": objects}
@@ -103,8 +103,8 @@ def _write_tree(folder: Path, num_images: int, num_objects: int) -> tuple[str, s
     return str(image_dir), str(gt_dir)
 
 
-def _polygon(random: np.random.Generator) -> list[list[int]]:
-    """The corners of a star-shaped object, in pixels."""
+def draw_polygon(random: np.random.Generator) -> list[list[int]]:
+    """Draw the corners of a star-shaped object, in pixels of a 1024x2048 image."""
     size = np.exp(random.uniform(np.log(8), np.log(150)))
     centre = random.uniform([0, 300], [_WIDTH, 700])
     angles = np.linspace(0, 2 * np.pi, _VERTICES, endpoint=False)

@@ -248,7 +248,7 @@ def _inflated_length(data: bytes, limit: int) -> int:
         for kind, content, _ in png_chunks(data):
             if kind == b"IDAT" and length < limit:
                 length += len(stream.decompress(content[4:], limit))
-    except isal_zlib.IsalError:  # type: ignore[misc] - its stub is wrong
+    except isal_zlib.IsalError:  # type: ignore[misc]  # its stub is wrong
         return 0
     return length if stream.eof or length >= limit else 0
 
