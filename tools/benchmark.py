@@ -65,9 +65,7 @@ def main() -> None:
     }
     for name, text in whole.items():
         each = new(name, help=text)
-        # data has a module named mapper.
-        module = "mapping" if name == "mapper" else name
-        each.set_defaults(function=f"{module}.benchmark_{name}", config_file=str(STAGE_1))
+        each.set_defaults(function=f"{name}_speed.benchmark_{name}", config_file=str(STAGE_1))
         each.add_argument("--small", action="store_true", help="for a CPU: five minutes at most")
         each.add_argument("--json", metavar="FILE", help="write the rows there too")
     for each in (step, equal):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cityscapes_maskrcnn.benchmarks.mapping import benchmark_mapper
+from cityscapes_maskrcnn.benchmarks.mapper_speed import benchmark_mapper
 
 STAGE_1 = Path(__file__).parents[2] / "configs" / "stage_1_heads.yaml"
 
