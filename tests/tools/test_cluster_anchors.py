@@ -85,10 +85,13 @@ def test_boxes_of_a_file_leave_no_trace_of_a_dataset(tmp_path: Path) -> None:
     assert build_config(str(output), []).DATASETS.TUNED_ON == ()
 
 
-def test_in_a_process_of_its_own(tool_process: Run, tmp_path: Path) -> None:
-    done = tool_process("tools/cluster_anchors.py", "--help")
+def test_help(cluster_anchors: Run) -> None:
+    done = cluster_anchors("--help")
     assert done.returncode == 0, done.stderr
     assert "examples:" in done.stdout
+
+
+def test_in_a_process_of_its_own(tool_process: Run, tmp_path: Path) -> None:
     (tmp_path / "anchors.yaml").mkdir()
     (tmp_path / "boxes.csv").write_text("8,8\n")
     flags = ("--boxes", tmp_path / "boxes.csv", "--num-sizes", 1, "--num-ratios", 1)

@@ -139,9 +139,12 @@ def test_a_full_disk_is_one_line(
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_in_a_process_of_its_own(tool_process: Run, tmp_path: Path) -> None:
-    done = tool_process("tools/convert_weights.py", "--help")
+def test_help(tool: Run) -> None:
+    done = tool("tools/convert_weights.py", "--help")
     assert done.returncode == 0, done.stderr
     assert "examples:" in done.stdout
+
+
+def test_in_a_process_of_its_own(tool_process: Run, tmp_path: Path) -> None:
     arguments = (tmp_path / "absent.pth", tmp_path / "out.pth")
     assert_one_line(tool_process("tools/convert_weights.py", *arguments), "cannot be read")

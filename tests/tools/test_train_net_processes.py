@@ -190,6 +190,7 @@ def test_torchrun_starts_one_training(tiny: list[str], small_root: Path, tmp_pat
 
 def test_srun_starts_one_training_and_flags_do_not_start_more(
     start_tool: Callable[..., object],
+    train_net: Run,
     tiny: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -201,18 +202,20 @@ def test_srun_starts_one_training_and_flags_do_not_start_more(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    def start(rank: int, *flags: object) -> object:
+    def start(rank: int) -> object:
         monkeypatch.setenv("SLURM_PROCID", str(rank))
         monkeypatch.setenv("SLURM_LOCALID", str(rank))
-        return start_tool(*command, *flags, *options)
+        return start_tool(*command, *options)
 
     with start(0) as one, start(1) as other:
         for process in (one, other):
             _, errors = process.communicate(timeout=120)
             assert process.returncode == 0, errors
     assert "World size: 2" in (tmp_path / "log.txt").read_text()
-    with start(0, "--num-gpus", 2) as refused:
-        assert the_error(refused).startswith("error: --num-gpus 2: torchrun or srun has started 2")
+    done = train_net("--num-gpus", 2, *options)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: --num-gpus 2: torchrun or srun has started 2")
 
 
 def test_two_machines_score_as_one(
