@@ -32,9 +32,8 @@ from cityscapes_maskrcnn.modeling.step_metrics import StepMetrics
 
 # Of ground truth among the proposals: P(object) is 1 - 1e-10, as in Detectron2.
 _GT_LOGIT = math.log((1.0 - 1e-10) / (1 - (1.0 - 1e-10)))
-# More than these in an image are not compared all at once, but by Detectron2: each image would take
-# 0.2 GB.
-_MOST_CANDIDATES = 4000
+# More pairs of boxes than these, in half a gigabyte, are not compared at once, but by Detectron2.
+_MOST_PAIRS = 2**28
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -399,7 +398,7 @@ def detections(
     nms_thresh: float,
     topk_per_image: int,
 ) -> list[Instances]:
-    """Choose detections as ``fast_rcnn_inference`` of Detectron2 does, with two synchronisations.
+    """Choose detections as ``fast_rcnn_inference`` of Detectron2 does, with one synchronisation.
 
     Args:
         boxes: of every image, (R, 4 * K), or (R, 4) for all classes.
@@ -413,56 +412,63 @@ def detections(
         Detections of every image, by falling score: ``pred_boxes``, ``scores``, ``pred_classes``.
     """
     num_classes = scores[0].shape[1] - 1
-    all_scores, is_row = matching.pad(scores)
-    all_boxes, _ = matching.pad(boxes)
-    finite = torch.isfinite(all_boxes).all(dim=2) & torch.isfinite(all_scores).all(dim=2)
-    all_scores = all_scores[..., :-1]
-    is_candidate = (all_scores > score_thresh) & (finite & is_row)[..., None]
-    counts = is_candidate.sum(dim=(1, 2)).tolist()
-    if max(counts) > _MOST_CANDIDATES:
+    if len(boxes) * num_classes * max(map(len, boxes)) ** 2 > _MOST_PAIRS:
         return fast_rcnn_inference(
             boxes, scores, image_sizes, score_thresh, nms_thresh, topk_per_image
         )[0]
+    all_scores, is_row = matching.pad(scores)  # (B, R, K + 1) of B images
+    all_boxes, _ = matching.pad(boxes)
+    finite = torch.isfinite(all_boxes).all(dim=2) & torch.isfinite(all_scores).all(dim=2)
+    all_scores = all_scores[..., :-1]
+    is_candidate = (all_scores > score_thresh) & (finite & is_row)[..., None]  # (B, R, K)
+    limits = [[[[width, height, width, height]]] for height, width in image_sizes]
+    all_boxes = all_boxes.unflatten(2, (-1, 4)).clamp(min=0)  # (B, R, K or 1, 4)
+    all_boxes = all_boxes.minimum(matching.to_device(limits, all_boxes.device, all_boxes.dtype))
+    all_boxes = all_boxes.expand(-1, -1, num_classes, -1)
+    all_boxes = all_boxes.masked_fill(~is_candidate[..., None], 0)
 
-    # Sorted by score, equal ones by region and class, those that are none last.
-    by_score, order = (
+    # Of each class by score, equal ones in their order, those that are no candidates last.
+    ranked = (
         all_scores.masked_fill(~is_candidate, -torch.inf)
-        .flatten(1)
-        .sort(dim=1, descending=True, stable=True)
+        .transpose(1, 2)
+        .sort(dim=2, descending=True, stable=True)
     )
-    by_score, order = by_score[:, : max(counts)], order[:, : max(counts)]
-    classes = order % num_classes
-    limits = [[[width, height, width, height]] for height, width in image_sizes]
-    rows = order if all_boxes.shape[2] > 4 else order // num_classes
-    all_boxes = all_boxes.reshape(len(boxes), -1, 4).gather(1, rows[..., None].expand(-1, -1, 4))
-    all_boxes = all_boxes.clamp(min=0).minimum(
-        matching.to_device(limits, all_boxes.device, all_boxes.dtype)
+    ranked_boxes = all_boxes.transpose(1, 2).gather(
+        2, ranked.indices[..., None].expand(-1, -1, -1, 4)
     )
-    exists = torch.isfinite(by_score)
-    all_boxes = all_boxes.masked_fill(~exists[..., None], 0)
-
-    # Classes are moved apart, as torchvision's ``batched_nms`` does: it rounds the IoU.
-    apart = all_boxes.amax(dim=(1, 2)) + 1 if max(counts) else all_boxes.new_zeros(len(boxes))
-    moved = all_boxes + (classes * apart[:, None])[..., None]
-    nms = BatchedNMS(moved, exists, nms_thresh)
+    # Moved apart as torchvision's ``batched_nms`` does, whose IoUs are rounded by it.
+    moves = torch.arange(num_classes, device=all_boxes.device) * (
+        all_boxes.amax(dim=(1, 2, 3))[:, None] + 1
+    )
+    nms = BatchedNMS(
+        (ranked_boxes + moves[..., None, None]).flatten(0, 1),
+        ranked.values.isfinite().flatten(0, 1),
+        nms_thresh,
+    )
     while True:
-        keep = nms.keep
+        ranked_keep = nms.keep.view_as(ranked.indices)
+        keep = torch.zeros_like(ranked_keep).scatter(2, ranked.indices, ranked_keep)
+        best = (
+            all_scores.masked_fill(~keep.transpose(1, 2), -torch.inf)
+            .flatten(1)
+            .sort(dim=1, descending=True, stable=True)
+        )
+        counts = keep.sum(dim=(1, 2))
         if topk_per_image >= 0:
-            keep = keep & (keep.cumsum(dim=1) <= topk_per_image)
-        *numbers, converged = torch.cat([keep.sum(dim=1), nms.converged[None]]).tolist()
+            counts.clamp_(max=topk_per_image)
+        # The only synchronisation.
+        *numbers, converged = torch.cat([counts, nms.converged[None]]).tolist()
         if converged:
             break
         nms.advance()
-    kept = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    results = []
-    for image, number in enumerate(numbers):
-        chosen = kept[image, :number]
-        results.append(
-            Instances(
-                image_sizes[image],
-                pred_boxes=Boxes(all_boxes[image, chosen]),
-                scores=by_score[image, chosen],
-                pred_classes=classes[image, chosen],
-            )
+    chosen = best.indices[:, : max(numbers)]
+    chosen_boxes = all_boxes.flatten(1, 2).gather(1, chosen[..., None].expand(-1, -1, 4))
+    return [
+        Instances(
+            size,
+            pred_boxes=Boxes(chosen_boxes[image, :number]),
+            scores=best.values[image, :number],
+            pred_classes=chosen[image, :number] % num_classes,
         )
-    return results
+        for image, (size, number) in enumerate(zip(image_sizes, numbers, strict=True))
+    ]

@@ -317,18 +317,18 @@ def test_detections_are_detectron2_s(
         assert torch.equal(one.pred_classes, other.pred_classes)
 
 
-def test_detections_wait_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detections_wait_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nms, "_on_gpu", lambda _: True)
     for number in (1, 4):
         boxes, scores = zip(*[predictions(50, seed) for seed in range(number)], strict=True)
         with OperationCounter() as count:
             roi_heads.detections(boxes, scores, [SIZE] * number, 0.05, 0.5, 100)
-        assert count.waiting["Tensor.tolist"] == 2
+        assert count.waiting["Tensor.tolist"] == 1
         assert not {"aten::nonzero", "aten::index", "torchvision::nms"} & count.waiting.keys()
 
 
-def test_very_many_candidates_are_left_to_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roi_heads, "_MOST_CANDIDATES", 99)
+def test_very_many_pairs_are_left_to_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roi_heads, "_MOST_PAIRS", 99)
     boxes, scores = predictions(40, seed=1)
     expected, _ = fast_rcnn_inference([boxes.clone()], [scores], [SIZE], 0.0, 0.5, 10)
     (actual,) = roi_heads.detections([boxes], [scores], [SIZE], 0.0, 0.5, 10)
