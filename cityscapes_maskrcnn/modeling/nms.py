@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cityscapes_maskrcnn.modeling.matching import pairwise_iou
 
-# Rounds between two questions to the GPU whether all is decided. The proposals of a street scene
-# take 3 to 11.
+# Rounds between two questions to the GPU whether all is decided. Crowds of 2,000 boxes around 3 to
+# 300 objects took 2 to 11.
 _ROUNDS = 12
 # Pairs of boxes whose IoU is computed at once: 64 MB.
 _PAIRS = 2**24
