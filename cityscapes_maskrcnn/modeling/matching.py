@@ -7,8 +7,7 @@ entries count. Nothing waits for the GPU.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -79,24 +78,8 @@ def pairwise_iou(gt_boxes: Tensor, boxes: Tensor) -> Tensor:
     """
     # Contiguous coordinates are twice as fast on a CPU.
     columns = boxes.transpose(-1, -2).contiguous()
-    coordinates = (
-        *gt_boxes[..., None].unbind(-2),  # (B, G, 1) each
-        *columns[..., None, :].unbind(-3),  # (B or 1, 1, N) each
-    )
-    kernel = _iou_kernel(gt_boxes.device) if gt_boxes.is_cuda else None
-    return kernel(*coordinates) if kernel else _iou(*coordinates)
-
-
-def _iou(
-    gt_left: Tensor,
-    gt_top: Tensor,
-    gt_right: Tensor,
-    gt_bottom: Tensor,
-    left: Tensor,
-    top: Tensor,
-    right: Tensor,
-    bottom: Tensor,
-) -> Tensor:
+    gt_left, gt_top, gt_right, gt_bottom = gt_boxes[..., None].unbind(-2)  # (B, G, 1) each
+    left, top, right, bottom = columns[..., None, :].unbind(-3)  # (B or 1, 1, N) each
     # In place: these matrices are the largest tensors of a training step.
     intersection = torch.minimum(gt_right, right).sub_(torch.maximum(gt_left, left)).clamp_(min=0)
     heights = torch.minimum(gt_bottom, bottom).sub_(torch.maximum(gt_top, top)).clamp_(min=0)
@@ -105,39 +88,6 @@ def _iou(
     union = torch.add(gt_areas, (right - left) * (bottom - top), out=heights).sub_(intersection)
     # Two boxes without an area have no union either: 0 / 0.
     return intersection.div_(union).nan_to_num_(nan=0.0)
-
-
-# The same in one pass over the memory of a GPU, which the 14 above keep busy for milliseconds.
-# Products apart from sums: fused, they would not be rounded in between, and the IoU would differ.
-_IOU_ON_GPU = """
-template <typename T>
-T iou(T gt_left, T gt_top, T gt_right, T gt_bottom, T left, T top, T right, T bottom) {
-  T width = (gt_right < right ? gt_right : right) - (gt_left > left ? gt_left : left);
-  T height = (gt_bottom < bottom ? gt_bottom : bottom) - (gt_top > top ? gt_top : top);
-  T intersection = __fmul_rn(width > 0 ? width : 0, height > 0 ? height : 0);
-  T gt_area = __fmul_rn(gt_right - gt_left, gt_bottom - gt_top);
-  T area = __fmul_rn(right - left, bottom - top);
-  T ratio = intersection / (gt_area + area - intersection);
-  return ratio == ratio ? ratio : 0;
-}
-"""
-
-
-@functools.cache
-def _iou_kernel(device: torch.device) -> Callable[..., Tensor] | None:
-    """Compile the kernel; None if that fails here, or if it does not compute the same bit by bit.
-
-    torch calls the compiler's interface beta.
-    """
-    corners = torch.rand(2, 300, generator=torch.Generator().manual_seed(0)) * 1000
-    sides = torch.rand(2, 300, generator=torch.Generator().manual_seed(1)) * 300
-    boxes = torch.cat([corners, corners + sides]).to(device)
-    pairs = (*boxes[:, :, None], *boxes[:, None, :])
-    try:
-        kernel: Callable[..., Tensor] = torch.cuda.jiterator._create_jit_fn(_IOU_ON_GPU)
-        return kernel if torch.equal(kernel(*pairs), _iou(*pairs)) else None
-    except (RuntimeError, AssertionError, AttributeError):
-        return None
 
 
 def match(
