@@ -168,8 +168,9 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     cfg.INPUT.RESIZE = "exact"
     # Decode every image once, when it is first read, and then take its pixels (6.3 MB for an
     # official image) from: "disk", files in the cache folder (datasets/README.md), which stay for
-    # later runs; "ram", shared memory, until the last process that uses it ends. What fits into
-    # the machine's free memory is in it with "disk" too. "none": decode every time.
+    # later runs; "ram", shared memory, until the last process that uses it ends (what a killed one
+    # leaves the next one removes). What fits into the machine's free memory is in it with "disk"
+    # too. "none": decode every time.
     cfg.INPUT.CACHE = "none"
 
     # ---- Semantic segmentation: MODEL.SEM_SEG_HEAD.NAME "TorchvisionDeepLabV3Head" ------------

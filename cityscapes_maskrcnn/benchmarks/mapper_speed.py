@@ -113,7 +113,7 @@ def _write_image(folder: Path, number: int) -> dict[str, Any]:
     for polygon in polygons:
         colour = [int(value) for value in random.integers(200, size=3)]
         cv2.fillPoly(picture, [np.array(polygon)], colour)
-    noise = random.normal(0, 5 + number % 4, size=picture.shape)
+    noise = random.normal(0, 4 + 5 * (number % 4), size=picture.shape)
     picture += cv2.GaussianBlur(noise, (0, 0), 0.7)
     path = folder / f"ulm_{number:06d}_000019_leftImg8bit.png"
     Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path)

@@ -147,6 +147,24 @@ def test_the_image_of_inference_is_exact(tmp_path: Path, mode: str) -> None:
     assert ours.keys() == theirs.keys() == {"file_name", "height", "width", "image"}
 
 
+def test_labels_are_the_same_in_both_modes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    write_image(tmp_path / "image.png", rng)
+    labels = rng.integers(34, size=(HEIGHT, WIDTH), dtype=np.uint8)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    record = {
+        "file_name": str(tmp_path / "image.png"),
+        "sem_seg_file_name": str(tmp_path / "labels.png"),
+    }
+    for seed in range(10):
+        exact, fast = (
+            seeded(CityscapesMapper(config(RESIZE=mode, MIN_SIZE_TRAIN=(37,)), True), record, seed)
+            for mode in ("exact", "fast")
+        )
+        assert torch.equal(exact["sem_seg"], fast["sem_seg"])
+        assert exact["image"].shape[1:] == exact["sem_seg"].shape == (37, 74)
+
+
 def test_other_augmentations_go_through_detectron2(tmp_path: Path) -> None:
     """Points that are rotated, and images that are no longer bytes."""
     rng = np.random.default_rng(2)
