@@ -225,6 +225,12 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # boxes only: the same scores, many times faster. Models that cannot (other meta architectures)
     # and False: full-frame masks, as Detectron2.
     cfg.TEST.UNPASTED_MASKS = True
+    # What scoring, submissions and the Predictor share. Images of one size, next to each other, are
+    # predicted together, at most BATCH_SIZE of them; results keep their order and are those of one
+    # at a time but for rounding. PRECISION: "float32", "bfloat16" or, on GPUs, "float16"; training
+    # has SOLVER.AMP, and the validation loss is always measured in float32.
+    cfg.TEST.BATCH_SIZE = 1
+    cfg.TEST.PRECISION = "float32"
     # Processes beside every process of the model that score while it predicts. 0: none, the model
     # waits for the score of its last prediction.
     cfg.TEST.NUM_WORKERS = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import util
 from typing import Any, Final
 
@@ -164,9 +164,13 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any] | PrefetchedLoader:
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
-    """Build the loader of a dataset to score: this process's share, in order, an image a batch."""
+    """Build the loader of a dataset to score: this process's share, in order.
+
+    Batches are of images of one size, ``TEST.BATCH_SIZE`` at most.
+    """
     dicts = get_detection_dataset_dicts([dataset_name], filter_empty=False)
-    return inference_loader(dicts, CityscapesMapper(cfg, is_train=False), cfg)
+    mapper = CityscapesMapper(cfg, is_train=False)
+    return inference_loader(dicts, mapper, cfg, batch_size=cfg.TEST.BATCH_SIZE)
 
 
 def build_validation_loader(cfg: CfgNode) -> DataLoader[Any] | PrefetchedLoader:
@@ -185,25 +189,44 @@ def inference_loader(
     mapper: Callable[[dict[str, Any]], Any],
     cfg: CfgNode,
     *,
+    batch_size: int = 1,
     persistent: bool = False,
 ) -> DataLoader[Any]:
-    """Build a loader that goes through this process's share of some images once.
+    """Build a loader that goes through this process's share of some images once, in order.
 
     Args:
         dicts: Detectron2 dataset dicts of all processes.
         mapper: turns one of them into the model's input.
         cfg: ``DATALOADER.NUM_WORKERS`` and ``MODEL.DEVICE``.
+        batch_size: the most images of a batch. Those of one are next to each other and have one
+            size; an image whose dict does not name its size is a batch of its own.
         persistent: worker processes stay for the next time that the loader is gone through.
     """
     _check_cache(mapper, dicts)
     dataset = MapDataset(DatasetFromList(list(dicts), copy=False), mapper)
     return DataLoader(
         dataset,
-        batch_size=1,
-        sampler=InferenceSampler(len(dataset)),
+        batch_sampler=_same_size_batches(dicts, InferenceSampler(len(dataset)), batch_size),
         collate_fn=trivial_batch_collator,
         **_worker_options(cfg, mapper, persistent=persistent),
     )
+
+
+def _same_size_batches(
+    dicts: Sequence[dict[str, Any]], indices: Iterable[int], batch_size: int
+) -> list[list[int]]:
+    """Divide images into batches, in order; see :func:`inference_loader`."""
+    batches: list[list[int]] = []
+    size_before = None
+    for index in indices:
+        size = (dicts[index].get("height"), dicts[index].get("width"))
+        fits = size == size_before and None not in size and len(batches[-1]) < batch_size
+        if fits:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+        size_before = size
+    return batches
 
 
 def _check_cache(mapper: object, dicts: Sequence[dict[str, Any]]) -> None:

@@ -1,22 +1,26 @@
-"""What scores a model: the evaluator of each dataset, unpasted masks, test-time augmentation."""
+"""What scores a model: the evaluator of each dataset, precision, test-time augmentation."""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.structures import Instances, ROIMasks
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
 from cityscapes_maskrcnn.data.labels import SEMANTIC_LABELS, THING_CLASSES
 from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
@@ -81,7 +85,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
 
     Raises:
         InputError: datasets of this type, or without labels, cannot be scored, a file with labels
-            is missing, or the model predicts something else.
+            is missing, or the model predicts something else; or as :func:`check_inference`.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     evaluators: dict[str, Callable[..., DatasetEvaluator]] = {
@@ -96,6 +100,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
             CityscapesSemanticEvaluator, num_workers=cfg.TEST.NUM_WORKERS
         ),
     }
+    check_inference(cfg)
     if kind not in evaluators:
         raise InputError(f"{dataset_name}: datasets of type {kind!r} cannot be scored here")
     # Other architectures, such as PanopticFPN, may predict both.
@@ -184,6 +189,95 @@ def fit_to_evaluators(cfg: CfgNode, model: nn.Module, evaluators: Iterable[Any])
 
     unpasted = cfg.TEST.UNPASTED_MASKS and all(map(accepts, evaluators))
     return leave_masks_unpasted(model) if unpasted else model
+
+
+_PRECISIONS: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def check_inference(cfg: CfgNode) -> None:
+    """Verify the keys that say how images are predicted.
+
+    Raises:
+        InputError: ``TEST.PRECISION`` is unknown or not for a CPU, or ``TEST.BATCH_SIZE`` is below
+            1.
+    """
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    precisions = [name for name in _PRECISIONS if on_gpu or name != "float16"]
+    if cfg.TEST.PRECISION not in precisions:
+        raise InputError(
+            f"TEST.PRECISION {cfg.TEST.PRECISION!r}: on MODEL.DEVICE {cfg.MODEL.DEVICE} it must be "
+            f"one of {', '.join(precisions)}"
+        )
+    if cfg.TEST.BATCH_SIZE < 1:
+        raise InputError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: at least 1")
+
+
+def for_inference(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Have a model predict in ``TEST.PRECISION``, from images that are uploaded without waiting.
+
+    Args:
+        cfg: that key, checked by :func:`check_inference`.
+        model: on its device, perhaps wrapped; its weights are shared and stay as they are.
+    """
+    on_gpu = next(model.parameters()).is_cuda
+    dtype = _PRECISIONS[cfg.TEST.PRECISION]
+    return InferenceModel(model, dtype) if on_gpu or dtype is not torch.float32 else model
+
+
+class InferenceModel(nn.Module):
+    """See :func:`for_inference`.
+
+    Args:
+        model: takes Detectron2's list of dicts.
+        dtype: to compute in, where autocast finds it safe.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        # Detectron2 puts a model back into the mode it found it in.
+        self.training = model.training
+        self._device = next(model.parameters()).device
+        self._dtype = dtype
+        self._predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
+        """Predict; input and output are the model's."""
+        inputs = list(batched_inputs)
+        # Augmentation resizes images on the host.
+        if not isinstance(self.model, GeneralizedRCNNWithTTA):
+            inputs = [
+                {**each, "image": each["image"].to(self._device, non_blocking=True)}
+                for each in inputs
+            ]
+        if self._dtype is torch.float32:
+            return self.model(inputs)
+        with torch.autocast(self._device.type, self._dtype), ExitStack() as stack:
+            for each in self._predictors:
+                # Probabilities follow in float32: in half precision many scores are equal.
+                stack.callback(each.register_forward_hook(_outputs_in_float32).remove)
+            outputs = self.model(inputs)
+        return [{name: _in_float32(value) for name, value in each.items()} for each in outputs]
+
+
+def _outputs_in_float32(_module: nn.Module, _inputs: Any, outputs: tuple[Tensor, ...]) -> Any:
+    return tuple(each.float() for each in outputs)
+
+
+def _in_float32(value: Any) -> Any:
+    """Convert what a model predicts from half precision, which not all that follows understands."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, ROIMasks):
+        return ROIMasks(value.tensor.float())
+    if isinstance(value, Instances):
+        fields = {name: _in_float32(field) for name, field in value.get_fields().items()}
+        return Instances(value.image_size, **fields)
+    return value
 
 
 def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRCNNWithTTA:

@@ -1,25 +1,28 @@
-"""A trained model, applied to one image file at a time."""
+"""A trained model, applied to image files and arrays."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
-from detectron2.modeling import build_model
-from detectron2.structures import Instances
+from detectron2.data.transforms import AugInput
+from detectron2.structures import Instances, ROIMasks
 
 from cityscapes_maskrcnn.data.images import read_image
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
-from cityscapes_maskrcnn.engine.inference import model_categories
+from cityscapes_maskrcnn.engine.inference import check_inference, for_inference, model_categories
+from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES
+from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.annotated_images import check_size, ground_truth_of
 from cityscapes_maskrcnn.visualization.drawing import (
@@ -28,12 +31,17 @@ from cityscapes_maskrcnn.visualization.drawing import (
     side_by_side,
 )
 
+#: An image file, or pixels of shape (H, W, 3), dtype uint8, in the order BGR as OpenCV reads them.
+Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[np.uint8]
+
 
 class Predictor:
-    """Find and draw the instances of image files.
+    """Find and draw the instances of images.
 
-    Unlike Detectron2's ``DefaultPredictor`` it takes files, uses evaluation's mapper, so that the
-    pictures show what is scored, and refuses weights that lack a part of the model.
+    Unlike Detectron2's ``DefaultPredictor`` it takes files as well as arrays, and any number of
+    them; it uses evaluation's mapper, so that the pictures show what is scored, and refuses weights
+    that lack a part of the model. Precision and size of batches are those of ``TEST.PRECISION`` and
+    ``TEST.BATCH_SIZE``.
 
     Attributes:
         model: in evaluation mode, with ``MODEL.WEIGHTS``.
@@ -49,10 +57,12 @@ class Predictor:
 
         Raises:
             InputError: ``score_thresh`` is out of range, or as :func:`.register_datasets_of`,
-                :func:`.inference.model_categories` and :func:`.checkpoint.load_for_inference`.
+                :func:`.inference.model_categories`, :func:`.inference.check_inference` and
+                :func:`.checkpoint.load_for_inference`.
         """
         if not 0 <= score_thresh <= 1:
             raise InputError(f"--score-thresh {score_thresh}: it must lie between 0 and 1")
+        check_inference(cfg)
         register_datasets_of(cfg)
         categories = model_categories(cfg)
         cfg = cfg.clone()
@@ -63,22 +73,109 @@ class Predictor:
         self._score_thresh = score_thresh
         # Without INPUT.CACHE: they are anybody's images, and each is read once.
         self._mapper = CityscapesMapper(cfg, is_train=False, cache=None)
-        self.model = build_model(cfg).eval()
+        self._batch_size = cfg.TEST.BATCH_SIZE
+        self.model = Trainer.build_model(cfg).eval()
         load_for_inference(self.model, cfg)
+        self._predict = for_inference(cfg, leave_masks_unpasted(self.model))
 
-    def __call__(self, image_file: str | os.PathLike[str]) -> Instances:
-        """Find the instances of one image.
+    @overload
+    def __call__(self, images: Image, *, paste_masks: bool = True) -> Instances: ...
+
+    @overload
+    def __call__(
+        self, images: Iterable[Image], *, paste_masks: bool = True
+    ) -> Iterator[Instances]: ...
+
+    def __call__(
+        self, images: Image | Iterable[Image], *, paste_masks: bool = True
+    ) -> Instances | Iterator[Instances]:
+        """Find the instances of one image, or of one after the other.
+
+        Args:
+            images: an image or an iterable of images, which may have no end. Of that no more than
+                ``TEST.BATCH_SIZE`` images are held at a time. Those next to each other that have
+                one size are predicted together.
+            paste_masks: False: ``pred_masks`` is Detectron2's :class:`ROIMasks`, which
+                ``to_bitmasks(pred_boxes, height, width)`` pastes into a frame; 2 MB a mask of a
+                1024x2048 image are saved.
 
         Returns:
             On the CPU, with ``pred_boxes``, ``scores``, ``pred_classes`` (contiguous) and, of a
-            model with masks, ``pred_masks`` (N, H, W), bool; in pixels of the image file.
+            model with masks, ``pred_masks`` (N, H, W), bool; in pixels of the image. For an
+            iterable an iterator, in its order, which gives the first one as soon as the first
+            batch is full.
 
         Raises:
-            InputError: the file is missing, truncated or no image.
+            InputError: a file is missing, truncated or no image, or an array is of another shape
+                or type. The images before it in an iterable have been given by then.
         """
+        if isinstance(images, (str, os.PathLike, np.ndarray)):
+            return next(self._each([images], paste_masks))
+        return self._each(images, paste_masks)
+
+    def _each(self, images: Iterable[Image], paste_masks: bool) -> Iterator[Instances]:
+        batch: list[dict[str, Any]] = []
+        broken = None
+        for image in images:
+            try:
+                mapped = self._map(image)
+            except InputError as error:
+                broken = error
+                break
+            if batch and mapped["image"].shape != batch[0]["image"].shape:
+                yield from self._outputs(batch, paste_masks)
+                batch = []
+            batch.append(mapped)
+            if len(batch) == self._batch_size:
+                yield from self._outputs(batch, paste_masks)
+                batch = []
+        if batch:
+            yield from self._outputs(batch, paste_masks)
+        if broken is not None:
+            raise broken
+
+    def _map(self, image: Image) -> dict[str, Any]:
+        """Resize an image as in evaluation, into what the model takes."""
+        if isinstance(image, np.ndarray):
+            mapped = self._map_array(image)
+        else:
+            mapped = self._mapper({"file_name": str(image)})
+        if next(self.model.parameters()).is_cuda:
+            # From there the upload does not make the host wait.
+            mapped["image"] = mapped["image"].pin_memory()
+        return mapped
+
+    def _map_array(self, image: npt.NDArray[Any]) -> dict[str, Any]:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(
+                f"an array of shape {image.shape} and dtype {image.dtype} is no image: it must be"
+                " (height, width, 3) and uint8, BGR"
+            )
+        if self._mapper.image_format not in ("RGB", "BGR"):
+            raise InputError(
+                f"INPUT.FORMAT {self._mapper.image_format}: arrays are for RGB and BGR alone"
+            )
+        height, width = image.shape[:2]
+        if self._mapper.image_format == "RGB":
+            image = np.ascontiguousarray(image[:, :, ::-1])
+        augmented = AugInput(image)
+        self._mapper.augmentations(augmented)
+        channels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        return {"image": torch.as_tensor(channels), "height": height, "width": width}
+
+    def _outputs(self, batch: list[dict[str, Any]], paste_masks: bool) -> Iterator[Instances]:
         with torch.no_grad():
-            output = self.model([self._mapper({"file_name": str(image_file)})])[0]
-        return output["instances"].to("cpu")
+            outputs = self._predict(batch)
+        for mapped, output in zip(batch, outputs, strict=True):
+            instances = output["instances"]
+            result = instances.to("cpu")
+            if paste_masks and isinstance(instances.get_fields().get("pred_masks"), ROIMasks):
+                # A frame a mask: of one image at a time.
+                frames = instances.pred_masks.to_bitmasks(
+                    instances.pred_boxes, mapped["height"], mapped["width"]
+                )
+                result.pred_masks = frames.tensor.cpu()
+            yield result
 
     def draw(self, image_file: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
         """Draw the detections in an image, to the right of its ground truth where it has one.

@@ -29,10 +29,18 @@ from cityscapes_maskrcnn.data.registration import (
 )
 from cityscapes_maskrcnn.data.tree import image_name
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
-from cityscapes_maskrcnn.engine.inference import model_categories, with_test_time_augmentation
+from cityscapes_maskrcnn.engine.inference import (
+    check_inference,
+    for_inference,
+    model_categories,
+    with_test_time_augmentation,
+)
 from cityscapes_maskrcnn.engine.run_setup import start_logs
 from cityscapes_maskrcnn.engine.trainer import Trainer
-from cityscapes_maskrcnn.evaluation.instances import instances_to_predictions
+from cityscapes_maskrcnn.evaluation.instances import (
+    instances_to_predictions,
+    leave_masks_unpasted,
+)
 from cityscapes_maskrcnn.evaluation.submission_check import ExpectedImage
 from cityscapes_maskrcnn.evaluation.submission_writer import SubmissionWriter
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -87,6 +95,7 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint")
     if not cfg.MODEL.MASK_ON:
         raise InputError("a submission needs masks: MODEL.MASK_ON True")
+    check_inference(cfg)
     start_logs(None)
     logger = logging.getLogger(__name__)
     categories = model_categories(cfg)
@@ -125,9 +134,12 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
         # Without INPUT.CACHE: each is read once.
         mapper = CityscapesMapper(cfg, is_train=False, cache=None)
         loader = inference_loader(left, mapper, cfg)
-        augmented = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
+        if cfg.TEST.AUG.ENABLED:
+            model = with_test_time_augmentation(cfg, model)
+        elif cfg.TEST.UNPASTED_MASKS:
+            model = leave_masks_unpasted(model)
         write = _WriteResults(writer, image_suffix_of(dataset_name), categories)
-        inference_on_dataset(augmented, loader, write)
+        inference_on_dataset(for_inference(cfg, model), loader, write)
     comm.synchronize()
     if comm.is_main_process():
         writer.finish()
@@ -172,13 +184,15 @@ def prediction_settings(cfg: CfgNode) -> dict[str, Any]:
     """Get what predictions depend on beside the weights: key -> value.
 
     That is ``MODEL`` without the keys of :data:`_ONLY_TRAINING`, the pixel format and test size of
-    ``INPUT``, the number of detections, and, if it is enabled, ``TEST.AUG``.
+    ``INPUT``, the number of detections, ``TEST.AUG`` if it is enabled, and half precision.
     """
     keys = [key for key in _flatten(cfg.MODEL, "MODEL") if not _ONLY_TRAINING.fullmatch(key)]
     keys += ["INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"]
     keys += ["TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.ENABLED"]
     if cfg.TEST.AUG.ENABLED:
         keys += ["TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP"]
+    if cfg.TEST.PRECISION != "float32":
+        keys.append("TEST.PRECISION")
     return {key: reduce(getattr, key.split("."), cfg) for key in keys}
 
 

@@ -327,7 +327,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Build the loader of one dataset to score on; one image a batch, in order."""
+        """Build the loader of one dataset to score on; at most ``TEST.BATCH_SIZE`` a batch."""
         return loaders.build_test_loader(cfg, dataset_name)
 
     @classmethod
@@ -357,7 +357,7 @@ class Trainer(DefaultTrainer):
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         elif isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
-        model = inference.fit_to_evaluators(cfg, model, evaluators)
+        model = inference.for_inference(cfg, inference.fit_to_evaluators(cfg, model, evaluators))
         return super().test(cfg, model, evaluators)
 
     @classmethod

@@ -232,3 +232,27 @@ def test_boxes_alone_are_learnt_without_outlines(
     del image["annotations"][0]["segmentation"]
     register(image)
     build_train_loader(cfg)
+
+
+def test_batches_to_score_are_of_one_size_and_keep_the_order(
+    cfg: CfgNode, tmp_path: Path, register: Callable[..., None]
+) -> None:
+    images = []
+    # The last two do not name their sizes.
+    for number, width in enumerate((64, 64, 64, 48, 64, 64, 48, 48)):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(np.zeros((32, width, 3), np.uint8)).save(path)
+        size = {"height": 32, "width": width} if number < 6 else {}
+        images.append({"file_name": str(path), "image_id": number, **size})
+    register(*images)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.MIN_SIZE_TEST = 32
+    for batch_size, expected in (
+        (1, [[0], [1], [2], [3], [4], [5], [6], [7]]),
+        (2, [[0, 1], [2], [3], [4, 5], [6], [7]]),
+        (8, [[0, 1, 2], [3], [4, 5], [6], [7]]),
+    ):
+        cfg.TEST.BATCH_SIZE = batch_size
+        loader = build_test_loader(cfg, "some_images")
+        assert len(loader) == len(expected)
+        assert [[each["image_id"] for each in batch] for batch in loader] == expected

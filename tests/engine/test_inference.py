@@ -142,6 +142,30 @@ def counted(folder: Path) -> tuple[list[str], list[float]]:
     return [row["class"] for row in rows], [float(row["confidence"]) for row in rows]
 
 
+def test_batches_change_no_score(
+    config: Config, build: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    model = build("stage_1_heads")
+    with torch.no_grad():
+        # Random heads predict nearly the same everywhere.
+        model.roi_heads.box_predictor.cls_score.weight.mul_(8)
+    weights = tmp_path / "random.pth"
+    torch.save({"model": model.state_dict()}, weights)
+    options = ["MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('{INSTANCE}',)"]
+    options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20]
+    results, curves = [], []
+    for batch_size in (1, 4):
+        cfg = config(*options, "TEST.BATCH_SIZE", batch_size)
+        batches = Trainer.build_test_loader(cfg, INSTANCE)
+        assert [len(batch) for batch in batches] == {1: [1] * 6, 4: [4, 2]}[batch_size]
+        results.append(Trainer.evaluate_checkpoint(cfg))
+        curves.append(counted(tmp_path / "inference"))
+    for name, scores in results[0].items():
+        assert results[1][name] == pytest.approx(scores, abs=1e-6, nan_ok=True)
+    assert len(curves[0][0]) > 10
+    assert curves[1] == (curves[0][0], pytest.approx(curves[0][1], rel=1e-5))
+
+
 def test_augmented_scores_are_written_beside_plain_ones(
     config: Config, build: Callable[..., nn.Module], tmp_path: Path
 ) -> None:

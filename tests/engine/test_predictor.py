@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 from PIL import Image
+from torch import nn
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.predictor import Predictor
@@ -42,7 +47,19 @@ def photograph(tmp_path: Path) -> Path:
     return path
 
 
+def assert_same(found: Instances, expected: Instances, tolerance: float = 0.0) -> None:
+    assert found.image_size == expected.image_size
+    assert len(found) == len(expected) > 0
+    assert found.get_fields().keys() == expected.get_fields().keys()
+    for name, value in expected.get_fields().items():
+        mine = found.get(name)
+        if not isinstance(mine, torch.Tensor):
+            mine, value = mine.tensor, value.tensor
+        torch.testing.assert_close(mine, value, rtol=tolerance, atol=tolerance)
+
+
 def test_same_predictions_as_detectron2(tiny_config, photograph):
+    tiny_config.MODEL.FOLD_FROZEN_NORM = False
     tiny_config.freeze()
     before = tiny_config.dump()
     ours = Predictor(tiny_config, 0.0)
@@ -50,17 +67,116 @@ def test_same_predictions_as_detectron2(tiny_config, photograph):
     cfg = tiny_config.clone()
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    theirs = DefaultPredictor(cfg)(cv2.imread(str(photograph)))["instances"]
+    pixels = cv2.imread(str(photograph))
+    theirs = DefaultPredictor(cfg)(pixels)["instances"]
 
-    found = ours(photograph)
-    assert len(found) == len(theirs) > 0
-    assert found.image_size == (64, 128)
-    assert found.pred_masks.shape == (len(found), 64, 128)
-    for name, value in theirs.get_fields().items():
-        mine = found.get(name)
-        if name == "pred_boxes":
-            mine, value = mine.tensor, value.tensor
-        torch.testing.assert_close(mine, value, rtol=0, atol=0)
+    for image in (photograph, str(photograph), pixels):
+        found = ours(image)
+        assert_same(found, theirs)
+        assert found.image_size == (64, 128)
+        assert found.pred_masks.shape == (len(found), 64, 128)
+    unpasted = ours(pixels, paste_masks=False)
+    assert unpasted.pred_masks.tensor.shape == (len(found), 28, 28)
+    pasted = unpasted.pred_masks.to_bitmasks(unpasted.pred_boxes, 64, 128)
+    assert torch.equal(pasted.tensor, found.pred_masks)
+
+
+def numbered_images() -> Iterator[npt.NDArray[np.uint8]]:
+    """Four images of one size, one of another, and three more of the first."""
+    for number in range(8):
+        rng = np.random.default_rng(number)
+        shape = (80, 80, 3) if number == 4 else (64, 128, 3)
+        yield rng.integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_batches_change_nothing_and_hold_no_more_than_their_images(tiny_config, monkeypatch):
+    predict = Predictor(tiny_config, 0.0)
+    # One pixel in a million is as near to 0.5 as rounding.
+    expected = [predict(image, paste_masks=False) for image in numbered_images()]
+    tiny_config.TEST.BATCH_SIZE = 3
+    predict = Predictor(tiny_config, 0.0)
+    sizes: list[int] = []
+    inference = type(predict.model).inference
+
+    def note(model: nn.Module, inputs: list[dict], **kwargs: Any) -> Any:
+        sizes.append(len(inputs))
+        return inference(model, inputs, **kwargs)
+
+    monkeypatch.setattr(type(predict.model), "inference", note)
+    taken = 0
+
+    def count() -> Iterator[npt.NDArray[np.uint8]]:
+        nonlocal taken
+        for image in numbered_images():
+            taken += 1
+            yield image
+
+    found = []
+    for index, each in enumerate(predict(count(), paste_masks=False)):
+        # The first three; the fourth, which ends with the fifth, that with the sixth; three.
+        assert taken == [3, 3, 3, 5, 6, 8, 8, 8][index]
+        found.append(each)
+    monkeypatch.undo()
+    assert sizes == [3, 1, 1, 3]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert_same(mine, theirs, tolerance=1e-4)
+
+
+def test_images_before_a_broken_one_are_given(tiny_config, photograph, tmp_path):
+    tiny_config.TEST.BATCH_SIZE = 4
+    found = Predictor(tiny_config, 0.0)([photograph, photograph, tmp_path / "none.png"])
+    assert len(next(found)) == len(next(found)) > 0
+    with pytest.raises(InputError, match=r"none\.png"):
+        next(found)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_arrays_that_are_no_images(tiny_config, pixels):
+    with pytest.raises(InputError, match=r"is no image: it must be \(height, width, 3\) and uint8"):
+        Predictor(tiny_config)(pixels)
+
+
+def test_half_precision(tiny_config, photograph):
+    expected = Predictor(tiny_config, 0.0)(photograph)
+    tiny_config.TEST.PRECISION = "bfloat16"
+    predict = Predictor(tiny_config, 0.0)
+    found = predict(photograph, paste_masks=False)
+    assert found.scores.dtype == found.pred_boxes.tensor.dtype == torch.float32
+    assert found.pred_masks.tensor.dtype == torch.float32
+    assert not torch.equal(found.scores, expected.scores)
+    # Of random weights: boxes of low scores are others.
+    torch.testing.assert_close(found.scores[:5], expected.scores[:5], rtol=0.0, atol=0.05)
+    # bfloat16 has 8 digits.
+    assert not torch.equal(found.scores, found.scores.bfloat16().float())
+    # Nothing of it stays with the model.
+    assert not torch.is_autocast_enabled("cpu")
+    assert not predict.model.roi_heads.box_predictor._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "PRECISION",
+            "half",
+            r"^TEST\.PRECISION 'half': .* cpu it must be one of float32, bfloat16$",
+        ),
+        ("PRECISION", "float16", r"^TEST\.PRECISION 'float16': on MODEL\.DEVICE cpu it must be"),
+        ("BATCH_SIZE", 0, r"^TEST\.BATCH_SIZE is 0: at least 1$"),
+    ],
+)
+def test_keys_of_inference(tiny_config, key, value, message):
+    tiny_config.TEST[key] = value
+    with pytest.raises(InputError, match=message):
+        Predictor(tiny_config)
 
 
 def test_weights_are_loaded_and_must_be_whole(tiny_config, tmp_path):

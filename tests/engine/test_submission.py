@@ -59,6 +59,7 @@ def settings(*opts: Any) -> dict[str, Any]:
         ("TEST.AUG.FLIP", False, "TEST.UNPASTED_MASKS", False),  # TEST.AUG.ENABLED is False
         ("INPUT.MIN_SIZE_TRAIN", (320,), "INPUT.RANDOM_FLIP", "none", "INPUT.CROP.ENABLED", True),
         ("MODEL.DEVICE", "cuda:1", "MODEL.WEIGHTS", "moved.pth", "MODEL.CHANNELS_LAST", True),
+        ("MODEL.FOLD_FROZEN_NORM", False, "MODEL.COMPILE", "on", "TEST.BATCH_SIZE", 4),
         ("MODEL.RPN.IOU_THRESHOLDS", [0.2, 0.8], "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50),
         ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 64, "MODEL.BACKBONE.FREEZE_AT", 0),
         ("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", 0.5, "MODEL.RPN.BBOX_REG_LOSS_TYPE", "giou"),
@@ -78,9 +79,10 @@ def test_what_predictions_do_not_depend_on(opts: tuple[Any, ...]) -> None:
         ("INPUT.FORMAT", "RGB"),
         ("INPUT.MIN_SIZE_TEST", 512),
         ("TEST.DETECTIONS_PER_IMAGE", 5),
+        ("TEST.PRECISION", "bfloat16"),
         ("TEST.AUG.ENABLED", True),
     ],
 )
 def test_what_predictions_depend_on(key: str, value: Any) -> None:
-    assert settings(key, value)[key] == value != settings()[key]
+    assert settings(key, value)[key] == value != settings().get(key)
     assert settings("TEST.AUG.ENABLED", True, "TEST.AUG.FLIP", False)["TEST.AUG.FLIP"] is False
