@@ -49,6 +49,8 @@ def pool_regions(
     pyramid in half precision no more than one level is held twice. Kernels that read half
     precision at exact boxes would need a compiled extension.
 
+    Boxes whose corners are exchanged, or NaN, give zeros, as in Detectron2.
+
     Args:
         features: a level each, shape (N, C, H, W).
         poolers: a head each, of one scale per level.
@@ -79,9 +81,13 @@ def pool_regions(
             starts[head] += number
             pooled[head].append(poolers[head].level_poolers[level](exact, chosen).to(feature.dtype))
         del exact  # before the next level is converted
-    return [
-        _InOrder.apply(torch.cat(parts), order) for parts, order in zip(pooled, orders, strict=True)
-    ]
+    results = []
+    for parts, order in zip(pooled, orders, strict=True):
+        rows = torch.cat(parts)
+        if len(rows) < len(order):  # boxes without a level: zeros
+            rows = torch.cat([rows, rows.new_zeros(len(order) - len(rows), *rows.shape[1:])])
+        results.append(_InOrder.apply(rows, order))
+    return results
 
 
 def _regions(boxes: Sequence[Boxes]) -> Tensor:
@@ -104,6 +110,8 @@ def _group_by_level(
             pooler.canonical_box_size,
             pooler.canonical_level,
         )
+        # Of a negative area, or NaN, where the conversion to integers depends on the machine.
+        levels.masked_fill_(levels < 0, len(pooler.level_poolers))
         # Stable: gradients are then summed in the same order as Detectron2's.
         orders.append(levels.argsort(stable=True))
         numbers = torch.arange(len(pooler.level_poolers), device=levels.device)

@@ -76,6 +76,20 @@ def test_equals_detectron2(boxes: list[Boxes], strides: tuple[int, ...], kind: s
         assert torch.equal(expected, actual)
 
 
+def test_boxes_without_an_area_to_choose_a_level_by_give_zeros() -> None:
+    exchanged = [30.0, 20.0, 10.0, 35.0]
+    boxes = [
+        SMALL,
+        Boxes(
+            torch.tensor([exchanged, [100.0, 20.0, 300.0, 200.0], [torch.nan, 20.0, 300.0, 90.0]])
+        ),
+    ]
+    features = pyramid(2)
+    pooled = BatchedROIPooler(**settings())(features, boxes)
+    assert torch.equal(pooled, ROIPooler(**settings())(features, boxes))
+    assert pooled.flatten(1).any(dim=1).tolist() == [True, True, False, True, False]
+
+
 def test_heads_share_one_pass() -> None:
     features = pyramid(2)
     box_pooler = BatchedROIPooler(**settings())
