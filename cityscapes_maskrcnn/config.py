@@ -158,6 +158,13 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     #                 "_polygons.json" and so on. Default "gtFine".
     cfg.DATASETS.OWN = CfgNode(new_allowed=True)
 
+    # ---- Rare classes -------------------------------------------------------------------------
+    # DATALOADER.SAMPLER_TRAIN knows Detectron2's "RepeatFactorTrainingSampler" too, with its keys
+    # REPEAT_THRESHOLD t (to be set) and REPEAT_SQRT: an image with a class that is in a share
+    # f < t of all images comes sqrt(t / f) times as often, or t / f times. What is left of a whole
+    # number is drawn for each pass over the data. The order follows from SEED, as without it, and
+    # resuming is exact. An epoch stays as many examples as there are images: a pass takes longer.
+
     # ---- Input --------------------------------------------------------------------------------
     # False: as Detectron2, INPUT.CROP cuts first, and what is cut is resized to MIN_SIZE_TRAIN.
     # True: the image is resized and flipped first; with INPUT.CROP.TYPE "absolute" all examples

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import util
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -17,7 +20,7 @@ from detectron2.data import (
 )
 from detectron2.data import transforms as T
 from detectron2.data.build import print_instances_class_histogram, trivial_batch_collator
-from detectron2.data.samplers import InferenceSampler
+from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
@@ -29,6 +32,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import loader_context, start_worker
 
 _WORKER_IMPORTS: Final = "cityscapes_maskrcnn.data.worker_imports"
+_REPEATING: Final = "RepeatFactorTrainingSampler"
 
 
 def training_dicts(cfg: CfgNode, log_classes: bool = False) -> list[dict[str, Any]]:
@@ -121,7 +125,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any] | PrefetchedLoader:
         )
     sampler = cfg.DATALOADER.SAMPLER_TRAIN
     unsupported = {
-        f"DATALOADER.SAMPLER_TRAIN {sampler}": sampler != "TrainingSampler",
+        f"DATALOADER.SAMPLER_TRAIN {sampler}": sampler not in ("TrainingSampler", _REPEATING),
         "MODEL.LOAD_PROPOSALS True": cfg.MODEL.LOAD_PROPOSALS,
         "MODEL.KEYPOINT_ON True": cfg.MODEL.KEYPOINT_ON,
     }
@@ -149,6 +153,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any] | PrefetchedLoader:
         mapper=mapper,
         seed=seed,
         batch_size=total // processes,
+        repeat_factors=_repeat_factors(cfg, dicts) if sampler == _REPEATING else None,
     )
     loader = DataLoader(
         stream,
@@ -161,6 +166,32 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any] | PrefetchedLoader:
         **_worker_options(cfg, mapper),
     )
     return prefetch(loader, cfg.MODEL.DEVICE)
+
+
+def _repeat_factors(cfg: CfgNode, dicts: list[dict[str, Any]]) -> npt.NDArray[np.float32]:
+    """Compute how often a pass has each image: Detectron2's factors, of the rarest class in it."""
+    if not 0.0 < cfg.DATALOADER.REPEAT_THRESHOLD <= 1.0:
+        raise InputError(
+            f"DATALOADER.REPEAT_THRESHOLD is {cfg.DATALOADER.REPEAT_THRESHOLD}: with {_REPEATING} "
+            "it must be above 0 and at most 1, the share of images in which a class must be so "
+            "that it is not repeated"
+        )
+    if any("annotations" not in image for image in dicts):
+        raise InputError(
+            f"DATALOADER.SAMPLER_TRAIN {_REPEATING}: DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} "
+            "has no instances, by whose classes images are repeated; use TrainingSampler"
+        )
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+    )
+    logging.getLogger(__name__).info(
+        "%s: a pass over %d images has %.0f examples on average",
+        _REPEATING,
+        len(dicts),
+        float(factors.sum()),
+    )
+    numbers: npt.NDArray[np.float32] = factors.numpy()
+    return numbers
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:

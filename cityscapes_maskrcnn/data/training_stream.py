@@ -1,10 +1,14 @@
 """The endless, repeatable order in which training sees its images.
 
-Position ``p`` of the stream is a pure function of the seed: epoch ``p // n`` is one permutation of
+Position ``p`` of the stream is a pure function of the seed: pass ``p // n`` is one permutation of
 the ``n`` images, and every random choice of the mapper at that position (which flip, which size)
 is drawn from a generator seeded by ``(seed, p)``. So a run that is resumed at iteration ``i``
 starts at position ``i * batch`` and sees exactly what an uninterrupted run would have seen, with
 any number of workers, and with any number of processes that share the same total batch.
+
+With repeat factors a pass has each image as often as its factor says, the fractional part drawn
+anew for every pass, as in Detectron2's ``RepeatFactorTrainingSampler``. Passes then differ in
+length, and where one begins follows from the seed too.
 """
 
 from __future__ import annotations
@@ -16,13 +20,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset, get_worker_info
 
-# A position's random seed is made from (seed, position, purpose); permutations have a purpose of
-# their own, so that no augmentation repeats the numbers of a shuffle.
-_SHUFFLE, _AUGMENT = 0, 1
+# A random seed is made from (seed, number of the position or pass, purpose): no augmentation
+# repeats the numbers of a shuffle, and repeat factors of 1 leave the order as it is without them.
+_SHUFFLE, _AUGMENT, _REPEAT = 0, 1, 2
+
+Indices = npt.NDArray[np.int64]
 
 
 class TrainingStream(IterableDataset[Any]):
@@ -34,6 +41,8 @@ class TrainingStream(IterableDataset[Any]):
             ``random``, NumPy and torch.
         seed: the seed of the whole stream; must be the same in all processes.
         batch_size: images a batch in this process; workers take turns by whole batches.
+        repeat_factors: how often a pass has each image, shape (number of images,), at least 1;
+            None: once.
     """
 
     def __init__(
@@ -42,12 +51,16 @@ class TrainingStream(IterableDataset[Any]):
         mapper: Callable[[dict[str, Any]], dict[str, Any]],
         seed: int,
         batch_size: int,
+        repeat_factors: npt.NDArray[np.floating[Any]] | None = None,
     ) -> None:
         self._dicts = dicts
         self._mapper = mapper
         #: Seed of the whole stream; a resumed run takes over that of its checkpoint.
         self.seed = seed
         self._batch_size = batch_size
+        self._repeat_factors = repeat_factors
+        # Number and first position of the pass that was asked for last, its order, and its seed.
+        self._pass: tuple[int, int, Indices, int] | None = None
         self._rank = comm.get_rank()
         self._world_size = comm.get_world_size()
         #: Batches of this process that earlier runs have used up; set it before iterating.
@@ -55,7 +68,7 @@ class TrainingStream(IterableDataset[Any]):
 
     @property
     def num_images(self) -> int:
-        """Number of images, the length of an epoch."""
+        """Number of images, the length of an epoch; passes with repeated images are longer."""
         return len(self._dicts)
 
     def positions(self, worker: int = 0, num_workers: int = 1) -> Iterator[int]:
@@ -71,8 +84,14 @@ class TrainingStream(IterableDataset[Any]):
 
     def index(self, position: int) -> int:
         """Which image stands at a position of the stream."""
-        epoch, offset = divmod(position, len(self._dicts))
-        return int(self._permutation(epoch)[offset])
+        number, first, order, seed = self._pass or (0, 0, self._order(0), self.seed)
+        if position < first or seed != self.seed:
+            number, first, order = 0, 0, self._order(0)
+        while position >= first + len(order):
+            number, first = number + 1, first + len(order)
+            order = self._order(number)
+        self._pass = number, first, order, self.seed
+        return int(order[position - first])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
@@ -83,9 +102,15 @@ class TrainingStream(IterableDataset[Any]):
                 mapped = self._mapper(example)
             yield mapped
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        generator = np.random.default_rng(self._entropy(epoch, _SHUFFLE))
-        return generator.permutation(len(self._dicts))
+    def _order(self, number: int) -> Indices:
+        """Shuffle the images of a pass."""
+        indices = np.arange(len(self._dicts))
+        if self._repeat_factors is not None:
+            whole = np.floor(self._repeat_factors)
+            drawn = np.random.default_rng(self._entropy(number, _REPEAT)).random(len(indices))
+            more = drawn < self._repeat_factors - whole
+            indices = np.repeat(indices, whole.astype(np.int64) + more)
+        return np.random.default_rng(self._entropy(number, _SHUFFLE)).permutation(indices)
 
     def _entropy(self, number: int, purpose: int) -> np.random.SeedSequence:
         return np.random.SeedSequence((self.seed, number, purpose))

@@ -256,3 +256,24 @@ def test_batches_to_score_are_of_one_size_and_keep_the_order(
         loader = build_test_loader(cfg, "some_images")
         assert len(loader) == len(expected)
         assert [[each["image_id"] for each in batch] for batch in loader] == expected
+
+
+def test_images_of_a_rare_class_are_repeated(
+    cfg: CfgNode, image: dict[str, object], register: Callable[..., None]
+) -> None:
+    """One of four images has class 1: f = 0.25, t = 1, sqrt(t / f) = 2."""
+    (annotation,) = image["annotations"]
+    rare = {**image, "image_id": 3, "annotations": [annotation, {**annotation, "category_id": 1}]}
+    register(*({**image, "image_id": index} for index in range(3)), rare)
+    cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH = 0, 5
+    cfg.INPUT.MIN_SIZE_TRAIN = (32,)
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    with pytest.raises(InputError, match=r"REPEAT_THRESHOLD is 0\.0: with .* must be above 0"):
+        build_train_loader(cfg)
+    cfg.DATALOADER.REPEAT_THRESHOLD = 1.0
+    loader = build_train_loader(cfg)
+    assert loader.dataset.num_images == 4
+    for batch in islice(loader, 3):
+        assert sorted(example["image_id"] for example in batch) == [0, 1, 2, 3, 3]
+    cfg.DATALOADER.REPEAT_SQRT = False
+    assert sum(example["image_id"] == 3 for example in next(iter(build_train_loader(cfg)))) >= 2

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.utils.data import DataLoader
 
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
@@ -83,3 +84,56 @@ def test_the_generators_of_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) 
     assert not seeded
     torch.manual_seed(5)
     assert seeded == [5]
+
+
+FACTORS = np.array([1, 1, 1, 1, 1, 1, 1, 1.25, 2.5, 3], np.float32)
+
+
+def test_repeated_images_come_as_often_as_in_detectron2s_sampler() -> None:
+    """Over 400 passes, to 3 standard deviations of what is drawn: 0.5 / sqrt(400) each."""
+    passes, generator = 400, torch.Generator().manual_seed(0)
+    theirs: Counter[int] = Counter()
+    sampler = RepeatFactorTrainingSampler(torch.tensor(FACTORS), seed=0)
+    for _ in range(passes):
+        theirs.update(sampler._get_epoch_indices(generator).tolist())
+    ours: Counter[int] = Counter()
+    stream = TrainingStream(DICTS, noisy, 1, 2, FACTORS)
+    orders = [stream._order(number) for number in range(passes)]
+    for order in orders:
+        ours.update(order.tolist())
+    # Whole factors are kept in every pass.
+    assert [ours[index] for index in range(7)] == [passes] * 7
+    assert ours[9] == 3 * passes
+    for index in (7, 8):
+        assert ours[index] / passes == pytest.approx(FACTORS[index], abs=0.075)
+        assert theirs[index] / passes == pytest.approx(FACTORS[index], abs=0.075)
+    # 7 + 1 or 2 + 2 or 3 + 3.
+    assert {len(order) for order in orders} == {13, 14, 15}
+    positions = [stream.index(position) for position in range(300)]
+    assert positions == np.concatenate(orders)[:300].tolist()
+
+
+def test_resuming_with_repeated_images_continues_exactly() -> None:
+    whole = take(TrainingStream(DICTS, noisy, 1, 2, FACTORS), 200)
+    for start in (3, 50, 93):
+        resumed = TrainingStream(DICTS, noisy, 7, 2, FACTORS)
+        resumed.index(180)
+        resumed.seed = 1  # of the checkpoint
+        resumed.start_batch = start
+        assert take(resumed, 14) == whole[2 * start : 2 * start + 14]
+
+
+def test_processes_share_the_same_passes() -> None:
+    whole = TrainingStream(DICTS, noisy, 1, 6, FACTORS)
+    for rank in range(3):
+        stream = TrainingStream(DICTS, noisy, 1, 2, FACTORS)
+        stream._rank, stream._world_size = rank, 3
+        positions = list(itertools.islice(stream.positions(), 32))
+        assert positions[30:] == [90 + 2 * rank, 91 + 2 * rank]
+        ids = [example["image_id"] for example in take(stream, 32)]
+        assert ids == [whole.index(position) for position in positions]
+
+
+def test_factors_of_one_change_nothing() -> None:
+    plain = take(TrainingStream(DICTS, noisy, 1, 2), 25)
+    assert take(TrainingStream(DICTS, noisy, 1, 2, np.ones(10)), 25) == plain

@@ -158,8 +158,8 @@ def test_a_loader_that_ends_gets_one_line(train: Train) -> None:
     ("options", "message"),
     [
         (
-            ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
-            "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler: this project's training loader",
+            ["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"],
+            "DATALOADER.SAMPLER_TRAIN RandomSubsetTrainingSampler: this project's training loader",
         ),
         (["MODEL.LOAD_PROPOSALS", True], "MODEL.LOAD_PROPOSALS True: this project's"),
         (["TEST.PRECISE_BN.ENABLED", True], "TEST.PRECISE_BN.ENABLED: not supported"),
