@@ -46,6 +46,7 @@ WITHOUT_DETECTRON2 = [
     "data.provenance",
     "synthetic.dataset",
     "data.tree_check",
+    "modeling.class_rows",
     "modeling.deeplab_weights",
     "modeling.weight_files",
     "modeling.safe_pickles",

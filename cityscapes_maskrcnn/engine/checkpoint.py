@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_map_only
 
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, UsedData, read_history, to_plain
 from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY, classes_in, parents_in
-from cityscapes_maskrcnn.engine.class_check import class_names
+from cityscapes_maskrcnn.engine.class_check import class_names, coco_classes
+from cityscapes_maskrcnn.modeling.class_rows import count_classes, match_classes
 from cityscapes_maskrcnn.modeling.deeplab_weights import (
     ConversionReport,
     find_resnet,
@@ -62,6 +63,8 @@ class SafeCheckpointer(DetectionCheckpointer):
     * A ResNet-50 comes from ``torchvision://deeplabv3_resnet50``, a file of torchvision's, a
       ``.safetensors`` file or this project's own checkpoints; the log lists what was loaded
       (:mod:`cityscapes_maskrcnn.modeling.deeplab_weights`).
+    * Rows of the heads are matched by the names of their classes, where the file's are known
+      (:mod:`cityscapes_maskrcnn.modeling.class_rows`).
     * A tensor of another shape is an error, except for the parameters named in
       ``MODEL.WEIGHTS_MAY_DIFFER``; so is a file without any of the model's parameters.
     * A checkpoint carries the list of images that the model and its ancestors have seen
@@ -76,6 +79,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             :func:`load_for_inference`.
         classes: names of the model's instance classes; a file that says others is refused, but for
             training anew. Empty: not known.
+        weights_classes: ``MODEL.WEIGHTS_CLASSES``, for files that do not name their classes.
         checkpointables: see :class:`fvcore.common.checkpoint.Checkpointer`.
     """
 
@@ -88,6 +92,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         allow_pickle: Iterable[str] = ("detectron2://*", "https://dl.fbaipublicfiles.com/*"),
         require_all: bool = False,
         classes: Sequence[str] = (),
+        weights_classes: Sequence[str] = (),
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
@@ -95,6 +100,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._allow_pickle = tuple(allow_pickle)
         self._require_all = require_all
         self._classes = list(classes)
+        self._weights_classes = list(weights_classes)
+        self._matched_by_name = False
         #: The file that was loaded last, as it was named.
         self.path = ""
         self._resuming = False
@@ -233,7 +240,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _check_classes(self, theirs: list[str]) -> None:
         """Raise if a file's classes are others: predictions would bear the wrong names."""
-        if not theirs or not self._classes or theirs == self._classes:
+        if not theirs or not self._classes or theirs == self._classes or self._matched_by_name:
             return
         message = (
             f"{self.path}: predicts {', '.join(theirs)}, but the classes of the config's datasets "
@@ -282,6 +289,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if self._resuming:
             self._check_resumable(checkpoint)
         ours = self.model.state_dict()
+        self._match_classes(checkpoint, ours)
         shapes = {name: tuple(value.shape) for name, value in ours.items()}
         resnet = find_resnet(shapes)
         first = next(iter(checkpoint["model"]))
@@ -312,6 +320,28 @@ class SafeCheckpointer(DetectionCheckpointer):
             # They are in the summary; fvcore would warn of them once more.
             incompatible.missing_keys.clear()
         return incompatible
+
+    def _match_classes(self, checkpoint: dict[str, Any], ours: Mapping[str, Tensor]) -> None:
+        """Give the heads of a file the model's classes, by name, if both are known."""
+        own, count = classes_in(checkpoint), count_classes(checkpoint["model"])
+        self._matched_by_name = False
+        # Nothing is matched where a model goes on, or is scored, with classes of its own.
+        if self._resuming or count is None or (own and self._require_all):
+            return
+        theirs = own or self._weights_classes
+        if theirs == ["coco"]:
+            theirs = coco_classes(count)
+        if not theirs or theirs == self._classes:
+            return
+        if not self._classes:
+            raise InputError(
+                "MODEL.WEIGHTS_CLASSES: the config's datasets have no names of classes to match"
+            )
+        checkpoint["model"], table = match_classes(
+            checkpoint["model"], self.path, theirs, self._classes, ours
+        )
+        self._matched_by_name = True
+        self.logger.info("%s", table)
 
     def _by_names_of_the_model(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         """Name a file's tensors as the model does, by Detectron2's own means."""
@@ -439,7 +469,7 @@ def load_for_inference(model: nn.Module, cfg: CfgNode, resume: bool = False) -> 
 
     Args:
         model: a whole model.
-        cfg: reads ``MODEL.WEIGHTS``, ``MODEL.WEIGHTS_ALLOW_PICKLE`` and ``OUTPUT_DIR``.
+        cfg: reads ``MODEL.WEIGHTS``, ``MODEL.WEIGHTS_*``, ``DATASETS`` and ``OUTPUT_DIR``.
         resume: take the last checkpoint of ``OUTPUT_DIR`` instead, if there is one.
 
     Returns:
@@ -456,6 +486,7 @@ def load_for_inference(model: nn.Module, cfg: CfgNode, resume: bool = False) -> 
         allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
         require_all=True,
         classes=class_names(cfg),
+        weights_classes=cfg.MODEL.WEIGHTS_CLASSES,
     )
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint")

@@ -39,6 +39,21 @@ def class_names(cfg: CfgNode) -> list[str]:
     return [each for each in next(filter(None, found), []) if not chosen or each in chosen]
 
 
+def coco_classes(count: int) -> list[str]:
+    """Name COCO's 80 instance classes, in the order of a model's rows.
+
+    Args:
+        count: how many classes the model has. 90: a row for each of COCO's ids 1 to 90, ten of
+            which name nothing (``"N/A"``), as torchvision has them; else the 80 in their order.
+    """
+    metadata = MetadataCatalog.get("coco_2017_val")
+    names = list(metadata.thing_classes)
+    if count != 90:
+        return names
+    ids = metadata.thing_dataset_id_to_contiguous_id
+    return [names[ids[number]] if number in ids else "N/A" for number in range(1, 91)]
+
+
 def check_classes(cfg: CfgNode) -> None:
     """Verify that a model predicts as many classes as its datasets have, and that these agree.
 

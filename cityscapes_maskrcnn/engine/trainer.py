@@ -120,6 +120,7 @@ class Trainer(DefaultTrainer):
             may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER,
             allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
             classes=class_names(cfg),
+            weights_classes=cfg.MODEL.WEIGHTS_CLASSES,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
