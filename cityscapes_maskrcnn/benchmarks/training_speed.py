@@ -43,7 +43,7 @@ _FASTEST = (
     *("MODEL.CHANNELS_LAST", "True"),
     *("MODEL.COMPILE", "auto"),
 )
-_CHECKPOINTED = ("MODEL.ACTIVATION_CHECKPOINTING", "True")
+_CHECKPOINTED = ("MODEL.ACTIVATION_CHECKPOINTING", "('res2', 'res3', 'res4', 'res5', 'fpn')")
 _DEPTHS = {"frozen": "5", "all live": "0"}  # MODEL.BACKBONE.FREEZE_AT
 
 
