@@ -53,7 +53,7 @@ from cityscapes_maskrcnn.engine.validation import check_validation
 from cityscapes_maskrcnn.modeling.activation_checkpointing import checkpoint_activations
 from cityscapes_maskrcnn.modeling.compiling import compile_parts
 from cityscapes_maskrcnn.modeling.determinism import make_deterministic
-from cityscapes_maskrcnn.modeling.folding import fold_frozen_norms
+from cityscapes_maskrcnn.modeling.folding import activate_in_place, fold_frozen_norms
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
@@ -306,6 +306,7 @@ class Trainer(DefaultTrainer):
             model = model.to(memory_format=torch.channels_last)
         if cfg.MODEL.FOLD_FROZEN_NORM:
             fold_frozen_norms(model)
+        activate_in_place(model)
         checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINTING)
         return compile_parts(model, cfg.MODEL.COMPILE, cache_folder() / "compiled")
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -161,6 +162,29 @@ def fold_frozen_norms(model: nn.Module) -> nn.Module:
         # Of a subclass nobody knows what it computes.
         if type(module) is Conv2d and _is_known(module.norm):
             module.__class__ = FoldedConv2d
+    return model
+
+
+def activate_in_place(model: nn.Module) -> nn.Module:
+    """Have ReLU overwrite its input where nothing else reads that, as Detectron2's blocks do.
+
+    That is in Detectron2's :class:`Conv2d` and between the layers of its box and mask heads. The
+    results and gradients are bit-equal; a step needs less memory by a feature map.
+
+    Args:
+        model: any; changed in place.
+
+    Returns:
+        The model.
+    """
+    for module in model.modules():
+        layers: list[Any] = [module.activation] if isinstance(module, Conv2d) else []
+        if isinstance(module, FastRCNNConvFCHead | MaskRCNNConvUpsampleHead):
+            # Each follows a linear layer or a convolution; see their order in Detectron2.
+            layers = list(module)
+        for each in layers:
+            if type(each) is nn.ReLU:
+                each.inplace = True
     return model
 
 

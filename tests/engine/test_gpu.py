@@ -28,6 +28,7 @@ CHANNELS_LAST = ["MODEL.CHANNELS_LAST", True]
 FLOAT16 = ["SOLVER.AMP.ENABLED", True]
 BFLOAT16 = [*FLOAT16, "SOLVER.AMP.PRECISION", "bfloat16"]
 FLOAT32: list[object] = []
+HALF_INFERENCE = ["TEST.PRECISION", "bfloat16", "TEST.BATCH_SIZE", 4]
 
 Config = Callable[..., CfgNode]
 
@@ -45,6 +46,7 @@ ON_CPU = [FLOAT32, CLIP, [*CHANNELS_LAST, *CLIP], CHANNELS_LAST, FLOAT32]
 ON_GPU = [
     *(FLOAT32, FLOAT16, [*FLOAT16, *CLIP], FLOAT16, [*FLOAT16, *CHANNELS_LAST]),
     *(BFLOAT16, [*BFLOAT16, *CLIP], [*FLOAT16, *CHANNELS_LAST, *CLIP], CLIP, FLOAT16),
+    *([*BFLOAT16, *CHANNELS_LAST, "MODEL.COMPILE", "on"], BFLOAT16),
 ]
 
 
@@ -79,7 +81,7 @@ def test_runs_in_any_precision_resume_each_other(
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
-@pytest.mark.parametrize("options", [FLOAT32, CHANNELS_LAST])
+@pytest.mark.parametrize("options", [FLOAT32, CHANNELS_LAST, HALF_INFERENCE])
 def test_scores_of_pasted_and_unpasted_masks(
     config: Config, tmp_path: Path, device: str, options: list[object]
 ) -> None:

@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling import build_resnet_backbone
+from detectron2.modeling import build_model, build_resnet_backbone
 from torch import Tensor, nn
 
 from cityscapes_maskrcnn.benchmarks.operation_count import OperationCounter
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.modeling.folding import FoldedConv2d, fold_frozen_norms
+from cityscapes_maskrcnn.modeling.folding import (
+    FoldedConv2d,
+    activate_in_place,
+    fold_frozen_norms,
+)
 
 Norm = FrozenBatchNorm2d | nn.BatchNorm2d
 
@@ -246,3 +250,35 @@ def test_a_frozen_trunk_is_53_convolutions_and_keeps_nothing_for_backward():
         "aten::add_": 16,
         "aten::max_pool2d_with_indices": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("size", "number", "call"),
+    [
+        (8, 1, lambda model, x: model.proposal_generator.rpn_head([x])[1][0]),
+        (7, 2, lambda model, x: model.roi_heads.box_head(x)),
+        # Four convolutions and the transposed one.
+        (14, 5, lambda model, x: model.roi_heads.mask_head.layers(x)),
+    ],
+)
+def test_activations_in_place_change_no_bit(
+    size: int, number: int, call: Callable[[nn.Module, Tensor], Tensor]
+) -> None:
+    words = "MODEL.DEVICE cpu MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 "
+    words += "MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_MASK_HEAD.CONV_DIM 16"
+    torch.manual_seed(0)
+    plain = build_model(build_config("configs/stage_1_heads.yaml", words.split()))
+    in_place = activate_in_place(copy.deepcopy(plain))
+    found = []
+    x = torch.randn(3, 16, size, size)
+    for model, operation in ((plain, "aten::relu"), (in_place, "aten::relu_")):
+        learnt = x.clone().requires_grad_()
+        with OperationCounter() as counter:
+            output = call(model, learnt)
+        relu = {name: n for name, n in counter.operations.items() if "relu" in name}
+        assert relu == {operation: number}
+        output.square().sum().backward()
+        gradients = [each.grad for each in model.parameters() if each.grad is not None]
+        found.append([output, learnt.grad, *gradients])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
