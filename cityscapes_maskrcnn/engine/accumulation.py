@@ -8,7 +8,7 @@ its images, regions or pixels have in the whole batch's, and the sum is the batc
 
 How many regions are sampled shows only after a forward pass, and all numbers must be known before
 the first gradient: with ``SOLVER.ACCUMULATE_EXACTLY`` all micro-batches but the first go through
-the model once more, without gradients, and draw the same regions each time. Their images are padded
+the model once more before, and draw the same regions each time. Their images are padded
 as those of the whole batch are.
 
 What is left that differs from the whole batch is which regions are drawn, as with another seed,
@@ -177,7 +177,9 @@ class LossShares:
     def _sampled(self, model: nn.Module, number: int) -> Counts:
         part = self._parts[number]
         self._note(part)
-        with dry_run(model) as storage, torch.no_grad():
+        # No torch.no_grad(): what is compiled, or keeps folded weights, must compute what training
+        # does, to the last bit.
+        with dry_run(model) as storage:
             torch.manual_seed(self._seed + number)
             model(part)
             return _regions(storage, part)

@@ -63,6 +63,22 @@ def finish_hooks(trainer: Any) -> None:
             )
 
 
+@contextmanager
+def finished_hooks(trainer: Any) -> Iterator[None]:
+    """Call ``after_train`` of all hooks after a ``with`` block, however it ends."""
+    try:
+        yield
+    except BaseException:
+        finish_hooks(trainer)
+        raise
+    else:
+        trainer.after_train()
+    finally:
+        for hook in trainer._hooks:
+            if isinstance(hook, StopOnSignal):
+                hook.release()
+
+
 class MeasurementHook(HookBase):
     """Base of hooks that run after the checkpoint of an iteration: they measure, or act on it.
 

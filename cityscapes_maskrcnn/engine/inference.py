@@ -26,6 +26,7 @@ from cityscapes_maskrcnn.data.labels import SEMANTIC_LABELS, THING_CLASSES
 from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
 from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
+from cityscapes_maskrcnn.engine.ema import SUFFIX
 from cityscapes_maskrcnn.engine.hooks import without_nan
 from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.seen_images import refuse_seen_images
@@ -140,7 +141,9 @@ def check_metric(cfg: CfgNode) -> None:
     for dataset in cfg.DATASETS.TEST:
         prefix = f"{dataset}/" if len(cfg.DATASETS.TEST) > 1 else ""
         names += [prefix + name for name in _score_names(cfg, dataset)]
-    task = metric.rpartition("/")[0].rpartition("/")[2]
+    if cfg.SOLVER.EMA_DECAY:
+        names += [f"{first}{SUFFIX}/{rest}" for first, _, rest in (n.partition("/") for n in names)]
+    task = metric.rpartition("/")[0].rpartition("/")[2].removesuffix(SUFFIX)
     if metric not in names and task in ("segm", "coco_segm", "coco_bbox", "sem_seg"):
         near = difflib.get_close_matches(metric, names, n=1)
         hint = f"did you mean {near[0]}?" if near else ", ".join(names)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from inspect import getattr_static
 from pathlib import Path
 from typing import Any
@@ -42,7 +40,7 @@ from cityscapes_maskrcnn.engine.hooks import (
     SeedEveryStep,
     StopOnSignal,
     WriteEvents,
-    finish_hooks,
+    finished_hooks,
 )
 from cityscapes_maskrcnn.engine.measurement_hooks import build_measurement_hooks
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
@@ -204,7 +202,7 @@ class Trainer(DefaultTrainer):
         # Detectron2's loop is fixed in length; this one ends where a hook lowers max_iter.
         with (
             EventStorage(self.start_iter) as self.storage,
-            self._hooks_at_the_end(),
+            finished_hooks(self),
             explained_errors(self),
         ):
             self.before_train()
@@ -223,21 +221,6 @@ class Trainer(DefaultTrainer):
                 logging.getLogger(__name__).warning("No training curves: %s", error)
             verify_results(self.cfg, results)
         return results
-
-    @contextmanager
-    def _hooks_at_the_end(self) -> Iterator[None]:
-        """Call ``after_train`` of all hooks after a ``with`` block, however it ends."""
-        try:
-            yield
-        except BaseException:
-            finish_hooks(self)
-            raise
-        else:
-            self.after_train()
-        finally:
-            for hook in self._hooks:
-                if isinstance(hook, StopOnSignal):
-                    hook.release()
 
     def _repeat_measurements(self) -> None:
         """Make up for what the checkpoint does not have: what followed it in its iteration."""

@@ -77,6 +77,19 @@ def test_metrics_that_are_no_scores(
         check_metric(cfg)
 
 
+@pytest.mark.parametrize(
+    ("datasets", "metric"),
+    [((INSTANCE,), "segm_EMA/AP"), ((INSTANCE,) * 2, f"{INSTANCE}_EMA/segm/AP")],
+)
+def test_scores_of_averaged_weights_are_metrics_if_there_is_an_average(
+    config: Config, datasets: tuple[str, ...], metric: str
+) -> None:
+    options = ["DATASETS.TEST", datasets, "SOLVER.BEST_CHECKPOINT_METRIC", metric]
+    check_metric(config(*options, "SOLVER.EMA_DECAY", 0.9))
+    with pytest.raises(InputError, match=f"{metric}: is not measured; did you mean "):
+        check_metric(config(*options))
+
+
 def test_missing_ground_truth(
     config: Config, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
