@@ -187,6 +187,28 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # too. "none": decode every time.
     cfg.INPUT.CACHE = "none"
 
+    # ---- Large-scale jitter -------------------------------------------------------------------
+    # True: instead of INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and CROP, every image is resized to fit
+    # into SIZE times a random scale, and cut or padded to SIZE. All examples then have one shape,
+    # which MODEL.COMPILE compiles once. Padding is grey, is right and below, and has no semantic
+    # label; objects of which nothing is left are removed, boxes are those of what is left.
+    cfg.INPUT.LSJ = CfgNode()
+    cfg.INPUT.LSJ.ENABLED = False
+    # The scale is drawn evenly between them; 1.0 has an image of the shape of SIZE fill it.
+    cfg.INPUT.LSJ.MIN_SCALE = 0.1
+    cfg.INPUT.LSJ.MAX_SCALE = 2.0
+    # Height and width of every example, in pixels.
+    cfg.INPUT.LSJ.SIZE = [1024, 2048]
+
+    # ---- Colour jitter ------------------------------------------------------------------------
+    # In training, each pixel is mixed with black (BRIGHTNESS), the mean of the image (CONTRAST) and
+    # its own grey (SATURATION); for a value x, 0 to 1, the factor of what it was is drawn evenly
+    # from 1 - x to 1 + x. 0.0: that one is left alone; 0.4 is usual.
+    cfg.INPUT.COLOR_JITTER = CfgNode()
+    cfg.INPUT.COLOR_JITTER.BRIGHTNESS = 0.0
+    cfg.INPUT.COLOR_JITTER.CONTRAST = 0.0
+    cfg.INPUT.COLOR_JITTER.SATURATION = 0.0
+
     # ---- Semantic segmentation: MODEL.SEM_SEG_HEAD.NAME "TorchvisionDeepLabV3Head" ------------
     # It also uses IN_FEATURES (one), NUM_CLASSES, CONVS_DIM (channels of every branch), NORM,
     # IGNORE_VALUE and LOSS_WEIGHT of MODEL.SEM_SEG_HEAD.

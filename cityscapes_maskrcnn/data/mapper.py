@@ -19,6 +19,7 @@ from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from cityscapes_maskrcnn.data.augmentation import ColorTransform, training_augmentations
 from cityscapes_maskrcnn.data.image_cache import ImageCache
 from cityscapes_maskrcnn.data.images import read_image, read_label_image
 from cityscapes_maskrcnn.data.labels import train_id_lookup
@@ -27,7 +28,13 @@ from cityscapes_maskrcnn.utils.errors import InputError
 Array = npt.NDArray[Any]
 
 # What moves every point by itself: many polygons can be moved at once.
-_POINTWISE: Final = (T.ResizeTransform, T.HFlipTransform, T.VFlipTransform, T.NoOpTransform)
+_POINTWISE: Final = (
+    T.ResizeTransform,
+    T.HFlipTransform,
+    T.VFlipTransform,
+    T.NoOpTransform,
+    ColorTransform,
+)
 
 
 class CityscapesMapper(DatasetMapper):
@@ -72,16 +79,17 @@ class CityscapesMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Read the constructor's arguments as Detectron2 does; the crop may follow the resize.
+        """Read the constructor's arguments as Detectron2 does, and this project's keys.
 
         Raises:
-            InputError: ``INPUT.RESIZE`` or ``INPUT.CACHE`` is none of its values, or there is no
-                shared memory for the cache.
+            InputError: ``INPUT.RESIZE`` or ``INPUT.CACHE`` is none of its values, there is no
+                shared memory for the cache, or see :func:`.training_augmentations`.
         """
         arguments = super().from_config(cfg, is_train)
-        if is_train and cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.AFTER_RESIZE:
-            crop, *others = arguments["augmentations"]
-            arguments["augmentations"] = [*others, crop]
+        if is_train:
+            arguments["augmentations"] = training_augmentations(cfg, arguments["augmentations"])
+            # Boxes follow from what is left of the outlines, as with Detectron2's own crops.
+            arguments["recompute_boxes"] |= cfg.INPUT.LSJ.ENABLED and cfg.MODEL.MASK_ON
         for key, values in (("RESIZE", ("fast", "exact")), ("CACHE", ("none", "ram", "disk"))):
             if cfg.INPUT[key] not in values:
                 raise InputError(
@@ -171,13 +179,33 @@ class CityscapesMapper(DatasetMapper):
 
 
 class _FastInput(T.AugInput):
-    """An input whose image is resized by torch where Detectron2 uses Pillow's bilinear filter."""
+    """An input whose image is resized by torch where Detectron2 uses Pillow's bilinear filter.
+
+    The image is then three planes in memory, and is padded as such.
+    """
 
     image: Array
     sem_seg: Array | None
 
     def transform(self, tfm: T.Transform) -> None:
         """Transform image and labels in place."""
+        if isinstance(tfm, T.TransformList):
+            for each in tfm.transforms:
+                self.transform(each)
+            return
+        if type(tfm) is T.PadTransform and self.image.strides[-1] != self.image.itemsize:
+            height, width = self.image.shape[:2]
+            padded = np.full(
+                (3, height + tfm.y0 + tfm.y1, width + tfm.x0 + tfm.x1),
+                tfm.pad_value,
+                self.image.dtype,
+            )
+            inside = padded[:, tfm.y0 : tfm.y0 + height, tfm.x0 : tfm.x0 + width]
+            inside[:] = self.image.transpose(2, 0, 1)
+            self.image = padded.transpose(1, 2, 0)
+            if self.sem_seg is not None:
+                self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+            return
         if type(tfm) is not T.ResizeTransform or tfm.interp != Image.Resampling.BILINEAR:
             super().transform(tfm)
             return
