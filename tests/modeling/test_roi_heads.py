@@ -370,3 +370,17 @@ def test_mixed_precision() -> None:
             each.grad.isfinite().all() for each in network.parameters() if each.grad is not None
         )
     assert losses[1] == pytest.approx(losses[0], rel=0.05)  # of other samples, at rounded boxes
+
+
+def test_inference_waits_four_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roi_heads, "_on_cpu", lambda _: False)
+    monkeypatch.setattr(nms, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(nms, "_ROUNDS", 60)  # boxes of random weights can take more than usual
+    network: Any = model(BATCHED).eval()
+    for numbers in ((2,), (2, 2, 2, 2)):
+        inputs = [{"image": each["image"]} for each in batch(*numbers)]
+        with torch.no_grad(), OperationCounter() as count:
+            network.inference(inputs, do_postprocess=False)
+        # Proposals, levels of their boxes, detections, and levels of those.
+        assert count.waiting["Tensor.tolist"] == 4
+        assert not {"aten::nonzero", "aten::index", "torchvision::nms"} & count.waiting.keys()
