@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -99,3 +100,26 @@ def test_on_a_cpu_there_is_nothing_to_find(
     line = "--auto-batch: nothing to find on a CPU: SOLVER.ACCUMULATE stays 1"
     assert line in caplog.messages
     assert trainer.cfg.SOLVER.ACCUMULATE == 1
+
+
+class Full(Trainer):
+    """Has no memory left for the second batch."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterator[Any]:
+        yield next(iter(super().build_train_loader(cfg)))
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB"
+        )
+
+
+def test_out_of_memory_names_the_keys(train: Callable[..., Trainer]) -> None:
+    line = (
+        "out of memory on the GPU in iteration 1: raise SOLVER.ACCUMULATE (now 2; "
+        "tools/train_net.py --auto-batch finds a value), set MODEL.ACTIVATION_CHECKPOINTING, or "
+        "lower INPUT.MIN_SIZE_TRAIN (in an evaluation INPUT.MIN_SIZE_TEST): "
+        "CUDA out of memory. Tried to allocate 2.00 GiB"
+    )
+    options = ["DATASETS.TEST", "()", "TEST.VALIDATION_LOSS", False, "SOLVER.ACCUMULATE", 2]
+    with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
+        train(*options, kind=Full)

@@ -101,6 +101,29 @@ def test_scores_of_pasted_and_unpasted_masks(
     assert sum(map(str.isdigit, tables[0])) > 20
 
 
+@pytest.mark.parametrize("options", [FLOAT32, FLOAT16, BFLOAT16])
+@pytest.mark.gpu
+def test_micro_batches_on_a_gpu(config: Config, tmp_path: Path, options: list[object]) -> None:
+    """Chosen by --auto-batch, which a small network leaves whole, and by the key."""
+    words = ["MODEL.DEVICE", "cuda", "DATASETS.TEST", "()", "TEST.VALIDATION_LOSS", False]
+    words += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.EMA_DECAY", 0.9, "SOLVER.BASE_LR", 1e-5]
+    words += ["MODEL.ACTIVATION_CHECKPOINTING", "('res2','fpn','mask_head')", *options]
+    trainer = Trainer(config(*words, "SOLVER.ACCUMULATE", 4, "OUTPUT_DIR", tmp_path / "auto"))
+    trainer.resume_or_load(resume=False)
+    before = {name: each.clone() for name, each in trainer.model.state_dict().items()}
+    trainer.choose_micro_batch()
+    after = trainer.model.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert trainer.cfg.SOLVER.ACCUMULATE == 1
+    for folder, accumulate in (("whole", 1), ("parts", 2)):
+        cfg = config(*words, "SOLVER.ACCUMULATE", accumulate, "OUTPUT_DIR", tmp_path / folder)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.train()
+        assert all(map(math.isfinite, numbers(tmp_path / folder)))
+        assert (tmp_path / folder / "model_final_ema.pth").is_file()
+
+
 EQUAL = ["SOLVER.MAX_ITER", 4, "SOLVER.EPOCHS", 0, "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 1e-4]
 EQUAL += ["SOLVER.CHECKPOINT_EPOCHS", 0, "TEST.EVAL_EPOCHS", 0, "MODEL.WEIGHTS", "", "SEED", 7]
 EQUAL += ["DETERMINISTIC", True, "DATASETS.TEST", "()", "TEST.VALIDATION_LOSS", False]
