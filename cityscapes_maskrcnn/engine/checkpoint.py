@@ -27,9 +27,11 @@ from torch.utils._pytree import tree_map_only
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, UsedData, read_history, to_plain
 from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY, classes_in, parents_in
 from cityscapes_maskrcnn.engine.class_check import class_names, coco_classes
+from cityscapes_maskrcnn.engine.weight_conventions import check_conventions, conventions_of
 from cityscapes_maskrcnn.modeling.class_rows import count_classes, match_classes
 from cityscapes_maskrcnn.modeling.deeplab_weights import (
     ConversionReport,
+    canonical_names,
     find_resnet,
     translate,
 )
@@ -50,6 +52,11 @@ _NOTE = "last_checkpoint"
 _RESUME_ALIKE = (
     "a run goes on only as it was begun: resume with the config.yaml in its OUTPUT_DIR, or name "
     "the checkpoint in MODEL.WEIGHTS and take another OUTPUT_DIR"
+)
+
+# Parts of a detector that are trained, and loaded, as a whole: FPN, RPN head, heads of regions.
+_PART = re.compile(
+    r"backbone\.fpn_|proposal_generator\.rpn_head\.|roi_heads\.\w+_(?:head|predictor)\."
 )
 
 
@@ -80,6 +87,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         classes: names of the model's instance classes; a file that says others is refused, but for
             training anew. Empty: not known.
         weights_classes: ``MODEL.WEIGHTS_CLASSES``, for files that do not name their classes.
+        conventions: of the config; a file that is known to have others is refused
+            (:mod:`cityscapes_maskrcnn.engine.weight_conventions`).
         checkpointables: see :class:`fvcore.common.checkpoint.Checkpointer`.
     """
 
@@ -93,6 +102,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         require_all: bool = False,
         classes: Sequence[str] = (),
         weights_classes: Sequence[str] = (),
+        conventions: Mapping[str, Any] | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
@@ -101,6 +111,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._require_all = require_all
         self._classes = list(classes)
         self._weights_classes = list(weights_classes)
+        self._conventions = conventions or {}
         self._matched_by_name = False
         #: The file that was loaded last, as it was named.
         self.path = ""
@@ -288,6 +299,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if self._resuming:
             self._check_resumable(checkpoint)
+        check_conventions(self.path, checkpoint, self._conventions)
         ours = self.model.state_dict()
         self._match_classes(checkpoint, ours)
         shapes = {name: tuple(value.shape) for name, value in ours.items()}
@@ -296,13 +308,17 @@ class SafeCheckpointer(DetectionCheckpointer):
         report = None
         if resnet is not None and not self.path.endswith(".pkl"):
             state, report = translate(checkpoint["model"], self.path, shapes, self._may_differ)
+            # Those that found no place too.
+            names = {*canonical_names(checkpoint["model"], self.path)}
         else:
             state = self._by_names_of_the_model(checkpoint)
+            names = {*state}
         # The names are the model's now; Detectron2 must not guess them.
         checkpoint.pop("matching_heuristics", None)
         checkpoint["model"] = dict(state)
         self._check_shapes(state, shapes)
         self._check_missing({*state}, first, resnet)
+        self._check_parts(names, {*ours})
         check_values(
             {name: value for name, value in state.items() if name in ours},
             self.path,
@@ -403,6 +419,37 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "model in MODEL.WEIGHTS"
             )
 
+    def _check_parts(self, given: set[str], ours: set[str]) -> None:
+        """Raise if a file has some tensors of an FPN or a head, but not just those of the model's.
+
+        Its layers, or their normalisation, are others then: they would be mixed with random ones.
+        """
+
+        def parts(names: set[str]) -> dict[str, set[str]]:
+            found: dict[str, set[str]] = {}
+            for name in names:
+                match = _PART.match(name)
+                if (
+                    match
+                    and not name.startswith(self._may_differ or ("\0",))
+                    and not name.endswith("num_batches_tracked")
+                ):
+                    found.setdefault(match[0], set()).add(name)
+            return found
+
+        theirs = parts(given)
+        for part, names in sorted(parts(ours).items()):
+            other = theirs.get(part, set())
+            if names & other and names != other:
+                rows = (("lacks", names - other), ("adds", other - names))
+                what = " and ".join(f"{verb} {min(each)}" for verb, each in rows if each)
+                raise InputError(
+                    f"{self.path}: its {part.rstrip('._')} has other layers, or other "
+                    f"normalisation, than the model's: it {what}; set the config's keys of it as "
+                    "they were in training, or name the part in MODEL.WEIGHTS_MAY_DIFFER to start "
+                    "it anew"
+                )
+
     def _needed(self) -> list[str]:
         """List the tensors without which a model is not the one that was trained."""
         frozen = {
@@ -487,6 +534,7 @@ def load_for_inference(model: nn.Module, cfg: CfgNode, resume: bool = False) -> 
         require_all=True,
         classes=class_names(cfg),
         weights_classes=cfg.MODEL.WEIGHTS_CLASSES,
+        conventions=conventions_of(cfg),
     )
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint")

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+import yaml
 
 import cityscapes_maskrcnn
 from cityscapes_maskrcnn.data.provenance import read_history, to_plain
 from cityscapes_maskrcnn.modeling.safe_pickles import Unknown
 from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint, read_pickle
+from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest
 from cityscapes_maskrcnn.utils.text import printable
+from cityscapes_maskrcnn.utils.yaml_files import check_yaml
 
 ORIGIN_KEY: Final = "cityscapes_maskrcnn.origin"
 
@@ -86,6 +89,19 @@ def classes_in(content: Mapping[str, Any]) -> list[str]:
     """List the instance classes that a checkpoint names; none of a file without them."""
     classes = _origin_in(content).get("classes")
     return list(map(str, classes)) if isinstance(classes, list) else []
+
+
+def config_in(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the config of the run that wrote a checkpoint; empty for a file without one."""
+    text = _origin_in(content).get("config")
+    try:
+        if isinstance(text, str):
+            check_yaml("config", text)
+            config = yaml.safe_load(text)
+            return config if isinstance(config, dict) else {}
+    except (InputError, ValueError, yaml.YAMLError):
+        pass
+    return {}
 
 
 def _origin_in(content: Mapping[str, Any]) -> dict[str, Any]:

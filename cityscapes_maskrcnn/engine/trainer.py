@@ -48,6 +48,7 @@ from cityscapes_maskrcnn.engine.run_setup import environment
 from cityscapes_maskrcnn.engine.seen_images import data_of_run, refuse_seen_images
 from cityscapes_maskrcnn.engine.summary import RunSummary
 from cityscapes_maskrcnn.engine.validation import check_validation
+from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
 from cityscapes_maskrcnn.modeling.activation_checkpointing import checkpoint_activations
 from cityscapes_maskrcnn.modeling.compiling import compile_parts
 from cityscapes_maskrcnn.modeling.determinism import make_deterministic
@@ -119,6 +120,7 @@ class Trainer(DefaultTrainer):
             allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
             classes=class_names(cfg),
             weights_classes=cfg.MODEL.WEIGHTS_CLASSES,
+            conventions=conventions_of(cfg),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0

@@ -1,0 +1,130 @@
+"""What weights expect of a config: how images are given to them, and where their ResNet strides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from cityscapes_maskrcnn.engine.checkpoint_origin import config_in
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.text import printable
+
+_FORMAT: Final = "INPUT.FORMAT"
+_STRIDE: Final = "MODEL.RESNETS.STRIDE_IN_1X1"
+_NORM: Final = "MODEL.RESNETS.NORM"
+_KEYS: Final = (_FORMAT, "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", _STRIDE, _NORM)
+# Kinds of BatchNorm, whose tensors are the same.
+_BATCH_NORMS: Final = ("BN", "FrozenBN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+
+# The files of torchvision, and what Detectron2's zoo made of them.
+_TORCHVISION: Final = {
+    _FORMAT: "RGB",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    _STRIDE: False,
+}
+_TORCHVISION_FILE: Final = re.compile(r"\w*resnet\d+\w*-[0-9a-f]{8}\.pth")
+# The ResNets of ImageNet that Detectron2's models began with, but for those of other training code.
+_MSRA: Final = {
+    _FORMAT: "BGR",
+    "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    _STRIDE: True,
+}
+_FAIR: Final = {**_MSRA, "MODEL.PIXEL_STD": [57.375, 57.12, 58.395], _STRIDE: False}
+_IMAGENET: Final = {
+    "ImageNetPretrained/torchvision/": _TORCHVISION,
+    "ImageNetPretrained/MSRA/": _MSRA,
+    "ImageNetPretrained/FAIR/X-101-32x8d": _FAIR,
+}
+
+
+def conventions_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Get what a config says of images and ResNet; see :func:`check_conventions`.
+
+    Args:
+        cfg: a config of Detectron2's keys, or a part of one.
+
+    Returns:
+        Values of ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD`` and, of a ResNet,
+        ``MODEL.RESNETS.STRIDE_IN_1X1`` and ``NORM``: of those keys that it has.
+    """
+    found = {key: _value(cfg, key) for key in _KEYS}
+    if "resnet" not in str(_value(cfg, "MODEL.BACKBONE.NAME")):
+        found = {key: value for key, value in found.items() if "RESNETS" not in key}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def check_conventions(path: str, content: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Verify that weights get the images, and are in the ResNet, that they were trained with.
+
+    Nothing else shows it: their shapes are the same, and the loss falls with swapped colours too.
+
+    Args:
+        path: what ``MODEL.WEIGHTS`` names.
+        content: of the file.
+        ours: :func:`conventions_of` the config.
+
+    Raises:
+        InputError: a file whose conventions are known (torchvision's, those of Detectron2's zoo,
+            this project's checkpoints) has others than the config.
+    """
+    theirs = _conventions_of_file(path, content)
+    different = [key for key in theirs if key in ours and not _same(theirs[key], ours[key])]
+    if different:
+        pairs = (f"{key} {printable(theirs[key], 100)}, not {ours[key]}" for key in different)
+        raise InputError(
+            f"{path}: was trained with {'; '.join(pairs)}; set what it was trained with, or name "
+            "other weights"
+        )
+
+
+def _conventions_of_file(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Find out what weights were trained with; empty: it is not known."""
+    if config := config_in(content):
+        return conventions_of(config)
+    file = PurePosixPath(path.partition("?")[0])
+    of_torchvision = path.startswith("torchvision://") or _TORCHVISION_FILE.fullmatch(file.name)
+    if of_torchvision or (file.suffix == ".pkl" and content.get("__author__") == "torchvision"):
+        return _TORCHVISION
+    for part, conventions in _IMAGENET.items():
+        if part in path:
+            return conventions
+    # Caffe2's names: of the zoo's files of ImageNet, under whatever name.
+    if "res2_0_branch2a_w" in content["model"]:
+        return {_FORMAT: _MSRA[_FORMAT]}
+    return _conventions_of_zoo(file.name)
+
+
+def _conventions_of_zoo(filename: str) -> dict[str, Any]:
+    """Look up a detector of Detectron2's model zoo, by the unique names of its files."""
+    # Imported here: few need it, and it warns of pkg_resources.
+    from detectron2 import model_zoo
+    from detectron2.model_zoo.model_zoo import _ModelZooUrls
+
+    for config, suffix in _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX.items():
+        if PurePosixPath(suffix).name != filename:
+            continue
+        if config.startswith("new_baselines/"):
+            # Not in yaml. Their ResNets keep Detectron2's defaults, and train from scratch.
+            return _MSRA if "mask_rcnn_R_" in config else {}
+        return conventions_of(model_zoo.get_config(f"{config}.yaml"))
+    return {}
+
+
+def _value(cfg: Any, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg.get(part) if isinstance(cfg, Mapping) else None
+    return cfg
+
+
+def _same(theirs: Any, ours: Any) -> bool:
+    if isinstance(theirs, (list, tuple)) and isinstance(ours, (list, tuple)):
+        # The same means are written as 123.675 and 123.68.
+        return len(theirs) == len(ours) and all(
+            isinstance(a, (int, float)) and (a == b or 0.99 * b < a < 1.01 * b)
+            for a, b in zip(theirs, ours, strict=True)
+        )
+    return bool(theirs == ours or (theirs in _BATCH_NORMS and ours in _BATCH_NORMS))
