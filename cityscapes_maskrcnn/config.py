@@ -123,10 +123,11 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # torch.compile of backbone and FPN, RPN head, box head and mask head: "off", "auto" (on GPUs
     # whose compiler works; the log says why not elsewhere) or "on" (CPUs too; an error where it
     # does not work). In yaml write the quotes: a bare off is a boolean. Each shape of a batch is
-    # compiled once, in up to minutes, which the log shows and the cache folder keeps for the next
-    # run; the number of regions is left open. Shapes are those that Detectron2 pads batches to
-    # anyway, 8 for the sizes in INPUT.MIN_SIZE_TRAIN, so results differ by rounding alone.
-    # Off by default until it has been measured on more GPUs.
+    # compiled once, in up to minutes, which the log shows; the next run finds it in
+    # ~/.cache/cityscapes_maskrcnn/compiled (or TORCHINDUCTOR_CACHE_DIR), in a second. The number of
+    # regions is left open. Shapes are those that Detectron2 pads batches to anyway, 8 for the sizes
+    # in INPUT.MIN_SIZE_TRAIN: nothing more is padded, so results differ by rounding alone.
+    # Off by default: it has been verified on CPUs only.
     cfg.MODEL.COMPILE = "off"
 
     # At the end of training, report how far every stage of the ResNet-50 moved from the weights it

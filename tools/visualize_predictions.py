@@ -31,7 +31,7 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Predict and draw one image after the other."""
+    """Predict, ``TEST.BATCH_SIZE`` images at a time, and draw one image after the other."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,8 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     predictor = Predictor(cfg, args.score_thresh)
     folder = files.make_folder(args.output)
     pictures = files.picture_files(images, folder, "_prediction")
-    for image, picture in zip(tqdm(images, desc="Drawing", unit="image"), pictures, strict=True):
-        files.write_picture(picture, predictor.draw(image))
+    progress = tqdm(images, desc="Drawing", unit="image")
+    for image, picture, found in zip(progress, pictures, predictor(images), strict=True):
+        files.write_picture(picture, predictor.draw(image, found))
     print(f"{len(pictures)} pictures are in {folder}")
 
 

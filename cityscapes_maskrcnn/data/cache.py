@@ -66,13 +66,20 @@ _Entries = dict[str, tuple[str, Record]]
 def cache_folder() -> Path:
     """Return the folder of all cache files, which need not exist.
 
-    It is ``$CITYSCAPES_MASKRCNN_CACHE`` if set, else ``cityscapes_maskrcnn`` in
-    ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    It is ``$CITYSCAPES_MASKRCNN_CACHE``, which several users may share, if set, else
+    :func:`own_cache_folder`.
     """
-    home = os.environ.get(CACHE_VARIABLE) or (
-        f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/cityscapes_maskrcnn"
-    )
-    return Path(home).expanduser()
+    shared = os.environ.get(CACHE_VARIABLE)
+    return Path(shared).expanduser() if shared else own_cache_folder()
+
+
+def own_cache_folder() -> Path:
+    """Return the folder of caches that hold code, which is nobody's to write but the user's own.
+
+    It is ``cityscapes_maskrcnn`` in ``$XDG_CACHE_HOME`` or ``~/.cache``, and need not exist.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "cityscapes_maskrcnn"
 
 
 def cache_file(folder: str | os.PathLike[str], kind: str) -> Path:

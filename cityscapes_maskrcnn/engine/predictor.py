@@ -177,8 +177,14 @@ class Predictor:
                 result.pred_masks = frames.tensor.cpu()
             yield result
 
-    def draw(self, image_file: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
+    def draw(
+        self, image_file: str | os.PathLike[str], instances: Instances | None = None
+    ) -> npt.NDArray[np.uint8]:
         """Draw the detections in an image, to the right of its ground truth where it has one.
+
+        Args:
+            image_file: the image.
+            instances: what was found in it; None: it is predicted now.
 
         Returns:
             The picture with captions, shape (H, W, 3), uint8, RGB.
@@ -195,7 +201,10 @@ class Predictor:
             metadata = _class_metadata(ALL_CATEGORIES)
             panels.append(("ground truth", draw_ground_truth(image, record, metadata)))
         prediction = draw_predictions(
-            image, self(image_file), self.metadata, score_thresh=self._score_thresh
+            image,
+            self(image_file) if instances is None else instances,
+            self.metadata,
+            score_thresh=self._score_thresh,
         )
         panels.append((f"prediction (score >= {self._score_thresh:g})", prediction))
         return side_by_side(panels)

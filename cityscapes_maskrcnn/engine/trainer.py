@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cityscapes_maskrcnn.data import loaders
-from cityscapes_maskrcnn.data.cache import cache_folder
+from cityscapes_maskrcnn.data.cache import own_cache_folder
 from cityscapes_maskrcnn.data.provenance import TRAINED, merge
 from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
@@ -293,7 +293,7 @@ class Trainer(DefaultTrainer):
             fold_frozen_norms(model)
         activate_in_place(model)
         checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINTING)
-        return compile_parts(model, cfg.MODEL.COMPILE, cache_folder() / "compiled")
+        return compile_parts(model, cfg.MODEL.COMPILE, own_cache_folder() / "compiled")
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -267,11 +267,14 @@ def test_a_part_with_a_graph_break_is_an_error_or_runs_as_it_is(build, caplog, m
     assert "; it runs as it is" in caplog.text
 
 
-def test_the_compilers_files_lie_in_the_projects_cache(monkeypatch, tmp_path):
+def test_the_compilers_files_are_the_users_own(monkeypatch, tmp_path):
+    """They are code, which nobody else must be able to write."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is put back
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    monkeypatch.setenv("CITYSCAPES_MASKRCNN_CACHE", str(tmp_path))
+    monkeypatch.setenv("CITYSCAPES_MASKRCNN_CACHE", "shared by many")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     Trainer.build_model(
         build_config("configs/stage_1_heads.yaml", [*TINY.split(), "MODEL.COMPILE", "auto"])
     )
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+    expected = str(tmp_path / "cityscapes_maskrcnn" / "compiled")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == expected

@@ -228,27 +228,46 @@ def test_copies_and_pickles_have_products_of_their_own():
         assert torch.equal(other(image), expected)
 
 
-def test_a_frozen_trunk_is_53_convolutions_and_keeps_nothing_for_backward():
-    trunk = fold_frozen_norms(resnet(freeze_at=5))
+@pytest.mark.parametrize(
+    ("dtype", "memory_format"),
+    [
+        (torch.float32, torch.contiguous_format),
+        (torch.bfloat16, torch.contiguous_format),
+        (torch.bfloat16, torch.channels_last),
+    ],
+)
+def test_a_frozen_trunk_is_53_convolutions_and_keeps_nothing_for_backward(
+    dtype: torch.dtype, memory_format: torch.memory_format
+):
+    trunk = fold_frozen_norms(resnet(freeze_at=5).to(memory_format=memory_format))
     image = torch.randn(1, 3, 64, 64)
-    trunk(image)
+    half = dtype is not torch.float32
     saved: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
         saved.append(tensor)
         return tensor
 
-    with OperationCounter() as counter, torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        features = trunk(image)
+    with torch.autocast("cpu", dtype if half else torch.bfloat16, enabled=half):
+        trunk(image)
+        with (
+            OperationCounter() as counter,
+            torch.autograd.graph.saved_tensors_hooks(note, lambda x: x),
+        ):
+            features = trunk(image)
     assert not saved
-    assert not any(each.requires_grad for each in features.values())
+    for each in features.values():
+        assert not each.requires_grad
+        assert each.dtype is dtype
+        assert each.is_contiguous(memory_format=memory_format)
     # 1 + 3 x 16 convolutions and 4 shortcuts; a ReLU after each but the last one of a block and
-    # the shortcut, then one after the sum, all in place.
+    # the shortcut, then one after the sum, all in place. The image alone is converted.
     assert counter.operations == {
         "aten::convolution": 53,
         "aten::relu_": 49,
         "aten::add_": 16,
         "aten::max_pool2d_with_indices": 1,
+        **({"aten::_to_copy": 1} if half else {}),
     }
 
 
