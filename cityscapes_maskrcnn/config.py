@@ -201,6 +201,26 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Height and width of every example, in pixels.
     cfg.INPUT.LSJ.SIZE = [1024, 2048]
 
+    # ---- Copy-paste of instances --------------------------------------------------------------
+    # Probability with which a training image gets objects of another one pasted into it, where they
+    # are in theirs, after both were augmented (Ghiasi et al., CVPR 2021). What they hide is taken
+    # out of the outlines and boxes of the objects behind. It costs the loading of a second image
+    # each time. For models of masks alone; the crowded groups of the other image stay there. 0.0:
+    # never.
+    cfg.INPUT.COPY_PASTE = CfgNode()
+    cfg.INPUT.COPY_PASTE.PROB = 0.0
+    # The number of objects is drawn from 1 to this, or as many as the other image has.
+    cfg.INPUT.COPY_PASTE.MAX_OBJECTS = 10
+    # False: each image, and each of its objects, has the same chance. True: each object of the
+    # training data has a chance inverse to how many there are of its class.
+    cfg.INPUT.COPY_PASTE.PREFER_RARE = False
+    # Fewest pixels of an object to be pasted, and of what is left of one that is partly hidden:
+    # with less it becomes background. The official score counts objects from 100 pixels on.
+    cfg.INPUT.COPY_PASTE.MIN_AREA = 100
+    # Standard deviation, in pixels, of the Gaussian by which the seam around a pasted object is
+    # smoothed. 0.0: not at all.
+    cfg.INPUT.COPY_PASTE.BLEND = 0.0
+
     # ---- Colour jitter ------------------------------------------------------------------------
     # In training, each pixel is mixed with black (BRIGHTNESS), the mean of the image (CONTRAST) and
     # its own grey (SATURATION); for a value x, 0 to 1, the factor of what it was is drawn evenly

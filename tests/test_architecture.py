@@ -41,6 +41,7 @@ WITHOUT_DETECTRON2 = [
     "data.images",
     "data.annotations",
     "data.cache",
+    "data.copy_paste",
     "data.drawn_instances",
     "data.partitions",
     "data.provenance",

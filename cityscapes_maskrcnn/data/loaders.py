@@ -24,6 +24,7 @@ from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampl
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
+from cityscapes_maskrcnn.data.augmentation import copy_paste
 from cityscapes_maskrcnn.data.image_cache import ImageCache
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.prefetch import PrefetchedLoader, prefetch
@@ -109,12 +110,35 @@ def _check_objects(
 def build_train_loader(cfg: CfgNode) -> DataLoader[Any] | PrefetchedLoader:
     """Build the endless loader of training batches of this process, on the GPU if it has one.
 
-    Its ``dataset`` is a :class:`.TrainingStream`: set ``start_batch`` of it before iterating to
-    continue an earlier run. With a negative ``SEED`` the order is drawn, alike in all processes.
+    Its ``dataset`` is :func:`build_training_stream`'s: set ``start_batch`` of it before iterating
+    to continue an earlier run.
 
     Raises:
-        InputError: see :func:`training_dicts`; the batch cannot be divided among the processes, or
-            a key of Detectron2's loader is set that this one does not support.
+        InputError: see :func:`build_training_stream`.
+    """
+    stream = build_training_stream(cfg)
+    loader = DataLoader(
+        stream,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
+        drop_last=True,
+        collate_fn=trivial_batch_collator,
+        # A generator of its own: starting a loader draws a number, which must not be one that the
+        # first step after a resume would have drawn.
+        generator=torch.Generator().manual_seed(stream.seed),
+        **_worker_options(cfg, stream),
+    )
+    return prefetch(loader, cfg.MODEL.DEVICE)
+
+
+def build_training_stream(cfg: CfgNode) -> TrainingStream:
+    """Build the endless order of augmented training images of this process.
+
+    With a negative ``SEED`` the order is drawn, alike in all processes.
+
+    Raises:
+        InputError: see :func:`training_dicts` and :func:`.augmentation.copy_paste`; the batch
+            cannot be divided among the processes, or a key of Detectron2's loader is set that this
+            one does not support.
     """
     total, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
     if total < 1:
@@ -146,26 +170,20 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any] | PrefetchedLoader:
             )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     # DatasetFromList keeps the dicts as one array, which worker processes share.
+    shared = DatasetFromList(dicts, copy=False)
     mapper = CityscapesMapper(cfg, is_train=True)
     _check_cache(mapper, dicts)
-    stream = TrainingStream(
-        dicts=DatasetFromList(dicts, copy=False),
-        mapper=mapper,
+    mixed = None
+    if cfg.INPUT.COPY_PASTE.PROB:
+        polygon_type, mapper.polygon_type = mapper.polygon_type, None
+        mixed = copy_paste(cfg, mapper, shared, polygon_type)
+    return TrainingStream(
+        dicts=shared,
+        mapper=mixed or mapper,
         seed=seed,
         batch_size=total // processes,
         repeat_factors=_repeat_factors(cfg, dicts) if sampler == _REPEATING else None,
     )
-    loader = DataLoader(
-        stream,
-        batch_size=total // processes,
-        drop_last=True,
-        collate_fn=trivial_batch_collator,
-        # A generator of its own: starting a loader draws a number, which must not be one that the
-        # first step after a resume would have drawn.
-        generator=torch.Generator().manual_seed(seed),
-        **_worker_options(cfg, mapper),
-    )
-    return prefetch(loader, cfg.MODEL.DEVICE)
 
 
 def _repeat_factors(cfg: CfgNode, dicts: list[dict[str, Any]]) -> npt.NDArray[np.float32]:
@@ -269,9 +287,7 @@ def _check_cache(mapper: object, dicts: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _worker_options(
-    cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any], *, persistent: bool = False
-) -> dict[str, Any]:
+def _worker_options(cfg: CfgNode, mapper: object, *, persistent: bool = False) -> dict[str, Any]:
     """Get the arguments of a DataLoader that concern its memory and its worker processes."""
     pin_memory = cfg.MODEL.DEVICE.startswith("cuda")
     num_workers = cfg.DATALOADER.NUM_WORKERS
