@@ -141,6 +141,7 @@ class CompiledPart:
         self._folded = [each for each in module.modules() if isinstance(each, FoldedConv2d)]
         self._compiled: Callable[..., Any] | None = None
         self._seen: set[tuple[Any, ...]] = set()
+        self._full: set[tuple[Any, ...]] = set()
         self._given_up = False
 
     def __call__(self, x: Tensor | list[Tensor]) -> Any:
@@ -162,13 +163,14 @@ class CompiledPart:
                 # Something else than the shapes has changed.
                 return self._compile(x, tensors, key)
         if sum(seen[0] == use for seen in self._seen) >= _MAX_SHAPES:
-            logger.warning(
-                "MODEL.COMPILE: the %s is given inputs of more than %d shapes; from now on it runs"
-                " as it is",
-                self.name,
-                _MAX_SHAPES,
-            )
-            self._given_up = True
+            if use not in self._full:
+                logger.warning(
+                    "MODEL.COMPILE: the %s is given inputs of more than %d shapes; it is not"
+                    " compiled for further ones",
+                    self.name,
+                    _MAX_SHAPES,
+                )
+                self._full.add(use)
             return self._plain(self.module, x)
         return self._compile(x, tensors, key)
 

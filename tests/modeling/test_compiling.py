@@ -88,10 +88,12 @@ def compiled_parts(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.removeprefix(start).partition(" in ")[0] for each in messages if start in each]
 
 
-@pytest.mark.parametrize(("norm", "fold"), [("FrozenBN", True), ("BN", False)])
-def test_no_part_breaks_and_results_are_the_same(build, caplog, norm, fold):
+@pytest.mark.parametrize(
+    ("norm", "fold", "backend"), [("FrozenBN", True, "aot_eager"), ("BN", False, "eager")]
+)
+def test_no_part_breaks_and_results_are_the_same(build, caplog, norm, fold, backend):
     options = ["MODEL.RESNETS.NORM", norm, "MODEL.FPN.NORM", norm, "MODEL.FOLD_FROZEN_NORM", fold]
-    plain, ours = build(*options, mode="off"), build(*options)
+    plain, ours = build(*options, mode="off"), build(*options, backend=backend)
     assert list(ours.state_dict()) == list(plain.state_dict())
     caplog.set_level(logging.INFO)
     # "on" makes a break an error.
@@ -139,17 +141,24 @@ def test_each_shape_is_compiled_once_beyond_torchs_limit(build, caplog):
         rpn_head(model, width)
     assert compiled_parts(caplog) == [f"RPN head for 1x8x4x{width}" for width in widths]
     assert counter.frame_count - before == len(widths)
+    # What a compiled graph depends on besides shapes. Beyond its limit torch would not compile.
+    model.proposal_generator.rpn_head.requires_grad_(False)
+    torch.testing.assert_close(rpn_head(model, 5), rpn_head(build(mode="off"), 5))
+    assert compiled_parts(caplog)[len(widths) :] == ["RPN head for 1x8x4x5"]
+    assert counter.frame_count - before == len(widths) + 1
 
 
-def test_too_many_shapes_run_as_they_are_and_the_log_says_so(build, caplog, monkeypatch):
+def test_of_too_many_shapes_the_log_says_that_they_are_not_compiled(build, caplog, monkeypatch):
     monkeypatch.setattr(compiling, "_MAX_SHAPES", 2)
     plain, model = build(mode="off"), build()
+    caplog.set_level(logging.INFO)
     for width in (2, 3, 4, 5, 2):
         torch.testing.assert_close(rpn_head(model, width), rpn_head(plain, width))
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "MODEL.COMPILE: the RPN head is given inputs of more than 2 shapes; from now on it runs as"
-        " it is"
+        "MODEL.COMPILE: the RPN head is given inputs of more than 2 shapes; it is not compiled for"
+        " further ones"
     ]
+    assert compiled_parts(caplog) == ["RPN head for 1x8x4x2", "RPN head for 1x8x4x3"]
 
 
 @pytest.mark.parametrize("training", [False, True])
