@@ -93,9 +93,11 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # DistributedDataParallel.
     cfg.SOLVER.ACCUMULATE_EXACTLY = True
     # Parts of the model that keep their inputs alone for the backward pass and compute the rest
-    # anew in it, if they train: of "res2" to "res5" (each block by itself), "fpn", "rpn_head",
-    # "box_head" and "mask_head". The gradients are the same; each part costs one more forward pass
-    # through it, and "res2" saves most. (): none.
+    # anew in it, if they train: of "stem", "res2" to "res5" (each block by itself), "fpn",
+    # "rpn_head", "box_head" and "mask_head". The gradients are the same; each part costs one more
+    # forward pass through it. Of the 2.43 GB that a float32 image of 1024x2048 keeps when all
+    # trains, "rpn_head" saves 0.36, "stem", "res2", "res3" and "fpn" 0.2 each, "res4" 0.16, "res5"
+    # 0.1, the others almost nothing; all together leave 1.01. (): none.
     cfg.MODEL.ACTIVATION_CHECKPOINTING = ()
 
     # ---- Averaged weights ---------------------------------------------------------------------

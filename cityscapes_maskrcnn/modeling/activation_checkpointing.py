@@ -16,7 +16,17 @@ from cityscapes_maskrcnn.modeling.norm_statistics import kept_statistics
 from cityscapes_maskrcnn.utils.errors import InputError
 
 #: What ``MODEL.ACTIVATION_CHECKPOINTING`` may name.
-PARTS: Final = ("res2", "res3", "res4", "res5", "fpn", "rpn_head", "box_head", "mask_head")
+PARTS: Final = (
+    "stem",
+    "res2",
+    "res3",
+    "res4",
+    "res5",
+    "fpn",
+    "rpn_head",
+    "box_head",
+    "mask_head",
+)
 
 
 def checkpoint_activations(model: nn.Module, parts: Sequence[str]) -> nn.Module:
@@ -47,6 +57,7 @@ def checkpoint_activations(model: nn.Module, parts: Sequence[str]) -> nn.Module:
     resnet = getattr(backbone, "bottom_up", backbone)
     heads = getattr(model, "roi_heads", None)
     found: dict[str, list[Any]] = {
+        "stem": [getattr(resnet, "stem", None)],
         **{name: list(getattr(resnet, name, ())) for name in ("res2", "res3", "res4", "res5")},
         "fpn": [backbone] if isinstance(backbone, FPN) else [],
         "rpn_head": [getattr(getattr(model, "proposal_generator", None), "rpn_head", None)],
