@@ -127,7 +127,8 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any] | PrefetchedLoader:
         generator=torch.Generator().manual_seed(stream.seed),
         **_worker_options(cfg, stream),
     )
-    return prefetch(loader, cfg.MODEL.DEVICE)
+    # Detectron2 draws the ground truth of a batch from boxes on the CPU.
+    return loader if cfg.VIS_PERIOD > 0 else prefetch(loader, cfg.MODEL.DEVICE)
 
 
 def build_training_stream(cfg: CfgNode) -> TrainingStream:

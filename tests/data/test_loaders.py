@@ -17,6 +17,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data import image_cache
@@ -25,6 +26,7 @@ from cityscapes_maskrcnn.data.loaders import (
     build_train_loader,
     build_validation_loader,
 )
+from cityscapes_maskrcnn.data.prefetch import PrefetchedLoader
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -56,6 +58,17 @@ def register() -> Iterator[Callable[..., None]]:
     yield lambda *images: DatasetCatalog.register("some_images", lambda: list(images))
     DatasetCatalog.remove("some_images")
     MetadataCatalog.pop("some_images", None)
+
+
+def test_batches_that_detectron2_draws_stay_on_the_cpu(
+    cfg: CfgNode, image: dict[str, object], register: Callable[..., None]
+) -> None:
+    """It makes NumPy arrays of their boxes, which those on a GPU cannot become."""
+    register(image)
+    cfg.MODEL.DEVICE, cfg.SOLVER.IMS_PER_BATCH = "cuda", 1
+    assert isinstance(build_train_loader(cfg), PrefetchedLoader)
+    cfg.VIS_PERIOD = 10
+    assert isinstance(build_train_loader(cfg), DataLoader)
 
 
 @pytest.mark.parametrize("training", [False, True])
