@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.autograd.graph import saved_tensors_hooks
-from torch.autograd.profiler_util import EventList
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from cityscapes_maskrcnn.benchmarks.operation_count import OperationCounter
@@ -99,12 +100,21 @@ def count_launches(work: Callable[[], object]) -> Launches:
         start = _now()
         work()
         elapsed = _now() - start
-    events: EventList = profiler.events()
-    kernels = [each for each in events if each.device_type == torch.autograd.DeviceType.CUDA]
-    waits = sum("Synchronize" in each.name for each in events if each not in kernels)
-    busy = sum(each.device_time for each in kernels) / 1e4 / elapsed
+    launches = _launches_of(profiler.events(), elapsed)
     # The two synchronisations of the clock above are not the computation's.
-    return Launches(len(kernels), waits - 2, min(busy, 100.0))
+    return replace(launches, waits=launches.waits - 2)
+
+
+def _launches_of(events: Iterable[FunctionEvent], seconds: float) -> Launches:
+    """Count what a profile of so many seconds on a GPU shows."""
+    kernels, waits, busy = 0, 0, 0.0
+    for event in events:
+        if event.device_type != DeviceType.CUDA:
+            waits += "Synchronize" in event.name
+        elif not event.is_user_annotation:  # which spans the kernels of an optimizer's step, say
+            kernels += 1
+            busy += event.time_range.elapsed_us()
+    return Launches(kernels, waits, min(busy / 1e4 / seconds, 100.0))
 
 
 def _now() -> float:

@@ -25,6 +25,7 @@ from cityscapes_maskrcnn.benchmarks.workload import (
     random_weights,
     set_weights,
 )
+from cityscapes_maskrcnn.engine.inference import for_inference
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
 
@@ -116,5 +117,6 @@ def _build(cfg: CfgNode, state: dict[str, Tensor]) -> Callable[[Batch], object]:
     if cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads":
         model = set_weights(build_model(cfg), state).eval()
     else:
-        model = leave_masks_unpasted(set_weights(Trainer.build_model(cfg), state).eval())
+        model = set_weights(Trainer.build_model(cfg), state).eval()
+        model = for_inference(cfg, leave_masks_unpasted(model))
     return torch.no_grad()(model)
