@@ -193,8 +193,8 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # ---- Large-scale jitter -------------------------------------------------------------------
     # True: instead of INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and CROP, every image is resized to fit
     # into SIZE times a random scale, and cut or padded to SIZE. All examples then have one shape,
-    # which MODEL.COMPILE compiles once. Padding is grey, is right and below, and has no semantic
-    # label; objects of which nothing is left are removed, boxes are those of what is left.
+    # which MODEL.COMPILE compiles once. Padding is grey and has no semantic label; objects of which
+    # nothing is left are removed, boxes are those of what is left.
     cfg.INPUT.LSJ = CfgNode()
     cfg.INPUT.LSJ.ENABLED = False
     # The scale is drawn evenly between them; 1.0 has an image of the shape of SIZE fill it.

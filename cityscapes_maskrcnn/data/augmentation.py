@@ -60,7 +60,7 @@ def _large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
         raise InputError(
             f"INPUT.LSJ.SIZE {size}: it must be height and width, whole numbers of pixels"
         )
-    return [T.ResizeScale(*scales, *size), T.FixedSizeCrop(size)]
+    return [T.ResizeScale(*scales, *size), FixedSizeCrop(size)]
 
 
 def _color_jitter(cfg: CfgNode) -> list[T.Augmentation]:
@@ -82,6 +82,22 @@ def _color_jitter(cfg: CfgNode) -> list[T.Augmentation]:
             bgr=cfg.INPUT.FORMAT == "BGR",
         )
     ]
+
+
+class FixedSizeCrop(T.FixedSizeCrop):
+    """Detectron2's, except that outlines end where the image does, not in the padding."""
+
+    def _get_crop(self, image: Array) -> T.CropTransform:
+        crop = super()._get_crop(image)
+        height, width = image.shape[:2]
+        return T.CropTransform(
+            crop.x0,
+            crop.y0,
+            min(crop.w, width),
+            min(crop.h, height),
+            width,
+            height,
+        )
 
 
 class ColorJitter(T.Augmentation):

@@ -1,4 +1,4 @@
-"""Annotated images: sampled from a registered dataset, or found by the path of an image."""
+"""Annotated images: of a registered dataset, as they are or augmented, or found by their path."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 
 from cityscapes_maskrcnn.data.annotations import annotation_dicts, read_instances
 from cityscapes_maskrcnn.data.images import read_image, read_label_image
 from cityscapes_maskrcnn.data.labels import train_id_lookup
+from cityscapes_maskrcnn.data.loaders import build_training_stream
 from cityscapes_maskrcnn.data.registration import check_dataset_names
+from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.drawing import draw_ground_truth, draw_semantic_labels
@@ -94,6 +98,66 @@ def draw_record(record: dict[str, Any], metadata: Any) -> npt.NDArray[np.uint8]:
     label_ids = read_label_image(record["sem_seg_file_name"])
     check_size(record["sem_seg_file_name"], label_ids, record)
     return draw_semantic_labels(image, train_id_lookup()[label_ids], metadata)
+
+
+def training_examples(
+    cfg: CfgNode, name: str, size: int | None, seed: int
+) -> tuple[TrainingStream, int]:
+    """Take the first examples of a training on a dataset, as a config augments them.
+
+    Args:
+        cfg: as for training; not changed.
+        name: of the dataset.
+        size: number of examples; None: as many as there are images.
+        seed: ``SEED`` of the training.
+
+    Returns:
+        The stream that begins with them, whose masks are ``PolygonMasks``, and their number.
+
+    Raises:
+        InputError: ``size`` is less than 1, or see :func:`.loaders.build_training_stream`.
+    """
+    check_dataset_names([name])
+    if size is not None and size < 1:
+        raise InputError(f"--num-images {size}: it must be at least 1")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN, cfg.SEED = (name,), seed
+    cfg.SOLVER.IMS_PER_BATCH = 1
+    # Its masks are Detectron2's polygons.
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    stream = build_training_stream(cfg)
+    return stream, stream.num_images if size is None else size
+
+
+def draw_example(
+    example: dict[str, Any], image_format: str, metadata: Any
+) -> npt.NDArray[np.uint8]:
+    """Draw a training example.
+
+    Args:
+        example: what a mapper returns; masks are ``PolygonMasks``.
+        image_format: ``"RGB"`` or ``"BGR"``: the order of its channels.
+        metadata: of the dataset.
+
+    Returns:
+        The picture, shape (H, W, 3), uint8, RGB.
+    """
+    image = example["image"].permute(1, 2, 0).numpy()
+    image = np.ascontiguousarray(image[..., ::-1] if image_format == "BGR" else image)
+    if "instances" not in example:
+        labels = example["sem_seg"].numpy().astype(np.uint8)
+        return draw_semantic_labels(image, labels, metadata)
+    instances = example["instances"]
+    classes, boxes = instances.gt_classes.tolist(), instances.gt_boxes.tensor.tolist()
+    annotations: list[dict[str, Any]] = [
+        {"category_id": category, "bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
+        for category, box in zip(classes, boxes, strict=True)
+    ]
+    if instances.has("gt_masks"):
+        for annotation, polygons in zip(annotations, instances.gt_masks.polygons, strict=True):
+            annotation["segmentation"] = polygons
+    return draw_ground_truth(image, {"annotations": annotations}, metadata)
 
 
 def check_size(file_name: str, pixels: npt.NDArray[np.uint8], record: dict[str, Any]) -> None:

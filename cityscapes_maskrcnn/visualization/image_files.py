@@ -23,6 +23,7 @@ _NOT_PHOTOGRAPHS = (
     "_color.png",
     "_prediction.png",
     "_ground_truth.png",
+    "_augmented.png",
 )
 
 

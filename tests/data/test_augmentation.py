@@ -35,7 +35,9 @@ def cfg() -> CfgNode:
 def an_object(rng: np.random.Generator) -> dict[str, Any]:
     center = rng.uniform(0, [WIDTH, HEIGHT])
     parts = [
-        (center + rng.uniform(-15, 15, size=(rng.integers(3, 9), 2))).ravel()
+        (center + rng.uniform(-15, 15, size=(rng.integers(3, 9), 2)))
+        .clip(0, [WIDTH, HEIGHT])
+        .ravel()
         for _ in range(rng.integers(1, 3))
     ]
     points = np.concatenate(parts).reshape(-1, 2)
@@ -98,6 +100,23 @@ def test_large_scale_jitter_equals_detectron2s(cfg: CfgNode, tmp_path: Path) -> 
     # Otherwise these cases were not seen.
     assert padded > 20
     assert gone > 10
+
+
+def test_outlines_end_where_the_image_does(cfg: CfgNode, tmp_path: Path) -> None:
+    """Half as large, a box from 80 to 140, 20 to 70 beyond a corner ends at 60, 30."""
+    record = write_record(tmp_path, np.random.default_rng(1))
+    box = (80.0, 20.0, 140.0, 70.0)
+    polygon = [80.0, 20.0, 140.0, 20.0, 140.0, 70.0, 80.0, 70.0]
+    car = {"bbox": box, "bbox_mode": 0, "category_id": 2, "segmentation": [polygon]}
+    record["annotations"] = [car]
+    cfg.INPUT.LSJ.ENABLED, cfg.INPUT.RANDOM_FLIP = True, "none"
+    # 60 x 120 fits into 80 x 60 as 30 x 60.
+    cfg.INPUT.LSJ.SIZE = [80, 60]
+    cfg.INPUT.LSJ.MIN_SCALE = cfg.INPUT.LSJ.MAX_SCALE = 1.0
+    instances = CityscapesMapper(cfg, True)(record)["instances"]
+    assert instances.image_size == (80, 60)
+    assert instances.gt_boxes.tensor.tolist() == [[40.0, 10.0, 60.0, 30.0]]
+    assert instances.gt_masks.area().tolist() == [20 * 20]
 
 
 def test_padding_has_no_semantic_label(cfg: CfgNode, tmp_path: Path) -> None:

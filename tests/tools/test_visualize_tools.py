@@ -133,6 +133,37 @@ def test_semantic_dataset(root, draw_data):
     np.testing.assert_allclose(pixels[500, 20].astype(int), (114, 82, 114), atol=2)
 
 
+def test_augmented_examples(root, draw_data):
+    """Repeated, as training sees them: at half their size in a corner, the rest is grey."""
+    flags = ("--augmented", "--dataset", "cityscapes_instance_val", "--output", "pictures")
+    lsj = ["INPUT.LSJ.ENABLED", "True", "INPUT.LSJ.SIZE", "[64,128]", "INPUT.RANDOM_FLIP", "none"]
+    lsj += ["INPUT.LSJ.MIN_SCALE", "0.5", "INPUT.LSJ.MAX_SCALE", "0.5"]
+    done = draw_data(*flags, "--num-images", "3", *lsj)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "3 pictures are in pictures\n"
+    pictures = sorted((root / "pictures").iterdir())
+    names = [each.name.split("_") for each in pictures]
+    assert [name[0] for name in names] == ["00000", "00001", "00002"]
+    assert {name[2] for name in names[:2]} == {"000000", "000001"}
+    assert all(name[-1] == "augmented.png" for name in names)
+    for picture in pictures:
+        pixels = np.asarray(Image.open(picture)).astype(int)
+        assert pixels.shape == (512, 1024, 3)
+        # The car is from 10 to 50, 10 to 25, times 8.
+        np.testing.assert_allclose(pixels[8 * 23, 8 * 12], CAR_OVER_GREY, atol=2)
+        np.testing.assert_array_equal(pixels[8 * 40, 8 * 12], (128, 128, 128))
+
+
+def test_augmented_semantic_labels(root, draw_data):
+    flags = ("--augmented", "--dataset", "cityscapes_fine_semantic_val", "--output", "pictures")
+    semantic = ("MODEL.META_ARCHITECTURE", "SemanticSegmentor", "INPUT.MIN_SIZE_TRAIN", "(64,)")
+    done = draw_data(*flags, *semantic, "INPUT.FORMAT", "BGR")
+    assert done.stdout == "2 pictures are in pictures\n", done.stderr
+    pixels = np.asarray(Image.open(next((root / "pictures").iterdir())))
+    np.testing.assert_allclose(pixels[500, 20].astype(int), (114, 82, 114), atol=2)
+    assert_one_line(draw_data(*flags), "a GeneralizedRCNN learns instances")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
