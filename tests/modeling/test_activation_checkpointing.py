@@ -121,6 +121,6 @@ def test_parts_that_do_not_train_are_left_alone() -> None:
 
 
 def test_unknown_parts_are_refused() -> None:
-    message = r"^MODEL\.ACTIVATION_CHECKPOINTING: there is no part 'res1'; there are res2, res3, "
+    message = r"^MODEL\.ACTIVATION_CHECKPOINTING: there is no part 'res1'; there are stem, res2"
     with pytest.raises(InputError, match=message):
         Trainer.build_model(build_config("", ["MODEL.ACTIVATION_CHECKPOINTING", "('res1',)"]))
