@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from detectron2.config import CfgNode
+from detectron2.projects.point_rend import add_pointrend_config
 
 # For the names that they add to Detectron2's registries.
 from cityscapes_maskrcnn.modeling import (  # noqa: F401
@@ -241,6 +242,15 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Probability with which a channel value is dropped after the pyramid, in training.
     cfg.MODEL.SEM_SEG_HEAD.ASPP_DROPOUT = 0.5
 
+    # ---- PointRend: MODEL.ROI_MASK_HEAD.NAME "PointRendMaskHead" -------------------------------
+    # Its keys are those of Detectron2's own project, MODEL.POINT_HEAD.* and more of ROI_MASK_HEAD,
+    # and described there; configs/pointrend_rcnn_R_50_FPN.yaml is an example. Three go together:
+    # INPUT.MASK_FORMAT "bitmask", ROI_MASK_HEAD.POOLER_TYPE "", and POINT_HEAD.NUM_CLASSES, which
+    # must be ROI_HEADS.NUM_CLASSES.
+    # Two, INPUT.COLOR_AUG_SSD and INPUT.CROP.SINGLE_CATEGORY_MAX_AREA, are refused: they belong to
+    # a mapper of that project, for semantic segmentation.
+    add_pointrend_config(cfg)
+
     # ---- Classes ------------------------------------------------------------------------------
     # Names of instance classes to train on and to score, such as ("person", "car"), of datasets in
     # the layout of Cityscapes. Objects of other classes are background then. The order is always
@@ -280,9 +290,9 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Lowest score, 0 to 1, of the predictions whose errors are sorted into the tables and pictures
     # of OUTPUT_DIR/inference/analysis. The scores themselves count all predictions.
     cfg.TEST.ANALYSIS_CONFIDENCE = 0.5
-    # Leave masks as the mask head makes them (28 x 28) and paste them while scoring, into their
-    # boxes only: the same scores, many times faster. Models that cannot (other meta architectures)
-    # and False: full-frame masks, as Detectron2.
+    # Leave masks as the mask head makes them (28 x 28; PointRend 224 x 224) and paste them while
+    # scoring, into their boxes only: the same scores, many times faster. Models that cannot (other
+    # meta architectures) and False: full-frame masks, as Detectron2.
     cfg.TEST.UNPASTED_MASKS = True
     # What scoring, submissions and the Predictor share. Images of one size, next to each other, are
     # predicted together, at most BATCH_SIZE of them; results keep their order and are those of one

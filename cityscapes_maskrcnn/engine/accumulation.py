@@ -2,7 +2,7 @@
 
 A mean over a batch is not the mean of the means over its micro-batches where what is averaged
 differs in number. Of the losses of a Mask R-CNN, those of the RPN are means over images, those of
-the box head over the sampled regions, that of the mask head over the regions with an object; the
+the box head over the sampled regions, those of mask heads over the regions with an object; the
 loss of a semantic head is one over labelled pixels. So each micro-batch's loss gets the share that
 its images, regions or pixels have in the whole batch's, and the sum is the batch's loss.
 
@@ -43,6 +43,7 @@ _AVERAGED_OVER: Final = {
     "loss_cls": "regions",
     "loss_box_reg": "regions",
     "loss_mask": "objects",
+    "loss_mask_point": "objects",
     "loss_sem_seg": "pixels",
 }
 

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cityscapes_maskrcnn.modeling.thresholds import POINT_HEADS
 from cityscapes_maskrcnn.utils.errors import InputError
 
 # By its name: detectron2.layers has a function of the same name as the module.
@@ -26,7 +27,7 @@ def make_deterministic(cfg: CfgNode) -> None:
     a GPU.
 
     Args:
-        cfg: reads ``DETERMINISTIC``, ``SEED`` and ``CUDNN_BENCHMARK``.
+        cfg: reads ``DETERMINISTIC``, ``SEED``, ``CUDNN_BENCHMARK`` and what the mask head is.
 
     Raises:
         InputError: another key makes runs differ.
@@ -37,6 +38,12 @@ def make_deterministic(cfg: CfgNode) -> None:
         raise InputError(f"DETERMINISTIC True: SEED {cfg.SEED} draws another one for every run")
     if cfg.CUDNN_BENCHMARK:
         raise InputError("DETERMINISTIC True: CUDNN_BENCHMARK True chooses algorithms by the clock")
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    if on_gpu and cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME in POINT_HEADS:
+        raise InputError(
+            f"DETERMINISTIC True: on a GPU the gradients of {cfg.MODEL.ROI_MASK_HEAD.NAME} are sums"
+            " in any order, for which torch has no other way"
+        )
     # Of the two sizes that NVIDIA names for reproducible results, the faster one.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)

@@ -19,6 +19,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead, mask_rcnn_loss
+from detectron2.projects.point_rend import PointRendMaskHead
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
@@ -187,6 +188,24 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
             predictor.test_nms_thresh,
             predictor.test_topk_per_image,
         )
+
+    def _forward_mask(
+        self, features: dict[str, Tensor], instances: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        """Compute losses or masks of the mask head alone, as Detectron2 does.
+
+        PointRend's head fails there if a batch has no object.
+        """
+        head = getattr(self, "mask_head", None)
+        if (
+            self.training
+            and isinstance(head, PointRendMaskHead)
+            and all((each.gt_classes == self.num_classes).all() for each in instances)
+        ):
+            nothing = sum(each.sum() for each in head.parameters()) * 0
+            return {"loss_mask": nothing, "loss_mask_point": nothing}
+        result: dict[str, Tensor] | list[Instances] = super()._forward_mask(features, instances)
+        return result
 
     def _box_losses(
         self,

@@ -23,6 +23,8 @@ _RANGES: Final = {
     "SOLVER.BASE_LR": (0.0, math.inf),
     "SOLVER.MAX_ITER": (0, math.inf),
 }
+#: Mask heads that sample features and ground truth at points.
+POINT_HEADS: Final = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
 # NumPy takes 32 bits, and processes add their ranks.
 _MAX_SEED: Final = 2**31 - 1
 _CHOICES: Final = {
@@ -35,8 +37,8 @@ def check_ranges(cfg: Any) -> None:
     """Check numbers and choices with which a model would find nothing, or fail at an image.
 
     Args:
-        cfg: reads the keys above, ``SEED``, ``TEST.DETECTIONS_PER_IMAGE``, ``INPUT.CROP`` and
-            ``MODEL.PIXEL_STD``.
+        cfg: reads the keys above, ``SEED``, ``TEST.DETECTIONS_PER_IMAGE``, ``INPUT.CROP``,
+            ``MODEL.PIXEL_STD``, and those of a PointRend head.
 
     Raises:
         InputError: one is out of its range.
@@ -59,6 +61,30 @@ def check_ranges(cfg: Any) -> None:
         _check_crop(cfg.INPUT.CROP)
     if any(value <= 0 for value in cfg.MODEL.PIXEL_STD):
         raise InputError(f"MODEL.PIXEL_STD {cfg.MODEL.PIXEL_STD}: pixels are divided by it")
+    # Of PointRend's mapper for semantic segmentation, which is not here.
+    if cfg.INPUT.get("COLOR_AUG_SSD"):
+        raise InputError("INPUT.COLOR_AUG_SSD True: there is INPUT.COLOR_JITTER instead")
+    if cfg.INPUT.CROP.get("SINGLE_CATEGORY_MAX_AREA", 1.0) != 1.0:
+        raise InputError("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA: crops are not drawn by it here")
+    if cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME in POINT_HEADS:
+        _check_point_head(cfg)
+
+
+def _check_point_head(cfg: Any) -> None:
+    """Check what Detectron2's PointRend asserts, some of it in the first iteration."""
+    name, model = cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL
+    if cfg.INPUT.MASK_FORMAT != "bitmask":
+        raise InputError(f"INPUT.MASK_FORMAT {cfg.INPUT.MASK_FORMAT}: {name} needs bitmask")
+    if model.ROI_MASK_HEAD.POOLER_TYPE:
+        raise InputError(
+            f"MODEL.ROI_MASK_HEAD.POOLER_TYPE {model.ROI_MASK_HEAD.POOLER_TYPE}: {name} takes its "
+            'own samples; set it to ""'
+        )
+    if model.POINT_HEAD.NUM_CLASSES != model.ROI_HEADS.NUM_CLASSES:
+        raise InputError(
+            f"MODEL.POINT_HEAD.NUM_CLASSES {model.POINT_HEAD.NUM_CLASSES}: it must be that of "
+            f"MODEL.ROI_HEADS, {model.ROI_HEADS.NUM_CLASSES}"
+        )
 
 
 def _check_crop(crop: Any) -> None:

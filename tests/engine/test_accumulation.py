@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.projects.point_rend import mask_head
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -29,6 +30,19 @@ Train = Callable[..., Trainer]
 ALIKE = ["MODEL.RESNETS.NORM", "LN", "MODEL.FPN.NORM", "LN"]
 SEMANTIC = ["MODEL.SEM_SEG_HEAD.NORM", "LN", "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", 0.0]
 ALL = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 9999, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 9999]
+
+
+POINT_HEAD = ["MODEL.ROI_MASK_HEAD.FC_DIM", 32, "MODEL.POINT_HEAD.FC_DIM", 16]
+
+
+@pytest.fixture
+def _points_of_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PointRend draws its points at random, others for the whole batch than for its parts."""
+    monkeypatch.setattr(
+        mask_head,
+        "get_uncertain_point_coords_with_randomness",
+        lambda masks, *_: mask_head.generate_regular_grid_point_coords(len(masks), 14, "cpu"),
+    )
 
 
 def images(objects: list[int], heights: Sequence[int] = (64,)) -> list[dict[str, Any]]:
@@ -94,8 +108,10 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
         ("stage_1_heads", [*ALIKE, *ALL], 5, [64]),
         ("stage_1_heads", [*ALIKE, *ALL], 5, [64, 56, 96, 64]),
         ("stage_0_backbone", [*ALIKE, *SEMANTIC], 1, [64]),
+        ("pointrend_rcnn_R_50_FPN", [*ALIKE, *ALL, *POINT_HEAD], 6, [64]),
     ],
 )
+@pytest.mark.usefixtures("_points_of_a_grid")
 def test_gradients_are_those_of_the_whole_batch(
     build: Build, stage: str, options: list[object], losses: int, heights: list[int], parts: int
 ) -> None:

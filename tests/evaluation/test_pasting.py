@@ -19,7 +19,7 @@ NEAR_HALF = np.float32(0.5) + np.arange(-2, 3, dtype=np.float32) * np.float32(2.
 
 
 def random_masks(random: np.random.Generator, kind: str, number: int) -> Float32:
-    size = int(random.choice([1, 2, 14, 28, 28, 56]))
+    size = int(random.choice([1, 2, 14, 28, 28, 56, 224]))
     shape = (number, size, size)
     if kind == "smooth":  # like a network's
         coarse = torch.from_numpy(random.normal(0, 3, size=(number, 1, 7, 7)).astype(np.float32))
