@@ -149,9 +149,9 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Names of the classes of the heads in MODEL.WEIGHTS, in the order of their rows, or ("coco",):
     # COCO's 80, as Detectron2, torchvision and MMDetection order them. Scores, boxes and masks of
     # a class then start from its rows in the file, a rider's from a person's, and the log lists
-    # which; a class that the file lacks starts anew. Checkpoints of this project name their classes
-    # themselves. (): of a file that does not, heads of another number of classes start anew, and
-    # those of the same number are taken to have the same classes, as in Detectron2.
+    # which; a class that the file lacks starts anew. Checkpoints of this project and of MMDetection
+    # name their classes themselves. (): of a file that does not, heads of another number of classes
+    # start anew, and those of the same number are taken to have the same classes, as in Detectron2.
     cfg.MODEL.WEIGHTS_CLASSES = ()
     # Names of pickle files, with the wildcards * and ?, that MODEL.WEIGHTS may be; all others are
     # refused. Detectron2's model zoo is made of them. Arrays alone are read: no code runs.

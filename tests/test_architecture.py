@@ -49,6 +49,7 @@ WITHOUT_DETECTRON2 = [
     "data.tree_check",
     "modeling.class_rows",
     "modeling.deeplab_weights",
+    "modeling.detector_names",
     "modeling.weight_files",
     "modeling.safe_pickles",
     "engine.checkpoint_origin",

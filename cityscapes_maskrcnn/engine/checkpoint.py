@@ -25,7 +25,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, UsedData, read_history, to_plain
-from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY, classes_in, parents_in
+from cityscapes_maskrcnn.engine.checkpoint_origin import (
+    ORIGIN_KEY,
+    classes_in,
+    foreign_classes_in,
+    parents_in,
+)
 from cityscapes_maskrcnn.engine.class_check import class_names, coco_classes
 from cityscapes_maskrcnn.engine.weight_conventions import check_conventions, conventions_of
 from cityscapes_maskrcnn.modeling.class_rows import count_classes, match_classes
@@ -35,6 +40,7 @@ from cityscapes_maskrcnn.modeling.deeplab_weights import (
     find_resnet,
     translate,
 )
+from cityscapes_maskrcnn.modeling.detector_names import from_torchvision
 from cityscapes_maskrcnn.modeling.weight_files import (
     TORCHVISION_SCHEME,
     check_tensors,
@@ -67,9 +73,10 @@ class SafeCheckpointer(DetectionCheckpointer):
       moved only after that.
     * ``.pth`` files are read with ``weights_only=True``; the ``.pkl`` files of Detectron2's model
       zoo with an unpickler that knows arrays and nothing else, and other ``.pkl`` files not at all.
-    * A ResNet-50 comes from ``torchvision://deeplabv3_resnet50``, a file of torchvision's, a
+    * A ResNet comes from ``torchvision://deeplabv3_resnet50``, a file of torchvision's, a
       ``.safetensors`` file or this project's own checkpoints; the log lists what was loaded
-      (:mod:`cityscapes_maskrcnn.modeling.deeplab_weights`).
+      (:mod:`cityscapes_maskrcnn.modeling.deeplab_weights`). So does a whole Mask R-CNN of
+      torchvision or MMDetection (:mod:`cityscapes_maskrcnn.modeling.detector_names`).
     * Rows of the heads are matched by the names of their classes, where the file's are known
       (:mod:`cityscapes_maskrcnn.modeling.class_rows`).
     * A tensor of another shape is an error, except for the parameters named in
@@ -203,7 +210,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Load a checkpoint into the model and the checkpointables.
 
         Args:
-            path: a file, a URL that Detectron2 knows, or ``torchvision://deeplabv3_resnet50``;
+            path: a file, a URL that Detectron2 knows, or a name of :func:`fetch_torchvision`;
                 empty: nothing is loaded.
             checkpointables: names to restore besides the model; None: all.
 
@@ -300,6 +307,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if self._resuming:
             self._check_resumable(checkpoint)
         check_conventions(self.path, checkpoint, self._conventions)
+        checkpoint["model"] = from_torchvision(checkpoint["model"], self.path)
         ours = self.model.state_dict()
         self._match_classes(checkpoint, ours)
         shapes = {name: tuple(value.shape) for name, value in ours.items()}
@@ -344,7 +352,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         # Nothing is matched where a model goes on, or is scored, with classes of its own.
         if self._resuming or count is None or (own and self._require_all):
             return
-        theirs = own or self._weights_classes
+        theirs = own or foreign_classes_in(checkpoint) or self._weights_classes
         if theirs == ["coco"]:
             theirs = coco_classes(count)
         if not theirs or theirs == self._classes:

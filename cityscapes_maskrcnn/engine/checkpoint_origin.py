@@ -104,6 +104,16 @@ def config_in(content: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def foreign_classes_in(content: Mapping[str, Any]) -> list[str]:
+    """List the classes that a checkpoint of MMDetection names; none of a file without them."""
+    meta = content.get("meta")
+    found = meta if isinstance(meta, dict) else {}
+    if isinstance(dataset := found.get("dataset_meta"), dict):
+        found = dataset  # of MMDetection 3
+    names = found.get("classes", found.get("CLASSES"))
+    return list(map(str, names)) if isinstance(names, (list, tuple)) else []
+
+
 def _origin_in(content: Mapping[str, Any]) -> dict[str, Any]:
     origin = content.get(ORIGIN_KEY)
     return origin if isinstance(origin, dict) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -69,7 +70,7 @@ def check_conventions(path: str, content: Mapping[str, Any], ours: Mapping[str, 
 
     Raises:
         InputError: a file whose conventions are known (torchvision's, those of Detectron2's zoo,
-            this project's checkpoints) has others than the config.
+            MMDetection's and this project's checkpoints) has others than the config.
     """
     theirs = _conventions_of_file(path, content)
     different = [key for key in theirs if key in ours and not _same(theirs[key], ours[key])]
@@ -85,6 +86,10 @@ def _conventions_of_file(path: str, content: Mapping[str, Any]) -> dict[str, Any
     """Find out what weights were trained with; empty: it is not known."""
     if config := config_in(content):
         return conventions_of(config)
+    meta = content.get("meta")
+    if isinstance(meta, Mapping):
+        # MMDetection 3 and 2.
+        return _conventions_of_mmdetection(str(meta.get("cfg", meta.get("config"))))
     file = PurePosixPath(path.partition("?")[0])
     of_torchvision = path.startswith("torchvision://") or _TORCHVISION_FILE.fullmatch(file.name)
     if of_torchvision or (file.suffix == ".pkl" and content.get("__author__") == "torchvision"):
@@ -96,6 +101,19 @@ def _conventions_of_file(path: str, content: Mapping[str, Any]) -> dict[str, Any
     if "res2_0_branch2a_w" in content["model"]:
         return {_FORMAT: _MSRA[_FORMAT]}
     return _conventions_of_zoo(file.name)
+
+
+def _conventions_of_mmdetection(config: str) -> dict[str, Any]:
+    """Find in a config, which is Python's source, how its first lines of the kind have it."""
+    found: dict[str, Any] = {}
+    if match := re.search(r"\b(?:bgr_)?to_rgb=(True|False)", config):
+        found[_FORMAT] = "RGB" if match[1] == "True" else "BGR"
+    if match := re.search(r"\bstd=\[([\d., ]+)\]", config):
+        with suppress(ValueError):
+            found["MODEL.PIXEL_STD"] = [float(each) for each in match[1].split(",")]
+    if match := re.search(r"\bstyle='(caffe|pytorch)'", config):
+        found[_STRIDE] = match[1] == "caffe"
+    return found
 
 
 def _conventions_of_zoo(filename: str) -> dict[str, Any]:

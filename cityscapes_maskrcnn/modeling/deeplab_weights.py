@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cityscapes_maskrcnn.modeling.detector_names import MMDETECTION_RULES, TORCHVISION_RULES
 from cityscapes_maskrcnn.modeling.weight_files import check_values
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -48,6 +49,7 @@ _HEAD_RULES = (
 )
 # Where torchvision's Faster and Mask R-CNN have their ResNet.
 _DETECTOR = "backbone.body."
+_RPN_CONV = "proposal_generator.rpn_head.conv."
 _PREDICTOR = "sem_seg_head.predictor.weight"
 _ASPP = "sem_seg_head.aspp.convs.0.weight"
 
@@ -139,8 +141,9 @@ def translate(
     """Give the tensors of a file the names that a Detectron2 model has for them.
 
     Args:
-        state: the file's tensors by name: torchvision's names or Detectron2's, under any prefix
-            (``module.``, ``net.module.``); a whole network or its backbone.
+        state: the file's tensors by name: torchvision's names, MMDetection's or Detectron2's, under
+            any prefix (``module.``, ``net.module.``); a whole network or its backbone. Of a
+            detector of torchvision's, what :func:`.from_torchvision` returns.
         source: the file, for messages.
         target: names and shapes of the model's tensors, among them a ResNet
             (:func:`find_resnet`). None: deeplabv3_resnet50 itself, its backbone without a prefix,
@@ -212,15 +215,15 @@ def translate(
 
 
 def canonical_names(state: Mapping[str, Any], source: str) -> dict[str, str]:
-    """Map Detectron2's names of a ResNet and a DeepLabv3 head to the names in a file.
+    """Map Detectron2's names of a ResNet and the heads beside it to the names in a file.
 
     Args:
         state: the file's tensors by name, as :func:`translate` takes them.
         source: the file, for messages.
 
     Returns:
-        ``stem.*``, ``res2.*``, ``sem_seg_head.*``, without a prefix -> the name in the file.
-        Tensors that are of neither keep their names.
+        ``stem.*``, ``res2.*``, ``sem_seg_head.*``, without a prefix -> the name in the file; and
+        FPN, RPN and heads of a detector (:mod:`.detector_names`). Other tensors keep their names.
 
     Raises:
         InputError: the file holds no ResNet, or several.
@@ -234,16 +237,19 @@ def canonical_names(state: Mapping[str, Any], source: str) -> dict[str, str]:
         )
     (prefix,) = prefixes
     # What torchvision and Detectron2 put between the network's own prefix and the ResNet.
-    outer = prefix.removesuffix("bottom_up.").removesuffix("backbone.")
+    of_detector = prefix.endswith(_DETECTOR)
+    outer = prefix.removesuffix(_DETECTOR).removesuffix("bottom_up.").removesuffix("backbone.")
+    # Some of Detectron2's names of heads are torchvision's of other layers.
+    rules = TORCHVISION_RULES if of_detector else (*_HEAD_RULES, *MMDETECTION_RULES)
     names = {}
     for old in tensors:
         new = _rename(old.removeprefix(prefix), _BACKBONE_RULES) if old.startswith(prefix) else ""
         if not _BACKBONE.match(new):
-            new = _rename(old.removeprefix(outer), _HEAD_RULES)
-            # Its heads have some of Detectron2's names, but another order of classes.
-            if prefix.endswith(_DETECTOR):
-                new = f"torchvision's {old.removeprefix(prefix.removesuffix(_DETECTOR))}"
+            new = _rename(old.removeprefix(outer), rules)
         names[new] = old
+    if not any(f"{_RPN_CONV}conv1." in name for name in names):
+        # The only one has no number in Detectron2.
+        names = {name.replace(f"{_RPN_CONV}conv0.", _RPN_CONV): old for name, old in names.items()}
     return names
 
 

@@ -26,6 +26,12 @@ from cityscapes_maskrcnn.utils.text import printable
 
 TORCHVISION_SCHEME = "torchvision://"
 TORCHVISION_DEEPLAB = "torchvision://deeplabv3_resnet50"
+# Name -> torchvision's name of the weights.
+_TORCHVISION_NAMES = {
+    TORCHVISION_DEEPLAB: "DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1",
+    "torchvision://maskrcnn_resnet50_fpn": "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
+    "torchvision://maskrcnn_resnet50_fpn_v2": "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
+}
 
 # Under which key a training script puts the weights beside optimizer, epoch and so on.
 _NESTING_KEYS = ("model", "model_state_dict", "model_state", "state_dict")
@@ -35,17 +41,20 @@ def fetch_torchvision(name: str) -> Path:
     """Find torchvision's weights in its cache, or :func:`download` them there.
 
     Args:
-        name: ``torchvision://deeplabv3_resnet50``: trained on COCO with the labels of Pascal VOC.
+        name: ``torchvision://deeplabv3_resnet50``: trained on COCO with the labels of Pascal VOC;
+            ``torchvision://maskrcnn_resnet50_fpn`` or ``..._v2``: trained on COCO.
 
     Raises:
         InputError: another name, or see :func:`download`.
     """
-    if name != TORCHVISION_DEEPLAB:
-        raise InputError(f"{name}: unknown; the one name of this kind is {TORCHVISION_DEEPLAB}")
+    if name not in _TORCHVISION_NAMES:
+        raise InputError(
+            f"{name}: unknown; the names of this kind are {', '.join(_TORCHVISION_NAMES)}"
+        )
     # Imported here, because everything else in this file needs torch alone.
-    from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
+    from torchvision.models import get_weight
 
-    return download(DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1)
+    return download(get_weight(_TORCHVISION_NAMES[name]))
 
 
 def download(weights: Any) -> Path:

@@ -162,7 +162,7 @@ def test_a_wrong_file_leaves_the_model_alone(
 
 
 def test_torchvisions_name_is_fetched(stage_0: nn.Module) -> None:
-    with pytest.raises(InputError, match="torchvision://resnet18: unknown; the one name"):
+    with pytest.raises(InputError, match="torchvision://resnet18: unknown; the names of"):
         SafeCheckpointer(stage_0).load("torchvision://resnet18")
 
 

@@ -120,7 +120,7 @@ def test_bad_input_is_one_line(convert: Run, weights: Path, tmp_path: Path) -> N
     for arguments, message in [
         ((tmp_path / "absent.pth", out), "absent.pth: cannot be read"),
         ((tmp_path / "random.pth", out), "random.pth: holds no ResNets (1 tensors, such as"),
-        (("torchvision://resnet50", out), "torchvision://resnet50: unknown; the one name"),
+        (("torchvision://resnet50", out), "torchvision://resnet50: unknown; the names of"),
         ((weights, tmp_path / "out.pkl"), "out.pkl: OUT must end in .pth"),
     ]:
         assert_one_line(convert(*arguments), message)

@@ -1,0 +1,107 @@
+"""Names of a Mask R-CNN's tensors in torchvision and MMDetection -> Detectron2's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+
+from cityscapes_maskrcnn.modeling.class_rows import class_layers
+
+_FPN: Final = "backbone.fpn"
+_RPN: Final = "proposal_generator.rpn_head"
+_BOX, _MASK = "roi_heads.box_head", "roi_heads.mask_head"
+
+# torchvision's Faster and Mask R-CNN, the first and second version of each, but for the ResNet.
+# Layers are Sequentials of a convolution (0) and BatchNorm (1), whose 0 older files do not name.
+TORCHVISION_RULES: Final = (
+    *(
+        (rf"^backbone\.fpn\.inner_blocks\.{i}\.(0\.)?(?!1\.)", f"{_FPN}_lateral{i + 2}.")
+        for i in range(4)
+    ),
+    *(
+        (rf"^backbone\.fpn\.inner_blocks\.{i}\.1\.", f"{_FPN}_lateral{i + 2}.norm.")
+        for i in range(4)
+    ),
+    *(
+        (rf"^backbone\.fpn\.layer_blocks\.{i}\.(0\.)?(?!1\.)", f"{_FPN}_output{i + 2}.")
+        for i in range(4)
+    ),
+    *(
+        (rf"^backbone\.fpn\.layer_blocks\.{i}\.1\.", f"{_FPN}_output{i + 2}.norm.")
+        for i in range(4)
+    ),
+    # Only one convolution: Detectron2 numbers several.
+    (r"^rpn\.head\.conv\.(\d)\.0\.", rf"{_RPN}.conv.conv\1."),
+    (r"^rpn\.head\.conv\.", f"{_RPN}.conv."),
+    (r"^rpn\.head\.cls_logits\.", f"{_RPN}.objectness_logits."),
+    (r"^rpn\.head\.bbox_pred\.", f"{_RPN}.anchor_deltas."),
+    (r"^roi_heads\.box_head\.fc6\.", f"{_BOX}.fc1."),
+    (r"^roi_heads\.box_head\.fc7\.", f"{_BOX}.fc2."),
+    *((rf"^roi_heads\.box_head\.{i}\.0\.", f"{_BOX}.conv{i + 1}.") for i in range(4)),
+    *((rf"^roi_heads\.box_head\.{i}\.1\.", f"{_BOX}.conv{i + 1}.norm.") for i in range(4)),
+    # Number 4 flattens.
+    (r"^roi_heads\.box_head\.5\.", f"{_BOX}.fc1."),
+    *((rf"^roi_heads\.mask_head\.{i}\.0\.", f"{_MASK}.mask_fcn{i + 1}.") for i in range(4)),
+    *((rf"^roi_heads\.mask_head\.{i}\.1\.", f"{_MASK}.mask_fcn{i + 1}.norm.") for i in range(4)),
+    (r"^roi_heads\.mask_predictor\.conv5_mask\.", f"{_MASK}.deconv."),
+    (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", f"{_MASK}.predictor."),
+)
+# MMDetection 2 and 3; a convolution with normalisation is .conv and .bn (or .gn) there.
+MMDETECTION_RULES: Final = (
+    *((rf"^neck\.lateral_convs\.{i}\.", f"{_FPN}_lateral{i + 2}.") for i in range(4)),
+    *((rf"^neck\.fpn_convs\.{i}\.", f"{_FPN}_output{i + 2}.") for i in range(4)),
+    (r"^rpn_head\.rpn_conv\.(\d)\.", rf"{_RPN}.conv.conv\1."),
+    (r"^rpn_head\.rpn_conv\.", f"{_RPN}.conv."),
+    (r"^rpn_head\.rpn_cls\.", f"{_RPN}.objectness_logits."),
+    (r"^rpn_head\.rpn_reg\.", f"{_RPN}.anchor_deltas."),
+    *((rf"^roi_head\.bbox_head\.shared_convs\.{i}\.", f"{_BOX}.conv{i + 1}.") for i in range(4)),
+    *((rf"^roi_head\.bbox_head\.shared_fcs\.{i}\.", f"{_BOX}.fc{i + 1}.") for i in range(2)),
+    (r"^roi_head\.bbox_head\.fc_cls\.", "roi_heads.box_predictor.cls_score."),
+    (r"^roi_head\.bbox_head\.fc_reg\.", "roi_heads.box_predictor.bbox_pred."),
+    *((rf"^roi_head\.mask_head\.convs\.{i}\.", f"{_MASK}.mask_fcn{i + 1}.") for i in range(4)),
+    (r"^roi_head\.mask_head\.upsample\.", f"{_MASK}.deconv."),
+    (r"^roi_head\.mask_head\.conv_logits\.", f"{_MASK}.predictor."),
+    (rf"^((?:{_FPN}_|{_BOX}\.|{_MASK}\.|{_RPN}\.conv\.).*\.)conv\.(?=weight|bias)", r"\1"),
+    (rf"^((?:{_FPN}_|{_BOX}\.|{_MASK}\.).*\.)(?:bn|gn)\.", r"\1norm."),
+)
+
+# Where torchvision's detectors have their ResNet.
+_DETECTOR: Final = re.compile(r"(?:.*\.)?backbone\.body\.layer1\.0\.conv1\.weight")
+# The one file whose frozen BatchNorm adds nothing to the variances: torchvision's own loader too
+# treats it apart from all others.
+_WITHOUT_EPS: Final = re.compile(
+    r"torchvision://maskrcnn_resnet50_fpn|.*\bmaskrcnn_resnet50_fpn_coco-bf2d0c1e\.pth"
+)
+_EPS: Final = 1e-5
+
+
+def from_torchvision(state: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Rearrange a detector of torchvision as Detectron2 has its values; other files stay.
+
+    The background is torchvision's first class and Detectron2's last; it has boxes and masks of its
+    own there, which no prediction uses.
+
+    Args:
+        state: the file's tensors by name.
+        source: the file, as ``MODEL.WEIGHTS`` names it.
+
+    Returns:
+        All tensors, under the names in the file.
+    """
+    result = dict(state)
+    if not any(map(_DETECTOR.fullmatch, state)):
+        return result
+    for name, _, values, has_background in class_layers(state):
+        rows = state[name]
+        result[name] = torch.cat([rows[1:], rows[:1]]) if has_background else rows[values:]
+    if _WITHOUT_EPS.fullmatch(source):
+        for name, variance in state.items():
+            if name.endswith(".running_var"):
+                # weight / sqrt(variance), by a layer that adds _EPS to the variance.
+                scale = (1 + _EPS / variance.double().clamp(min=1e-30)).sqrt()
+                weight = name.replace("running_var", "weight")
+                result[weight] = (state[weight] * scale).to(state[weight].dtype)
+    return result
