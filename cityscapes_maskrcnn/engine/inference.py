@@ -17,7 +17,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling.meta_arch import GeneralizedRCNN
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads import BaseMaskRCNNHead, FastRCNNOutputLayers
 from detectron2.structures import Instances, ROIMasks
 from detectron2.utils import comm
 from torch import Tensor, nn
@@ -246,7 +246,11 @@ class InferenceModel(nn.Module):
         self.training = model.training
         self._device = next(model.parameters()).device
         self._dtype = dtype
-        self._predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
+        self._last_layers = [
+            module
+            for module in model.modules()
+            if isinstance(module, FastRCNNOutputLayers | BaseMaskRCNNHead)
+        ]
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
         """Predict; input and output are the model's."""
@@ -260,15 +264,16 @@ class InferenceModel(nn.Module):
         if self._dtype is torch.float32:
             return self.model(inputs)
         with torch.autocast(self._device.type, self._dtype), ExitStack() as stack:
-            for each in self._predictors:
-                # Probabilities follow in float32: in half precision many scores are equal.
+            for each in self._last_layers:
+                # What follows is in float32: in half precision many scores are equal, and masks
+                # are pasted pixels off their places.
                 stack.callback(each.register_forward_hook(_outputs_in_float32).remove)
             outputs = self.model(inputs)
         return [{name: _in_float32(value) for name, value in each.items()} for each in outputs]
 
 
-def _outputs_in_float32(_module: nn.Module, _inputs: Any, outputs: tuple[Tensor, ...]) -> Any:
-    return tuple(each.float() for each in outputs)
+def _outputs_in_float32(_module: nn.Module, _inputs: Any, outputs: Sequence[Any]) -> list[Any]:
+    return [_in_float32(each) for each in outputs]
 
 
 def _in_float32(value: Any) -> Any:
