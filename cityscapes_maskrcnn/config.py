@@ -18,8 +18,9 @@ from cityscapes_maskrcnn.modeling import (  # noqa: F401
 def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     """Add the project's keys, with their defaults, to Detectron2's config.
 
-    With all defaults Detectron2's own configs behave as they always did. Every config in
-    ``configs/`` then builds with ``detectron2.modeling.build_model``.
+    With all defaults Detectron2's own configs behave as they always did, but for the rounding of
+    ``MODEL.FOLD_FROZEN_NORM`` in this project's trainer. Every config in ``configs/`` then builds
+    with ``detectron2.modeling.build_model``.
 
     Args:
         cfg: the config to extend, in place.
@@ -291,8 +292,8 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # of OUTPUT_DIR/inference/analysis. The scores themselves count all predictions.
     cfg.TEST.ANALYSIS_CONFIDENCE = 0.5
     # Leave masks as the mask head makes them (28 x 28; PointRend 224 x 224) and paste them while
-    # scoring, into their boxes only: the same scores, many times faster. Models that cannot (other
-    # meta architectures) and False: full-frame masks, as Detectron2.
+    # scoring or writing a submission, into their boxes only: the same pixels, many times faster.
+    # Models that cannot (other meta architectures) and False: full-frame masks, as Detectron2.
     cfg.TEST.UNPASTED_MASKS = True
     # What scoring, submissions and the Predictor share. Images of one size, next to each other, are
     # predicted together, at most BATCH_SIZE of them; results keep their order and are those of one
