@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2 import model_zoo
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -19,6 +19,7 @@ from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer, load_for_inference
 from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY
 from cityscapes_maskrcnn.engine.class_check import class_names
+from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
 from cityscapes_maskrcnn.utils.errors import InputError
 
 # Rows of person rider car truck bus train motorcycle bicycle among COCO's 80, rider from person.
@@ -86,6 +87,7 @@ def start(cfg: CfgNode, path: Path, model: nn.Module | None = None) -> nn.Module
         allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
         classes=class_names(cfg),
         weights_classes=cfg.MODEL.WEIGHTS_CLASSES,
+        conventions=conventions_of(cfg),
     ).load(str(path), checkpointables=[])
     return model
 
@@ -118,6 +120,46 @@ def test_every_tensor_of_the_zoos_file_finds_its_place(
     width = {50: 1024, 101: 8}[depth]
     assert f"cls_score.weight (81, {width}) -> (9, {width})" in caplog.text
     assert "starts anew" not in caplog.text
+
+
+@torch.no_grad()
+def test_the_new_baseline_computes_the_same(tmp_path: Path) -> None:
+    """By Detectron2's own config of it, which is Python's; yaml expresses all but the SyncBN."""
+    lazy = model_zoo.get_config("new_baselines/mask_rcnn_R_50_FPN_400ep_LSJ.py")
+    source = instantiate(lazy.model).eval()
+    for name, value in source.state_dict().items():
+        if name.endswith("running_mean"):
+            value.normal_(std=0.1)
+        elif name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    cfg = config("coco_new_baseline_R_50_FPN")
+    conventions = conventions_of(cfg)
+    assert conventions["INPUT.FORMAT"] == lazy.model.input_format
+    assert conventions["MODEL.PIXEL_MEAN"] == lazy.model.pixel_mean
+    assert conventions["MODEL.PIXEL_STD"] == lazy.model.pixel_std
+    stages = lazy.model.backbone.bottom_up.stages
+    assert conventions["MODEL.RESNETS.STRIDE_IN_1X1"] == stages.stride_in_1x1
+    # The name has its conventions looked up.
+    model = start(cfg, write_zoo_file(tmp_path / "model_final_14d201.pkl", source)).eval()
+    # 53 + 8 + 4 + 4 layers of BatchNorm count their batches there.
+    counters = [name for name in source.state_dict() if name.endswith("num_batches_tracked")]
+    assert len(counters) == 69
+    assert {*source.state_dict()} - {*counters} == {*model.state_dict()}
+    images = torch.randn(1, 3, 64, 96)
+    features, others = model.backbone(images), source.backbone(images)
+    for level, feature in others.items():
+        assert torch.allclose(features[level], feature, rtol=1e-4, atol=1e-5)
+    regions = torch.randn(2, 256, 14, 14)
+    cells = regions[..., :7, :7].contiguous()
+    pairs = [
+        [each.proposal_generator.rpn_head([regions])[0][0] for each in (model, source)],
+        [each.roi_heads.box_head(cells) for each in (model, source)],
+        [each.roi_heads.mask_head.layers(regions) for each in (model, source)],
+    ]
+    pairs[2][1] = pairs[2][1][:, COCO_ROWS]
+    for ours, theirs in pairs:
+        assert theirs.std() > 0
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_detections_are_those_of_the_source(tmp_path: Path) -> None:
