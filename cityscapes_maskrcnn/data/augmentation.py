@@ -21,6 +21,8 @@ Array = npt.NDArray[Any]
 
 # Of red, green and blue in the brightness of a pixel (ITU-R BT.601), as in Detectron2 and Pillow.
 _LUMA = (0.299, 0.587, 0.114)
+# Images may be several times as long as wide, and cannot be resized to nothing.
+_SMALLEST_SIDE = 4
 
 
 def training_augmentations(
@@ -59,6 +61,11 @@ def _large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
     if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
         raise InputError(
             f"INPUT.LSJ.SIZE {size}: it must be height and width, whole numbers of pixels"
+        )
+    if scales[0] * min(size) < _SMALLEST_SIDE:
+        raise InputError(
+            f"INPUT.LSJ.MIN_SCALE {scales[0]} of SIZE {size}: nothing is seen on less than "
+            f"{_SMALLEST_SIDE} pixels"
         )
     return [T.ResizeScale(*scales, *size), FixedSizeCrop(size)]
 

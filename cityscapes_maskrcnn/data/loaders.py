@@ -230,7 +230,12 @@ def build_validation_loader(cfg: CfgNode) -> DataLoader[Any] | PrefetchedLoader:
     """
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    mapper = CityscapesMapper(cfg, is_train=True, augmentations=[resize])
+    mapper = CityscapesMapper(
+        cfg,
+        is_train=True,
+        augmentations=[resize],
+        recompute_boxes=False,  # nothing is cropped, whatever INPUT says of training
+    )
     return prefetch(inference_loader(dicts, mapper, cfg, persistent=True), cfg.MODEL.DEVICE)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pycocotools.mask as coco_mask
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -156,7 +157,9 @@ def draw_example(
     ]
     if instances.has("gt_masks"):
         for annotation, polygons in zip(annotations, instances.gt_masks.polygons, strict=True):
-            annotation["segmentation"] = polygons
+            # Filled as for training: a seam to a hole in an outline is not seen.
+            parts = coco_mask.frPyObjects(polygons, *image.shape[:2])
+            annotation["segmentation"] = coco_mask.merge(parts)
     return draw_ground_truth(image, {"annotations": annotations}, metadata)
 
 

@@ -200,6 +200,10 @@ def test_colours_are_left_alone_by_default_and_outlines_always(
     [
         (["INPUT.LSJ.MIN_SCALE", 0.0], r"^INPUT\.LSJ\.MIN_SCALE 0\.0 and MAX_SCALE 2\.0: they "),
         (["INPUT.LSJ.MAX_SCALE", 0.05], r"MAX_SCALE 0\.05: they must be above 0"),
+        (
+            ["INPUT.LSJ.SIZE", [30, 80]],
+            r"^INPUT\.LSJ\.MIN_SCALE 0\.1 of SIZE \(30, 80\): nothing is seen on",
+        ),
         (["INPUT.LSJ.SIZE", [512]], r"^INPUT\.LSJ\.SIZE \(512,\): it must be height and width"),
         (["INPUT.CROP.ENABLED", True], r"^INPUT\.LSJ\.ENABLED crops by itself: set INPUT\.CROP"),
         (["INPUT.COLOR_JITTER.CONTRAST", 1.5], r"^INPUT\.COLOR_JITTER\.CONTRAST 1\.5: it must be"),

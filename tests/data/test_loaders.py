@@ -188,6 +188,23 @@ def test_workers_of_the_validation_loader_stay(
     assert torch.equal(first[0][0]["image"], second[0][0]["image"])
 
 
+@pytest.mark.parametrize("kind", ["CROP", "LSJ"])
+def test_validation_is_the_same_whatever_is_cropped_in_training(
+    cfg: CfgNode, register: Callable[..., None], image: dict[str, object], kind: str
+) -> None:
+    """An outline from 50 to 80 of an image 64 wide: its box ends at the image's border."""
+    polygon = [50.0, 5.0, 80.0, 5.0, 80.0, 20.0, 50.0, 20.0]
+    box = [50.0, 5.0, 80.0, 20.0]
+    (annotation,) = image["annotations"]
+    register({**image, "annotations": [{**annotation, "bbox": box, "segmentation": [polygon]}]})
+    cfg.DATASETS.TEST, cfg.DATALOADER.NUM_WORKERS = ("some_images",), 0
+    cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.MASK_ON = 32, True
+    cfg.INPUT[kind].ENABLED = True
+    ((example,),) = build_validation_loader(cfg)
+    assert example["image"].shape == (3, 32, 64)
+    assert example["instances"].gt_boxes.tensor.tolist() == [[50.0, 5.0, 64.0, 20.0]]
+
+
 def test_images_of_both_orientations_are_not_grouped_silently(
     cfg: CfgNode, image: dict[str, object], register: Callable[..., None]
 ) -> None:

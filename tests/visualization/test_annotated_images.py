@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from PIL import Image
 
 from cityscapes_maskrcnn.data.annotations import load_instances
+from cityscapes_maskrcnn.data.copy_paste import Window, outline
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.visualization.annotated_images import ground_truth_of
+from cityscapes_maskrcnn.visualization.annotated_images import draw_example, ground_truth_of
 
 
 def write_scene(root: Path, split: str) -> Path:
@@ -58,3 +62,24 @@ def test_no_ground_truth(tmp_path, monkeypatch):
         ground_truth_of(image)
     annotation.unlink()
     assert ground_truth_of(image) is None
+
+
+def test_a_hole_of_a_training_example_is_drawn_without_its_seam():
+    """Grey 100 under blue (0, 0, 142) of half a weight: (50, 50, 121)."""
+    mask = np.zeros((512, 1024), np.bool_)
+    mask[100:400, 200:800] = True
+    mask[200:300, 400:600] = False
+    instances = Instances((512, 1024))
+    instances.gt_boxes = Boxes(torch.tensor([[200.0, 100.0, 800.0, 400.0]]))
+    instances.gt_classes = torch.tensor([0])
+    instances.gt_masks = PolygonMasks([outline(mask, Window(0, 0, 1024, 512))])
+    example = {"image": torch.full((3, 512, 1024), 100, dtype=torch.uint8), "instances": instances}
+    metadata = SimpleNamespace(thing_classes=["car"], thing_colors=[(0, 0, 142)])
+    picture = draw_example(example, "RGB", metadata).astype(int)
+    inside = np.zeros_like(mask)
+    inside[102:398, 202:798] = True
+    inside[198:302, 398:602] = False
+    blue = (abs(picture - (50, 50, 121)) <= 2).all(axis=2)
+    # All but the label.
+    assert (inside & ~blue).sum() < 40 * 20
+    assert (picture[202:298, 402:598] == 100).all()
