@@ -48,8 +48,8 @@ from cityscapes_maskrcnn.utils.errors import InputError
 # Keys of MODEL that change training, where a model comes from, or where and how fast it runs.
 _ONLY_TRAINING: Final = re.compile(
     r"""MODEL\.(
-        DEVICE | CHANNELS_LAST | FOLD_FROZEN_NORM | COMPILE | WEIGHTS.* | LOAD_PROPOSALS
-        | (BACKBONE|FPN)\.FREEZE.*
+        DEVICE | CHANNELS_LAST | FOLD_FROZEN_NORM | COMPILE | ACTIVATION_CHECKPOINTING
+        | WEIGHTS.* | LOAD_PROPOSALS | (BACKBONE|FPN)\.FREEZE.*
         | .*\.( .*_TRAIN | IOU_(THRESHOLDS|LABELS) | IOUS | BATCH_SIZE_PER_IMAGE
             | POSITIVE_FRACTION | BOUNDARY_THRESH | PROPOSAL_APPEND_GT | TRAIN_ON_PRED_BOXES
             | .*LOSS.* | SMOOTH_L1_BETA )
@@ -123,7 +123,8 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
     comm.synchronize()
     dicts = DatasetCatalog.get(dataset_name)
     left = [
-        image
+        # Images without annotations have no size, by which batches are formed.
+        {**image, "height": expected.height, "width": expected.width}
         for image, expected in zip(dicts, images, strict=True)
         if not writer.is_done(expected.name)
     ]
@@ -133,7 +134,7 @@ def make_submission(cfg: CfgNode, dataset_name: str, output: str | os.PathLike[s
     if left:
         # Without INPUT.CACHE: each is read once.
         mapper = CityscapesMapper(cfg, is_train=False, cache=None)
-        loader = inference_loader(left, mapper, cfg)
+        loader = inference_loader(left, mapper, cfg, batch_size=cfg.TEST.BATCH_SIZE)
         if cfg.TEST.AUG.ENABLED:
             model = with_test_time_augmentation(cfg, model)
         elif cfg.TEST.UNPASTED_MASKS:

@@ -46,9 +46,14 @@ _NOT_SETTINGS: Final = frozenset(
         "MODEL.DEVICE",
         "DATALOADER.NUM_WORKERS",
         "CUDNN_BENCHMARK",
+        "MODEL.ACTIVATION_CHECKPOINTING",
+        "MODEL.COMPILE",
+        "MODEL.FOLD_FROZEN_NORM",
+        "INPUT.CACHE",
         "VIS_PERIOD",
         "TEST.ALLOW_SEEN_IMAGES",
         "TEST.ANALYSIS_CONFIDENCE",
+        "TEST.BATCH_SIZE",
         "TEST.NUM_WORKERS",
     }
 )

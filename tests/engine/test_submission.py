@@ -60,6 +60,7 @@ def settings(*opts: Any) -> dict[str, Any]:
         ("INPUT.MIN_SIZE_TRAIN", (320,), "INPUT.RANDOM_FLIP", "none", "INPUT.CROP.ENABLED", True),
         ("MODEL.DEVICE", "cuda:1", "MODEL.WEIGHTS", "moved.pth", "MODEL.CHANNELS_LAST", True),
         ("MODEL.FOLD_FROZEN_NORM", False, "MODEL.COMPILE", "on", "TEST.BATCH_SIZE", 4),
+        ("MODEL.ACTIVATION_CHECKPOINTING", ("res5",), "INPUT.CACHE", "disk"),
         ("MODEL.RPN.IOU_THRESHOLDS", [0.2, 0.8], "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50),
         ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 64, "MODEL.BACKBONE.FREEZE_AT", 0),
         ("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", 0.5, "MODEL.RPN.BBOX_REG_LOSS_TYPE", "giou"),

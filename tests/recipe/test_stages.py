@@ -144,7 +144,8 @@ def test_what_counts_as_another_config(tmp_path: Path) -> None:
     # Where and how, not what.
     harmless = (
         "DATALOADER.NUM_WORKERS 2 TEST.NUM_WORKERS 4 TEST.ANALYSIS_CONFIDENCE 0.1 VIS_PERIOD 9 "
-        "SEARCH.HEARTBEAT_SECONDS 9"
+        "SEARCH.HEARTBEAT_SECONDS 9 TEST.BATCH_SIZE 4 INPUT.CACHE disk MODEL.COMPILE auto "
+        "MODEL.ACTIVATION_CHECKPOINTING ('res5',) MODEL.FOLD_FROZEN_NORM False"
     )
     assert state(*harmless.split()) == [done, done]
     # A key of another version, with its default on its side.

@@ -181,11 +181,12 @@ def test_other_images_of_the_same_names_are_refused(
         tuned(tmp_path / "out", "DATASETS.TEST", "('cityscapes_instance_val_part2of4',)")
 
 
-def test_workers_may_score_with_other_numbers_of_processes(
+def test_workers_may_differ_in_speed_and_memory(
     tuned: Callable[..., optuna.Study], tmp_path: Path
 ) -> None:
     tuned(tmp_path)
     tuned(tmp_path, "TEST.NUM_WORKERS", "4", "TEST.ANALYSIS_CONFIDENCE", "0.1")
+    tuned(tmp_path, "INPUT.CACHE", "disk", "MODEL.COMPILE", "auto", "TEST.BATCH_SIZE", "4")
 
 
 def test_trials_of_another_study_are_found_before_one_is_started(

@@ -206,9 +206,10 @@ def test_seen_images_and_missing_classes_are_named(
     torch.save({"model": model.state_dict(), SEEN_IMAGES_KEY: history}, weights)
 
     output = tmp_path / "val.zip"
-    options += ["MODEL.WEIGHTS", weights]
+    options += ["MODEL.WEIGHTS", weights, "TEST.BATCH_SIZE", 4]
     done = submit("--output", output, "--dataset", "cityscapes_instance_val", *options)
     assert done.returncode == 0, done.stderr
+    assert "Start inference on 2 batches" in done.stdout  # of 4 images, and of 2
     assert (
         "The model predicts 2 of the 8 classes; the benchmark scores the others with 0: rider,"
         " truck, bus, train, motorcycle, bicycle"
