@@ -168,7 +168,8 @@ def test_a_run_that_is_stopped_while_it_scores_the_average_resumes_exactly(
 def test_it_may_choose_the_best_checkpoint_and_be_switched_on_and_off(
     train: Train, tmp_path: Path
 ) -> None:
-    off = [*OPTIONS, "SOLVER.EMA_DECAY", 0.0, "SOLVER.MAX_ITER"]
+    off = [*OPTIONS, "SOLVER.EMA_DECAY", 0.0, "DATASETS.TEST", "()", "TEST.VALIDATION_LOSS", False]
+    off.append("SOLVER.MAX_ITER")
     train(*off, 1)
     assert "WeightAverage" not in load(tmp_path / "model_final.pth")["trainer"]["hooks"]
     assert not (tmp_path / "model_final_ema.pth").exists()
