@@ -295,6 +295,15 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # scoring or writing a submission, into their boxes only: the same pixels, many times faster.
     # Models that cannot (other meta architectures) and False: full-frame masks, as Detectron2.
     cfg.TEST.UNPASTED_MASKS = True
+    # Overlapping detections of a class, with MODEL.ROI_HEADS.NAME "BatchedROIHeads". METHOD "off":
+    # of those with an IoU above ROI_HEADS.NMS_THRESH_TEST the best one stays. Soft-NMS lowers the
+    # scores of the others instead, and removes those that are no longer above SCORE_THRESH_TEST:
+    # "linear" by 1 - IoU, from NMS_THRESH_TEST on; "gaussian" by exp(-IoU^2 / SIGMA), at any IoU.
+    # Its effect on the official AP has not been measured: that takes a trained model. It is applied
+    # in inference alone and needs no training; not with TEST.AUG.
+    cfg.MODEL.ROI_HEADS.SOFT_NMS = CfgNode()
+    cfg.MODEL.ROI_HEADS.SOFT_NMS.METHOD = "off"
+    cfg.MODEL.ROI_HEADS.SOFT_NMS.SIGMA = 0.5
     # What scoring, submissions and the Predictor share. Images of one size, next to each other, are
     # predicted together, at most BATCH_SIZE of them; results keep their order and are those of one
     # at a time but for rounding. PRECISION: "float32", "bfloat16" or, on GPUs, "float16"; training

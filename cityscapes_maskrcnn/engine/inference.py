@@ -205,8 +205,8 @@ def check_inference(cfg: CfgNode) -> None:
     """Verify the keys that say how images are predicted.
 
     Raises:
-        InputError: ``TEST.PRECISION`` is unknown or not for a CPU, or ``TEST.BATCH_SIZE`` is below
-            1.
+        InputError: ``TEST.PRECISION`` is unknown or not for a CPU, ``TEST.BATCH_SIZE`` is below
+            1, or soft-NMS is unknown or not for this model.
     """
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     precisions = [name for name in _PRECISIONS if on_gpu or name != "float16"]
@@ -217,6 +217,29 @@ def check_inference(cfg: CfgNode) -> None:
         )
     if cfg.TEST.BATCH_SIZE < 1:
         raise InputError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: at least 1")
+    heads = cfg.MODEL.ROI_HEADS
+    if heads.SOFT_NMS.METHOD not in ("off", "linear", "gaussian"):
+        raise InputError(
+            f"MODEL.ROI_HEADS.SOFT_NMS.METHOD {heads.SOFT_NMS.METHOD!r}: it must be off, linear or "
+            "gaussian"
+        )
+    if heads.SOFT_NMS.SIGMA <= 0:
+        raise InputError(f"MODEL.ROI_HEADS.SOFT_NMS.SIGMA {heads.SOFT_NMS.SIGMA}: more than 0")
+    if heads.SOFT_NMS.METHOD != "off":
+        others = {
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no such step": (
+                cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "PanopticFPN")
+            ),
+            f"MODEL.ROI_HEADS.NAME {heads.NAME} has none; BatchedROIHeads has": (
+                heads.NAME != "BatchedROIHeads"
+            ),
+            "TEST.AUG.ENABLED merges detections in its own way": cfg.TEST.AUG.ENABLED,
+        }
+        for problem, present in others.items():
+            if present:
+                raise InputError(
+                    f"MODEL.ROI_HEADS.SOFT_NMS.METHOD {heads.SOFT_NMS.METHOD}: {problem}"
+                )
 
 
 def for_inference(cfg: CfgNode, model: nn.Module) -> nn.Module:

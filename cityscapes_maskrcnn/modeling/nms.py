@@ -1,4 +1,4 @@
-"""Greedy non-maximum suppression of many lists of boxes at once."""
+"""Greedy and soft non-maximum suppression of many lists of boxes at once."""
 
 from __future__ import annotations
 
@@ -70,6 +70,52 @@ def batched_nms_keep(boxes: Tensor, valid: Tensor, iou_thresh: float) -> Tensor:
     while not nms.converged:
         nms.advance()
     return nms.keep
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    method: str,
+    iou_thresh: float,
+    sigma: float,
+    most: int,
+) -> tuple[Tensor, Tensor]:
+    """Lower the scores of boxes that overlap better ones, instead of removing the boxes.
+
+    Soft-NMS of Bodla et al., "Improving Object Detection With One Line of Code" (ICCV 2017): the
+    box with the highest score is taken, the scores of all boxes that are left are multiplied by a
+    factor that falls with their IoU with it, and so on. Scores are taken in falling order.
+
+    Args:
+        boxes: (x1, y1, x2, y2), float32 of R lists, shape (R, N, 4).
+        scores: shape (R, N), 0 or more; negative ones take no part.
+        method: ``"linear"``: the factor is 1 - IoU from ``iou_thresh`` on, and 1 below;
+            ``"gaussian"``: exp(-IoU^2 / sigma).
+        iou_thresh: of ``"linear"``.
+        sigma: of ``"gaussian"``.
+        most: boxes that are taken from a list.
+
+    Returns:
+        Indices of the boxes in the order in which they are taken, int64, and their scores then, of
+        shape (R, min(N, most)) both. Where a list has no more boxes, the score is -1.
+    """
+    left = scores.masked_fill(scores < 0, -1)
+    taken, taken_scores = [], []
+    for _ in range(min(most, boxes.shape[1])):
+        best, index = left.max(dim=1, keepdim=True)
+        taken.append(index)
+        taken_scores.append(best)
+        best_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        iou = pairwise_iou(boxes, best_boxes)[..., 0]
+        if method == "linear":
+            factor = torch.where(iou >= iou_thresh, 1 - iou, 1.0)
+        else:
+            factor = torch.exp(-iou.square() / sigma)
+        left = torch.where(left < 0, left, left * factor).scatter(1, index, -1)
+    if not taken:
+        return scores.new_zeros(len(scores), 0, dtype=torch.int64), scores.new_zeros(len(scores), 0)
+    return torch.cat(taken, dim=1), torch.cat(taken_scores, dim=1)
 
 
 def _on_gpu(boxes: Tensor) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cross_entropy
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.box_regression import _dense_box_regression_loss
@@ -26,7 +26,7 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 
 from cityscapes_maskrcnn.modeling import matching
-from cityscapes_maskrcnn.modeling.nms import BatchedNMS
+from cityscapes_maskrcnn.modeling.nms import BatchedNMS, soft_nms
 from cityscapes_maskrcnn.modeling.polygon_masks import FlatPolygons
 from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler, pool_regions
 from cityscapes_maskrcnn.modeling.step_metrics import StepMetrics
@@ -44,11 +44,32 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
     Keypoint heads, ``MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES`` and mask heads without a pooler train
     as in Detectron2, but for the sampling.
 
+    Args:
+        soft_nms: the method of :func:`.nms.soft_nms`, or ``"off"``: detections that overlap better
+            ones are removed, as in Detectron2.
+        soft_nms_sigma: its ``sigma``; its threshold is that of the box predictor.
+        others: as of :class:`StandardROIHeads`.
+
     Attributes:
         polygon_type: what ``gt_masks`` should be; others work too, and are rasterized on the CPU.
     """
 
     polygon_type = FlatPolygons
+
+    @configurable
+    def __init__(
+        self, *, soft_nms: str = "off", soft_nms_sigma: float = 0.5, **others: Any
+    ) -> None:
+        super().__init__(**others)
+        self.soft_nms = soft_nms
+        self.soft_nms_sigma = soft_nms_sigma
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Read the constructor's arguments as Detectron2 does, and ``ROI_HEADS.SOFT_NMS``."""
+        arguments: dict[str, Any] = super().from_config(cfg, input_shape)
+        soft_nms = cfg.MODEL.ROI_HEADS.SOFT_NMS
+        return {**arguments, "soft_nms": soft_nms.METHOD, "soft_nms_sigma": soft_nms.SIGMA}
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -171,8 +192,10 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
     ) -> dict[str, Tensor] | list[Instances]:
         """Compute losses or detections of the box head alone; on CPUs as Detectron2 does."""
         predictor = self.box_predictor
+        is_soft = self.soft_nms != "off"
         plain = type(predictor) is FastRCNNOutputLayers
-        if self.training or not plain or _on_cpu(proposals[0].proposal_boxes):
+        on_cpu = _on_cpu(proposals[0].proposal_boxes)
+        if self.training or not (is_soft or (plain and not on_cpu)):
             result: dict[str, Tensor] | list[Instances] = super()._forward_box(features, proposals)
             return result
         pooled = self.box_pooler(
@@ -180,10 +203,25 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
             [each.proposal_boxes for each in proposals],
         )
         predictions = predictor(self.box_head(pooled))
+        boxes = predictor.predict_boxes(predictions, proposals)
+        scores = predictor.predict_probs(predictions, proposals)
+        image_sizes = [each.image_size for each in proposals]
+        if is_soft:
+            return [
+                soft_detections(
+                    *image,
+                    score_thresh=predictor.test_score_thresh,
+                    method=self.soft_nms,
+                    nms_thresh=predictor.test_nms_thresh,
+                    sigma=self.soft_nms_sigma,
+                    topk_per_image=predictor.test_topk_per_image,
+                )
+                for image in zip(boxes, scores, image_sizes, strict=True)
+            ]
         return detections(
-            predictor.predict_boxes(predictions, proposals),
-            predictor.predict_probs(predictions, proposals),
-            [each.image_size for each in proposals],
+            boxes,
+            scores,
+            image_sizes,
             predictor.test_score_thresh,
             predictor.test_nms_thresh,
             predictor.test_topk_per_image,
@@ -491,3 +529,59 @@ def detections(
         )
         for image, (size, number) in enumerate(zip(image_sizes, numbers, strict=True))
     ]
+
+
+@torch.no_grad()
+def soft_detections(
+    boxes: Tensor,
+    scores: Tensor,
+    image_size: tuple[int, int],
+    *,
+    score_thresh: float,
+    method: str,
+    nms_thresh: float,
+    sigma: float,
+    topk_per_image: int,
+) -> Instances:
+    """Choose the detections of an image as :func:`detections` does, but by soft-NMS.
+
+    Args:
+        boxes: (R, 4 * K), or (R, 4) for all classes.
+        scores: (R, K + 1); the background is last.
+        image_size: height and width.
+        score_thresh: scores must be above it, before and after they are lowered.
+        method: see :func:`.nms.soft_nms`.
+        nms_thresh: its ``iou_thresh``.
+        sigma: see there.
+        topk_per_image: the most detections; below 0 all.
+
+    Returns:
+        Detections by falling score, which is the lowered one.
+    """
+    finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
+    boxes, scores = boxes[finite], scores[finite, :-1].T  # (K, R)
+    clipped = Boxes(boxes.reshape(-1, 4))
+    clipped.clip(image_size)
+    boxes = clipped.tensor.view(len(boxes), boxes.shape[1] // 4, 4).transpose(0, 1)
+    boxes = boxes.expand(len(scores), -1, -1)  # (K, R, 4)
+    scores = scores.masked_fill(scores <= score_thresh, -1)
+    # Few of a thousand proposals are candidates of a class.
+    scores, candidates = scores.topk(int((scores >= 0).sum(dim=1).max()), dim=1)
+    boxes = boxes.gather(1, candidates[..., None].expand(-1, -1, 4))
+    most = topk_per_image if topk_per_image >= 0 else scores.shape[1]
+    taken, scores = soft_nms(
+        boxes, scores, method=method, iou_thresh=nms_thresh, sigma=sigma, most=most
+    )
+    boxes = boxes.gather(1, taken[..., None].expand(-1, -1, 4))
+    classes, places = (scores > score_thresh).nonzero(as_tuple=True)
+    # Equal scores in the order of classes.
+    order = scores[classes, places].argsort(descending=True, stable=True)
+    if topk_per_image >= 0:
+        order = order[:topk_per_image]
+    classes, places = classes[order], places[order]
+    return Instances(
+        image_size,
+        pred_boxes=Boxes(boxes[classes, places]),
+        scores=scores[classes, places],
+        pred_classes=classes,
+    )

@@ -22,6 +22,7 @@ from cityscapes_maskrcnn.data.registration import register_all, register_dataset
 from cityscapes_maskrcnn.engine.class_check import class_names
 from cityscapes_maskrcnn.engine.inference import (
     build_evaluator,
+    check_inference,
     check_metric,
     fit_to_evaluators,
     for_inference,
@@ -111,6 +112,31 @@ def test_augmentation_sizes_that_make_no_sense(
 ) -> None:
     with pytest.raises(InputError, match=r"TEST\.AUG\.MIN_SIZES"):
         with_test_time_augmentation(config(f"TEST.AUG.{key}", value), build("stage_1_heads"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["MODEL.ROI_HEADS.SOFT_NMS.METHOD", "quadratic"], "METHOD 'quadratic': it must be off, "),
+        (["MODEL.ROI_HEADS.SOFT_NMS.SIGMA", 0.0], "SIGMA 0.0: more than 0"),
+        (
+            ["MODEL.ROI_HEADS.SOFT_NMS.METHOD", "linear", "TEST.AUG.ENABLED", True],
+            "METHOD linear: TEST.AUG.ENABLED merges detections in its own way",
+        ),
+        (
+            [
+                *("MODEL.ROI_HEADS.SOFT_NMS.METHOD", "linear"),
+                *("MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
+            ],
+            "METHOD linear: MODEL.ROI_HEADS.NAME StandardROIHeads has none; BatchedROIHeads has",
+        ),
+    ],
+)
+def test_soft_nms_that_would_not_be_applied(
+    config: Config, options: list[object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        check_inference(config(*options))
 
 
 def test_other_networks_cannot_be_augmented(config: Config) -> None:

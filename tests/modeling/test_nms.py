@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 import torchvision
 from torch import Tensor
 
 from cityscapes_maskrcnn.modeling import nms
-from cityscapes_maskrcnn.modeling.nms import BatchedNMS, batched_nms_keep
+from cityscapes_maskrcnn.modeling.nms import BatchedNMS, batched_nms_keep, soft_nms
 
 
 @pytest.fixture(params=["on_cpu", "as_on_gpu"])
@@ -140,3 +143,61 @@ def test_a_gpu_keeps_the_same_boxes() -> None:
     valid = torch.rand(20, 2000) < 0.9
     keep = batched_nms_keep(boxes.cuda(), valid.cuda(), 0.7)
     assert indices(keep.cpu()) == by_torchvision(boxes, valid, 0.7)
+
+
+def test_soft_nms_by_hand() -> None:
+    # The second box is half of the first, the third a quarter of it, the fourth lies apart.
+    boxes = torch.tensor([[[0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 5, 5], [20, 20, 30, 30]]]).float()
+    scores = torch.tensor([[0.9, 0.8, 0.5, 0.7]])
+    linear = {"method": "linear", "iou_thresh": 0.5, "sigma": 0.0}
+    taken, lowered = soft_nms(boxes, scores, most=10, **linear)
+    # 0.8 * (1 - 0.5): an IoU of exactly the threshold counts. The third has 0.25 with the first;
+    # it is taken next, its IoU with the second is 0.5 too: 0.4 * (1 - 0.5).
+    assert taken.tolist() == [[0, 3, 2, 1]]
+    torch.testing.assert_close(lowered, torch.tensor([[0.9, 0.7, 0.5, 0.2]]))
+    gaussian = {"method": "gaussian", "iou_thresh": 0.0, "sigma": 0.5}
+    taken, lowered = soft_nms(boxes, scores, most=3, **gaussian)
+    # After the first: 0.8 * exp(-0.25 / 0.5) = 0.4852, and 0.5 * exp(-0.0625 / 0.5) = 0.4412.
+    # The second lowers the third to 0.4412 * exp(-0.25 / 0.5) = 0.2676, which is not asked for.
+    assert taken.tolist() == [[0, 3, 1]]
+    torch.testing.assert_close(lowered, torch.tensor([[0.9, 0.7, 0.4852]]), atol=1e-4, rtol=0)
+    # Only the fourth and the third take part.
+    taken, lowered = soft_nms(boxes, torch.tensor([[-1, -1, 0.5, 0.7]]), most=3, **gaussian)
+    assert taken[0, :2].tolist() == [3, 2]
+    assert lowered.tolist() == [[pytest.approx(0.7), 0.5, -1]]
+    assert soft_nms(boxes[:, :0], scores[:, :0], most=3, **gaussian)[1].shape == (1, 0)
+
+
+def soft_nms_by_the_paper(
+    boxes: list[list[float]], scores: list[float], factor: Callable[[float], float]
+) -> list[tuple[int, float]]:
+    """Take the best box, lower all others, one by one."""
+    left, taken = dict(enumerate(scores)), []
+    while left:
+        best = max(left, key=lambda index: left[index])
+        taken.append((best, left.pop(best)))
+        x0, y0, x1, y1 = boxes[best]
+        for index in left:
+            u0, v0, u1, v1 = boxes[index]
+            common = max(0.0, min(x1, u1) - max(x0, u0)) * max(0.0, min(y1, v1) - max(y0, v0))
+            union = (x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - common
+            left[index] *= factor(common / union)
+    return taken
+
+
+@pytest.mark.parametrize("spread", [0.03, 0.1, 0.3])
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_soft_nms_is_the_papers(method: str, spread: float) -> None:
+    boxes = crowd(rows=3, number=60, spread=spread, seed=4)
+    scores = torch.rand(3, 60, generator=torch.Generator().manual_seed(5))
+    factors = {
+        "linear": lambda iou: 1 - iou if iou >= 0.3 else 1.0,
+        "gaussian": lambda iou: math.exp(-iou * iou / 0.5),
+    }
+    taken, lowered = soft_nms(boxes, scores, method=method, iou_thresh=0.3, sigma=0.5, most=99)
+    assert taken.shape == (3, 60)
+    for row in range(3):
+        expected = soft_nms_by_the_paper(boxes[row].tolist(), scores[row].tolist(), factors[method])
+        assert taken[row].tolist() == [index for index, _ in expected]
+        wanted = torch.tensor([score for _, score in expected])
+        torch.testing.assert_close(lowered[row], wanted, rtol=1e-4, atol=1e-6)

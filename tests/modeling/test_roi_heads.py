@@ -317,6 +317,67 @@ def test_detections_are_detectron2_s(
         assert torch.equal(one.pred_classes, other.pred_classes)
 
 
+@pytest.mark.parametrize("topk", [10, -1])
+@pytest.mark.parametrize(
+    "image",
+    [
+        predictions(60, seed=1),
+        predictions(0, seed=3),
+        predictions(40, seed=5, columns=1),
+        broken(40, seed=8),
+    ],
+    ids=["some", "none", "class agnostic", "not finite"],
+)
+@pytest.mark.parametrize(
+    ("method", "nms_thresh", "sigma", "hard_nms_thresh"),
+    [
+        ("gaussian", 0.5, 1e-13, 0.0),  # whatever overlaps goes
+        ("linear", 1.1, 0.5, 1.0),  # nothing goes
+    ],
+)
+def test_soft_detections_are_detectron2_s_where_nothing_is_soft(
+    image: tuple[Tensor, Tensor],
+    topk: int,
+    method: str,
+    nms_thresh: float,
+    sigma: float,
+    hard_nms_thresh: float,
+) -> None:
+    boxes, scores = image
+    actual = roi_heads.soft_detections(
+        boxes,
+        scores,
+        SIZE,
+        score_thresh=0.05,
+        method=method,
+        nms_thresh=nms_thresh,
+        sigma=sigma,
+        topk_per_image=topk,
+    )
+    (expected,), _ = fast_rcnn_inference([boxes], [scores], [SIZE], 0.05, hard_nms_thresh, topk)
+    assert actual.image_size == SIZE
+    assert torch.equal(expected.pred_boxes.tensor, actual.pred_boxes.tensor)
+    assert torch.equal(expected.scores, actual.scores)
+    assert torch.equal(expected.pred_classes, actual.pred_classes)
+
+
+def test_soft_nms_of_a_model_keeps_what_overlaps_at_a_lower_score() -> None:
+    options = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05, "TEST.DETECTIONS_PER_IMAGE", 1000]
+    found = {}
+    for method in ("off", "linear", "gaussian"):
+        network = model(BATCHED, *options, "MODEL.ROI_HEADS.SOFT_NMS.METHOD", method).eval()
+        with torch.no_grad():
+            (found[method],) = network(batch(2))
+    off, linear = found["off"]["instances"], found["linear"]["instances"]
+    assert 0 < len(off) < len(linear)
+    assert linear.pred_masks.shape == (len(linear), *SIZE)
+    for each in (linear, found["gaussian"]["instances"]):
+        # The best detection of all overlaps no better one.
+        assert each.scores[0] == off.scores[0]
+        assert each.scores.tolist() == sorted(each.scores.tolist(), reverse=True)
+        assert each.scores.min() > 0.05
+
+
 def test_detections_wait_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nms, "_on_gpu", lambda _: True)
     for number in (1, 4):
