@@ -117,7 +117,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._allow_pickle = tuple(allow_pickle)
         self._require_all = require_all
         self._classes = list(classes)
-        self._weights_classes = list(weights_classes)
+        self._weights_classes = list(map(str, weights_classes))
         self._conventions = conventions or {}
         self._matched_by_name = False
         #: The file that was loaded last, as it was named.
@@ -361,9 +361,14 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise InputError(
                 "MODEL.WEIGHTS_CLASSES: the config's datasets have no names of classes to match"
             )
-        checkpoint["model"], table = match_classes(
+        checkpoint["model"], missing, table = match_classes(
             checkpoint["model"], self.path, theirs, self._classes, ours
         )
+        if missing and (self._require_all or (not own and missing == self._classes)):
+            raise InputError(
+                f"{self.path}: has no rows for {', '.join(missing)}; the classes of its heads are "
+                f"{', '.join(theirs[:10])}{', ...' if len(theirs) > 10 else ''}"
+            )
         self._matched_by_name = True
         self.logger.info("%s", table)
 

@@ -82,11 +82,12 @@ def match_classes(
     theirs: Sequence[str],
     ours: Sequence[str],
     initial: Mapping[str, Tensor],
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, Any], list[str], str]:
     """Put the rows of a file's heads in the order of a model's classes, by their names.
 
     A rider takes the rows of a person where the file has no riders. A class without rows keeps the
-    model's own. Layers without classes (class-agnostic boxes and masks) stay as they are.
+    model's own. Layers without classes (class-agnostic boxes and masks), and those of another width
+    than the model's, stay as they are.
 
     Args:
         state: the file's tensors, as :func:`class_layers` takes them; the background last.
@@ -96,24 +97,20 @@ def match_classes(
         initial: the model's tensors, by Detectron2's names.
 
     Returns:
-        All tensors under the file's names, those of the classes with new rows; and a table of which
-        rows came from where.
+        All tensors under the file's names, those of the classes with new rows; the model's classes
+        that the file has no rows for; and a table of which rows came from where.
 
     Raises:
-        InputError: the file's heads have another number of classes than ``theirs``, or none of the
-            model's classes is among them.
+        InputError: the file's heads have another number of classes than ``theirs``.
     """
     rows = [_row_of(name, theirs) for name in ours]
-    if all(row is None for row in rows):
-        raise InputError(
-            f"{source}: none of {', '.join(ours)} is among the classes of its heads: "
-            f"{', '.join(theirs[:5])}{', ...' if len(theirs) > 5 else ''}"
-        )
     result = dict(state)
     changed = []
     for name, target, values, has_background in class_layers(state):
         given, own = state[name], initial.get(target)
-        if own is None or (not has_background and len(given) == values != len(theirs) * values):
+        if own is None or own.shape[1:] != given.shape[1:]:
+            continue
+        if not has_background and len(given) == values != len(theirs) * values:
             continue
         if len(given) != len(theirs) * values + has_background:
             raise InputError(
@@ -136,7 +133,8 @@ def match_classes(
     ]
     lines.append(f"  {'background':{width}}  row {len(theirs):3}")
     header = f"{source}: its heads by class, of {len(theirs)}:"
-    return result, "\n".join([header, *lines, *(f"  {line}" for line in changed)])
+    missing = [name for name, row in zip(ours, rows, strict=True) if row is None]
+    return result, missing, "\n".join([header, *lines, *(f"  {line}" for line in changed)])
 
 
 def _row_of(name: str, theirs: Sequence[str]) -> int | None:

@@ -99,9 +99,9 @@ def from_torchvision(state: Mapping[str, Any], source: str) -> dict[str, Any]:
         result[name] = torch.cat([rows[1:], rows[:1]]) if has_background else rows[values:]
     if _WITHOUT_EPS.fullmatch(source):
         for name, variance in state.items():
-            if name.endswith(".running_var"):
+            weight = name.replace("running_var", "weight")
+            if weight != name and weight in state and variance.shape == state[weight].shape:
                 # weight / sqrt(variance), by a layer that adds _EPS to the variance.
                 scale = (1 + _EPS / variance.double().clamp(min=1e-30)).sqrt()
-                weight = name.replace("running_var", "weight")
                 result[weight] = (state[weight] * scale).to(state[weight].dtype)
     return result

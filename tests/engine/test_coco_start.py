@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer, load_for_inference
 from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY
 from cityscapes_maskrcnn.engine.class_check import class_names
+from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -44,7 +45,7 @@ def remove_files(tmp_path: Path) -> Iterator[None]:
     shutil.rmtree(tmp_path)
 
 
-def config(name: str, *options: object) -> CfgNode:
+def read(name: str, *options: object) -> CfgNode:
     words = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS_ALLOW_PICKLE", "('*',)", *map(str, options)]
     return build_config(f"configs/{name}.yaml", words)
 
@@ -101,7 +102,7 @@ def test_every_tensor_of_the_zoos_file_finds_its_place(
     source = zoo_model(depth, *options)
     path = write_zoo_file(tmp_path / "model_final.pkl", source)
     with caplog.at_level("INFO"):
-        model = start(config(f"coco_mask_rcnn_R_{depth}_FPN", *options), path)
+        model = start(read(f"coco_mask_rcnn_R_{depth}_FPN", *options), path)
     theirs, ours = source.state_dict(), model.state_dict()
     # ResNet-50: 53 convolutions with 4 of BatchNorm each; ResNet-101: 51 more. FPN 8 x 2, RPN
     # 3 x 2, box head 2 x 2, its predictors 2 x 2, mask head 6 x 2.
@@ -132,7 +133,7 @@ def test_the_new_baseline_computes_the_same(tmp_path: Path) -> None:
             value.normal_(std=0.1)
         elif name.endswith("running_var"):
             value.uniform_(0.5, 1.5)
-    cfg = config("coco_new_baseline_R_50_FPN")
+    cfg = read("coco_new_baseline_R_50_FPN")
     conventions = conventions_of(cfg)
     assert conventions["INPUT.FORMAT"] == lazy.model.input_format
     assert conventions["MODEL.PIXEL_MEAN"] == lazy.model.pixel_mean
@@ -166,7 +167,7 @@ def test_detections_are_those_of_the_source(tmp_path: Path) -> None:
     """Before any training, the boxes of a class are scored and placed as by the model of COCO."""
     source = zoo_model(50, *TINY)
     path = write_zoo_file(tmp_path / "model_final.pkl", source)
-    model = start(config("coco_mask_rcnn_R_50_FPN", *TINY), path)
+    model = start(read("coco_mask_rcnn_R_50_FPN", *TINY), path)
     regions = torch.randn(6, 8, 7, 7)
     scores, boxes = model.roi_heads.box_predictor(model.roi_heads.box_head(regions))
     other_scores, other_boxes = source.roi_heads.box_predictor(source.roi_heads.box_head(regions))
@@ -192,7 +193,7 @@ def all_classes_again() -> Iterator[None]:
 @pytest.mark.usefixtures("all_classes_again")
 def test_some_of_the_classes(tiny_zoo_file: Path) -> None:
     two = ["DATASETS.CLASSES", "('car','person')", "MODEL.ROI_HEADS.NUM_CLASSES", "2"]
-    model = start(config("coco_mask_rcnn_R_50_FPN", *TINY, *two), tiny_zoo_file)
+    model = start(read("coco_mask_rcnn_R_50_FPN", *TINY, *two), tiny_zoo_file)
     given = pickle.loads(tiny_zoo_file.read_bytes())["model"]
     name = "roi_heads.box_predictor.cls_score.weight"
     # The order is the dataset's: person, car.
@@ -204,16 +205,21 @@ def test_classes_are_what_the_config_says(
 ) -> None:
     """80 rows alone are no sign of COCO: without the key they start anew, and other names count."""
     name = "roi_heads.box_predictor.cls_score.weight"
-    start(config("coco_mask_rcnn_R_50_FPN", *TINY, "MODEL.WEIGHTS_CLASSES", "()"), tiny_zoo_file)
+    start(read("coco_mask_rcnn_R_50_FPN", *TINY, "MODEL.WEIGHTS_CLASSES", "()"), tiny_zoo_file)
     assert f"{name} starts anew" in caplog.text
     with pytest.raises(InputError, match=r"cls_score\.weight has 81 rows, .* those of 2 classes"):
         start(
-            config("coco_mask_rcnn_R_50_FPN", *TINY, "MODEL.WEIGHTS_CLASSES", "('car','person')"),
+            read("coco_mask_rcnn_R_50_FPN", *TINY, "MODEL.WEIGHTS_CLASSES", "('car','person')"),
             tiny_zoo_file,
+        )
+    nothing = str(tuple(f"thing {number}" for number in range(80)))
+    with pytest.raises(InputError, match="has no rows for person, rider, car"):
+        start(
+            read("coco_mask_rcnn_R_50_FPN", *TINY, "MODEL.WEIGHTS_CLASSES", nothing), tiny_zoo_file
         )
     names = ["car", *(f"thing {number}" for number in range(79))]
     model = start(
-        config("coco_mask_rcnn_R_50_FPN", *TINY, "MODEL.WEIGHTS_CLASSES", str(tuple(names))),
+        read("coco_mask_rcnn_R_50_FPN", *TINY, "MODEL.WEIGHTS_CLASSES", str(tuple(names))),
         tiny_zoo_file,
     )
     given = torch.from_numpy(pickle.loads(tiny_zoo_file.read_bytes())["model"][name])
@@ -225,7 +231,7 @@ def test_own_checkpoints_name_their_classes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As many classes in another order: rows follow the names, with the key of COCO too."""
-    cfg = config("coco_mask_rcnn_R_50_FPN", *TINY, "OUTPUT_DIR", tmp_path)
+    cfg = read("coco_mask_rcnn_R_50_FPN", *TINY, "OUTPUT_DIR", tmp_path)
     source = fill(build_model(cfg))
     names = ["bicycle", "person", "rider", "car", "truck", "bus", "train", "motorcycle"]
     path = tmp_path / "model_final.pth"
@@ -235,7 +241,13 @@ def test_own_checkpoints_name_their_classes(
     given = source.state_dict()[bias]
     assert torch.equal(model.state_dict()[bias], given[[1, 2, 3, 4, 5, 6, 7, 0, 8]])
     assert "predicts" not in caplog.text
+    # Of none of its classes: they start anew, all of them.
+    torch.save({"model": source.state_dict(), ORIGIN_KEY: {"classes": list("abcdefgh")}}, path)
+    other = start(cfg, path).state_dict()[bias]
+    assert other[-1] == given[-1]
+    assert not (other[:-1] == given[:-1]).any()
     # To be scored, it must have the classes itself.
+    torch.save({"model": source.state_dict(), ORIGIN_KEY: {"classes": names}}, path)
     cfg.MODEL.WEIGHTS = str(path)
     with pytest.raises(InputError, match=r"predicts bicycle, person, .* DATASETS\.CLASSES"):
         load_for_inference(model, cfg)
@@ -243,9 +255,46 @@ def test_own_checkpoints_name_their_classes(
 
 def test_the_start_can_be_scored(tiny_zoo_file: Path) -> None:
     """Without training: what the COCO model finds on streets shows that images are read right."""
-    cfg = config("coco_mask_rcnn_R_50_FPN", *TINY, "MODEL.WEIGHTS", tiny_zoo_file)
+    cfg = read("coco_mask_rcnn_R_50_FPN", *TINY, "MODEL.WEIGHTS", tiny_zoo_file)
     model = build_model(cfg)
     load_for_inference(model, cfg)
     given = pickle.loads(tiny_zoo_file.read_bytes())["model"]["roi_heads.mask_head.predictor.bias"]
     bias = model.state_dict()["roi_heads.mask_head.predictor.bias"]
     assert torch.equal(bias, torch.from_numpy(given)[COCO_ROWS])
+    # Not with random rows.
+    cfg.MODEL.WEIGHTS_CLASSES = ["car", *(f"thing {number}" for number in range(79))]
+    with pytest.raises(
+        InputError, match=r"no rows for person, rider, truck.*heads are car, thing 0"
+    ):
+        load_for_inference(model, cfg)
+
+
+# Those whose model differs; the others have the schedule of coco_mask_rcnn_R_50_FPN.yaml.
+CONFIGS = [
+    "coco_mask_rcnn_R_101_FPN",
+    "coco_new_baseline_R_50_FPN",
+    "coco_staged_1_heads",
+    "coco_torchvision_R_50_FPN",
+]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_train_and_score(name: str, config: Callable[..., CfgNode], tmp_path: Path) -> None:
+    cfg = config(
+        *(
+            "SOLVER.MAX_ITER",
+            3,
+            "SOLVER.STEPS",
+            (2,),
+            "TEST.EVAL_PERIOD",
+            0,
+            "SOLVER.ACCUMULATE",
+            2,
+        ),
+        stage=name,
+    )
+    cfg.freeze()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(False)
+    assert "AP" in trainer.train()["segm"]
+    assert (tmp_path / "model_final.pth").is_file()

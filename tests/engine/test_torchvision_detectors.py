@@ -21,6 +21,7 @@ from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.class_check import class_names, coco_classes
 from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
 from cityscapes_maskrcnn.modeling.class_rows import match_classes
+from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names
 from cityscapes_maskrcnn.modeling.detector_names import from_torchvision
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -125,8 +126,6 @@ def test_outputs_are_torchvisions(
 
 def test_the_names_of_older_files() -> None:
     """As in the published file of the first version."""
-    from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names
-
     older = {
         "backbone.fpn.inner_blocks.3.weight": "backbone.fpn_lateral5.weight",
         "backbone.fpn.layer_blocks.0.bias": "backbone.fpn_output2.bias",
@@ -153,7 +152,7 @@ def test_cocos_ids_are_matched_by_name() -> None:
     initial = {f"roi_heads.box_predictor.{name}": value for name, value in layers.items()}
     initial["roi_heads.mask_head.predictor.bias"] = torch.zeros(8)
     rearranged = from_torchvision(file, "file")
-    matched, _ = match_classes(rearranged, "file", coco_classes(90), names, initial)
+    matched, _, _ = match_classes(rearranged, "file", coco_classes(90), names, initial)
     # The official ids: person 1, car 3, truck 8, bus 6, train 7, motorcycle 4, bicycle 2.
     ids = [1, 1, 3, 8, 6, 7, 4, 2]
     scores, boxes, _, masks = matched.values()
