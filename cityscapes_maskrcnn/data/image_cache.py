@@ -145,6 +145,8 @@ class ImageCache:
         try:
             with file.open("rb") as opened:
                 header = opened.read(_HEADER.size)
+                if len(header) < _HEADER.size:
+                    raise ValueError("its size is wrong")
                 magic, height, width, checksum, known = _HEADER.unpack(header)
                 if magic != _MAGIC or known != digest:
                     return None
@@ -157,11 +159,13 @@ class ImageCache:
                 if zlib.crc32(pixels.data) != checksum:
                     raise ValueError("its checksum is wrong")
                 self._checked.add(str(file))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, struct.error) as error:
-            problem = printable(f"{file}, which cannot be read: {error}")
-            logger.warning("Decoding an image anew instead of using the cache file %s", problem)
+        except OSError:
+            return None  # it is written anew, or the one warning of that says what is wrong
+        except ValueError as error:
+            # Where files cannot be written anew, each would be found damaged again and again.
+            if not self._warned:
+                problem = printable(f"{file}, which cannot be read: {error}")
+                logger.warning("Decoding an image anew instead of using the cache file %s", problem)
             return None
         return pixels
 

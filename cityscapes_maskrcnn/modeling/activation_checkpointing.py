@@ -64,7 +64,7 @@ def checkpoint_activations(model: nn.Module, parts: Sequence[str]) -> nn.Module:
         "box_head": [getattr(heads, "box_head", None)],
         "mask_head": [getattr(heads, "mask_head", None)],
     }
-    for module in (module for part in parts for module in found[part]):
+    for module in (module for part in dict.fromkeys(parts) for module in found[part]):
         if module is None or not any(each.requires_grad for each in module.parameters()):
             continue
         if isinstance(module, FPN):

@@ -74,8 +74,8 @@ def test_a_changed_image_replaces_its_file(folder: Path, image: str) -> None:
     [
         (lambda data: data[:-1], "its size is wrong"),
         (lambda data: data[:-9] + b"x" + data[-8:], "its checksum is wrong"),
-        (lambda data: data[:30], "requires a buffer of 52 bytes"),
-        (lambda data: data[:0], "requires a buffer"),
+        (lambda data: data[:30], "its size is wrong"),
+        (lambda data: data[:0], "its size is wrong"),
     ],
 )
 def test_a_damaged_file_is_written_anew_with_a_warning(
@@ -119,6 +119,38 @@ def test_a_full_disk_is_one_warning(
             np.testing.assert_array_equal(cache.read(path), pixels_of(path))
     assert caplog.text.count("Decoded images cannot be cached") == 1
     assert not [path for path in folder.glob("*/*") if path.is_file()]
+
+
+def test_a_folder_that_cannot_be_used_is_one_warning(
+    folder: Path, image: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_text("a file")
+    cache = ImageCache("disk", "RGB")
+    for path in (image, write(tmp_path / "other.png", 3), image):
+        np.testing.assert_array_equal(cache.read(path), pixels_of(path))
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("Decoded images cannot be cached (")
+    assert "cannot be written: Not a directory), so they are decoded again" in caplog.messages[0]
+
+
+def test_damaged_files_that_cannot_be_replaced_are_not_reported_again_and_again(
+    folder: Path,
+    image: str,
+    caplog: pytest.LogCaptureFixture,
+    full_disk: Callable[[int], AbstractContextManager[None]],
+) -> None:
+    ImageCache("disk", "RGB").read(image)
+    (file,) = folder.glob("*/*")
+    file.write_bytes(file.read_bytes()[:-1])
+    cache = ImageCache("disk", "RGB")
+    with full_disk(1000):
+        for _ in range(3):
+            np.testing.assert_array_equal(cache.read(image), pixels_of(image))
+    assert [message.split(" (")[0].split(" the ")[0] for message in caplog.messages] == [
+        "Decoding an image anew instead of using",
+        "Decoded images cannot be cached",
+    ]
 
 
 def test_a_broken_image_is_the_same_error_as_without_a_cache(folder: Path, image: str) -> None:

@@ -125,6 +125,13 @@ def test_parts_that_do_not_train_are_left_alone() -> None:
     assert checkpoint_activations(nn.Linear(1, 1), PARTS)(torch.zeros(1, 1)).shape == (1, 1)
 
 
+def test_a_part_may_be_named_twice() -> None:
+    once, twice = build(), build()
+    checkpoint_activations(once, ("res5", "fpn"))
+    checkpoint_activations(twice, ("res5", "fpn", "res5", "fpn"))
+    assert different(step(once)[0], step(twice)[0]) == []
+
+
 def test_unknown_parts_are_refused() -> None:
     message = r"^MODEL\.ACTIVATION_CHECKPOINTING: there is no part 'res1'; there are stem, res2"
     with pytest.raises(InputError, match=message):
