@@ -70,7 +70,8 @@ def test_a_mask_that_fills_its_box_has_four_corners() -> None:
 
 
 def test_what_is_pasted_hides_what_is_behind() -> None:
-    behind, beside = [rectangle(2, 2, 10, 10)], [rectangle(2, 12, 8, 18)]
+    """What is beside it, with nothing between, keeps its outline, whatever its vertices are."""
+    behind, beside = [rectangle(2, 2, 10, 10)], [rectangle(6.2, 10.1, 12.3, 16.0)]
     image, left, pasted = paste([behind, beside], [[rectangle(6, 2, 14, 10)]])
     expected = np.full((20, 20), 100)
     expected[2:10, 6:14] = 200
