@@ -90,18 +90,22 @@ def pairwise_iou(gt_boxes: Tensor, boxes: Tensor) -> Tensor:
     return intersection.div_(union).nan_to_num_(nan=0.0)
 
 
-def match(
-    iou: Tensor,
+def match_boxes(
+    gt_boxes: Tensor,
     gt_valid: Tensor,
+    boxes: Tensor,
     thresholds: Sequence[float],
     labels: Sequence[int],
     allow_low_quality_matches: bool,
 ) -> tuple[Tensor, Tensor]:
     """Match boxes with ground truth by their IoU, as Detectron2's ``Matcher`` does for an image.
 
+    The whole IoU matrix is never held.
+
     Args:
-        iou: of shape (B, G, N), with G at least 1; 0 for padded ground truth.
+        gt_boxes: float32 of shape (B, G, 4), with G at least 1; padding must be zeros.
         gt_valid: which ground truth is no padding, bool of shape (B, G).
+        boxes: of shape (B, N, 4), or (N, 4) if the images share them.
         thresholds: ascending, all above 0.
         labels: one more than thresholds, from the lowest IoU to the highest: -1 to ignore, 0 for
             background, 1 for foreground.
@@ -112,45 +116,13 @@ def match(
         The index of the ground truth with the highest IoU, int64 of shape (B, N), 0 if an image has
         none; and the label, int8 of shape (B, N).
     """
-    return _match([iou], gt_valid, thresholds, labels, allow_low_quality_matches)
-
-
-def match_boxes(
-    gt_boxes: Tensor,
-    gt_valid: Tensor,
-    boxes: Tensor,
-    thresholds: Sequence[float],
-    labels: Sequence[int],
-    allow_low_quality_matches: bool,
-) -> tuple[Tensor, Tensor]:
-    """Match boxes with ground truth as :func:`match` does, and never hold the whole IoU matrix.
-
-    Args:
-        gt_boxes: float32 of shape (B, G, 4); padding must be zeros.
-        gt_valid: see :func:`match`, and so are the others.
-        boxes: of shape (B, N, 4), or (N, 4) if the images share them.
-        thresholds: see :func:`match`.
-        labels: see :func:`match`.
-        allow_low_quality_matches: see :func:`match`.
-    """
     values = _CHUNK_ON_GPU if gt_boxes.is_cuda else _CHUNK_ON_CPU
     size = max(1, values // gt_valid.numel())
-    ious = (pairwise_iou(gt_boxes, chunk) for chunk in boxes.split(size, dim=-2))
-    return _match(ious, gt_valid, thresholds, labels, allow_low_quality_matches)
-
-
-def _match(
-    ious: Any,
-    gt_valid: Tensor,
-    thresholds: Sequence[float],
-    labels: Sequence[int],
-    allow_low_quality_matches: bool,
-) -> tuple[Tensor, Tensor]:
-    """Match by the chunks (B, G, n) of an IoU matrix, whose lengths n add up to N."""
     best, indices, peaks, at_peak = [], [], [], []
-    for iou in ious:
-        values, gt = iou.max(dim=1)
-        best.append(values)
+    for chunk in boxes.split(size, dim=-2):
+        iou = pairwise_iou(gt_boxes, chunk)
+        highest, gt = iou.max(dim=1)
+        best.append(highest)
         indices.append(gt)
         if allow_low_quality_matches and iou.shape[2]:
             peaks.append(iou.amax(dim=2))  # of every ground truth, in this chunk
@@ -162,10 +134,10 @@ def _match(
     if peaks:
         chunk_peaks = torch.stack(peaks)  # (chunks, B, G)
         # A peak of 0 counts too: all boxes then are "the best" for that ground truth.
-        highest = (chunk_peaks == chunk_peaks.amax(dim=0)) & gt_valid
+        is_peak = (chunk_peaks == chunk_peaks.amax(dim=0)) & gt_valid
         low_quality = [
-            chunk.logical_and_(is_highest[..., None]).any(dim=1)
-            for chunk, is_highest in zip(at_peak, highest, strict=True)
+            places.logical_and_(counts[..., None]).any(dim=1)
+            for places, counts in zip(at_peak, is_peak, strict=True)
         ]
         match_labels.masked_fill_(torch.cat(low_quality, dim=1), 1)
     return torch.cat(indices, dim=1), match_labels

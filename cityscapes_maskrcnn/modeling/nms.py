@@ -60,18 +60,6 @@ class BatchedNMS:
         self.converged = (self._kept == before).all()
 
 
-def batched_nms_keep(boxes: Tensor, valid: Tensor, iou_thresh: float) -> Tensor:
-    """Run :class:`BatchedNMS` to its end; on a GPU this waits for it, once if few rounds do.
-
-    Returns:
-        Which boxes are kept, bool of shape (R, N).
-    """
-    nms = BatchedNMS(boxes, valid, iou_thresh)
-    while not nms.converged:
-        nms.advance()
-    return nms.keep
-
-
 def soft_nms(
     boxes: Tensor,
     scores: Tensor,

@@ -15,7 +15,6 @@ from torch import Tensor
 from cityscapes_maskrcnn.modeling import matching
 from cityscapes_maskrcnn.modeling.matching import (
     box_deltas,
-    match,
     match_boxes,
     pad,
     pairwise_iou,
@@ -99,14 +98,12 @@ def test_matches_are_detectron2s(
     others = torch.cat([boxes(300, 6), boxes(9, 1), boxes(300, 6), ODD_BOXES])
     padded, valid = pad(of_images)
     found = match_boxes(padded, valid, others, thresholds, labels, low_quality)
-    whole = match(pairwise_iou(padded, others), valid, thresholds, labels, low_quality)
     matcher = Matcher(thresholds, labels, low_quality)
     for image, gt in enumerate(of_images):
         wanted = matcher(detectron2_iou(Boxes(gt), Boxes(others)))
-        for ours, whole_ours, theirs in zip(found, whole, wanted, strict=True):
+        for ours, theirs in zip(found, wanted, strict=True):
             assert ours[image].dtype == theirs.dtype
             assert torch.equal(ours[image], theirs)
-            assert torch.equal(whole_ours[image], theirs)
 
 
 def test_without_boxes_there_is_nothing_to_match() -> None:

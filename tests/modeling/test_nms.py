@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor
 
 from cityscapes_maskrcnn.modeling import nms
-from cityscapes_maskrcnn.modeling.nms import BatchedNMS, batched_nms_keep, soft_nms
+from cityscapes_maskrcnn.modeling.nms import BatchedNMS, soft_nms
 
 
 @pytest.fixture(params=["on_cpu", "as_on_gpu"])
@@ -38,6 +38,13 @@ def by_torchvision(boxes: Tensor, valid: Tensor, thresh: float) -> list[list[int
         scores = torch.arange(len(places), 0, -1.0)
         kept.append(places[torchvision.ops.nms(row[places], scores, thresh)].tolist())
     return kept
+
+
+def batched_nms_keep(boxes: Tensor, valid: Tensor, thresh: float) -> Tensor:
+    found = BatchedNMS(boxes, valid, thresh)
+    while not found.converged:
+        found.advance()
+    return found.keep
 
 
 def indices(keep: Tensor) -> list[list[int]]:
