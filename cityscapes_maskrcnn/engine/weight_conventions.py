@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePosixPath
@@ -100,7 +101,7 @@ def _conventions_of_file(path: str, content: Mapping[str, Any]) -> dict[str, Any
     # Caffe2's names: of the zoo's files of ImageNet, under whatever name.
     if "res2_0_branch2a_w" in content["model"]:
         return {_FORMAT: _MSRA[_FORMAT]}
-    return _conventions_of_zoo(file.name)
+    return _conventions_of_zoo(file.name) if file.suffix == ".pkl" else {}
 
 
 def _conventions_of_mmdetection(config: str) -> dict[str, Any]:
@@ -118,9 +119,11 @@ def _conventions_of_mmdetection(config: str) -> dict[str, Any]:
 
 def _conventions_of_zoo(filename: str) -> dict[str, Any]:
     """Look up a detector of Detectron2's model zoo, by the unique names of its files."""
-    # Imported here: few need it, and it warns of pkg_resources.
-    from detectron2 import model_zoo
-    from detectron2.model_zoo.model_zoo import _ModelZooUrls
+    # Imported here: few need it, and it warns of pkg_resources, which setup.py sees to.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from detectron2 import model_zoo
+        from detectron2.model_zoo.model_zoo import _ModelZooUrls
 
     for config, suffix in _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX.items():
         if PurePosixPath(suffix).name != filename:
