@@ -52,6 +52,7 @@ WITHOUT_DETECTRON2 = [
     "modeling.detector_names",
     "modeling.weight_files",
     "modeling.safe_pickles",
+    "engine.checkpoint_average",
     "engine.checkpoint_origin",
     "evaluation.masks",
     "evaluation.pasting",

@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Convert a file of weights to one that Detectron2 loads as it is, running no code from it."""
+"""Convert a file of weights to one that Detectron2 loads as it is, or average checkpoints of a run.
+
+No code from the files is run.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ end_on_signals()  # before the slow imports
 import torch
 
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, read_history, to_plain
+from cityscapes_maskrcnn.engine.checkpoint_average import average_checkpoints
 from cityscapes_maskrcnn.modeling.deeplab_weights import ConversionReport, translate
 from cityscapes_maskrcnn.modeling.weight_files import (
     TORCHVISION_SCHEME,
@@ -38,6 +42,8 @@ examples:
         MODEL.PIXEL_MEAN "(123.675,116.28,103.53)" MODEL.PIXEL_STD "(58.395,57.12,57.375)"
   the tensors of a Detectron2 model that was trained with PyTorch Lightning:
     tools/convert_weights.py --keep-names last.ckpt model.pth
+  the mean of a run's last checkpoints (stochastic weight averaging), to be scored with its config:
+    tools/convert_weights.py --average output/model_001[5-9]999.pth output/averaged.pth
 """
 
 
@@ -47,12 +53,17 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("input", metavar="IN", help="a .pth or .safetensors file, or torchvision://...")
+    add("inputs", metavar="IN", nargs="+", help="a .pth or .safetensors file, or torchvision://...")
     add("output", metavar="OUT", help="the .pth file to write")
     add(
         "--keep-names",
         action="store_true",
         help="write all tensors, whatever the network, under the names that they have",
+    )
+    add(
+        "--average",
+        action="store_true",
+        help="write the mean of all IN, checkpoints of one run, under the names that they have",
     )
     add("--list", action="store_true", help="print a line for every tensor")
     args = parser.parse_args(argv)
@@ -61,20 +72,16 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"{args.output}: OUT must end in .pth, by which Detectron2 knows the format"
         )
-    is_name = args.input.startswith(TORCHVISION_SCHEME)
-    path = fetch_torchvision(args.input) if is_name else Path(args.input)
-    checkpoint = read_checkpoint(path, skip_objects=True)
-    tensors, report = (
-        _as_named(checkpoint["model"], args.input)
-        if args.keep_names
-        else translate(checkpoint["model"], args.input)
-    )
-    content: dict[str, Any] = {"model": tensors}
-    if not args.keep_names:
-        # Detectron2 looks for names that end in these, wherever the model keeps its backbone.
-        content |= {"__author__": "torchvision", "matching_heuristics": True}
-    if history := read_history(checkpoint, args.input):
-        content[SEEN_IMAGES_KEY] = to_plain(history)
+    if args.average:
+        # Otherwise all files of a pattern, without OUT after it, would replace the last of them.
+        if Path(args.output).exists():
+            raise InputError(f"{args.output}: exists; name a new file, OUT, after all IN")
+        content = average_checkpoints(args.inputs)
+        _, report = _as_named(content["model"], f"the mean of {len(args.inputs)} files")
+    elif len(args.inputs) > 1:
+        raise InputError(f"{args.inputs[1]}: one file is converted at a time, but for --average")
+    else:
+        content, report = _converted(args.inputs[0], args.keep_names)
     write_tensors(args.output, content)
     print(report.summary())
     if args.list:
@@ -84,7 +91,23 @@ def main(argv: list[str] | None = None) -> None:
             print(f"skipped  {name}: {reason}")
         for name in report.missing:
             print(f"missing  {name}")
-    print(f"{len(tensors)} tensors are in {args.output}")
+    print(f"{len(content['model'])} tensors are in {args.output}")
+
+
+def _converted(source: str, keep_names: bool) -> tuple[dict[str, Any], ConversionReport]:
+    """Read a file, and translate its names if they are not to be kept."""
+    is_name = source.startswith(TORCHVISION_SCHEME)
+    path = fetch_torchvision(source) if is_name else Path(source)
+    checkpoint = read_checkpoint(path, skip_objects=True)
+    convert = _as_named if keep_names else translate
+    tensors, report = convert(checkpoint["model"], source)
+    content: dict[str, Any] = {"model": tensors}
+    if not keep_names:
+        # Detectron2 looks for names that end in these, wherever the model keeps its backbone.
+        content |= {"__author__": "torchvision", "matching_heuristics": True}
+    if history := read_history(checkpoint, source):
+        content[SEEN_IMAGES_KEY] = to_plain(history)
+    return content, report
 
 
 def _as_named(

@@ -128,6 +128,22 @@ def test_bad_input_is_one_line(convert: Run, weights: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out.pkl").exists()
 
 
+def test_the_mean_of_checkpoints(convert: Run, tmp_path: Path) -> None:
+    inputs = [tmp_path / f"model_{number}.pth" for number in range(2)]
+    for number, path in enumerate(inputs):
+        torch.save({"model": {"a.weight": torch.tensor([1.0 + number])}, "iteration": number}, path)
+    out = tmp_path / "averaged.pth"
+    assert_one_line(convert(*inputs, out), "model_1.pth: one file is converted at a time, but for ")
+    # The last one is not taken for OUT.
+    before = inputs[1].read_bytes()
+    assert_one_line(convert("--average", *inputs), "model_1.pth: exists; name a new file, OUT, aft")
+    assert inputs[1].read_bytes() == before
+    done = convert("--average", *inputs, out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"1 tensors are in {out}"
+    assert torch.load(out, weights_only=True)["model"] == {"a.weight": torch.tensor([1.5])}
+
+
 def test_a_full_disk_is_one_line(
     convert: Run, full_disk: Callable[[int], AbstractContextManager[None]], tmp_path: Path
 ) -> None:
