@@ -28,6 +28,7 @@ from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.ema import SUFFIX
 from cityscapes_maskrcnn.engine.hooks import without_nan
+from cityscapes_maskrcnn.engine.precision import pool_in_full_precision, rounding_poolers
 from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.seen_images import refuse_seen_images
 from cityscapes_maskrcnn.engine.summary import write_scores
@@ -269,6 +270,7 @@ class InferenceModel(nn.Module):
         self.training = model.training
         self._device = next(model.parameters()).device
         self._dtype = dtype
+        self._poolers = rounding_poolers(model)
         self._last_layers = [
             module
             for module in model.modules()
@@ -287,6 +289,8 @@ class InferenceModel(nn.Module):
         if self._dtype is torch.float32:
             return self.model(inputs)
         with torch.autocast(self._device.type, self._dtype), ExitStack() as stack:
+            for pooler in self._poolers:
+                stack.callback(pooler.register_forward_pre_hook(pool_in_full_precision).remove)
             for each in self._last_layers:
                 # What follows is in float32: in half precision many scores are equal, and masks
                 # are pasted pixels off their places.

@@ -53,10 +53,8 @@ def build_step_trainer(
     precision = precisions[cfg.SOLVER.AMP.PRECISION]
     # bfloat16 has the range of float32: its gradients do not vanish, so nothing is to be scaled.
     scaler = torch.amp.GradScaler("cuda", enabled=precision is torch.float16)
-    for module in model.modules():
-        # Heads of other names than this project's keep Detectron2's poolers.
-        if isinstance(module, ROIPooler) and not isinstance(module, BatchedROIPooler):
-            module.register_forward_pre_hook(_pool_in_full_precision)
+    for pooler in rounding_poolers(model):
+        pooler.register_forward_pre_hook(pool_in_full_precision)
     return MixedPrecisionTrainer(
         model, loader, optimizer, grad_scaler=scaler, precision=precision, **accumulation
     )
@@ -208,7 +206,16 @@ class MixedPrecisionTrainer(CheckedTrainer, AMPTrainer):
         super().load_state_dict({**state_dict, "grad_scaler": scaler})
 
 
-def _pool_in_full_precision(_pooler: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def rounding_poolers(model: nn.Module) -> list[ROIPooler]:
+    """List Detectron2's poolers, which heads of other names than this project's keep."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, ROIPooler) and not isinstance(module, BatchedROIPooler)
+    ]
+
+
+def pool_in_full_precision(_pooler: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Convert the features that regions are pooled from to float32.
 
     Detectron2 rounds the boxes to the features' precision: 8 pixels at the right border of a

@@ -190,6 +190,27 @@ def test_masks_are_pasted_in_float32(config: Config, build: Callable[..., nn.Mod
     assert torch.equal(pasted["instances"].pred_masks, frames)
 
 
+def test_detectron2s_heads_pool_at_boxes_in_float32(
+    config: Config, build: Callable[..., nn.Module]
+) -> None:
+    """In bfloat16 boxes are off by up to 8 pixels at the right border."""
+    cfg = config("TEST.PRECISION", "bfloat16")
+    image = {"image": torch.randint(256, (3, 64, 2048))}
+    found = []
+    for name in ("BatchedROIHeads", "StandardROIHeads"):
+        model = build(
+            "stage_1_heads", "MODEL.ROI_HEADS.NAME", name, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0
+        )
+        pooled: list[torch.Tensor] = []
+        model.roi_heads.box_pooler.register_forward_hook(
+            lambda *args, to=pooled: to.append(args[2])
+        )
+        with torch.no_grad():
+            for_inference(cfg, model.eval())([image])
+        found += pooled
+    torch.testing.assert_close(found[1].float(), found[0].float(), rtol=0.01, atol=0.01)
+
+
 def counted(folder: Path) -> tuple[list[str], list[float]]:
     """Classes and confidences of the predictions in the official precision-recall curves."""
     with (folder / "analysis" / "precision_recall.csv").open(newline="") as file:
