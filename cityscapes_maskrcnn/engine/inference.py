@@ -278,7 +278,21 @@ class InferenceModel(nn.Module):
         ]
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
-        """Predict; input and output are the model's."""
+        """Predict; input and output are the model's.
+
+        Raises:
+            InputError: a GPU out of memory.
+        """
+        try:
+            return self._predict(batched_inputs)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"out of memory on the GPU with {len(batched_inputs)} images: lower TEST.BATCH_SIZE"
+                " or INPUT.MIN_SIZE_TEST, or set TEST.PRECISION bfloat16: "
+                f"{str(error).partition('. GPU')[0]}"
+            ) from error
+
+    def _predict(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
         inputs = list(batched_inputs)
         # Augmentation resizes images on the host.
         if not isinstance(self.model, GeneralizedRCNNWithTTA):

@@ -21,6 +21,7 @@ from torch import nn
 from cityscapes_maskrcnn.data.registration import register_all, register_datasets_of
 from cityscapes_maskrcnn.engine.class_check import class_names
 from cityscapes_maskrcnn.engine.inference import (
+    InferenceModel,
     build_evaluator,
     check_inference,
     check_metric,
@@ -188,6 +189,22 @@ def test_masks_are_pasted_in_float32(config: Config, build: Callable[..., nn.Mod
     frames = instances.pred_masks.to_bitmasks(instances.pred_boxes, 1024, 2048).tensor
     assert frames.any(dim=(1, 2)).sum() == 5
     assert torch.equal(pasted["instances"].pred_masks, frames)
+
+
+class Full(nn.Linear):
+    """Has no memory for two images."""
+
+    def forward(self, _: list[dict[str, Any]]) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 1 GiB")
+
+
+def test_out_of_memory_names_the_keys() -> None:
+    message = (
+        r"^out of memory on the GPU with 2 images: lower TEST\.BATCH_SIZE or INPUT\.MIN_SIZE_TEST, "
+        r"or set TEST\.PRECISION bfloat16: CUDA out of memory\. Tried to allocate 2 GiB$"
+    )
+    with pytest.raises(InputError, match=message):
+        InferenceModel(Full(1, 1), torch.float32)([{"image": torch.zeros(3, 8, 8)}] * 2)
 
 
 def test_detectron2s_heads_pool_at_boxes_in_float32(
