@@ -51,6 +51,8 @@ TORCHVISION_RULES: Final = (
 )
 # MMDetection 2 and 3; a convolution with normalisation is .conv and .bn (or .gn) there.
 MMDETECTION_RULES: Final = (
+    (r"^((?:neck|rpn_head|roi_head)\..+)\.conv\.(?=weight|bias)", r"\1."),
+    (r"^((?:neck|rpn_head|roi_head)\..+)\.(?:bn|gn)\.", r"\1.norm."),
     *((rf"^neck\.lateral_convs\.{i}\.", f"{_FPN}_lateral{i + 2}.") for i in range(4)),
     *((rf"^neck\.fpn_convs\.{i}\.", f"{_FPN}_output{i + 2}.") for i in range(4)),
     (r"^rpn_head\.rpn_conv\.(\d)\.", rf"{_RPN}.conv.conv\1."),
@@ -64,8 +66,6 @@ MMDETECTION_RULES: Final = (
     *((rf"^roi_head\.mask_head\.convs\.{i}\.", f"{_MASK}.mask_fcn{i + 1}.") for i in range(4)),
     (r"^roi_head\.mask_head\.upsample\.", f"{_MASK}.deconv."),
     (r"^roi_head\.mask_head\.conv_logits\.", f"{_MASK}.predictor."),
-    (rf"^((?:{_FPN}_|{_BOX}\.|{_MASK}\.|{_RPN}\.conv\.).*\.)conv\.(?=weight|bias)", r"\1"),
-    (rf"^((?:{_FPN}_|{_BOX}\.|{_MASK}\.).*\.)(?:bn|gn)\.", r"\1norm."),
 )
 
 # Where torchvision's detectors have their ResNet.
