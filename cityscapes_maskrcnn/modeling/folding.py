@@ -29,7 +29,7 @@ class FoldedConv2d(Conv2d):
     layer that has been used, and fused optimizers, leave both as they are: call :meth:`train` or
     :meth:`eval` afterwards, as Detectron2's trainer and evaluation do.
 
-    Made by :func:`fold_frozen_norms`.
+    :func:`fold_frozen_norms` builds it.
 
     Attributes:
         folded_by_caller: while being compiled, take the product that :meth:`fold` was last asked
