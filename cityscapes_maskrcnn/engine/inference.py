@@ -128,16 +128,18 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
     return evaluator
 
 
-def check_metric(cfg: CfgNode) -> None:
-    """Verify that ``SOLVER.BEST_CHECKPOINT_METRIC`` is none that looks like a score but is none.
+def check_metric(cfg: CfgNode, key: str = "SOLVER.BEST_CHECKPOINT_METRIC") -> None:
+    """Verify that a metric is none that looks like a score but is none.
 
     Args:
         cfg: its ``DATASETS.TEST`` are scored by what :func:`build_evaluator` builds.
+        key: names the metric.
 
     Raises:
         InputError: the metric is of a task of these evaluators, but not among their scores.
     """
-    metric = cfg.SOLVER.BEST_CHECKPOINT_METRIC
+    section, name = key.split(".")
+    metric = cfg[section][name]
     names: list[str] = []
     for dataset in cfg.DATASETS.TEST:
         prefix = f"{dataset}/" if len(cfg.DATASETS.TEST) > 1 else ""
@@ -148,7 +150,7 @@ def check_metric(cfg: CfgNode) -> None:
     if metric not in names and task in ("segm", "coco_segm", "coco_bbox", "sem_seg"):
         near = difflib.get_close_matches(metric, names, n=1)
         hint = f"did you mean {near[0]}?" if near else ", ".join(names)
-        raise InputError(f"SOLVER.BEST_CHECKPOINT_METRIC {metric}: is not measured; {hint}")
+        raise InputError(f"{key} {metric}: is not measured; {hint}")
 
 
 def _score_names(cfg: CfgNode, dataset_name: str) -> list[str]:

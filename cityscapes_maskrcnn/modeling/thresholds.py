@@ -14,7 +14,13 @@ _RANGES: Final = {
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _FRACTION,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _FRACTION,
     "MODEL.RPN.NMS_THRESH": _FRACTION,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": _FRACTION,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": (1, math.inf),
+    "MODEL.RPN.POSITIVE_FRACTION": _FRACTION,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": (1, math.inf),
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": (1, math.inf),
     "MODEL.RPN.PRE_NMS_TOPK_TEST": (1, math.inf),
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": (1, math.inf),
     "MODEL.RPN.POST_NMS_TOPK_TEST": (1, math.inf),
     "MODEL.RETINANET.SCORE_THRESH_TEST": _FRACTION,
     "MODEL.RETINANET.NMS_THRESH_TEST": _FRACTION,
@@ -27,7 +33,11 @@ _RANGES: Final = {
 POINT_HEADS: Final = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
 # NumPy takes 32 bits, and processes add their ranks.
 _MAX_SEED: Final = 2**31 - 1
+_BOX_LOSSES: Final = ("smooth_l1", "giou", "diou", "ciou")
 _CHOICES: Final = {
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
 }

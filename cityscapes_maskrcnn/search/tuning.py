@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 
 from cityscapes_maskrcnn.data.loaders import training_dicts
+from cityscapes_maskrcnn.engine.inference import check_metric
 from cityscapes_maskrcnn.engine.solver import resolve_epochs
 from cityscapes_maskrcnn.search.confirmation import confirm
 from cityscapes_maskrcnn.search.sampler import SeededByTrial
@@ -203,6 +204,7 @@ def _trial_length(cfg: CfgNode) -> tuple[int, int]:
     training_dicts(trial)
     resolve_epochs(trial)
     DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    check_metric(cfg, "SEARCH.OBJECTIVE")
     return trial.SOLVER.MAX_ITER, trial.TEST.EVAL_PERIOD
 
 

@@ -52,6 +52,8 @@ def tuned(small_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., op
         ("", {"confirm_best": -1}, "--confirm -1: at least 0"),
         ("", {"study": ""}, "--study is empty: name the study"),
         ("MODEL.WEIGHTS s/model_final.pth", {}, "s/model_final.pth: no such file; train"),
+        ("SEARCH.OBJECTIVE segm/mAP", {}, "SEARCH.OBJECTIVE segm/mAP: is not measured; did you"),
+        ("SEARCH.OBJECTIVE segm_EMA/AP", {}, "segm_EMA/AP: is not measured; did you mean segm/AP?"),
         ("DATASETS.TEST ()", {}, "a search needs one dataset to score on"),
         ("SEARCH.PRUNER.REDUCTION 1", {}, "REDUCTION at least 2"),
         ("SEARCH.STALL_MINUTES -1.0", {}, "SEARCH.STALL_MINUTES must be at least 0"),
