@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pycocotools.mask as coco_mask
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.structures import BitMasks, BoxMode
 
 from cityscapes_maskrcnn.data.annotations import annotation_dicts, read_instances
 from cityscapes_maskrcnn.data.images import read_image, read_label_image
@@ -113,7 +113,8 @@ def training_examples(
         seed: ``SEED`` of the training.
 
     Returns:
-        The stream that begins with them, whose masks are ``PolygonMasks``, and their number.
+        The stream that begins with them, whose masks are as :func:`draw_example` takes them, and
+        their number.
 
     Raises:
         InputError: ``size`` is less than 1, or see :func:`.loaders.build_training_stream`.
@@ -125,7 +126,7 @@ def training_examples(
     cfg.defrost()
     cfg.DATASETS.TRAIN, cfg.SEED = (name,), seed
     cfg.SOLVER.IMS_PER_BATCH = 1
-    # Its masks are Detectron2's polygons.
+    # Its masks are Detectron2's.
     cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
     stream = build_training_stream(cfg)
     return stream, stream.num_images if size is None else size
@@ -137,7 +138,7 @@ def draw_example(
     """Draw a training example.
 
     Args:
-        example: what a mapper returns; masks are ``PolygonMasks``.
+        example: what a mapper returns; masks are ``PolygonMasks`` or ``BitMasks``.
         image_format: ``"RGB"`` or ``"BGR"``: the order of its channels.
         metadata: of the dataset.
 
@@ -155,8 +156,12 @@ def draw_example(
         {"category_id": category, "bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
         for category, box in zip(classes, boxes, strict=True)
     ]
-    if instances.has("gt_masks"):
-        for annotation, polygons in zip(annotations, instances.gt_masks.polygons, strict=True):
+    masks = instances.gt_masks if instances.has("gt_masks") else None
+    if isinstance(masks, BitMasks):
+        for annotation, mask in zip(annotations, masks.tensor.numpy(), strict=True):
+            annotation["segmentation"] = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    elif masks is not None:
+        for annotation, polygons in zip(annotations, masks.polygons, strict=True):
             # Filled as for training: a seam to a hole in an outline is not seen.
             parts = coco_mask.frPyObjects(polygons, *image.shape[:2])
             annotation["segmentation"] = coco_mask.merge(parts)

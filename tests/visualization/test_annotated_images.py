@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from PIL import Image
 
 from cityscapes_maskrcnn.data.annotations import load_instances
@@ -64,7 +64,8 @@ def test_no_ground_truth(tmp_path, monkeypatch):
     assert ground_truth_of(image) is None
 
 
-def test_a_hole_of_a_training_example_is_drawn_without_its_seam():
+@pytest.mark.parametrize("kind", [PolygonMasks, BitMasks])
+def test_a_hole_of_a_training_example_is_drawn_without_its_seam(kind):
     """Grey 100 under blue (0, 0, 142) of half a weight: (50, 50, 121)."""
     mask = np.zeros((512, 1024), np.bool_)
     mask[100:400, 200:800] = True
@@ -72,7 +73,11 @@ def test_a_hole_of_a_training_example_is_drawn_without_its_seam():
     instances = Instances((512, 1024))
     instances.gt_boxes = Boxes(torch.tensor([[200.0, 100.0, 800.0, 400.0]]))
     instances.gt_classes = torch.tensor([0])
-    instances.gt_masks = PolygonMasks([outline(mask, Window(0, 0, 1024, 512))])
+    instances.gt_masks = (
+        BitMasks(mask[None])
+        if kind is BitMasks
+        else PolygonMasks([outline(mask, Window(0, 0, 1024, 512))])
+    )
     example = {"image": torch.full((3, 512, 1024), 100, dtype=torch.uint8), "instances": instances}
     metadata = SimpleNamespace(thing_classes=["car"], thing_colors=[(0, 0, 142)])
     picture = draw_example(example, "RGB", metadata).astype(int)
