@@ -145,6 +145,8 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     cfg.MODEL.WEIGHTS_MAY_DIFFER = (
         "roi_heads.box_predictor.",
         "roi_heads.mask_head.predictor.",
+        "roi_heads.mask_head.coarse_head.prediction.",
+        "roi_heads.mask_head.point_head.",
         "sem_seg_head.predictor.",
     )
     # Names of the classes of the heads in MODEL.WEIGHTS, in the order of their rows, or ("coco",):

@@ -44,6 +44,11 @@ _LAYERS: Final = (
     ),
 )
 
+# PointRend's: what it makes of one class also follows from the coarse masks of all others.
+_OF_ALL_CLASSES: Final = re.compile(
+    r"(?:.*\.)?(roi_heads\.mask_head\.(?:coarse_head\.prediction|point_head))\..*"
+)
+
 
 def class_layers(state: Mapping[str, Any]) -> Iterator[tuple[str, str, int, bool]]:
     """Find the tensors of a file whose rows are classes.
@@ -86,7 +91,8 @@ def match_classes(
     """Put the rows of a file's heads in the order of a model's classes, by their names.
 
     A rider takes the rows of a person where the file has no riders. A class without rows keeps the
-    model's own. Layers without classes (class-agnostic boxes and masks), and those of another width
+    model's own. PointRend's output layers and its point head are left out: they mix the classes.
+    Layers without classes (class-agnostic boxes and masks), and those of another width
     than the model's, stay as they are.
 
     Args:
@@ -97,7 +103,7 @@ def match_classes(
         initial: the model's tensors, by Detectron2's names.
 
     Returns:
-        All tensors under the file's names, those of the classes with new rows; the model's classes
+        The tensors under the file's names, those of the classes with new rows; the model's classes
         that the file has no rows for; and a table of which rows came from where.
 
     Raises:
@@ -126,6 +132,11 @@ def match_classes(
         ]
         result[name] = torch.cat([*taken, given[-1:]] if has_background else taken)
         changed.append(f"{name} {tuple(given.shape)} -> {tuple(result[name].shape)}")
+    for name in state:
+        if mixed := _OF_ALL_CLASSES.fullmatch(name):
+            del result[name]
+            changed.append(f"{mixed[1]} starts anew")
+    changed = [*dict.fromkeys(changed)]
     width = max(map(len, [*ours, "background"]))
     lines = [
         f"  {name:{width}}  " + ("starts anew" if row is None else f"row {row:3}  {theirs[row]}")

@@ -14,6 +14,8 @@ from detectron2.structures import BitMasks, Boxes, Instances, ROIMasks
 from detectron2.utils.events import EventStorage
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
+from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY
 from cityscapes_maskrcnn.evaluation.instances import (
     compact_instances,
     instances_to_predictions,
@@ -31,6 +33,7 @@ TINY += ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", "10000", "MODEL.RPN.POSITIVE_FRACTION
 # 3 steps from 28x28 on: the first two of 7x7 and 14x14 would choose all of their points anyway.
 SIDE = 224
 SIZE = (96, 192)
+CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 
 
 def own_config(*options: object) -> CfgNode:
@@ -175,6 +178,34 @@ def test_masks_stay_unpasted_and_score_as_pasted_ones() -> None:
             assert wanted.mask.starts.tolist() == got.mask.starts.tolist()
             assert wanted.mask.ends.tolist() == got.mask.ends.tolist()
             assert (wanted.confidence, wanted.category) == (got.confidence, got.category)
+
+
+@pytest.mark.parametrize("classes", [CLASSES[::-1], CLASSES[:2]], ids=["order", "number"])
+def test_a_head_of_other_classes_starts_anew(
+    classes: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In another order, too, which no shape shows: one class follows from the masks of all."""
+    number = len(classes)
+    options = ("MODEL.ROI_HEADS.NUM_CLASSES", number, "MODEL.POINT_HEAD.NUM_CLASSES", number)
+    torch.manual_seed(6)
+    given = build_model(own_config("DATASETS.TRAIN", "()", "DATASETS.TEST", "()", *options))
+    path = tmp_path / "model_final.pth"
+    torch.save({"model": given.state_dict(), ORIGIN_KEY: {"classes": classes}}, path)
+    cfg = own_config()
+    model = build_model(cfg)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    checkpointer = SafeCheckpointer(model, may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER, classes=CLASSES)
+    with caplog.at_level("INFO"):
+        checkpointer.load(str(path), checkpointables=[])
+    after, theirs = model.state_dict(), given.state_dict()
+    for name in ("coarse_head.prediction", "point_head.fc1", "point_head.fc3"):
+        weight = f"roi_heads.mask_head.{name}.weight"
+        assert torch.equal(after[weight], before[weight])
+    weight = "roi_heads.mask_head.coarse_head.fc1.weight"
+    assert torch.equal(after[weight], theirs[weight])
+    scores = "roi_heads.box_predictor.cls_score.weight"
+    assert torch.equal(after[scores][0], theirs[scores][classes.index("person")])
+    assert "  roi_heads.mask_head.point_head starts anew\n" in caplog.text + "\n"
 
 
 @pytest.mark.parametrize(
