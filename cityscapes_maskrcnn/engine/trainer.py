@@ -284,6 +284,9 @@ class Trainer(DefaultTrainer):
         """
         make_deterministic(cfg)
         with explained_keys("MODEL", "a model"):
+            if ":" in cfg.MODEL.DEVICE:
+                # Batches are copied to the current GPU, whose memory --auto-batch looks at.
+                torch.cuda.set_device(cfg.MODEL.DEVICE)
             model = super().build_model(cfg)
         if cfg.MODEL.FPN.FREEZE:
             freeze_fpn(model)

@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -250,6 +251,19 @@ def test_keys_of_this_project_count_without_its_tools(config: Config) -> None:
     cfg.INCLUDE = ("best.yaml",)
     with pytest.raises(InputError, match=r"INCLUDE \('best.yaml',\): the tools merge these files"):
         Trainer(cfg)
+
+
+def test_the_gpu_of_the_config_is_the_current_one(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches would be copied to another one first, and memory be looked at there."""
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    cfg = config()
+    cfg.MODEL.DEVICE = "cuda:1"
+    with suppress(InputError):  # few machines have it
+        Trainer.build_model(cfg)
+    assert chosen == ["cuda:1"]
 
 
 def test_the_overfit_check_is_one_key_away(train: Train, tmp_path: Path) -> None:
