@@ -9,6 +9,7 @@ from detectron2.projects.point_rend import add_pointrend_config
 from cityscapes_maskrcnn.modeling import (  # noqa: F401
     anchor_generator,
     backbone,
+    convnext,
     roi_heads,
     rpn,
     semantic_head,
@@ -134,9 +135,21 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Off by default: it has been verified on CPUs only.
     cfg.MODEL.COMPILE = "off"
 
-    # At the end of training, report how far every stage of the ResNet-50 moved from the weights it
-    # started with: drift.csv, drift.md and drift.png in OUTPUT_DIR.
+    # At the end of training, report how far every stage of the backbone (ResNet or ConvNeXt) moved
+    # from the weights it started with: drift.csv, drift.md and drift.png in OUTPUT_DIR.
     cfg.SOLVER.DRIFT_REPORT = False
+
+    # ---- ConvNeXt: MODEL.BACKBONE.NAME "build_convnext_fpn_backbone" --------------------------
+    # Its features are named res2 to res5, and MODEL.BACKBONE.FREEZE_AT counts its stages, as a
+    # ResNet's. MODEL.WEIGHTS takes torchvision's ImageNet weights: "torchvision://convnext_tiny".
+    cfg.MODEL.CONVNEXT = CfgNode()
+    # Blocks of each stage: [3, 3, 9, 3] is torchvision's tiny, [3, 3, 27, 3] its small and base.
+    cfg.MODEL.CONVNEXT.DEPTHS = [3, 3, 9, 3]
+    # Channels of the first stage, doubled by each further one: tiny and small 96, base 128.
+    cfg.MODEL.CONVNEXT.CHANNELS = 96
+    # Probability with which the last block is left out for an image in training; it rises from 0 in
+    # the first. Frozen blocks are never left out.
+    cfg.MODEL.CONVNEXT.DROP_PATH = 0.1
 
     # ---- Weights ------------------------------------------------------------------------------
     # Parameters, by prefix, that MODEL.WEIGHTS may hold in another shape, because they depend on
@@ -283,7 +296,7 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
 
     # ---- Freezing -----------------------------------------------------------------------------
     # Keep the FPN's own layers as they are, BatchNorm statistics included ("gradient flow" off);
-    # True or False. The ResNet below has MODEL.BACKBONE.FREEZE_AT: 5 freezes all of it.
+    # True or False. The network below has MODEL.BACKBONE.FREEZE_AT: 5 freezes all of it.
     cfg.MODEL.FPN.FREEZE = False
 
     # ---- Evaluation ---------------------------------------------------------------------------

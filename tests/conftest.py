@@ -109,6 +109,12 @@ def randomise(network: Any, seed: int = 0) -> None:
 
 
 @pytest.fixture(scope="session")
+def randomised() -> Callable[..., None]:
+    """The function above."""
+    return randomise
+
+
+@pytest.fixture(scope="session")
 def deeplab() -> Any:
     """torchvision's own deeplabv3_resnet50 of 19 classes with random weights, in evaluation mode.
 

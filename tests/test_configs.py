@@ -26,7 +26,7 @@ def test_every_config_merges(name: str) -> None:
     assert load(name.removesuffix(".yaml")).VERSION == 2
 
 
-@pytest.mark.parametrize("folder", ["", "demo/"])
+@pytest.mark.parametrize("folder", ["", "demo/", "r101/"])
 def test_each_stage_starts_from_weights_that_fit(folder: str) -> None:
     output = f"output/{folder}"
     starts = {stage: load(folder + stage).MODEL.WEIGHTS for stage in ALL_STAGES[1:]}

@@ -37,7 +37,7 @@ tensors, whose loading can execute code. They are left out, and no code is execu
 examples:
   torchvision's own weights, downloaded and their hash checked:
     tools/convert_weights.py torchvision://deeplabv3_resnet50 deeplab.pth
-  then start any ResNet-50 model of Detectron2 from it:
+  (or deeplabv3_resnet101) then start any model of Detectron2 with that ResNet from it:
     train_net.py ... MODEL.WEIGHTS deeplab.pth MODEL.RESNETS.STRIDE_IN_1X1 False INPUT.FORMAT RGB \\
         MODEL.PIXEL_MEAN "(123.675,116.28,103.53)" MODEL.PIXEL_STD "(58.395,57.12,57.375)"
   the tensors of a Detectron2 model that was trained with PyTorch Lightning:

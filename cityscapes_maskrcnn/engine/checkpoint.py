@@ -37,7 +37,7 @@ from cityscapes_maskrcnn.modeling.class_rows import count_classes, match_classes
 from cityscapes_maskrcnn.modeling.deeplab_weights import (
     ConversionReport,
     canonical_names,
-    find_resnet,
+    find_backbone,
     translate,
 )
 from cityscapes_maskrcnn.modeling.detector_names import from_torchvision
@@ -311,10 +311,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         ours = self.model.state_dict()
         self._match_classes(checkpoint, ours)
         shapes = {name: tuple(value.shape) for name, value in ours.items()}
-        resnet = find_resnet(shapes)
+        backbone = find_backbone(shapes)
         first = next(iter(checkpoint["model"]))
         report = None
-        if resnet is not None and not self.path.endswith(".pkl"):
+        if backbone is not None and not self.path.endswith(".pkl"):
             state, report = translate(checkpoint["model"], self.path, shapes, self._may_differ)
             # Those that found no place too.
             names = {*canonical_names(checkpoint["model"], self.path)}
@@ -325,7 +325,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         checkpoint.pop("matching_heuristics", None)
         checkpoint["model"] = dict(state)
         self._check_shapes(state, shapes)
-        self._check_missing({*state}, first, resnet)
+        self._check_missing({*state}, first, backbone)
         self._check_parts(names, {*ours})
         check_values(
             {name: value for name, value in state.items() if name in ours},
@@ -333,8 +333,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             integers=[name for name, value in ours.items() if not value.is_floating_point()],
         )
         incompatible = super()._load_model(checkpoint)
-        if resnet is not None:
-            self._refuse_other_resnet(incompatible.unexpected_keys)
+        if backbone is not None:
+            self._refuse_other_backbone(incompatible.unexpected_keys)
         for name, theirs, here in incompatible.incorrect_shapes:
             self.logger.warning(
                 "%s starts anew: the file has it as %s, the model as %s", name, theirs, here
@@ -399,13 +399,13 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{self.path}: weights of another model: {'; '.join(wrong[:4])}{advice}"
             )
 
-    def _check_missing(self, given: set[str], first: str, resnet: str | None) -> None:
-        """Raise if a file lacks all parameters, some of the ResNet's, or any where all must be.
+    def _check_missing(self, given: set[str], first: str, backbone: str | None) -> None:
+        """Raise if a file lacks all parameters, some of the backbone's, or any where all must be.
 
         Args:
             given: names in the model that the file has tensors for.
             first: a name in the file.
-            resnet: prefix of the model's ResNet, if it has one.
+            backbone: prefix of the model's backbone, if it has one of a known kind.
         """
         parameters = {name for name, _ in self.model.named_parameters()}
         # Buffers that fit are no sign of the right network.
@@ -416,12 +416,12 @@ class SafeCheckpointer(DetectionCheckpointer):
             )
         missing = [name for name in self._needed() if name not in given]
         # BatchNorm that is trained can do without the statistics, which Caffe2's files lack.
-        layers = re.compile(rf"{re.escape(resnet or '')}(stem|res[2-5])\.(?!.*\.running_)")
-        of_resnet = [] if resnet is None else [*filter(layers.match, missing)]
-        if of_resnet and any(map(layers.match, given)):
+        layers = re.compile(rf"{re.escape(backbone or '')}(stem|res[2-5])\.(?!.*\.running_)")
+        of_backbone = [] if backbone is None else [*filter(layers.match, missing)]
+        if of_backbone and any(map(layers.match, given)):
             raise InputError(
-                f"{self.path}: weights of another ResNet than the model's: lacks {len(of_resnet)} "
-                f"of its tensors, first {of_resnet[0]}"
+                f"{self.path}: weights of another backbone than the model's: lacks "
+                f"{len(of_backbone)} of its tensors, first {of_backbone[0]}"
             )
         if missing and self._require_all:
             parts = Counter(name.partition(".")[0] for name in missing)
@@ -513,13 +513,13 @@ class SafeCheckpointer(DetectionCheckpointer):
             len(backbone),
         )
 
-    def _refuse_other_resnet(self, unexpected: list[str]) -> None:
-        """Raise if a file of the zoo has blocks that found no place in the model's ResNet."""
+    def _refuse_other_backbone(self, unexpected: list[str]) -> None:
+        """Raise if a file of the zoo has blocks that found no place in the model's backbone."""
         blocks = [name for name in unexpected if re.search(r"(^|\.)res[2-5]\.\d+\.", name)]
         extra = [name for name in blocks if not name.endswith("num_batches_tracked")]
         if extra:
             raise InputError(
-                f"{self.path}: weights of another ResNet than the model's: "
+                f"{self.path}: weights of another backbone than the model's: "
                 f"{len(extra)} of its tensors, first {extra[0]}, do not fit"
             )
 

@@ -37,8 +37,8 @@ class DriftReport(HookBase):
         """Write the report, if training got to its end.
 
         Raises:
-            InputError: the backbone is no ResNet-50 or has values that are not finite, or a file
-                cannot be written.
+            InputError: the backbone is no ResNet or ConvNeXt, has values that are not finite, or a
+                file cannot be written.
         """
         if self.trainer.iter < self.trainer.max_iter:
             return

@@ -27,7 +27,7 @@ _TORCHVISION: Final = {
     "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
     _STRIDE: False,
 }
-_TORCHVISION_FILE: Final = re.compile(r"\w*resnet\d+\w*-[0-9a-f]{8}\.pth")
+_TORCHVISION_FILE: Final = re.compile(r"\w*(?:resnet\d+|convnext_)\w*-[0-9a-f]{8}\.pth")
 # The ResNets of ImageNet that Detectron2's models began with, but for those of other training code.
 _MSRA: Final = {
     _FORMAT: "BGR",

@@ -1,4 +1,4 @@
-"""The dilated ResNet-50 of torchvision's DeepLabv3, built from Detectron2's blocks."""
+"""The dilated ResNet of torchvision's DeepLabv3, built from Detectron2's blocks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from torch import Tensor
 
 from cityscapes_maskrcnn.utils.errors import InputError
 
-# Per stage res2 to res5: number of blocks, stride of the first block, and the dilation of the 3x3
-# convolution of each block. In torchvision a stage that is dilated instead of strided keeps the
-# dilation of the stage before in its first block, so Detectron2's one value per stage cannot
-# express it.
-_STAGES = (
-    (3, 1, (1, 1, 1)),
-    (4, 2, (1, 1, 1, 1)),
-    (6, 1, (1, 2, 2, 2, 2, 2)),
-    (3, 1, (2, 4, 4)),
-)
+# Depth -> number of blocks of each stage, res2 to res5.
+_NUM_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+# Per stage: stride of the first block, its dilation, and that of the other blocks. In torchvision
+# a stage that is dilated instead of strided keeps the dilation of the stage before in its first
+# block, so Detectron2's one value per stage cannot express it.
+_STAGES = ((1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 2, 4))
 
 
 class DilatedResNet(ResNet):
@@ -42,7 +38,7 @@ class DilatedResNet(ResNet):
 
 @BACKBONE_REGISTRY.register()
 def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedResNet:
-    """Build the ResNet-50 of torchvision's ``deeplabv3_resnet50``, of output stride 8.
+    """Build the ResNet of torchvision's ``deeplabv3_resnet50`` or ``101``, of output stride 8.
 
     With ``MODEL.RESNETS.STRIDE_IN_1X1 False`` and the same weights it computes the same features.
 
@@ -55,18 +51,21 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Dilat
         The backbone, with randomly initialised weights.
 
     Raises:
-        InputError: ``MODEL.RESNETS.DEPTH`` is not 50.
+        InputError: ``MODEL.RESNETS.DEPTH`` is neither 50 nor 101.
     """
     resnet = cfg.MODEL.RESNETS
-    if resnet.DEPTH != 50:
+    if resnet.DEPTH not in _NUM_BLOCKS:
         raise InputError(
-            f"MODEL.RESNETS.DEPTH {resnet.DEPTH}: build_dilated_resnet_backbone is a ResNet-50"
+            f"MODEL.RESNETS.DEPTH {resnet.DEPTH}: build_dilated_resnet_backbone builds the depths "
+            f"{' and '.join(map(str, _NUM_BLOCKS))}, those of torchvision's DeepLabv3"
         )
     in_channels, out_channels = resnet.STEM_OUT_CHANNELS, resnet.RES2_OUT_CHANNELS
     width = resnet.NUM_GROUPS * resnet.WIDTH_PER_GROUP
     stem = BasicStem(in_channels=input_shape.channels, out_channels=in_channels, norm=resnet.NORM)
     stages = []
-    for num_blocks, first_stride, dilations in _STAGES:
+    for num_blocks, (first_stride, first_dilation, dilation) in zip(
+        _NUM_BLOCKS[resnet.DEPTH], _STAGES, strict=True
+    ):
         stages.append(
             ResNet.make_stage(
                 BottleneckBlock,
@@ -76,7 +75,7 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Dilat
                 bottleneck_channels=width,
                 num_groups=resnet.NUM_GROUPS,
                 stride_per_block=[first_stride] + [1] * (num_blocks - 1),
-                dilation_per_block=dilations,
+                dilation_per_block=[first_dilation] + [dilation] * (num_blocks - 1),
                 norm=resnet.NORM,
                 stride_in_1x1=resnet.STRIDE_IN_1X1,
             )

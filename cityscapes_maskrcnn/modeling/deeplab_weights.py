@@ -1,4 +1,4 @@
-"""torchvision's names of a DeepLabv3's tensors -> Detectron2's, with a report on every tensor."""
+"""torchvision's names of a backbone's and a DeepLabv3's tensors -> the model's, with a report."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from cityscapes_maskrcnn.utils.errors import InputError
 Shape = tuple[int, ...]
 
 _COUNTER = "num_batches_tracked"
-# The first block of a ResNet, by torchvision's name or Detectron2's; what stands before it is the
-# prefix of the whole backbone.
-_FIRST_BLOCK = re.compile(r"((?:.*\.)?)(?:layer1|res2)\.0\.conv1\.weight")
+# The first block of a ResNet or ConvNeXt, by torchvision's name or the model's; what stands before
+# it is the prefix of the whole backbone.
+_FIRST_BLOCK = re.compile(
+    r"((?:.*\.)?)(?:(?:layer1|res2)\.0\.conv1\.weight|(?:features\.1|res2)\.0\.block\.0\.weight)"
+)
 _BACKBONE = re.compile(r"(stem|res[2-5])\.(?!fc\.)")
 
 # torchvision's names -> Detectron2's. Every rule is applied; Detectron2's own names stay.
@@ -34,6 +36,17 @@ _BACKBONE_RULES = (
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.downsample\.1\.", ".shortcut.norm."),
     (r"\.bn(\d)\.", r".conv\1.norm."),
+)
+# Those of a ConvNeXt -> :mod:`.convnext`'s.
+_CONVNEXT_RULES = (
+    (r"^features\.0\.", "stem."),
+    (r"^features\.1\.", "res2."),
+    (r"^features\.2\.", "res3.downsample."),
+    (r"^features\.3\.", "res3."),
+    (r"^features\.4\.", "res4.downsample."),
+    (r"^features\.5\.", "res4."),
+    (r"^features\.6\.", "res5.downsample."),
+    (r"^features\.7\.", "res5."),
 )
 _HEAD_RULES = (
     (r"^classifier\.0\.convs\.([0-3])\.0\.", r"sem_seg_head.aspp.convs.\1."),
@@ -64,7 +77,7 @@ class ConversionReport:
         skipped: name in the file -> why it is not used.
         missing: names in the model that keep their initial values. BatchNorm's counters are not
             counted: with a momentum BatchNorm does not use them.
-        backbone: names in the model of the ResNet's tensors, 265 for a ResNet-50. All are used.
+        backbone: names in the model of the backbone's tensors. All are used.
     """
 
     source: str
@@ -90,21 +103,22 @@ class ConversionReport:
 
 
 @cache
-def deeplab_shapes(num_classes: int | None = None) -> Mapping[str, Shape]:
-    """Get the shapes of torchvision's deeplabv3_resnet50, by Detectron2's names.
+def deeplab_shapes(num_classes: int | None = None, depth: int = 50) -> Mapping[str, Shape]:
+    """Get the shapes of torchvision's deeplabv3_resnet50 or deeplabv3_resnet101.
 
     Args:
         num_classes: None: without the head.
+        depth: 50 or 101.
 
     Returns:
-        The 265 tensors of the backbone, named as in Detectron2's ResNet, and the 37 of the head, as
+        The tensors of the backbone, named as in Detectron2's ResNet, and those of the head, as
         :mod:`.semantic_head` names them. BatchNorm's counters are left out.
     """
     # Imported here: it takes a second, which no other import of this file should wait for.
-    from torchvision.models.segmentation import deeplabv3_resnet50
+    from torchvision.models import segmentation
 
     with torch.device("meta"):
-        network = deeplabv3_resnet50(
+        network = getattr(segmentation, f"deeplabv3_resnet{depth}")(
             weights=None, weights_backbone=None, num_classes=num_classes or 1
         )
     state = network.state_dict()
@@ -115,19 +129,23 @@ def deeplab_shapes(num_classes: int | None = None) -> Mapping[str, Shape]:
     }
 
 
-def find_resnet(names: Iterable[str]) -> str | None:
-    """Find the ResNet in a Detectron2 model.
+def find_backbone(names: Iterable[str]) -> str | None:
+    """Find the ResNet or ConvNeXt in a Detectron2 model.
 
     Args:
         names: of the model's tensors.
 
     Returns:
         The prefix of its tensors, such as ``"backbone.bottom_up."``; None when the model has no
-        ResNet of at least the 265 tensors of a ResNet-50, or one without BatchNorm.
+        ResNet with BatchNorm and no ConvNeXt, of all four stages.
     """
     names = {*names}
     for prefix in sorted(_prefixes(names)):
-        if names.issuperset(prefix + name for name in deeplab_shapes()):
+        blocks = [f"{prefix}res{stage}.0" for stage in (2, 3, 4, 5)]
+        if all(
+            f"{block}.conv1.norm.running_var" in names or f"{block}.layer_scale" in names
+            for block in blocks
+        ):
             return prefix
     return None
 
@@ -145,35 +163,39 @@ def translate(
             any prefix (``module.``, ``net.module.``); a whole network or its backbone. Of a
             detector of torchvision's, what :func:`.from_torchvision` returns.
         source: the file, for messages.
-        target: names and shapes of the model's tensors, among them a ResNet
-            (:func:`find_resnet`). None: deeplabv3_resnet50 itself, its backbone without a prefix,
-            as Detectron2's zoo names backbones, and its head under ``sem_seg_head.``.
+        target: names and shapes of the model's tensors, among them a backbone
+            (:func:`find_backbone`). None: torchvision's DeepLabv3 of the file's depth, its backbone
+            without a prefix, as Detectron2's zoo names backbones, its head under ``sem_seg_head.``.
         may_differ: prefixes of names in the model whose shapes may differ: these start anew.
 
     Returns:
         The tensors by their names in the model, not copied, and the report.
 
     Raises:
-        InputError: the model has no ResNet; the file holds none or another one, a DeepLabv3 head
-            with tensors missing, a tensor of another shape, or values that are not finite.
+        InputError: the model has no such backbone; the file holds none or another one, a DeepLabv3
+            head with tensors missing, a tensor of another shape, or values that are not finite.
     """
-    prefix = "" if target is None else find_resnet(target)
+    prefix = "" if target is None else find_backbone(target)
     if prefix is None:
-        raise InputError(f"{source}: cannot be loaded: the model has no ResNet with BatchNorm")
+        raise InputError(
+            f"{source}: cannot be loaded: the model has no ResNet with BatchNorm and no ConvNeXt"
+        )
     names = canonical_names(state, source)
     if target is None:
         classes = state[names[_PREDICTOR]].shape[:1] if _PREDICTOR in names else None
         # A tensor without dimensions is refused below, by its shape.
-        target = deeplab_shapes(None if classes is None else max([1, *classes]))
+        target = deeplab_shapes(
+            None if classes is None else max([1, *classes]), depth=_nearest_depth(names, source)
+        )
     backbone = [
         name
         for name in target
-        if name.startswith(prefix) and _BACKBONE.match(name.removeprefix(prefix))
+        if name.startswith(prefix) and is_of_backbone(name.removeprefix(prefix))
     ]
     _require_same(
         f"{source}: its backbone",
         expected={name.removeprefix(prefix) for name in backbone},
-        found={name for name in names if _BACKBONE.match(name)},
+        found={*filter(is_of_backbone, names)},
     )
     if _ASPP in names:
         _require_same(
@@ -185,7 +207,7 @@ def translate(
     used: dict[str, str] = {}
     skipped = {name: "not tensors" for name, value in state.items() if not torch.is_tensor(value)}
     for name, old in names.items():
-        new = prefix + name if _BACKBONE.match(name) else name
+        new = prefix + name if is_of_backbone(name) else name
         if new not in target:
             skipped[old] = _why_skipped(name)
             continue
@@ -214,8 +236,23 @@ def translate(
     return {new: state[old] for new, old in used.items()}, report
 
 
+def is_of_backbone(name: str) -> bool:
+    """Whether a name of :func:`canonical_names` is one of a backbone's tensors."""
+    return bool(_BACKBONE.match(name))
+
+
+def _nearest_depth(names: Iterable[str], source: str) -> int:
+    """Get the depth of torchvision's DeepLabv3 that a file's ResNet is to be compared with."""
+    names = {*names}
+    if any(name.endswith(".layer_scale") for name in names):
+        raise InputError(
+            f"{source}: a ConvNeXt is not converted: name the file in MODEL.WEIGHTS as it is"
+        )
+    return 101 if any(re.match(r"res4\.([6-9]|\d\d)\.", name) for name in names) else 50
+
+
 def canonical_names(state: Mapping[str, Any], source: str) -> dict[str, str]:
-    """Map Detectron2's names of a ResNet and the heads beside it to the names in a file.
+    """Map the model's names of a backbone and the heads beside it to the names in a file.
 
     Args:
         state: the file's tensors by name, as :func:`translate` takes them.
@@ -226,25 +263,30 @@ def canonical_names(state: Mapping[str, Any], source: str) -> dict[str, str]:
         FPN, RPN and heads of a detector (:mod:`.detector_names`). Other tensors keep their names.
 
     Raises:
-        InputError: the file holds no ResNet, or several.
+        InputError: the file holds no backbone, or several.
     """
     tensors = [name for name, value in state.items() if torch.is_tensor(value)]
     prefixes = _prefixes(tensors)
     if len(prefixes) != 1:
         raise InputError(
-            f"{source}: holds {len(prefixes) or 'no'} ResNets ({len(tensors)} tensors, such as "
-            f"{', '.join(tensors[:3])}); expected one, as in torchvision's deeplabv3_resnet50"
+            f"{source}: holds {len(prefixes) or 'no'} ResNets or ConvNeXts ({len(tensors)} "
+            f"tensors, such as {', '.join(tensors[:3])}); expected one"
         )
     (prefix,) = prefixes
     # What torchvision and Detectron2 put between the network's own prefix and the ResNet.
     of_detector = prefix.endswith(_DETECTOR)
     outer = prefix.removesuffix(_DETECTOR).removesuffix("bottom_up.").removesuffix("backbone.")
+    is_convnext = any(name.endswith(".layer_scale") for name in tensors)
+    backbone_rules = _CONVNEXT_RULES if is_convnext else _BACKBONE_RULES
     # Some of Detectron2's names of heads are torchvision's of other layers.
     rules = TORCHVISION_RULES if of_detector else (*_HEAD_RULES, *MMDETECTION_RULES)
+    if is_convnext:
+        # Its classifier has some of a DeepLabv3's names.
+        rules = ()
     names = {}
     for old in tensors:
-        new = _rename(old.removeprefix(prefix), _BACKBONE_RULES) if old.startswith(prefix) else ""
-        if not _BACKBONE.match(new):
+        new = _rename(old.removeprefix(prefix), backbone_rules) if old.startswith(prefix) else ""
+        if not is_of_backbone(new):
             new = _rename(old.removeprefix(outer), rules)
         names[new] = old
     if not any(f"{_RPN_CONV}conv1." in name for name in names):
@@ -254,7 +296,7 @@ def canonical_names(state: Mapping[str, Any], source: str) -> dict[str, str]:
 
 
 def _prefixes(names: Iterable[str]) -> set[str]:
-    """Get the prefix of every ResNet among the names."""
+    """Get the prefix of every backbone among the names."""
     return {match[1] for match in map(_FIRST_BLOCK.fullmatch, names) if match}
 
 

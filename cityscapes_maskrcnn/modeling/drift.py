@@ -1,8 +1,9 @@
-"""How far each part of a ResNet-50 moved in training, relative to where it started."""
+"""How far each part of a backbone moved in training, relative to where it started."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Any, Final
@@ -11,11 +12,14 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names, deeplab_shapes
+from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names, is_of_backbone
 from cityscapes_maskrcnn.utils.errors import InputError
 
 GROUPS: Final = ("stem", "res2", "res3", "res4", "res5")
 WHOLE: Final = "backbone"
+
+# The normalisations of a ResNet and of a ConvNeXt.
+_NORM: Final = re.compile(r"(\.norm|stem\.1|\.downsample\.0|\.block\.2)\.(weight|bias)$")
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,11 @@ class GroupDrift:
     Attributes:
         group: of :data:`GROUPS`, or :data:`WHOLE` for all of them together.
         num_parameters: how many values the optimizer may move.
-        parameters: convolution weights and BatchNorm weights and biases.
-        convolutions: convolution weights only.
-        norms: BatchNorm weights and biases only.
+        parameters: all of them.
+        convolutions: those of convolutions and, in a ConvNeXt, of linear layers and layer scales.
+        norms: weights and biases of BatchNorm or LayerNorm.
         statistics: BatchNorm running means and variances. These follow the images, not the
-            gradient: they move even at a learning rate of 0.
+            gradient: they move even at a learning rate of 0. 0.0 where there are none.
     """
 
     group: str
@@ -44,7 +48,7 @@ class GroupDrift:
 
 
 def measure_drift(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[GroupDrift]:
-    """Compare the ResNet-50 of two networks.
+    """Compare the backbones of two networks: ResNets of any depth and width, or ConvNeXts.
 
     Args:
         start: tensors by name: torchvision's names or Detectron2's, under any prefix, of a whole
@@ -56,12 +60,18 @@ def measure_drift(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[Grou
         One entry for each of :data:`GROUPS`, and one for :data:`WHOLE`.
 
     Raises:
-        InputError: one of the two holds no ResNet-50 or values that are not finite.
+        InputError: one of the two holds no backbone or values that are not finite, or they have
+            other layers.
     """
     before = _backbone(start, "start of the drift report")
     after = _backbone(end, "end of the drift report")
     # Squared lengths of the way and of the start of every tensor.
     squares: dict[str, tuple[float, float]] = {}
+    if other := before.keys() ^ after.keys():
+        raise InputError(
+            f"end of the drift report: another backbone than at the start: {len(other)} tensors "
+            f"are in one of them only, such as {min(other)}"
+        )
     for name, first in before.items():
         last = after[name]
         if first.shape != last.shape:
@@ -81,8 +91,8 @@ def measure_drift(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[Grou
     for group in (*GROUPS, WHOLE):
         names = [name for name in before if group in (name.partition(".")[0], WHOLE)]
         statistics = [name for name in names if ".running_" in name]
-        norms = [name for name in names if ".norm." in name and ".running_" not in name]
-        convolutions = [name for name in names if ".norm." not in name]
+        norms = [name for name in names if _NORM.search(name)]
+        convolutions = [name for name in names if name not in {*statistics, *norms}]
         result.append(
             GroupDrift(
                 group=group,
@@ -110,7 +120,7 @@ def format_drift(drift: Sequence[GroupDrift]) -> str:
             "parameters": f"{row.num_parameters:,}",
             "moved by (%)": format_percent(row.parameters),
             "convolutions (%)": format_percent(row.convolutions),
-            "BatchNorm weights (%)": format_percent(row.norms),
+            "norm weights (%)": format_percent(row.norms),
             "BatchNorm statistics (%)": format_percent(row.statistics),
         }
         for row in drift
@@ -126,13 +136,12 @@ def format_percent(fraction: float) -> str:
 
 
 def _backbone(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Get a ResNet-50 of any width in float64, by Detectron2's names without a prefix."""
-    names = canonical_names(state, source)
+    """Get a backbone in float64, by the model's names without a prefix."""
     tensors = {}
-    for name in deeplab_shapes():
-        if name not in names:
-            raise InputError(f"{source}: no ResNet-50: {name} is missing")
-        tensors[name] = state[names[name]].detach().to("cpu", torch.float64)
+    for name, old in canonical_names(state, source).items():
+        if not is_of_backbone(name) or name.endswith("num_batches_tracked"):
+            continue
+        tensors[name] = state[old].detach().to("cpu", torch.float64)
         if not torch.isfinite(tensors[name]).all():
-            raise InputError(f"{source}: {names[name]} holds values that are not finite")
+            raise InputError(f"{source}: {old} holds values that are not finite")
     return tensors

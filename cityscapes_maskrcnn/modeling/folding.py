@@ -104,7 +104,7 @@ class FoldedConv2d(Conv2d):
 
         The counter is among them: BatchNorm's kernels do not count their changes of the statistics.
         """
-        # Not by their names: 53 layers ask for them in every step.
+        # Not by their names: every layer asks for them in every step.
         tensors = (
             *self._parameters.values(),
             *self.norm._parameters.values(),

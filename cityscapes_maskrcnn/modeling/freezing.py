@@ -30,8 +30,8 @@ def freeze_fpn(model: nn.Module) -> None:
     """Freeze the feature pyramid's own layers, in place.
 
     These are its lateral and output convolutions with their normalisation, BatchNorm statistics
-    included. The ResNet below is not touched: gradients flow through the frozen layers to the parts
-    of it that are trained.
+    included. The network below is not touched: gradients flow through the frozen layers to the
+    parts of it that are trained.
 
     Args:
         model: its ``backbone`` must be Detectron2's :class:`FPN`.
@@ -43,7 +43,7 @@ def freeze_fpn(model: nn.Module) -> None:
     if not isinstance(pyramid, FPN):
         raise InputError(
             "MODEL.FPN.FREEZE: the model has no feature pyramid; set it to False or "
-            "MODEL.BACKBONE.NAME to build_resnet_fpn_backbone"
+            "MODEL.BACKBONE.NAME to build_resnet_fpn_backbone or build_convnext_fpn_backbone"
         )
     for name, layer in pyramid.named_children():
         if name != "bottom_up":

@@ -29,6 +29,11 @@ TORCHVISION_DEEPLAB = "torchvision://deeplabv3_resnet50"
 # Name -> torchvision's name of the weights.
 _TORCHVISION_NAMES = {
     TORCHVISION_DEEPLAB: "DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1",
+    "torchvision://deeplabv3_resnet101": "DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1",
+    "torchvision://resnet101": "ResNet101_Weights.IMAGENET1K_V1",
+    "torchvision://convnext_tiny": "ConvNeXt_Tiny_Weights.IMAGENET1K_V1",
+    "torchvision://convnext_small": "ConvNeXt_Small_Weights.IMAGENET1K_V1",
+    "torchvision://convnext_base": "ConvNeXt_Base_Weights.IMAGENET1K_V1",
     "torchvision://maskrcnn_resnet50_fpn": "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
     "torchvision://maskrcnn_resnet50_fpn_v2": "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
 }
@@ -41,8 +46,10 @@ def fetch_torchvision(name: str) -> Path:
     """Find torchvision's weights in its cache, or :func:`download` them there.
 
     Args:
-        name: ``torchvision://deeplabv3_resnet50``: trained on COCO with the labels of Pascal VOC;
-            ``torchvision://maskrcnn_resnet50_fpn`` or ``..._v2``: trained on COCO.
+        name: ``torchvision://deeplabv3_resnet50`` or ``101``: trained on COCO with the labels of
+            Pascal VOC; ``torchvision://maskrcnn_resnet50_fpn`` or ``..._v2``: trained on COCO;
+            ``torchvision://resnet101``, ``torchvision://convnext_tiny``, ``_small`` or ``_base``:
+            trained on ImageNet.
 
     Raises:
         InputError: another name, or see :func:`download`.

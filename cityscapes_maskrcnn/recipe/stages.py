@@ -30,8 +30,11 @@ from cityscapes_maskrcnn.search.tuning import images_content
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 
-# torchvision's ResNet-50, as Detectron2 publishes it: what stage 1 starts from without a stage 0.
-IMAGENET_WEIGHTS: Final = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+# torchvision's ResNets by depth: what stage 1 starts from without a stage 0.
+IMAGENET_WEIGHTS: Final = {
+    50: "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
+    101: "torchvision://resnet101",
+}
 STUDY: Final = "thresholds"
 WEIGHTS: Final = "model_final.pth"
 # The whole config of a training, with which it is scored.
@@ -117,6 +120,8 @@ class Recipe:
         for key in pairs.keys() & {"OUTPUT_DIR", "INCLUDE"}:
             raise InputError(f"{key}: the chain sets it for every step; leave it out")
         self.selected = [name for name in STEPS if name in self.selected]
+        if "stage_1" in self.selected and not self._has_stage_0():
+            self.selected = [name for name in self.selected if name != "stage_0"]
         self._weights = pairs.pop("MODEL.WEIGHTS", None)
         self._opts = _words(pairs)
         self._defaults = flatten(self.build_config("", []))
@@ -317,10 +322,10 @@ class Recipe:
         Empty if there is nothing else to do, or if stage 1 has another network than these weights.
         """
         others = [name for name in self.selected if name != "stage_0"]
-        if (
-            "stage_1" not in others
-            or self._config("stage_1").MODEL.RESNETS.RES2_OUT_CHANNELS != 256
-        ):
+        if "stage_1" not in others:
+            return ""
+        resnet = self._config("stage_1").MODEL.RESNETS
+        if resnet.DEPTH not in IMAGENET_WEIGHTS or resnet.RES2_OUT_CHANNELS != 256:
             return ""
         flags = {
             "--config-dir": self.config_dir,
@@ -330,7 +335,7 @@ class Recipe:
             "--num-gpus": self.num_gpus,
         }
         words = [*_words(flags), "--stages", *others, *self._opts]
-        words += ["MODEL.WEIGHTS", IMAGENET_WEIGHTS]
+        words += ["MODEL.WEIGHTS", IMAGENET_WEIGHTS[resnet.DEPTH]]
         command = shlex.join(["python", str(self.tools / "train_stages.py"), *words])
         return f"; to start from ImageNet weights instead, without coarse data: {command}"
 
@@ -356,13 +361,19 @@ class Recipe:
         parent = STEPS[name].parent
         if parent and self._has(parent):
             return str(self.output / parent / WEIGHTS), f"{parent}/{WEIGHTS}"
-        if parent and self._weights is None:
+        if parent and self._weights is None and (parent != "stage_0" or self._has_stage_0()):
             raise InputError(
                 f"{name} starts from the weights of {parent}, which is not complete in "
                 f"{self.output / parent}: add {parent} to --stages, or name weights with "
                 "MODEL.WEIGHTS"
             )
         return (self._config(name).MODEL.WEIGHTS if self._weights is None else self._weights), ""
+
+    def _has_stage_0(self) -> bool:
+        """Whether there is a config of it: some backbones start from their ImageNet weights."""
+        return (self.config_dir / STEPS["stage_0"].config).is_file() or not (
+            self.config_dir / STEPS["stage_1"].config
+        ).is_file()
 
     def _includes(self, *names: str) -> dict[str, Path]:
         files = {"anchors": "anchors.yaml", "search": "best.yaml"}

@@ -153,7 +153,7 @@ def test_a_wrong_file_leaves_the_model_alone(
     state = {**deeplab.state_dict(), "backbone.layer1.0.conv1.weight": torch.zeros(64, 256, 1, 1)}
     for content, message in (
         (state, r"res2\.0\.conv1\.weight is \(64, 64, 1, 1\) in the model"),
-        ({"a.weight": torch.zeros(3)}, r"no ResNets \(1 tensors, such as a\.weight\)"),
+        ({"a.weight": torch.zeros(3)}, r"no ResNets or ConvNeXts \(1 tensors, such as a\.weight\)"),
     ):
         torch.save(content, path)
         with pytest.raises(InputError, match=message):
@@ -196,7 +196,7 @@ def test_a_shallower_resnet_of_the_zoo_is_refused(stage_1: nn.Module, tmp_path: 
     arrays = {name: value.numpy() for name, value in resnet18().state_dict().items()}
     content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
     path.write_bytes(pickle.dumps(content))
-    with pytest.raises(InputError, match=r"R-18\.pkl: weights of another ResNet"):
+    with pytest.raises(InputError, match=r"R-18\.pkl: weights of another backbone"):
         SafeCheckpointer(stage_1, allow_pickle=["*"]).load(str(path))
     torch.save(resnet18().state_dict(), tmp_path / "R-18.pth")
     with pytest.raises(InputError, match=r"R-18\.pth: its backbone is not the expected one"):
@@ -207,5 +207,5 @@ def test_a_deeper_resnet_of_the_zoo_is_refused(stage_1: nn.Module, tmp_path: Pat
     path = tmp_path / "R-101.pkl"
     zoo_file(path, blocks_in_res4=23)
     # 17 blocks more, each of 3 convolutions with 1 + 4 tensors.
-    with pytest.raises(InputError, match=r"another ResNet than the model's: 255 of its tensors"):
+    with pytest.raises(InputError, match=r"another backbone than the model's: 255 of its tensors"):
         SafeCheckpointer(stage_1, allow_pickle=["*"]).load(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.segmentation import deeplabv3_resnet101
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.modeling import backbone, semantic_head  # noqa: F401
@@ -63,6 +65,23 @@ def test_logits_equal_torchvisions(
     assert logits.shape == (19, *size)
     assert expected.std() > 0.1  # the comparison is of something
     assert (logits - expected).abs().max() < 1e-4
+
+
+def test_resnet_101_equals_torchvisions(randomised: Callable[..., None]) -> None:
+    theirs = deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=19, aux_loss=True)
+    randomised(theirs)
+    theirs.eval()
+    picture = image(40, 56)
+    batch = ((picture - MEAN) / STD)[None]
+    ours = build(config("r101/stage_0_backbone.yaml"), theirs.state_dict()).eval()
+    with torch.no_grad():
+        expected = theirs(batch)["out"][0]
+        logits = ours([{"image": picture}])[0]["sem_seg"]
+    assert expected.std() > 0.1
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+    # 104 convolutions with 4 of BatchNorm each.
+    report = translate(theirs.state_dict(), "file")[1]
+    assert len(report.backbone) == 104 * 5
 
 
 def test_one_training_steps_gradients_equal_torchvisions(deeplab: nn.Module) -> None:
@@ -140,8 +159,8 @@ def test_an_unlabelled_batch_has_loss_zero(ours: nn.Module) -> None:
 
 def test_bad_configs_and_batches_get_one_line(ours: nn.Module) -> None:
     file = "stage_0_backbone.yaml"
-    with pytest.raises(InputError, match=r"MODEL\.RESNETS\.DEPTH 101: .* is a ResNet-50"):
-        build_model(config(file, "MODEL.RESNETS.DEPTH", 101))
+    with pytest.raises(InputError, match=r"MODEL\.RESNETS\.DEPTH 152: .* the depths 50 and 101"):
+        build_model(config(file, "MODEL.RESNETS.DEPTH", 152))
     with pytest.raises(InputError, match="needs the feature 'image'"):
         build_model(config(file, "MODEL.BACKBONE.NAME", "build_resnet_backbone"))
     with pytest.raises(InputError, match="classifies one feature"):

@@ -14,7 +14,7 @@ from torchvision.models.segmentation import (
     fcn_resnet50,
 )
 
-from cityscapes_maskrcnn.modeling.deeplab_weights import deeplab_shapes, find_resnet, translate
+from cityscapes_maskrcnn.modeling.deeplab_weights import deeplab_shapes, find_backbone, translate
 from cityscapes_maskrcnn.utils.errors import InputError
 
 State = dict[str, Tensor]
@@ -165,7 +165,7 @@ def test_the_same_other_resnet_in_file_and_model_fits() -> None:
         (resnext50_32x4d, {}, r"conv1\.weight is \(128, 64, 1, 1\) in the file"),
         (fcn_resnet50, {"weights_backbone": None}, r"classifier\.1\.weight is \(512,\) in the"),
         (deeplabv3_mobilenet_v3_large, {"weights_backbone": None}, "holds no ResNets"),
-        (vgg11, {}, r"holds no ResNets \(22 tensors, such as features\.0\.weight"),
+        (vgg11, {}, r"holds no ResNets or ConvNeXts \(22 tensors, such as features\.0\.weight"),
     ],
 )
 def test_another_network_is_refused(build: Any, arguments: dict[str, Any], message: str) -> None:
@@ -208,9 +208,9 @@ def test_wrong_tensors(state: State) -> None:
             translate(file, "file", target)
 
 
-def test_finding_the_resnet() -> None:
-    assert find_resnet(semantic_model()) == "backbone."
-    assert find_resnet(instance_model()) == "backbone.bottom_up."
-    assert find_resnet(["a.weight"]) is None
+def test_finding_the_backbone() -> None:
+    assert find_backbone(semantic_model()) == "backbone."
+    assert find_backbone(instance_model()) == "backbone.bottom_up."
+    assert find_backbone(["a.weight"]) is None
     with_group_norm = [name for name in semantic_model() if "running" not in name]
-    assert find_resnet(with_group_norm) is None
+    assert find_backbone(with_group_norm) is None

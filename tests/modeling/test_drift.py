@@ -16,10 +16,10 @@ from cityscapes_maskrcnn.modeling.drift import (
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
-def constant_state(convolution=2.0, norm=1.0, statistic=4.0):
-    """A ResNet-50 of three numbers; it takes no memory."""
+def constant_state(convolution=2.0, norm=1.0, statistic=4.0, depth=50):
+    """A ResNet of three numbers; it takes no memory."""
     state = {}
-    for name, shape in deeplab_shapes().items():
+    for name, shape in deeplab_shapes(depth=depth).items():
         value = convolution if ".norm." not in name else statistic if "running" in name else norm
         state[name] = torch.tensor(value).expand(shape)
     return state
@@ -57,6 +57,22 @@ def test_one_tensor_moves_its_group_and_the_whole():
     assert drift["res3"].parameters == pytest.approx(math.sqrt(moved / length))
     assert drift["res3"].norms == drift["res3"].statistics == 0
     assert 0 < drift["backbone"].parameters < drift["res3"].parameters
+
+
+def test_the_last_blocks_of_a_resnet_101_count():
+    start = constant_state(depth=101)
+    end = {**start, "res4.22.conv2.weight": torch.tensor(2.2).expand(256, 256, 3, 3)}
+    drift = {row.group: row for row in measure_drift(start, end)}
+    # What torchvision says of resnet101, less its classifier: 44,549,160 - 2048 x 1000 - 1000.
+    assert drift["backbone"].num_parameters == 42500160
+    moved = 256 * 256 * 9 * 0.2**2
+    # Of res4: 23 blocks of 1024 x 256 + 256 x 256 x 9 + 256 x 1024, but 512 x 256 in the first, and
+    # the shortcut of 512 x 1024.
+    weights = 23 * (1024 * 256 + 256 * 256 * 9 + 256 * 1024) - 512 * 256 + 512 * 1024
+    assert drift["res4"].convolutions == pytest.approx(math.sqrt(moved / (weights * 4)))
+    assert drift["res3"].parameters == drift["res5"].parameters == 0
+    with pytest.raises(InputError, match="another backbone than at the start: 255 tensors are in"):
+        measure_drift(constant_state(), end)
 
 
 def test_torchvisions_and_detectron2s_names_are_compared(deeplab):

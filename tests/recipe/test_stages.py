@@ -30,10 +30,15 @@ def data(small_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe(
-    output: Path, *opts: str, stages: tuple[str, ...] = STEPS, trials: int = 3, confirm: int = 1
+    output: Path,
+    *opts: str,
+    stages: tuple[str, ...] = STEPS,
+    trials: int = 3,
+    confirm: int = 1,
+    config_dir: Path = CONFIGS,
 ) -> Recipe:
     return Recipe(
-        config_dir=CONFIGS,
+        config_dir=config_dir,
         output=output,
         tools=PROJECT / "tools",
         build_config=build_config,
@@ -314,3 +319,25 @@ def test_words_are_split() -> None:
         ["SEED", "3"],
     )
     assert split_words(["stage_1"]) == (["stage_1"], [])
+
+
+def test_a_backbone_without_a_stage_0_starts_from_its_own_weights(tmp_path: Path) -> None:
+    steps = recipe(tmp_path, config_dir=PROJECT / "configs" / "convnext_t").steps()
+    assert [step.name for step in steps] == [*STEPS[1:], *SCORES]
+    start = options(steps[0].commands[0])["MODEL.WEIGHTS"]
+    assert start == "torchvision://convnext_tiny"
+    # Not of other stages, and not where there is no stage 1 either.
+    with pytest.raises(InputError, match="stage_2 starts from the weights of stage_1"):
+        recipe(tmp_path, config_dir=PROJECT / "configs" / "convnext_t", stages=STEPS[4:]).steps()
+    with pytest.raises(InputError, match=r"stage_0_backbone\.yaml"):
+        recipe(tmp_path, config_dir=tmp_path).steps()
+
+
+def test_without_coarse_data_a_resnet_101_starts_from_its_own_weights_of_imagenet(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(small_root, root, ignore=shutil.ignore_patterns("gtCoarse"))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    stage_0 = recipe(tmp_path / "output", config_dir=PROJECT / "configs" / "r101").steps()[0]
+    assert stage_0.missing["data"].endswith("MODEL.WEIGHTS torchvision://resnet101")

@@ -119,7 +119,10 @@ def test_bad_input_is_one_line(convert: Run, weights: Path, tmp_path: Path) -> N
     out = tmp_path / "out.pth"
     for arguments, message in [
         ((tmp_path / "absent.pth", out), "absent.pth: cannot be read"),
-        ((tmp_path / "random.pth", out), "random.pth: holds no ResNets (1 tensors, such as"),
+        (
+            (tmp_path / "random.pth", out),
+            "random.pth: holds no ResNets or ConvNeXts (1 tensors, such as",
+        ),
         (("torchvision://resnet50", out), "torchvision://resnet50: unknown; the names of"),
         ((weights, tmp_path / "out.pkl"), "out.pkl: OUT must end in .pth"),
     ]:
