@@ -184,6 +184,20 @@ def tiny_zoo_file(tmp_path: Path) -> Path:
     return write_zoo_file(tmp_path / "model_final.pkl", zoo_model(50, *TINY))
 
 
+def test_pointrend_starts_with_the_box_head_of_coco(tiny_zoo_file: Path) -> None:
+    model = start(read("pointrend_coco_R_50_FPN", *TINY), tiny_zoo_file).state_dict()
+    given = pickle.loads(tiny_zoo_file.read_bytes())["model"]
+    scores = "roi_heads.box_predictor.cls_score.weight"
+    assert torch.equal(model[scores], torch.from_numpy(given[scores])[[*COCO_ROWS, 80]])
+    others = [
+        name
+        for name in model
+        if not name.startswith(("roi_heads.mask_head", "roi_heads.box_predictor"))
+    ]
+    assert len(others) > 265
+    assert all(torch.equal(model[name], torch.from_numpy(given[name])) for name in others)
+
+
 @pytest.fixture
 def all_classes_again() -> Iterator[None]:
     yield
@@ -275,6 +289,7 @@ CONFIGS = [
     "coco_new_baseline_R_50_FPN",
     "coco_staged_1_heads",
     "coco_torchvision_R_50_FPN",
+    "pointrend_coco_R_50_FPN",
 ]
 
 
