@@ -135,7 +135,7 @@ class CityscapesMapper(DatasetMapper):
             sem_seg = train_id_lookup()[label_ids]
 
         augmented = (_FastInput if self.fast_resize else T.AugInput)(image, sem_seg=sem_seg)
-        transforms = self.augmentations(augmented)
+        transforms = self.augment(augmented, file_name)
         dataset_dict["image"] = _channels_first(augmented.image)
         if augmented.sem_seg is not None:
             dataset_dict["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype(np.int64))
@@ -149,6 +149,20 @@ class CityscapesMapper(DatasetMapper):
                 flat = self.polygon_type.from_polygons(masks.polygons)
                 dataset_dict["instances"].gt_masks = flat
         return dataset_dict
+
+    def augment(self, augmented: T.AugInput, name: str) -> T.TransformList:
+        """Apply the augmentations in place; ``name`` is the image's in errors.
+
+        Raises:
+            InputError: nothing of the image would be left: it is thousands of times as long as
+                wide.
+        """
+        height, width = augmented.image.shape[:2]
+        try:
+            return self.augmentations(augmented)
+        except (ValueError, RuntimeError) as error:  # of Pillow and of torch
+            size = f"{width}x{height} pixels"
+            raise InputError(f"{name}: {size} cannot be resized: {error}") from error
 
     def _transform_annotations(
         self,

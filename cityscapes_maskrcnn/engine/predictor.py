@@ -159,7 +159,7 @@ class Predictor:
         if self._mapper.image_format == "RGB":
             image = np.ascontiguousarray(image[:, :, ::-1])
         augmented = AugInput(image)
-        self._mapper.augmentations(augmented)
+        self._mapper.augment(augmented, "an array")
         channels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
         return {"image": torch.as_tensor(channels), "height": height, "width": width}
 

@@ -26,6 +26,7 @@ _RANGES: Final = {
     "MODEL.RETINANET.NMS_THRESH_TEST": _FRACTION,
     "INPUT.MIN_SIZE_TEST": (0, math.inf),  # 0: the image's own
     "INPUT.MAX_SIZE_TEST": (1, math.inf),
+    "INPUT.MAX_SIZE_TRAIN": (1, math.inf),
     "SOLVER.BASE_LR": (0.0, math.inf),
     "SOLVER.MAX_ITER": (0, math.inf),
 }
@@ -48,7 +49,7 @@ def check_ranges(cfg: Any) -> None:
 
     Args:
         cfg: reads the keys above, ``SEED``, ``TEST.DETECTIONS_PER_IMAGE``, ``INPUT.CROP``,
-            ``MODEL.PIXEL_STD``, and those of a PointRend head.
+            ``INPUT.MIN_SIZE_TRAIN``, ``MODEL.PIXEL_STD``, and those of a PointRend head.
 
     Raises:
         InputError: one is out of its range.
@@ -67,6 +68,12 @@ def check_ranges(cfg: Any) -> None:
         raise InputError(f"TEST.DETECTIONS_PER_IMAGE {most}: it must be 1 or more, or -1 for all")
     if cfg.SEED > _MAX_SEED:
         raise InputError(f"SEED {cfg.SEED}: it must be at most {_MAX_SEED}, or below 0 for any")
+    sizes, sampling = list(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    if not sizes or min(sizes) < 0 or (sampling == "range" and len(sizes) != 2):
+        wanted = "two sizes" if sampling == "range" else "at least one size"
+        raise InputError(
+            f"INPUT.MIN_SIZE_TRAIN {sizes}: for {sampling} it must be {wanted}, 0 or more pixels"
+        )
     if cfg.INPUT.CROP.ENABLED:
         _check_crop(cfg.INPUT.CROP)
     if any(value <= 0 for value in cfg.MODEL.PIXEL_STD):

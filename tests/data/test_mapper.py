@@ -208,6 +208,15 @@ def test_masks_of_the_type_that_the_heads_ask_for(tmp_path: Path) -> None:
             assert torch.equal(ours.gt_masks.crop_and_resize(boxes, 28), expected)
 
 
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_an_image_of_which_resizing_leaves_nothing(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "line.png"
+    Image.new("RGB", (4000, 1)).save(path)
+    mapper = CityscapesMapper(config(RESIZE=mode), is_train=True)
+    with pytest.raises(InputError, match=rf"^{path}: 4000x1 pixels cannot be resized: "):
+        mapper({"file_name": str(path), "height": 1, "width": 4000, "annotations": []})
+
+
 @pytest.mark.parametrize("key", ["RESIZE", "CACHE"])
 def test_unknown_values_are_named(key: str) -> None:
     with pytest.raises(InputError, match=rf"^INPUT\.{key} 'some': it must be one of "):

@@ -144,6 +144,11 @@ def test_arrays_that_are_no_images(tiny_config, pixels):
         Predictor(tiny_config)(pixels)
 
 
+def test_an_array_of_which_resizing_leaves_nothing(tiny_config):
+    with pytest.raises(InputError, match=r"^an array: 9000x1 pixels cannot be resized: "):
+        Predictor(tiny_config)(np.zeros((1, 9000, 3), np.uint8))
+
+
 def test_half_precision(tiny_config, photograph):
     expected = Predictor(tiny_config, 0.0)(photograph)
     tiny_config.TEST.PRECISION = "bfloat16"

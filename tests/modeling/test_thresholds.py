@@ -44,6 +44,24 @@ def test_values_with_which_nothing_is_found_get_one_line(key, value, wanted) -> 
 
 
 @pytest.mark.parametrize(
+    ("sampling", "sizes", "problem"),
+    [
+        ("choice", (), "[]: for choice it must be at least one size, 0 or more pixels"),
+        ("choice", (64, -1), "[64, -1]: for choice it must be at least one size, 0 or more pixels"),
+        ("range", (64,), "[64]: for range it must be two sizes, 0 or more pixels"),
+    ],
+)
+def test_sizes_that_none_can_be_drawn_from(
+    sampling: str, sizes: tuple[int, ...], problem: str
+) -> None:
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = sizes, sampling
+    with pytest.raises(InputError) as caught:
+        check_ranges(cfg)
+    assert str(caught.value) == f"INPUT.MIN_SIZE_TRAIN {problem}"
+
+
+@pytest.mark.parametrize(
     ("kind", "size", "problem"),
     [
         ("absolute", [0, 0], "SIZE [0, 0]: for the type absolute it must be two whole numbers of "),
