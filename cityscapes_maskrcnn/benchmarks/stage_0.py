@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
-from torchvision.models.segmentation import deeplabv3_resnet50
+from torchvision.models import segmentation
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.registration import register_all
@@ -101,7 +101,7 @@ def _load_batches(config_file: str, opts: list[str], root: str, count: int) -> l
 def _build(name: str, config_file: str, opts: list[str]) -> Step:
     cfg = build_config(config_file, opts)
     torch.manual_seed(0)
-    theirs = deeplabv3_resnet50(
+    theirs = getattr(segmentation, f"deeplabv3_resnet{cfg.MODEL.RESNETS.DEPTH}")(
         weights=None, weights_backbone=None, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     )
     return _plain_step(cfg, theirs) if name == PLAIN else _our_step(cfg, theirs.state_dict())

@@ -36,7 +36,7 @@ class GroupDrift:
         convolutions: those of convolutions and, in a ConvNeXt, of linear layers and layer scales.
         norms: weights and biases of BatchNorm or LayerNorm.
         statistics: BatchNorm running means and variances. These follow the images, not the
-            gradient: they move even at a learning rate of 0. 0.0 where there are none.
+            gradient: they move even at a learning rate of 0. NaN where there are none.
     """
 
     group: str
@@ -82,6 +82,8 @@ def measure_drift(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[Grou
         squares[name] = float((last - first).square().sum()), float(first.square().sum())
 
     def relative(names: Sequence[str]) -> float:
+        if not names:
+            return math.nan
         moved, length = (sum(squares[name][index] for name in names) for index in (0, 1))
         if not moved:
             return 0.0
@@ -130,7 +132,12 @@ def format_drift(drift: Sequence[GroupDrift]) -> str:
 
 
 def format_percent(fraction: float) -> str:
-    """Write a fraction as percent, without the sign: 0.00123 is "0.123", 12.5 is "1,250"."""
+    """Write a fraction as percent, without the sign: 0.00123 is "0.123", 12.5 is "1,250".
+
+    NaN, which stands for nothing to be measured, is "-".
+    """
+    if math.isnan(fraction):
+        return "-"
     percent = 100 * fraction
     return f"{percent:.3g}" if percent < 100 else f"{percent:,.0f}"
 
