@@ -46,7 +46,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     def keep(build: Any) -> Any:
         return lambda *arguments, **options: made.append(build(*arguments, **options)) or made[-1]
 
-    monkeypatch.setattr(stage_0, "deeplabv3_resnet50", keep(narrow_deeplab))
+    monkeypatch.setattr(stage_0.segmentation, "deeplabv3_resnet50", keep(narrow_deeplab))
     monkeypatch.setattr(Trainer, "build_model", keep(Trainer.build_model))
     return made
 
