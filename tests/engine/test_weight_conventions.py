@@ -60,6 +60,7 @@ STRIDE = r"MODEL\.RESNETS\.STRIDE_IN_1X1 True, not False; set what it was traine
             r"FORMAT RGB, not BGR; .*PIXEL_STD \[58\.395, 57\.12, 57\.375\], not \[1\.0, 1",
         ),
         ("/my/resnet50-0676ba61.pth", "coco_mask_rcnn_R_50_FPN", "RGB, not BGR"),
+        ("/my/convnext_tiny-983f1562.pth", "coco_mask_rcnn_R_50_FPN", "RGB, not BGR"),
         (
             "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
             "coco_staged_1_heads",
