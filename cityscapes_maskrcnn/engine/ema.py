@@ -117,7 +117,7 @@ class WeightAverage(HookBase):
             ValueError: it is of another model, or of other trained parameters.
         """
         for name, live in self._live.items():
-            saved = state.get(name)
+            saved = state.get(name) if isinstance(state, Mapping) else None
             if not isinstance(saved, Tensor) or saved.shape != live.shape:
                 raise ValueError(f"its average of the weights has no {name} of the model's shape")
             if saved.dtype != torch.float32 or saved.is_meta or not saved.isfinite().all():

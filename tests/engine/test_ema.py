@@ -204,6 +204,12 @@ def test_an_average_that_does_not_fit_is_refused(change: dict[str, Any], message
         average.load_state_dict({**average.state_dict(), **change})
 
 
+@pytest.mark.parametrize("state", [None, 5, [1]])
+def test_a_state_that_is_no_average_is_refused(state: Any) -> None:
+    with pytest.raises(ValueError, match=r"^its average of the weights has no weight of the model"):
+        WeightAverage(nn.Linear(1, 1), 0.5).load_state_dict(state)
+
+
 def test_a_decay_that_keeps_all_is_refused(config: Config) -> None:
     with pytest.raises(
         InputError, match=r"^SOLVER\.EMA_DECAY 1\.0: it must be 0\.0 \(off\) or mor"
