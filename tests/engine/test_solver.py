@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.engine import SimpleTrainer, TrainerBase
 from detectron2.engine.hooks import PeriodicCheckpointer
 from torch import nn
@@ -177,7 +176,7 @@ class Run(Trainer):
         model = Point()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         self._trainer = SimpleTrainer(model, itertools.repeat([]), optimizer)
-        self.cfg = get_cfg()
+        self.cfg = build_config("", [])
         self.cfg.OUTPUT_DIR = str(folder)
         self.max_iter = len(losses)
         self.checkpointer = SafeCheckpointer(model, str(folder), trainer=self)
