@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
+from optuna.trial import TrialState
 
 from cityscapes_maskrcnn.data.loaders import training_dicts
 from cityscapes_maskrcnn.engine.inference import check_metric
@@ -166,6 +167,11 @@ def tune(
         )
         logger.info("%s", progress(study.get_trials(deepcopy=False), budget))
         worker.run(budget)
+        if all(trial.state == TrialState.FAIL for trial in study.get_trials(deepcopy=False)):
+            raise InputError(
+                f"study {study_name}: all of its trials failed; the reasons are in"
+                f" {output / 'log.txt'}, the logs of the trials in {trials}"
+            )
         if confirm_best:
             confirm(database, worker, count=confirm_best, folder=output / "confirmation")
         command = ["tools/analyze_study.py", "--storage", without_password(url)]

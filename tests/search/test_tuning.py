@@ -44,6 +44,14 @@ def tuned(small_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., op
     return run
 
 
+def test_a_search_without_a_score_is_an_error(
+    tuned: Callable[..., optuna.Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE", "crash")
+    with pytest.raises(InputError, match="study search: all of its trials failed"):
+        tuned(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("opts", "options", "message"),
     [
