@@ -220,7 +220,7 @@ def _decode_plain_rgb(path: str | os.PathLike[str], data: bytes) -> npt.NDArray[
     width, height = struct.unpack(">II", data[16:24])
     # A row begins with the number of its filter.
     num_bytes = height * (1 + 3 * width)
-    inflated = _inflated_length(data, num_bytes + 1)
+    inflated = inflated_length(data, num_bytes + 1)
     if inflated > num_bytes:
         return None
     if inflated < num_bytes:
@@ -232,7 +232,7 @@ def _decode_plain_rgb(path: str | os.PathLike[str], data: bytes) -> npt.NDArray[
     return pixels
 
 
-def _inflated_length(data: bytes, limit: int) -> int:
+def inflated_length(data: bytes, limit: int) -> int:
     """Count the bytes that the compressed data of a PNG hold; 0 if their checksum is wrong.
 
     Those of the chunks do not show that a stream was damaged before it was written, and kornia_rs

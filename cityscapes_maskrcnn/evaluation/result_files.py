@@ -26,7 +26,7 @@ import numpy as np
 from kornia_rs import io as kornia_io
 from PIL import Image, UnidentifiedImageError
 
-from cityscapes_maskrcnn.data.images import png_chunks, read_instance_ids
+from cityscapes_maskrcnn.data.images import inflated_length, png_chunks, read_instance_ids
 from cityscapes_maskrcnn.data.labels import (
     CONTIGUOUS_TO_ID,
     ID_TO_CONTIGUOUS,
@@ -86,10 +86,13 @@ def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
                     f"{file}: the mask is {image.height} x {image.width} (height x width), its"
                     f" image {height} x {width}"
                 )
-            if data[_PIXEL_FORMAT] == _GREY_8 and _holds_only_pixels(data):
+            plain = data[_PIXEL_FORMAT] == _GREY_8 and _holds_only_pixels(data)
+            if plain:
                 pixels = kornia_io.decode_image_png_u8(data, (height, width), "mono")[..., 0]
-            else:
-                # As the official code does: an index into a palette is no brightness.
+            num_bytes = height * (1 + width)
+            if not plain or inflated_length(data, num_bytes + 1) != num_bytes:
+                # As the official code does: an index into a palette is no brightness. Only Pillow
+                # looks at the checksum of the pixels.
                 pixels = np.asarray(image.convert("L"))
     except InputError:
         raise

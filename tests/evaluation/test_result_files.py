@@ -185,9 +185,14 @@ def test_masks_of_every_kind(tmp_path: Path, mode: str) -> None:
 
 def png(header: tuple[int, ...], pixels: bytes) -> bytes:
     """A PNG file with sound check sums, whatever its header says."""
+    return png_of_stream(header, zlib.compress(pixels))
+
+
+def png_of_stream(header: tuple[int, ...], stream: bytes) -> bytes:
+    """The same of compressed pixels."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", *header)),
-        (b"IDAT", zlib.compress(pixels)),
+        (b"IDAT", stream),
         (b"IEND", b""),
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -398,6 +403,20 @@ def test_pipes_and_devices_are_not_read(results: Path) -> None:
         read(results)
     with pytest.raises(InputError, match="neither a folder nor a file"):
         ResultSource(results / f"{NAME}_pred.txt")
+
+
+def test_a_mask_whose_pixels_do_not_have_their_checksum(results: Path) -> None:
+    """In sound chunks: Pillow, and so the official script, refuses it."""
+    file = results / "car.png"
+    stream = bytearray(zlib.compress(bytes(HEIGHT * (1 + WIDTH))))
+    file.write_bytes(png_of_stream((WIDTH, HEIGHT, 8, 0, 0, 0, 0), bytes(stream)))
+    assert read_mask(file, HEIGHT, WIDTH).area() == 0
+    stream[-1] ^= 1
+    file.write_bytes(png_of_stream((WIDTH, HEIGHT, 8, 0, 0, 0, 0), bytes(stream)))
+    with pytest.raises(OSError, match="broken data stream"):
+        Image.open(file).load()
+    with pytest.raises(InputError, match=r"cannot read .*car.png as an image"):
+        read_mask(file, HEIGHT, WIDTH)
 
 
 def test_no_program_is_started_for_a_mask(results: Path) -> None:
