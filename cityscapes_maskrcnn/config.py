@@ -86,7 +86,7 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # summed before the one step of the optimizer. SOLVER.IMS_PER_BATCH stays the batch of a step,
     # of all processes together; it must be a multiple of processes x ACCUMULATE. Iterations,
     # schedule, epochs, seeds and --resume count steps of the optimizer, which see the same images
-    # whatever ACCUMULATE is. Live BatchNorm normalises by the micro-batch.
+    # with any ACCUMULATE. Live BatchNorm normalises by the micro-batch.
     # tools/train_net.py --auto-batch finds the value for a GPU.
     cfg.SOLVER.ACCUMULATE = 1
     # True: the gradients are those of the whole batch, in which each sampled region, each mask and

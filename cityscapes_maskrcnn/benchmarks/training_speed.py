@@ -36,13 +36,10 @@ from cityscapes_maskrcnn.data.prefetch import prefetch
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
 from cityscapes_maskrcnn.engine.trainer import Trainer
 
+# Config keys and values in turn.
 _MIXED = ("SOLVER.AMP.ENABLED", "True")
-_FASTEST = (
-    *_MIXED,
-    *("SOLVER.AMP.PRECISION", "bfloat16"),
-    *("MODEL.CHANNELS_LAST", "True"),
-    *("MODEL.COMPILE", "auto"),
-)
+_BFLOAT16 = (*_MIXED, "SOLVER.AMP.PRECISION", "bfloat16")
+_FASTEST = (*_BFLOAT16, "MODEL.CHANNELS_LAST", "True", "MODEL.COMPILE", "auto")
 _CHECKPOINTED = ("MODEL.ACTIVATION_CHECKPOINTING", "('res2', 'res3', 'res4', 'res5', 'fpn')")
 _DEPTHS = {"frozen": "5", "all live": "0"}  # MODEL.BACKBONE.FREEZE_AT
 

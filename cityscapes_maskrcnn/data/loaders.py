@@ -234,7 +234,7 @@ def build_validation_loader(cfg: CfgNode) -> DataLoader[Any] | PrefetchedLoader:
         cfg,
         is_train=True,
         augmentations=[resize],
-        recompute_boxes=False,  # nothing is cropped, whatever INPUT says of training
+        recompute_boxes=False,  # INPUT.CROP is for training alone
     )
     return prefetch(inference_loader(dicts, mapper, cfg, persistent=True), cfg.MODEL.DEVICE)
 

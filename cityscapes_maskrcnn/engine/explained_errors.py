@@ -53,7 +53,7 @@ def explained_keys(section: str, what: str) -> Iterator[None]:
         what: is built, for the message.
 
     Raises:
-        InputError: whatever Detectron2 or torch raised. An error of a user's own module, such as a
+        InputError: Detectron2 or torch raised an error. One of a user's own module, such as a
             registered one, passes through.
     """
     try:

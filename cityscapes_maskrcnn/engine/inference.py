@@ -28,7 +28,11 @@ from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.ema import SUFFIX
 from cityscapes_maskrcnn.engine.hooks import without_nan
-from cityscapes_maskrcnn.engine.precision import pool_in_full_precision, rounding_poolers
+from cityscapes_maskrcnn.engine.precision import (
+    HALF_PRECISIONS,
+    pool_in_full_precision,
+    rounding_poolers,
+)
 from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.seen_images import refuse_seen_images
 from cityscapes_maskrcnn.engine.summary import write_scores
@@ -197,11 +201,7 @@ def fit_to_evaluators(cfg: CfgNode, model: nn.Module, evaluators: Iterable[Any])
     return leave_masks_unpasted(model) if unpasted else model
 
 
-_PRECISIONS: Final = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+_PRECISIONS: Final = {"float32": torch.float32, **HALF_PRECISIONS}
 
 
 def check_inference(cfg: CfgNode) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from statistics import fmean
-from typing import Any
+from typing import Any, Final
 
 import torch
 from detectron2.config import CfgNode
@@ -21,6 +21,9 @@ from cityscapes_maskrcnn.engine.accumulation import LossShares, padded_as_batch,
 from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler
 from cityscapes_maskrcnn.modeling.step_metrics import collect_step_metrics
 from cityscapes_maskrcnn.utils.errors import InputError
+
+#: By the names that configs use.
+HALF_PRECISIONS: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def build_step_trainer(
@@ -45,12 +48,11 @@ def build_step_trainer(
         return CheckedTrainer(model, loader, optimizer, **accumulation)
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         raise InputError("SOLVER.AMP.ENABLED: needs a GPU in this project's trainer")
-    precisions = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-    if cfg.SOLVER.AMP.PRECISION not in precisions:
+    if cfg.SOLVER.AMP.PRECISION not in HALF_PRECISIONS:
         raise InputError(
             f"SOLVER.AMP.PRECISION {cfg.SOLVER.AMP.PRECISION!r}: it must be float16 or bfloat16"
         )
-    precision = precisions[cfg.SOLVER.AMP.PRECISION]
+    precision = HALF_PRECISIONS[cfg.SOLVER.AMP.PRECISION]
     # bfloat16 has the range of float32: its gradients do not vanish, so nothing is to be scaled.
     scaler = torch.amp.GradScaler("cuda", enabled=precision is torch.float16)
     for pooler in rounding_poolers(model):

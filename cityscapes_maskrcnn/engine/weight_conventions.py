@@ -98,7 +98,7 @@ def _conventions_of_file(path: str, content: Mapping[str, Any]) -> dict[str, Any
     for part, conventions in _IMAGENET.items():
         if part in path:
             return conventions
-    # Caffe2's names: of the zoo's files of ImageNet, under whatever name.
+    # Caffe2's names of tensors: one of the zoo's files of ImageNet, perhaps renamed.
     if "res2_0_branch2a_w" in content["model"]:
         return {_FORMAT: _MSRA[_FORMAT]}
     return _conventions_of_zoo(file.name) if file.suffix == ".pkl" else {}

@@ -18,19 +18,9 @@ _BOX, _MASK = "roi_heads.box_head", "roi_heads.mask_head"
 # Layers are Sequentials of a convolution (0) and BatchNorm (1), whose 0 older files do not name.
 TORCHVISION_RULES: Final = (
     *(
-        (rf"^backbone\.fpn\.inner_blocks\.{i}\.(0\.)?(?!1\.)", f"{_FPN}_lateral{i + 2}.")
-        for i in range(4)
-    ),
-    *(
-        (rf"^backbone\.fpn\.inner_blocks\.{i}\.1\.", f"{_FPN}_lateral{i + 2}.norm.")
-        for i in range(4)
-    ),
-    *(
-        (rf"^backbone\.fpn\.layer_blocks\.{i}\.(0\.)?(?!1\.)", f"{_FPN}_output{i + 2}.")
-        for i in range(4)
-    ),
-    *(
-        (rf"^backbone\.fpn\.layer_blocks\.{i}\.1\.", f"{_FPN}_output{i + 2}.norm.")
+        (rf"^backbone\.fpn\.{theirs}\.{i}\.{layer}", f"{_FPN}_{ours}{i + 2}.{part}")
+        for theirs, ours in (("inner_blocks", "lateral"), ("layer_blocks", "output"))
+        for layer, part in ((r"(0\.)?(?!1\.)", ""), (r"1\.", "norm."))
         for i in range(4)
     ),
     # Only one convolution: Detectron2 numbers several.

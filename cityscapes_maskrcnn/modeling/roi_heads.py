@@ -152,7 +152,7 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
         )
         classes = gt_classes.gather(1, matched).masked_fill_(labels == 0, self.num_classes)
         classes.masked_fill_(labels == -1, -1)
-        # Without ground truth everything is background, whatever the matcher's labels say.
+        # Without ground truth everything is background, also where the matcher ignores the rest.
         classes.masked_fill_(~is_gt[:, :1], self.num_classes)
         classes.masked_fill_(~is_box, -1)
         indices, valid, positive = matching.sample(

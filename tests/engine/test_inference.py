@@ -235,16 +235,22 @@ def counted(folder: Path) -> tuple[list[str], list[float]]:
     return [row["class"] for row in rows], [float(row["confidence"]) for row in rows]
 
 
-def test_batches_change_no_score(
-    config: Config, build: Callable[..., nn.Module], tmp_path: Path
-) -> None:
+@pytest.fixture
+def scored_model(build: Callable[..., nn.Module], tmp_path: Path) -> list[object]:
+    """Options of a model with random weights, whose predictions differ, and of what scores it."""
     model = build("stage_1_heads")
     with torch.no_grad():
         # Random heads predict nearly the same everywhere.
         model.roi_heads.box_predictor.cls_score.weight.mul_(8)
     weights = tmp_path / "random.pth"
     torch.save({"model": model.state_dict()}, weights)
-    options = ["MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('{INSTANCE}',)"]
+    return ["MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('{INSTANCE}',)"]
+
+
+def test_batches_change_no_score(
+    config: Config, scored_model: list[object], tmp_path: Path
+) -> None:
+    options = [*scored_model]
     options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20]
     results, curves = [], []
     for batch_size in (1, 4):
@@ -260,16 +266,10 @@ def test_batches_change_no_score(
 
 
 def test_augmented_scores_are_written_beside_plain_ones(
-    config: Config, build: Callable[..., nn.Module], tmp_path: Path
+    config: Config, scored_model: list[object], tmp_path: Path
 ) -> None:
     """The image as it is, alone, is no augmentation: the scores are the plain ones."""
-    model = build("stage_1_heads")
-    with torch.no_grad():
-        # Random heads predict nearly the same everywhere.
-        model.roi_heads.box_predictor.cls_score.weight.mul_(8)
-    weights = tmp_path / "random.pth"
-    torch.save({"model": model.state_dict()}, weights)
-    options = ["MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('{INSTANCE}',)"]
+    options = [*scored_model]
     options += ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", False]
     options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20]
     Trainer.evaluate_checkpoint(config(*options, "MODEL.RPN.POST_NMS_TOPK_TEST", 50))

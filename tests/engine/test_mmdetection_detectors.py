@@ -48,9 +48,14 @@ HEADS: dict[str, tuple[tuple[int, ...], str]] = {
 }
 # Its configs of style "pytorch" with one process of images; what Detectron2 has to be set to.
 PYTORCH_STYLE = [
-    *("MODEL.RESNETS.STRIDE_IN_1X1", "False", "INPUT.FORMAT", "RGB"),
-    *("MODEL.PIXEL_MEAN", "(123.675, 116.28, 103.53)"),
-    *("MODEL.PIXEL_STD", "(58.395, 57.12, 57.375)"),
+    "MODEL.RESNETS.STRIDE_IN_1X1",
+    "False",
+    "INPUT.FORMAT",
+    "RGB",
+    "MODEL.PIXEL_MEAN",
+    "(123.675, 116.28, 103.53)",
+    "MODEL.PIXEL_STD",
+    "(58.395, 57.12, 57.375)",
 ]
 CONFIG_OF_3 = (
     "data_preprocessor=dict(bgr_to_rgb=True, mean=[123.675, 116.28, 103.53],\n"
