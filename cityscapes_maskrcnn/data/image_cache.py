@@ -32,10 +32,10 @@ from cityscapes_maskrcnn.utils.text import printable
 
 Pixels = npt.NDArray[np.uint8]
 
-# Magic, height, width, CRC-32 of the pixels, SHA-256 of the image file's stamp.
+# Magic, height, width, CRC-32 of both and the pixels, SHA-256 of the image file's stamp.
 _HEADER: Final = struct.Struct("<8sIII32s")
 _HEADER_BYTES: Final = 64  # the pixels are aligned
-_MAGIC: Final = b"pixels 1"
+_MAGIC: Final = b"pixels 2"
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _ABANDONED_SECONDS: Final = 3600.0
 
@@ -156,7 +156,7 @@ class ImageCache:
                 mapped = np.memmap(opened, np.uint8, "c", _HEADER_BYTES, (height, width, 3))
             pixels = mapped.view(np.ndarray)
             if str(file) not in self._checked:
-                if zlib.crc32(pixels.data) != checksum:
+                if _checksum(pixels) != checksum:
                     raise ValueError("its checksum is wrong")
                 self._checked.add(str(file))
         except OSError:
@@ -171,7 +171,7 @@ class ImageCache:
 
     def _write(self, file: Path, digest: bytes, pixels: Pixels) -> None:
         height, width = pixels.shape[:2]
-        header = _HEADER.pack(_MAGIC, height, width, zlib.crc32(pixels.data), digest)
+        header = _HEADER.pack(_MAGIC, height, width, _checksum(pixels), digest)
         try:
             with atomic_write(file) as opened:
                 opened.write(header.ljust(_HEADER_BYTES, b"\0"))
@@ -196,6 +196,11 @@ class ImageCache:
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                     path.unlink()
+
+
+def _checksum(pixels: Pixels) -> int:
+    """Compute the checksum of an image's size and pixels."""
+    return zlib.crc32(pixels.data, zlib.crc32(struct.pack("<II", *pixels.shape[:2])))
 
 
 def _private_folder() -> Path:

@@ -77,13 +77,13 @@ def read_image(path: str | os.PathLike[str], image_format: str = "BGR") -> npt.N
 
 
 def check_image(path: str | os.PathLike[str]) -> None:
-    """Verify that :func:`read_image` can read a file, without decoding what has checksums.
+    """Verify that :func:`read_image` can read a file; plain PNGs are inflated, not decoded.
 
     Raises:
         InputError: see :func:`read_image`.
     """
     data = _read_colours(path)
-    if not data.startswith(_PNG):
+    if not _is_plain_rgb(path, data):
         _decode(path, data, cv2.IMREAD_COLOR)
 
 
@@ -213,23 +213,32 @@ def _decode_plain_rgb(path: str | os.PathLike[str], data: bytes) -> npt.NDArray[
     Raises:
         InputError: the compressed data are damaged, for which OpenCV would write to stderr.
     """
-    if not data.startswith(_PNG) or data[_PLAIN_FORMAT] != _PLAIN_RGB:
-        return None
-    if not {kind for kind, _, _ in png_chunks(data)} <= _PLAIN_CHUNKS:
+    if not _is_plain_rgb(path, data):
         return None
     width, height = struct.unpack(">II", data[16:24])
-    # A row begins with the number of its filter.
-    num_bytes = height * (1 + 3 * width)
-    inflated = inflated_length(data, num_bytes + 1)
-    if inflated > num_bytes:
-        return None
-    if inflated < num_bytes:
-        raise InputError(f"{path}: {_BROKEN}")
     try:
         pixels: npt.NDArray[np.uint8] = kornia_io.decode_image_png_u8(data, (height, width), "rgb")
     except Exception:  # it has none of its own
         return None
     return pixels
+
+
+def _is_plain_rgb(path: str | os.PathLike[str], data: bytes) -> bool:
+    """Whether an image is a PNG of the common kind, with as many bytes as its pixels need.
+
+    Arguments and errors are those of :func:`_decode_plain_rgb`.
+    """
+    if not data.startswith(_PNG) or data[_PLAIN_FORMAT] != _PLAIN_RGB:
+        return False
+    if not {kind for kind, _, _ in png_chunks(data)} <= _PLAIN_CHUNKS:
+        return False
+    width, height = struct.unpack(">II", data[16:24])
+    # A row begins with the number of its filter.
+    num_bytes = height * (1 + 3 * width)
+    inflated = inflated_length(data, num_bytes + 1)
+    if inflated < num_bytes:
+        raise InputError(f"{path}: {_BROKEN}")
+    return inflated == num_bytes
 
 
 def inflated_length(data: bytes, limit: int) -> int:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import open_file
 from cityscapes_maskrcnn.utils.text import printable
 
 # Everything that tensors, numbers and text need. torch's own list is longer: with functions on it
@@ -324,12 +325,13 @@ def load_arrays(path: str | Path) -> Any:
         What it holds, arrays as tensors and NumPy's scalars as numbers.
 
     Raises:
+        InputError: the file cannot be read.
         Exception: of any type; a ``pickle.UnpicklingError`` if it asks for anything else.
     """
-    with Path(path).open("rb") as file:
+    with open_file(path) as file:
         scan_pickles(file)
     with (
-        Path(path).open("rb") as file,
+        open_file(path) as file,
         # Unlike a file, it does not set aside as many bytes as a pickle claims to hold.
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):

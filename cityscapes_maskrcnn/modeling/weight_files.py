@@ -176,8 +176,8 @@ def read_pickle(path: str | Path, name: str = "") -> dict[str, Any]:
     source = name or str(path)
     try:
         content = load_arrays(path)
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read: {error}") from error
+    except InputError:
+        raise
     except Exception as error:  # garbage makes an unpickler raise errors of any type
         raise InputError(f"{source}: not loaded, it is no file of plain arrays: {error}") from error
     rest: dict[str, Any] = {}

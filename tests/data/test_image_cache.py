@@ -76,6 +76,8 @@ def test_a_changed_image_replaces_its_file(folder: Path, image: str) -> None:
         (lambda data: data[:-9] + b"x" + data[-8:], "its checksum is wrong"),
         (lambda data: data[:30], "its size is wrong"),
         (lambda data: data[:0], "its size is wrong"),
+        # Height and width in each other's place.
+        (lambda data: data[:8] + data[12:16] + data[8:12] + data[16:], "its checksum is wrong"),
     ],
 )
 def test_a_damaged_file_is_written_anew_with_a_warning(

@@ -317,8 +317,9 @@ def test_a_damaged_stream_in_sound_chunks(
     path.write_bytes(png(16, 12, chunk(b"IDAT", stream), chunk(b"IEND"), colour=2))
     np.testing.assert_array_equal(read_image(path, "RGB"), pixels)
     path.write_bytes(png(16, 12, chunk(b"IDAT", damage(stream)), chunk(b"IEND"), colour=2))
-    with pytest.raises(InputError, match=f"^{path}: {BROKEN}"):
-        read_image(path)
+    for read in (read_image, check_image):
+        with pytest.raises(InputError, match=f"^{path}: {BROKEN}"):
+            read(path)
     assert capfd.readouterr().err == ""
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cityscapes_maskrcnn.modeling.weight_files import (
     download,
     fetch_torchvision,
     read_checkpoint,
+    read_pickle,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -166,6 +168,12 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "weights.pkl").write_bytes(b"")
     with pytest.raises(InputError, match="pickle files are refused"):
         read_checkpoint(tmp_path / "weights.pkl")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.pkl")  # nobody writes into it
+    with pytest.raises(InputError, match=r"x.pkl: not a file, but a pipe or device"):
+        read_pickle(tmp_path / "x.pkl")
 
 
 def test_a_damaged_tensor_is_noticed(tmp_path: Path) -> None:
