@@ -25,7 +25,7 @@ help:
 	@echo "make setup   create the virtual environment VENV only"
 	@echo "make demo    train, score and draw on generated street scenes, on CPU or GPU"
 	@echo "make test    run the test suite"
-	@echo "make faults  kill, interrupt, fill disks and feed damaged files, in half an hour"
+	@echo "make faults  kill, interrupt, fill disks and feed damaged files, in 20 to 30 minutes"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove DEMO and VENV"
 	@echo "Variables: VENV=$$VENV PYTHON=$$PYTHON DEMO=$$DEMO CONSTRAINTS=$$CONSTRAINTS"

@@ -36,15 +36,15 @@ Build = Callable[..., nn.Module]
 
 
 @pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
+def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Build]:
     """Build a small Mask R-CNN, the same each time, that is compiled by a quick compiler."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
     def build(*options: object, mode: str = "on", backend: Any = "aot_eager") -> nn.Module:
         torch.manual_seed(0)
         words = [*TINY.split(), *map(str, options)]
         model = Trainer.build_model(build_config("configs/stage_1_heads.yaml", words))
-        return compile_parts(model, mode, Path("unused"), backend)
+        return compile_parts(model, mode, tmp_path, backend)
 
     torch._dynamo.reset()
     yield build
