@@ -48,7 +48,19 @@ setup(
     extras_require={
         # A search by many workers on many machines; SQLite, for one machine, needs nothing.
         "postgres": ["psycopg[binary]>=3.1"],
-        # The tests look at what a lost PostgreSQL server looks like.
-        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "psycopg[binary]>=3.1"],
+        # Predicting with an exported model; exporting needs nothing more.
+        "deploy": ["onnxruntime>=1.20"],
+        "compress": ["onnx>=1.17", "onnxruntime>=1.20", "torch-pruning>=1.6"],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "mypy",
+            # The tests look at what a lost PostgreSQL server looks like.
+            "psycopg[binary]>=3.1",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+            "torch-pruning>=1.6",
+        ],
     },
 )
