@@ -12,18 +12,12 @@ from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.registration import register_all
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-ALL = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 STAGES = ["stage_0_backbone", "stage_1_heads", "stage_2_tuned", "stage_3_refine"]
 ALL_STAGES = [*STAGES, "stage_2_search"]
 
 
 def load(name: str) -> CfgNode:
     return build_config(str(CONFIGS / f"{name}.yaml"), [])
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_every_config_merges(name: str) -> None:
-    assert load(name.removesuffix(".yaml")).VERSION == 2
 
 
 @pytest.mark.parametrize("folder", ["", "demo/", "r101/"])

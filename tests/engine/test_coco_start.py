@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,6 @@ from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer, load_for_inference
 from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY
 from cityscapes_maskrcnn.engine.class_check import class_names
-from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -281,35 +280,3 @@ def test_the_start_can_be_scored(tiny_zoo_file: Path) -> None:
         InputError, match=r"no rows for person, rider, truck.*heads are car, thing 0"
     ):
         load_for_inference(model, cfg)
-
-
-# Those whose model differs; the others have the schedule of coco_mask_rcnn_R_50_FPN.yaml.
-CONFIGS = [
-    "coco_mask_rcnn_R_101_FPN",
-    "coco_new_baseline_R_50_FPN",
-    "coco_staged_1_heads",
-    "coco_torchvision_R_50_FPN",
-    "pointrend_coco_R_50_FPN",
-]
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_configs_train_and_score(name: str, config: Callable[..., CfgNode], tmp_path: Path) -> None:
-    cfg = config(
-        *(
-            "SOLVER.MAX_ITER",
-            3,
-            "SOLVER.STEPS",
-            (2,),
-            "TEST.EVAL_PERIOD",
-            0,
-            "SOLVER.ACCUMULATE",
-            2,
-        ),
-        stage=name,
-    )
-    cfg.freeze()
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(False)
-    assert "AP" in trainer.train()["segm"]
-    assert (tmp_path / "model_final.pth").is_file()
