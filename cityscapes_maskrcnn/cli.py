@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,12 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
+from cityscapes_maskrcnn.config_check import (
+    check_ranges,
+    check_thresholds,
+    check_values,
+    config_items,
+)
 from cityscapes_maskrcnn.data.registration import (
     check_dataset_names,
     register_all,
@@ -36,7 +42,6 @@ from cityscapes_maskrcnn.engine.processes import GroupSettings, run_in_group, ru
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.engine.run_setup import lock_output_dir, refuse_earlier_run, start_run
 from cityscapes_maskrcnn.engine.solver import IN_EPOCHS, resolve_epochs
-from cityscapes_maskrcnn.modeling.thresholds import check_ranges, check_thresholds
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import available_cores
 from cityscapes_maskrcnn.utils.process_group import place_of_launcher
@@ -88,11 +93,10 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
         _merge_file(cfg, find_config(config_file))
     # INCLUDE may be on the command line, whose other keys are merged after the files it names.
     _merge_options(cfg, [(key, value) for key, value in options if key == "INCLUDE"])
-    _check_values(cfg, defaults)
+    check_values(cfg, defaults)
     _merge_includes(cfg, defaults)
     _merge_options(cfg, [(key, value) for key, value in options if key != "INCLUDE"])
-    _check_values(cfg, defaults)
-    _check_texts(cfg)
+    check_values(cfg, defaults)
     register_datasets_of(cfg)
     check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON])
     check_classes(cfg)
@@ -208,8 +212,6 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         )
     # Built here too, so that a mistake in it is reported once and not by every process.
     cfg = build_config(args.config_file, args.opts)
-    if cfg.PROCESS_TIMEOUT <= 0:
-        raise InputError(f"PROCESS_TIMEOUT is {cfg.PROCESS_TIMEOUT:g}: more than 0 seconds")
     on_cpu = cfg.MODEL.DEVICE == "cpu"
     settings = GroupSettings(
         gpus=0 if on_cpu else torch.cuda.device_count(), timeout=cfg.PROCESS_TIMEOUT
@@ -313,7 +315,7 @@ def _merge_includes(cfg: CfgNode, defaults: CfgNode) -> None:
             raise InputError(f"INCLUDE {name}: no such file")
         cfg.DATASETS.TUNED_ON = ()
         _merge_file(cfg, Path(str(name)))
-        _check_values(cfg, defaults)
+        check_values(cfg, defaults)
         tuned_on += cfg.DATASETS.TUNED_ON
         if cfg.INCLUDE:
             raise InputError(f"{name}: an included file cannot include others; name them all")
@@ -334,79 +336,10 @@ def _merge_options(cfg: CfgNode, options: list[tuple[str, str]]) -> None:
             raise InputError(f"command line, {key}: its value is nested too deep") from error
 
 
-def _check_values(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
-    """Verify what yacs does not: no key is None, and lists hold what those of the defaults hold.
-
-    Args:
-        cfg: a node of the merged config.
-        defaults: the same node of the defaults.
-        prefix: the node's name and a period.
-
-    Raises:
-        InputError: a value is of another type.
-    """
-    for key, default in defaults.items():
-        name, value = f"{prefix}{key}", cfg[key]
-        if isinstance(default, CfgNode):
-            # Nodes of the search space have a check of their own, see search/space.py.
-            if name != "SEARCH.PARAMETERS":
-                _check_values(value, default, f"{name}.")
-            continue
-        # Detectron2 takes None for no normalisation layers and for no weight decay of their own.
-        if value is None and default is not None and not key.endswith("NORM"):
-            raise InputError(f"{name} None: it must be of type {type(default).__name__}")
-        if any(element != element for element, _ in _leaves(value)):
-            raise InputError(f"{name} {value}: not a number")
-        if not isinstance(default, (list, tuple)):
-            continue
-        # All tuples that are empty by default, and lists of features, are of names.
-        examples = list(_leaves(default)) or (
-            [("", 1)] if default == () or key.endswith("FEATURES") else []
-        )
-        types = {_element_type(example) for example, _ in examples}
-        depth = max((depth for _, depth in examples), default=0)
-        for element, level in _leaves(value):
-            if types and (level > depth or _element_type(element) not in types):
-                example = default or ("name",)
-                raise InputError(f"{name} {value}: its values must be as in {example}")
-
-
-def _check_texts(cfg: CfgNode, prefix: str = "") -> None:
-    """Verify that texts can be names: of files, and of anything else.
-
-    Raises:
-        InputError: one holds a null byte, or half of a character.
-    """
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            _check_texts(value, f"{prefix}{key}.")
-            continue
-        for text, _ in _leaves(value):
-            if isinstance(text, str) and re.search("[\0\ud800-\udc7f\udd00-\udfff]", text):
-                raise InputError(
-                    f"{prefix}{key} {text!r}: it holds a null byte or half of a character"
-                )
-
-
-def _leaves(value: Any, level: int = 0) -> Iterator[tuple[Any, int]]:
-    """Go through the elements of nested lists and tuples, with the number of lists around each."""
-    if not isinstance(value, (list, tuple)):
-        yield value, level
-        return
-    for element in value:
-        yield from _leaves(element, level + 1)
-
-
-def _element_type(value: Any) -> str:
-    """The type of an element of a list; whole numbers may stand for others."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return "number" if is_number else type(value).__name__
-
-
 def _explain(cfg: CfgNode, error: Exception, where: str, key: str = "") -> str:
     """Turn an error of yacs into one line, with the nearest existing key."""
     message = str(error.args[0] if error.args else error)
-    known = _all_keys(cfg)
+    known = [name for name, _ in config_items(cfg)]
     unknown = re.match(r"Non-existent (?:config )?key: ?(\S*)", message)
     if unknown or (key and key not in known):
         key = key or (unknown.group(1) if unknown else "")
@@ -428,12 +361,3 @@ def _explain(cfg: CfgNode, error: Exception, where: str, key: str = "") -> str:
         if wanted.endswith(CfgNode.__name__):
             message = f"{name} is a section of KEY: VALUE lines, not a value"
     return f"{where}: {message}"
-
-
-def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in cfg.items():
-        keys.append(prefix + key)
-        if isinstance(value, CfgNode):
-            keys += _all_keys(value, f"{prefix}{key}.")
-    return keys

@@ -114,7 +114,7 @@ def test_the_saved_config_needs_no_other_file(files: Path) -> None:
         (
             'DATASETS: {OWN: {foggy: {IMAGE_DIR: "a\\0"}}}',
             None,
-            r"DATASETS.OWN.foggy.IMAGE_DIR 'a\x00': it holds a null byte or half of a character",
+            r"DATASETS.OWN.foggy.IMAGE_DIR 'a\x00': it holds a control character or half of a ",
         ),
     ],
 )
@@ -175,11 +175,20 @@ def test_bad_options_get_one_line(key: str, message: str) -> None:
         (["SEED", "[" * 300], "command line, SEED"),
         (
             ["OUTPUT_DIR", r"'a\0b'"],
-            r"OUTPUT_DIR 'a\x00b': it holds a null byte or half of a character",
+            r"OUTPUT_DIR 'a\x00b': it holds a control character or half of a character",
         ),
         (
             ["MODEL.WEIGHTS", r"'\ud83d.pth'"],
-            r"MODEL.WEIGHTS '\ud83d.pth': it holds a null byte or half of a character",
+            r"MODEL.WEIGHTS '\ud83d.pth': it holds a control character or half of a character",
+        ),
+        (["SEED", "0x" + "f" * 5000], "SEED: a whole number of more than 64 bits"),
+        (["SOLVER.MAX_ITER", "-0x8000000000000001"], "SOLVER.MAX_ITER: a whole number of more"),
+        (["MODEL.PIXEL_STD", "[1e400,1,1]"], "MODEL.PIXEL_STD inf: not a finite number"),
+        (["SOLVER.BASE_LR", "1e400"], "SOLVER.BASE_LR inf: not a finite number"),
+        (["OUTPUT_DIR", "a\x1b[2J"], r"OUTPUT_DIR 'a\x1b[2J': it holds a control character or"),
+        (
+            ["TEST.EXPECTED_RESULTS", r"[{'\x1b[2J': '\x07'}]"],
+            r"TEST.EXPECTED_RESULTS '\x1b[2J': it holds a control character or half of a character",
         ),
         (
             ["OUTPUT_DIR", "o", "--resume"],
@@ -200,8 +209,17 @@ def test_numbers_in_a_file_are_numbers() -> None:
     for value in (".nan", "[.nan, 1]"):
         key = "SOLVER: {BASE_LR" if value == ".nan" else "MODEL: {PIXEL_STD"
         Path("bad.yaml").write_text(f"_BASE_: {STAGE_1}\n{key}: {value}}}\n")
-        with pytest.raises(InputError, match="not a number"):
+        with pytest.raises(InputError, match="not a finite number"):
             build_config("bad.yaml", [])
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("section", ["DATASETS: {OWN:", "SEARCH: {PARAMETERS:"])
+def test_names_of_sections_that_a_terminal_would_obey(section: str) -> None:
+    text = f'_BASE_: {STAGE_1}\n{section} {{"\\e[2J": {{IMAGE_DIR: a}}}}}}\n'
+    Path("bad.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"\.\x1b\[2J: a config key with characters that cannot"):
+        build_config("bad.yaml", [])
 
 
 def test_values_that_detectron2_takes_are_taken() -> None:

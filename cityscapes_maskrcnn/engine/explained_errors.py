@@ -21,7 +21,8 @@ def explained_errors(trainer: Any) -> Iterator[None]:
         trainer: a :class:`.trainer.Trainer`.
 
     Raises:
-        InputError: a GPU out of memory, a loader that ended, or a loss that became infinite.
+        InputError: a GPU out of memory, a loader that ended, images too small for BatchNorm, or a
+            loss that became infinite.
     """
     try:
         yield
@@ -36,6 +37,15 @@ def explained_errors(trainer: Any) -> Iterator[None]:
         raise InputError(
             f"the training loader ended before iteration {trainer.iter} of {trainer.max_iter}: "
             "build_train_loader must return an endless one, as Detectron2's is"
+        ) from error
+    except ValueError as error:
+        # Of torch's batch_norm.
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        raise InputError(
+            f"iteration {trainer.iter}: the images are too small for live BatchNorm, which would "
+            f"average over a single cell of a feature map; {trainer._trainer.images}; raise "
+            "INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, CROP.SIZE or LSJ.SIZE, or the batch"
         ) from error
     except FloatingPointError as error:
         raise InputError(

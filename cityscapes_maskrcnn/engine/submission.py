@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
+from cityscapes_maskrcnn.config_check import config_items
 from cityscapes_maskrcnn.data.images import read_image_size
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.loaders import inference_loader
@@ -187,7 +188,11 @@ def prediction_settings(cfg: CfgNode) -> dict[str, Any]:
     That is ``MODEL`` without the keys of :data:`_ONLY_TRAINING`, the pixel format and test size of
     ``INPUT``, the number of detections, ``TEST.AUG`` if it is enabled, and half precision.
     """
-    keys = [key for key in _flatten(cfg.MODEL, "MODEL") if not _ONLY_TRAINING.fullmatch(key)]
+    keys = [
+        key
+        for key, value in config_items(cfg.MODEL, "MODEL.")
+        if not (isinstance(value, CfgNode) or _ONLY_TRAINING.fullmatch(key))
+    ]
     keys += ["INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"]
     keys += ["TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.ENABLED"]
     if cfg.TEST.AUG.ENABLED:
@@ -195,12 +200,3 @@ def prediction_settings(cfg: CfgNode) -> dict[str, Any]:
     if cfg.TEST.PRECISION != "float32":
         keys.append("TEST.PRECISION")
     return {key: reduce(getattr, key.split("."), cfg) for key in keys}
-
-
-def _flatten(node: CfgNode, prefix: str) -> Iterator[str]:
-    for key, value in node.items():
-        name = f"{prefix}.{key}"
-        if isinstance(value, CfgNode):
-            yield from _flatten(value, name)
-        else:
-            yield name

@@ -76,7 +76,8 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer.__init__ hands DistributedDataParallel a GPU number, which fails on CPUs,
         # and loads checkpoints by unpickling; the rest of it is repeated here.
         TrainerBase.__init__(self)
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
+        with explained_keys("SOLVER", "a schedule for this number of processes"):
+            cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
         if cfg.TEST.PRECISE_BN.ENABLED:
             raise InputError("TEST.PRECISE_BN.ENABLED: not supported in this project's trainer")
         if cfg.INCLUDE:

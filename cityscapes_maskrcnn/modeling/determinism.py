@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
+from typing import Any, Final
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cityscapes_maskrcnn.modeling.thresholds import POINT_HEADS
 from cityscapes_maskrcnn.utils.errors import InputError
 
 # By its name: detectron2.layers has a function of the same name as the module.
 ROI_ALIGN_MODULE = "detectron2.layers.roi_align"
+#: Mask heads that sample features and ground truth at points.
+POINT_HEADS: Final = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
 # Regions whose gradients are computed at once; 64 of 256 channels take 0.2 GB at 512 columns.
 _CHUNK = 64
 

@@ -14,6 +14,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, ROIMasks
 from detectron2.utils.events import EventStorage
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.config_check import check_ranges
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY
 from cityscapes_maskrcnn.evaluation.instances import (
@@ -22,7 +23,6 @@ from cityscapes_maskrcnn.evaluation.instances import (
     leave_masks_unpasted,
 )
 from cityscapes_maskrcnn.modeling.determinism import make_deterministic
-from cityscapes_maskrcnn.modeling.thresholds import check_ranges
 from cityscapes_maskrcnn.utils.errors import InputError
 
 CONFIG = "configs/pointrend_rcnn_R_50_FPN.yaml"

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
-from cityscapes_maskrcnn.modeling.thresholds import check_ranges, check_thresholds
+from cityscapes_maskrcnn.config_check import check_ranges, check_thresholds, check_values
 from cityscapes_maskrcnn.utils.errors import InputError
 
 LABELS = [0, -1, 1]
@@ -32,7 +34,34 @@ LABELS = [0, -1, 1]
         ("SEED", 2**63, f"{2**63}: it must be at most 2147483647, or below 0 for any"),
         ("INPUT.RANDOM_FLIP", "both", "both: it must be horizontal or vertical or none"),
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "x", "x: it must be choice or range"),
-        ("MODEL.PIXEL_STD", [0.0, 1.0, 1.0], r"\[0.0, 1.0, 1.0\]: pixels are divided by it"),
+        (
+            "MODEL.PIXEL_STD",
+            [0.0, 1.0, 1.0],
+            r"\[0.0, 1.0, 1.0\]: each of its values must be more than 0",
+        ),
+        ("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 0, "0: it must be 1 or more"),
+        ("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", -1, "-1: it must be 1 or more"),
+        ("MODEL.FPN.OUT_CHANNELS", 0, "0: it must be 1 or more"),
+        ("MODEL.RPN.LOSS_WEIGHT", -1.0, "-1.0: it must be 0 or more"),
+        (
+            "MODEL.RPN.BBOX_REG_WEIGHTS",
+            (0.0, 1.0, 1.0, 1.0),
+            r"\(0.0, 1.0, 1.0, 1.0\): each of its values must be more than 0",
+        ),
+        ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (1.0,), r"\(1.0,\): it must have 4 values"),
+        (
+            "MODEL.ANCHOR_GENERATOR.SIZES",
+            [[8], [-1]],
+            r".*: each of its values must be more than 0",
+        ),
+        ("INPUT.MAX_SIZE_TRAIN", 1, "1: it must be 32 or more"),
+        ("SOLVER.MOMENTUM", -5.0, "-5.0: it must be 0 to 1"),
+        ("SOLVER.WARMUP_FACTOR", -3.0, "-3.0: it must be 0 to 1"),
+        ("SOLVER.STEPS", (-1,), r"\(-1,\): each of its values must be 0 or more"),
+        ("SOLVER.CHECKPOINT_PERIOD", 0, "0: it must be 1 or more"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", -1.0, "-1.0: it must be more than 0"),
+        ("SOLVER.WEIGHT_DECAY_BIAS", "x", "x: it must be 0 or more"),
+        ("DATALOADER.NUM_WORKERS", 2**31, "2147483648: it must be 0 to 1,024"),
     ],
 )
 def test_values_with_which_nothing_is_found_get_one_line(key, value, wanted) -> None:
@@ -43,12 +72,39 @@ def test_values_with_which_nothing_is_found_get_one_line(key, value, wanted) -> 
         check_ranges(cfg)
 
 
+def test_values_that_mean_something_pass() -> None:
+    cfg = get_cfg()
+    for key, value in [
+        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", math.inf),  # the largest gradient
+        ("SOLVER.WEIGHT_DECAY_NORM", None),
+        ("SOLVER.MAX_ITER", 0),
+        ("INPUT.MIN_SIZE_TRAIN", (0,)),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", []),
+        ("MODEL.RPN.CONV_DIMS", [-1, -1]),
+        ("TEST.EVAL_PERIOD", -1),
+        ("VIS_PERIOD", -1),
+        ("SEED", -1),
+    ]:
+        cfg.merge_from_list([key, value])
+    check_values(cfg, get_cfg())
+    check_ranges(cfg)
+
+
 @pytest.mark.parametrize(
     ("sampling", "sizes", "problem"),
     [
-        ("choice", (), "[]: for choice it must be at least one size, 0 or more pixels"),
-        ("choice", (64, -1), "[64, -1]: for choice it must be at least one size, 0 or more pixels"),
-        ("range", (64,), "[64]: for range it must be two sizes, 0 or more pixels"),
+        ("choice", (), "[]: it must be at least one size"),
+        ("choice", (64, -1), "(64, -1): each of its values must be 0 or more"),
+        (
+            "range",
+            (64,),
+            "[64]: for the sampling range it must be two sizes, the smaller one first",
+        ),
+        (
+            "range",
+            (128, 96),
+            "[128, 96]: for the sampling range it must be two sizes, the smaller one first",
+        ),
     ],
 )
 def test_sizes_that_none_can_be_drawn_from(
