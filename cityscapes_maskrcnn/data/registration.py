@@ -41,6 +41,7 @@ from cityscapes_maskrcnn.data.tree import (
     check_distinct,
     dataset_root,
     image_name,
+    is_generated,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.text import printable
@@ -246,6 +247,12 @@ def image_suffix_of(dataset_name: str) -> str:
     """Return the end of the names of a dataset's images: ``image_suffix`` of its metadata."""
     suffix: str = MetadataCatalog.get(dataset_name).get("image_suffix", IMAGE_SUFFIX)
     return suffix
+
+
+def is_generated_dataset(name: str) -> bool:
+    """Whether a dataset is of generated scenes; one whose folder is not known counts as real."""
+    image_dir = MetadataCatalog.get(name).get("image_dir")
+    return image_dir is not None and is_generated(image_dir)
 
 
 def register_subset(name: str, base: str, size: int, seed: int = 0) -> None:

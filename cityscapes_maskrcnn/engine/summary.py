@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 
 from cityscapes_maskrcnn.data.provenance import SeenImages
-from cityscapes_maskrcnn.data.tree import is_generated
+from cityscapes_maskrcnn.data.registration import is_generated_dataset
 from cityscapes_maskrcnn.utils.files import write_json
 
 SUMMARY_FILE = "summary.json"
@@ -59,7 +59,7 @@ class RunSummary(HookBase):
             Path(self._cfg.OUTPUT_DIR) / SUMMARY_FILE,
             {
                 "train": list(self._cfg.DATASETS.TRAIN),
-                "generated": any(map(_generated, self._cfg.DATASETS.TRAIN)),
+                "generated": any(map(is_generated_dataset, self._cfg.DATASETS.TRAIN)),
                 "images": self._images,
                 "iterations": iterations,
                 "epochs": self._images
@@ -117,7 +117,7 @@ def write_scores(
         "datasets": {
             name: {
                 "images": len(DatasetCatalog.get(name)),
-                "generated": _generated(name),
+                "generated": is_generated_dataset(name),
                 "results": by_dataset[name],
             }
             for name in names
@@ -125,12 +125,6 @@ def write_scores(
         "seen": [str(entry) for entry in seen],
     }
     write_json(Path(cfg.OUTPUT_DIR) / SCORES_FILE, content)
-
-
-def _generated(dataset: str) -> bool:
-    """Whether a dataset is of generated scenes; one whose folder is not known counts as real."""
-    image_dir = MetadataCatalog.get(dataset).get("image_dir")
-    return image_dir is not None and is_generated(image_dir)
 
 
 def _on_gpu(model: torch.nn.Module) -> bool:

@@ -3,28 +3,98 @@
 from __future__ import annotations
 
 import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from cityscapes_maskrcnn.utils.files import atomic_write
 
 INK: Final = "#222222"
+MUTED: Final = "#555555"
 GRID: Final = "#dddddd"
 # Okabe and Ito's palette, which colour-blind people can tell apart, with two more at its end.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, RED, PURPLE, GREY = "#56B4E9", "#D55E00", "#8C6BB1", "#999999"
 PALETTE: Final = (BLUE, ORANGE, GREEN, PINK, SKY, RED, PURPLE, GREY)
+_TITLE_SIZE: Final = 14
+_ABOUT_SIZE: Final = 10
 
 
-def new_figure(width: float, height: float, title: str = "") -> Figure:
-    """Create a white figure of ``width`` x ``height`` inches that pyplot does not know of."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a picture shows, for the line below its title; what is unknown is empty.
+
+    Attributes:
+        dataset: name of the dataset, or of several.
+        num_images: number of images that the numbers come from.
+        generated: whether these are generated scenes.
+        model: architecture, and the run or file with its weights.
+        protocol: how the numbers were measured.
+    """
+
+    dataset: str = ""
+    num_images: int | None = None
+    generated: bool = False
+    model: str = ""
+    protocol: str = ""
+
+    def __str__(self) -> str:
+        images = ""
+        if self.num_images is not None:
+            images = f"{self.num_images:,} image{'s' * (self.num_images != 1)}"
+        parts = (
+            "GENERATED SCENES, not Cityscapes" * self.generated,
+            self.dataset,
+            images,
+            self.model,
+            self.protocol,
+        )
+        return " · ".join(filter(None, parts))
+
+
+def new_figure(width: float, height: float, title: str = "", about: About | None = None) -> Figure:
+    """Create a white figure that pyplot does not know of.
+
+    Args:
+        width: inches.
+        height: inches; the lines of ``about`` come on top.
+        title: bold, at the upper left.
+        about: below the title, in red if its data are generated. Needs a title.
+    """
+    figure = Figure(layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
+    # Letters of its size are about 0.078 inches wide.
+    lines = textwrap.wrap(str(about), int((width - 0.2) / 0.078)) if about else []
+    figure.set_size_inches(width, height + 0.18 * len(lines))
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
+        # Empty lines of the title, which the layout makes room for, hold the place of the others.
+        figure.suptitle(
+            title + "\n " * len(lines),
+            x=0.01,
+            ha="left",
+            fontsize=_TITLE_SIZE,
+            fontweight="bold",
+            color=INK,
+        )
+    below_title = ScaledTranslation(0, -(1.55 * _TITLE_SIZE + 3) / 72, figure.dpi_scale_trans)
+    if lines:
+        figure.text(
+            0.01,
+            1,
+            "\n".join(lines),
+            transform=figure.transFigure + below_title,
+            va="top",
+            fontsize=_ABOUT_SIZE,
+            linespacing=1.3,
+            color=RED if about and about.generated else MUTED,
+            in_layout=False,
+        )
     return figure
 
 
@@ -36,14 +106,20 @@ def style_axes(axis: Axes, title: str = "", grid: Literal["both", "x", "y", ""] 
         title: bold, at the left.
         grid: direction of the values that grid lines mark; empty for no grid.
     """
-    axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
     if grid:
         axis.grid(axis=grid, color=GRID, linewidth=0.8)
         axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(colors=INK, labelsize=9)
-    axis.xaxis.label.set_color(INK)
-    axis.yaxis.label.set_color(INK)
+    axis.tick_params(colors=INK, labelsize=10)
+    for label in (axis.xaxis.label, axis.yaxis.label):
+        label.set_color(INK)
+        label.set_fontsize(10.5)
+
+
+def class_color(rgb: Sequence[int]) -> str:
+    """Write a class colour, RGB from 0 to 255, as matplotlib takes it: ``#dc143c``."""
+    return "#{:02x}{:02x}{:02x}".format(*rgb)
 
 
 def save_figure(figure: Figure, output: str | os.PathLike[str]) -> None:

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
+from cityscapes_maskrcnn.evaluation.dataset_statistics import DatasetStatistics, measure_dataset
+from cityscapes_maskrcnn.visualization.dataset_charts import plot_dataset
+from cityscapes_maskrcnn.visualization.style import About
+
+
+def make(num_objects: int, seed: int = 0) -> DatasetStatistics:
+    """Images with boxes of all classes but the train, each box an object."""
+    random = np.random.default_rng(seed)
+    images = []
+    for _ in range(12):
+        annotations: list[dict[str, Any]] = []
+        for _ in range(num_objects):
+            x0, y0 = random.uniform(0, 1900), random.uniform(0, 900)
+            x1, y1 = x0 + random.uniform(4, 400), y0 + random.uniform(4, 300)
+            annotations.append(
+                {
+                    "category_id": int(random.choice([0, 1, 2, 3, 4, 6, 7])),
+                    "bbox": (x0, y0, x1, y1),
+                    "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+                    "iscrowd": False,
+                }
+            )
+        size = {"height": 1024, "width": 2048}
+        images.append({"file_name": "x.png", **size, "annotations": annotations})
+    return measure_dataset(images, THING_CLASSES)
+
+
+@pytest.mark.parametrize("counts", [[9], [6, 0]])
+def test_every_picture_is_readable(
+    tmp_path: Path,
+    figures: list[Figure],
+    assert_readable: Callable[[Figure], None],
+    counts: list[int],
+) -> None:
+    datasets = {
+        f"cityscapes_instance_number_{seed}": make(n, seed) for seed, n in enumerate(counts)
+    }
+    about = About(dataset=", ".join(datasets), generated=True)
+    files = plot_dataset(datasets, THING_COLORS, about, tmp_path)
+    assert len(files) == len(figures) == 6
+    for figure in figures:
+        assert_readable(figure)
+        assert any("GENERATED SCENES" in text.get_text() for text in figure.texts)
+    # Official colours for classes, others where they tell datasets apart.
+    colors = [to_hex(bar.get_facecolor()) for bar in figures[0].axes[0].patches]
+    if len(counts) == 1:
+        assert colors[:3] == ["#dc143c", "#ff0000", "#00008e"]
+    else:
+        assert len(set(colors)) == 2
