@@ -8,8 +8,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from cityscapes_maskrcnn.data.registration import check_dataset_names, is_generated_dataset
-from cityscapes_maskrcnn.evaluation.dataset_statistics import (
+from cityscapes_maskrcnn.data.dataset_statistics import (
     DatasetStatistics,
     classes_to_csv,
     measure_dataset,
@@ -17,6 +16,7 @@ from cityscapes_maskrcnn.evaluation.dataset_statistics import (
     overview,
     to_markdown,
 )
+from cityscapes_maskrcnn.data.registration import check_dataset_names, is_generated_dataset
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.visualization.dataset_charts import MAX_DATASETS, plot_dataset

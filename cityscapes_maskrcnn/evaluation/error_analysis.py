@@ -41,6 +41,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
+from cityscapes_maskrcnn.data.object_limits import OCCLUSION_LIMITS, SIZE_LIMITS
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     ALL_CATEGORIES,
     FALSE,
@@ -63,10 +64,6 @@ from cityscapes_maskrcnn.utils.files import atomic_write
 IOU_THRESHOLD: Final = 0.5
 POOR_MASK_IOU: Final = 0.1
 CAUSES: Final = ("duplicate", "wrong class", "poor mask", "background")
-# COCO's limits, in pixels of the image; what is below the second name's is the first, and so on.
-SIZE_LIMITS: Final[dict[str, float]] = {"small": 0, "medium": 32**2, "large": 96**2}
-# The limits of the Caltech pedestrian benchmark, shares.
-OCCLUSION_LIMITS: Final = {"none": 0.0, "partial": 0.01, "heavy": 0.35}
 PER_CLASS_FILE: Final = "per_class.csv"
 # Not "missed" or "background", which look at the classes.
 UNMATCHED: Final = "unmatched"

@@ -28,13 +28,13 @@ from cityscapes_maskrcnn.data.labels import (
     THING_CLASSES,
     VOID_IDS,
 )
+from cityscapes_maskrcnn.data.object_limits import MIN_REGION_PIXELS
 from cityscapes_maskrcnn.evaluation.masks import RunMask, coco_rles
 from cityscapes_maskrcnn.utils.errors import InputError
 
 PROTOCOL: Final = "Cityscapes instance protocol (official)"
 # Written like the official one: another way to 0.55, 0.6, ... has other last bits.
 OVERLAPS: Final[tuple[float, ...]] = tuple(np.arange(0.5, 1.0, 0.05).tolist())
-MIN_REGION_PIXELS: Final = 100
 ALL_CATEGORIES: Final[tuple[int, ...]] = tuple(range(len(THING_CLASSES)))
 # A pixel of the ground truth holds a label id below this, and label id * 1000 + n above it.
 FIRST_INSTANCE_ID: Final = 1000

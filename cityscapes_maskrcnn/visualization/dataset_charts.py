@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from cityscapes_maskrcnn.evaluation.dataset_statistics import DatasetStatistics
-from cityscapes_maskrcnn.evaluation.error_analysis import OCCLUSION_LIMITS, SIZE_LIMITS
+from cityscapes_maskrcnn.data.dataset_statistics import DatasetStatistics
+from cityscapes_maskrcnn.data.object_limits import OCCLUSION_LIMITS, SIZE_LIMITS
 from cityscapes_maskrcnn.visualization.style import (
     BLUE,
     GREEN,

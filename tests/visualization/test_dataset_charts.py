@@ -9,8 +9,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from cityscapes_maskrcnn.data.dataset_statistics import DatasetStatistics, measure_dataset
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
-from cityscapes_maskrcnn.evaluation.dataset_statistics import DatasetStatistics, measure_dataset
 from cityscapes_maskrcnn.visualization.dataset_charts import plot_dataset
 from cityscapes_maskrcnn.visualization.style import About
 

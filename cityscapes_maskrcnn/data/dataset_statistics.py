@@ -1,6 +1,6 @@
 """What is in a dataset: how many objects of which class, how large, where, and how visible.
 
-Words are those of :mod:`.error_analysis`: the limits of sizes and of occlusion are the same, so
+Words are those of :mod:`.evaluation.error_analysis`: sizes and occlusion have the same limits, so
 that what a model misses can be set against what there is. Areas are those of the annotated polygons
 less what hides them, in pixels of the image; an object's *visible share* is what closer annotated
 things leave of its box: 1 - its occlusion. Groups, which are no single objects, are counted apart;
@@ -22,8 +22,11 @@ import numpy.typing as npt
 import shapely
 from tabulate import tabulate
 
-from cityscapes_maskrcnn.evaluation.error_analysis import OCCLUSION_LIMITS, SIZE_LIMITS
-from cityscapes_maskrcnn.evaluation.instance_ap import MIN_REGION_PIXELS
+from cityscapes_maskrcnn.data.object_limits import (
+    MIN_REGION_PIXELS,
+    OCCLUSION_LIMITS,
+    SIZE_LIMITS,
+)
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

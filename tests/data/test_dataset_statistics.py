@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cityscapes_maskrcnn.data.annotations import load_instances
-from cityscapes_maskrcnn.evaluation.dataset_statistics import (
+from cityscapes_maskrcnn.data.dataset_statistics import (
     DatasetStatistics,
     class_rows,
     classes_to_csv,

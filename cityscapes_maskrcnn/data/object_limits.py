@@ -1,0 +1,12 @@
+"""Limits by which objects are grouped, in a dataset and among what a model misses."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# COCO's limits, in pixels of the image; what is below the second name's is the first, and so on.
+SIZE_LIMITS: Final[dict[str, float]] = {"small": 0, "medium": 32**2, "large": 96**2}
+# The limits of the Caltech pedestrian benchmark, shares.
+OCCLUSION_LIMITS: Final = {"none": 0.0, "partial": 0.01, "heavy": 0.35}
+# Smaller objects do not count in the official protocol.
+MIN_REGION_PIXELS: Final = 100
