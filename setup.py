@@ -50,6 +50,9 @@ setup(
         "postgres": ["psycopg[binary]>=3.1"],
         # Predicting with an exported model; exporting needs nothing more.
         "deploy": ["onnxruntime>=1.20"],
+        # Tracking needs trackers too, without what it asks for: opencv-python would overwrite the
+        # headless OpenCV above. So after this: pip install --no-deps trackers
+        "track": ["supervision>=0.29", "rich>=13"],
         "compress": ["onnx>=1.17", "onnxruntime>=1.20", "torch-pruning>=1.6"],
         "dev": [
             "pytest",

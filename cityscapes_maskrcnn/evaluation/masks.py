@@ -66,6 +66,18 @@ class RunMask:
         pixels = np.repeat((np.arange(len(lengths)) % 2).astype(np.uint8), lengths)
         return _transpose(pixels.reshape(self.width, self.height))
 
+    def crop(self) -> tuple[int, int, npt.NDArray[np.uint8]]:
+        """Get the part of the frame inside :meth:`box`, without the rest of the frame.
+
+        Returns:
+            Column and row of its upper left pixel, and the pixels, 0 and 1; all empty when empty.
+        """
+        x0, y0, x1, y1 = self.box()
+        edges = np.stack([self.starts, self.ends], axis=1).ravel() - x0 * self.height
+        lengths = np.diff(edges, prepend=0, append=(x1 - x0) * self.height)
+        pixels = np.repeat((np.arange(len(lengths)) % 2).astype(np.uint8), lengths)
+        return x0, y0, _transpose(pixels.reshape(x1 - x0, self.height)[:, y0:y1])
+
 
 def mask_from_bitmap(
     bitmap: npt.NDArray[Any],

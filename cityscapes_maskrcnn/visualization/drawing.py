@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import contourpy
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -25,44 +24,20 @@ from matplotlib.path import Path as Outline
 from PIL import Image, ImageDraw, ImageFont
 
 from cityscapes_maskrcnn.visualization.label_layout import place_labels
+from cityscapes_maskrcnn.visualization.outlines import (
+    FILL_ALPHA,
+    SHADES,
+    DrawnObject,
+    FloatArray,
+    mask_contours,
+    signed_area,
+)
 from cityscapes_maskrcnn.visualization.style import INK
 
 RgbImage = npt.NDArray[np.uint8]
-FloatArray = npt.NDArray[np.float64]
 Colors = Sequence[Sequence[int]]
 
 MIN_PANEL_WIDTH = 1024
-_FILL_ALPHA = 0.5
-# Shares of white mixed into the class colour of neighbouring instances, from left to right.
-_SHADES = (0.0, 0.24, 0.1, 0.32)
-
-
-@dataclass(frozen=True, eq=False)
-class DrawnObject:
-    """One object, in pixels of the image.
-
-    Attributes:
-        category: contiguous class id.
-        contours: closed curves, each of shape (N, 2), as ``(x, y)``; holes run the other way round.
-        label: the text beside it.
-        is_group: several objects of a class that could not be told apart.
-    """
-
-    category: int
-    contours: list[FloatArray]
-    label: str
-    is_group: bool = False
-
-    @property
-    def box(self) -> FloatArray:
-        """The tight box ``(x0, y0, x1, y1)``."""
-        points = np.concatenate(self.contours)
-        return np.concatenate([points.min(axis=0), points.max(axis=0)])
-
-    @property
-    def area(self) -> float:
-        """The area within the contours, less the holes."""
-        return abs(sum(_signed_area(contour) for contour in self.contours))
 
 
 def draw_ground_truth(image_rgb: RgbImage, dataset_dict: dict[str, Any], metadata: Any) -> RgbImage:
@@ -168,28 +143,6 @@ def side_by_side(panels: Sequence[tuple[str, RgbImage]]) -> RgbImage:
     return np.array(canvas)
 
 
-def mask_contours(mask: npt.NDArray[np.bool_]) -> list[FloatArray]:
-    """Trace the border of a mask.
-
-    Args:
-        mask: shape (H, W), bool.
-
-    Returns:
-        Closed curves, each of shape (N, 2), as ``(x, y)`` in pixels, the first pixel from 0 to 1;
-        straight borders lie on the pixel borders. Holes run against their surroundings. Empty for
-        an empty mask.
-    """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return []
-    top, left = rows[0], columns[0]
-    crop = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.float64), 1)
-    # Level 0.5 lies half-way between two pixel centres; the padding moved all by one pixel.
-    lines = contourpy.contour_generator(z=crop).lines(0.5)
-    shift = np.array([left - 0.5, top - 0.5])
-    return [np.asarray(line, dtype=np.float64) + shift for line in lines]
-
-
 def _annotation_contours(annotation: dict[str, Any], size: tuple[int, ...]) -> list[FloatArray]:
     """The outline of an annotated object, in pixels of its image; see :func:`mask_contours`."""
     segmentation = annotation.get("segmentation")
@@ -202,17 +155,12 @@ def _annotation_contours(annotation: dict[str, Any], size: tuple[int, ...]) -> l
         return mask_contours(coco_mask.decode(segmentation).astype(bool))
     polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
     # All the same way round: a part annotated the other way would count as a hole.
-    return [part if _signed_area(part) >= 0 else part[::-1] for part in polygons]
+    return [part if signed_area(part) >= 0 else part[::-1] for part in polygons]
 
 
 def _box_contour(box: FloatArray) -> FloatArray:
     x0, y0, x1, y1 = box
     return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=np.float64)
-
-
-def _signed_area(contour: FloatArray) -> float:
-    x, y = contour.T
-    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
 def _draw(image: RgbImage, objects: Sequence[DrawnObject], colors: Colors) -> RgbImage:
@@ -256,7 +204,7 @@ class StreetVisualizer(Visualizer):
         counts: Counter[int] = Counter()
         shades: dict[DrawnObject, float] = {}
         for item in sorted(order, key=lambda item: item.box[0]):
-            shades[item] = _SHADES[counts[item.category] % len(_SHADES)]
+            shades[item] = SHADES[counts[item.category] % len(SHADES)]
             counts[item.category] += 1
         for item in order:
             self._draw_object(item, shades[item])
@@ -275,7 +223,7 @@ class StreetVisualizer(Visualizer):
             outline,
             facecolor=(
                 *self._class_color(item.category, shade),
-                _FILL_ALPHA / 3 if item.is_group else _FILL_ALPHA,
+                FILL_ALPHA / 3 if item.is_group else FILL_ALPHA,
             ),
             edgecolor=self._class_color(item.category, 0.55 + shade / 2),
             linewidth=self._line_width * self._points_per_pixel,

@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
 
-_EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+EXTENSIONS: Final = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 # Label images lie in the same trees as photographs, and earlier pictures may too.
 _NOT_PHOTOGRAPHS = (
     "_labelIds.png",
@@ -22,6 +23,7 @@ _NOT_PHOTOGRAPHS = (
     "_instanceIds.png",
     "_color.png",
     "_prediction.png",
+    "_overlay.png",
     "_ground_truth.png",
     "_augmented.png",
 )
@@ -69,15 +71,32 @@ def picture_files(images: Sequence[Path], folder: Path, suffix: str) -> list[Pat
         ``folder/NAME SUFFIX.png``, NAME being the image's without ``_leftImg8bit`` and extension;
         a name that is taken gets ``_2``, ``_3`` and so on.
     """
-    names: list[str] = []
-    for image in images:
+    name_of = PictureNames(suffix)
+    return [folder / name_of(image) for image in images]
+
+
+class PictureNames:
+    """Names pictures, one after the other; see :func:`picture_files`.
+
+    Args:
+        suffix: what distinguishes them from photographs.
+    """
+
+    def __init__(self, suffix: str) -> None:
+        self._suffix = suffix
+        self._taken: set[str] = set()
+        self._numbers: dict[str, int] = {}
+
+    def __call__(self, image: Path) -> str:
+        """Name the picture of the next image."""
         stem = name = image.stem.removesuffix("_leftImg8bit")
-        number = 1
-        while name in names:
+        number = self._numbers.get(stem, 1)
+        while name in self._taken:
             number += 1
             name = f"{stem}_{number}"
-        names.append(name)
-    return [folder / f"{name}{suffix}.png" for name in names]
+        self._taken.add(name)
+        self._numbers[stem] = number
+        return f"{name}{self._suffix}.png"
 
 
 def make_folder(folder: str) -> Path:
@@ -101,19 +120,20 @@ def write_picture(path: Path, picture_rgb: npt.NDArray[np.uint8]) -> None:
 
     Args:
         path: the file.
-        picture_rgb: shape (H, W, 3), uint8.
+        picture_rgb: shape (H, W, 3), uint8; or (H, W, 4) with opacity, not premultiplied.
 
     Raises:
         InputError: it cannot be written.
     """
-    _, data = cv2.imencode(".png", cv2.cvtColor(picture_rgb, cv2.COLOR_RGB2BGR))
+    order = cv2.COLOR_RGB2BGR if picture_rgb.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
+    _, data = cv2.imencode(".png", cv2.cvtColor(picture_rgb, order))
     with atomic_write(path) as file:
         file.write(data.tobytes())
 
 
 def _is_photograph(path: Path) -> bool:
     return (
-        path.suffix.lower() in _EXTENSIONS
+        path.suffix.lower() in EXTENSIONS
         and not path.name.startswith(".")
         and not path.name.endswith(_NOT_PHOTOGRAPHS)
         and path.is_file()

@@ -6,7 +6,6 @@ import pytest
 import torch
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Boxes, Instances
-from matplotlib.path import Path as Outline
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.visualization.drawing import (
@@ -14,7 +13,6 @@ from cityscapes_maskrcnn.visualization.drawing import (
     draw_ground_truth,
     draw_predictions,
     draw_semantic_labels,
-    mask_contours,
     side_by_side,
 )
 
@@ -224,20 +222,3 @@ def test_semantic_labels_leave_out_what_has_no_class():
     picture = draw_semantic_labels(grey(), train_ids, METADATA)
     assert_color(picture[500, 20], (114, 82, 114))  # ((100 + 128) / 2, (100 + 64) / 2, ...)
     assert_color(picture[500, 1000], (100, 100, 100))
-
-
-def test_contours_enclose_exactly_the_pixels_of_the_mask():
-    mask = np.zeros((50, 60), dtype=bool)
-    mask[10:30, 5:45] = True
-    (contour,) = mask_contours(mask)
-    np.testing.assert_array_equal(contour.min(axis=0), (5, 10))
-    np.testing.assert_array_equal(contour.max(axis=0), (45, 30))
-
-    mask = np.random.default_rng(1).random((40, 70)) > 0.45
-    rows, columns = np.mgrid[:40, :70]
-    centres = np.column_stack([columns.ravel() + 0.5, rows.ravel() + 0.5])
-    inside = np.zeros(len(centres), dtype=int)
-    for contour in mask_contours(mask):
-        inside += Outline(contour).contains_points(centres)
-    # Within an odd number of nested borders.
-    np.testing.assert_array_equal((inside % 2 == 1).reshape(40, 70), mask)

@@ -1,0 +1,72 @@
+"""Outlines of objects to draw: what every picture of instances needs, without Detectron2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import contourpy
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+FILL_ALPHA: Final = 0.5
+#: Shares of white mixed into the class colour of neighbouring instances, from left to right.
+SHADES: Final = (0.0, 0.24, 0.1, 0.32)
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnObject:
+    """One object, in pixels of the image.
+
+    Attributes:
+        category: contiguous class id.
+        contours: closed curves, each of shape (N, 2), as ``(x, y)``; holes run the other way round.
+        label: the text beside it.
+        is_group: several objects of a class that could not be told apart.
+    """
+
+    category: int
+    contours: list[FloatArray]
+    label: str
+    is_group: bool = False
+
+    @property
+    def box(self) -> FloatArray:
+        """The tight box ``(x0, y0, x1, y1)``."""
+        points = np.concatenate(self.contours)
+        return np.concatenate([points.min(axis=0), points.max(axis=0)])
+
+    @property
+    def area(self) -> float:
+        """The area within the contours, less the holes."""
+        return abs(sum(signed_area(contour) for contour in self.contours))
+
+
+def mask_contours(mask: npt.NDArray[np.bool_]) -> list[FloatArray]:
+    """Trace the border of a mask.
+
+    Args:
+        mask: shape (H, W), bool.
+
+    Returns:
+        Closed curves, each of shape (N, 2), as ``(x, y)`` in pixels, the first pixel from 0 to 1;
+        straight borders lie on the pixel borders. Holes run against their surroundings. Empty for
+        an empty mask.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return []
+    top, left = rows[0], columns[0]
+    crop = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.float64), 1)
+    # Level 0.5 lies half-way between two pixel centres; the padding moved all by one pixel.
+    lines = contourpy.contour_generator(z=crop).lines(0.5)
+    shift = np.array([left - 0.5, top - 0.5])
+    return [np.asarray(line, dtype=np.float64) + shift for line in lines]
+
+
+def signed_area(contour: FloatArray) -> float:
+    """The area within a closed curve; of one that runs the other way round it is negative."""
+    x, y = contour.T
+    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
