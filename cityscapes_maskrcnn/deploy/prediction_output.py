@@ -102,6 +102,7 @@ class VideoFile:
         self._rate = rate
         self._codec = CODECS[path.suffix.lower()] if codec is None else codec
         self._writer: Any = None
+        self._last: Any = None
         self._size = (0, 0)
         self._num_written = 0
         # Whether it works is better known before the model is loaded.
@@ -113,7 +114,8 @@ class VideoFile:
     def write(self, frame: Frame, picture: BgrImage) -> None:
         """Append a picture; one of another size than the first is fitted into its frame.
 
-        A frame of a camera or video is repeated, or left out, as its time asks for.
+        Of a video or camera it comes at its time: the picture before it is repeated until then, and
+        where two come within one frame of the file, the second is left out.
         """
         if shutil.disk_usage(self._partial.parent).free < _MIN_FREE_BYTES:
             raise InputError(f"{self.path}: the disk is almost full")
@@ -122,13 +124,14 @@ class VideoFile:
             # Many codecs know nothing of odd sizes.
             self._size = (width + width % 2, height + height % 2)
             self._writer = self._open(self._size)
-        until = self._num_written + 1
+        place = self._num_written
         if frame.seconds is not None:
-            until = round(frame.seconds * self._rate) + 1
+            place = round(frame.seconds * self._rate)
         picture = _fitted(picture, self._size)
-        while self._num_written < until:
-            self._writer.write(picture)
+        while self._num_written <= place:
+            self._writer.write(picture if self._num_written == place else self._last)
             self._num_written += 1
+        self._last = picture
 
     def close(self) -> None:
         """Finish the file and give it its name.

@@ -28,9 +28,7 @@ class SquareModel:
         for image in images:
             yield image[:, :, 0]
 
-    def detections(
-        self, output: npt.NDArray[np.uint8], height: int, width: int
-    ) -> FrameDetections:
+    def detections(self, output: npt.NDArray[np.uint8], height: int, width: int) -> FrameDetections:
         classes, boxes, masks = [], [], []
         for category, low, high in ((CAR, 200, 255), (PERSON, 90, 160)):
             inside = cv2.morphologyEx(
