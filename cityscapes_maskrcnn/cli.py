@@ -98,7 +98,8 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     _merge_options(cfg, [(key, value) for key, value in options if key != "INCLUDE"])
     check_values(cfg, defaults)
     register_datasets_of(cfg)
-    check_dataset_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON])
+    names = cfg.DATASETS
+    check_dataset_names([*names.TRAIN, *names.VAL, *names.TEST, *names.TUNED_ON])
     check_classes(cfg)
     check_thresholds(cfg)
     check_ranges(cfg)

@@ -267,6 +267,12 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # a mapper of that project, for semantic segmentation.
     add_pointrend_config(cfg)
 
+    # ---- Choosing and reporting -----------------------------------------------------------------
+    # Datasets that a training measures on in the place of DATASETS.TEST: their scores, or their
+    # validation loss, choose model_best.pth, which is scored on DATASETS.TEST once, at the end. The
+    # images of the two must differ. (): DATASETS.TEST chooses model_best.pth, and cannot score it.
+    cfg.DATASETS.VAL = ()
+
     # ---- Classes ------------------------------------------------------------------------------
     # Names of instance classes to train on and to score, such as ("person", "car"), of datasets in
     # the layout of Cityscapes. Objects of other classes are background then. The order is always
@@ -277,9 +283,9 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Every checkpoint carries the names of the datasets, and a digest of each image, that it and
     # the weights it started from were trained or tuned on.
     # Datasets whose scores chose settings of this config, such as those of a search. DATASETS.TRAIN
-    # counts by itself, and so does DATASETS.TEST with early stopping or ReduceLROnPlateau, and for
-    # model_best.pth. Those of the config file and of every INCLUDE add up; on the command line the
-    # key replaces them all.
+    # counts by itself, and so does DATASETS.VAL, or without it DATASETS.TEST, with early stopping
+    # or ReduceLROnPlateau, and for model_best.pth. Those of the config file and of every INCLUDE
+    # add up; on the command line the key replaces them all.
     cfg.DATASETS.TUNED_ON = ()
     # False: scoring a model on images that it has seen is an error; so is training on images of
     # DATASETS.TEST. True: it is done, and the log and scores.json say so.

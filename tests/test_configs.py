@@ -20,7 +20,7 @@ def load(name: str) -> CfgNode:
     return build_config(str(CONFIGS / f"{name}.yaml"), [])
 
 
-@pytest.mark.parametrize("folder", ["", "demo/", "r101/"])
+@pytest.mark.parametrize("folder", ["", "demo/", "r101/", "convnext_t/"])
 def test_each_stage_starts_from_weights_that_fit(folder: str) -> None:
     output = f"output/{folder}"
     starts = {stage: load(folder + stage).MODEL.WEIGHTS for stage in ALL_STAGES[1:]}
@@ -32,9 +32,11 @@ def test_each_stage_starts_from_weights_that_fit(folder: str) -> None:
     }
     cfgs = [load(folder + stage) for stage in ALL_STAGES]
     widths = ("RES2_OUT_CHANNELS", "STEM_OUT_CHANNELS", "WIDTH_PER_GROUP", "STRIDE_IN_1X1")
-    # One ResNet throughout, and normalisation as it was trained with.
+    # One network throughout, and normalisation as it was trained with.
     for key in widths:
         assert len({cfg.MODEL.RESNETS[key] for cfg in cfgs}) == 1
+    assert len({str(cfg.MODEL.CONVNEXT) for cfg in cfgs}) == 1
+    assert len({"convnext" in cfg.MODEL.BACKBONE.NAME for cfg in cfgs}) == 1
     assert (
         len({str((cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT)) for cfg in cfgs})
         == 1

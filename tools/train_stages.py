@@ -25,7 +25,9 @@ examples:
     tools/train_stages.py --output output/recipe --dry-run
   do it; the same command goes on after an interruption:
     tools/train_stages.py --output output/recipe
-  without coarse data: ImageNet weights in the place of stage 0:
+  with another backbone:
+    tools/train_stages.py --config-dir configs/convnext_t --output output/convnext_t
+  without coarse data: ImageNet weights in the place of stage 0 (the plan names them):
     tools/train_stages.py --output output/recipe --stages stage_1 anchors search stage_2 stage_3 \\
         MODEL.WEIGHTS detectron2://ImageNetPretrained/torchvision/R-50.pkl
   a part of it, from weights of your own:

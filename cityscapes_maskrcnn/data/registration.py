@@ -90,6 +90,10 @@ _DATASETS: Final[dict[str, _Dataset]] = {
     "cityscapes_instance_val_part3and4of4": _Dataset(
         "instance", "val", "gtFine", parts=(3, 4), num_parts=VAL_PARTS
     ),
+    # The other half, by which checkpoints are chosen.
+    "cityscapes_instance_val_part1and2of4": _Dataset(
+        "instance", "val", "gtFine", parts=(1, 2), num_parts=VAL_PARTS
+    ),
     "cityscapes_coarse_semantic_pretrain": _Dataset(
         "semantic", "train_extra", "gtCoarse", cities=PRETRAIN_CITIES, else_split="train"
     ),
@@ -205,7 +209,8 @@ def register_datasets_of(cfg: CfgNode) -> None:
     _restore_classes(DatasetCatalog.list())
     classes = cfg.DATASETS.CLASSES
     if classes:
-        named = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.TUNED_ON]
+        keys = ("TRAIN", "VAL", "TEST", "TUNED_ON")
+        named = [name for key in keys for name in cfg.DATASETS[key]]
         names = [name for name in named if name in DatasetCatalog]
         names += [
             name

@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch.distributed as dist
 from detectron2.utils import comm
@@ -19,6 +19,7 @@ from cityscapes_maskrcnn.engine.validation import TOTAL_LOSS
 from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint
 from cityscapes_maskrcnn.utils.errors import InputError
 
+BEST_FILE: Final = "model_best.pth"
 # The first of these that is measured is the metric if none is named.
 DEFAULT_METRICS = ("segm/AP", TOTAL_LOSS, "sem_seg/IoU", "sem_seg/mIoU", "bbox/AP", "coco_bbox/AP")
 
@@ -34,8 +35,8 @@ class BestCheckpoint(MeasurementHook):
         period: iterations between two measurements.
         metric: its name in ``metrics.json``; losses are minimised, scores maximised. Empty: the
             first of ``DEFAULT_METRICS`` that is measured.
-        datasets: ``DATASETS.TEST``. With several, names of scores start with the dataset's, and the
-            first one's count by default.
+        datasets: that are measured on. With several, names of scores start with the dataset's, and
+            the first one's count by default.
         selected_on: what choosing by the metric has the weights tuned on.
         weights_of: returns, for the name of a metric, the weights that it was measured with in
             place of the model's, by name.
@@ -56,7 +57,7 @@ class BestCheckpoint(MeasurementHook):
     ) -> None:
         self._model = model
         self._checkpointer = WeightsOnlyCheckpointer(model, output_dir)
-        self._path = Path(output_dir, "model_best.pth")
+        self._path = Path(output_dir, BEST_FILE)
         self._period = period
         prefix = f"{datasets[0]}/" if len(datasets) > 1 else ""
         self._metrics = (

@@ -72,7 +72,7 @@ def check_classes(cfg: CfgNode) -> None:
             continue
         hint = ", or choose classes with DATASETS.CLASSES" if kind == "thing_classes" else ""
         expected: tuple[str, list[str]] | None = None
-        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST):
             classes = list(MetadataCatalog.get(name).get(kind, ()))
             if not classes:
                 continue

@@ -1,4 +1,4 @@
-"""The hooks of a training run that measure on ``DATASETS.TEST``, and act on what they measure."""
+"""The hooks of a training run that measure on held-out images, and act on what they measure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cityscapes_maskrcnn.engine.ema import SUFFIX, WeightAverage
 from cityscapes_maskrcnn.engine.hooks import Evaluation, StopOnSignal
 from cityscapes_maskrcnn.engine.seen_images import data_of_selection
 from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
-from cityscapes_maskrcnn.engine.validation import PREFIX, ValidationLoss
+from cityscapes_maskrcnn.engine.validation import PREFIX, ValidationLoss, measured_in_training
 
 
 def build_measurement_hooks(
@@ -30,7 +30,8 @@ def build_measurement_hooks(
         stop: ends the run in the middle of a measurement.
         average: of the weights, which is scored too.
     """
-    cfg, model, period = trainer.cfg, trainer.model, trainer.cfg.TEST.EVAL_PERIOD
+    cfg, model = measured_in_training(trainer.cfg), trainer.model
+    period = cfg.TEST.EVAL_PERIOD
     validation_loader: DataLoader[Any] | PrefetchedLoader | None = None
 
     def evaluate() -> dict[str, Any]:
@@ -99,7 +100,7 @@ def build_measurement_hooks(
         built.insert(0, Evaluation(period, evaluate_average))
     if cfg.TEST.VALIDATION_LOSS:
         built.insert(0, ValidationLoss(period, validation_batches))
-    if cfg.TEST.AUG.ENABLED:
+    if cfg.TEST.AUG.ENABLED and not cfg.DATASETS.VAL:
         # Period 0: at the end of training only.
         built.append(Evaluation(0, evaluate_augmented))
     return built

@@ -24,21 +24,23 @@ def data_of_run(cfg: CfgNode) -> list[UsedData]:
 
     Args:
         cfg: reads ``DATASETS.TRAIN`` (trained on), ``DATASETS.TUNED_ON`` (tuned on) and
-            ``DATASETS.TEST``, which is tuned on where its validation loss steers the run: with
-            early stopping, or a learning rate that follows it. Watching alone is no tuning.
+            ``DATASETS.VAL``, or without it ``DATASETS.TEST``, which is tuned on where its
+            validation loss steers the run: with early stopping, or a learning rate that follows it.
+            Watching alone is no tuning.
     """
     tuned = list(cfg.DATASETS.TUNED_ON)
     plateau = cfg.SOLVER.LR_SCHEDULER_NAME == "ReduceLROnPlateau"
     if plateau or cfg.SOLVER.EARLY_STOPPING.ENABLED:
-        tuned += cfg.DATASETS.TEST
+        tuned += cfg.DATASETS.VAL or cfg.DATASETS.TEST
     names = [(name, TRAINED) for name in cfg.DATASETS.TRAIN]
     names += [(name, TUNED) for name in dict.fromkeys(tuned)]
     return [used_data(name, role, DatasetCatalog.get(name)) for name, role in names]
 
 
 def data_of_selection(cfg: CfgNode) -> list[UsedData]:
-    """List the data that selecting weights by what is measured on ``DATASETS.TEST`` uses."""
-    return [used_data(name, TUNED, DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST]
+    """List the data that selecting weights by what training measures uses."""
+    names = cfg.DATASETS.VAL or cfg.DATASETS.TEST
+    return [used_data(name, TUNED, DatasetCatalog.get(name)) for name in names]
 
 
 def refuse_seen_images(
@@ -66,10 +68,11 @@ def refuse_seen_images(
     if not seen:
         return []
     overlap = "; ".join(map(str, seen))
+    key = "VAL" if cfg.DATASETS.TEST == cfg.DATASETS.VAL else "TEST"
     if not cfg.TEST.ALLOW_SEEN_IMAGES:
         raise InputError(
             f"the model has seen images that it is to be scored on: {overlap}. Name others in "
-            "DATASETS.TEST, or set TEST.ALLOW_SEEN_IMAGES True for a score that says so"
+            f"DATASETS.{key}, or set TEST.ALLOW_SEEN_IMAGES True for a score that says so"
         )
     logging.getLogger(__name__).warning("The model has seen images it is scored on: %s", overlap)
     return seen

@@ -20,12 +20,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cityscapes_maskrcnn.data import loaders
 from cityscapes_maskrcnn.data.cache import own_cache_folder
-from cityscapes_maskrcnn.data.provenance import TRAINED, merge
+from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED, merge
 from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.engine import inference, solver
 from cityscapes_maskrcnn.engine.accumulation import check_accumulation
 from cityscapes_maskrcnn.engine.auto_batch import choose_accumulation
+from cityscapes_maskrcnn.engine.best_checkpoint import BEST_FILE
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
 from cityscapes_maskrcnn.engine.class_check import check_classes, class_names
@@ -45,9 +46,13 @@ from cityscapes_maskrcnn.engine.hooks import (
 from cityscapes_maskrcnn.engine.measurement_hooks import build_measurement_hooks
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
 from cityscapes_maskrcnn.engine.run_setup import environment
-from cityscapes_maskrcnn.engine.seen_images import data_of_run, refuse_seen_images
+from cityscapes_maskrcnn.engine.seen_images import (
+    data_of_run,
+    data_of_selection,
+    refuse_seen_images,
+)
 from cityscapes_maskrcnn.engine.summary import RunSummary
-from cityscapes_maskrcnn.engine.validation import check_validation
+from cityscapes_maskrcnn.engine.validation import check_validation, measured_in_training
 from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
 from cityscapes_maskrcnn.modeling.activation_checkpointing import checkpoint_activations
 from cityscapes_maskrcnn.modeling.compiling import compile_parts
@@ -87,10 +92,11 @@ class Trainer(DefaultTrainer):
             )
         register_datasets_of(cfg)
         check_classes(cfg)
-        check_validation(cfg)
+        measured = measured_in_training(cfg)
+        check_validation(measured)
         # The evaluators of a subclass may measure anything.
         if getattr_static(type(self), "build_evaluator") is vars(Trainer)["build_evaluator"]:
-            inference.check_metric(cfg)
+            inference.check_metric(measured)
         check_accumulation(cfg)
         check_decay(cfg)
         cfg.defrost()
@@ -102,7 +108,7 @@ class Trainer(DefaultTrainer):
         # Data that are missing or cannot be scored must be found now: not after the first epoch,
         # and not after a page of log about the model.
         data_loader = self.build_train_loader(cfg)
-        for name in cfg.DATASETS.TEST:
+        for name in (*cfg.DATASETS.VAL, *cfg.DATASETS.TEST):
             self.build_evaluator(cfg, name)
         model = self.build_model(cfg)
         logging.getLogger(__name__).info("Trainable parameters:\n%s", parameter_table(model))
@@ -155,8 +161,13 @@ class Trainer(DefaultTrainer):
                 f"see the same OUTPUT_DIR {self.cfg.OUTPUT_DIR} (a shared folder)"
             )
         self.checkpointer.history = merge(self.checkpointer.history, data_of_run(self.cfg))
-        # Scores on DATASETS.TEST may steer training, but it must not be trained on.
-        refuse_seen_images(self.cfg, self.checkpointer.history, roles=(TRAINED,))
+        # Scores may steer training, but their images must not be trained on.
+        history = self.checkpointer.history
+        refuse_seen_images(measured_in_training(self.cfg), history, roles=(TRAINED,))
+        if self.cfg.DATASETS.VAL:
+            # What the best checkpoint, which is scored at the end, will have seen.
+            history = merge(history, data_of_selection(self.cfg))
+            refuse_seen_images(self.cfg, history, roles=(TRAINED, TUNED))
         # A run that is resumed goes on with the seed that it drew.
         seed = next((h.seed for h in self._hooks if isinstance(h, SeedEveryStep)), self.cfg.SEED)
         if comm.is_main_process():
@@ -191,7 +202,8 @@ class Trainer(DefaultTrainer):
         """Run the iterations that are left, evaluating and saving on the way.
 
         Returns:
-            The results of the last evaluation; empty on other than the main process.
+            The results of the last evaluation; empty on other than the main process. With
+            ``DATASETS.VAL``, those of the best checkpoint on ``DATASETS.TEST``.
 
         Raises:
             InputError: a broken file, a loss that became infinite, or a GPU out of memory.
@@ -215,7 +227,7 @@ class Trainer(DefaultTrainer):
                 self.run_step()
                 self.after_step()
                 self.iter += 1
-        results = getattr(self, "_last_eval_results", {})
+        results = self._report() or getattr(self, "_last_eval_results", {})
         if comm.is_main_process():
             folder = Path(self.cfg.OUTPUT_DIR)
             try:
@@ -224,6 +236,19 @@ class Trainer(DefaultTrainer):
                 logging.getLogger(__name__).warning("No training curves: %s", error)
             verify_results(self.cfg, results)
         return results
+
+    def _report(self) -> dict[str, Any]:
+        """Score the best checkpoint on ``DATASETS.TEST``, if ``DATASETS.VAL`` has chosen it."""
+        best = Path(self.cfg.OUTPUT_DIR, BEST_FILE)
+        comm.synchronize()
+        if not (self.cfg.DATASETS.VAL and self.cfg.DATASETS.TEST and best.is_file()):
+            return {}
+        logging.getLogger(__name__).info("%s on %s:", best, self.cfg.DATASETS.TEST)
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = str(best)
+        cfg.freeze()
+        return self.evaluate_checkpoint(cfg)
 
     def _repeat_measurements(self) -> None:
         """Make up for what the checkpoint does not have: what followed it in its iteration."""
@@ -260,7 +285,7 @@ class Trainer(DefaultTrainer):
             ]
         stop = StopOnSignal(self.checkpointer)
         built.append(stop)
-        if cfg.DATASETS.TEST:
+        if cfg.DATASETS.VAL or cfg.DATASETS.TEST:
             built += build_measurement_hooks(self, stop, average)
         if main_process:
             if average:
@@ -323,7 +348,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_validation_loader(cls, cfg: CfgNode) -> Any:
-        """Build a loader of ``DATASETS.TEST`` with ground truth, at the size of inference."""
+        """Build a loader of ``DATASETS.TEST`` with ground truth, at the size of inference.
+
+        Here, ``DATASETS.TEST`` are what training measures on.
+        """
         return loaders.build_validation_loader(cfg)
 
     @classmethod

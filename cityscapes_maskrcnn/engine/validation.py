@@ -24,8 +24,26 @@ PREFIX = "validation/"
 TOTAL_LOSS = f"{PREFIX}total_loss"
 
 
+def measured_in_training(cfg: CfgNode) -> CfgNode:
+    """Get a config whose ``DATASETS.TEST`` are what training measures on.
+
+    Args:
+        cfg: ``DATASETS.VAL`` are, if there are any; then the result is a copy.
+    """
+    if not cfg.DATASETS.VAL:
+        return cfg
+    measured = cfg.clone()
+    measured.defrost()
+    measured.DATASETS.TEST = cfg.DATASETS.VAL
+    measured.freeze()
+    return measured
+
+
 def check_validation(cfg: CfgNode) -> None:
     """Verify that the validation loss is measured if the run depends on it, and can be.
+
+    Args:
+        cfg: what :func:`measured_in_training` returns.
 
     Raises:
         InputError: it is not, there is no dataset to measure it on, or a key that says how to act

@@ -63,6 +63,8 @@ _HEAD_RULES = (
 # Where torchvision's Faster and Mask R-CNN have their ResNet.
 _DETECTOR = "backbone.body."
 _RPN_CONV = "proposal_generator.rpn_head.conv."
+# A ConvNeXt's first convolution.
+_STEM = "stem.0.weight"
 _PREDICTOR = "sem_seg_head.predictor.weight"
 _ASPP = "sem_seg_head.aspp.convs.0.weight"
 
@@ -129,6 +131,24 @@ def deeplab_shapes(num_classes: int | None = None, depth: int = 50) -> Mapping[s
     }
 
 
+@cache
+def convnext_shapes(size: str = "tiny") -> Mapping[str, Shape]:
+    """Get the shapes of torchvision's ConvNeXt, without classifier, named as :mod:`.convnext`'s.
+
+    Args:
+        size: "tiny", "small", "base" or "large".
+    """
+    from torchvision import models  # as above
+
+    with torch.device("meta"):
+        state = getattr(models, f"convnext_{size}")(weights=None).state_dict()
+    return {
+        name: tuple(state[old].shape)
+        for name, old in canonical_names(state, "torchvision").items()
+        if is_of_backbone(name)
+    }
+
+
 def find_backbone(names: Iterable[str]) -> str | None:
     """Find the ResNet or ConvNeXt in a Detectron2 model.
 
@@ -164,8 +184,9 @@ def translate(
             detector of torchvision's, what :func:`.from_torchvision` returns.
         source: the file, for messages.
         target: names and shapes of the model's tensors, among them a backbone
-            (:func:`find_backbone`). None: torchvision's DeepLabv3 of the file's depth, its backbone
-            without a prefix, as Detectron2's zoo names backbones, its head under ``sem_seg_head.``.
+            (:func:`find_backbone`). None: torchvision's DeepLabv3 of the file's depth, or ConvNeXt
+            of the file's size, its backbone without a prefix, as Detectron2's zoo names backbones,
+            its head under ``sem_seg_head.``.
         may_differ: prefixes of names in the model whose shapes may differ: these start anew.
 
     Returns:
@@ -182,11 +203,7 @@ def translate(
         )
     names = canonical_names(state, source)
     if target is None:
-        classes = state[names[_PREDICTOR]].shape[:1] if _PREDICTOR in names else None
-        # A tensor without dimensions is refused below, by its shape.
-        target = deeplab_shapes(
-            None if classes is None else max([1, *classes]), depth=_nearest_depth(names, source)
-        )
+        target = _nearest_network({name: tuple(state[old].shape) for name, old in names.items()})
     backbone = [
         name
         for name in target
@@ -241,14 +258,16 @@ def is_of_backbone(name: str) -> bool:
     return bool(_BACKBONE.match(name))
 
 
-def _nearest_depth(names: Iterable[str], source: str) -> int:
-    """Get the depth of torchvision's DeepLabv3 that a file's ResNet is to be compared with."""
-    names = {*names}
-    if any(name.endswith(".layer_scale") for name in names):
-        raise InputError(
-            f"{source}: a ConvNeXt is not converted: name the file in MODEL.WEIGHTS as it is"
-        )
-    return 101 if any(re.match(r"res4\.([6-9]|\d\d)\.", name) for name in names) else 50
+def _nearest_network(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
+    """Get torchvision's network that a file is to be compared with, by its depth and width."""
+    # A tensor without dimensions is refused later, by its shape.
+    if any(name.endswith(".layer_scale") for name in shapes):
+        deep = any(re.match(r"res4\.(9|\d\d)\.", name) for name in shapes)
+        width = max([0, *shapes.get(_STEM, ())[:1]])
+        return convnext_shapes({128: "base", 192: "large"}.get(width, "small" if deep else "tiny"))
+    deep = any(re.match(r"res4\.([6-9]|\d\d)\.", name) for name in shapes)
+    classes = max([1, *shapes[_PREDICTOR][:1]]) if _PREDICTOR in shapes else None
+    return deeplab_shapes(classes, depth=101 if deep else 50)
 
 
 def canonical_names(state: Mapping[str, Any], source: str) -> dict[str, str]:

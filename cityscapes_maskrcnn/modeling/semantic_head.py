@@ -1,4 +1,4 @@
-"""The head of torchvision's DeepLabv3, as a semantic head of Detectron2."""
+"""Semantic heads of stage 0: torchvision's DeepLabv3, and one on a feature pyramid."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import Tensor, nn
 
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -162,13 +163,54 @@ class TorchvisionDeepLabV3Head(nn.Module):
         )
         if not self.training:
             return logits, {}
-        if targets is None:
-            raise InputError(
-                "DATASETS.TRAIN holds images without semantic labels, which this model trains on; "
-                "name a dataset such as cityscapes_coarse_semantic_pretrain"
-            )
-        # The mean that torch offers is NaN where all is ignored; coarse labels have such crops.
-        # Summed apart from it: its own sum over images is not reproducible on a GPU.
-        losses = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="none")
-        labelled = (targets != self.ignore_value).sum().clamp(min=1)
-        return None, {"loss_sem_seg": self.loss_weight * losses.sum() / labelled}
+        loss = labelled_cross_entropy(logits, targets, self.ignore_value)
+        return None, {"loss_sem_seg": self.loss_weight * loss}
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class CoarseSemSegFPNHead(SemSegFPNHead):
+    """Detectron2's semantic head on a feature pyramid, for labels that leave much out.
+
+    The mean of its loss is over the labelled pixels of a batch, of which there may be none. Levels
+    of the pyramid are upsampled to ``MODEL.SEM_SEG_HEAD.COMMON_STRIDE`` and added.
+
+    Source: Kirillov et al., Panoptic Feature Pyramid Networks, CVPR 2019.
+    """
+
+    def losses(self, predictions: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        """Compute ``loss_sem_seg``.
+
+        Args:
+            predictions: logits of shape (N, ``num_classes``, H / stride, W / stride).
+            targets: labels of shape (N, H, W).
+        """
+        logits = F.interpolate(
+            predictions.float(),
+            scale_factor=self.common_stride,
+            mode="bilinear",
+            align_corners=False,
+        )
+        loss = labelled_cross_entropy(logits, targets, self.ignore_value)
+        return {"loss_sem_seg": self.loss_weight * loss}
+
+
+def labelled_cross_entropy(logits: Tensor, targets: Tensor | None, ignore_value: int) -> Tensor:
+    """Average the cross-entropy over the labelled pixels of a batch; 0 where there are none.
+
+    Args:
+        logits: float32, (N, C, H, W).
+        targets: int64, (N, H, W): 0 to C - 1, or ``ignore_value``.
+        ignore_value: label of pixels without loss.
+
+    Raises:
+        InputError: there are no targets.
+    """
+    if targets is None:
+        raise InputError(
+            "DATASETS.TRAIN holds images without semantic labels, which this model trains on; "
+            "name a dataset such as cityscapes_coarse_semantic_pretrain"
+        )
+    # The mean that torch offers is NaN where all is ignored; coarse labels have such crops.
+    # Summed apart from it: its own sum over images is not reproducible on a GPU.
+    losses = F.cross_entropy(logits, targets, ignore_index=ignore_value, reduction="none")
+    return losses.sum() / (targets != ignore_value).sum().clamp(min=1)

@@ -30,10 +30,13 @@ from cityscapes_maskrcnn.search.tuning import images_content
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 
-# torchvision's ResNets by depth: what stage 1 starts from without a stage 0.
+# What stage 0 starts from -> the same backbone of ImageNet, for a stage 1 without a stage 0.
 IMAGENET_WEIGHTS: Final = {
-    50: "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
-    101: "torchvision://resnet101",
+    "torchvision://deeplabv3_resnet50": "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
+    "torchvision://deeplabv3_resnet101": "torchvision://resnet101",
+    "torchvision://convnext_tiny": "torchvision://convnext_tiny",
+    "torchvision://convnext_small": "torchvision://convnext_small",
+    "torchvision://convnext_base": "torchvision://convnext_base",
 }
 STUDY: Final = "thresholds"
 WEIGHTS: Final = "model_final.pth"
@@ -120,8 +123,6 @@ class Recipe:
         for key in pairs.keys() & {"OUTPUT_DIR", "INCLUDE"}:
             raise InputError(f"{key}: the chain sets it for every step; leave it out")
         self.selected = [name for name in STEPS if name in self.selected]
-        if "stage_1" in self.selected and not self._has_stage_0():
-            self.selected = [name for name in self.selected if name != "stage_0"]
         self._weights = pairs.pop("MODEL.WEIGHTS", None)
         self._opts = _words(pairs)
         self._defaults = flatten(self.build_config("", []))
@@ -254,7 +255,7 @@ class Recipe:
             and (not key.startswith("SEARCH.") or (name == "search" and key.startswith(_SEARCHED)))
         }
         needs = dict(includes)
-        datasets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        datasets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST)
         settings |= self._images_setting(datasets)
         missing = self._missing_data(datasets)
         if missing and name == "stage_0":
@@ -319,13 +320,11 @@ class Recipe:
     def _without_stage_0(self) -> str:
         """What to do without coarse data: the command that leaves stage 0 out.
 
-        Empty if there is nothing else to do, or if stage 1 has another network than these weights.
+        Empty if there is nothing else to do, or if no weights of ImageNet are known to fit.
         """
         others = [name for name in self.selected if name != "stage_0"]
-        if "stage_1" not in others:
-            return ""
-        resnet = self._config("stage_1").MODEL.RESNETS
-        if resnet.DEPTH not in IMAGENET_WEIGHTS or resnet.RES2_OUT_CHANNELS != 256:
+        start, _ = self._start("stage_0")
+        if "stage_1" not in others or start not in IMAGENET_WEIGHTS:
             return ""
         flags = {
             "--config-dir": self.config_dir,
@@ -335,7 +334,7 @@ class Recipe:
             "--num-gpus": self.num_gpus,
         }
         words = [*_words(flags), "--stages", *others, *self._opts]
-        words += ["MODEL.WEIGHTS", IMAGENET_WEIGHTS[resnet.DEPTH]]
+        words += ["MODEL.WEIGHTS", IMAGENET_WEIGHTS[start]]
         command = shlex.join(["python", str(self.tools / "train_stages.py"), *words])
         return f"; to start from ImageNet weights instead, without coarse data: {command}"
 
@@ -361,19 +360,13 @@ class Recipe:
         parent = STEPS[name].parent
         if parent and self._has(parent):
             return str(self.output / parent / WEIGHTS), f"{parent}/{WEIGHTS}"
-        if parent and self._weights is None and (parent != "stage_0" or self._has_stage_0()):
+        if parent and self._weights is None:
             raise InputError(
                 f"{name} starts from the weights of {parent}, which is not complete in "
                 f"{self.output / parent}: add {parent} to --stages, or name weights with "
                 "MODEL.WEIGHTS"
             )
         return (self._config(name).MODEL.WEIGHTS if self._weights is None else self._weights), ""
-
-    def _has_stage_0(self) -> bool:
-        """Whether there is a config of it: some backbones start from their ImageNet weights."""
-        return (self.config_dir / STEPS["stage_0"].config).is_file() or not (
-            self.config_dir / STEPS["stage_1"].config
-        ).is_file()
 
     def _includes(self, *names: str) -> dict[str, Path]:
         files = {"anchors": "anchors.yaml", "search": "best.yaml"}

@@ -197,6 +197,11 @@ def _trial_length(cfg: CfgNode) -> tuple[int, int]:
         raise InputError(
             f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: a search needs one dataset to score on"
         )
+    if cfg.DATASETS.VAL:
+        raise InputError(
+            f"DATASETS.VAL {tuple(cfg.DATASETS.VAL)}: a search scores its trials on DATASETS.TEST; "
+            "leave it empty"
+        )
     if cfg.SEARCH.HEARTBEAT_SECONDS < 1 or cfg.SEARCH.MAX_FAILURES < 1:
         raise InputError("SEARCH.HEARTBEAT_SECONDS and SEARCH.MAX_FAILURES must be at least 1")
     if cfg.SEARCH.STALL_MINUTES < 0:

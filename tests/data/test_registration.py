@@ -47,7 +47,11 @@ def ids(name: str) -> list[str]:
     ("prefix", "sizes", "folder"),
     [
         ("cityscapes_instance_", {"train": 10}, "gtFine/train"),
-        ("cityscapes_instance_", {"val": 5, "val_part3and4of4": 2}, "gtFine/val"),
+        (
+            "cityscapes_instance_",
+            {"val": 5, "val_part1and2of4": 3, "val_part3and4of4": 2},
+            "gtFine/val",
+        ),
         # 10 images in 8 parts, 5 images in 4 parts
         (
             "cityscapes_instance_train_part",
@@ -115,6 +119,7 @@ def test_parts_make_up_the_split():
         whole = ids(f"cityscapes_instance_{split}")
         assert sorted(name for part in found for name in part) == whole
     val = DatasetCatalog.get("cityscapes_instance_val")
+    assert DatasetCatalog.get("cityscapes_instance_val_part1and2of4") == val[:3]
     assert DatasetCatalog.get("cityscapes_instance_val_part3and4of4") == val[3:]
 
 

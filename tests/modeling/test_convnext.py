@@ -9,13 +9,17 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from torch import Tensor, nn
-from torchvision.models import convnext_small, convnext_tiny
+from torchvision.models import convnext_base, convnext_small, convnext_tiny
 from torchvision.ops import StochasticDepth
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.modeling.activation_checkpointing import checkpoint_activations
-from cityscapes_maskrcnn.modeling.deeplab_weights import deeplab_shapes, translate
+from cityscapes_maskrcnn.modeling.deeplab_weights import (
+    convnext_shapes,
+    deeplab_shapes,
+    translate,
+)
 from cityscapes_maskrcnn.modeling.drift import format_drift, measure_drift
 from cityscapes_maskrcnn.modeling.freezing import parameter_table
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -103,6 +107,25 @@ def test_every_tensor_is_reported(theirs: nn.Module, ours: nn.Module) -> None:
     assert (again.keys(), report.skipped, report.missing) == (state.keys(), {}, ())
 
 
+def test_it_is_converted_as_it_is(theirs: nn.Module) -> None:
+    state = {f"net.{name}": value for name, value in theirs.state_dict().items()}
+    tensors, report = translate(state, "file")
+    assert len(tensors) == len(report.backbone) == 178
+    assert tensors["res4.8.block.0.weight"] is state["net.features.5.8.block.0.weight"]
+    assert tensors["res3.downsample.1.bias"] is state["net.features.2.1.bias"]
+    assert report.missing == ()
+    with torch.device("meta"):
+        others = [network(weights=None).state_dict() for network in (convnext_small, convnext_base)]
+    for other in others:
+        # 18 blocks more, of 9 tensors each.
+        assert len(convnext_shapes("small")) == 178 + 162
+        values = {name: torch.zeros(value.shape) for name, value in other.items()}
+        assert len(translate(values, "file")[0]) == 178 + 162
+    del state["net.features.5.8.layer_scale"]
+    with pytest.raises(InputError, match=r"of 178 tensors: it lacks 1, such as res4\.8\.layer_sc"):
+        translate(state, "file")
+
+
 def test_other_networks_are_refused(theirs: nn.Module, ours: nn.Module) -> None:
     with torch.device("meta"):
         small = convnext_small(weights=None).state_dict()
@@ -114,8 +137,6 @@ def test_other_networks_are_refused(theirs: nn.Module, ours: nn.Module) -> None:
         translate(resnet, "file", shapes(ours))
     with pytest.raises(InputError, match="of 265 tensors: it lacks 265, such as res2"):
         translate(theirs.state_dict(), "file", deeplab_shapes())
-    with pytest.raises(InputError, match="file: a ConvNeXt is not converted: name the file in MOD"):
-        translate(theirs.state_dict(), "file")
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation import deeplabv3_resnet101
 
+from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.modeling import backbone, semantic_head  # noqa: F401
 from cityscapes_maskrcnn.modeling.deeplab_weights import translate
@@ -170,3 +172,35 @@ def test_bad_configs_and_batches_get_one_line(ours: nn.Module) -> None:
         training([{"image": image(16, 16), "sem_seg": torch.zeros(16, 16, dtype=torch.int64)}])
     with pytest.raises(InputError, match="without semantic labels"):
         training([{"image": image(16, 16)}] * 2)
+
+
+def test_the_head_on_a_pyramid_is_detectron2s_where_there_are_labels() -> None:
+    words = "MODEL.DEVICE cpu MODEL.CONVNEXT.CHANNELS 8 MODEL.CONVNEXT.DEPTHS [1,1,1,1]"
+    words += " MODEL.FPN.OUT_CHANNELS 8 MODEL.SEM_SEG_HEAD.CONVS_DIM 32"
+    cfg = build_config("configs/convnext_t/stage_0_backbone.yaml", words.split())
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    # No multiple of 32: the images are padded, and their labels with what is ignored.
+    labels = torch.randint(19, (2, 72, 100))
+    labels[:, 40:] = 255
+    batch = [
+        {"image": torch.randint(256, (3, 72, 100)), "sem_seg": each, "height": 72, "width": 100}
+        for each in labels
+    ]
+    loss = model(batch)["loss_sem_seg"]
+    theirs = copy.deepcopy(model)
+    theirs.sem_seg_head.__class__ = SemSegFPNHead
+    assert loss.isclose(theirs(batch)["loss_sem_seg"], rtol=1e-6)
+    (prediction,) = model.eval()(batch[:1])
+    assert prediction["sem_seg"].shape == (19, 72, 100)
+    for each in batch:
+        each["sem_seg"] = torch.full_like(labels[0], 255)
+    loss = model.train()(batch)["loss_sem_seg"]
+    loss.backward()
+    assert loss == 0
+    assert all(each.grad.isfinite().all() for each in model.parameters() if each.grad is not None)
+    assert theirs(batch)["loss_sem_seg"].isnan()
+    for each in batch:
+        del each["sem_seg"]
+    with pytest.raises(InputError, match="images without semantic labels"):
+        model(batch)

@@ -321,23 +321,23 @@ def test_words_are_split() -> None:
     assert split_words(["stage_1"]) == (["stage_1"], [])
 
 
-def test_a_backbone_without_a_stage_0_starts_from_its_own_weights(tmp_path: Path) -> None:
-    steps = recipe(tmp_path, config_dir=PROJECT / "configs" / "convnext_t").steps()
-    assert [step.name for step in steps] == [*STEPS[1:], *SCORES]
-    start = options(steps[0].commands[0])["MODEL.WEIGHTS"]
-    assert start == "torchvision://convnext_tiny"
-    # Not of other stages, and not where there is no stage 1 either.
-    with pytest.raises(InputError, match="stage_2 starts from the weights of stage_1"):
-        recipe(tmp_path, config_dir=PROJECT / "configs" / "convnext_t", stages=STEPS[4:]).steps()
-    with pytest.raises(InputError, match=r"stage_0_backbone\.yaml"):
-        recipe(tmp_path, config_dir=tmp_path).steps()
-
-
-def test_without_coarse_data_a_resnet_101_starts_from_its_own_weights_of_imagenet(
-    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("folder", "weights"),
+    [("r101", "torchvision://resnet101"), ("convnext_t", "torchvision://convnext_tiny")],
+)
+def test_without_coarse_data_each_backbone_starts_from_its_own_weights_of_imagenet(
+    folder: str, weights: str, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "data"
     shutil.copytree(small_root, root, ignore=shutil.ignore_patterns("gtCoarse"))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-    stage_0 = recipe(tmp_path / "output", config_dir=PROJECT / "configs" / "r101").steps()[0]
-    assert stage_0.missing["data"].endswith("MODEL.WEIGHTS torchvision://resnet101")
+    config_dir = PROJECT / "configs" / folder
+    stage_0 = recipe(tmp_path / "output", config_dir=config_dir).steps()[0]
+    assert stage_0.missing["data"].endswith(f"MODEL.WEIGHTS {weights}")
+    stage_1 = recipe(
+        tmp_path / "output", "MODEL.WEIGHTS", weights, stages=STEPS[1:], config_dir=config_dir
+    ).steps()[0]
+    assert options(stage_1.commands[0])["MODEL.WEIGHTS"] == weights
+    # Of weights of one's own it is not known which network they are of.
+    own = recipe(tmp_path / "output", "MODEL.WEIGHTS", "my.pth", config_dir=config_dir)
+    assert "ImageNet" not in own.steps()[0].missing["data"]
