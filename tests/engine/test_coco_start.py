@@ -162,6 +162,26 @@ def test_the_new_baseline_computes_the_same(tmp_path: Path) -> None:
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_the_strongest_config_has_a_place_for_all_of_its_start_but_the_mask_head() -> None:
+    cfg = read("coco_strongest")
+    name = cfg.MODEL.WEIGHTS.split("/")[3]
+    lazy = model_zoo.get_config(f"new_baselines/{name}.py")
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        shapes, theirs = (
+            {
+                name: value.shape
+                for name, value in model.state_dict().items()
+                if not name.startswith(("roi_heads.mask_head", "roi_heads.box_predictor"))
+                and not name.endswith("num_batches_tracked")
+            }
+            for model in (build_model(cfg), instantiate(lazy.model))
+        )
+    # ResNet-101: 104 x 5. FPN: 8 x 5. RPN: 2 x 2 convolutions and 2 x 2. Box head: 4 x 5 and 2.
+    assert len(shapes) == 520 + 40 + 8 + 22
+    assert shapes == theirs
+
+
 def test_detections_are_those_of_the_source(tmp_path: Path) -> None:
     """Before any training, the boxes of a class are scored and placed as by the model of COCO."""
     source = zoo_model(50, *TINY)
