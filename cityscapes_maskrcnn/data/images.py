@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -41,12 +42,19 @@ _BROKEN: Final = (
 _OTHER_FORMATS: Final = ("JPEG", "WEBP")
 # Writers put at least some kilobytes into each.
 _MAX_CHUNKS: Final = 50_000
+# A decoder needs chunks whose name begins with a capital letter. Of the others these change pixels.
+# libpng inflates texts and profiles to gigabytes, and writes a profile's name to stderr as it is.
+_USED_CHUNKS: Final = (b"tRNS", b"eXIf")
+# Of a JPEG, each a pass over its pixels; writers make about ten. And pixels in all of them.
+_MAX_SCANS: Final = 100
+_MAX_SCANNED: Final = 20 * MAX_PIXELS
+# Not of restarts; a value of 255 in a scan is followed by a zero.
+_JPEG_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_MAX_MARKERS: Final = 100_000
 # Five bytes in the header of a PNG: 8 bits a channel, RGB, not interlaced.
 _PLAIN_FORMAT: Final = slice(24, 29)
 _PLAIN_RGB: Final = b"\x08\x02\x00\x00\x00"
-# Chunks that leave the pixels as they are, for all decoders. Text is not among them: it may hold an
-# orientation.
-_PLAIN_CHUNKS: Final = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"gAMA", b"cHRM", b"sRGB"}
+_PLAIN_CHUNKS: Final = {b"IHDR", b"IDAT", b"IEND"}
 
 
 def read_image(path: str | os.PathLike[str], image_format: str = "BGR") -> npt.NDArray[np.uint8]:
@@ -178,11 +186,18 @@ def _read_ids(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
 
 
 def _read_whole(path: str | os.PathLike[str]) -> bytes:
-    """Read the bytes of an image; what is surely broken or too large is not decoded."""
+    """Read the bytes of an image; what is surely broken or too large is not decoded.
+
+    Those of a PNG are without the chunks that leave its pixels as they are.
+    """
     data = read_file(path, _MAX_BYTES)
-    if not (_is_whole_png if data.startswith(_PNG) else _is_whole)(path, data):
+    if data.startswith(_PNG):
+        whole = _pixel_chunks(path, data)
+    else:
+        whole = data if _is_whole(path, data) else None
+    if whole is None:
         raise InputError(f"{path}: {_BROKEN}")
-    return data
+    return whole
 
 
 def _decode(path: str | os.PathLike[str], data: bytes, flags: int) -> npt.NDArray[Any]:
@@ -262,25 +277,30 @@ def inflated_length(data: bytes, limit: int) -> int:
     return length if stream.eof or length >= limit else 0
 
 
-def _is_whole_png(path: str | os.PathLike[str], data: bytes) -> bool:
-    """Whether the chunks of a PNG are whole and may hold as many pixels as it claims.
+def _pixel_chunks(path: str | os.PathLike[str], data: bytes) -> bytes | None:
+    """Reduce a PNG to the chunks that decide about its pixels.
 
-    OpenCV allocates what a chunk's length claims, up to 4 GB, before it reads the chunk, and takes
-    some damage for pixels.
+    Returns:
+        A PNG; None if a chunk is damaged or there are not enough for the pixels that it claims:
+        OpenCV allocates what a chunk's length claims, up to 4 GB, before it reads the chunk, and
+        takes some damage for pixels.
     """
     if len(data) < _PNG_HEADER:
-        return False
+        return None
     width, height, depth, colour = struct.unpack(">IIBB", data[16:_PNG_HEADER])
     _check_size(path, height, width)
     # Deflate makes at most 1032 bytes of one.
     if height * width * depth * _CHANNELS.get(colour, 1) // 8 > 1032 * len(data):
-        return False
+        return None
+    parts: list[bytes | memoryview] = [_PNG]
     for kind, content, checksum in png_chunks(data):
         if checksum != struct.pack(">I", zlib.crc32(content)):
-            return False
+            return None
+        if kind[:1].isupper() or kind in _USED_CHUNKS:
+            parts += [struct.pack(">I", len(content) - 4), content, checksum]
         if kind == b"IEND":
-            return True
-    return False
+            return b"".join(parts)
+    return None
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
@@ -314,9 +334,36 @@ def _is_whole(path: str | os.PathLike[str], data: bytes) -> bool:
     _check_size(path, height, width)
     if image.mode == "CMYK":
         raise InputError(f"{path}: its colours are inks (CMYK); save it as RGB")
-    # OpenCV fills what a truncated JPEG lacks with grey. In the data of a scan, which "start of
-    # scan" begins, neither marker occurs.
-    return image.format != "JPEG" or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+    # OpenCV fills what a truncated JPEG lacks with grey.
+    return image.format != "JPEG" or check_scans(path, data, height * width)
+
+
+def check_scans(path: str | os.PathLike[str], data: bytes, num_pixels: int) -> bool:
+    """Verify that the scans of a JPEG take no minutes to decode.
+
+    Args:
+        path: of the file, for messages.
+        data: its content.
+        num_pixels: of the image.
+
+    Returns:
+        Whether it has its end.
+
+    Raises:
+        InputError: there are too many scans, for so many pixels.
+    """
+    scans = position = 0
+    for _ in range(_MAX_MARKERS):
+        marker = _JPEG_MARKER.search(data, position)
+        if marker is None or marker[0] == b"\xff\xd9":
+            return marker is not None and scans > 0
+        position = marker.end()
+        if marker[0] not in (b"\xff\xd8", b"\xff\x01"):
+            position += int.from_bytes(data[position : position + 2], "big")
+        scans += marker[0] == b"\xff\xda"
+        if scans > _MAX_SCANS or scans * num_pixels > _MAX_SCANNED:
+            break
+    raise InputError(f"{path}: a JPEG of too many scans or segments; save it anew, not progressive")
 
 
 def _open_header(file: BinaryIO, formats: tuple[str, ...]) -> Image.Image:

@@ -22,6 +22,7 @@ from cityscapes_maskrcnn.data.cache import Record, Source, cache_file, file_stam
 from cityscapes_maskrcnn.data.tree import is_generated
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import open_file
+from cityscapes_maskrcnn.utils.text import printable
 
 TRAINED: Final = "trained"
 TUNED: Final = "tuned"
@@ -287,12 +288,14 @@ def _used_data(item: Mapping[str, Any]) -> UsedData:
     if "digests" in item:
         keys = {"image_ids": "digests"}
     digests = {name: _split_digests(item[key]) for name, key in keys.items()}
-    used = UsedData(dataset=str(item["dataset"]), role=item["role"], **digests)
+    if not isinstance(item["dataset"], str):
+        raise TypeError("a name of a dataset that is no text")
+    used = UsedData(dataset=item["dataset"], role=item["role"], **digests)
     count, size = item["images"], len(used.image_ids or used.contents)
     if type(count) is not int or count != size:
         raise ValueError(f"{count} images, {size} digests")
     if used.role not in (TRAINED, TUNED):
-        raise ValueError(f"role {used.role!r}")
+        raise ValueError(f"role {printable(used.role)!r}")
     return used
 
 

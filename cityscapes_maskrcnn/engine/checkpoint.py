@@ -8,6 +8,7 @@ import math
 import numbers
 import os
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -595,7 +596,7 @@ def _state_problem(saved: Any, own: Any, name: str) -> str:
         if name == "grad_scaler" and saved == {}:
             return ""
         if not isinstance(saved, Mapping):
-            return f"no {name}" if saved is None else f"{name} is {saved!r:.40}"
+            return f"no {name}" if saved is None else f"{name} is {reprlib.repr(saved):.40}"
         for key, value in own.items():
             if (key in saved or not _may_be_missing(name, key, value)) and (
                 problem := _state_problem(saved.get(key), value, key)
@@ -604,7 +605,7 @@ def _state_problem(saved: Any, own: Any, name: str) -> str:
         return ""
     if isinstance(own, (list, tuple)):
         if not isinstance(saved, (list, tuple)):
-            return f"no {name}" if saved is None else f"{name} is {saved!r:.40}"
+            return f"no {name}" if saved is None else f"{name} is {reprlib.repr(saved):.40}"
         # Lengths are for the objects to compare.
         pairs = zip(saved, own, strict=False)
         return next(filter(None, (_state_problem(*pair, name) for pair in pairs)), "")
@@ -616,7 +617,7 @@ def _state_problem(saved: Any, own: Any, name: str) -> str:
             fits = fits and isinstance(saved, int) and saved >= 0
     else:
         fits = not isinstance(own, (str, torch.Tensor)) or isinstance(saved, type(own))
-    return "" if fits else f"{name} is {saved!r:.40}"
+    return "" if fits else f"{name} is {reprlib.repr(saved):.40}"
 
 
 def _may_be_missing(parent: str, key: str, own: Any) -> bool:

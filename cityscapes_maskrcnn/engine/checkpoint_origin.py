@@ -79,7 +79,7 @@ def parents_in(content: Mapping[str, Any]) -> list[dict[str, str]]:
     """List the parents that a checkpoint names; none of a file without an origin."""
     parents = _origin_in(content).get("parents")
     return [
-        {"file": str(parent.get("file")), "sha256": str(parent.get("sha256"))}
+        {"file": _text(parent.get("file")), "sha256": _text(parent.get("sha256"))}
         for parent in (parents if isinstance(parents, list) else [])
         if isinstance(parent, dict)
     ]
@@ -88,7 +88,7 @@ def parents_in(content: Mapping[str, Any]) -> list[dict[str, str]]:
 def classes_in(content: Mapping[str, Any]) -> list[str]:
     """List the instance classes that a checkpoint names; none of a file without them."""
     classes = _origin_in(content).get("classes")
-    return list(map(str, classes)) if isinstance(classes, list) else []
+    return list(map(_text, classes)) if isinstance(classes, list) else []
 
 
 def config_in(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def foreign_classes_in(content: Mapping[str, Any]) -> list[str]:
     if isinstance(dataset := found.get("dataset_meta"), dict):
         found = dataset  # of MMDetection 3
     names = found.get("classes", found.get("CLASSES"))
-    return list(map(str, names)) if isinstance(names, (list, tuple)) else []
+    return list(map(_text, names)) if isinstance(names, (list, tuple)) else []
 
 
 def _origin_in(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         else None,
         "parents": parents_in(content) if origin else None,
         "data": _data(content, str(path)),
-        "config": str(origin.get("config")) if origin else config,
+        "config": _text(origin.get("config")) if origin else config,
         "tensors": _tensors(content["model"]),
         "others": others,
     }
@@ -220,13 +220,19 @@ def _line(value: object) -> str:
     return printable(value, 2000)
 
 
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else _short(value)
+
+
 def _short(value: object) -> str:
     """Show a value of any kind in a few words, however much it holds."""
     if isinstance(value, Unknown):
         return "an object, not loaded"
     if isinstance(value, (str, int, float, bool)) or value is None:
         return printable(value, 100)
-    if isinstance(value, (list, tuple, dict)):
+    if isinstance(value, argparse.Namespace):
+        value = vars(value)
+    if isinstance(value, (list, tuple, dict, set)):
         return f"{type(value).__name__} of {len(value)}"
     return printable(reprlib.repr(value), 100)
 

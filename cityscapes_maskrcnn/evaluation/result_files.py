@@ -26,7 +26,12 @@ import numpy as np
 from kornia_rs import io as kornia_io
 from PIL import Image, UnidentifiedImageError
 
-from cityscapes_maskrcnn.data.images import inflated_length, png_chunks, read_instance_ids
+from cityscapes_maskrcnn.data.images import (
+    check_scans,
+    inflated_length,
+    png_chunks,
+    read_instance_ids,
+)
 from cityscapes_maskrcnn.data.labels import (
     CONTIGUOUS_TO_ID,
     ID_TO_CONTIGUOUS,
@@ -62,8 +67,9 @@ _KNOWN_LABEL_IDS: Final = frozenset(label.id for label in LABELS)
 # are compressed and filtered, for which there are no other values than 0.
 _PIXEL_FORMAT: Final = slice(24, 28)
 _GREY_8: Final = b"\x08\x00\x00\x00"
-# Not all that Pillow reads: for an EPS file it would start Ghostscript, which runs what is in it.
-_FORMATS: Final = ("PNG", "BMP", "GIF", "JPEG", "PPM", "TIFF", "WEBP")
+# Not all that Pillow reads: for an EPS file it would start Ghostscript, which runs what is in it,
+# for the comments of a GIF it takes minutes, and for the tags of a TIFF gigabytes.
+_FORMATS: Final = ("PNG", "JPEG", "WEBP")
 
 
 def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
@@ -86,6 +92,8 @@ def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
                     f"{file}: the mask is {image.height} x {image.width} (height x width), its"
                     f" image {height} x {width}"
                 )
+            if image.format == "JPEG":
+                check_scans(file, data, height * width)
             plain = data[_PIXEL_FORMAT] == _GREY_8 and _holds_only_pixels(data)
             if plain:
                 pixels = kornia_io.decode_image_png_u8(data, (height, width), "mono")[..., 0]

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import read_file
+from cityscapes_maskrcnn.utils.files import check_zip_entries, open_file, read_file
 
 LARGEST_TEXT: Final = 2**20  # bytes; a line has about 60, so 17,000 predictions
+# The test split's 1,525 images with 130 masks each.
+_MAX_FILES: Final = 200_000
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -39,6 +41,8 @@ class ResultSource:
         if not self.path.is_file():
             problem = "neither a folder nor a file" if self.path.exists() else "does not exist"
             raise InputError(f"results {self.path}: {problem}; give a folder or a zip archive")
+        with open_file(self.path) as file:
+            check_zip_entries(file, str(self.path), _MAX_FILES)
         try:
             self._zip = zipfile.ZipFile(self.path)
         # For a damaged directory of the archive zipfile has half a dozen kinds of errors.

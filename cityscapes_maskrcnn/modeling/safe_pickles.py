@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import open_file
+from cityscapes_maskrcnn.utils.files import check_zip_entries, open_file
 from cityscapes_maskrcnn.utils.text import printable
 
 # Everything that tensors, numbers and text need. torch's own list is longer: with functions on it
@@ -72,11 +72,23 @@ _STORAGES: Final = {
     )
 }
 _PUTS: Final = ("PUT", "BINPUT", "LONG_BINPUT")
+_MUTATORS: Final = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+# What makes a value that mutators may fill.
+_EMPTY: Final = ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "LIST", "DICT", "GLOBAL", "STACK_GLOBAL")
+_LEAF: Final[list[Any]] = []
 # A checkpoint of 600 tensors with the optimizer's takes 50,000.
-_MAX_OPCODES: Final = 1_000_000
+_MAX_OPCODES: Final = 500_000
+# What hashes, compares or shows a value visits the values in it once for every place they are in.
+_MAX_LEVELS: Final = 100
+_MAX_VALUES: Final = 1_000_000
+# Python writes no number of more than 4300 digits.
+_MAX_BITS: Final = 4096
 # Of an archive: a file for every tensor.
 _MAX_FILES: Final = 20_000
-
+#: What :attr:`PickleContents.is_tangled` means, in words.
+TANGLED: Final = (
+    "its values are nested too deeply, or too often the same ones in each other, for weights"
+)
 
 # What protocol 2, torch.save's, writes for bytes.
 _BYTES: Final = "_codecs.encode"
@@ -91,12 +103,15 @@ class PickleContents:
         strings: short texts in it, the keys of its dictionaries among them.
         is_object: whether the whole of it is one object of an unknown class.
         is_script: whether it is of a TorchScript archive.
+        is_tangled: whether values in it are in themselves, more than 100 levels deep in each other,
+            or, with shared ones written out, more than a million.
     """
 
     unknown: tuple[str, ...]
     strings: frozenset[str]
     is_object: bool = False
     is_script: bool = False
+    is_tangled: bool = False
 
     @property
     def is_quantized(self) -> bool:
@@ -165,16 +180,21 @@ def scan_pickles(file: IO[bytes], count: int = 1) -> PickleContents:
     unknown: dict[str, None] = {}
     strings: set[str] = set()
     last_two = ("", "")
-    is_object = False
+    is_object = is_tangled = False
     opcodes = 0
     for _ in range(count):
         if file.tell() == start + size:
             break
-        is_first = True
+        is_first = is_known = True
+        nesting = _Nesting()
         for opcode, argument, _position in pickletools.genops(file):
             opcodes += 1
-            if opcodes > _MAX_OPCODES or (opcode.name in _PUTS and int(argument or 0) > size):
+            if (
+                opcodes > _MAX_OPCODES
                 # For a high number Python's reader would set aside a table of as many entries.
+                or (opcode.name in _PUTS and int(argument or 0) > size)
+                or (isinstance(argument, int) and argument.bit_length() > _MAX_BITS)
+            ):
                 raise ValueError("no pickle of weights")
             if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
                 name = (
@@ -182,7 +202,8 @@ def scan_pickles(file: IO[bytes], count: int = 1) -> PickleContents:
                     if opcode.name == "STACK_GLOBAL"
                     else str(argument).replace(" ", ".")
                 ).replace("__builtin__.", "builtins.")
-                if not _is_plain(name):
+                is_known = _is_plain(name)
+                if not is_known:
                     unknown[name] = None
                     is_object |= is_first
             elif isinstance(argument, str):
@@ -190,7 +211,99 @@ def scan_pickles(file: IO[bytes], count: int = 1) -> PickleContents:
                 last_two = (last_two[1], argument[:200])
             if opcode.name in ("GLOBAL", "EMPTY_DICT", "EMPTY_LIST"):
                 is_first = False
-    return PickleContents(tuple(unknown), frozenset(strings), is_object)
+            nesting.follow(opcode, argument, is_known)
+        is_tangled |= nesting.is_tangled()
+    return PickleContents(
+        tuple(unknown), frozenset(strings), is_object=is_object, is_tangled=is_tangled
+    )
+
+
+class _Nesting:
+    """Which values of a pickle are in which others: its stack machine without the values.
+
+    A value is the list of those in it; :data:`_LEAF` stands for all that hold none, or are objects
+    of unknown classes, which are not loaded and may well be in themselves.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[list[Any]] = []
+        self._outer_stacks: list[list[list[Any]]] = []  # below the marks
+        self._memo: dict[int, list[Any]] = {}
+        self._holders: list[list[Any]] = []
+        self._measured: dict[int, tuple[int, int]] = {}
+
+    def follow(self, opcode: pickletools.OpcodeInfo, argument: Any, is_known: bool) -> None:
+        """Execute an opcode.
+
+        Args:
+            opcode: of the pickle, one after the other.
+            argument: of it.
+            is_known: whether the class is, if the opcode asks for one.
+
+        Raises:
+            IndexError, KeyError: it takes what is not there.
+        """
+        name, before = opcode.name, opcode.stack_before
+        if name in _PUTS or name == "MEMOIZE":
+            self._memo[len(self._memo) if argument is None else int(argument)] = self._stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            self._stack.append(self._memo[int(argument)])
+        elif name == "DUP":
+            self._stack.append(self._stack[-1])
+        elif name == "MARK":
+            self._outer_stacks.append(self._stack)
+            self._stack = []
+        elif name == "POP" and not self._stack:
+            self._stack = self._outer_stacks.pop()
+        elif before or opcode.stack_after:
+            values = []
+            if pickletools.markobject in before:
+                values, self._stack = self._stack, self._outer_stacks.pop()
+                before = before[: before.index(pickletools.markobject)]
+            values = [self._stack.pop() for _ in before][::-1] + values
+            if name in _MUTATORS:
+                if values[0] is not _LEAF:
+                    values[0].extend(values[1:])
+                self._stack.append(values[0])
+            elif opcode.stack_after:
+                self._stack.append(self._result(name, values, is_known))
+
+    def _result(self, name: str, values: list[Any], is_known: bool) -> list[Any]:
+        if name in ("GLOBAL", "STACK_GLOBAL", "INST") and not is_known:
+            return _LEAF
+        if name in ("REDUCE", "OBJ", "NEWOBJ", "NEWOBJ_EX") and values[0] is _LEAF:
+            return _LEAF
+        if not values and name not in _EMPTY:
+            return _LEAF
+        self._holders.append(values)
+        return values
+
+    def is_tangled(self) -> bool:
+        """Whether values are more, or deeper in each other, than can be walked through."""
+        try:
+            return any(
+                levels > _MAX_LEVELS or values > _MAX_VALUES
+                for values, levels in (self._measure(holder, set()) for holder in self._holders)
+            )
+        except RecursionError:
+            return True
+
+    def _measure(self, value: list[Any], around: set[int]) -> tuple[int, int]:
+        """Count the values in a value, itself among them, and their levels."""
+        if value is _LEAF:
+            return 1, 1
+        key = id(value)
+        if key not in self._measured:
+            if key in around or len(around) > _MAX_LEVELS:
+                raise RecursionError
+            around.add(key)
+            inner = [self._measure(each, around) for each in value]
+            around.remove(key)
+            self._measured[key] = (
+                1 + sum(values for values, _ in inner),
+                1 + max((levels for _, levels in inner), default=0),
+            )
+        return self._measured[key]
 
 
 def _is_plain(name: str) -> bool:
@@ -210,12 +323,9 @@ def scan_archive(file: IO[bytes], source: str) -> PickleContents:
         Exception: of any type, if it is no archive of ``torch.save``.
     """
     size = file.seek(0, os.SEEK_END)
+    check_zip_entries(file, source, _MAX_FILES)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
-        if len(entries) > _MAX_FILES:
-            raise InputError(
-                f"{source}: an archive of {len(entries)} files; weights have at most {_MAX_FILES}"
-            )
         names = {entry.filename for entry in entries}
         if any(name.endswith("/constants.pkl") for name in names):
             return PickleContents(("TorchScript",), frozenset(), is_script=True)
@@ -329,7 +439,8 @@ def load_arrays(path: str | Path) -> Any:
         Exception: of any type; a ``pickle.UnpicklingError`` if it asks for anything else.
     """
     with open_file(path) as file:
-        scan_pickles(file)
+        if scan_pickles(file).is_tangled:
+            raise pickle.UnpicklingError(TANGLED)
     with (
         open_file(path) as file,
         # Unlike a file, it does not set aside as many bytes as a pickle claims to hold.

@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 import torch
 
 from cityscapes_maskrcnn.modeling.safe_pickles import (
+    TANGLED,
     Unknown,
     load_archive,
     load_arrays,
@@ -288,6 +289,8 @@ def _read_torch(path: str | Path, source: str, skip_objects: bool) -> Any:
             file.seek(0)
             # torch's older format: five pickles, and then the bytes of the tensors.
             contents = scan_archive(file, source) if is_archive else scan_pickles(file, count=5)
+            if contents.is_tangled:
+                raise InputError(f"{source}: not a checkpoint: {TANGLED}")
             if contents.unknown:
                 whole = contents.is_object or contents.is_script or contents.is_quantized
                 if is_archive and skip_objects and not whole:

@@ -70,6 +70,22 @@ _MAX_JSON_BYTES: Final = 64_000_000
 _TEMPORARY: Final = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 
+def check_zip_entries(file: IO[bytes], source: str, most: int) -> None:
+    """Verify that a zip archive has few enough entries; to list a million takes zipfile seconds.
+
+    Raises:
+        InputError: it has more than ``most``.
+    """
+    count, rest = 0, b""
+    file.seek(0)
+    # The number that the archive states may be wrong; each entry of its directory begins like this.
+    while block := file.read(1 << 24):
+        count += (rest + block).count(b"PK\1\2")
+        rest = block[-3:]
+    if count > most:
+        raise InputError(f"{source}: an archive of {count} files; at most {most} are read")
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that appears under ``path`` only when the block ends without an error.

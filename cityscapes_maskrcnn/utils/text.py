@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import Final
 
 # Unicode counts these as letters or marks, so that str.isprintable accepts them; they show nothing.
@@ -22,10 +23,12 @@ def printable(text: object, max_length: int = 1000) -> str:
     that went through this, or through ``repr``, stays as it is; so do all visible characters.
 
     Args:
-        text: anything that ``str`` takes.
+        text: anything that ``str`` takes; of lists and dictionaries the beginning is shown.
         max_length: characters of ``text`` to show; of longer text its beginning and its end.
     """
-    shown = str(text)
+    # Lists of a file may be any number of times in each other.
+    is_nested = isinstance(text, (list, tuple, dict, set, frozenset))
+    shown = reprlib.repr(text) if is_nested else str(text)
     if len(shown) > max_length:
         half = max_length // 2
         shown = f"{shown[:half]} ... {shown[-half:]}"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import sys
 import time
 import types
@@ -376,8 +377,9 @@ TOO_MUCH = "too many or too tangled polygons, from objects"
         [np.rint(np.stack([CIRCLE.real, CIRCLE.imag], axis=1)).tolist()],
         [tangled(2000, seed=0)],
         [comb(400).tolist(), comb(400)[:, ::-1].tolist()],
+        [[[1, 1], [9, 1], [1, 9]]] * 100_000,
     ],
-    ids=["long", "tangled", "combs"],
+    ids=["long", "tangled", "combs", "many"],
 )
 def test_what_would_take_minutes_is_refused_in_seconds(tmp_path, polygons):
     path = tmp_path / "x_polygons.json"
@@ -406,6 +408,22 @@ def test_many_polygons_add_up(tmp_path, monkeypatch, polygons):
     path.write_text(json.dumps({"imgHeight": 1024, "imgWidth": 2048, "objects": objects}))
     with pytest.raises(InputError, match=f"^{path}: {TOO_MUCH}"):
         read_instances(str(path))
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [["x" * 500_000] + ["a"] * 300, [1, 2, "x" * 2_000_000] * 2 + [3] * 1_000_000, [[[1]]] * 9],
+    ids=["texts", "text among numbers", "deep"],
+)
+def test_what_is_no_polygon_costs_no_more_than_its_size(tmp_path, polygon):
+    """NumPy would store every item of the first as a text of half a million characters, 600 MB."""
+    path = tmp_path / "x_polygons.json"
+    objects = [{"label": "car", "polygon": polygon}]
+    path.write_text(json.dumps({"imgHeight": 1024, "imgWidth": 2048, "objects": objects}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=rf"^{path}: objects\[0\]: (its|the) polygon "):
+        read_instances(str(path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):

@@ -3,8 +3,10 @@ from __future__ import annotations
 import io
 import os
 import struct
+import time
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -330,3 +332,62 @@ def test_pixels_in_many_chunks(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(png(160, 120, *parts, chunk(b"IEND"), colour=2))
     np.testing.assert_array_equal(read_image(path, "RGB"), pixels)
+
+
+def test_texts_and_profiles_of_a_png_are_left_to_others(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """libpng inflates the texts to 2.8 GB, and writes the profile's name as it is."""
+    text = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(7_000_000)))
+    profile = chunk(b"iCCP", b"\x1b[31m\0\0" + zlib.compress(b"x" * 200))
+    path = tmp_path / "x.png"
+    ids = zlib.compress(b"".join(b"\0" + bytes([row] * 8) for row in range(8)))
+    path.write_bytes(png(8, 8, profile, text * 400, chunk(b"IDAT", ids), chunk(b"IEND")))
+    start = time.process_time()
+    for pixels in (read_image(path)[..., 0], read_label_image(path), read_instance_ids(path)):
+        assert pixels[:, 0].tolist() == [*range(8)]
+    check_image(path)
+    assert time.process_time() - start < 2
+    assert capfd.readouterr().err == ""
+
+
+def jpeg_of_scans(count: int, width: int, height: int) -> bytes:
+    """The last scan of a progressive JPEG, again and again."""
+    encoded = io.BytesIO()
+    Image.new("L", (width, height)).save(encoded, "JPEG", progressive=True)
+    data = encoded.getvalue()
+    last = data[data.rfind(b"\xff\xda") : -2]
+    return data[:-2] + last * (count - data.count(b"\xff\xda")) + data[-2:]
+
+
+@pytest.mark.parametrize(
+    ("count", "width", "height", "is_read"),
+    [(100, 64, 32, True), (101, 64, 32, False), (25, 8192, 8192, False)],
+)
+def test_scans_of_a_jpeg_are_counted(
+    tmp_path: Path, count: int, width: int, height: int, is_read: bool
+) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(jpeg_of_scans(count, width, height))
+    with (
+        nullcontext()
+        if is_read
+        else pytest.raises(
+            InputError,
+            match=f"^{path}: a JPEG of too many scans or segments; save it anew, not prog",
+        )
+    ):
+        assert read_image(path).shape == (height, width, 3)
+
+
+def test_a_picture_within_a_jpeg_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(jpeg_of_scans(6, 64, 32))
+    data = path.read_bytes()
+    preview = b"\xff\xd8" + b"\xff\xda" * 200 + b"\xff\xd9"
+    segment = b"\xff\xe5" + struct.pack(">H", 2 + len(preview)) + preview
+    path.write_bytes(data[:2] + segment + data[2:] + b"\xff\xda" * 200)
+    assert read_image(path).shape == (32, 64, 3)
+    path.write_bytes(data[:2] + segment + data[2:-2])
+    with pytest.raises(InputError, match=f"^{path}: {BROKEN}"):
+        read_image(path)

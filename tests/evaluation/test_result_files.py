@@ -6,6 +6,7 @@ import io
 import os
 import resource
 import struct
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -392,6 +393,34 @@ def test_archives_that_are_none(tmp_path: Path, content: bytes | None, message: 
         ResultSource(path)
 
 
+def test_an_archive_of_too_many_files_is_not_listed(tmp_path: Path) -> None:
+    path = tmp_path / "results.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", b"")
+    data = path.read_bytes()
+    start, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
+    entry = data[start:end]
+    # 1 entry, it says, in a directory of 700,000.
+    tail = data[end : end + 12] + struct.pack("<II", len(entry) * 700_000, start) + bytes(2)
+    path.write_bytes(data[:start] + entry * 700_000 + tail)
+    begin = time.process_time()
+    with pytest.raises(InputError, match=f"^{path}: an archive of 700000 files; at most 200000 ar"):
+        ResultSource(path)
+    assert time.process_time() - begin < 1
+
+
+def test_scans_of_a_jpeg_are_counted(results: Path) -> None:
+    encoded = io.BytesIO()
+    Image.new("L", (WIDTH, HEIGHT)).save(encoded, "JPEG", progressive=True)
+    data = encoded.getvalue()
+    last = data[data.rfind(b"\xff\xda") : -2]
+    (results / "car.png").write_bytes(data)
+    assert len(read(results)) == 1
+    (results / "car.png").write_bytes(data[:-2] + last * 101)
+    with pytest.raises(InputError, match=r"car\.png: a JPEG of too many scans or segments; save"):
+        read(results)
+
+
 def test_pipes_and_devices_are_not_read(results: Path) -> None:
     (results / "car.png").unlink()
     (results / "car.png").symlink_to("/dev/zero")
@@ -425,6 +454,13 @@ def test_no_program_is_started_for_a_mask(results: Path) -> None:
         f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 {WIDTH} {HEIGHT}\n%%EndComments\nshowpage\n"
     )
     (results / "car.png").write_text(text)
+    with pytest.raises(InputError, match=r"car\.png as an image: it is none; expected a PNG"):
+        read(results)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_formats_that_may_cost_minutes_or_gigabytes_are_no_masks(results: Path, kind: str) -> None:
+    Image.new("L", (WIDTH, HEIGHT)).save(results / "car.png", kind)
     with pytest.raises(InputError, match=r"car\.png as an image: it is none; expected a PNG"):
         read(results)
 

@@ -225,7 +225,7 @@ BOMBS = [
     (allocating, "objects of builtins.bytearray"),
     (allocating_a_tensor, "objects of torch.Tensor"),
     (long_pickle, "damaged, or no file of torch.save"),
-    (many_files, "an archive of 40001 files; weights have at most 20000"),
+    (many_files, "an archive of 40001 files; at most 20000 are read"),
     (small_file_large_view, r"shape \(1000000, 1000000\), but the file does not store as many"),
     (claims_of_the_older_format, "damaged, or no file of torch.save"),
 ]
@@ -293,12 +293,49 @@ def test_a_pickle_of_arrays_costs_no_more_than_its_size(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
 
 
-def test_dictionaries_in_each_other_are_not_gone_through(tmp_path: Path) -> None:
-    path = tmp_path / "nested.pkl"
-    path.write_bytes(pickle.dumps(nested()))
+TWICE = (
+    b"h\0h\0\x86q\0"  # of what is in place 0 of the memo, a tuple of two: there, and on the stack
+)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        # To hash the tuple of 2**40 would take hours, as would showing the others.
+        b"\x80\x02}()q\0" + TWICE * 40 + b"\x85q\1h\1Nu.",
+        pickle.dumps(nested(), protocol=2),
+        b"\x80\x02}U\1x]q\0(" + 12 * b"h\0" + b"es.",
+        b"\x80\x02}U\1x" + b"]" * 101 + b"a" * 100 + b"s.",
+    ],
+    ids=["tuples", "dictionaries", "in itself", "deep"],
+)
+def test_values_in_each_other_are_not_gone_through(tmp_path: Path, pickled: bytes) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickled)
+    archive(tmp_path / "a.pth", pickled)
+    (tmp_path / "old.pth").write_bytes(pickled * 5)
     start = time.process_time()
-    assert load_arrays(path).keys() == {"a", "b"}
-    assert time.process_time() - start < 1
+    with pytest.raises(pickle.UnpicklingError, match="its values are nested too deeply, or too of"):
+        load_arrays(tmp_path / "a.pkl")
+    for name in ("a.pth", "old.pth"):
+        for skip_objects in (False, True):
+            with pytest.raises(InputError, match=f"{name}: not a checkpoint: its values are nest"):
+                read_checkpoint(tmp_path / name, skip_objects=skip_objects)
+    assert time.process_time() - start < 2
+
+
+def test_objects_that_are_not_loaded_may_be_in_themselves(tmp_path: Path) -> None:
+    with foreign_class("omegaconf.dictconfig", "DictConfig") as config:
+        parent, child = config(), config()
+        parent.content, child.parent = {"child": child}, parent
+        torch.save({"model": TENSORS, "hyper_parameters": parent}, tmp_path / "a.ckpt")
+    read = read_checkpoint(tmp_path / "a.ckpt", skip_objects=True)
+    assert isinstance(read["hyper_parameters"], Unknown)
+
+
+def test_a_number_that_python_does_not_write(tmp_path: Path) -> None:
+    torch.save({"model": TENSORS, "epoch": 10**5000}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: not a checkpoint: it is damaged, or no file of"):
+        read_checkpoint(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("protocol", [2, 4])

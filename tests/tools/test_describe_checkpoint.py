@@ -146,10 +146,13 @@ def test_files_of_other_programs(
         assert said[key] is None
 
 
+SEEN = {"dataset": "d", "role": "trained", "images": 0, "contents": "", "names": ""}
+
+
 def test_what_a_file_says_is_no_command_to_the_terminal(tmp_path: Path, tool: Run) -> None:
     evil = "\x1b[2J\x07"
     doubled: dict[str, Any] = {}
-    for _ in range(60):
+    for _ in range(14):
         doubled = {"a": doubled, "b": doubled}
     origin = {
         **dict.fromkeys(("code", "command", "seed", "device", "config"), evil),
@@ -165,6 +168,34 @@ def test_what_a_file_says_is_no_command_to_the_terminal(tmp_path: Path, tool: Ru
         assert len(done.stdout) < 10_000
         assert "[2J" in done.stdout
         assert done.stdout.replace("\n", "").isprintable()
+
+
+def test_values_of_other_types_are_shown_in_a_few_words(tmp_path: Path, tool: Run) -> None:
+    many: list[Any] = [0]
+    for _ in range(12):
+        many = [many, many]
+    origin = {
+        **dict.fromkeys(("code", "command", "seed", "device", "config"), many),
+        "environment": {"torch": many},
+        "parents": [{"file": many, "sha256": 5}],
+        "classes": many,
+    }
+    content = {"model": TENSORS, "rest": argparse.Namespace(many=many), (1, 2): 3, "meta": many}
+    path = tmp_path / "a.pth"
+    torch.save({**content, ORIGIN_KEY: origin}, path)
+    done = tool("tools/describe_checkpoint.py", path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) < 10_000
+    lines = done.stdout.splitlines()
+    assert "parents     list of 2, sha256 5" in lines
+    assert "            (1, 2): 3" in lines
+    assert "also holds  rest: dict of 1" in lines
+    torch.save({"model": TENSORS, SEEN_IMAGES_KEY: [{**SEEN, "dataset": many}]}, path)
+    done = tool("tools/describe_checkpoint.py", path)
+    assert done.stderr == (
+        f"error: {path}: its list of images that the model has seen is damaged (a name of a "
+        "dataset that is no text); load another copy of the file\n"
+    )
 
 
 @pytest.mark.parametrize(
