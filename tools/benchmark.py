@@ -22,10 +22,12 @@ EXAMPLES = """
 examples:
   tools/benchmark.py training --json training.json
   tools/benchmark.py inference --small
+  tools/benchmark.py recipe --output output/ablation --json recipe.json
   tools/benchmark.py stage-0 --steps 6 SOLVER.IMS_PER_BATCH 2 INPUT.CROP.SIZE "[256,512]"
 """
 STAGE_0 = str(Path(__file__).parents[1] / "configs" / "stage_0_backbone.yaml")
 STAGE_1 = Path(__file__).parents[1] / "configs" / "stage_1_heads.yaml"
+DEMO = str(Path(__file__).parents[1] / "configs" / "demo")
 
 
 def main() -> None:
@@ -68,6 +70,15 @@ def main() -> None:
         each.set_defaults(function=f"{name}_speed.benchmark_{name}", config_file=str(STAGE_1))
         each.add_argument("--small", action="store_true", help="for a CPU: five minutes at most")
         each.add_argument("--json", metavar="FILE", help="write the rows there too")
+    recipe = new("recipe", help="what each part of the recipe is worth, by AP on generated scenes")
+    recipe.set_defaults(function="recipe_ablation.benchmark_recipe", config_dir=DEMO)
+    recipe.set_defaults(report=partial(print, flush=True))
+    recipe.add_argument("--small", action="store_true", help="few steps: the scores mean nothing")
+    recipe.add_argument("--pieces", nargs="+", metavar="NAME", help="only these, such as EMA")
+    output = "folder of trainings and scores; the same command goes on with them, in one process"
+    output += " or several"
+    recipe.add_argument("--output", default="output/recipe_ablation", dest="folder", help=output)
+    recipe.add_argument("--json", metavar="FILE", dest="json_file", help="write the numbers there")
     for each in (step, equal):
         each.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
     options = vars(parser.parse_args())

@@ -128,6 +128,7 @@ def coco_scores(
     images: Sequence[CocoImage],
     iou_type: Literal["bbox", "segm"],
     categories: Sequence[int] = ALL_CATEGORIES,
+    size_limits: tuple[float, float] = (32**2, 96**2),
 ) -> dict[str, float]:
     """Compute COCO's scores.
 
@@ -136,6 +137,7 @@ def coco_scores(
         iou_type: ``"bbox"`` compares boxes, ``"segm"`` masks. The size ranges of APs, APm and APl
             go by the area of the ground truth's mask for both, as in COCO.
         categories: the classes to score: contiguous class ids, 0 to 7, ascending.
+        size_limits: areas in pixels between the size ranges, by default COCO's.
 
     Returns:
         Fractions: AP, AP50, AP75, APs, APm, APl, AR100 and ``AP-<class>`` for those classes. NaN
@@ -162,6 +164,8 @@ def coco_scores(
         _dataset(images, detections, categories),
         iou_type,
     )
+    low, high = size_limits
+    evaluation.params.areaRng = [[0, 1e10], [0, low], [low, high], [high, 1e10]]
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()

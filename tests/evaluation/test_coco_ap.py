@@ -156,6 +156,19 @@ def test_void_does_not_excuse_a_false_positive_and_a_crowd_does() -> None:
     assert coco_scores([image], "segm")["AP-person"] == pytest.approx(1.0)
 
 
+def test_size_limits() -> None:
+    """A found car of 10 x 20 pixels: small for COCO, large where that begins at 150."""
+    ids = np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)
+    ids[20:30, 40:60] = 26000
+    found = Prediction(filled(20, 30, 40, 60), CAR, 0.9)
+    images = [coco_image(ground_truth(ids), [found])]
+    for limits, expected in (((32**2, 96**2), "APs"), ((150, 250), "APm"), ((50, 150), "APl")):
+        scores = coco_scores(images, "segm", size_limits=limits)
+        by_size = {key: scores[key] for key in ("APs", "APm", "APl")}
+        assert [key for key, value in by_size.items() if not math.isnan(value)] == [expected]
+        assert by_size[expected] == pytest.approx(1.0)
+
+
 def test_table_names_its_protocol() -> None:
     scores = coco_scores([one_car([Prediction(filled(0, 50, 0, 40), CAR, 0.9)])], "segm")
     lines = format_coco_scores({"masks": scores, "boxes": scores}).splitlines()

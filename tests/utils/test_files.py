@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import pytest
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import read_file
+from cityscapes_maskrcnn.utils.files import read_file, to_json
 
 
 def test_a_file_is_read_whole(tmp_path: Path) -> None:
@@ -39,3 +40,8 @@ def test_what_is_no_file_is_named_and_never_waited_for(
     with pytest.raises(InputError) as error:
         read_file(tmp_path / name)
     assert str(error.value) == f"{tmp_path / name}: {problem}"
+
+
+def test_nan_becomes_null_wherever_it_stands() -> None:
+    value = {"ap": math.nan, "rows": [{"ap": 1.5, "by_class": (math.nan, 2)}]}
+    assert to_json(value) == '{"ap": null, "rows": [{"ap": 1.5, "by_class": [null, 2]}]}\n'

@@ -1,0 +1,792 @@
+"""What each part of the recipe is worth: trainings of equal compute on generated scenes.
+
+An *arm* is a way to train: Detectron2's config, this project's stages, or these with one more key.
+All arms start from the same weights, have the same network, images and batch size, and do the same
+number of floating point operations, within half an iteration: those of a step, forward and
+backward, are counted, and a cheaper step (a frozen backbone) gives an arm more of them. A *variant*
+scores what an arm has trained in another way, which costs no training.
+
+The scenes are cut in three: all arms train on the same ones, val parts 1 and 2 choose which parts
+the strongest arm has, and the reported scores are of val parts 3 and 4, which choose nothing.
+Learning rates were chosen on scenes of another seed, :data:`TRIED_ON`.
+
+Several processes may work in one folder: each trains what nobody else does.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+from tabulate import tabulate
+from torch.utils.flop_counter import FlopCounterMode
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.data.labels import THING_CLASSES
+from cityscapes_maskrcnn.data.registration import register_all
+from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
+from cityscapes_maskrcnn.engine.checkpoint_average import average_checkpoints
+from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
+from cityscapes_maskrcnn.engine.run_setup import save_config
+from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.evaluation.coco_ap import coco_scores
+from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+from cityscapes_maskrcnn.evaluation.image_scoring import ImageResult
+from cityscapes_maskrcnn.modeling.weight_files import write_tensors
+from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import read_json, write_json
+from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
+
+STOCK: Final = "Detectron2's config"
+STAGED: Final = "staged recipe"
+STRONGEST: Final = "strongest"
+# The part of val that chooses, and the part that is reported.
+CHOICE: Final = ("cityscapes_instance_val_part1of4", "cityscapes_instance_val_part2of4")
+REPORT: Final = "cityscapes_instance_val_part3and4of4"
+# Seeds of the generated scenes: here, and of those (the demo's) on which learning rates were tried.
+SCENES: Final = 20
+TRIED_ON: Final = 7
+# Areas in pixels: the official protocol counts objects from the first one on. COCO's limits would
+# call nearly everything small, as images are an eighth as high as those of Cityscapes.
+SIZE_LIMITS: Final = (10**2, 20**2)
+_SIZES: Final = {"APs": f"< {SIZE_LIMITS[0]} px", "APm": "between", "APl": f"> {SIZE_LIMITS[1]} px"}
+
+# By arm (or variant) and seed the reported scores in percent, by name.
+Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained.
+
+    Attributes:
+        train: scenes to train on.
+        val: scenes to score on; a quarter of them in each part.
+        start: iterations of stage 0, which all arms start from.
+        iterations: of the staged recipe; all others get as many operations.
+        seeds: of the trainings.
+        counted: batches whose operations are counted.
+    """
+
+    train: int
+    val: int
+    start: int
+    iterations: int
+    seeds: tuple[int, ...]
+    counted: int
+
+
+FULL: Final = Size(train=240, val=160, start=200, iterations=300, seeds=(1, 2, 3), counted=8)
+SMALL: Final = Size(train=8, val=8, start=4, iterations=12, seeds=(1, 2), counted=1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training of an arm.
+
+    Attributes:
+        config: file in the folder of the demo's configs, or Detectron2's ``model_zoo://`` one.
+        epochs: the stage's share of the iterations.
+        opts: values by config key.
+    """
+
+    config: str
+    epochs: int
+    opts: Mapping[str, object] = field(default_factory=dict)
+
+
+_FITTED: Final = {
+    "MODEL.ANCHOR_GENERATOR.NAME": "KMeansAnchorGenerator",
+    "MODEL.ANCHOR_GENERATOR.SIZES": [],
+}
+# The recipe's epochs. Its stage 3 trains on images of val: here, on those that all arms have.
+_STAGES: Final = (
+    Stage("stage_1_heads.yaml", 4),
+    Stage("stage_2_tuned.yaml", 6, _FITTED),
+    Stage("stage_3_refine.yaml", 2, _FITTED),
+)
+_STOCK: Final = (
+    Stage(
+        "model_zoo://Cityscapes/mask_rcnn_R_50_FPN.yaml",
+        1,
+        {
+            # 800 to 1024 pixels, and 32 to 512, where 1024 are 160.
+            "INPUT.MIN_SIZE_TRAIN": (125, 130, 135, 140, 145, 150, 155, 160),
+            "MODEL.ANCHOR_GENERATOR.SIZES": [[5], [10], [20], [40], [80]],
+            "SOLVER.BASE_LR": 0.01,
+            "SOLVER.WARMUP_ITERS": 20,
+        },
+    ),
+)
+# Detectron2's config takes these from the demo's: network, images, batch, what is kept of a
+# prediction. Its own remain: optimizer, schedule, what is frozen, anchors, matching thresholds.
+_SCALE: Final = (
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "MODEL.RESNETS.STRIDE_IN_1X1",
+    "MODEL.FPN.NORM",
+    "MODEL.FPN.OUT_CHANNELS",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    "MODEL.ROI_MASK_HEAD.NUM_CONV",
+    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK",
+    "INPUT.FORMAT",
+    "INPUT.MAX_SIZE_TRAIN",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "SOLVER.IMS_PER_BATCH",
+)
+_TRAINING: Final = {
+    "DATASETS.TRAIN": ("cityscapes_instance_train",),
+    "DATASETS.TUNED_ON": (),
+    "DATALOADER.NUM_WORKERS": 0,
+}
+_UNWATCHED: Final = {
+    "DATASETS.TEST": (),
+    "TEST.VALIDATION_LOSS": False,
+    "TEST.EVAL_PERIOD": 0,
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A key that is added to the staged recipe, off by default.
+
+    Attributes:
+        name: as in the table.
+        group: of the pieces of one group, the strongest arm has the best one; empty: no group.
+        opts: values by config key.
+        weights: file that is scored, of those of the last stage.
+        trained: False: a variant, see this file's beginning.
+    """
+
+    name: str
+    group: str = ""
+    opts: Mapping[str, object] = field(default_factory=dict)
+    weights: str = "model_final.pth"
+    trained: bool = True
+
+
+_AVERAGE: Final = "average.pth"
+PIECES: Final = (
+    Piece(
+        name="PointRend",
+        group="masks",  # copy-paste needs polygons, PointRend bitmasks
+        opts={
+            "INPUT.MASK_FORMAT": "bitmask",
+            "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True,
+            "MODEL.ROI_MASK_HEAD.NAME": "PointRendMaskHead",
+            "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "",
+            "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": True,
+            "MODEL.ROI_MASK_HEAD.FC_DIM": 128,  # 1,024 in the real one
+            "MODEL.POINT_HEAD.FC_DIM": 64,  # 256
+            "MODEL.POINT_HEAD.NUM_CLASSES": 8,
+            "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK": True,
+        },
+    ),
+    Piece(
+        name="copy-paste",
+        group="masks",
+        opts={
+            "INPUT.COPY_PASTE.PROB": 0.5,
+            "INPUT.COPY_PASTE.PREFER_RARE": True,
+            "INPUT.COPY_PASTE.MIN_AREA": 20,
+        },
+    ),
+    Piece(
+        name="repeat factors",
+        opts={
+            "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
+            "DATALOADER.REPEAT_THRESHOLD": 0.5,
+        },
+    ),
+    Piece(
+        name="large-scale jitter",
+        opts={"INPUT.LSJ.ENABLED": True, "INPUT.LSJ.SIZE": [160, 320]},
+    ),
+    Piece(
+        name="colour jitter",
+        opts={
+            "INPUT.COLOR_JITTER.BRIGHTNESS": 0.4,
+            "INPUT.COLOR_JITTER.CONTRAST": 0.4,
+            "INPUT.COLOR_JITTER.SATURATION": 0.4,
+        },
+    ),
+    Piece(name="EMA", group="weights", weights="model_final_ema.pth", trained=False),
+    Piece(name="checkpoint average", group="weights", weights=_AVERAGE, trained=False),
+    Piece(
+        name="soft-NMS, linear",
+        group="detections",
+        opts={"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "linear"},
+        trained=False,
+    ),
+    Piece(
+        name="soft-NMS, gaussian",
+        group="detections",
+        opts={"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "gaussian"},
+        trained=False,
+    ),
+    Piece(
+        name="TTA, flip",
+        group="detections",
+        opts={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (160,)},
+        trained=False,
+    ),
+    Piece(
+        name="TTA, 3 scales and flip",
+        group="detections",
+        # As 800, 1024 and 1280 pixels, which configs/README.md recommends.
+        opts={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (125, 160, 200)},
+        trained=False,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train.
+
+    Attributes:
+        name: as in the table.
+        stages: trained one after the other.
+        opts: values by config key, of every stage.
+        variants: what its models are scored with beside their own config.
+    """
+
+    name: str
+    stages: tuple[Stage, ...] = _STAGES
+    opts: Mapping[str, object] = field(default_factory=dict)
+    variants: tuple[Piece, ...] = ()
+
+
+def benchmark_recipe(
+    *,
+    config_dir: str,
+    folder: str,
+    small: bool,
+    pieces: Sequence[str] | None,
+    json_file: str | None,
+    report: Callable[[str], object],
+) -> str:
+    """Train and score all arms with all seeds, or what is missing of them in the folder.
+
+    Args:
+        config_dir: folder of the demo's configs.
+        folder: for scenes, trainings and scores; an interrupted benchmark goes on from them.
+        small: few scenes and iterations: everything runs, and the scores mean nothing.
+        pieces: names of :data:`PIECES` to measure; None: all.
+        json_file: where the table's numbers go too; None: nowhere.
+        report: called with a line for every result.
+
+    Returns:
+        The tables, as Markdown.
+
+    Raises:
+        InputError: a piece is unknown, or the folder holds something else.
+    """
+    unknown = sorted(set(pieces or ()) - {piece.name for piece in PIECES})
+    if unknown:
+        names = ", ".join(piece.name for piece in PIECES)
+        raise InputError(f"--pieces {unknown[0]}: it must be one of {names}")
+    chosen = [piece for piece in PIECES if pieces is None or piece.name in pieces]
+    # What the loggers of training and scoring say is not about the benchmark.
+    logging.getLogger("cityscapes_maskrcnn").setLevel(logging.ERROR)
+    logging.getLogger("detectron2").setLevel(logging.ERROR)
+    ablation = Ablation(
+        config_dir=Path(config_dir),
+        folder=Path(folder).resolve() / ("small" if small else "full"),
+        size=SMALL if small else FULL,
+        pieces=chosen,
+        report=report,
+    )
+    ablation.run()
+    rows = summarise(ablation.reported(), base=STAGED)
+    if json_file is not None:
+        write_json(
+            json_file, {"compute": ablation.compute(), "rows": [row.as_json() for row in rows]}
+        )
+    return format_tables(rows, ablation.size)
+
+
+@dataclass
+class Ablation:
+    """The trainings and scores of a folder.
+
+    Attributes:
+        config_dir: see :func:`benchmark_recipe`.
+        folder: see there.
+        size: how much is trained.
+        pieces: what is measured on top of the staged recipe.
+        report: see :func:`benchmark_recipe`.
+    """
+
+    config_dir: Path
+    folder: Path
+    size: Size
+    pieces: Sequence[Piece]
+    report: Callable[[str], object]
+    _flop: dict[str, list[int]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Do what is missing, together with other processes that work in the folder."""
+        with file_lock(self.folder / "start.lock"):
+            generate_dataset(
+                self.folder / "datasets",
+                {"train": self.size.train, "val": self.size.val},
+                height=128,
+                width=256,
+                seed=SCENES,
+            )
+            self._train_start()
+        variants = tuple(piece for piece in self.pieces if not piece.trained)
+        self._run_all(
+            [
+                Arm(STOCK, _STOCK),
+                Arm(STAGED, variants=variants),
+                *(Arm(piece.name, opts=piece.opts) for piece in self.pieces if piece.trained),
+            ]
+        )
+        best = self.best_pieces()
+        if best:
+            trained = _opts_of(piece for piece in best if piece.trained)
+            self._run_all([Arm(STRONGEST, opts=trained, variants=_combined(best))])
+
+    def _run_all(self, arms: Sequence[Arm]) -> None:
+        """Train and score arms with all seeds; what other processes work on, they do."""
+        todo = [
+            (arm, seed)
+            for seed in self.size.seeds
+            for arm in arms
+            if not self._scores_file(arm.name, seed).exists()
+        ]
+        begun, here = time.monotonic(), 0
+        while todo:
+            for arm, seed in list(todo):
+                file = self._scores_file(arm.name, seed)
+                try:
+                    with file_lock(file.with_name("lock"), timeout=0):
+                        if not file.exists():
+                            start = time.monotonic()
+                            self._run_arm(arm, seed)
+                            here += 1
+                            left = (time.monotonic() - begun) / here * (len(todo) - 1)
+                            self._report(arm, seed, time.monotonic() - start, left)
+                except LockTimeoutError:
+                    continue
+                todo.remove((arm, seed))
+            if todo:
+                time.sleep(1)
+
+    def _report(self, arm: Arm, seed: int, seconds: float, left: float) -> None:
+        scores = _read(self._scores_file(arm.name, seed))
+        results = {name: each["report"]["AP"] for name, each in scores["results"].items()}
+        line = ", ".join(f"{name or 'AP'} {score:.2f}" for name, score in results.items())
+        self.report(
+            f"{arm.name}, seed {seed}: {line}, in {seconds / 60:.1f} min;"
+            f" at most {left / 60:.0f} min left for these arms"
+        )
+
+    def _scores_file(self, arm: str, seed: int) -> Path:
+        name = "".join(letter if letter.isalnum() else "_" for letter in arm)
+        return self.folder / name / f"seed_{seed}" / "scores.json"
+
+    def _train_start(self) -> None:
+        """Pre-train the backbone on coarse labels: the demo's stage 0, once for all arms."""
+        cfg = self._config(
+            "stage_0_backbone.yaml", {**_UNWATCHED, "SOLVER.MAX_ITER": self.size.start}
+        )
+        train(cfg, self.folder / "start")
+
+    def _config(self, file: str, opts: Mapping[str, object]) -> CfgNode:
+        path = file if "://" in file else str(self.config_dir / file)
+        cfg = build_config(path, [str(word) for pair in opts.items() for word in pair])
+        register_all(str(self.folder / "datasets"))
+        return cfg
+
+    def _stage_config(self, arm: Arm, stage: Stage, opts: Mapping[str, object]) -> CfgNode:
+        scale: dict[str, object] = {}
+        if "://" in stage.config:
+            demo = self._config("stage_1_heads.yaml", {})
+            for key in _SCALE:
+                value: Any = demo
+                for name in key.split("."):
+                    value = value[name]
+                scale[key] = value
+        return self._config(
+            stage.config, {**scale, **_TRAINING, **_UNWATCHED, **stage.opts, **arm.opts, **opts}
+        )
+
+    def _names(self) -> list[str]:
+        trained = [piece.name for piece in self.pieces if piece.trained]
+        return [STOCK, STAGED, *trained, STRONGEST]
+
+    def compute(self) -> dict[str, Any]:
+        """Get, of each arm, operations of a step and iterations by stage, and all operations."""
+        return {
+            name: _read(file)["compute"]
+            for name in self._names()
+            for file in [self._scores_file(name, self.size.seeds[0])]
+            if file.exists()
+        }
+
+    def _operations(self, arm: Arm) -> list[int]:
+        """Count the operations of a step of each stage of an arm, once in a process."""
+        if arm.name not in self._flop:
+            start = {"MODEL.WEIGHTS": self.folder / "start" / "model_final.pth", "SEED": 0}
+            self._flop[arm.name] = [
+                count_operations(self._stage_config(arm, stage, start), self.size.counted)
+                for stage in arm.stages
+            ]
+        return self._flop[arm.name]
+
+    def _run_arm(self, arm: Arm, seed: int) -> None:
+        """Train an arm, score it, and write its scores."""
+        folder = self._scores_file(arm.name, seed).parent
+        base = Arm(STAGED)
+        epochs = [stage.epochs for stage in base.stages]
+        of_base = [round(self.size.iterations * each / sum(epochs)) for each in epochs]
+        budget = sum(
+            number * each for number, each in zip(of_base, self._operations(base), strict=True)
+        )
+        steps = self._operations(arm)
+        iterations = equal_iterations(budget, steps, [stage.epochs for stage in arm.stages])
+        weights = self.folder / "start" / "model_final.pth"
+        for index, (stage, length) in enumerate(zip(arm.stages, iterations, strict=True)):
+            last = index == len(arm.stages) - 1
+            opts = {
+                "MODEL.WEIGHTS": weights,
+                "SEED": seed,
+                "SOLVER.MAX_ITER": length,
+                "SOLVER.STEPS": (length * 3 // 4,),  # 18,000 of 24,000; without effect on a cosine
+                # Six checkpoints of the last stage, of which the last three are averaged.
+                "SOLVER.CHECKPOINT_PERIOD": max(1, length // 6) if last else length,
+                "SOLVER.EMA_DECAY": 0.99 if last else 0.0,
+            }
+            cfg = self._stage_config(arm, stage, opts)
+            weights = train(cfg, folder / f"stage_{index + 1}").parent / "model_final.pth"
+        last_folder = weights.parent
+        newest = sorted(last_folder.glob("model_0*.pth"))[-3:]
+        if len(newest) > 1:
+            write_tensors(last_folder / _AVERAGE, average_checkpoints(newest))
+        own = [] if arm.name == STRONGEST else [Piece("")]
+        results = {
+            piece.name: score(cfg, piece.opts, last_folder / piece.weights)
+            for piece in (*own, *arm.variants)
+        }
+        compute = {
+            "operations of a step": steps,
+            "iterations": iterations,
+            "operations": sum(a * b for a, b in zip(steps, iterations, strict=True)),
+            "budget": budget,
+        }
+        write_json(folder / "scores.json", {"compute": compute, "results": results})
+        for path in folder.glob("stage_*/*.pth"):
+            path.unlink()
+
+    def _scores(self, part: str) -> dict[str, dict[int, dict[str, float]]]:
+        """Read the scores of one part of val, by arm or variant, and seed."""
+        found: dict[str, dict[int, dict[str, float]]] = {}
+        for name in self._names():
+            for seed in self.size.seeds:
+                file = self._scores_file(name, seed)
+                if not file.exists():
+                    continue
+                for variant, scores in _read(file)["results"].items():
+                    # Variants of the strongest arm have no names.
+                    found.setdefault(variant or name, {})[seed] = {
+                        key: math.nan if value is None else value
+                        for key, value in scores[part].items()
+                    }
+        return found
+
+    def reported(self) -> dict[str, dict[int, dict[str, float]]]:
+        """Get the scores of val parts 3 and 4, by arm or variant, and seed."""
+        return self._scores("report")
+
+    def best_pieces(self) -> list[Piece]:
+        """Choose the pieces that pay on val parts 1 and 2, of each group the best one."""
+        gains = {
+            row.name: row.gain
+            for row in summarise(self._scores("choice"), base=STAGED)
+            if row.pays and row.gain is not None
+        }
+        paying = [piece for piece in self.pieces if piece.name in gains]
+        paying.sort(key=lambda piece: gains[piece.name], reverse=True)
+        best: list[Piece] = []
+        for piece in paying:
+            if not piece.group or piece.group not in [other.group for other in best]:
+                best.append(piece)
+        return best
+
+
+def _opts_of(pieces: Iterable[Piece]) -> dict[str, object]:
+    return {key: value for piece in pieces for key, value in piece.opts.items()}
+
+
+def _combined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """Put the variants among some pieces together: one way to score."""
+    variants = [piece for piece in pieces if not piece.trained]
+    weights = next((each.weights for each in variants if each.group == "weights"), Piece.weights)
+    return (Piece(name="", opts=_opts_of(variants), weights=weights, trained=False),)
+
+
+def _read(file: Path) -> Any:
+    return read_json(file, advice="remove it, and the same command trains this again")
+
+
+def equal_iterations(budget: int, steps: Sequence[int], epochs: Sequence[int]) -> list[int]:
+    """Divide an amount of compute among the stages of an arm.
+
+    Args:
+        budget: floating point operations.
+        steps: operations of a step of each stage.
+        epochs: shares of the stages in the iterations.
+
+    Returns:
+        Iterations of each stage, at least one. Their operations are the budget within half a step
+        of the longest stage, which gets what rounding leaves.
+    """
+    scale = budget / sum(step * share for step, share in zip(steps, epochs, strict=True))
+    iterations = [max(1, round(scale * share)) for share in epochs]
+    longest = max(range(len(epochs)), key=lambda index: epochs[index])
+    others = sum(
+        step * number
+        for index, (step, number) in enumerate(zip(steps, iterations, strict=True))
+        if index != longest
+    )
+    iterations[longest] = max(1, round((budget - others) / steps[longest]))
+    return iterations
+
+
+def count_operations(cfg: CfgNode, batches: int) -> int:
+    """Count the floating point operations of a training step, forward and backward.
+
+    Args:
+        cfg: of a training; edited: anchors are filled in, and it is frozen.
+        batches: the mean over so many of its first batches, with the weights it starts from.
+
+    Returns:
+        Those of convolutions and matrix products, a multiplication and an addition being two.
+    """
+    resolve_anchors(cfg, resume=False, eval_only=False)
+    cfg.OUTPUT_DIR = ""
+    cfg.freeze()
+    seed_all_rng(cfg.SEED)
+    model = Trainer.build_model(cfg).train()
+    total = 0
+    for batch in islice(iter(Trainer.build_train_loader(cfg)), batches):
+        with EventStorage(), FlopCounterMode(display=False) as counter:
+            losses: dict[str, Any] = model(batch)
+            sum(losses.values()).backward()
+        total += counter.get_total_flops()
+    return total // batches
+
+
+def train(cfg: CfgNode, folder: Path) -> Path:
+    """Train, or go on with an interrupted training.
+
+    Args:
+        cfg: edited: output folder, anchors; frozen.
+        folder: the output folder.
+
+    Returns:
+        The trained weights.
+    """
+    weights = folder / "model_final.pth"
+    if weights.exists():
+        return weights
+    cfg.OUTPUT_DIR = str(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    resolve_anchors(cfg, resume=True, eval_only=False)
+    cfg.freeze()
+    seed_all_rng(cfg.SEED)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    save_config(cfg, scoring=False)
+    trainer.train()
+    return weights
+
+
+class SizeEvaluator(CityscapesInstanceEvaluator):
+    """Score by the official protocol, and COCO's by the sizes of :data:`SIZE_LIMITS`."""
+
+    def _summarise(self, images: list[ImageResult]) -> OrderedDict[str, dict[str, float]]:
+        results = super()._summarise(images)
+        coco = [image.coco for image in images if image.coco is not None]
+        by_size = coco_scores(coco, "segm", self._scored, size_limits=SIZE_LIMITS)
+        results["by_size"] = {key: 100 * by_size[key] for key in _SIZES}
+        return results
+
+
+def score(cfg: CfgNode, opts: Mapping[str, object], weights: Path) -> dict[str, dict[str, float]]:
+    """Score weights on the part of val that chooses and on the one that is reported.
+
+    Args:
+        cfg: of the training.
+        opts: values by config key, of inference.
+        weights: the file.
+
+    Returns:
+        By ``"choice"`` and ``"report"`` the official AP, AP50 and ``AP-<class>``, and COCO-style
+        APs, APm and APl, in percent; those of choice are means of two parts.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    changes = {**opts, "MODEL.WEIGHTS": str(weights), "DATASETS.TEST": (*CHOICE, REPORT)}
+    cfg.merge_from_list([word for pair in changes.items() for word in pair])
+    cfg.freeze()
+    model = Trainer.build_model(cfg).eval()
+    load_for_inference(model, cfg)
+    test = Trainer.test_with_TTA if cfg.TEST.AUG.ENABLED else Trainer.test
+    evaluators: list[DatasetEvaluator] = [SizeEvaluator(name) for name in cfg.DATASETS.TEST]
+    tested = test(cfg, model, evaluators)
+    results = {name.removesuffix("_TTA"): each for name, each in tested.items()}
+    flat = {
+        name: {
+            **{key: each["segm"][key] for key in ("AP", "AP50")},
+            **{f"AP-{kind}": each["segm"].get(f"AP-{kind}", math.nan) for kind in THING_CLASSES},
+            **each["by_size"],
+        }
+        for name, each in results.items()
+    }
+    first, second = (flat[name] for name in CHOICE)
+    choice = {key: (first[key] + second[key]) / 2 for key in first}
+    return {"choice": choice, "report": flat[REPORT]}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the table.
+
+    Attributes:
+        name: of the arm or variant.
+        seeds: how many trainings.
+        mean: of every score over the seeds; NaN where a seed has none.
+        spread: their standard deviation; None with one seed.
+        gain: mean difference of AP to the base of the same seed; None for the base.
+        gain_spread: standard deviation of that difference; None with one seed.
+    """
+
+    name: str
+    seeds: int
+    mean: Mapping[str, float]
+    spread: Mapping[str, float] | None
+    gain: float | None
+    gain_spread: float | None
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is better than the base by more than the spread of the difference."""
+        return (
+            self.gain is not None and self.gain_spread is not None and self.gain > self.gain_spread
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as the benchmark's JSON file holds it."""
+        return {
+            "name": self.name,
+            "seeds": self.seeds,
+            "mean": dict(self.mean),
+            "spread": None if self.spread is None else dict(self.spread),
+            "gain": self.gain,
+            "gain_spread": self.gain_spread,
+            "pays": self.pays,
+        }
+
+
+def summarise(scores: Scores, base: str) -> list[Result]:
+    """Average over seeds, and compare each arm with the base seed by seed.
+
+    Args:
+        scores: see :data:`Scores`; arms without a score are left out.
+        base: name of the arm that others are compared with.
+    """
+    rows = []
+    for name, by_seed in scores.items():
+        if not by_seed:
+            continue
+        keys = list(next(iter(by_seed.values())))
+        values = {key: [each[key] for each in by_seed.values()] for key in keys}
+        common = [seed for seed in by_seed if seed in scores.get(base, {})]
+        gains = [by_seed[seed]["AP"] - scores[base][seed]["AP"] for seed in common]
+        compared = name != base and bool(gains)
+        rows.append(
+            Result(
+                name=name,
+                seeds=len(by_seed),
+                mean={key: float(np.mean(each)) for key, each in values.items()},
+                spread={key: float(np.std(each, ddof=1)) for key, each in values.items()}
+                if len(by_seed) > 1
+                else None,
+                gain=float(np.mean(gains)) if compared else None,
+                gain_spread=float(np.std(gains, ddof=1)) if len(gains) > 1 and compared else None,
+            )
+        )
+    return rows
+
+
+def format_tables(rows: Sequence[Result], size: Size) -> str:
+    """Write the rows as two Markdown tables, of all classes and by class."""
+
+    def cell(row: Result, key: str) -> str:
+        value = row.mean[key]
+        if math.isnan(value):
+            return "-"
+        return f"{value:.2f}" if row.spread is None else f"{value:.2f} ± {row.spread[key]:.2f}"
+
+    def gain(row: Result) -> Iterator[str]:
+        if row.gain is None:
+            yield from ("", "")
+        elif row.gain_spread is None:
+            yield from (f"{row.gain:+.2f}", "?")
+        else:
+            yield f"{row.gain:+.2f} ± {row.gain_spread:.2f}"
+            yield "yes" if row.pays else "no"
+
+    main = [
+        [
+            row.name,
+            row.seeds,
+            *(cell(row, key) for key in ("AP", "AP50")),
+            *gain(row),
+            *(cell(row, key) for key in _SIZES),
+        ]
+        for row in rows
+    ]
+    headers = ("", "seeds", "AP", "AP50", f"gain on {STAGED}", "pays", *_SIZES.values())
+    by_class = [(row.name, *(cell(row, f"AP-{kind}") for kind in THING_CLASSES)) for row in rows]
+    return "\n".join(
+        [
+            f"Generated scenes, {size.train} to train on, {size.val // 2} to report on; mean and"
+            " standard deviation over the seeds. Sizes: COCO-style AP; all else: official.",
+            "",
+            tabulate(main, headers, "github", disable_numparse=True),
+            "",
+            tabulate(by_class, ("AP", *THING_CLASSES), "github", disable_numparse=True),
+        ]
+    )
