@@ -162,6 +162,7 @@ _CHOICES: Final = {
     "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
 }
 
 

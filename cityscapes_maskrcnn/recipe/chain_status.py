@@ -61,7 +61,7 @@ def group_by_text(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 def last_metrics(folder: Path) -> dict[str, Any]:
     """Read the newest complete line of Detectron2's ``metrics.json``; empty if there is none."""
     for line in reversed(_tail(folder / "metrics.json")):
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError, RecursionError):
             return dict(json.loads(line))
     return {}
 
@@ -195,13 +195,14 @@ class ChainStatus:
         try:
             content = json.loads((step.folder / "summary.json").read_text(encoding="utf-8"))
             return float(content["seconds"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return self._seconds.get(step.name)
 
     def _iteration(self, step: Step) -> int | None:
         """Iterations that a training has done; None if none are known."""
         metrics = last_metrics(step.folder) if self._is_training(step) else {}
-        return min(int(metrics["iteration"]) + 1, step.iterations) if metrics else None
+        iteration = metrics.get("iteration")
+        return min(iteration + 1, step.iterations) if isinstance(iteration, int) else None
 
     @staticmethod
     def _is_training(step: Step) -> bool:

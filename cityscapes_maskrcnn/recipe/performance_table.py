@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from cityscapes_maskrcnn.recipe.stage_table import STAGES
 from cityscapes_maskrcnn.utils.files import read_json
+from cityscapes_maskrcnn.utils.text import printable
 
 COCO_SCORES: Final = ("AP", "AP50", "APs", "APm", "APl", "AR100")
 THIS_RUN: Final = "this run"
@@ -29,14 +30,27 @@ GENERATED: Final = (
     "This run: generated scenes, not Cityscapes. Its scores cannot be compared with published ones."
 )
 
-_SUMMARY_KEYS: Final = (
-    "images",
-    "epochs",
-    "trainable_parameters",
-    "seconds",
-    "peak_memory_bytes",
-    "memory",
-)
+_MAYBE: Final = (float, None)
+_SUMMARY: Final = {
+    "images": _MAYBE,
+    "epochs": _MAYBE,
+    "trainable_parameters": _MAYBE,
+    "seconds": _MAYBE,
+    "peak_memory_bytes": _MAYBE,
+    "memory": str,
+    "generated?": bool,
+}
+_SCORES: Final = {
+    "datasets": {
+        "*": {
+            "images": _MAYBE,
+            # Other tasks have other metrics.
+            "results": {"segm?": {"*": _MAYBE}, "coco_segm?": {"*": _MAYBE}},
+            "generated?": bool,
+        }
+    },
+    "seen?": [str],
+}
 _COCO_COLUMNS: Final = tuple(f"COCO-style {name}" for name in COCO_SCORES)
 OUR_COLUMNS: Final = (
     "stage",
@@ -109,7 +123,7 @@ def stage_rows(output: Path) -> list[Row]:
     """
     rows = []
     for stage, name in STAGES.items():
-        summary = _read(output / stage / "summary.json", _SUMMARY_KEYS)
+        summary = _read(output / stage / "summary.json", _SUMMARY)
         if not summary:
             continue
         cost = {
@@ -121,7 +135,7 @@ def stage_rows(output: Path) -> list[Row]:
             "memory": summary["memory"],
             "source": str(output / stage),
         }
-        scores = _read(output / "scores" / stage / "scores.json", ("datasets",))
+        scores = _read(output / "scores" / stage / "scores.json", _SCORES)
         seen = "; ".join(scores.get("seen", []))
         for split, scored in scores.get("datasets", {"": {"images": None, "results": {}}}).items():
             results = scored["results"]
@@ -198,7 +212,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
         cells = [[cell(row, column) for column in columns] for row in chosen]
         sections.append(tabulate(cells, columns, tablefmt="github", disable_numparse=True))
         sections += [
-            f"**{', '.join(filter(None, (row.name, row.split)))}**: {row.note}"
+            printable(f"**{', '.join(filter(None, (row.name, row.split)))}**: {row.note}", 10_000)
             for row in chosen
             if row.note
         ]
@@ -257,7 +271,7 @@ def cell(row: Row, column: str) -> str:
         "source": (row.source, str),
     }
     value, text = formats[column]
-    return "-" if value in (None, "") else text(value)
+    return "-" if value in (None, "") else printable(text(value))
 
 
 def _short(dataset: str) -> str:
@@ -275,11 +289,12 @@ def _time(seconds: float) -> str:
 
 
 def _chosen(scores: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
-    return {name: float(scores[name]) for name in names if name in scores}
+    # Without any ground truth a score is null.
+    return {name: float(scores[name]) for name in names if scores.get(name) is not None}
 
 
-def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Read a JSON object that has to have some keys; an empty one if there is no such file."""
+def _read(path: Path, form: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a JSON object of a form; an empty one if there is no such file."""
     if not path.is_file():
         return {}
-    return read_json(path, keys=keys, advice="another program or version wrote it")
+    return read_json(path, form=form, advice="another program or version wrote it")

@@ -22,6 +22,9 @@ from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 
 INPUTS_FILE: Final = "inputs.json"
 COMPLETE_FILE: Final = "complete.json"
+_DIGESTS: Final = {"*": (str, None)}
+_INPUTS: Final = {"settings": {"*": str}, "changed?": [str], "files": _DIGESTS}
+_COMPLETE: Final = {"outputs": _DIGESTS, "amounts?": {"*": int}, "amount?": int}
 
 
 class StepState(Enum):
@@ -93,7 +96,7 @@ class Step:
                     "another --output, or move the folder away"
                 )
             return StepState.NEW
-        before = read_json(inputs, keys=("settings", "files"), advice="delete the folder")
+        before = read_json(inputs, form=_INPUTS, advice="delete the folder")
         differences, remade = self._differences(before)
         if differences:
             more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
@@ -104,7 +107,7 @@ class Step:
         if remade:
             return StepState.OUTDATED
         if complete.is_file() and self._is_complete(
-            read_json(complete, keys=["outputs"], advice="delete the folder")
+            read_json(complete, form=_COMPLETE, advice="delete the folder")
         ):
             return StepState.COMPLETE
         if IMAGES_CONTENT not in before["settings"] and names_part(self.data):

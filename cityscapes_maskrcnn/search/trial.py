@@ -240,7 +240,7 @@ def _entries(metrics_json: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read the complete lines of the file, each with the number of iterations done."""
     with suppress(FileNotFoundError):
         for line in metrics_json.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
+            with suppress(ValueError, TypeError, KeyError, RecursionError):
                 entry = json.loads(line)
                 # Detectron2 counts iterations from 0.
                 yield entry["iteration"] + 1, entry

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final
@@ -164,17 +164,19 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def read_json(
-    path: str | os.PathLike[str], *, keys: Iterable[str] = (), advice: str
+    path: str | os.PathLike[str], *, form: Mapping[str, Any] | None = None, advice: str
 ) -> dict[str, Any]:
     """Read a JSON object that this project wrote.
 
     Args:
         path: the file.
-        keys: those that it must have.
+        form: of the content: a type (``float``: any finite number), None, a tuple of those that may
+            be there, ``[form]`` for a list, ``{"*": form}`` for an object of any names, or
+            ``{"name": form, "other?": form}``, of which the second may be missing.
         advice: what to do if it is damaged; the end of the message.
 
     Raises:
-        InputError: the file is missing, damaged, no JSON object, or one without these keys.
+        InputError: the file is missing, damaged, or holds anything else.
     """
     try:
         content = json.loads(read_file(path, max_bytes=_MAX_JSON_BYTES))
@@ -182,10 +184,40 @@ def read_json(
         raise InputError(f"{path}: cannot be read: {error}; {advice}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: no JSON object; {advice}")
-    missing = [key for key in keys if key not in content]
+    form = form or {}
+    missing = [name for name in form if not name.endswith("?") and name not in content]
     if missing:
         raise InputError(f"{path}: has no {' and '.join(missing)}; {advice}")
+    for name, part in form.items():
+        key = name.removesuffix("?")
+        if key in content and not _has_form(content[key], part):
+            raise InputError(f"{path}: {key} is damaged; {advice}")
     return content
+
+
+def _has_form(value: Any, form: Any) -> bool:
+    """Whether a part of a JSON file has a form, see :func:`read_json`."""
+    if isinstance(form, tuple):
+        return any(_has_form(value, each) for each in form)
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_has_form(each, form[0]) for each in value)
+    if isinstance(form, Mapping):
+        if not isinstance(value, dict):
+            return False
+        if "*" in form:
+            return all(_has_form(each, form["*"]) for each in value.values())
+        return all(
+            name.endswith("?") if key not in value else _has_form(value[key], part)
+            for name, part in form.items()
+            for key in (name.removesuffix("?"),)
+        )
+    if form is None:
+        return value is None
+    if form in (int, float):
+        # Larger ones cannot be written as a float.
+        is_number = isinstance(value, (int, form)) and not isinstance(value, bool)
+        return is_number and abs(value) < 2**63
+    return isinstance(value, form)
 
 
 def file_digest(path: Path) -> str | None:

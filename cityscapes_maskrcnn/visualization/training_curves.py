@@ -83,11 +83,12 @@ def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
         try:
             entry = json.loads(line)
             iteration = int(entry.pop("iteration"))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             broken += bool(line.strip())
             continue
         for name, value in entry.items():
-            if isinstance(value, (int, float)):
+            # A float cannot hold larger whole numbers.
+            if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
                 values.setdefault(name, {})[iteration] = float(value)
     if broken:
         logger.warning("%s: %d lines are no metrics and were skipped", metrics_json, broken)

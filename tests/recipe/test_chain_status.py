@@ -141,3 +141,5 @@ def test_half_written_metrics_are_passed_over(tmp_path: Path) -> None:
     assert last_metrics(tmp_path) == {}
     (tmp_path / "metrics.json").write_text('{"iteration": 19, "lr": 1}\n{"iteration": 3')
     assert last_metrics(tmp_path) == {"iteration": 19, "lr": 1}
+    (tmp_path / "metrics.json").write_text('{"iteration": 19}\n5\n')
+    assert last_metrics(tmp_path) == {"iteration": 19}

@@ -182,3 +182,45 @@ def test_a_damaged_file_gets_one_line(output: Path, text: str, message: str) -> 
     (output / "stage_1" / "summary.json").write_text(text)
     with pytest.raises(InputError, match=rf"stage_1/summary\.json: {message}"):
         stage_rows(output)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("stage_1/summary.json", "epochs", "4"),
+        ("stage_1/summary.json", "seconds", [1]),
+        ("stage_1/summary.json", "memory", None),
+        ("stage_1/summary.json", "trainable_parameters", 10**400),
+        ("scores/stage_1/scores.json", "datasets", ["val"]),
+        ("scores/stage_1/scores.json", "datasets", {"val": {"images": 1}}),
+        ("scores/stage_1/scores.json", "datasets", {"val": {"images": "{0}", "results": {}}}),
+        (
+            "scores/stage_1/scores.json",
+            "datasets",
+            {"val": {"images": 1, "results": {"segm": {"AP": "x"}}}},
+        ),
+        ("scores/stage_1/scores.json", "seen", "val"),
+    ],
+)
+def test_a_damaged_value_gets_one_line(output: Path, name: str, key: str, value: object) -> None:
+    content = json.loads((output / name).read_text())
+    (output / name).write_text(json.dumps({**content, key: value}))
+    with pytest.raises(InputError) as caught:
+        stage_rows(output)
+    problem = f"{output / name}: {key} is damaged; another program or version wrote it"
+    assert str(caught.value) == problem
+
+
+def test_a_score_without_ground_truth_is_not_known(output: Path) -> None:
+    """It is NaN, which is written as null."""
+    scores = {"datasets": {"val": {"images": 1, "results": {"segm": {"AP": None}}}}}
+    (output / "scores/stage_1/scores.json").write_text(json.dumps(scores))
+    (row,) = (row for row in stage_rows(output) if "scores" not in row.note and row.split == "val")
+    assert (dict(row.official), cell(row, "official AP")) == ({}, "-")
+
+
+def test_texts_of_files_reach_no_terminal_raw(output: Path) -> None:
+    file = output / "scores/stage_1/scores.json"
+    file.write_text(file.read_text().replace("cityscapes_instance_val", r"\u001b[2Jval"))
+    assert r"\x1b[2Jval" in to_markdown(stage_rows(output))
+    assert "\x1b" not in to_markdown(stage_rows(output))

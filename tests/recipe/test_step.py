@@ -194,6 +194,14 @@ def test_a_folder_of_somebody_else_is_left_alone(step: Step) -> None:
         ("complete.json", "{", r"complete\.json: cannot be read"),
         ("complete.json", '{"amount": 0}', r"complete\.json: has no outputs"),
         ("inputs.json", "{}", r"inputs\.json: has no settings and files"),
+        ("inputs.json", '{"settings": [], "files": {}}', r"inputs\.json: settings is damaged; del"),
+        (
+            "inputs.json",
+            '{"settings": {"a": 1}, "files": {}}',
+            r"inputs\.json: settings is damaged",
+        ),
+        ("inputs.json", '{"settings": {}, "files": {"a": 1}}', r"inputs\.json: files is damaged"),
+        ("inputs.json", '{"settings": {}, "files": {}, "changed": 5}', "changed is damaged"),
     ],
 )
 def test_damaged_notes_get_one_line(step: Step, name: str, text: str, message: str) -> None:
