@@ -245,10 +245,10 @@ def report(
     done = f"{num_frames} {source.unit}s are in {where}"
     if num_frames < 2:
         done = f"{num_frames or 'no'} {source.unit} is in {where}"
-    if problems:
-        raise InputError("; ".join([*problems, done]))
     if stream.num_dropped:
         print(f"{stream.num_dropped} frames came while the model was busy, and were left out")
+    if problems:
+        raise InputError("; ".join([*problems, done]))
     if signals:
         print(f"stopped early: {done}")
         return 128 + signals[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -31,9 +32,13 @@ class CheckpointModel:
         self.class_colors = self._predictor.metadata.thing_colors
         self.batch_size = cfg.TEST.BATCH_SIZE
 
-    def predict(self, images: Iterable[BgrImage]) -> Iterator[Instances]:
+    def prepare(self, image: BgrImage, name: str) -> dict[str, Any]:
+        """See :meth:`.FrameModel.prepare`."""
+        return self._predictor.prepare(image, name)
+
+    def predict(self, prepared: Iterable[dict[str, Any]]) -> Iterator[Instances]:
         """See :meth:`.FrameModel.predict`."""
-        return self._predictor(images, paste_masks=False)
+        return self._predictor(prepared, paste_masks=False)
 
     def detections(self, output: Instances, height: int, width: int) -> FrameDetections:
         """See :meth:`.FrameModel.detections`."""

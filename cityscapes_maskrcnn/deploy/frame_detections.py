@@ -55,7 +55,7 @@ class FrameDetections:
 
 
 class FrameModel(Protocol):
-    """A model as a stream uses it: predicting and pasting masks happen in different threads.
+    """A model as a stream uses it, every method in a thread of its own.
 
     Attributes:
         class_names: by class of the model.
@@ -67,7 +67,14 @@ class FrameModel(Protocol):
     class_colors: Sequence[Sequence[int]]
     batch_size: int
 
-    def predict(self, images: Iterable[BgrImage]) -> Iterator[Any]:
+    def prepare(self, image: BgrImage, name: str) -> Any:
+        """Bring an image into the form that :meth:`predict` takes.
+
+        Raises:
+            InputError: it cannot be predicted, for its proportions; ``name`` is in the message.
+        """
+
+    def predict(self, prepared: Iterable[Any]) -> Iterator[Any]:
         """Predict images one after the other, outputs in their order.
 
         Holds no more than ``batch_size`` of them at a time.

@@ -91,10 +91,14 @@ class FrameSource:
             try:
                 image = self._resized(read_image(path), str(path))
             except InputError as error:
-                self.num_unreadable += 1
-                logger.warning("%s; left out", error)
+                self.leave_out(error)
                 continue
             yield Frame(number, str(path), None, image)
+
+    def leave_out(self, error: InputError) -> None:
+        """Report a frame that cannot be used in the log, and count it."""
+        self.num_unreadable += 1
+        logger.warning("%s; left out", error)
 
     def _resized(self, image: BgrImage, name: str) -> BgrImage:
         if self._size is None:

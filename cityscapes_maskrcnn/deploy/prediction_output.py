@@ -33,8 +33,8 @@ Layout: TypeAlias = Literal["prediction", "side-by-side", "overlay"]
 CODECS: Final = {
     ".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80",
 }  # fmt: skip
-# Of a picture at 2048x1024, twice: what is left to finish a video with its index.
-_MIN_FREE_BYTES: Final = 64_000_000
+# Left to finish a video with its index: some 16 bytes a frame.
+_MIN_FREE_BYTES: Final = 16_000_000
 
 
 class JsonLines:

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from cityscapes_maskrcnn.deploy.frame_detections import BgrImage, FrameDetections, FrameModel
+from cityscapes_maskrcnn.deploy.frame_detections import FrameDetections, FrameModel
 from cityscapes_maskrcnn.deploy.frames import Frame, FrameSource
+from cityscapes_maskrcnn.utils.errors import InputError
 
 Item = TypeVar("Item")
 
@@ -16,8 +17,8 @@ Item = TypeVar("Item")
 class PredictionStream:
     """Predicts the frames of a source, in their order.
 
-    The caller's thread runs the model; a second one reads frames ahead, a third one pastes masks
-    and calls ``write``.
+    The caller's thread runs the model; a second one reads and resizes frames ahead, a third one
+    pastes masks and calls ``write``.
 
     Args:
         source: of the frames.
@@ -37,11 +38,12 @@ class PredictionStream:
         write: Callable[[Frame, FrameDetections], None],
         depth: int,
     ) -> None:
+        self._source = source
         self._model = model
         self._write = write
         self._depth = depth
         # Of a camera the newest frames count.
-        self._ahead = ReadAhead(source, depth, newest=source.live)
+        self._ahead = ReadAhead(self._prepared(), depth, newest=source.live)
         self.num_frames = 0
 
     @property
@@ -56,15 +58,16 @@ class PredictionStream:
             on_frame: called after each frame, in this thread.
 
         Raises:
-            InputError: a frame cannot be read, predicted or written. All before it are written.
+            InputError: there are no more frames though there should be, or one cannot be predicted
+                or written. All before it are written.
         """
         behind = WriteBehind(self._finish, self._depth)
         waiting: deque[Frame] = deque()
 
-        def images() -> Iterator[BgrImage]:
-            for frame in self._ahead:
+        def images() -> Iterator[Any]:
+            for frame, prepared in self._ahead:
                 waiting.append(frame)
-                yield frame.image
+                yield prepared
 
         self._ahead.start()
         try:
@@ -81,6 +84,17 @@ class PredictionStream:
     def stop(self) -> None:
         """Read no more frames, from any thread; those that the model has got are finished."""
         self._ahead.stop()
+
+    def _prepared(self) -> Iterator[tuple[Frame, Any]]:
+        for frame in self._source:
+            try:
+                prepared = self._model.prepare(frame.image, frame.name)
+            except InputError as error:
+                if self._source.name is not None:
+                    raise  # a video's frames are all alike
+                self._source.leave_out(error)
+                continue
+            yield frame, prepared
 
     def _finish(self, item: tuple[Frame, Any]) -> None:
         frame, output = item

@@ -31,8 +31,9 @@ from cityscapes_maskrcnn.visualization.drawing import (
     side_by_side,
 )
 
-#: An image file, or pixels of shape (H, W, 3), dtype uint8, in the order BGR as OpenCV reads them.
-Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[np.uint8]
+#: An image file; or pixels of shape (H, W, 3), dtype uint8, in the order BGR as OpenCV reads them;
+#: or what :meth:`Predictor.prepare` returns for one of these.
+Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[np.uint8] | dict[str, Any]
 
 
 class Predictor:
@@ -109,7 +110,7 @@ class Predictor:
             InputError: a file is missing, truncated or no image, or an array is of another shape
                 or type. The images before it in an iterable have been given by then.
         """
-        if isinstance(images, (str, os.PathLike, np.ndarray)):
+        if isinstance(images, (str, os.PathLike, np.ndarray, dict)):
             return next(self._each([images], paste_masks))
         return self._each(images, paste_masks)
 
@@ -118,7 +119,7 @@ class Predictor:
         broken = None
         for image in images:
             try:
-                mapped = self._map(image)
+                mapped = self.prepare(image)
             except InputError as error:
                 broken = error
                 break
@@ -134,10 +135,22 @@ class Predictor:
         if broken is not None:
             raise broken
 
-    def _map(self, image: Image) -> dict[str, Any]:
-        """Resize an image as in evaluation, into what the model takes."""
+    def prepare(self, image: Image, name: str = "an array") -> dict[str, Any]:
+        """Resize an image as in evaluation, into what the model takes.
+
+        For a thread that reads images while this one predicts others.
+
+        Args:
+            image: the image.
+            name: of an array, for messages.
+
+        Raises:
+            InputError: as :meth:`__call__`.
+        """
+        if isinstance(image, dict):
+            return image
         if isinstance(image, np.ndarray):
-            mapped = self._map_array(image)
+            mapped = self._map_array(image, name)
         else:
             mapped = self._mapper({"file_name": str(image)})
         if next(self.model.parameters()).is_cuda:
@@ -145,7 +158,7 @@ class Predictor:
             mapped["image"] = mapped["image"].pin_memory()
         return mapped
 
-    def _map_array(self, image: npt.NDArray[Any]) -> dict[str, Any]:
+    def _map_array(self, image: npt.NDArray[Any], name: str) -> dict[str, Any]:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(
                 f"an array of shape {image.shape} and dtype {image.dtype} is no image: it must be"
@@ -159,7 +172,7 @@ class Predictor:
         if self._mapper.image_format == "RGB":
             image = np.ascontiguousarray(image[:, :, ::-1])
         augmented = AugInput(image)
-        self._mapper.augment(augmented, "an array")
+        self._mapper.augment(augmented, name)
         channels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
         return {"image": torch.as_tensor(channels), "height": height, "width": width}
 

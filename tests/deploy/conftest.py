@@ -24,6 +24,10 @@ class SquareModel:
     class_colors = THING_COLORS
     batch_size = 2
 
+    def prepare(self, image: BgrImage, name: str) -> BgrImage:
+        assert name
+        return image
+
     def predict(self, images: Iterable[BgrImage]) -> Iterator[npt.NDArray[np.uint8]]:
         for image in images:
             yield image[:, :, 0]

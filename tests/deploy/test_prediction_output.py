@@ -211,6 +211,17 @@ def test_video_on_a_full_disk(tmp_path, full_disk):
     assert (tmp_path / "a.mp4").read_bytes() == b"an earlier one"
 
 
+def test_video_is_finished_before_the_disk_is_full(tmp_path, monkeypatch):
+    video = VideoFile(tmp_path / "a.mp4", 25)
+    for number in range(10):
+        video.write(frame(number), GREY)
+    monkeypatch.setattr("cityscapes_maskrcnn.deploy.prediction_output._MIN_FREE_BYTES", 2**80)
+    with pytest.raises(InputError, match=r"a\.mp4: the disk is almost full$"):
+        video.write(frame(10), GREY)
+    video.close()
+    assert len(read_video(tmp_path / "a.mp4")[1]) == 10
+
+
 def test_pictures_are_named_after_image_or_video(tmp_path):
     pictures = PictureFolder(str(tmp_path), "prediction", None)
     for name in ("x/a.png", "y/a.jpg"):

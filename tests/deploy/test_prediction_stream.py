@@ -76,7 +76,6 @@ def test_reading_and_writing_go_on_while_the_model_works(tmp_path, make_video, s
 
     source = open_source([str(make_video(tmp_path / "v.mp4", 40))])
     frames = list(source)
-    source.live = False
 
     class SlowSource:
         live = False
@@ -108,6 +107,8 @@ def test_frames_before_an_unreadable_one_are_written(square_model):
 
 
 class Source:
+    name = "a camera"
+
     def __init__(self, frames, live=False):
         self._frames = frames
         self.live = live

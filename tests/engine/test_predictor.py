@@ -75,6 +75,7 @@ def test_same_predictions_as_detectron2(tiny_config, photograph):
         assert_same(found, theirs)
         assert found.image_size == (64, 128)
         assert found.pred_masks.shape == (len(found), 64, 128)
+        assert_same(ours(ours.prepare(image)), theirs)
     unpasted = ours(pixels, paste_masks=False)
     assert unpasted.pred_masks.tensor.shape == (len(found), 28, 28)
     pasted = unpasted.pred_masks.to_bitmasks(unpasted.pred_boxes, 64, 128)

@@ -103,6 +103,7 @@ def test_one_unreadable_image_among_many(predict, street, tmp_path):
     (tmp_path / "in").mkdir()
     for name in "abcd":
         cv2.imwrite(f"{tmp_path}/in/{name}.png", street)
+    cv2.imwrite(f"{tmp_path}/in/e.png", np.zeros((1, 9000, 3), np.uint8))
     data = (tmp_path / "in/b.png").read_bytes()
     (tmp_path / "in/b.png").write_bytes(data[:9000])
     (tmp_path / "in/c.png").write_bytes(b"")
@@ -116,7 +117,11 @@ def test_one_unreadable_image_among_many(predict, street, tmp_path):
             f"in/{name}.png: truncated, or not an image of a known format (PNG, JPEG, WebP); fetch"
             " or unpack it again, or convert it; left out"
         )
-    assert lines[-1] == "error: images that could not be read, see above: 2"
+    (line,) = (line for line in lines if "in/e.png" in line)
+    assert line.endswith(
+        "in/e.png: 9000x1 pixels cannot be resized: height and width must be > 0; left out"
+    )
+    assert lines[-1] == "error: images that could not be read, see above: 3"
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == ["a_prediction.png", "d_prediction.png"]
     assert {entry["image_id"] for entry in read_lines(tmp_path / "a.jsonl")} == {0, 3}
