@@ -27,6 +27,7 @@ FLOORS = {
     "search": 4,
     "deploy": 4,
     "cli": 4,
+    "deploy": 4,
     "recipe": 5,
     "benchmarks": 6,
     "": 7,  # the public names
@@ -88,6 +89,7 @@ WITHOUT_DETECTRON2 = [
     "deploy.tracking",
     "search.space",
     "recipe.performance_table",
+    "deploy.runtime",
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,6 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 def use_one_thread() -> None:
     """Let a worker use one core: there are as many workers as cores are to be used."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # torch, which pasting may import, reads it
     cv2.setNumThreads(1)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
 
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -149,6 +148,9 @@ def coco_rles(masks: Sequence[RunMask]) -> list[dict[str, Any]]:
         ``{"size": [height, width], "counts": bytes}`` for every mask, equal to what
         ``pycocotools.mask.encode`` gives for the full frame.
     """
+    # Here, because most of this file works without the package.
+    from pycocotools import mask as coco_mask
+
     if not masks:
         return []  # which pycocotools cannot encode
     height, width = masks[0].height, masks[0].width

@@ -165,6 +165,27 @@ def fold_frozen_norms(model: nn.Module) -> nn.Module:
     return model
 
 
+def fold_for_good(model: nn.Module) -> nn.Module:
+    """Replace norms behind convolutions by the product of both, for export and pruning.
+
+    Args:
+        model: in evaluation mode; changed in place. Detectron2's :class:`Conv2d` with a norm that
+            :func:`fold_frozen_norms` folds has afterwards a weight and a bias, and no norm.
+
+    Returns:
+        The model.
+    """
+    fold_frozen_norms(model)
+    for module in model.modules():
+        if isinstance(module, FoldedConv2d):
+            with torch.no_grad():
+                weight, bias = module._multiply()
+            module.__class__ = Conv2d
+            module.norm = None
+            module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return model
+
+
 def activate_in_place(model: nn.Module) -> nn.Module:
     """Have ReLU overwrite its input where nothing else reads that, as Detectron2's blocks do.
 

@@ -1,4 +1,4 @@
-"""Videos of moving squares, and a model that finds them."""
+"""Videos of moving squares and a model that finds them; a tiny Mask R-CNN, and it exported."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
+from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
+from cityscapes_maskrcnn.deploy.export import export_model
 from cityscapes_maskrcnn.deploy.frame_detections import BgrImage, FrameDetections
 from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
 
 PERSON, CAR = 0, 2
+TINY = (Path(__file__).parents[1] / "tiny_network.txt").read_text().split()
 
 
 class SquareModel:
@@ -84,3 +90,28 @@ def make_video() -> Callable[..., Path]:
         return path
 
     return make
+
+
+def tiny_config(*options: object) -> CfgNode:
+    return build_config("configs/stage_1_heads.yaml", [*TINY, *map(str, options)])
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = build_model(tiny_config())
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def config(weights: Path) -> CfgNode:
+    return tiny_config("MODEL.WEIGHTS", weights)
+
+
+@pytest.fixture(scope="session")
+def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``model.onnx``; do not change it."""
+    folder = tmp_path_factory.mktemp("exported")
+    return export_model(tiny_config("MODEL.WEIGHTS", weights), folder)[0]

@@ -1,0 +1,188 @@
+"""Exported files against the model that they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.deploy import export
+from cityscapes_maskrcnn.deploy.export import compare_with_pytorch, export_model
+from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
+from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.utils.errors import InputError
+
+TINY = (Path(__file__).parents[1] / "tiny_network.txt").read_text().split()
+
+
+def model_of(cfg: CfgNode) -> nn.Module:
+    model = Trainer.build_model(cfg).eval()
+    load_for_inference(model, cfg)
+    return model
+
+
+def random_batch(*shape: int) -> np.ndarray:
+    return np.random.default_rng(shape[2]).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_any_size_and_number_of_images(config: CfgNode, exported: Path) -> None:
+    session = onnxruntime.InferenceSession(exported)
+    batches = [
+        (str(shape), random_batch(*shape))
+        for shape in [(1, 3, 64, 64), (1, 3, 33, 170), (3, 3, 100, 40), (5, 3, 70, 90)]
+    ]
+    model = model_of(config)
+    check = compare_with_pytorch(
+        model, lambda images: session.run(None, {"images": images}), batches, config
+    )
+    assert (check["images"], check["detections"]) == (10, 100)
+    assert check["largest_box_difference"] < 0.05
+    assert check["largest_mask_difference"] < 1e-3
+
+
+@pytest.mark.parametrize("file_format", ["torchscript"])
+def test_files_of_torch(config: CfgNode, tmp_path: Path, file_format: str) -> None:
+    path, check = export_model(config, tmp_path, file_format=file_format)
+    assert (
+        path.name == {"torchscript": "model.torchscript", "torch_export": "model.pt2"}[file_format]
+    )
+    # Four batches, one of them of two images.
+    assert check["images"] == 5 and check["detections"] == 50
+    assert len({tuple(shape[2:]) for shape in check["shapes"]}) == 4
+    load = {"torchscript": torch.jit.load, "torch_export": load_program}[file_format]
+    images = torch.from_numpy(random_batch(3, 3, 77, 131))
+    with torch.no_grad():
+        found = load(path)(images)
+        expected = model_of(config).inference([{"image": each} for each in images], None, False)
+    torch.testing.assert_close(found[0], torch.cat([each.pred_boxes.tensor for each in expected]))
+    torch.testing.assert_close(found[3], torch.cat([each.pred_masks[:, 0] for each in expected]))
+    assert found[4].tolist() == [0] * 10 + [1] * 10 + [2] * 10
+
+
+def load_program(path: Path) -> Any:
+    return torch.export.load(path).module()
+
+
+def test_images_without_detections(config: CfgNode) -> None:
+    config.defrost()
+    config.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.99
+    network = export.ExportableMaskRCNN(model_of(config))
+    session = onnxruntime.InferenceSession(export._to_onnx(network, 17))
+    boxes, classes, scores, masks, indices = session.run(
+        None, {"images": random_batch(2, 3, 64, 96)}
+    )
+    assert boxes.shape == (0, 4) and masks.shape == (0, 28, 28)
+    assert classes.shape == scores.shape == indices.shape == (0,)
+
+
+def test_the_card_says_what_the_file_needs(weights: Path, exported: Path) -> None:
+    card = json.loads(exported.with_suffix(".json").read_text())
+    assert card["file"]["sha256"] == hashlib.sha256(exported.read_bytes()).hexdigest()
+    assert card["file"]["opset"] == 17
+    assert card["input"]["channels"] == "RGB"
+    assert (card["input"]["min_size"], card["input"]["max_size"]) == (96, 192)
+    assert card["classes"][2] == {"name": "car", "label_id": 26, "color": [0, 0, 142]}
+    assert card["thresholds"]["nms"] == 0.5
+    assert card["checkpoint"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert card["compared_with_pytorch"]["detections"] == 50
+
+
+def test_where_a_model_parts_from_pytorch_is_said(config: CfgNode, exported: Path) -> None:
+    session = onnxruntime.InferenceSession(exported)
+    model = model_of(config)
+    changes = {
+        0: (0.1, "the box of detection 0 is 0.1 pixels away"),
+        1: (1, "the box of detection [0-9] is "),
+        2: (0.01, "the score of detection 0 differs by 0.01, more than 0.001"),
+        3: (0.01, "the mask of detection 0 differs by 0.01, more than 0.001"),
+    }
+    for output, (change, problem) in changes.items():
+
+        def run(images: np.ndarray, output: int = output, change: float = change) -> list[Any]:
+            outputs = session.run(None, {"images": images})
+            outputs[output] = outputs[output] + outputs[output].dtype.type(change)
+            return outputs
+
+        with pytest.raises(InputError, match=problem) as error:
+            compare_with_pytorch(model, run, [("scene", random_batch(1, 3, 64, 96))], config)
+        assert str(error.value).startswith("scene, image 0: the exported model parts from PyTorch:")
+
+
+def test_a_model_that_parts_from_pytorch_is_not_written(
+    config: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exportable = export.ExportableMaskRCNN
+
+    def other_mean(model: Any) -> nn.Module:
+        network = exportable(model)
+        network.pixel_mean += 20
+        return network
+
+    monkeypatch.setattr(export, "ExportableMaskRCNN", other_mean)
+    with pytest.raises(InputError, match=r"^generated 193x97 batch 1, image 0: the exported model"):
+        export_model(config, tmp_path, file_format="torchscript")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            ["MODEL.META_ARCHITECTURE", "RetinaNet"],
+            "MODEL.META_ARCHITECTURE RetinaNet: only GeneralizedRCNN, with",
+        ),
+        (["MODEL.MASK_ON", False], "MODEL.MASK_ON False: an exported model has masks"),
+        (
+            ["MODEL.ROI_HEADS.SOFT_NMS.METHOD", "linear"],
+            "MODEL.ROI_HEADS.SOFT_NMS.METHOD: soft-NMS is not exported",
+        ),
+        (
+            [
+                "MODEL.ROI_HEADS.NAME",
+                "CascadeROIHeads",
+                "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+                True,
+            ],
+            "MODEL.ROI_HEADS.NAME CascadeROIHeads",
+        ),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 5], "MODEL.ROI_HEADS.NUM_CLASSES is 5"),
+        (["MODEL.ROI_BOX_HEAD.FC_DIM", 16], "roi_heads.box_head.fc1"),
+        (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(
+    config: CfgNode, tmp_path: Path, options: list[object], problem: str
+) -> None:
+    config.merge_from_list(options)
+    with pytest.raises(InputError) as error:
+        export_model(config, tmp_path)
+    assert problem in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pointrend_is_not_exported(tmp_path: Path) -> None:
+    cfg = build_config("configs/pointrend_rcnn_R_50_FPN.yaml", TINY)
+    with pytest.raises(InputError) as error:
+        export_model(cfg, tmp_path)
+    assert str(error.value) == (
+        "MODEL.ROI_MASK_HEAD.NAME PointRendMaskHead: only MaskRCNNConvUpsampleHead can be exported"
+    )
+
+
+def test_flags_that_make_no_sense(config: CfgNode, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--opset 9: it must be between 16 and 20"):
+        export_model(config, tmp_path, opset=9)
+    with pytest.raises(InputError, match="--format tflite: it must be one of onnx, torchscript"):
+        export_model(config, tmp_path, file_format="tflite")
+    (tmp_path / "model.pt2").touch()
+    with pytest.raises(InputError, match=r"holds model.pt2, which model.json describes"):
+        export_model(config, tmp_path)

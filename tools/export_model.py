@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Export a trained Mask R-CNN to ONNX, TorchScript or torch.export, compared with PyTorch first."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
+from cityscapes_maskrcnn.utils.tool import folder, run_tool
+
+EXAMPLES = """
+The files take uint8 images of any height and width, in any number; model.json beside them says how
+images are resized, what the outputs are, classes, colours, thresholds, and where the weights come
+from. A file is written only if it finds what PyTorch finds.
+
+examples:
+  tools/export_model.py --config-file output/stage_3/config.yaml --output output/onnx \\
+      MODEL.WEIGHTS output/stage_3/model_final.pth
+  with the official score of both on a dataset:
+    tools/export_model.py --config-file output/stage_3/config.yaml --output output/onnx \\
+        --score cityscapes_instance_val_part3and4of4 MODEL.WEIGHTS output/stage_3/model_final.pth
+  then, on a machine with ONNX Runtime, NumPy and OpenCV alone:
+    from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
+    boxes, classes, scores, masks = OnnxPredictor("output/onnx/model.onnx")("street.png")
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export, and score if asked to."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="the model's config")
+    formats = ("onnx", "torchscript", "torch_export")
+    add("--format", default="onnx", choices=formats, help="default: %(default)s")
+    add(
+        "--output",
+        required=True,
+        type=folder("--output"),
+        metavar="DIR",
+        help="for the model and model.json; an earlier export there is replaced",
+    )
+    add("--opset", type=int, default=17, metavar="N", help="of ONNX, 16 to 20 (default: 17)")
+    add(
+        "--images",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="compare with PyTorch on these (default: generated street scenes of several sizes)",
+    )
+    add(
+        "--score",
+        metavar="DATASET",
+        help="print the official scores of PyTorch and of the ONNX file on a registered dataset",
+    )
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="MODEL.WEIGHTS and other keys")
+    args = parser.parse_args(argv)
+
+    from cityscapes_maskrcnn.cli import build_config
+    from cityscapes_maskrcnn.deploy.export import export_model, format_check
+
+    cfg = build_config(args.config_file, args.opts)
+    path, check = export_model(
+        cfg,
+        args.output,
+        file_format=args.format,
+        opset=args.opset,
+        images=args.images,
+    )
+    print(f"{path}: {format_check(check)}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
