@@ -27,7 +27,6 @@ FLOORS = {
     "search": 4,
     "deploy": 4,
     "cli": 4,
-    "deploy": 4,
     "recipe": 5,
     "benchmarks": 6,
     "": 7,  # the public names

@@ -49,7 +49,7 @@ def test_any_size_and_number_of_images(config: CfgNode, exported: Path) -> None:
     assert check["largest_mask_difference"] < 1e-3
 
 
-@pytest.mark.parametrize("file_format", ["torchscript"])
+@pytest.mark.parametrize("file_format", ["torchscript", "torch_export"])
 def test_files_of_torch(config: CfgNode, tmp_path: Path, file_format: str) -> None:
     path, check = export_model(config, tmp_path, file_format=file_format)
     assert (
