@@ -23,6 +23,14 @@ from cityscapes_maskrcnn.utils.files import file_digest, read_file, read_json
 Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[np.uint8]
 
 CARD_VERSION: Final = 1
+# What is used of a card.
+_FORM: Final = {
+    "version": int,
+    "file": {"sha256": str},
+    "input": {"channels": str, "min_size": int, "max_size": int},
+    "classes": [{"name": str, "color": [int]}],
+    "thresholds": {"score": float},
+}
 _PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Of the weights of Pillow's filters for 8 bits a channel.
 _PRECISION_BITS: Final = 22
@@ -47,6 +55,20 @@ class Detections(NamedTuple):
     masks: npt.NDArray[Any]
 
 
+class Prepared(NamedTuple):
+    """An image as the network takes it.
+
+    Attributes:
+        pixels: shape (3, h, w), uint8, in the network's order of channels.
+        height: of the image in pixels, before it was resized.
+        width: of the image in pixels.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    height: int
+    width: int
+
+
 class OnnxPredictor:
     """Find the instances of images with ``model.onnx`` and the ``model.json`` beside it.
 
@@ -61,6 +83,7 @@ class OnnxPredictor:
         num_threads: of ONNX Runtime on the CPU; None: one per core.
 
     Attributes:
+        batch_size: see above.
         card: the content of ``model.json``.
         classes: names of the classes.
         colors: by class, RGB from 0 to 255.
@@ -90,29 +113,29 @@ class OnnxPredictor:
             )
         self.classes: list[str] = [each["name"] for each in self.card["classes"]]
         self.colors: list[tuple[int, ...]] = [tuple(each["color"]) for each in self.card["classes"]]
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self.session = open_session(read_file(path), str(path), device, num_threads)
 
     # A name of a file is an iterable of letters, too.
     @overload
     def __call__(  # type: ignore[overload-overlap]
-        self, images: Image, *, paste_masks: bool = True
+        self, images: Image | Prepared, *, paste_masks: bool = True
     ) -> Detections: ...
 
     @overload
     def __call__(
-        self, images: Iterable[Image], *, paste_masks: bool = True
+        self, images: Iterable[Image | Prepared], *, paste_masks: bool = True
     ) -> Iterator[Detections]: ...
 
     def __call__(
-        self, images: Image | Iterable[Image], *, paste_masks: bool = True
+        self, images: Image | Prepared | Iterable[Image | Prepared], *, paste_masks: bool = True
     ) -> Detections | Iterator[Detections]:
         """Find the instances of one image, or of one after the other.
 
         Args:
             images: an image or an iterable of images, which may have no end. Of that no more than
-                ``batch_size`` images are held at a time. Those next to each other that have one
-                size are predicted together.
+                ``batch_size`` images are held at a time. Those next to each other that are resized
+                to one size are predicted together. What :meth:`prepare` returned will do as well.
             paste_masks: False leaves the masks as the network gives them.
 
         Returns:
@@ -122,24 +145,44 @@ class OnnxPredictor:
             InputError: a file is missing or no image, or an array is of another shape or type. The
                 images before it in an iterable have been given by then.
         """
-        if isinstance(images, (str, os.PathLike, np.ndarray)):
+        if isinstance(images, (str, os.PathLike, np.ndarray, Prepared)):
             return next(self._each([images], paste_masks))
         return self._each(images, paste_masks)
 
-    def _each(self, images: Iterable[Image], paste_masks: bool) -> Iterator[Detections]:
-        batch: list[npt.NDArray[np.uint8]] = []
+    def prepare(self, image: Image) -> Prepared:
+        """Resize an image, which may be done in another thread than prediction.
+
+        Raises:
+            InputError: a file is missing or no image, or an array is of another shape or type.
+        """
+        pixels = _pixels(image)
+        height, width = pixels.shape[:2]
+        rules = self.card["input"]
+        size = test_size(height, width, rules["min_size"], rules["max_size"])
+        if min(size) < 1:
+            name = "an array" if isinstance(image, np.ndarray) else image
+            raise InputError(
+                f"{name}: {width}x{height} pixels cannot be resized to {size[1]}x{size[0]}"
+            )
+        resized = resize(pixels, *size)
+        if rules["channels"] == "RGB":
+            resized = resized[..., ::-1]
+        return Prepared(np.ascontiguousarray(resized.transpose(2, 0, 1)), height, width)
+
+    def _each(self, images: Iterable[Image | Prepared], paste_masks: bool) -> Iterator[Detections]:
+        batch: list[Prepared] = []
         broken = None
         for image in images:
             try:
-                pixels = _pixels(image)
+                prepared = image if isinstance(image, Prepared) else self.prepare(image)
             except InputError as error:
                 broken = error
                 break
-            if batch and pixels.shape != batch[0].shape:
+            if batch and prepared.pixels.shape != batch[0].pixels.shape:
                 yield from self._predict(batch, paste_masks)
                 batch = []
-            batch.append(pixels)
-            if len(batch) == self._batch_size:
+            batch.append(prepared)
+            if len(batch) == self.batch_size:
                 yield from self._predict(batch, paste_masks)
                 batch = []
         if batch:
@@ -147,39 +190,27 @@ class OnnxPredictor:
         if broken is not None:
             raise broken
 
-    def _predict(
-        self, batch: list[npt.NDArray[np.uint8]], paste_masks: bool
-    ) -> Iterator[Detections]:
-        resized = np.stack([self._network_input(image) for image in batch])
-        boxes, classes, scores, masks, image_indices = self.session.run(None, {"images": resized})
-        height, width = batch[0].shape[:2]
-        # In float32 and in this order, as Detectron2 brings boxes to the size of the image.
-        factors = np.array([width / resized.shape[3], height / resized.shape[2]] * 2, np.float32)
-        limits = np.array([width, height, width, height], np.float32)
-        boxes = np.clip(boxes * factors, np.float32(0), limits)
-        kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (scores > self.score_thresh)
-        for index in range(len(batch)):
+    def _predict(self, batch: list[Prepared], paste_masks: bool) -> Iterator[Detections]:
+        images = np.stack([prepared.pixels for prepared in batch])
+        boxes, classes, scores, masks, image_indices = self.session.run(None, {"images": images})
+        for index, (_, height, width) in enumerate(batch):
+            # In float32 and in this order, as Detectron2 brings boxes to the size of the image.
+            factors = np.array([width / images.shape[3], height / images.shape[2]] * 2, np.float32)
+            limits = np.array([width, height, width, height], np.float32)
+            scaled = np.clip(boxes * factors, np.float32(0), limits)
+            kept = (scaled[:, 2:] > scaled[:, :2]).all(axis=1) & (scores > self.score_thresh)
             (chosen,) = np.nonzero(kept & (image_indices == index))
             probabilities = masks[chosen]
             yield Detections(
-                boxes=boxes[chosen],
+                boxes=scaled[chosen],
                 classes=classes[chosen],
                 scores=scores[chosen],
                 masks=(
-                    _frames(probabilities, boxes[chosen], height, width)
+                    _frames(probabilities, scaled[chosen], height, width)
                     if paste_masks
                     else probabilities
                 ),
             )
-
-    def _network_input(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Resize an image and put its channels first; shape (3, h, w)."""
-        rules = self.card["input"]
-        if rules["channels"] == "RGB":
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        height, width = image.shape[:2]
-        size = test_size(height, width, rules["min_size"], rules["max_size"])
-        return np.ascontiguousarray(resize(image, *size).transpose(2, 0, 1))
 
 
 def read_card(model: Path) -> dict[str, Any]:
@@ -194,13 +225,13 @@ def read_card(model: Path) -> dict[str, Any]:
     card_file = model.with_suffix(".json")
     if not card_file.is_file():
         raise InputError(f"{card_file}: missing; it belongs beside {model.name}")
-    keys = ("version", "file", "input", "classes", "thresholds")
-    card = read_json(card_file, keys=keys, advice=advice)
+    card = read_json(card_file, form={"version": int}, advice=advice)
     if card["version"] != CARD_VERSION:
         raise InputError(
-            f"{card_file}: version {card['version']!r}; this program reads version {CARD_VERSION}"
+            f"{card_file}: version {card['version']}; this program reads version {CARD_VERSION}"
         )
-    if card["file"].get("sha256") != file_digest(model):
+    read_json(card_file, form=_FORM, advice=advice)
+    if card["file"]["sha256"] != file_digest(model):
         raise InputError(
             f"{model}: not the file that {card_file.name} describes, their SHA-256 differ; {advice}"
         )
@@ -281,18 +312,10 @@ def resize(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray
     Args:
         image: shape (H, W, 3), uint8.
         height: of the result in pixels.
-        width: of the result in pixels.
-
-    Raises:
-        InputError: nothing of the image would be left.
+        width: of the result in pixels, as the height at least 1.
 
     Source: ``src/libImaging/Resample.c`` and ``src/PIL/Image.py`` of Pillow.
     """
-    if min(height, width) < 1:
-        raise InputError(
-            f"an image of {image.shape[1]}x{image.shape[0]} pixels cannot be resized to"
-            f" {width}x{height}"
-        )
     old_height, old_width = image.shape[:2]
     rows_first = old_height > 100 * old_width and height < old_height
     if rows_first:

@@ -86,7 +86,8 @@ def test_batches_give_what_single_images_give(exported: Path) -> None:
     sizes = [(96, 192)] * 3 + [(80, 80)] + [(96, 192)] * 2
     images = [random_image(seed, *size) for seed, size in enumerate(sizes)]
     one, many = OnnxPredictor(exported), OnnxPredictor(exported, batch_size=2)
-    for alone, together in zip(map(one, images), many(iter(images)), strict=True):
+    given = [many.prepare(image) if index % 2 else image for index, image in enumerate(images)]
+    for alone, together in zip(map(one, images), many(iter(given)), strict=True):
         assert len(alone.scores) == len(together.scores) == 10
         np.testing.assert_array_equal(alone.classes, together.classes)
         np.testing.assert_allclose(alone.boxes, together.boxes, atol=0.01)
@@ -147,11 +148,11 @@ def test_what_cannot_be_loaded_is_one_line(exported: Path, tmp_path: Path) -> No
     card = json.loads(exported.with_suffix(".json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**card, "version": 99}))
     assert message(copy) == "DIR/model.json: version 99; this program reads version 1"
+    advice = "export the model again with tools/export_model.py"
     (tmp_path / "model.json").write_text("{}")
-    assert message(copy) == (
-        "DIR/model.json: has no version and file and input and classes and thresholds; export the"
-        " model again with tools/export_model.py"
-    )
+    assert message(copy) == f"DIR/model.json: has no version; {advice}"
+    (tmp_path / "model.json").write_text(json.dumps({**card, "classes": [{"name": "car"}]}))
+    assert message(copy) == f"DIR/model.json: classes is damaged; {advice}"
     shutil.copy(exported.with_suffix(".json"), tmp_path)
     copy.write_bytes(exported.read_bytes()[:-1])
     assert "not the file that model.json describes" in message(copy)
@@ -176,5 +177,5 @@ def test_images_that_are_none(exported: Path, tmp_path: Path) -> None:
     assert len(next(found).scores) == 10
     with pytest.raises(InputError, match="is no image"):
         next(found)
-    with pytest.raises(InputError, match="1x9000 pixels cannot be resized to 0x192"):
+    with pytest.raises(InputError, match="an array: 1x9000 pixels cannot be resized to 0x192"):
         predict(np.zeros((9000, 1, 3), dtype=np.uint8))
