@@ -19,7 +19,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -173,28 +173,54 @@ _UNWATCHED: Final = {
 }
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A key that is added to the staged recipe, off by default.
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A way to train, or a variant: see this file's beginning.
 
     Attributes:
         name: as in the table.
-        group: of the pieces of one group, the strongest arm has the best one; empty: no group.
-        opts: values by config key.
+        group: of the arms of one group, the strongest has the best one; empty: no group.
+        stages: trained one after the other.
+        opts: values by config key, of every stage.
+        inference: values by config key, of scoring.
         weights: file that is scored, of those of the last stage.
-        trained: False: a variant, see this file's beginning.
+        of: name of the arm whose models are scored; empty: it trains its own.
     """
 
     name: str
     group: str = ""
+    stages: tuple[Stage, ...] = _STAGES
     opts: Mapping[str, object] = field(default_factory=dict)
+    inference: Mapping[str, object] = field(default_factory=dict)
     weights: str = "model_final.pth"
-    trained: bool = True
+    of: str = ""
 
 
 _AVERAGE: Final = "average.pth"
+BASE: Final = Arm(name=STAGED)
+# What is added to the staged recipe, one at a time; all of it is off by default.
 PIECES: Final = (
-    Piece(
+    Arm(name="EMA", of=STAGED, group="weights", weights="model_final_ema.pth"),
+    Arm(name="checkpoint average", of=STAGED, group="weights", weights=_AVERAGE),
+    Arm(
+        name="soft-NMS, linear",
+        of=STAGED,
+        group="detections",
+        inference={"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "linear"},
+    ),
+    Arm(
+        name="soft-NMS, gaussian",
+        of=STAGED,
+        group="detections",
+        inference={"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "gaussian"},
+    ),
+    Arm(
+        name="TTA, flip",
+        of=STAGED,
+        group="detections",
+        inference={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (160,)},
+    ),
+    Arm(
         name="PointRend",
         group="masks",  # copy-paste needs polygons, PointRend bitmasks
         opts={
@@ -203,13 +229,13 @@ PIECES: Final = (
             "MODEL.ROI_MASK_HEAD.NAME": "PointRendMaskHead",
             "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "",
             "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": True,
-            "MODEL.ROI_MASK_HEAD.FC_DIM": 128,  # 1,024 in the real one
-            "MODEL.POINT_HEAD.FC_DIM": 64,  # 256
+            "MODEL.ROI_MASK_HEAD.FC_DIM": 128,  # 1,024 at full size
+            "MODEL.POINT_HEAD.FC_DIM": 64,  # 256 at full size
             "MODEL.POINT_HEAD.NUM_CLASSES": 8,
             "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK": True,
         },
     ),
-    Piece(
+    Arm(
         name="copy-paste",
         group="masks",
         opts={
@@ -218,18 +244,18 @@ PIECES: Final = (
             "INPUT.COPY_PASTE.MIN_AREA": 20,
         },
     ),
-    Piece(
+    Arm(
         name="repeat factors",
         opts={
             "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
             "DATALOADER.REPEAT_THRESHOLD": 0.5,
         },
     ),
-    Piece(
+    Arm(
         name="large-scale jitter",
         opts={"INPUT.LSJ.ENABLED": True, "INPUT.LSJ.SIZE": [160, 320]},
     ),
-    Piece(
+    Arm(
         name="colour jitter",
         opts={
             "INPUT.COLOR_JITTER.BRIGHTNESS": 0.4,
@@ -237,51 +263,14 @@ PIECES: Final = (
             "INPUT.COLOR_JITTER.SATURATION": 0.4,
         },
     ),
-    Piece(name="EMA", group="weights", weights="model_final_ema.pth", trained=False),
-    Piece(name="checkpoint average", group="weights", weights=_AVERAGE, trained=False),
-    Piece(
-        name="soft-NMS, linear",
-        group="detections",
-        opts={"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "linear"},
-        trained=False,
-    ),
-    Piece(
-        name="soft-NMS, gaussian",
-        group="detections",
-        opts={"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "gaussian"},
-        trained=False,
-    ),
-    Piece(
-        name="TTA, flip",
-        group="detections",
-        opts={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (160,)},
-        trained=False,
-    ),
-    Piece(
+    Arm(
         name="TTA, 3 scales and flip",
+        of=STAGED,
         group="detections",
         # As 800, 1024 and 1280 pixels, which configs/README.md recommends.
-        opts={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (125, 160, 200)},
-        trained=False,
+        inference={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (125, 160, 200)},
     ),
 )
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A way to train.
-
-    Attributes:
-        name: as in the table.
-        stages: trained one after the other.
-        opts: values by config key, of every stage.
-        variants: what its models are scored with beside their own config.
-    """
-
-    name: str
-    stages: tuple[Stage, ...] = _STAGES
-    opts: Mapping[str, object] = field(default_factory=dict)
-    variants: tuple[Piece, ...] = ()
 
 
 def benchmark_recipe(
@@ -325,7 +314,7 @@ def benchmark_recipe(
         report=report,
     )
     ablation.run()
-    rows = summarise(ablation.reported(), base=STAGED)
+    rows = summarise(ablation.scores("report"), base=STAGED)
     if json_file is not None:
         write_json(
             json_file, {"compute": ablation.compute(), "rows": [row.as_json() for row in rows]}
@@ -348,7 +337,7 @@ class Ablation:
     config_dir: Path
     folder: Path
     size: Size
-    pieces: Sequence[Piece]
+    pieces: Sequence[Arm]
     report: Callable[[str], object]
     _flop: dict[str, list[int]] = field(default_factory=dict)
 
@@ -363,18 +352,10 @@ class Ablation:
                 seed=SCENES,
             )
             self._train_start()
-        variants = tuple(piece for piece in self.pieces if not piece.trained)
-        self._run_all(
-            [
-                Arm(STOCK, _STOCK),
-                Arm(STAGED, variants=variants),
-                *(Arm(piece.name, opts=piece.opts) for piece in self.pieces if piece.trained),
-            ]
-        )
+        self._run_all([Arm(name=STOCK, stages=_STOCK), BASE, *self.pieces])
         best = self.best_pieces()
         if best:
-            trained = _opts_of(piece for piece in best if piece.trained)
-            self._run_all([Arm(STRONGEST, opts=trained, variants=_combined(best))])
+            self._run_all([combined(best)])
 
     def _run_all(self, arms: Sequence[Arm]) -> None:
         """Train and score arms with all seeds; what other processes work on, they do."""
@@ -388,6 +369,8 @@ class Ablation:
         while todo:
             for arm, seed in list(todo):
                 file = self._scores_file(arm.name, seed)
+                if arm.of and not self._scores_file(arm.of, seed).exists():
+                    continue
                 try:
                     with file_lock(file.with_name("lock"), timeout=0):
                         if not file.exists():
@@ -403,12 +386,10 @@ class Ablation:
                 time.sleep(1)
 
     def _report(self, arm: Arm, seed: int, seconds: float, left: float) -> None:
-        scores = _read(self._scores_file(arm.name, seed))
-        results = {name: each["report"]["AP"] for name, each in scores["results"].items()}
-        line = ", ".join(f"{name or 'AP'} {score:.2f}" for name, score in results.items())
+        scores = _read(self._scores_file(arm.name, seed))["report"]
         self.report(
-            f"{arm.name}, seed {seed}: {line}, in {seconds / 60:.1f} min;"
-            f" at most {left / 60:.0f} min left for these arms"
+            f"{arm.name}, seed {seed}: AP {scores['AP']:.2f}, AP50 {scores['AP50']:.2f}, in"
+            f" {seconds / 60:.1f} min; at most {left / 60:.0f} min left"
         )
 
     def _scores_file(self, arm: str, seed: int) -> Path:
@@ -442,16 +423,15 @@ class Ablation:
         )
 
     def _names(self) -> list[str]:
-        trained = [piece.name for piece in self.pieces if piece.trained]
-        return [STOCK, STAGED, *trained, STRONGEST]
+        return [STOCK, STAGED, *(piece.name for piece in self.pieces), STRONGEST]
 
     def compute(self) -> dict[str, Any]:
         """Get, of each arm, operations of a step and iterations by stage, and all operations."""
         return {
-            name: _read(file)["compute"]
+            name: content["compute"]
             for name in self._names()
             for file in [self._scores_file(name, self.size.seeds[0])]
-            if file.exists()
+            if file.exists() and "compute" in (content := _read(file))
         }
 
     def _operations(self, arm: Arm) -> list[int]:
@@ -465,14 +445,24 @@ class Ablation:
         return self._flop[arm.name]
 
     def _run_arm(self, arm: Arm, seed: int) -> None:
-        """Train an arm, score it, and write its scores."""
+        """Train an arm, unless it is a variant, score it, and write its scores."""
+        file = self._scores_file(arm.name, seed)
+        content: dict[str, Any] = {} if arm.of else {"compute": self._train_arm(arm, seed)}
+        trained = self._scores_file(arm.of or arm.name, seed).parent
+        last = trained / f"stage_{len(arm.stages)}"
+        # Written by the training, with its anchors.
+        cfg = self._config(str(last / "config.yaml"), {})
+        write_json(file, {**content, **score(cfg, arm.inference, last / arm.weights)})
+        if trained == file.parent and arm.name != STAGED:
+            for path in trained.glob("stage_*/*.pth"):
+                path.unlink()
+
+    def _train_arm(self, arm: Arm, seed: int) -> dict[str, Any]:
+        """Train all stages of an arm; returns what :meth:`compute` gives of it."""
         folder = self._scores_file(arm.name, seed).parent
-        base = Arm(STAGED)
-        epochs = [stage.epochs for stage in base.stages]
+        epochs = [stage.epochs for stage in BASE.stages]
         of_base = [round(self.size.iterations * each / sum(epochs)) for each in epochs]
-        budget = sum(
-            number * each for number, each in zip(of_base, self._operations(base), strict=True)
-        )
+        budget = _total(self._operations(BASE), of_base)
         steps = self._operations(arm)
         iterations = equal_iterations(budget, steps, [stage.epochs for stage in arm.stages])
         weights = self.folder / "start" / "model_final.pth"
@@ -488,71 +478,60 @@ class Ablation:
                 "SOLVER.EMA_DECAY": 0.99 if last else 0.0,
             }
             cfg = self._stage_config(arm, stage, opts)
-            weights = train(cfg, folder / f"stage_{index + 1}").parent / "model_final.pth"
-        last_folder = weights.parent
-        newest = sorted(last_folder.glob("model_0*.pth"))[-3:]
+            weights = train(cfg, folder / f"stage_{index + 1}")
+        newest = sorted(weights.parent.glob("model_0*.pth"))[-3:]
         if len(newest) > 1:
-            write_tensors(last_folder / _AVERAGE, average_checkpoints(newest))
-        own = [] if arm.name == STRONGEST else [Piece("")]
-        results = {
-            piece.name: score(cfg, piece.opts, last_folder / piece.weights)
-            for piece in (*own, *arm.variants)
-        }
-        compute = {
+            write_tensors(weights.with_name(_AVERAGE), average_checkpoints(newest))
+        return {
             "operations of a step": steps,
             "iterations": iterations,
-            "operations": sum(a * b for a, b in zip(steps, iterations, strict=True)),
+            "operations": _total(steps, iterations),
             "budget": budget,
         }
-        write_json(folder / "scores.json", {"compute": compute, "results": results})
-        for path in folder.glob("stage_*/*.pth"):
-            path.unlink()
 
-    def _scores(self, part: str) -> dict[str, dict[int, dict[str, float]]]:
-        """Read the scores of one part of val, by arm or variant, and seed."""
+    def scores(self, part: str) -> dict[str, dict[int, dict[str, float]]]:
+        """Read the scores of one part of val, ``"choice"`` or ``"report"``, by arm and seed."""
         found: dict[str, dict[int, dict[str, float]]] = {}
         for name in self._names():
             for seed in self.size.seeds:
                 file = self._scores_file(name, seed)
-                if not file.exists():
-                    continue
-                for variant, scores in _read(file)["results"].items():
-                    # Variants of the strongest arm have no names.
-                    found.setdefault(variant or name, {})[seed] = {
+                if file.exists():
+                    found.setdefault(name, {})[seed] = {
                         key: math.nan if value is None else value
-                        for key, value in scores[part].items()
+                        for key, value in _read(file)[part].items()
                     }
         return found
 
-    def reported(self) -> dict[str, dict[int, dict[str, float]]]:
-        """Get the scores of val parts 3 and 4, by arm or variant, and seed."""
-        return self._scores("report")
-
-    def best_pieces(self) -> list[Piece]:
+    def best_pieces(self) -> list[Arm]:
         """Choose the pieces that pay on val parts 1 and 2, of each group the best one."""
         gains = {
             row.name: row.gain
-            for row in summarise(self._scores("choice"), base=STAGED)
+            for row in summarise(self.scores("choice"), base=STAGED)
             if row.pays and row.gain is not None
         }
         paying = [piece for piece in self.pieces if piece.name in gains]
         paying.sort(key=lambda piece: gains[piece.name], reverse=True)
-        best: list[Piece] = []
+        best: list[Arm] = []
         for piece in paying:
             if not piece.group or piece.group not in [other.group for other in best]:
                 best.append(piece)
         return best
 
 
-def _opts_of(pieces: Iterable[Piece]) -> dict[str, object]:
-    return {key: value for piece in pieces for key, value in piece.opts.items()}
+def combined(pieces: Sequence[Arm]) -> Arm:
+    """Put pieces together: the strongest arm, which trains unless all of them are variants."""
+    weights = [piece.weights for piece in pieces if piece.weights != Arm.weights]
+    return Arm(
+        name=STRONGEST,
+        opts={key: value for piece in pieces for key, value in piece.opts.items()},
+        inference={key: value for piece in pieces for key, value in piece.inference.items()},
+        weights=weights[0] if weights else Arm.weights,
+        of=STAGED if all(piece.of for piece in pieces) else "",
+    )
 
 
-def _combined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
-    """Put the variants among some pieces together: one way to score."""
-    variants = [piece for piece in pieces if not piece.trained]
-    weights = next((each.weights for each in variants if each.group == "weights"), Piece.weights)
-    return (Piece(name="", opts=_opts_of(variants), weights=weights, trained=False),)
+def _total(steps: Sequence[int], iterations: Sequence[int]) -> int:
+    return sum(step * number for step, number in zip(steps, iterations, strict=True))
 
 
 def _read(file: Path) -> Any:
@@ -574,12 +553,8 @@ def equal_iterations(budget: int, steps: Sequence[int], epochs: Sequence[int]) -
     scale = budget / sum(step * share for step, share in zip(steps, epochs, strict=True))
     iterations = [max(1, round(scale * share)) for share in epochs]
     longest = max(range(len(epochs)), key=lambda index: epochs[index])
-    others = sum(
-        step * number
-        for index, (step, number) in enumerate(zip(steps, iterations, strict=True))
-        if index != longest
-    )
-    iterations[longest] = max(1, round((budget - others) / steps[longest]))
+    left = budget - _total(steps, iterations)
+    iterations[longest] = max(1, iterations[longest] + round(left / steps[longest]))
     return iterations
 
 
@@ -647,7 +622,7 @@ def score(cfg: CfgNode, opts: Mapping[str, object], weights: Path) -> dict[str, 
     """Score weights on the part of val that chooses and on the one that is reported.
 
     Args:
-        cfg: of the training.
+        cfg: of the training; edited, and frozen.
         opts: values by config key, of inference.
         weights: the file.
 
@@ -655,8 +630,6 @@ def score(cfg: CfgNode, opts: Mapping[str, object], weights: Path) -> dict[str, 
         By ``"choice"`` and ``"report"`` the official AP, AP50 and ``AP-<class>``, and COCO-style
         APs, APm and APl, in percent; those of choice are means of two parts.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
     changes = {**opts, "MODEL.WEIGHTS": str(weights), "DATASETS.TEST": (*CHOICE, REPORT)}
     cfg.merge_from_list([word for pair in changes.items() for word in pair])
     cfg.freeze()

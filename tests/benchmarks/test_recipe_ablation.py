@@ -20,6 +20,7 @@ from cityscapes_maskrcnn.benchmarks.recipe_ablation import (
     Ablation,
     Size,
     benchmark_recipe,
+    combined,
     equal_iterations,
     format_tables,
     summarise,
@@ -94,23 +95,30 @@ def test_best_of_each_group_is_chosen_where_it_pays(tmp_path: Path) -> None:
     ablation = Ablation(
         config_dir=Path(DEMO), folder=tmp_path, size=size, pieces=PIECES, report=print
     )
-    # Gains at all seeds; with no gain nothing pays.
-    trained = {STAGED: 0.0, "copy-paste": 1.0, "PointRend": 2.0, "colour jitter": 0.5}
-    variants = {"EMA": 0.1, "checkpoint average": 0.3, "soft-NMS, linear": -0.2, "TTA, flip": 0.0}
+    gains = {
+        STAGED: 0.0,
+        "copy-paste": 1.0,
+        "PointRend": 2.0,
+        "colour jitter": 0.5,
+        "EMA": 0.1,
+        "checkpoint average": 0.3,
+        "soft-NMS, linear": -0.2,
+        "TTA, flip": 0.0,  # none: does not pay
+    }
     for seed in size.seeds:
-        for name, gain in trained.items():
-            # Other gains on the reported part, which must not be looked at.
-            results = {
-                name: {"choice": {"AP": 4.0 + seed + each}, "report": {"AP": 9.0 - each}}
-                for name, each in {"": gain, **(variants if name == STAGED else {})}.items()
-            }
+        for name, gain in gains.items():
             file = ablation._scores_file(name, seed)
             file.parent.mkdir(parents=True)
-            file.write_text(json.dumps({"results": results}))
+            # The reported part says the opposite, and must not be looked at.
+            content = {"choice": {"AP": 4.0 + seed + gain}, "report": {"AP": 9.0 - gain}}
+            file.write_text(json.dumps(content))
     best = ablation.best_pieces()
     assert [piece.name for piece in best] == ["PointRend", "colour jitter", "checkpoint average"]
-    (variant,) = recipe_ablation._combined(best)
-    assert (variant.opts, variant.weights) == ({}, "average.pth")
+    strongest = combined(best)
+    assert strongest.opts["MODEL.ROI_MASK_HEAD.NAME"] == "PointRendMaskHead"
+    assert strongest.opts["INPUT.COLOR_JITTER.CONTRAST"] == 0.4
+    assert (strongest.inference, strongest.weights, strongest.of) == ({}, "average.pth", "")
+    assert combined(best[2:]).of == STAGED
 
 
 def test_tiny_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -129,7 +137,7 @@ def test_tiny_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         )
 
     table = run()
-    assert [line.split(",")[0] for line in lines] == [STOCK, STAGED]
+    assert [line.split(",")[0] for line in lines] == [STOCK, STAGED, "EMA"]
     names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
     assert names[2:5] == [STOCK, STAGED, "EMA"]
     content = json.loads(json_file.read_text())
@@ -149,7 +157,9 @@ def test_tiny_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_unknown_piece() -> None:
-    with pytest.raises(InputError, match="--pieces mixup: it must be one of PointRend, copy-paste"):
+    with pytest.raises(
+        InputError, match="--pieces mixup: it must be one of EMA, checkpoint average"
+    ):
         benchmark_recipe(
             config_dir=DEMO,
             folder="/nowhere",
