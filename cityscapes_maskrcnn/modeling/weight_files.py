@@ -39,6 +39,9 @@ _TORCHVISION_NAMES = {
     "torchvision://maskrcnn_resnet50_fpn_v2": "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
 }
 
+# A .safetensors file's: 100 bytes for each of 40,000 tensors.
+_MAX_HEADER = 4_000_000
+
 # Under which key a training script puts the weights beside optimizer, epoch and so on.
 _NESTING_KEYS = ("model", "model_state_dict", "model_state", "state_dict")
 
@@ -326,8 +329,18 @@ def _read_safetensors(path: str | Path, source: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
+        with Path(path).open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > _MAX_HEADER:
+            raise InputError(
+                f"{source}: not a .safetensors file of weights, or damaged: its header has {size} "
+                f"bytes; at most {_MAX_HEADER} are read"
+            )
         return load_file(path)
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error}") from error
+    # Of torch, in many lines, such as a TypeError for a size beyond 64 bits.
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{source}: damaged: it has a shape that no tensor can have") from error
     except SafetensorError as error:
         raise InputError(f"{source}: not a .safetensors file, or damaged: {error}") from error

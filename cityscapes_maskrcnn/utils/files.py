@@ -64,7 +64,7 @@ def read_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> byt
         return file.read()
 
 
-_MAX_JSON_BYTES: Final = 64_000_000
+_MAX_JSON_BYTES: Final = 10_000_000
 
 # The names that atomic_write() gives temporary files.
 _TEMPORARY: Final = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")

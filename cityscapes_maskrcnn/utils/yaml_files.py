@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,9 @@ from cityscapes_maskrcnn.utils.files import read_file
 MAX_BYTES: Final = 1 << 20
 _MAX_VALUES: Final = 100_000
 _MAX_LEVELS: Final = 50
+# Numbers, those to the base of 60 (1:59:59) among them: long ones cost minutes and have no decimal
+# digits in Python, or are no float.
+_LONG_NUMBER: Final = re.compile(r"[-+]?(?:0x[0-9a-fA-F_]{100,}|0?b?[0-9_.:]{100,})")
 
 
 def read_yaml(path: Path) -> Any:
@@ -32,6 +36,8 @@ def read_yaml(path: Path) -> Any:
 
 def check_yaml(filename: str, text: str) -> None:
     """Verify that yaml is no deeper and, its aliases written out, no larger than a config.
+
+    Its numbers have fewer than 100 digits.
 
     Args:
         filename: for the message.
@@ -61,6 +67,11 @@ def check_yaml(filename: str, text: str) -> None:
             anchor, size = None, sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
             anchor, size = event.anchor, 1
+            if _LONG_NUMBER.fullmatch(event.value):
+                raise InputError(
+                    f"{filename}: a number of {len(event.value)} characters in line "
+                    f"{event.start_mark.line + 1}"
+                )
         else:
             continue
         if anchor is not None:

@@ -189,3 +189,29 @@ def test_a_damaged_tensor_is_noticed(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"w\.pth: damaged: the check sum of .*data/0 is wrong"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            b'{"a":{"dtype":"F32","shape":[18446744073709551615,0],"data_offsets":[0,0]}}',
+            "damaged: it has a shape that no tensor can have",
+        ),
+        (
+            b"{%b}"
+            % b",".join(
+                b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % number
+                for number in range(100_000)
+            ),
+            "not a .safetensors file of weights, or damaged: its header has 5688891 bytes; "
+            "at most 4000000 are read",
+        ),
+    ],
+    ids=["shape", "many"],
+)
+def test_headers_of_safetensors(tmp_path: Path, header: bytes, message: str) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InputError, match=rf"^{path}: {message}$"):
+        read_checkpoint(path)

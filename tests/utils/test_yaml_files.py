@@ -24,6 +24,11 @@ def test_plain_yaml_is_read(tmp_path: Path) -> None:
         (b"A: !!python/object/apply:os.getcwd []", "cannot be read: could not determine"),
         (b"A: " + b"[" * 60 + b"]" * 60, "nested more than 50 levels deep in line 1"),
         (b"A: &a\n  B: *a", "the alias [*]a is part of itself"),
+        # Half a million digits to the base of 60 would take a minute.
+        (b"A:\n- 1" + b":1" * 500_000, "a number of 1000001 characters in line 2"),
+        (b"A: 1" + b":1" * 200 + b".5", "a number of 403 characters in line 1"),
+        (b"A: -0x" + b"f" * 5000, "a number of 5003 characters in line 1"),
+        (b"A: 0b" + b"1" * 50_000, "a number of 50002 characters in line 1"),
         (b"#" * 1_048_577, "1048577 bytes; files of this kind have at most 1048576"),
     ],
 )
