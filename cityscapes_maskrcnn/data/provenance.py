@@ -33,6 +33,8 @@ _FORMER_KEY: Final = "history"
 
 # 48 bits: 20,000 seen images and 500 to score collide once in 28 million models.
 _DIGITS: Final = 12
+# In a checkpoint's history: of 200,000 images that were used twice.
+_MAX_CHARACTERS: Final = 10_000_000
 # Bytes of a file's beginning, middle and end. The end of a PNG has a checksum of all its pixels,
 # and reading all of 20,000 images would take minutes.
 _BLOCK: Final = 2**14
@@ -273,6 +275,10 @@ def read_history(checkpoint: Mapping[str, Any], source: str) -> tuple[UsedData, 
     try:
         if not isinstance(content, (list, tuple)):
             raise TypeError(f"a {type(content).__name__}")
+        # A file may hold one text and name it any number of times.
+        texts = (each for item in content if isinstance(item, dict) for each in item.values())
+        if sum(len(each) for each in texts if isinstance(each, str)) > _MAX_CHARACTERS:
+            raise ValueError(f"more than {_MAX_CHARACTERS} characters")
         return tuple(_used_data(item) for item in content)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(

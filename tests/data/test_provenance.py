@@ -236,3 +236,12 @@ def test_a_damaged_history_gets_one_line(entry: dict[str, Any]) -> None:
 def test_what_is_no_history_is_damage_under_this_projects_name(content: object) -> None:
     with pytest.raises(InputError, match=r"model\.pth: its list of images .* is damaged"):
         read_history({SEEN_IMAGES_KEY: content}, "model.pth")
+
+
+def test_a_text_that_a_file_names_many_times_is_not_split_each_time() -> None:
+    """A million digests of one text; the file stores it once."""
+    digests = "".join(f"{number:012x}" for number in range(20_000))
+    entry = {**ENTRY, "contents": digests, "names": digests, "images": 20_000}
+    assert len(read_history({SEEN_IMAGES_KEY: [entry] * 20}, "model.pth")) == 20
+    with pytest.raises(InputError, match=r"is damaged \(more than 10000000 characters\); load"):
+        read_history({SEEN_IMAGES_KEY: [entry] * 25}, "model.pth")
