@@ -6,8 +6,8 @@ number of floating point operations, within half an iteration: those of a step, 
 backward, are counted, and a cheaper step (a frozen backbone) gives an arm more of them. A *variant*
 scores what an arm has trained in another way, which costs no training.
 
-The scenes are cut in three: all arms train on the same ones, val parts 1 and 2 choose which parts
-the strongest arm has, and the reported scores are of val parts 3 and 4, which choose nothing.
+The scenes are cut in three: all arms train on the same ones, val parts 1 and 2 choose which pieces
+are put together in the end, and the reported scores are of val parts 3 and 4, which choose nothing.
 Learning rates were chosen on scenes of another seed, :data:`TRIED_ON`.
 
 Several processes may work in one folder: each trains what nobody else does.
@@ -52,7 +52,8 @@ from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
 
 STOCK: Final = "Detectron2's config"
 STAGED: Final = "staged recipe"
-STRONGEST: Final = "strongest"
+STRONGEST: Final = "strongest config"
+PAYING: Final = "what pays, together"
 # The part of val that chooses, and the part that is reported.
 CHOICE: Final = ("cityscapes_instance_val_part1of4", "cityscapes_instance_val_part2of4")
 REPORT: Final = "cityscapes_instance_val_part3and4of4"
@@ -179,7 +180,7 @@ class Arm:
 
     Attributes:
         name: as in the table.
-        group: of the arms of one group, the strongest has the best one; empty: no group.
+        group: of the arms of one group, only the best is put together with others; empty: no group.
         stages: trained one after the other.
         opts: values by config key, of every stage.
         inference: values by config key, of scoring.
@@ -198,8 +199,25 @@ class Arm:
 
 _AVERAGE: Final = "average.pth"
 BASE: Final = Arm(name=STAGED)
+_POINT_REND: Final = {
+    "INPUT.MASK_FORMAT": "bitmask",
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True,
+    "MODEL.ROI_MASK_HEAD.NAME": "PointRendMaskHead",
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "",
+    "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": True,
+    "MODEL.ROI_MASK_HEAD.FC_DIM": 128,  # 1,024 at full size
+    "MODEL.POINT_HEAD.FC_DIM": 64,  # 256 at full size
+    "MODEL.POINT_HEAD.NUM_CLASSES": 8,
+    "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK": True,
+}
+_REPEAT: Final = {
+    "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
+    "DATALOADER.REPEAT_THRESHOLD": 0.5,
+}
 # What is added to the staged recipe, one at a time; all of it is off by default.
 PIECES: Final = (
+    # The pieces of configs/coco_strongest.yaml; its backbone and start are those of all arms.
+    Arm(name=STRONGEST, opts={**_POINT_REND, **_REPEAT}, weights="model_final_ema.pth"),
     Arm(name="EMA", of=STAGED, group="weights", weights="model_final_ema.pth"),
     Arm(name="checkpoint average", of=STAGED, group="weights", weights=_AVERAGE),
     Arm(
@@ -220,37 +238,17 @@ PIECES: Final = (
         group="detections",
         inference={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (160,)},
     ),
-    Arm(
-        name="PointRend",
-        group="masks",  # copy-paste needs polygons, PointRend bitmasks
-        opts={
-            "INPUT.MASK_FORMAT": "bitmask",
-            "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True,
-            "MODEL.ROI_MASK_HEAD.NAME": "PointRendMaskHead",
-            "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "",
-            "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": True,
-            "MODEL.ROI_MASK_HEAD.FC_DIM": 128,  # 1,024 at full size
-            "MODEL.POINT_HEAD.FC_DIM": 64,  # 256 at full size
-            "MODEL.POINT_HEAD.NUM_CLASSES": 8,
-            "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK": True,
-        },
-    ),
+    Arm(name="PointRend", group="masks", opts=_POINT_REND),
     Arm(
         name="copy-paste",
-        group="masks",
+        group="masks",  # PointRend's are bitmasks, and copy-paste cuts along polygons
         opts={
             "INPUT.COPY_PASTE.PROB": 0.5,
             "INPUT.COPY_PASTE.PREFER_RARE": True,
             "INPUT.COPY_PASTE.MIN_AREA": 20,
         },
     ),
-    Arm(
-        name="repeat factors",
-        opts={
-            "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
-            "DATALOADER.REPEAT_THRESHOLD": 0.5,
-        },
-    ),
+    Arm(name="repeat factors", opts=_REPEAT),
     Arm(
         name="large-scale jitter",
         opts={"INPUT.LSJ.ENABLED": True, "INPUT.LSJ.SIZE": [160, 320]},
@@ -423,7 +421,7 @@ class Ablation:
         )
 
     def _names(self) -> list[str]:
-        return [STOCK, STAGED, *(piece.name for piece in self.pieces), STRONGEST]
+        return [STOCK, STAGED, *(piece.name for piece in self.pieces), PAYING]
 
     def compute(self) -> dict[str, Any]:
         """Get, of each arm, operations of a step and iterations by stage, and all operations."""
@@ -509,7 +507,7 @@ class Ablation:
             for row in summarise(self.scores("choice"), base=STAGED)
             if row.pays and row.gain is not None
         }
-        paying = [piece for piece in self.pieces if piece.name in gains]
+        paying = [piece for piece in self.pieces if piece.name in gains and piece.name != STRONGEST]
         paying.sort(key=lambda piece: gains[piece.name], reverse=True)
         best: list[Arm] = []
         for piece in paying:
@@ -519,10 +517,10 @@ class Ablation:
 
 
 def combined(pieces: Sequence[Arm]) -> Arm:
-    """Put pieces together: the strongest arm, which trains unless all of them are variants."""
+    """Put pieces together: one arm, which trains unless all of them are variants."""
     weights = [piece.weights for piece in pieces if piece.weights != Arm.weights]
     return Arm(
-        name=STRONGEST,
+        name=PAYING,
         opts={key: value for piece in pieces for key, value in piece.opts.items()},
         inference={key: value for piece in pieces for key, value in piece.inference.items()},
         weights=weights[0] if weights else Arm.weights,

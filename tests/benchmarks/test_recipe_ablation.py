@@ -12,6 +12,7 @@ import pytest
 from cityscapes_maskrcnn.benchmarks import recipe_ablation
 from cityscapes_maskrcnn.benchmarks.recipe_ablation import (
     FULL,
+    PAYING,
     PIECES,
     SMALL,
     STAGED,
@@ -97,6 +98,7 @@ def test_best_of_each_group_is_chosen_where_it_pays(tmp_path: Path) -> None:
     )
     gains = {
         STAGED: 0.0,
+        STRONGEST: 3.0,  # not a piece, but several
         "copy-paste": 1.0,
         "PointRend": 2.0,
         "colour jitter": 0.5,
@@ -114,10 +116,10 @@ def test_best_of_each_group_is_chosen_where_it_pays(tmp_path: Path) -> None:
             file.write_text(json.dumps(content))
     best = ablation.best_pieces()
     assert [piece.name for piece in best] == ["PointRend", "colour jitter", "checkpoint average"]
-    strongest = combined(best)
-    assert strongest.opts["MODEL.ROI_MASK_HEAD.NAME"] == "PointRendMaskHead"
-    assert strongest.opts["INPUT.COLOR_JITTER.CONTRAST"] == 0.4
-    assert (strongest.inference, strongest.weights, strongest.of) == ({}, "average.pth", "")
+    paying = combined(best)
+    assert paying.opts["MODEL.ROI_MASK_HEAD.NAME"] == "PointRendMaskHead"
+    assert paying.opts["INPUT.COLOR_JITTER.CONTRAST"] == 0.4
+    assert (paying.inference, paying.weights, paying.of) == ({}, "average.pth", "")
     assert combined(best[2:]).of == STAGED
 
 
@@ -153,13 +155,11 @@ def test_tiny_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lines.clear()
     assert run() == table
     assert not lines
-    assert STRONGEST not in table
+    assert PAYING not in table
 
 
 def test_unknown_piece() -> None:
-    with pytest.raises(
-        InputError, match="--pieces mixup: it must be one of EMA, checkpoint average"
-    ):
+    with pytest.raises(InputError, match="--pieces mixup: it must be one of strongest config, EMA"):
         benchmark_recipe(
             config_dir=DEMO,
             folder="/nowhere",
