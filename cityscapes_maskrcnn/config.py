@@ -160,6 +160,8 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
         "roi_heads.mask_head.predictor.",
         "roi_heads.mask_head.coarse_head.prediction.",
         "roi_heads.mask_head.point_head.",
+        "roi_heads.mask_head.patch_kind.",
+        "roi_heads.mask_head.patch_vector.",
         "sem_seg_head.predictor.",
     )
     # Names of the classes of the heads in MODEL.WEIGHTS, in the order of their rows, or ("coco",):
@@ -267,6 +269,16 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # a mapper of that project, for semantic segmentation.
     add_pointrend_config(cfg)
 
+    # ---- PatchDCT: MODEL.ROI_MASK_HEAD.NAME "PatchDCTHead" -------------------------------------
+    # Masks of 112x112 as a vector of 300 frequencies, refined in 14x14 patches of 8x8 pixels. It
+    # also uses NUM_CONV, CONV_DIM, FC_DIM (outputs of the linear layers and channels of the
+    # convolutions per patch), NORM, CLS_AGNOSTIC_MASK, POOLER_RESOLUTION and POOLER_SAMPLING_RATIO
+    # of MODEL.ROI_MASK_HEAD; its POOLER_TYPE must be "". configs/patchdct_*.yaml are examples.
+    # A patch whose probability of foreground, or of background, is above this is all of it, even if
+    # it is more probably mixed; 0 to 1. Inference alone depends on it.
+    cfg.MODEL.PATCH_DCT_HEAD = CfgNode()
+    cfg.MODEL.PATCH_DCT_HEAD.SOLID_THRESH = 0.3
+
     # ---- Choosing and reporting -----------------------------------------------------------------
     # Datasets that a training measures on in the place of DATASETS.TEST: their scores, or their
     # validation loss, choose model_best.pth, which is scored on DATASETS.TEST once, at the end. The
@@ -312,9 +324,10 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Lowest score, 0 to 1, of the predictions whose errors are sorted into the tables and pictures
     # of OUTPUT_DIR/inference/analysis. The scores themselves count all predictions.
     cfg.TEST.ANALYSIS_CONFIDENCE = 0.5
-    # Leave masks as the mask head makes them (28 x 28; PointRend 224 x 224) and paste them while
-    # scoring or writing a submission, into their boxes only: the same pixels, many times faster.
-    # Models that cannot (other meta architectures) and False: full-frame masks, as Detectron2.
+    # Leave masks as the mask head makes them (28 x 28; PatchDCT 112 x 112, PointRend 224 x 224) and
+    # paste them while scoring or writing a submission, into their boxes only: the same pixels, many
+    # times faster. Models that cannot (other meta architectures) and False: full-frame masks, as
+    # Detectron2.
     cfg.TEST.UNPASTED_MASKS = True
     # Overlapping detections of a class, with MODEL.ROI_HEADS.NAME "BatchedROIHeads". METHOD "off":
     # of those with an IoU above ROI_HEADS.NMS_THRESH_TEST the best one stays. Soft-NMS lowers the

@@ -98,6 +98,7 @@ _RANGES: Final = {
     "MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS": _COUNT,
     "MODEL.POINT_HEAD.FC_DIM": _COUNT,
     "MODEL.POINT_HEAD.NUM_FC": _NOT_NEGATIVE,
+    "MODEL.PATCH_DCT_HEAD.SOLID_THRESH": _FRACTION,
     "MODEL.IMPLICIT_POINTREND.PARAMS_L2_REGULARIZER": _NOT_NEGATIVE,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": _COUNT,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": _COUNT,
@@ -261,7 +262,7 @@ def check_ranges(cfg: Any) -> None:
 
     Args:
         cfg: reads the keys above, ``SEED``, ``TEST.DETECTIONS_PER_IMAGE``, ``INPUT.CROP``,
-            ``INPUT.MIN_SIZE_TRAIN``, and those of a PointRend head.
+            ``INPUT.MIN_SIZE_TRAIN``, and those of a PointRend or PatchDCT head.
 
     Raises:
         InputError: one is out of its range.
@@ -295,6 +296,8 @@ def check_ranges(cfg: Any) -> None:
         raise InputError("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA: crops are not drawn by it here")
     if cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME in POINT_HEADS:
         _check_point_head(cfg)
+    if cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME == "PatchDCTHead":
+        _check_own_samples(cfg)
 
 
 def _check_range(key: str, value: Any, allowed: _Range) -> None:
@@ -314,15 +317,21 @@ def _check_point_head(cfg: Any) -> None:
     name, model = cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL
     if cfg.INPUT.MASK_FORMAT != "bitmask":
         raise InputError(f"INPUT.MASK_FORMAT {cfg.INPUT.MASK_FORMAT}: {name} needs bitmask")
-    if model.ROI_MASK_HEAD.POOLER_TYPE:
-        raise InputError(
-            f"MODEL.ROI_MASK_HEAD.POOLER_TYPE {model.ROI_MASK_HEAD.POOLER_TYPE}: {name} takes its "
-            'own samples; set it to ""'
-        )
+    _check_own_samples(cfg)
     if model.POINT_HEAD.NUM_CLASSES != model.ROI_HEADS.NUM_CLASSES:
         raise InputError(
             f"MODEL.POINT_HEAD.NUM_CLASSES {model.POINT_HEAD.NUM_CLASSES}: it must be that of "
             f"MODEL.ROI_HEADS, {model.ROI_HEADS.NUM_CLASSES}"
+        )
+
+
+def _check_own_samples(cfg: Any) -> None:
+    """Check that no samples are taken for a mask head that takes its own."""
+    head = cfg.MODEL.ROI_MASK_HEAD
+    if head.POOLER_TYPE:
+        raise InputError(
+            f"MODEL.ROI_MASK_HEAD.POOLER_TYPE {head.POOLER_TYPE}: {head.NAME} takes its own "
+            'samples; set it to ""'
         )
 
 

@@ -73,6 +73,7 @@ WITHOUT_DETECTRON2 = [
     "evaluation.pixel_iou",
     "modeling.drift",
     "modeling.anchors",
+    "modeling.dct",
     "modeling.polygon_masks",
     "modeling.matching",
     "modeling.nms",

@@ -2,9 +2,10 @@
 
 A mean over a batch is not the mean of the means over its micro-batches where what is averaged
 differs in number. Of the losses of a Mask R-CNN, those of the RPN are means over images, those of
-the box head over the sampled regions, those of mask heads over the regions with an object; the
-loss of a semantic head is one over labelled pixels. So each micro-batch's loss gets the share that
-its images, regions or pixels have in the whole batch's, and the sum is the batch's loss.
+the box head over the sampled regions, those of mask heads over the regions with an object, but for
+one of PatchDCT's over patches on a border; the loss of a semantic head is one over labelled pixels.
+So each micro-batch's loss gets the share that its images, regions, patches or pixels have in the
+whole batch's, and the sum is the batch's loss.
 
 How many regions are sampled shows only after a forward pass, and all numbers must be known before
 the first gradient: with ``SOLVER.ACCUMULATE_EXACTLY`` all micro-batches but the first go through
@@ -44,6 +45,8 @@ _AVERAGED_OVER: Final = {
     "loss_box_reg": "regions",
     "loss_mask": "objects",
     "loss_mask_point": "objects",
+    "loss_mask_patch_kind": "objects",
+    "loss_mask_patch_dct": "patches",
     "loss_sem_seg": "pixels",
 }
 
@@ -121,7 +124,7 @@ class LossShares:
             those that DistributedDataParallel makes of as many processes.
 
     Attributes:
-        counts: by micro-batch how many images, pixels, regions and objects it has.
+        counts: by micro-batch how many images, pixels, regions, objects and patches it has.
     """
 
     def __init__(
@@ -193,4 +196,7 @@ def _regions(storage: EventStorage, part: Sequence[Any]) -> Counts:
     if not all(name in latest for name in names):
         return {}
     objects, background = (round(latest[name][0] * len(part)) for name in names)
-    return {"objects": objects, "regions": objects + background}
+    counts: Counts = {"objects": objects, "regions": objects + background}
+    if mixed := latest.get("patch_dct/num_mixed_patches"):
+        counts["patches"] = round(mixed[0] * len(part))
+    return counts

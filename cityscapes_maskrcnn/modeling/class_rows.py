@@ -42,6 +42,9 @@ _LAYERS: Final = (
         1,
         False,
     ),
+    # PatchDCT's, which only this project names so.
+    _Layer("roi_heads.mask_head.patch_kind", r"(?!)", 3, False),
+    _Layer("roi_heads.mask_head.patch_vector", r"(?!)", 6, False),
 )
 
 # PointRend's: what it makes of one class also follows from the coarse masks of all others.

@@ -16,6 +16,7 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsamp
 from torch import Tensor, nn
 
 from cityscapes_maskrcnn.modeling.folding import FoldedConv2d
+from cityscapes_maskrcnn.modeling.patch_dct_head import PatchDCTHead
 from cityscapes_maskrcnn.utils.errors import InputError
 
 MODES: Final = ("off", "auto", "on")
@@ -108,7 +109,7 @@ def _parts(model: nn.Module) -> Iterator[CompiledPart]:
     if isinstance(heads.box_head, FastRCNNConvFCHead):
         yield CompiledPart("box head", heads.box_head, regions=True)
     mask_head = getattr(heads, "mask_head", None)
-    if isinstance(mask_head, MaskRCNNConvUpsampleHead):
+    if isinstance(mask_head, MaskRCNNConvUpsampleHead | PatchDCTHead):
         # Its forward computes losses too.
         yield CompiledPart("mask head", mask_head, method="layers", regions=True)
 
@@ -188,7 +189,8 @@ class CompiledPart:
                 backend=self.backend,
             )
         if self._regions:
-            torch._dynamo.mark_dynamic(tensors[0], 0)
+            for each in tensors:
+                torch._dynamo.mark_dynamic(each, 0)
         start = time.perf_counter()
         try:
             # Beyond its limit torch would go on uncompiled, or raise an error for a whole graph.

@@ -215,6 +215,24 @@ class FlatPolygons:
         return odd.any(dim=1).transpose(1, 2).contiguous()
 
 
+def mask_targets(instances: Sequence[Any], size: int) -> Tensor:
+    """Rasterize the ground truth of regions, in their boxes.
+
+    Args:
+        instances: Detectron2's, of every image, with ``proposal_boxes`` and ``gt_masks``.
+        size: height and width of a mask.
+
+    Returns:
+        Shape (M, size, size), of all images in turn.
+    """
+    boxes = [each.proposal_boxes.tensor for each in instances]
+    masks = [each.gt_masks for each in instances]
+    if all(isinstance(each, FlatPolygons) for each in masks):
+        return FlatPolygons.cat(masks).crop_and_resize(torch.cat(boxes), size)
+    on_host = [each.crop_and_resize(where, size) for each, where in zip(masks, boxes, strict=True)]
+    return torch.cat(on_host).to(boxes[0].device)
+
+
 # COCO's ``rleFrPoly`` rounds the ends of an edge to fifths of a pixel and walks from one to the
 # other, a fifth at a time along the longer axis, rounding along the other. Where consecutive points
 # lie on both sides of the middle of a column of pixels, between its third and its fourth fifth, all

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from cityscapes_maskrcnn.modeling import matching
 from cityscapes_maskrcnn.modeling.nms import BatchedNMS, soft_nms
-from cityscapes_maskrcnn.modeling.polygon_masks import FlatPolygons
+from cityscapes_maskrcnn.modeling.patch_dct_head import PatchDCTHead
+from cityscapes_maskrcnn.modeling.polygon_masks import FlatPolygons, mask_targets
 from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler, pool_regions
 from cityscapes_maskrcnn.modeling.step_metrics import StepMetrics
 
@@ -41,8 +42,8 @@ _MOST_PAIRS = 2**28
 class BatchedROIHeads(StepMetrics, StandardROIHeads):
     """``StandardROIHeads`` whose training step hardly waits for a GPU; on CPUs it is no slower.
 
-    Keypoint heads, ``MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES`` and mask heads without a pooler train
-    as in Detectron2, but for the sampling.
+    Keypoint heads, ``MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES`` and mask heads without a pooler, but
+    :class:`PatchDCTHead`, train as in Detectron2, except for the sampling.
 
     Args:
         soft_nms: the method of :func:`.nms.soft_nms`, or ``"off"``: detections that overlap better
@@ -92,8 +93,9 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """Compute losses or detections, see :meth:`StandardROIHeads.forward`."""
-        pooled_later = self.train_on_pred_boxes or (self.mask_on and self.mask_pooler is None)
-        if not self.training or pooled_later or self.keypoint_on:
+        takes_own_samples = self.mask_on and self.mask_pooler is None
+        pooled_later = takes_own_samples and not isinstance(self.mask_head, PatchDCTHead)
+        if not self.training or self.train_on_pred_boxes or pooled_later or self.keypoint_on:
             result: tuple[list[Instances], dict[str, Tensor]] = super().forward(
                 images, features, proposals, targets
             )
@@ -103,14 +105,15 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
         foreground = [each[:number] for each, number in zip(sampled, num_foreground, strict=True)]
         poolers = [self.box_pooler]
         boxes = [[each.proposal_boxes for each in sampled]]
-        if self.mask_on:
+        if self.mask_on and not takes_own_samples:
             poolers.append(self.mask_pooler)
             boxes.append([each.proposal_boxes for each in foreground])
         pooled = pool_regions([features[name] for name in self.in_features], poolers, boxes)
         predictions = self.box_predictor(self.box_head(pooled[0]))
         losses, metrics = self._box_losses(predictions, sampled, num_foreground)
         if self.mask_on:
-            mask_losses, mask_metrics = self._mask_losses(pooled[1], foreground)
+            samples = features if takes_own_samples else pooled[1]
+            mask_losses, mask_metrics = self._mask_losses(samples, foreground)
             losses, metrics = losses | mask_losses, metrics | mask_metrics
         self.step_metrics = metrics
         return sampled, losses
@@ -258,7 +261,7 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
         return losses, classification_metrics(predictions[0], proposals, num_foreground)
 
     def _mask_losses(
-        self, features: Tensor, foreground: list[Instances]
+        self, features: Any, foreground: list[Instances]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute loss and metrics of the mask head; those of other heads are their own."""
         head = self.mask_head
@@ -426,24 +429,6 @@ def mask_loss(logits: Tensor, instances: Sequence[Instances]) -> tuple[Tensor, d
         }
     loss = F.binary_cross_entropy_with_logits(logits, gt_masks.to(torch.float32))
     return loss, metrics
-
-
-def mask_targets(instances: Sequence[Instances], size: int) -> Tensor:
-    """Rasterize the ground truth of regions, in their boxes.
-
-    Args:
-        instances: of every image, with ``proposal_boxes`` and ``gt_masks``.
-        size: height and width of a mask.
-
-    Returns:
-        Shape (M, size, size), of all images in turn.
-    """
-    boxes = [each.proposal_boxes.tensor for each in instances]
-    masks = [each.gt_masks for each in instances]
-    if all(isinstance(each, FlatPolygons) for each in masks):
-        return FlatPolygons.cat(masks).crop_and_resize(torch.cat(boxes), size)
-    on_host = [each.crop_and_resize(where, size) for each, where in zip(masks, boxes, strict=True)]
-    return torch.cat(on_host).to(boxes[0].device)
 
 
 @torch.no_grad()

@@ -109,6 +109,7 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
         ("stage_1_heads", [*ALIKE, *ALL], 5, [64, 56, 96, 64]),
         ("stage_0_backbone", [*ALIKE, *SEMANTIC], 1, [64]),
         ("pointrend_rcnn_R_50_FPN", [*ALIKE, *ALL, *POINT_HEAD], 6, [64]),
+        ("patchdct_rcnn_R_50_FPN", [*ALIKE, *ALL, *POINT_HEAD], 7, [64]),
     ],
 )
 @pytest.mark.usefixtures("_points_of_a_grid")

@@ -203,8 +203,9 @@ def tiny_zoo_file(tmp_path: Path) -> Path:
     return write_zoo_file(tmp_path / "model_final.pkl", zoo_model(50, *TINY))
 
 
-def test_pointrend_starts_with_the_box_head_of_coco(tiny_zoo_file: Path) -> None:
-    model = start(read("pointrend_coco_R_50_FPN", *TINY), tiny_zoo_file).state_dict()
+@pytest.mark.parametrize("head", ["pointrend", "patchdct"])
+def test_other_mask_heads_start_with_the_box_head_of_coco(head: str, tiny_zoo_file: Path) -> None:
+    model = start(read(f"{head}_coco_R_50_FPN", *TINY), tiny_zoo_file).state_dict()
     given = pickle.loads(tiny_zoo_file.read_bytes())["model"]
     scores = "roi_heads.box_predictor.cls_score.weight"
     assert torch.equal(model[scores], torch.from_numpy(given[scores])[[*COCO_ROWS, 80]])

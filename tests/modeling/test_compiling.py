@@ -179,6 +179,19 @@ def test_the_number_of_regions_is_left_open(build, training):
     assert counter.frame_count - before == 2
 
 
+def test_patch_dct_is_one_graph_for_any_number_of_regions(build):
+    options = ["MODEL.ROI_MASK_HEAD.NAME", "PatchDCTHead", "MODEL.ROI_MASK_HEAD.FC_DIM", 8]
+    options += ["MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
+    counter = CompileCounterWithBackend("aot_eager")
+    plain, model = build(*options, mode="off"), build(*options, backend=counter)
+    before = counter.frame_count
+    for number in (7, 2, 1, 0, 3):
+        regions = [torch.randn(number, 8, side, side) for side in (14, 42)]
+        found, expected = (each.roi_heads.mask_head.layers(regions) for each in (model, plain))
+        torch.testing.assert_close(found, expected)
+    assert counter.frame_count - before == 1
+
+
 def stem(compiled: bool) -> BasicStem:
     """A convolution with a frozen norm, folded and compiled."""
     torch.manual_seed(0)
