@@ -84,6 +84,7 @@ WITHOUT_DETECTRON2 = [
     "deploy.frame_detections",
     "deploy.frame_drawing",
     "deploy.frames",
+    "deploy.onnx_model",
     "deploy.prediction_output",
     "deploy.prediction_stream",
     "deploy.tracking",

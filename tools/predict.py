@@ -115,6 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="T",
         help="lowest score of a detection (default: %(default)s)",
     )
+    add("--device", metavar="D", help="cpu, cuda, cuda:1 (default: the config's; of .onnx the cpu)")
     add("--batch-size", type=count, metavar="N", help="frames that are predicted together")
     add("--every", type=count, default=1, metavar="N", help="predict every N-th frame only")
     add("--resize", metavar="SIZE", help="of frames, first of all: WxH, or the longer side")
@@ -178,6 +179,18 @@ def load_model(args: argparse.Namespace) -> FrameModel:
     """Load a checkpoint with its config, or an exported model, for which torch is not imported."""
     if not Path(args.model).is_file():
         raise InputError(f"--model {args.model}: no such file")
+    if Path(args.model).suffix == ".onnx":
+        if args.config_file or args.opts:
+            flag = "--config-file" if args.config_file else args.opts[0]
+            raise InputError(f"{flag}: an exported model has no config; export it with another one")
+        from cityscapes_maskrcnn.deploy.onnx_model import OnnxModel
+
+        return OnnxModel(
+            args.model,
+            score_thresh=args.score_thresh,
+            device=args.device or "cpu",
+            batch_size=args.batch_size or 1,
+        )
     from cityscapes_maskrcnn.cli import build_config
     from cityscapes_maskrcnn.deploy.checkpoint_model import CheckpointModel
 
@@ -186,7 +199,8 @@ def load_model(args: argparse.Namespace) -> FrameModel:
         raise InputError(
             f"--model {args.model}: no config.yaml beside it: name it by --config-file"
         )
-    cfg = build_config(config_file, [*args.opts, "MODEL.WEIGHTS", args.model])
+    device = ["MODEL.DEVICE", args.device] if args.device else []
+    cfg = build_config(config_file, [*args.opts, *device, "MODEL.WEIGHTS", args.model])
     if args.batch_size is not None:
         cfg.TEST.BATCH_SIZE = args.batch_size
     return CheckpointModel(cfg, args.score_thresh)

@@ -153,6 +153,9 @@ def test_layouts(predict, street, tmp_path):
         ("--input notes.txt", "error: --input notes.txt: neither an image of a known format nor"),
         ("--input 77", "error: --input 77: no camera answers there"),
         ("--model none.pth", "error: --model none.pth: no such file"),
+        ("--model none.onnx", "error: --model none.onnx: no such file"),
+        ("--model x.onnx", "error: x.json: missing; it belongs beside x.onnx"),
+        ("--model x.onnx --resize 9 A.B 1", "error: A.B: an exported model has no config; export"),
         ("--model notes.txt", "error: --model notes.txt: no config.yaml beside it"),
         ("--output a.txt", "error: --output a.txt: neither .jsonl nor a video's extension (.mp4"),
         ("--output a.mp4 --codec XXXX", "error: --codec XXXX: this OpenCV cannot write it into"),
@@ -171,6 +174,7 @@ def test_bad_input(predict, street, tmp_path, arguments, message):
     cv2.imwrite(str(tmp_path / "street.png"), street)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("notes")
+    (tmp_path / "x.onnx").touch()
     done = predict("--input", "street.png", "--output", "a.jsonl", *arguments.split())
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(message)
