@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import struct
+import zlib
 from collections import Counter
 from functools import partial
 from io import BytesIO
@@ -23,11 +26,18 @@ from mutators import (
     mutate_tree,
     without_remarks,
 )
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 from variants import Kind
 
 from cityscapes_maskrcnn.data.annotations import annotation_dicts, read_instances
-from cityscapes_maskrcnn.data.images import read_image, read_instance_ids, read_label_image
+from cityscapes_maskrcnn.data.cache import CACHE_VARIABLE
+from cityscapes_maskrcnn.data.image_cache import ImageCache
+from cityscapes_maskrcnn.data.images import (
+    read_image,
+    read_image_size,
+    read_instance_ids,
+    read_label_image,
+)
 from cityscapes_maskrcnn.data.labels import CONTIGUOUS_TO_ID, ID_TO_CONTIGUOUS
 from cityscapes_maskrcnn.data.tree_check import check_tree
 from cityscapes_maskrcnn.evaluation.instance_ap import ground_truth
@@ -194,3 +204,78 @@ def image(context: Context) -> Kind:
     return Kind(
         lambda rng: file.write_bytes(mutate_png(rng, content)), lambda: read_image(file), compare
     )
+
+
+def photo(context: Context) -> Kind:
+    """A JPEG, WebP or TIFF file for an image, against Detectron2's reader.
+
+    Decoders of lossy formats differ in single grey levels, and in what they do with damaged data.
+    """
+    (png,) = scene(context.folder).rglob("*_leftImg8bit.png")
+    smooth = Image.open(png).resize((32, 16)).resize(SIZE[::-1])
+    file = context.folder / "image"
+    whole = [False]
+
+    def write(rng: random.Random) -> None:
+        kind = rng.choice(("JPEG", "JPEG", "WEBP", "WEBP", "TIFF"))
+        mode = rng.choice(("RGB", "RGB", "RGB", "L", "CMYK", "RGBA", "1"))
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = rng.choice((0, 1, 3, 6, 8, 9, 65535))
+        options = {"progressive": rng.random() < 0.3, "lossless": rng.random() < 0.3}
+        packed = BytesIO()
+        try:
+            smooth.convert(mode).save(packed, kind, exif=exif, quality=90, **options)
+        except OSError:  # not every mode becomes every kind of file
+            packed = BytesIO()
+            smooth.save(packed, kind, exif=exif, quality=90, **options)
+        whole[0] = rng.random() < 0.2
+        data = packed.getvalue()
+        file.write_bytes(data if whole[0] else mutate_bytes(rng, data))
+
+    def read() -> Any:
+        size = read_image_size(file)
+        pixels = read_image(file)
+        if pixels.shape != (*size, 3):
+            raise RuntimeError(f"its size is said to be {size}, and is {pixels.shape}")
+        return pixels
+
+    def compare(found: Any) -> str:
+        try:
+            expected = detectron2_read_image(str(file), "BGR")
+        except Exception as error:
+            return f"accepted, but Detectron2 says: {error}"
+        if found.shape != expected.shape:
+            return f"{found.shape} pixels, Detectron2's {expected.shape}"
+        most = int(np.abs(found.astype(int) - expected.astype(int)).max())
+        return f"pixels differ from Detectron2's by {most}" if whole[0] and most > 16 else ""
+
+    return Kind(write, read, compare)
+
+
+def image_cache(context: Context) -> Kind:
+    """A file of ``INPUT.CACHE``: what is read is what the image has, unless it is forged."""
+    (png,) = scene(context.folder).rglob("*_leftImg8bit.png")
+    folder = context.folder / "cache"
+    os.environ[CACHE_VARIABLE] = str(folder)
+    expected = ImageCache("disk", "BGR").read(str(png))
+    (file,) = folder.rglob("*.pixels")
+    content = file.read_bytes()
+    # Magic, height, width, a checksum of both and the pixels, a digest; pixels from byte 64 on.
+    forged = [False]
+
+    def write(rng: random.Random) -> None:
+        forged[0] = rng.random() < 0.3
+        data = mutate_bytes(rng, content)
+        if forged[0]:
+            size = struct.pack("<II", *rng.choice(((0, 0), (1, 1), (64, 64), (2**32 - 1, 2**16))))
+            size = rng.choice((size, content[8:16]))
+            pixels = rng.choice((content[64:], content[64:] + bytes(9), b"", bytes(3)))
+            checksum = zlib.crc32(pixels, zlib.crc32(size)).to_bytes(4, "little")
+            data = content[:8] + size + checksum + content[20:64] + pixels
+        file.write_bytes(data)
+
+    def compare(found: Any) -> str:
+        # A forged file is right by its own rules.
+        return "" if forged[0] or np.array_equal(found, expected) else "other pixels than it has"
+
+    return Kind(write, lambda: ImageCache("disk", "BGR").read(str(png)), compare, may_refuse=False)

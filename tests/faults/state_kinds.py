@@ -18,6 +18,7 @@ import optuna
 import torch
 import yaml
 from data_kinds import scene
+from detectron2.config import CfgNode
 from harness import PROJECT, STAGE_1, Context, same_tensors, tiny
 from mutators import (
     ODD,
@@ -28,15 +29,21 @@ from mutators import (
 from variants import Kind
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.config_check import config_items
 from cityscapes_maskrcnn.data.annotations import load_instances
 from cityscapes_maskrcnn.data.cache import cache_file
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.recipe.chain_status import last_metrics
+from cityscapes_maskrcnn.recipe.performance_table import stage_rows, to_csv, to_markdown
+from cityscapes_maskrcnn.recipe.step import Step
 from cityscapes_maskrcnn.search.best_config import best_config, fragment_text
 from cityscapes_maskrcnn.search.confirmation import confirmed_scores
 from cityscapes_maskrcnn.search.storage import open_study, storage_url
 from cityscapes_maskrcnn.search.study import progress, ranked_trials
 from cityscapes_maskrcnn.search.study_report import parameter_importances
+from cityscapes_maskrcnn.utils.files import write_json
+from cityscapes_maskrcnn.visualization.training_curves import read_curves
 
 ODD_TENSORS = (
     *(torch.zeros(()), torch.zeros(0), torch.zeros(3), torch.full((8,), float("nan"))),
@@ -156,6 +163,74 @@ def config(context: Context) -> Kind:
     return Kind(lambda rng: write_yaml(rng, file, content), read, may_be_large=True)
 
 
+#: Values at the edges, as they are typed; each key has some that it must not have.
+ODD_VALUES = (
+    *("0", "-1", "1", "2", "3", "2147483648", "-2147483649", "9223372036854775808", "1" + "0" * 40),
+    *("0x" + "f" * 5000, "0.0", "-0.0", "0.5", "-0.5", "1.5", "1e308", "-1e308", "1e-320", "1e400"),
+    *(
+        "-1e400",
+        "nan",
+        "True",
+        "False",
+        "None",
+        "''",
+        "x",
+        " ",
+        "[]",
+        "()",
+        "{}",
+        "[[]]",
+        "(None,)",
+    ),
+    *("(None,)", "[0]", "(-1,)", "(1e400,)", "[1,2]", "(2,1)", "[0.5,-0.5]", "('x',)", "[['x']]"),
+    *("[{}]", "(1", "[" * 300, "a\nb", "\x1b[2J", "'a\\0b'", r"'\ud83d'", "/dev/zero", "x" * 9000),
+)
+ODD_ELEMENTS = (0, -1, 0.5, 1e308, None, "x", [], 2**63)
+
+
+def opts(context: Context) -> Kind:
+    """One or two KEY VALUE pairs of the command line, and a step of the training they describe."""
+    start_quietly(context)
+    plain = tiny(f"{SHORT} SOLVER.MAX_ITER 2")
+    plain += ["OUTPUT_DIR", str(context.folder / "o")]
+    whole = build_config(str(STAGE_1), plain)
+    values = {name: value for name, value in config_items(whole) if not isinstance(value, CfgNode)}
+    # What a job writes stays in its folder, and a trial of a search is another kind.
+    names = [name for name in values if name != "OUTPUT_DIR"]
+    chosen: list[list[str]] = [[]]
+
+    def write(rng: random.Random) -> None:
+        chosen[0] = []
+        for _ in range(rng.choice((1, 1, 1, 2))):
+            name = rng.choice(names)
+            number = values[name]
+            value = rng.choice(ODD_VALUES)
+            if isinstance(number, (list, tuple)) and number and rng.random() < 0.5:
+                value = str(
+                    mutate_tree(rng, list(number), (0, -1, 0.5, 1e308, None, "x", [], 2**63))
+                )
+            elif type(number) is float and rng.random() < 0.5:
+                # Whole numbers are refused for their type.
+                value = str(rng.choice((-number, 1 / 3, number + 1, -1e-9, 0.0, -1.0, 1e9)))
+            chosen[0] += [name, value]
+
+    def read() -> Any:
+        cfg = build_config(str(STAGE_1), [*plain, *chosen[0]])
+        cfg.freeze()
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.max_iter = min(trainer.max_iter, 1)
+        trainer.train()
+        return trainer.model.state_dict()
+
+    def compare(state: Any) -> str:
+        bad = [name for name, value in state.items() if not value.isfinite().all()]
+        return f"not finite: {bad[0]}" if bad else ""
+
+    # It may describe a model of any size.
+    return Kind(write, read, compare, may_be_large=True)
+
+
 def best(context: Context) -> Kind:
     """``best.yaml``, included into the config of the tuned stage."""
     start_quietly(context)
@@ -264,5 +339,80 @@ def study(context: Context) -> Kind:
                 fragment_text(
                     opened, where="s", best=trial, score="1", fragment=fragment, file=file
                 )
+
+    return Kind(write, read)
+
+
+def chain(context: Context) -> Kind:
+    """What a chain of stages leaves in its folder: states of steps, summaries and scores."""
+    output = context.folder / "output"
+    stage, scores = output / "stage_1", output / "scores" / "stage_1"
+    stage.mkdir(parents=True)
+    scores.mkdir(parents=True)
+    weights = output / "model_final.pth"
+    weights.write_bytes(b"weights")
+    step = Step(
+        name="stage 1",
+        folder=stage,
+        commands=(),
+        settings={"config": "stage_1_heads.yaml", "epochs": "4"},
+        needs={"stage 0/model_final.pth": weights},
+        outputs=("summary.json",),
+        amounts={"trials": 3},
+    )
+    summary = {
+        "images": 2965,
+        "epochs": 4.0,
+        "trainable_parameters": 20_500_000,
+        "seconds": 3600.5,
+        "peak_memory_bytes": 2**33,
+        "memory": "GPU",
+        "generated": False,
+    }
+    split = {
+        "images": 125,
+        "results": {
+            "segm": {"AP": 27.5, "AP50": 50.1},
+            "coco_segm": {"AP": 27.0, "AP50": 50.8, "APs": 5.0, "APm": 20.6, "APl": 46.9},
+        },
+        "generated": False,
+    }
+    step.begin()
+    write_json(stage / "summary.json", summary)
+    step.finish()
+    write_json(
+        scores / "scores.json",
+        {"datasets": {"cityscapes_instance_val_part3and4of4": split}, "seen": ["part 1"]},
+    )
+    metrics = [
+        {"iteration": at, "total_loss": 1.5 / at, "segm/AP": 20.0 + at} for at in range(1, 9)
+    ]
+    (stage / "metrics.json").write_text("".join(f"{json.dumps(line)}\n" for line in metrics))
+    files = sorted(output.rglob("*.json"))
+    contents = {path: path.read_bytes() for path in files}
+
+    def write(rng: random.Random) -> None:
+        for path, content in contents.items():
+            path.write_bytes(content)
+        path = rng.choice(files)
+        if rng.random() < 0.25:
+            path.write_bytes(mutate_bytes(rng, contents[path]))
+            return
+        text = contents[path].decode()
+        texts = text.splitlines() if path.name == "metrics.json" else [text]
+        lines = [json.loads(line) for line in texts]
+        at = rng.randrange(len(lines))
+        lines[at] = mutate_tree(rng, lines[at])
+        path.write_text("\n".join(map(json.dumps, lines)))
+
+    def read() -> None:
+        step.read_state()
+        rows = stage_rows(output)
+        read_curves(stage / "metrics.json")
+        last_metrics(stage)
+        for line in to_markdown(rows).splitlines():
+            if not line.isprintable() or len(line) > 10_000:
+                raise RuntimeError(f"a line that no terminal should get: {line[:200]!r}")
+        to_csv(rows)
 
     return Kind(write, read)
