@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 from kornia_rs import io as kornia_io
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from cityscapes_maskrcnn.data.labels import NUM_IDS
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -140,7 +140,7 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     with open_file(path) as file:
         try:
             image = _open_header(file, ("PNG", *_OTHER_FORMATS))
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         except PILLOW_ERRORS as error:
             raise InputError(f"{path}: {_BROKEN}") from error
     width, height = image.size
@@ -201,6 +201,9 @@ def _read_whole(path: str | os.PathLike[str]) -> bytes:
 
 
 def _decode(path: str | os.PathLike[str], data: bytes, flags: int) -> npt.NDArray[Any]:
+    if not data.startswith(_PNG):
+        pixels = _decode_photo(path, data)
+        return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if flags == cv2.IMREAD_COLOR else pixels
     # For most broken files OpenCV has no exception: it decodes nothing, and writes to stderr.
     log = cv2.utils.logging
     level = log.setLogLevel(log.LOG_LEVEL_SILENT)
@@ -213,6 +216,18 @@ def _decode(path: str | os.PathLike[str], data: bytes, flags: int) -> npt.NDArra
     if image is None:
         raise InputError(f"{path}: {_BROKEN}")
     return image
+
+
+def _decode_photo(path: str | os.PathLike[str], data: bytes) -> npt.NDArray[np.uint8]:
+    """Decode a JPEG or WebP as Detectron2 does; OpenCV takes damaged ones for pixels."""
+    try:
+        with warnings.catch_warnings():
+            # Of remarks that are damaged, and of a size that is checked.
+            warnings.simplefilter("ignore")
+            image = Image.open(BytesIO(data), formats=_OTHER_FORMATS)
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except PILLOW_ERRORS as error:
+        raise InputError(f"{path}: {_BROKEN}") from error
 
 
 def _decode_plain_rgb(path: str | os.PathLike[str], data: bytes) -> npt.NDArray[np.uint8] | None:

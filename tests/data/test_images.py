@@ -55,7 +55,7 @@ def test_a_truncated_file_is_one_error_and_nothing_on_stderr(
     assert cv2.utils.logging.getLogLevel() == level
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", [*range(10), 65535])
 def test_sizes_are_those_of_the_pixels(tmp_path: Path, orientation: int) -> None:
     """Cameras held upright write a sideways JPEG and a tag."""
     exif = Image.Exif()
@@ -63,7 +63,21 @@ def test_sizes_are_those_of_the_pixels(tmp_path: Path, orientation: int) -> None
     Image.new("RGB", (60, 40)).save(tmp_path / "a.JPG", exif=exif)
     height, width = read_image_size(tmp_path / "a.JPG")
     assert (height, width) == read_image(tmp_path / "a.JPG").shape[:2]
-    assert (height, width) == ((40, 60) if orientation <= 4 else (60, 40))
+    assert (height, width) == ((60, 40) if orientation in (5, 6, 7, 8) else (40, 60))
+
+
+def test_damaged_remarks_of_a_webp_are_refused(tmp_path: Path) -> None:
+    """They may hold its orientation; Detectron2 refuses such a file too."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content, path = io.BytesIO(), tmp_path / "x.webp"
+    Image.new("RGB", (32, 24)).save(content, "WEBP", exif=exif)
+    data = content.getvalue()
+    path.write_bytes(data)
+    assert read_image(path).shape == (32, 24, 3)
+    path.write_bytes(data[:-27] + bytes(16) + data[-11:])
+    with pytest.raises(InputError, match=BROKEN):
+        read_image(path)
 
 
 def test_size_of_what_is_no_image(tmp_path: Path) -> None:
