@@ -1,4 +1,4 @@
-"""The ablation of the recipe: its arithmetic, equal compute, what it chooses, and a tiny run."""
+"""The ablation of the recipe: its arithmetic, equal compute and what it chooses."""
 
 from __future__ import annotations
 
@@ -9,27 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from cityscapes_maskrcnn.benchmarks import recipe_ablation
 from cityscapes_maskrcnn.benchmarks.recipe_ablation import (
     FULL,
-    PAYING,
     PIECES,
     SMALL,
     STAGED,
-    STOCK,
     STRONGEST,
     Ablation,
     Size,
-    benchmark_recipe,
     combined,
     equal_iterations,
     format_tables,
     summarise,
 )
-from cityscapes_maskrcnn.utils.errors import InputError
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo")
-TINY = Size(train=4, val=4, start=1, iterations=6, seeds=(1,), counted=1)
 # By name, AP of the seeds 1, 2 and 3.
 AP = {
     STAGED: (4.0, 5.0, 6.0),
@@ -121,53 +115,6 @@ def test_best_of_each_group_is_chosen_where_it_pays(tmp_path: Path) -> None:
     assert paying.opts["INPUT.COLOR_JITTER.CONTRAST"] == 0.4
     assert (paying.inference, paying.weights, paying.of) == ({}, "average.pth", "")
     assert combined(best[2:]).of == STAGED
-
-
-def test_tiny_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(recipe_ablation, "SMALL", TINY)
-    json_file = tmp_path / "recipe.json"
-    lines: list[str] = []
-
-    def run() -> str:
-        return benchmark_recipe(
-            config_dir=DEMO,
-            folder=str(tmp_path),
-            small=True,
-            pieces=["EMA"],
-            json_file=str(json_file),
-            report=lines.append,
-        )
-
-    table = run()
-    assert [line.split(",")[0] for line in lines] == [STOCK, STAGED, "EMA"]
-    names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
-    assert names[2:5] == [STOCK, STAGED, "EMA"]
-    content = json.loads(json_file.read_text())
-    staged = content["compute"][STAGED]
-    assert staged["iterations"] == [2, 3, 1]  # 4 : 6 : 2 epochs
-    # A step with the whole network live takes more than one with the backbone frozen.
-    assert staged["operations of a step"][2] > 1.3 * staged["operations of a step"][1]
-    for compute in content["compute"].values():
-        assert compute["budget"] == staged["operations"]
-        difference = abs(compute["operations"] - compute["budget"])
-        assert difference <= max(compute["operations of a step"]) / 2
-    # Nothing is trained again.
-    lines.clear()
-    assert run() == table
-    assert not lines
-    assert PAYING not in table
-
-
-def test_unknown_piece() -> None:
-    with pytest.raises(InputError, match="--pieces mixup: it must be one of strongest config, EMA"):
-        benchmark_recipe(
-            config_dir=DEMO,
-            folder="/nowhere",
-            small=True,
-            pieces=["mixup"],
-            json_file=None,
-            report=print,
-        )
 
 
 def test_sizes() -> None:

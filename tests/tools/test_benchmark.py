@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cityscapes_maskrcnn.benchmarks import evaluation, loading
+from cityscapes_maskrcnn.benchmarks import evaluation, loading, recipe_ablation
 from cityscapes_maskrcnn.benchmarks.determinism_cost import benchmark_determinism
 from cityscapes_maskrcnn.benchmarks.evaluation import benchmark_evaluation
 from cityscapes_maskrcnn.benchmarks.evaluation_at_scale import benchmark_scale
@@ -86,6 +87,40 @@ def test_bad_numbers(tool: Run) -> None:
     done = tool("tools/benchmark.py", "evaluation", "--images", "few")
     assert done.returncode == 2
     assert "argument --images: invalid int value: 'few'" in done.stderr
+
+
+def test_recipe_trains_for_equal_compute_and_not_twice(
+    tool: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    size = recipe_ablation.Size(train=4, val=4, start=1, iterations=6, seeds=(1,), counted=1)
+    monkeypatch.setattr(recipe_ablation, "SMALL", size)
+    json_file = tmp_path / "recipe.json"
+    command = ("recipe", "--small", "--pieces", "EMA", "--output", tmp_path, "--json", json_file)
+    done = tool("tools/benchmark.py", *command)
+    assert done.returncode == 0, done.stderr
+    _, *results = done.stdout.split("Generated scenes")[0].splitlines()
+    names = ["Detectron2's config", "staged recipe", "EMA"]
+    assert [line.split(", seed 1: AP ")[0] for line in results] == names
+    assert [f"| {name} " in done.stdout for name in (*names, "what pays")] == [True] * 3 + [False]
+    compute = json.loads(json_file.read_text())["compute"]
+    assert compute["staged recipe"]["iterations"] == [2, 3, 1]  # 4 : 6 : 2 epochs
+    frozen, _, live = compute["staged recipe"]["operations of a step"]
+    assert live > 1.3 * frozen
+    for arm in compute.values():
+        assert arm["budget"] == compute["staged recipe"]["operations"]
+        difference = abs(arm["operations"] - arm["budget"])
+        assert difference <= max(arm["operations of a step"]) / 2
+    again = tool("tools/benchmark.py", *command)
+    assert again.stdout.splitlines() == [
+        line for line in done.stdout.splitlines() if line not in results
+    ]
+
+
+def test_unknown_piece_of_the_recipe(tool: Run, tmp_path: Path) -> None:
+    done = tool("tools/benchmark.py", "recipe", "--pieces", "mixup", "--output", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --pieces mixup: it must be one of strongest config, EMA,")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu
