@@ -26,6 +26,7 @@ _TORCHVISION: Final = {
     "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
     "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
     _STRIDE: False,
+    _NORM: "BN",
 }
 _TORCHVISION_FILE: Final = re.compile(r"\w*(?:resnet\d+|convnext_)\w*-[0-9a-f]{8}\.pth")
 # The ResNets of ImageNet that Detectron2's models began with, but for those of other training code.
@@ -34,12 +35,16 @@ _MSRA: Final = {
     "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
     "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
     _STRIDE: True,
+    _NORM: "BN",
 }
 _FAIR: Final = {**_MSRA, "MODEL.PIXEL_STD": [57.375, 57.12, 58.395], _STRIDE: False}
-_IMAGENET: Final = {
+# Parts of addresses; Detectron2's project PointRend has weights of its own.
+_BY_ADDRESS: Final = {
     "ImageNetPretrained/torchvision/": _TORCHVISION,
     "ImageNetPretrained/MSRA/": _MSRA,
     "ImageNetPretrained/FAIR/X-101-32x8d": _FAIR,
+    "PointRend/InstanceSegmentation/pointrend_rcnn_R_": _MSRA,
+    "PointRend/InstanceSegmentation/pointrend_rcnn_X_101_32x8d": _FAIR,
 }
 
 
@@ -95,7 +100,7 @@ def _conventions_of_file(path: str, content: Mapping[str, Any]) -> dict[str, Any
     of_torchvision = path.startswith("torchvision://") or _TORCHVISION_FILE.fullmatch(file.name)
     if of_torchvision or (file.suffix == ".pkl" and content.get("__author__") == "torchvision"):
         return _TORCHVISION
-    for part, conventions in _IMAGENET.items():
+    for part, conventions in _BY_ADDRESS.items():
         if part in path:
             return conventions
     # Caffe2's names of tensors: one of the zoo's files of ImageNet, perhaps renamed.

@@ -20,6 +20,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 NOTHING: dict = {"model": {}}
 ZOO = "detectron2://COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/"
 X_101 = "detectron2://ImageNetPretrained/FAIR/X-101-32x8d.pkl"
+POINTREND = "https://dl.fbaipublicfiles.com/detectron2/PointRend/InstanceSegmentation/"
 
 
 def config(name: str, *options: object) -> CfgNode:
@@ -66,6 +67,7 @@ STRIDE = r"MODEL\.RESNETS\.STRIDE_IN_1X1 True, not False; set what it was traine
             "coco_staged_1_heads",
             "RGB, not BGR",
         ),
+        (f"{POINTREND}pointrend_rcnn_R_50_FPN_3x_coco/164955410/a.pkl", "stage_1_heads", STRIDE),
         # Of another normalisation, with the same names.
         (
             "detectron2://Misc/mask_rcnn_R_50_FPN_3x_gn/138602888/model_final_dc5d9e.pkl",
@@ -79,6 +81,26 @@ def test_other_conventions_get_one_line(weights: str, name: str, message: str) -
         check_conventions(weights, NOTHING, conventions_of(config(name)))
     assert str(caught.value).startswith(f"{weights}: was trained with ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        ("torchvision://resnet101", "r101/stage_1_heads"),
+        ("torchvision://maskrcnn_resnet50_fpn_v2", "coco_torchvision_R_50_FPN_v2"),
+        ("detectron2://ImageNetPretrained/torchvision/R-50.pkl", "stage_1_heads"),
+        ("detectron2://ImageNetPretrained/MSRA/R-50.pkl", "coco_mask_rcnn_R_50_FPN"),
+        ("new_baselines/model_final_f96b26.pkl", "coco_strongest"),
+    ],
+)
+def test_group_normalisation_does_not_take_the_weights_of_batch_normalisation(
+    weights: str, name: str
+) -> None:
+    """GroupNorm has a weight and a bias of the same names."""
+    with pytest.raises(InputError, match=r"was trained with MODEL\.RESNETS\.NORM BN, not GN; set"):
+        check_conventions(
+            weights, NOTHING, conventions_of(config(name, "MODEL.RESNETS.NORM", "GN"))
+        )
 
 
 def test_signs_in_the_file() -> None:
