@@ -8,6 +8,7 @@ from pathlib import Path
 from detectron2.engine import HookBase
 from torch import Tensor
 
+from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names
 from cityscapes_maskrcnn.modeling.drift import drift_to_csv, format_drift, measure_drift
 from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint, write_tensors
 from cityscapes_maskrcnn.utils.files import write_text
@@ -29,16 +30,21 @@ class DriftReport(HookBase):
         self._start_file = folder / "start_weights.pth"
 
     def before_train(self) -> None:
-        """Keep the start, unless this run was resumed."""
+        """Keep the start, unless this run was resumed.
+
+        Raises:
+            InputError: the backbone is no ResNet or ConvNeXt, or the file cannot be written.
+        """
+        weights = self._weights()
+        canonical_names(weights, "SOLVER.DRIFT_REPORT: the backbone")
         if self.trainer.start_iter == 0:
-            write_tensors(self._start_file, self._weights())
+            write_tensors(self._start_file, weights)
 
     def after_train(self) -> None:
         """Write the report, if training got to its end.
 
         Raises:
-            InputError: the backbone is no ResNet or ConvNeXt, has values that are not finite, or a
-                file cannot be written.
+            InputError: the backbone has values that are not finite, or a file cannot be written.
         """
         if self.trainer.iter < self.trainer.max_iter:
             return

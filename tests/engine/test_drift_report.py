@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.modeling.deeplab_weights import deeplab_shapes
@@ -53,3 +54,15 @@ def test_no_report_without_a_start_or_finite_weights(
     with pytest.raises(InputError, match="end of the drift report"):
         train(DriftReport(tmp_path), 2.0, float("nan"))
     assert [path.name for path in tmp_path.iterdir()] == ["start_weights.pth"]
+
+
+def test_another_backbone_is_an_error_before_training(tmp_path: Path) -> None:
+    report = DriftReport(tmp_path)
+    backbone = nn.Sequential(nn.Linear(2, 2))
+    report.trainer = SimpleNamespace(model=SimpleNamespace(backbone=backbone), start_iter=0)
+    with pytest.raises(
+        InputError,
+        match=r"^SOLVER\.DRIFT_REPORT: the backbone: holds no ResNets or ConvNeXts \(2 te",
+    ):
+        report.before_train()
+    assert not list(tmp_path.iterdir())

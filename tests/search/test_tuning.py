@@ -63,6 +63,11 @@ def test_a_search_without_a_score_is_an_error(
         ("SEARCH.OBJECTIVE segm/mAP", {}, "SEARCH.OBJECTIVE segm/mAP: is not measured; did you"),
         ("SEARCH.OBJECTIVE segm_EMA/AP", {}, "segm_EMA/AP: is not measured; did you mean segm/AP?"),
         ("DATASETS.TEST ()", {}, "a search needs one dataset to score on"),
+        (
+            "DATASETS.VAL ('cityscapes_instance_val_part2of4',)",
+            {},
+            "DATASETS.VAL ('cityscapes_instance_val_part2of4',): a search scores its trials on",
+        ),
         ("SEARCH.PRUNER.REDUCTION 1", {}, "REDUCTION at least 2"),
         ("SEARCH.STALL_MINUTES -1.0", {}, "SEARCH.STALL_MINUTES must be at least 0"),
         ("SEARCH.MAX_FAILURES 0", {}, "must be at least 1"),
