@@ -6,8 +6,10 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from cityscapes_maskrcnn.utils.stop import end_on_signals
 
@@ -35,6 +37,8 @@ EXAMPLES = """
 examples:
     tools/evaluate_results.py --results results/ --gt-dir gtFine/val --coco --json scores.json
     tools/evaluate_results.py --results stage_1.zip --dataset cityscapes_instance_val_part3and4of4
+  the predictions of an exported model, without torch:
+    tools/evaluate_results.py --results output/onnx/model.onnx --gt-dir cityscapes/gtFine/val
 """
 
 
@@ -43,13 +47,18 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     add = parser.add_argument
-    help_results = "folder or zip file with the text files and masks"
+    help_results = (
+        "folder or zip file with the text files and masks; or a file of tools/export_model.py,"
+        " NAME.onnx, which predicts the images now"
+    )
     add("--results", required=True, metavar="PATH", help=help_results)
     what = parser.add_mutually_exclusive_group(required=True)
     help_gt = "a split's ground truth, such as gtFine/val; each of its images is scored"
     what.add_argument("--gt-dir", metavar="DIR", help=help_gt)
     help_dataset = "score the images of a registered dataset, such as a part of a split"
     what.add_argument("--dataset", metavar="NAME", help=help_dataset)
+    help_images = "of NAME.onnx, a folder a city (default: leftImg8bit/SPLIT beside gtFine)"
+    add("--image-dir", type=Path, metavar="DIR", help=help_images)
     help_config = "a config whose DATASETS.OWN may name the dataset"
     add("--config-file", default="", metavar="FILE", help=help_config)
     help_list = "score only these: an image's name or file a line"
@@ -79,13 +88,20 @@ def main() -> None:
     if args.image_list:
         images = read_image_list(args.image_list, args.image_suffix)
         gt_files = choose_images(gt_files, [image.name for image in images])
-    compare = partial(
+    compare: Callable[..., list[Any]] = partial(
         map_result_files,
         results=args.results,
         gt_files=gt_files,
         num_workers=args.num_workers,
         categories=categories,
     )
+    if Path(args.results).suffix == ".onnx":
+        from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
+        from cityscapes_maskrcnn.deploy.scoring import image_of, map_exported
+
+        predictor = OnnxPredictor(args.results, num_threads=args.num_workers)
+        pairs = [(image_of(gt, name, args.image_dir), gt) for name, gt in gt_files.items()]
+        compare = partial(map_exported, predictor=predictor, images=pairs)
     coco = []
     if args.coco:
         both = compare(match_and_coco)

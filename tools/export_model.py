@@ -11,6 +11,7 @@ from cityscapes_maskrcnn.utils.stop import end_on_signals
 
 end_on_signals()  # before the slow imports
 
+from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.tool import folder, run_tool
 
 EXAMPLES = """
@@ -47,12 +48,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     add("--opset", type=int, default=17, metavar="N", help="of ONNX, 16 to 20 (default: 17)")
     add(
-        "--images",
-        nargs="+",
+        "--image",
+        action="append",
         type=Path,
         default=[],
         metavar="FILE",
-        help="compare with PyTorch on these (default: generated street scenes of several sizes)",
+        help="compare with PyTorch on this one; may be given several times (default: generated"
+        " street scenes of several sizes)",
     )
     add(
         "--score",
@@ -63,17 +65,33 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from cityscapes_maskrcnn.cli import build_config
-    from cityscapes_maskrcnn.deploy.export import export_model, format_check
+    from cityscapes_maskrcnn.data.registration import check_dataset_names
+    from cityscapes_maskrcnn.deploy.export import (
+        compare_scores,
+        export_model,
+        format_check,
+        format_scores,
+    )
 
+    if args.score and args.format != "onnx":
+        raise InputError(f"--score: files of --format {args.format} are not scored, only of onnx")
     cfg = build_config(args.config_file, args.opts)
+    if args.score:
+        check_dataset_names([args.score])
     path, check = export_model(
         cfg,
         args.output,
         file_format=args.format,
         opset=args.opset,
-        images=args.images,
+        images=args.image,
     )
     print(f"{path}: {format_check(check)}")
+    if args.score:
+        scores = compare_scores(cfg, path, args.score)
+        print(format_scores(scores))
+        difference = abs(scores["exported"]["AP"] - scores["pytorch"]["AP"])
+        if difference > 0.1:
+            raise InputError(f"{path}: its AP differs by {difference:.2f} points")
 
 
 if __name__ == "__main__":

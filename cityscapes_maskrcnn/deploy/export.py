@@ -12,16 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import Tensor, nn
 
 import cityscapes_maskrcnn
 from cityscapes_maskrcnn.data.images import read_image
 from cityscapes_maskrcnn.data.labels import CONTIGUOUS_TO_ID, THING_CLASSES, THING_COLORS
-from cityscapes_maskrcnn.data.registration import register_datasets_of
+from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
+from cityscapes_maskrcnn.data.registration import check_dataset_names, register_datasets_of
 from cityscapes_maskrcnn.deploy.exportable import ExportableMaskRCNN, check_exportable
 from cityscapes_maskrcnn.deploy.runtime import (
     CARD_VERSION,
     Detections,
+    OnnxPredictor,
     open_session,
     resize,
     test_size,
@@ -29,7 +33,13 @@ from cityscapes_maskrcnn.deploy.runtime import (
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.checkpoint_origin import describe_checkpoint
 from cityscapes_maskrcnn.engine.inference import model_categories
+from cityscapes_maskrcnn.engine.seen_images import refuse_seen_images
 from cityscapes_maskrcnn.engine.trainer import Trainer
+from cityscapes_maskrcnn.evaluation.evaluator import (
+    CityscapesInstanceEvaluator,
+    dataset_categories,
+)
+from cityscapes_maskrcnn.evaluation.instance_ap import PROTOCOL
 from cityscapes_maskrcnn.evaluation.pasting import THRESHOLD
 from cityscapes_maskrcnn.synthetic.scene import render_scene
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -100,12 +110,12 @@ def export_model(
     cfg = _plain(cfg)
     register_datasets_of(cfg)
     categories = model_categories(cfg)
+    batches = _batches(cfg, images, _SMALLEST.get(file_format, 1))
     model = Trainer.build_model(cfg).eval()
     check_exportable(model)
     checkpointer = load_for_inference(model, cfg)
     network = ExportableMaskRCNN(model).eval()
     data = _EXPORTERS[file_format](network, opset)
-    batches = _batches(cfg, images, _SMALLEST.get(file_format, 1))
     check = compare_with_pytorch(model, _OPENERS[file_format](data), batches, cfg)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
@@ -163,6 +173,74 @@ def export_model(
     }
     write_json(card_file, card)
     return path, check
+
+
+def compare_scores(cfg: CfgNode, model: Path, dataset_name: str) -> dict[str, Any]:
+    """Score an exported ONNX file and the checkpoint that it comes from, and note it in the card.
+
+    Both go through this project's evaluator; the exported one starts from the files of the images
+    and needs no torch until its predictions are scored.
+
+    Args:
+        cfg: the model's config, with ``MODEL.WEIGHTS``.
+        model: the exported file.
+        dataset_name: a registered dataset.
+
+    Returns:
+        ``dataset``, ``images``, and ``pytorch`` and ``exported`` with ``AP`` and ``AP50``, official
+        ones, in percent.
+
+    Raises:
+        InputError: no such dataset, or one without labels or of other classes; or as
+            :func:`.seen_images.refuse_seen_images`.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = (dataset_name,)
+    register_datasets_of(cfg)
+    check_dataset_names([dataset_name])
+    categories = dataset_categories(dataset_name)
+    if categories != model_categories(cfg):
+        raise InputError(f"--score {dataset_name}: the model's classes are others")
+    evaluator = CityscapesInstanceEvaluator(dataset_name, None, cfg.TEST.NUM_WORKERS, coco=False)
+    network = Trainer.build_model(cfg).eval()
+    history = load_for_inference(network, cfg).history
+    refuse_seen_images(cfg, history, roles=(TRAINED, TUNED))
+    scores = {"pytorch": Trainer.test(cfg, network, [evaluator])["segm"]}
+    evaluator.reset()
+    predict = OnnxPredictor(model)
+    dicts = DatasetCatalog.get(dataset_name)
+    found = predict((each["file_name"] for each in dicts), paste_masks=False)
+    for image, detections in zip(dicts, found, strict=True):
+        instances = Instances(
+            (image["height"], image["width"]),
+            pred_boxes=Boxes(torch.from_numpy(detections.boxes)),
+            pred_classes=torch.from_numpy(detections.classes),
+            scores=torch.from_numpy(detections.scores),
+            pred_masks=ROIMasks(torch.from_numpy(detections.masks)),
+        )
+        evaluator.process([image], [{"instances": instances}])
+    scores["exported"] = evaluator.evaluate()["segm"]
+    result = {
+        "dataset": dataset_name,
+        "images": len(dicts),
+        **{
+            name: {metric: float(values[metric]) for metric in ("AP", "AP50")}
+            for name, values in scores.items()
+        },
+    }
+    write_json(model.with_suffix(".json"), {**predict.card, "scores": result})
+    return result
+
+
+def format_scores(scores: dict[str, Any]) -> str:
+    """Lay out what :func:`compare_scores` returns."""
+    rows = [
+        f"{name:<12}{scores[name]['AP']:>8.2f}{scores[name]['AP50']:>8.2f}"
+        for name in ("pytorch", "exported")
+    ]
+    title = f"{PROTOCOL}, {scores['dataset']}, {scores['images']} images, percent"
+    return "\n".join([title, f"{'':<12}{'AP':>8}{'AP50':>8}", *rows])
 
 
 def _plain(cfg: CfgNode) -> CfgNode:
@@ -332,7 +410,7 @@ def compare_with_pytorch(
     if not found:
         raise InputError(
             f"the model finds nothing in {images} images, so that nothing could be compared; give"
-            " photographs with --images"
+            " photographs by --image"
         )
     return {
         "images": images,

@@ -28,7 +28,7 @@ _FORM: Final = {
     "version": int,
     "file": {"sha256": str},
     "input": {"channels": str, "min_size": int, "max_size": int},
-    "classes": [{"name": str, "color": [int]}],
+    "classes": [{"name": str, "label_id": int, "color": [int]}],
     "thresholds": {"score": float},
 }
 _PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

@@ -1,0 +1,87 @@
+"""Export of a trained model as a user runs it, and the score of the file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_export_scores_and_predicts(
+    trained: Path, tool: Run, small_root: Path, tmp_path: Path
+) -> None:
+    weights = ["MODEL.WEIGHTS", trained / "model_final.pth"]
+    config = ["--config-file", trained / "config.yaml"]
+    val = "cityscapes_instance_val"
+    done = tool("tools/export_model.py", *config, "--output", tmp_path, "--score", val, *weights)
+    assert done.returncode == 0, done.stderr
+    model = tmp_path / "model.onnx"
+    first, title, _, pytorch, exported = done.stdout.splitlines()
+    assert first.startswith(
+        f"{model}: agrees with PyTorch on 5 images, 50 detections: boxes within"
+    )
+    assert title == f"Cityscapes instance protocol (official), {val}, 6 images, percent"
+    assert pytorch.split()[0] == "pytorch" and exported.split()[0] == "exported"
+    assert pytorch.split()[1:] == exported.split()[1:]
+    card = json.loads((tmp_path / "model.json").read_text())
+    assert card["scores"]["images"] == 6
+    assert card["checkpoint"]["data"][0]["dataset"] == "cityscapes_instance_train"
+    assert (
+        card["checkpoint"]["code"].startswith("cityscapes_maskrcnn") or card["checkpoint"]["code"]
+    )
+
+    # The scoring tool predicts the same, without Detectron2's datasets.
+    gt_dir = small_root / "cityscapes" / "gtFine" / "val"
+    scored = tool("tools/evaluate_results.py", "--results", model, "--gt-dir", gt_dir)
+    assert scored.returncode == 0, scored.stderr
+    assert f"6 images of {gt_dir}" in scored.stdout
+    assert scored.stdout.splitlines()[-1].split() == ["average", *exported.split()[1:]]
+    # The file is still the one that the card describes.
+    image = next((small_root / "cityscapes" / "leftImg8bit" / "val").glob("*/*.png"))
+    found = OnnxPredictor(model)(image)
+    assert found.masks.shape == (len(found.boxes), 96, 192)
+    assert np.isfinite(found.scores).all()
+
+    seen = ["--score", "cityscapes_instance_train"]
+    done = tool("tools/export_model.py", *config, "--output", tmp_path, *seen, *weights)
+    assert done.returncode == 1
+    assert "error: the model has seen images that it is to be scored on" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--opset", "99"], "error: --opset 99: it must be between 16 and 20\n"),
+        (
+            ["--format", "torchscript", "--score", "cityscapes_instance_val"],
+            "error: --score: files of --format torchscript are not scored, only of onnx\n",
+        ),
+        (
+            ["--score", "cityscapes_instance_vall"],
+            "error: unknown dataset 'cityscapes_",
+        ),
+        (["--image", "none.png"], "error: none.png: "),
+    ],
+)
+def test_bad_input_is_one_line(
+    trained: Path, tool: Run, tmp_path: Path, flags: list[str], problem: str
+) -> None:
+    output = tmp_path / "exported"
+    done = tool(
+        "tools/export_model.py",
+        *["--config-file", trained / "config.yaml", "--output", output],
+        *flags,
+        *["MODEL.WEIGHTS", trained / "model_final.pth"],
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(problem)
+    assert done.stderr.count("\n") == 1
+    assert not output.exists()
