@@ -123,7 +123,10 @@ class PatchDCTHead(BaseMaskRCNNHead):
         """Read the constructor's arguments from ``MODEL.ROI_MASK_HEAD`` and ``PATCH_DCT_HEAD``."""
         node = cfg.MODEL.ROI_MASK_HEAD
         in_features = list(input_shape)
-        levels = {node.POOLER_RESOLUTION: in_features, _FINE_STRIDE * _CELLS: in_features[:1]}
+        levels = [
+            (node.POOLER_RESOLUTION, in_features),
+            (_FINE_STRIDE * _CELLS, in_features[:1]),
+        ]
         coarse_pooler, fine_pooler = (
             BatchedROIPooler(
                 output_size=resolution,
@@ -131,7 +134,7 @@ class PatchDCTHead(BaseMaskRCNNHead):
                 sampling_ratio=node.POOLER_SAMPLING_RATIO,
                 pooler_type="ROIAlignV2",
             )
-            for resolution, names in levels.items()
+            for resolution, names in levels
         )
         return {
             "in_features": in_features,

@@ -56,6 +56,17 @@ def test_rows_follow_the_names(names: tuple[str, ...], prefix: str) -> None:
     assert f"\n  {prefix}{names[1]}.bias (12,) -> (12,)" in table
 
 
+def test_patches_have_three_kinds_and_six_frequencies_of_each_class() -> None:
+    kind, vector = (f"roi_heads.mask_head.patch_{name}.bias" for name in ("kind", "vector"))
+    file = {kind: torch.arange(6.0), vector: torch.arange(12.0)}
+    initial = {kind: torch.arange(9.0) + 500, vector: torch.arange(18.0) + 500}
+    theirs, ours = ["person", "car"], ["car", "bus", "person"]
+    result, missing, _ = match_classes(file, "own.pth", theirs, ours, initial)
+    assert missing == ["bus"]
+    assert result[kind].tolist() == [3, 4, 5, 503, 504, 505, 0, 1, 2]
+    assert result[vector].tolist() == [*range(6, 12), *range(506, 512), *range(6)]
+
+
 def test_riders_of_the_file_come_first() -> None:
     result, _, _ = match_classes(heads(2, 0), "f", ["person", "rider"], ["rider"], heads(1, 500))
     assert result[f"{D2[0]}.bias"].tolist() == [1, 2]

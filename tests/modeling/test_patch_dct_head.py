@@ -192,6 +192,16 @@ def test_patches_that_are_probably_all_of_one_kind(
     torch.testing.assert_close(images[2].pred_masks, torch.full((1, 1, 112, 112), values[2]))
 
 
+def test_images_without_detections() -> None:
+    head = PatchDCTHead(config(), LEVELS).eval()
+    nothing = Instances(
+        SIZE, pred_boxes=Boxes(torch.zeros(0, 4)), pred_classes=torch.zeros(0, dtype=torch.int64)
+    )
+    with torch.no_grad():
+        head(features(), [nothing])
+    assert nothing.pred_masks.shape == (0, 1, 112, 112)
+
+
 def model(*options: object) -> Any:
     """The same random weights each time, with masks that are no blur."""
     torch.manual_seed(5)
