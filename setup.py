@@ -52,7 +52,7 @@ setup(
         "deploy": ["onnxruntime>=1.20"],
         # Tracking needs trackers too, without what it asks for: opencv-python would overwrite the
         # headless OpenCV above. So after this: pip install --no-deps trackers
-        "track": ["supervision>=0.29", "rich>=13"],
+        "track": ["supervision>=0.31", "rich>=13"],
         "compress": ["onnx>=1.17", "onnxruntime>=1.20", "torch-pruning>=1.6"],
         "dev": [
             "pytest",

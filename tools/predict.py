@@ -63,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         detections = select(detections)
         written.write(frame, detections if tracker is None else tracker.update(detections))
 
-    stream = PredictionStream(source, model, write, depth=2 * model.batch_size)
+    # What waits is late: of a camera no more than the next batch does.
+    depth = model.batch_size if source.live else 2 * model.batch_size
+    stream = PredictionStream(source, model, write, depth)
     requests = StopRequests(lambda _: stream.stop(), interruptible=True)
     problems = []
     with (

@@ -26,6 +26,7 @@ _MAX_SIDE: Final = 8192
 # A network that says nothing for so long has lost the camera.
 _TIMEOUT_MS: Final = 10_000
 _MAX_DAMAGED: Final = 1000
+_MAX_LINE: Final = 65536
 # These count their frames; others, such as Matroska, give a length from which it is estimated.
 _COUNTED: Final = (".mp4", ".m4v", ".mov", ".avi")
 
@@ -53,7 +54,7 @@ class FrameSource:
     Args:
         images: the files, perhaps without end.
         length: their number; None: not known.
-        every: take every so manieth.
+        every: 1 takes all frames, 2 every second one, and so on.
         size: see :func:`parse_size`.
 
     Attributes:
@@ -124,7 +125,7 @@ class VideoFrames(FrameSource):
 
     Args:
         path: the file.
-        every: take every so manieth.
+        every: 1 takes all frames, 2 every second one, and so on.
         size: see :func:`parse_size`.
 
     Raises:
@@ -207,7 +208,7 @@ class CameraFrames(VideoFrames):
 
     Args:
         path: number or device of a camera of this machine, or the URL of another.
-        every: take every so manieth.
+        every: 1 takes all frames, 2 every second one, and so on.
         size: see :func:`parse_size`.
 
     Raises:
@@ -262,7 +263,7 @@ def open_source(
         inputs: images, folders and patterns, see :func:`.image_files.find_images`; or one of: a
             video file, a camera's number, device or URL, or ``-`` for the names of images on
             standard input, one a line.
-        every: take every so manieth frame.
+        every: 1 takes all frames, 2 every second one, and so on.
         size: see :func:`parse_size`.
 
     Raises:
@@ -335,8 +336,13 @@ def _lines_of_stdin() -> Iterator[Path]:
     Not ``sys.stdin``: an interpreter that ends while a thread waits in it complains.
     """
     rest = b""
-    while block := os.read(0, 65536):
-        *lines, rest = (rest + block).split(b"\n")
-        yield from (Path(os.fsdecode(line.rstrip(b"\r"))) for line in lines if line.strip())
+    try:
+        while block := os.read(0, _MAX_LINE):
+            *lines, rest = (rest + block).split(b"\n")
+            if len(rest) > _MAX_LINE:
+                raise InputError(f"--input -: a line of more than {_MAX_LINE} bytes names no file")
+            yield from (Path(os.fsdecode(line.rstrip(b"\r"))) for line in lines if line.strip())
+    except OSError as error:
+        raise InputError(f"--input -: standard input cannot be read: {error.strerror}") from error
     if rest.strip():
         yield Path(os.fsdecode(rest))

@@ -75,21 +75,35 @@ def test_nothing_is_left_of_an_image(tmp_path, caplog):
     assert "100x1 pixels cannot be resized: nothing is left" in caplog.text
 
 
-def test_names_on_standard_input(tmp_path):
-    paths = [write_image(tmp_path / name, 3) for name in ("b.png", "a b.png", "c.png")]
-    receiver, sender = os.pipe()
-    os.write(sender, f"{paths[0]}\r\n\n{paths[1]}\n{paths[2]}".encode())
-    os.close(sender)
-    saved = os.dup(0)
-    os.dup2(receiver, 0)
+@contextmanager
+def standard_input(path: Path) -> Iterator[None]:
+    saved, given = os.dup(0), os.open(path, os.O_RDONLY)
+    os.dup2(given, 0)
     try:
-        source = open_source(["-"])
-        assert source.length is None
-        assert [frame.name for frame in source] == list(map(str, paths))
+        yield
     finally:
         os.dup2(saved, 0)
         os.close(saved)
-        os.close(receiver)
+        os.close(given)
+
+
+def test_names_on_standard_input(tmp_path):
+    paths = [write_image(tmp_path / name, 3) for name in ("b.png", "a b.png", "c.png")]
+    (tmp_path / "names").write_bytes(f"{paths[0]}\r\n\n{paths[1]}\n{paths[2]}".encode())
+    with standard_input(tmp_path / "names"):
+        source = open_source(["-"])
+        assert source.length is None
+        assert [frame.name for frame in source] == list(map(str, paths))
+
+
+def test_standard_input_without_names(tmp_path):
+    (tmp_path / "zeros").write_bytes(bytes(200_000))
+    for path, message in {
+        tmp_path / "zeros": "--input -: a line of more than 65536 bytes names no file",
+        tmp_path: "--input -: standard input cannot be read: Is a directory",
+    }.items():
+        with standard_input(path), pytest.raises(InputError, match=f"^{message}$"):
+            list(open_source(["-"]))
 
 
 @pytest.mark.parametrize("name", ["v.mp4", "v.avi", "v.mkv", "100%d.mov"])
