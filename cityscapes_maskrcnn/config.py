@@ -333,8 +333,8 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # of those with an IoU above ROI_HEADS.NMS_THRESH_TEST the best one stays. Soft-NMS lowers the
     # scores of the others instead, and removes those that are no longer above SCORE_THRESH_TEST:
     # "linear" by 1 - IoU, from NMS_THRESH_TEST on; "gaussian" by exp(-IoU^2 / SIGMA), at any IoU.
-    # docs/accuracy.md has its effect on AP, on generated scenes alone. It is applied in inference and
-    # needs no training; not with TEST.AUG.
+    # docs/accuracy.md has its effect on AP, on generated scenes alone. It is applied in inference
+    # and needs no training; not with TEST.AUG.
     cfg.MODEL.ROI_HEADS.SOFT_NMS = CfgNode()
     cfg.MODEL.ROI_HEADS.SOFT_NMS.METHOD = "off"
     cfg.MODEL.ROI_HEADS.SOFT_NMS.SIGMA = 0.5
