@@ -26,6 +26,7 @@ _MAX_SIDE: Final = 8192
 # A network that says nothing for so long has lost the camera.
 _TIMEOUT_MS: Final = 10_000
 _MAX_DAMAGED: Final = 1000
+_MAX_GAP: Final = 60.0  # seconds
 _MAX_LINE: Final = 65536
 # These count their frames; others, such as Matroska, give a length from which it is estimated.
 _COUNTED: Final = (".mp4", ".m4v", ".mov", ".avi")
@@ -176,8 +177,12 @@ class VideoFrames(FrameSource):
         self._check_end(number)
 
     def _grabbed(self) -> Iterator[float]:
-        """Go from frame to frame without decoding its colours; gives the frames' seconds."""
-        first = None
+        """Go from frame to frame without decoding its colours; gives the frames' seconds.
+
+        They are the file's, but never go back, and a leap of minutes, which damage makes, counts as
+        a frame.
+        """
+        before = elapsed = 0.0
         number = failed = 0
         while number + failed < (self._count or 1e9):
             if not self._capture.grab():
@@ -188,8 +193,11 @@ class VideoFrames(FrameSource):
                 continue
             number += 1
             seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            first = seconds if first is None else first
-            yield seconds - first
+            if number > 1:
+                step = seconds - before
+                elapsed += step if 0 <= step <= _MAX_GAP else 1 / ((self.rate or 25) * self._every)
+            before = seconds
+            yield elapsed
 
     def _check_end(self, number: int) -> None:
         if not number:

@@ -146,6 +146,19 @@ def test_damaged_frames_are_left_out_and_counted(tmp_path, make_video, caplog):
     ]
 
 
+def test_damaged_times(tmp_path, make_video):
+    path = make_video(tmp_path / "v.mkv", 150)
+    data = bytearray(path.read_bytes())
+    # The second cluster begins after 5 s; here in 65,535 milliseconds.
+    at = data.index(b"\x1f\x43\xb6\x75", data.index(b"\x1f\x43\xb6\x75") + 4)
+    at = data.index(b"\xe7", at)
+    size = data[at + 1] & 0x7F
+    data[at + 2 : at + 2 + size] = b"\xff" * size
+    path.write_bytes(data)
+    seconds = [frame.seconds for frame in open_source([str(path)])]
+    np.testing.assert_allclose(np.diff(seconds), 1 / 25, atol=2e-3)
+
+
 def test_end_of_a_video_is_cut_off(tmp_path, make_video):
     path = make_video(tmp_path / "v.mp4", 20)
     path.write_bytes(path.read_bytes()[:-500])
