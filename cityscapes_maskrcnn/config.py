@@ -253,7 +253,8 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
 
     # ---- Semantic segmentation: MODEL.SEM_SEG_HEAD.NAME "TorchvisionDeepLabV3Head" ------------
     # It also uses IN_FEATURES (one), NUM_CLASSES, CONVS_DIM (channels of every branch), NORM,
-    # IGNORE_VALUE and LOSS_WEIGHT of MODEL.SEM_SEG_HEAD.
+    # IGNORE_VALUE and LOSS_WEIGHT of MODEL.SEM_SEG_HEAD. "CoarseSemSegFPNHead", the other head of
+    # stage 0, has the keys of Detectron2's SemSegFPNHead.
     # Dilations of the three 3x3 branches of its spatial pyramid pooling, in cells of the feature
     # map, each of which is 8 x 8 pixels.
     cfg.MODEL.SEM_SEG_HEAD.ASPP_DILATIONS = [12, 24, 36]

@@ -21,7 +21,7 @@ def plot_drift(drift: Sequence[GroupDrift], output: str | os.PathLike[str]) -> N
     """Draw a bar for each group of layers: its weights on the left, its statistics on the right.
 
     The two have scales of their own: the optimizer moves the weights, the images move the
-    statistics, usually much further.
+    statistics, usually much further. A backbone without statistics has the left half alone.
 
     Args:
         drift: from :func:`.modeling.drift.measure_drift`. An infinite number has no bar.
@@ -30,13 +30,16 @@ def plot_drift(drift: Sequence[GroupDrift], output: str | os.PathLike[str]) -> N
     Raises:
         InputError: ``output`` cannot be written.
     """
-    figure = new_figure(9, 3.8, "How far the backbone moved from its start")
-    left, right = figure.subplots(1, 2)
     groups = [row for row in drift if row.group != WHOLE]
-    for axis, title, color, fractions in (
-        (left, "weights", BLUE, [row.parameters for row in groups]),
-        (right, "BatchNorm running statistics", ORANGE, [row.statistics for row in groups]),
-    ):
+    panels = [("weights", BLUE, [row.parameters for row in groups])]
+    statistics = [row.statistics for row in groups]
+    if not all(map(math.isnan, statistics)):
+        panels.append(("BatchNorm running statistics", ORANGE, statistics))
+    # One panel is a little wider than half of two, for the title.
+    width = 9.0 if len(panels) == 2 else 5.0
+    figure = new_figure(width, 3.8, "How far the backbone moved from its start")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, color, fractions) in zip(axes, panels, strict=True):
         heights = [100 * each if math.isfinite(each) else 0.0 for each in fractions]
         bars = axis.bar([row.group for row in groups], heights, color=color, width=0.62)
         texts = [format_percent(each) for each in fractions]
@@ -45,5 +48,5 @@ def plot_drift(drift: Sequence[GroupDrift], output: str | os.PathLike[str]) -> N
         # Without any movement the axis would reach below zero.
         axis.set_ylim(0, 1.12 * max(heights) or 1.0)
         axis.tick_params(axis="x", length=0)
-    left.set_ylabel("‖end - start‖ / ‖start‖, %", fontsize=9)
+    axes[0].set_ylabel("‖end - start‖ / ‖start‖, %", fontsize=9)
     save_figure(figure, output)

@@ -53,3 +53,13 @@ def test_nothing_moved_and_moved_from_zero(tmp_path):
     plot_drift(make_drift([0.0] * 6, [0.1, math.inf, *[0.1] * 4]), tmp_path / "drift.png")
     assert bar_heights(tmp_path / "drift.png", BLUE) == []
     assert len(bar_heights(tmp_path / "drift.png", ORANGE)) == 4
+
+
+def test_a_backbone_without_statistics_has_one_half(tmp_path):
+    plot_drift(make_drift([0.1] * 6, [math.nan] * 6), tmp_path / "drift.png")
+    with Image.open(tmp_path / "drift.png") as image:
+        assert image.size == (600, 456)  # 5 x 3.8 inches at 120 dots
+        columns = (np.asarray(image.convert("RGB")) == BLUE).all(axis=2).any(axis=0)
+    # Five bars; the last ends near the right border.
+    assert (columns[1:] > columns[:-1]).sum() == 5
+    assert columns[540:].any()
