@@ -20,6 +20,7 @@ import torch
 
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, read_history, to_plain
 from cityscapes_maskrcnn.engine.checkpoint_average import average_checkpoints
+from cityscapes_maskrcnn.engine.weight_conventions import is_of_torchvision
 from cityscapes_maskrcnn.modeling.deeplab_weights import ConversionReport, translate
 from cityscapes_maskrcnn.modeling.weight_files import (
     TORCHVISION_SCHEME,
@@ -104,7 +105,9 @@ def _converted(source: str, keep_names: bool) -> tuple[dict[str, Any], Conversio
     content: dict[str, Any] = {"model": tensors}
     if not keep_names:
         # Detectron2 looks for names that end in these, wherever the model keeps its backbone.
-        content |= {"__author__": "torchvision", "matching_heuristics": True}
+        content["matching_heuristics"] = True
+        # What the network expects of images is known then, see engine/weight_conventions.py.
+        content["__author__"] = "torchvision" if is_of_torchvision(source) else "convert_weights.py"
     if history := read_history(checkpoint, source):
         content[SEEN_IMAGES_KEY] = to_plain(history)
     return content, report

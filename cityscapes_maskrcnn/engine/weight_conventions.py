@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from cityscapes_maskrcnn.engine.checkpoint_origin import config_in
+from cityscapes_maskrcnn.modeling.weight_files import TORCHVISION_SCHEME
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.text import printable
 
@@ -88,6 +89,12 @@ def check_conventions(path: str, content: Mapping[str, Any], ours: Mapping[str, 
         )
 
 
+def is_of_torchvision(path: str) -> bool:
+    """Whether weights are torchvision's own, by their name or that of the file."""
+    name = PurePosixPath(path.partition("?")[0]).name
+    return path.startswith(TORCHVISION_SCHEME) or bool(_TORCHVISION_FILE.fullmatch(name))
+
+
 def _conventions_of_file(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Find out what weights were trained with; empty: it is not known."""
     if config := config_in(content):
@@ -96,10 +103,9 @@ def _conventions_of_file(path: str, content: Mapping[str, Any]) -> dict[str, Any
     if isinstance(meta, Mapping):
         # MMDetection 3 and 2.
         return _conventions_of_mmdetection(str(meta.get("cfg", meta.get("config"))))
-    file = PurePosixPath(path.partition("?")[0])
-    of_torchvision = path.startswith("torchvision://") or _TORCHVISION_FILE.fullmatch(file.name)
-    if of_torchvision or (file.suffix == ".pkl" and content.get("__author__") == "torchvision"):
+    if is_of_torchvision(path) or content.get("__author__") == "torchvision":
         return _TORCHVISION
+    file = PurePosixPath(path.partition("?")[0])
     for part, conventions in _BY_ADDRESS.items():
         if part in path:
             return conventions

@@ -13,12 +13,15 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
 from torch import nn
 
+from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.provenance import (
     SEEN_IMAGES_KEY,
     UsedData,
     read_history,
     to_plain,
 )
+from cityscapes_maskrcnn.engine.weight_conventions import check_conventions, conventions_of
+from cityscapes_maskrcnn.utils.errors import InputError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -66,6 +69,27 @@ def test_plain_detectron2_loads_the_output(
         assert torch.equal(loaded[ours], theirs[name])
     sums = {each.double().sum().item() for each in theirs.values()}
     assert sums.issuperset(each.double().sum().item() for each in loaded.values())
+    out.unlink()
+
+
+def test_what_torchvisions_weights_expect_of_images_goes_along(
+    convert: Run, weights: Path, tmp_path: Path
+) -> None:
+    theirs, out = tmp_path / "deeplabv3_resnet50_coco-cd0a2569.pth", tmp_path / "mine.pth"
+    theirs.symlink_to(weights)
+    assert convert(theirs, out).returncode == 0
+    content = torch.load(out, weights_only=True, mmap=True)
+    zoos = conventions_of(build_config("configs/coco_mask_rcnn_R_50_FPN.yaml", []))
+    with pytest.raises(
+        InputError, match=r"^mine\.pth: was trained with INPUT\.FORMAT RGB, not BGR"
+    ):
+        check_conventions("mine.pth", content, zoos)
+    check_conventions(
+        "mine.pth", content, conventions_of(build_config("configs/stage_1_heads.yaml", []))
+    )
+    # Of a file with another name nothing is known.
+    assert convert(weights, out).returncode == 0
+    check_conventions("mine.pth", torch.load(out, weights_only=True, mmap=True), zoos)
     out.unlink()
 
 
