@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -23,6 +25,7 @@ from cityscapes_maskrcnn.deploy.frame_drawing import FrameArtist, enlarged
 from cityscapes_maskrcnn.deploy.frames import Frame, quiet_opencv
 from cityscapes_maskrcnn.evaluation.masks import RunMask, coco_rles
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.locks import LockTimeoutError, acquire_lock
 from cityscapes_maskrcnn.visualization.image_files import PictureNames, make_folder, write_picture
 from cityscapes_maskrcnn.visualization.outlines import mask_contours, signed_area
 
@@ -57,6 +60,7 @@ class JsonLines:
         self._segmentation = segmentation
         self.path = path
         self._partial = _partial(path)
+        self._lock = -1
         self._file: io.FileIO | None = None
 
     def write(self, frame: Frame, detections: FrameDetections) -> None:
@@ -67,6 +71,7 @@ class JsonLines:
         )
         data = memoryview(lines.encode())
         if self._file is None:
+            self._lock = _lock(self._partial, self.path)
             # Unbuffered: what is written is there, whatever happens to the process.
             self._file = io.FileIO(self._partial, "w")
         begin = self._file.tell()
@@ -82,6 +87,7 @@ class JsonLines:
         if self._file is not None:
             self._file.close()
             self._partial.replace(self.path)
+            os.close(self._lock)
 
 
 class VideoFile:
@@ -101,6 +107,7 @@ class VideoFile:
         self._partial = _partial(path)
         self._rate = rate
         self._codec = CODECS[path.suffix.lower()] if codec is None else codec
+        self._lock = -1
         self._writer: Any = None
         self._last: Any = None
         self._size = (0, 0)
@@ -108,8 +115,8 @@ class VideoFile:
         # Whether it works is better known before the model is loaded.
         if len(self._codec) != 4 or not self._codec.isascii():
             raise InputError(f"--codec {codec}: it must be four letters, such as mp4v or MJPG")
-        self._open((64, 64)).release()
-        self._partial.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self._open(Path(folder) / f"test{path.suffix}", (64, 64)).release()
 
     def write(self, frame: Frame, picture: BgrImage) -> None:
         """Append a picture; one of another size than the first is fitted into its frame.
@@ -123,7 +130,8 @@ class VideoFile:
             height, width = picture.shape[:2]
             # Many codecs know nothing of odd sizes.
             self._size = (width + width % 2, height + height % 2)
-            self._writer = self._open(self._size)
+            self._lock = _lock(self._partial, self.path)
+            self._writer = self._open(self._partial, self._size)
         place = self._num_written
         if frame.seconds is not None:
             place = round(frame.seconds * self._rate)
@@ -150,11 +158,12 @@ class VideoFile:
         if count < 0.9 * self._num_written - 1:
             raise InputError(f"{self._partial}: could not be finished; is the disk full?")
         self._partial.replace(self.path)
+        os.close(self._lock)
 
-    def _open(self, size: tuple[int, int]) -> Any:
+    def _open(self, file: Path, size: tuple[int, int]) -> Any:
         with quiet_opencv():
             writer = cv2.VideoWriter(
-                str(self._partial.absolute()),
+                str(file.absolute()),
                 cv2.CAP_FFMPEG,
                 cv2.VideoWriter.fourcc(*self._codec),
                 self._rate,
@@ -162,7 +171,6 @@ class VideoFile:
             )
         if writer.isOpened():
             return writer
-        self._partial.unlink(missing_ok=True)
         raise InputError(
             f"--codec {self._codec}: this OpenCV cannot write it into a {self.path.suffix} file at"
             f" {self._rate:g} frames a second; the usual ones are mp4v for .mp4, MJPG for .avi"
@@ -343,11 +351,21 @@ def _partial(path: Path) -> Path:
         raise InputError(f"--output {path}: is a folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        partial.unlink()
+        if not partial.exists():  # another process may be writing it
+            partial.touch()
+            partial.unlink()
     except OSError as error:
         raise InputError(f"--output {path}: cannot be written: {error.strerror}") from error
     return partial
+
+
+def _lock(partial: Path, path: Path) -> int:
+    """Lock an unfinished file, which is created; returns the descriptor that holds the lock."""
+    try:
+        # By flock: closing another descriptor of the file, as OpenCV does, keeps it.
+        return acquire_lock(partial, timeout=0, inheritable=True)
+    except LockTimeoutError as error:
+        raise InputError(f"--output {path}: another process is writing it") from error
 
 
 def _fitted(picture: BgrImage, size: tuple[int, int]) -> BgrImage:

@@ -101,6 +101,25 @@ def test_json_lines_get_their_name_when_they_are_closed(tmp_path):
     assert [entry["category_id"] for entry in entries] == [24, 25, 25]  # person, rider
 
 
+def test_two_processes_do_not_write_into_one_file(tmp_path):
+    for name, kind, what in (
+        ("a.jsonl", lambda path: JsonLines(path, THING_CLASSES), two_squares()),
+        ("a.mp4", lambda path: VideoFile(path, 25), GREY),
+    ):
+        first, second = kind(tmp_path / name), kind(tmp_path / name)
+        first.write(frame(0), what)
+        with pytest.raises(InputError, match=rf"/{name}: another process is writing it$"):
+            second.write(frame(0), what)
+        second.close()
+        kind(tmp_path / name)
+        first.write(frame(1), what)
+        first.close()
+        third = kind(tmp_path / name)
+        third.write(frame(0), what)
+        third.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.mp4"]
+
+
 def test_earlier_file_stays_if_there_is_no_frame(tmp_path):
     (tmp_path / "a.jsonl").write_text("old")
     JsonLines(tmp_path / "a.jsonl", THING_CLASSES).close()
