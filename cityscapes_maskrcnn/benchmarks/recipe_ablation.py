@@ -53,7 +53,6 @@ from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
 STOCK: Final = "Detectron2's config"
 STAGED: Final = "staged recipe"
 STRONGEST: Final = "strongest config"
-PAYING: Final = "what pays, together"
 # The part of val that chooses, and the part that is reported.
 CHOICE: Final = "cityscapes_instance_val_part1and2of4"
 REPORT: Final = "cityscapes_instance_val_part3and4of4"
@@ -310,7 +309,7 @@ def benchmark_recipe(
         report=report,
     )
     ablation.run()
-    rows = summarise(ablation.scores("report"), base=STAGED)
+    rows = summarise(ablation.reported(), base=STAGED)
     if json_file is not None:
         write_json(
             json_file, {"compute": ablation.compute(), "rows": [row.as_json() for row in rows]}
@@ -349,9 +348,7 @@ class Ablation:
             )
             self._train_start()
         self._run_all([Arm(name=STOCK, stages=_STOCK), BASE, *self.pieces])
-        best = self.best_pieces()
-        if best:
-            self._run_all([combined(best)])
+        self._run_all(self._together())
 
     def _run_all(self, arms: Sequence[Arm]) -> None:
         """Train and score arms with all seeds; what other processes work on, they do."""
@@ -418,8 +415,13 @@ class Ablation:
             stage.config, {**scale, **_TRAINING, **_UNWATCHED, **stage.opts, **arm.opts, **opts}
         )
 
+    def _together(self) -> list[Arm]:
+        """Get the arm of all pieces that pay, if there are several."""
+        best = self.best_pieces()
+        return [combined(best)] if len(best) > 1 else []
+
     def _names(self) -> list[str]:
-        return [STOCK, STAGED, *(piece.name for piece in self.pieces), PAYING]
+        return [STOCK, STAGED, *(piece.name for piece in self.pieces)]
 
     def compute(self) -> dict[str, Any]:
         """Get, of each arm, operations of a step and iterations by stage, and all operations."""
@@ -485,10 +487,14 @@ class Ablation:
             "budget": budget,
         }
 
-    def scores(self, part: str) -> dict[str, dict[int, dict[str, float]]]:
-        """Read the scores of one part of val, ``"choice"`` or ``"report"``, by arm and seed."""
+    def reported(self) -> dict[str, dict[int, dict[str, float]]]:
+        """Get the scores of val parts 3 and 4, by arm and seed."""
+        together = [arm.name for arm in self._together()]
+        return self._scores("report", [*self._names(), *together])
+
+    def _scores(self, part: str, names: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
         found: dict[str, dict[int, dict[str, float]]] = {}
-        for name in self._names():
+        for name in names:
             for seed in self.size.seeds:
                 file = self._scores_file(name, seed)
                 if file.exists():
@@ -502,7 +508,7 @@ class Ablation:
         """Choose the pieces that pay on val parts 1 and 2, of each group the best one."""
         gains = {
             row.name: row.gain
-            for row in summarise(self.scores("choice"), base=STAGED)
+            for row in summarise(self._scores("choice", self._names()), base=STAGED)
             if row.pays and row.gain is not None
         }
         paying = [piece for piece in self.pieces if piece.name in gains and piece.name != STRONGEST]
@@ -518,7 +524,7 @@ def combined(pieces: Sequence[Arm]) -> Arm:
     """Put pieces together: one arm, which trains unless all of them are variants."""
     weights = [piece.weights for piece in pieces if piece.weights != Arm.weights]
     return Arm(
-        name=PAYING,
+        name=" + ".join(piece.name for piece in pieces),
         opts={key: value for piece in pieces for key, value in piece.opts.items()},
         inference={key: value for piece in pieces for key, value in piece.inference.items()},
         weights=weights[0] if weights else Arm.weights,

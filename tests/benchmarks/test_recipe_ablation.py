@@ -111,6 +111,7 @@ def test_best_of_each_group_is_chosen_where_it_pays(tmp_path: Path) -> None:
     best = ablation.best_pieces()
     assert [piece.name for piece in best] == ["PointRend", "colour jitter", "checkpoint average"]
     paying = combined(best)
+    assert paying.name == "PointRend + colour jitter + checkpoint average"
     assert paying.opts["MODEL.ROI_MASK_HEAD.NAME"] == "PointRendMaskHead"
     assert paying.opts["INPUT.COLOR_JITTER.CONTRAST"] == 0.4
     assert (paying.inference, paying.weights, paying.of) == ({}, "average.pth", "")

@@ -101,7 +101,7 @@ def test_recipe_trains_for_equal_compute_and_not_twice(
     _, *results = done.stdout.split("Generated scenes")[0].splitlines()
     names = ["Detectron2's config", "staged recipe", "EMA"]
     assert [line.split(", seed 1: AP ")[0] for line in results] == names
-    assert [f"| {name} " in done.stdout for name in (*names, "what pays")] == [True] * 3 + [False]
+    assert all(f"| {name} " in done.stdout for name in names)
     compute = json.loads(json_file.read_text())["compute"]
     assert compute["staged recipe"]["iterations"] == [2, 3, 1]  # 4 : 6 : 2 epochs
     frozen, _, live = compute["staged recipe"]["operations of a step"]
