@@ -32,7 +32,6 @@ from cityscapes_maskrcnn.config_check import (
     config_items,
 )
 from cityscapes_maskrcnn.data.registration import (
-    check_dataset_names,
     register_all,
     register_datasets_of,
 )
@@ -98,8 +97,6 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     _merge_options(cfg, [(key, value) for key, value in options if key != "INCLUDE"])
     check_values(cfg, defaults)
     register_datasets_of(cfg)
-    names = cfg.DATASETS
-    check_dataset_names([*names.TRAIN, *names.VAL, *names.TEST, *names.TUNED_ON])
     check_classes(cfg)
     check_thresholds(cfg)
     check_ranges(cfg)

@@ -9,7 +9,6 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
-from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import cv2
@@ -42,9 +41,10 @@ _BROKEN: Final = (
 _OTHER_FORMATS: Final = ("JPEG", "WEBP")
 # Writers put at least some kilobytes into each.
 _MAX_CHUNKS: Final = 50_000
-# A decoder needs chunks whose name begins with a capital letter. Of the others these change pixels.
-# libpng inflates texts and profiles to gigabytes, and writes a profile's name to stderr as it is.
-_USED_CHUNKS: Final = (b"tRNS", b"eXIf")
+_MAX_EXIF: Final = 100_000
+# All that Pillow needs for the pixels. libpng refuses others whose name begins with a capital
+# letter, inflates texts and profiles to gigabytes, and writes a profile's name to stderr as it is.
+_USED_CHUNKS: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")
 # Of a JPEG, each a pass over its pixels; writers make about ten. And pixels in all of them.
 _MAX_SCANS: Final = 100
 _MAX_SCANNED: Final = 20 * MAX_PIXELS
@@ -135,17 +135,37 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises:
         InputError: the file is missing or no image.
     """
-    if Path(path).suffix.lower() == ".png":
-        return read_png_size(path)
     with open_file(path) as file:
-        try:
-            image = _open_header(file, ("PNG", *_OTHER_FORMATS))
-            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        except PILLOW_ERRORS as error:
-            raise InputError(f"{path}: {_BROKEN}") from error
-    width, height = image.size
+        if file.read(len(_PNG)) == _PNG:
+            (height, width), orientation = read_png_size(path), _png_orientation(file)
+        else:
+            file.seek(0)
+            try:
+                image = _open_header(file, _OTHER_FORMATS)
+                orientation = image.getexif().get(ExifTags.Base.Orientation)
+            except PILLOW_ERRORS as error:
+                raise InputError(f"{path}: {_BROKEN}") from error
+            width, height = image.size
     _check_size(path, height, width)
-    return (width, height) if turned else (height, width)
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def _png_orientation(file: BinaryIO) -> int | None:
+    """Find the EXIF orientation of a PNG, also behind its pixels, of which nothing is read."""
+    start = len(_PNG)
+    for _ in range(_MAX_CHUNKS):
+        # Not through the file's buffer, which would read nearly all of it.
+        head = os.pread(file.fileno(), 8, start)
+        if len(head) < 8:
+            break
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            exif = Image.Exif()
+            exif.load(os.pread(file.fileno(), min(length, _MAX_EXIF), start + 8))
+            orientation: int | None = exif.get(ExifTags.Base.Orientation)
+            return orientation
+        start += length + 12
+    return None
 
 
 def read_png_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -311,7 +331,7 @@ def _pixel_chunks(path: str | os.PathLike[str], data: bytes) -> bytes | None:
     for kind, content, checksum in png_chunks(data):
         if checksum != struct.pack(">I", zlib.crc32(content)):
             return None
-        if kind[:1].isupper() or kind in _USED_CHUNKS:
+        if kind in _USED_CHUNKS:
             parts += [struct.pack(">I", len(content) - 4), content, checksum]
         if kind == b"IEND":
             return b"".join(parts)

@@ -193,6 +193,7 @@ def register_dataset(
 def register_datasets_of(cfg: CfgNode) -> None:
     """Register a config's ``DATASETS.OWN``, and reduce datasets to its ``DATASETS.CLASSES``.
 
+    If it names a dataset of :func:`register_all` that is not registered, that is called first.
     The tools, the trainer and the predictor do so. May be called again, also with another config:
     classes that one config chose do not limit the next, unlike those of :func:`select_classes`.
     Reads no file.
@@ -202,16 +203,18 @@ def register_datasets_of(cfg: CfgNode) -> None:
             are reduced too.
 
     Raises:
-        InputError: an argument in ``DATASETS.OWN`` is unknown, missing or no string, or see
-            :func:`register_dataset` and :func:`select_classes`.
+        InputError: an argument in ``DATASETS.OWN`` is unknown, missing or no string, a dataset is
+            not registered, or see :func:`register_dataset` and :func:`select_classes`.
     """
     _register_own_datasets(cfg.DATASETS.OWN)
+    keys = ("TRAIN", "VAL", "TEST", "TUNED_ON")
+    names = [name for key in keys for name in cfg.DATASETS[key]]
+    if any(name in _DATASETS and name not in DatasetCatalog for name in names):
+        register_all()
+    check_dataset_names(names)
     _restore_classes(DatasetCatalog.list())
     classes = cfg.DATASETS.CLASSES
     if classes:
-        keys = ("TRAIN", "VAL", "TEST", "TUNED_ON")
-        named = [name for key in keys for name in cfg.DATASETS[key]]
-        names = [name for name in named if name in DatasetCatalog]
         names += [
             name
             for name in DatasetCatalog.list()

@@ -105,6 +105,7 @@ class PickleContents:
         is_script: whether it is of a TorchScript archive.
         is_tangled: whether values in it are in themselves, more than 100 levels deep in each other,
             or, with shared ones written out, more than a million.
+        is_modern: whether it is of protocol 4 or later, of which torch's safe reader knows nothing.
     """
 
     unknown: tuple[str, ...]
@@ -112,6 +113,7 @@ class PickleContents:
     is_object: bool = False
     is_script: bool = False
     is_tangled: bool = False
+    is_modern: bool = False
 
     @property
     def is_quantized(self) -> bool:
@@ -179,8 +181,7 @@ def scan_pickles(file: IO[bytes], count: int = 1) -> PickleContents:
     file.seek(start)
     unknown: dict[str, None] = {}
     strings: set[str] = set()
-    last_two = ("", "")
-    is_object = is_tangled = False
+    is_object = is_tangled = is_modern = False
     opcodes = 0
     for _ in range(count):
         if file.tell() == start + size:
@@ -197,8 +198,9 @@ def scan_pickles(file: IO[bytes], count: int = 1) -> PickleContents:
             ):
                 raise ValueError("no pickle of weights")
             if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+                is_modern |= opcode.name == "STACK_GLOBAL"
                 name = (
-                    ".".join(last_two)
+                    nesting.name_on_stack()
                     if opcode.name == "STACK_GLOBAL"
                     else str(argument).replace(" ", ".")
                 ).replace("__builtin__.", "builtins.")
@@ -208,14 +210,25 @@ def scan_pickles(file: IO[bytes], count: int = 1) -> PickleContents:
                     is_object |= is_first
             elif isinstance(argument, str):
                 strings.add(argument[:200])
-                last_two = (last_two[1], argument[:200])
-            if opcode.name in ("GLOBAL", "EMPTY_DICT", "EMPTY_LIST"):
+            if opcode.name in ("GLOBAL", "STACK_GLOBAL", "EMPTY_DICT", "EMPTY_LIST"):
                 is_first = False
             nesting.follow(opcode, argument, is_known)
         is_tangled |= nesting.is_tangled()
     return PickleContents(
-        tuple(unknown), frozenset(strings), is_object=is_object, is_tangled=is_tangled
+        tuple(unknown),
+        frozenset(strings),
+        is_object=is_object,
+        is_tangled=is_tangled,
+        is_modern=is_modern,
     )
+
+
+class _Text(list[Any]):
+    """A text on the stack, which holds no values; only that of names is of use."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
 
 
 class _Nesting:
@@ -255,6 +268,8 @@ class _Nesting:
             self._stack = []
         elif name == "POP" and not self._stack:
             self._stack = self._outer_stacks.pop()
+        elif isinstance(argument, str) and not before and name not in ("GLOBAL", "INST"):
+            self._stack.append(_Text(argument[:200]))
         elif before or opcode.stack_after:
             values = []
             if pickletools.markobject in before:
@@ -267,6 +282,10 @@ class _Nesting:
                 self._stack.append(values[0])
             elif opcode.stack_after:
                 self._stack.append(self._result(name, values, is_known))
+
+    def name_on_stack(self) -> str:
+        """Join module and name that STACK_GLOBAL is about to take, wherever they come from."""
+        return ".".join(each.text if isinstance(each, _Text) else "?" for each in self._stack[-2:])
 
     def _result(self, name: str, values: list[Any], is_known: bool) -> list[Any]:
         if name in ("GLOBAL", "STACK_GLOBAL", "INST") and not is_known:
@@ -290,7 +309,7 @@ class _Nesting:
 
     def _measure(self, value: list[Any], around: set[int]) -> tuple[int, int]:
         """Count the values in a value, itself among them, and their levels."""
-        if value is _LEAF:
+        if not value:
             return 1, 1
         key = id(value)
         if key not in self._measured:
@@ -477,10 +496,18 @@ class _PickledArray:
         self.tensor = torch.from_numpy(values.astype(pickled.dtype.newbyteorder("=")))
 
 
-def _from_bytes(pickled: _PickledType, content: bytes | str) -> np.ndarray[Any, Any]:
+def _from_bytes(pickled: _PickledType, content: bytes | bytearray | str) -> np.ndarray[Any, Any]:
     # Python 2 had one type for both.
     raw = content.encode("latin1") if isinstance(content, str) else content
     return np.frombuffer(raw, pickled.dtype)
+
+
+def _from_buffer(
+    content: bytes | bytearray, pickled: _PickledType, shape: tuple[int, ...], order: str
+) -> _PickledArray:
+    array = _PickledArray()
+    array.__setstate__((1, shape, pickled, order == "F", content))
+    return array
 
 
 def _scalar(pickled: _PickledType, content: bytes | str) -> Any:
@@ -512,6 +539,8 @@ class _ArrayUnpickler(pickle.Unpickler):
             for module in ("core", "_core")
             for name, function in (("_reconstruct", _PickledArray), ("scalar", _scalar))
         },
+        # Of protocol 5.
+        **{f"numpy.{module}.numeric._frombuffer": _from_buffer for module in ("core", "_core")},
     }
 
     def find_class(self, module_name: str, global_name: str) -> Any:

@@ -299,6 +299,13 @@ def _read_torch(path: str | Path, source: str, skip_objects: bool) -> Any:
                 if is_archive and skip_objects and not whole:
                     return load_archive(file)
                 raise InputError(f"{source}: {contents.explain(source, is_archive)}")
+            if contents.is_modern:
+                if is_archive:
+                    return load_archive(file)
+                raise InputError(
+                    f"{source}: torch's older format with a pickle_protocol of 4 or more is not "
+                    "read; save it again with torch.save(torch.load(FILE), NEW_FILE)"
+                )
         # torchvision's scripts save their command line too: a Namespace, mere values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -36,6 +36,8 @@ TRIAL_CLAIM: Final = "claim"
 TRIAL_SURPLUS: Final = "surplus"
 # How often a worker was killed while it ran the trial.
 TRIAL_KILLS: Final = "kills"
+# How often a trial whose worker was killed is taken up again.
+_MAX_KILLS: Final = 3
 
 
 def mapping_attribute(study: optuna.Study, attribute: str) -> Mapping[str, Any]:
@@ -160,11 +162,16 @@ def finished_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def lost_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials of killed workers that failed for no reason of their own and are not queued again."""
+    """Trials of killed workers that failed for no reason of their own and are to be queued again.
+
+    Not those whose workers were killed time and again: what they do may be the cause.
+    """
     return [
         trial
         for trial in counting_trials(trials)
-        if trial.state == TrialState.FAIL and TRIAL_REASON not in trial.user_attrs
+        if trial.state == TrialState.FAIL
+        and TRIAL_REASON not in trial.user_attrs
+        and trial.user_attrs.get(TRIAL_KILLS, 0) < _MAX_KILLS
     ]
 
 

@@ -38,8 +38,6 @@ from cityscapes_maskrcnn.utils.stop import Stopped
 
 logger = logging.getLogger(__name__)
 
-# How often a trial whose worker was killed is taken up again.
-_MAX_KILLS = 3
 # A trial that is seen unclaimed for so many seconds counts as one whose worker was killed.
 _UNCLAIMED = 60.0
 
@@ -212,10 +210,9 @@ class Worker:
         with file_lock(self.folder / "lock"):
             trials = self.study.get_trials(deepcopy=True)
             trial = trials[number]
-            kills = trial.user_attrs.get(TRIAL_KILLS, 0) + killed
-            if kills > _MAX_KILLS or trial not in counting_trials(trials):
+            if trial not in counting_trials(trials):
                 return
-            trial.set_user_attr(TRIAL_KILLS, kills)
+            trial.set_user_attr(TRIAL_KILLS, trial.user_attrs.get(TRIAL_KILLS, 0) + killed)
             for attribute in (TRIAL_CLAIM, TRIAL_ITERATIONS, TRIAL_REASON, TRIAL_WORKER):
                 trial.user_attrs.pop(attribute, None)
             RetryHeartbeatStaleTrialCallback()(self.study, trial)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data.detection_utils import read_image as detectron2_read_image
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from cityscapes_maskrcnn.data.images import (
     check_image,
@@ -85,6 +85,34 @@ def test_size_of_what_is_no_image(tmp_path: Path) -> None:
     for name, message in [("a.jpg", "truncated, or not an"), ("b.jpg", "cannot be read: No such")]:
         with pytest.raises(InputError, match=rf"{name}: {message}"):
             read_image_size(tmp_path / name)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_sizes_of_pngs_that_are_turned(tmp_path: Path, behind: bool) -> None:
+    """As ImageMagick writes photos of phones; EXIF may stand before and behind the pixels."""
+    path = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    parts = [PIXELS, turned] if behind else [turned, PIXELS]
+    path.write_bytes(png(8, 6, *parts, chunk(b"IEND")))
+    assert read_image(path).shape == (8, 6, 3)
+    assert detectron2_read_image(str(path), "BGR").shape == (8, 6, 3)
+    assert read_image_size(path) == (8, 6)
+
+
+def test_size_of_a_jpeg_that_is_called_png(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 6)).save(path, "JPEG")
+    assert read_image_size(path) == read_image(path).shape[:2] == (6, 8)
+
+
+def test_unknown_chunks_are_passed_over(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of those with capital letters libpng says that they are necessary, and writes to stderr."""
+    path = tmp_path / "a.png"
+    path.write_bytes(png(8, 8, chunk(b"ABCD", b"abc"), PIXELS, chunk(b"IEND")))
+    assert not read_image(path).any()
+    assert capfd.readouterr().err == ""
 
 
 def test_other_mistakes_are_named(picture: Path) -> None:

@@ -263,6 +263,22 @@ def test_every_config_chooses_its_classes(own_train: CfgNode) -> None:
     assert classes_of("own_train")[0] == list(THING_CLASSES)
 
 
+@pytest.mark.parametrize("key", ["TRAIN", "VAL", "TEST", "TUNED_ON"])
+@pytest.mark.parametrize("classes", [(), ("car",)])
+def test_names_of_a_config_are_known(own_train: CfgNode, key: str, classes: tuple[str]) -> None:
+    """Outside the tools, too: one that is not would keep all its classes, or end in a KeyError."""
+    with pytest.raises(InputError, match=r"unknown dataset 'own_trian'; did you mean own_train\?"):
+        register_datasets_of(config(OWN=own_train, CLASSES=classes, **{key: ("own_trian",)}))
+
+
+def test_official_datasets_of_a_config_are_registered(own_train: CfgNode) -> None:
+    name = "cityscapes_instance_val"
+    DatasetCatalog.pop(name)
+    MetadataCatalog.pop(name)
+    register_datasets_of(config(OWN=own_train, TEST=(name,), CLASSES=("bus",)))
+    assert classes_of(name) == (["bus"], {0})
+
+
 def test_a_choice_by_hand_outlives_that_of_a_config(own_train: CfgNode) -> None:
     register_datasets_of(config(OWN=own_train, CLASSES=("bus", "car", "rider")))
     register_subset("by_hand", "own_train", 5)

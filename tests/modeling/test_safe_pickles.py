@@ -14,7 +14,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from unittest import mock
 
@@ -161,6 +161,28 @@ def test_the_older_format_of_torch_is_read_and_its_objects_are_named(tmp_path: P
     content = {"model": TENSORS, "data": PurePosixPath("x")}
     torch.save(content, path, _use_new_zipfile_serialization=False)
     with pytest.raises(InputError, match=r"objects of pathlib.*; where it was written, save its"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_tensors_of_later_protocols_are_read(tmp_path: Path, protocol: int) -> None:
+    """Which torch.save writes if asked to, and torch's safe reader does not know."""
+    path = tmp_path / "new.pth"
+    torch.save({"model": TENSORS, "iteration": 3}, path, pickle_protocol=protocol)
+    content = read_checkpoint(path)
+    assert content["iteration"] == 3
+    assert content["model"].keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert content["model"][name].dtype == tensor.dtype
+        assert torch.equal(content["model"][name], tensor)
+    # The module's name is in the pickle once, and taken from its memory for the second class.
+    objects = [PurePosixPath("x"), PureWindowsPath("x")]
+    torch.save({"model": TENSORS, "paths": objects}, path, pickle_protocol=protocol)
+    named = r"objects of pathlib.PurePosixPath, pathlib.PureWindowsPath, and loading"
+    with pytest.raises(InputError, match=named):
+        read_checkpoint(path)
+    torch.save(TENSORS, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match=r"new\.pth: torch's older format with a pickle_protocol"):
         read_checkpoint(path)
 
 
@@ -338,7 +360,7 @@ def test_a_number_that_python_does_not_write(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_arrays_of_every_plain_type_and_order(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "zoo.pkl"
     arrays = {

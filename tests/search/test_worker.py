@@ -22,6 +22,7 @@ from cityscapes_maskrcnn.search.study import (
     TRIAL_WORKER,
     counting_trials,
     finished_trials,
+    lost_trials,
     original_number,
     progress,
     ranked_trials,
@@ -310,6 +311,7 @@ def test_a_trial_is_given_up_after_its_fourth_kill(search: Any) -> None:
         else:
             worker._take_over()
     assert search.states() == ["COMPLETE", *["FAIL"] * 8]
+    assert not lost_trials(search.trials())
     assert len(finished_trials(search.trials())) == 2
 
 
