@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import Tensor
 
+from cityscapes_maskrcnn.engine.summary import about_run
 from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names
 from cityscapes_maskrcnn.modeling.drift import drift_to_csv, format_drift, measure_drift
 from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint, write_tensors
@@ -21,13 +23,18 @@ class DriftReport(HookBase):
     Writes ``drift.csv``, ``drift.md`` and ``drift.png``, and logs the table. The start is kept in
     ``start_weights.pth``, so that a resumed run compares with the first start and not with its own.
 
+    There is no picture where training started from random weights: how far those moved says little.
+
     Args:
-        folder: the output folder.
+        cfg: the frozen config.
+        images: number of images of an epoch; None: not known.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._start_file = folder / "start_weights.pth"
+    def __init__(self, cfg: CfgNode, images: int | None) -> None:
+        self._cfg = cfg
+        self._images = images
+        self._folder = Path(cfg.OUTPUT_DIR)
+        self._start_file = self._folder / "start_weights.pth"
 
     def before_train(self) -> None:
         """Keep the start, unless this run was resumed.
@@ -58,7 +65,11 @@ class DriftReport(HookBase):
         logger.info("The backbone moved from its start by\n%s", table)
         write_text(self._folder / "drift.csv", drift_to_csv(drift))
         write_text(self._folder / "drift.md", f"{table}\n")
-        plot_drift(drift, self._folder / "drift.png")
+        if not self._cfg.MODEL.WEIGHTS:
+            logger.info("No drift.png: training started from random weights, whose way says little")
+            return
+        about = about_run(self._cfg, self._cfg.DATASETS.TRAIN, self._images)
+        plot_drift(drift, self._folder / "drift.png", about)
 
     def _weights(self) -> dict[str, Tensor]:
         model = self.trainer.model

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -35,7 +35,7 @@ from cityscapes_maskrcnn.engine.precision import (
 )
 from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.seen_images import refuse_seen_images
-from cityscapes_maskrcnn.engine.summary import write_scores
+from cityscapes_maskrcnn.engine.summary import about_run, write_scores
 from cityscapes_maskrcnn.evaluation.evaluator import (
     CityscapesInstanceEvaluator,
     dataset_categories,
@@ -77,6 +77,12 @@ def model_categories(cfg: CfgNode) -> tuple[int, ...]:
     return categories
 
 
+def _draw_errors(cfg: CfgNode, dataset_name: str, folder: Path) -> None:
+    """Draw the tables of an evaluation that has ended."""
+    num_images = len(DatasetCatalog.get(dataset_name))
+    plot_errors(folder, about_run(cfg, [dataset_name], num_images, "official protocol"))
+
+
 # These predict no masks; MODEL.MASK_ON has no effect on them.
 _BOXES_ONLY: Final = ("RetinaNet", "FCOS")
 
@@ -100,7 +106,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
             num_workers=cfg.TEST.NUM_WORKERS,
             masks=cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE not in _BOXES_ONLY,
             analysis_confidence=cfg.TEST.ANALYSIS_CONFIDENCE,
-            draw=plot_errors,
+            draw=partial(_draw_errors, cfg, dataset_name),
         ),
         "cityscapes_sem_seg": partial(
             CityscapesSemanticEvaluator, num_workers=cfg.TEST.NUM_WORKERS

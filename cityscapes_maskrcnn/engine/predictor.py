@@ -24,9 +24,13 @@ from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.visualization.annotated_images import check_size, ground_truth_of
+from cityscapes_maskrcnn.visualization.annotated_images import (
+    check_size,
+    draw_captioned,
+    ground_truth_of,
+)
 from cityscapes_maskrcnn.visualization.drawing import (
-    draw_ground_truth,
+    caption_of,
     draw_predictions,
     side_by_side,
 )
@@ -212,14 +216,12 @@ class Predictor:
             check_size(str(image_file), image, record)
             # All official classes, not only those that the model predicts.
             metadata = _class_metadata(ALL_CATEGORIES)
-            panels.append(("ground truth", draw_ground_truth(image, record, metadata)))
-        prediction = draw_predictions(
-            image,
-            self(image_file) if instances is None else instances,
-            self.metadata,
-            score_thresh=self._score_thresh,
-        )
-        panels.append((f"prediction (score >= {self._score_thresh:g})", prediction))
+            panels.append(draw_captioned("ground truth", image, record, metadata))
+        found = self(image_file) if instances is None else instances
+        prediction = draw_predictions(image, found, self.metadata, score_thresh=self._score_thresh)
+        num_objects = int((found.scores >= self._score_thresh).sum())
+        what = f"prediction (score ≥ {self._score_thresh:g})"
+        panels.append((caption_of(what, num_objects), prediction))
         return side_by_side(panels)
 
 

@@ -17,7 +17,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
 from cityscapes_maskrcnn.data.loaders import training_dicts
-from cityscapes_maskrcnn.data.registration import check_dataset_names
+from cityscapes_maskrcnn.data.registration import check_dataset_names, is_generated_dataset
 from cityscapes_maskrcnn.engine.checkpoint import holds_run
 from cityscapes_maskrcnn.modeling.anchor_generator import K_MEANS
 from cityscapes_maskrcnn.modeling.anchors import (
@@ -32,6 +32,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_json, write_text
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 from cityscapes_maskrcnn.visualization.anchor_plot import plot_anchors
+from cityscapes_maskrcnn.visualization.style import About
 
 # Sizes and ratios, as the config has them.
 Lists = tuple[list[list[float]], list[list[float]]]
@@ -180,7 +181,13 @@ def write_anchor_report(
     )
     if dataset:
         fragment += f'DATASETS:\n  TUNED_ON: ["{dataset}"]  # its boxes chose the anchors\n'
-    plot_anchors(boxes, anchors, path.with_suffix(".png"))
+    about = About(
+        dataset=source,
+        num_images=len(DatasetCatalog.get(dataset)) if dataset else None,
+        generated=bool(dataset) and is_generated_dataset(dataset),
+        protocol="k-means on 1 - IoU",
+    )
+    plot_anchors(boxes, anchors, path.with_suffix(".png"), about)
     write_json(path.with_suffix(".json"), numbers)
     write_text(path, fragment)
     return format_fit(before, after)

@@ -16,6 +16,7 @@ from detectron2.engine import HookBase
 from cityscapes_maskrcnn.data.provenance import SeenImages
 from cityscapes_maskrcnn.data.registration import is_generated_dataset
 from cityscapes_maskrcnn.utils.files import write_json
+from cityscapes_maskrcnn.visualization.style import About
 
 SUMMARY_FILE = "summary.json"
 SCORES_FILE = "scores.json"
@@ -125,6 +126,33 @@ def write_scores(
         "seen": [str(entry) for entry in seen],
     }
     write_json(Path(cfg.OUTPUT_DIR) / SCORES_FILE, content)
+
+
+def about_run(
+    cfg: CfgNode, datasets: Iterable[str], num_images: int | None, protocol: str = ""
+) -> About:
+    """Describe the model of a run, and images that it is trained or scored on, for a picture.
+
+    Args:
+        cfg: of the run.
+        datasets: registered names.
+        num_images: of all of them; None: not known.
+        protocol: how numbers are measured.
+    """
+    names = list(datasets)
+    model = cfg.MODEL
+    kinds = {"GeneralizedRCNN": "Mask R-CNN" if model.MASK_ON else "Faster R-CNN"}
+    backbone = model.BACKBONE.NAME.removeprefix("build_").removesuffix("_backbone")
+    if "resnet" in backbone:
+        backbone = f"ResNet-{model.RESNETS.DEPTH}"
+    return About(
+        dataset=", ".join(names),
+        num_images=num_images,
+        generated=any(map(is_generated_dataset, names)),
+        model=f"{kinds.get(model.META_ARCHITECTURE, model.META_ARCHITECTURE)} {backbone}, "
+        f"{cfg.OUTPUT_DIR}",
+        protocol=protocol,
+    )
 
 
 def _on_gpu(model: torch.nn.Module) -> bool:

@@ -51,7 +51,7 @@ from cityscapes_maskrcnn.engine.seen_images import (
     data_of_selection,
     refuse_seen_images,
 )
-from cityscapes_maskrcnn.engine.summary import RunSummary
+from cityscapes_maskrcnn.engine.summary import RunSummary, about_run
 from cityscapes_maskrcnn.engine.validation import check_validation, measured_in_training
 from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
 from cityscapes_maskrcnn.modeling.activation_checkpointing import checkpoint_activations
@@ -231,7 +231,11 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             folder = Path(self.cfg.OUTPUT_DIR)
             try:
-                plot_training_curves(folder / "metrics.json", folder / "training_curves.png")
+                plot_training_curves(
+                    folder / "metrics.json",
+                    folder / "training_curves.png",
+                    about_run(self.cfg, self.cfg.DATASETS.TRAIN, self._num_images),
+                )
             except InputError as error:
                 logging.getLogger(__name__).warning("No training curves: %s", error)
             verify_results(self.cfg, results)
@@ -263,6 +267,11 @@ class Trainer(DefaultTrainer):
                 hook.repeat()
         self.iter = self.start_iter
 
+    @property
+    def _num_images(self) -> int | None:
+        """The number of images of an epoch, unless a loader of the user's own does not tell."""
+        return self.stream.num_images if self.stream else None
+
     def build_hooks(self) -> list[HookBase]:
         """Build the hooks, in the order in which they run; the last one writes the events."""
         cfg, main_process = self.cfg, comm.is_main_process()
@@ -291,9 +300,9 @@ class Trainer(DefaultTrainer):
             if average:
                 built.append(FinalAverage(self.model, cfg.OUTPUT_DIR, average))
             if cfg.SOLVER.DRIFT_REPORT:
-                built.append(DriftReport(Path(cfg.OUTPUT_DIR)))
+                built.append(DriftReport(cfg, self._num_images))
             built += [
-                RunSummary(cfg, self.stream.num_images if self.stream else None),
+                RunSummary(cfg, self._num_images),
                 WriteEvents(self.build_writers(), cfg.TEST.EVAL_PERIOD),
             ]
         return built

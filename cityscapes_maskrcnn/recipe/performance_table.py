@@ -79,6 +79,7 @@ class Row:
         official: ``AP`` and ``AP50`` of the official protocol.
         coco: :data:`COCO_SCORES` of the COCO-style protocol, for masks.
         scored_images: number of images of ``split``.
+        trained_on: names of the datasets of training.
         trained_images: number of images of an epoch of training.
         epochs: length of training.
         trainable: number of parameters that were trained.
@@ -97,6 +98,7 @@ class Row:
     official: Mapping[str, float] = field(default_factory=dict)
     coco: Mapping[str, float] = field(default_factory=dict)
     scored_images: int | None = None
+    trained_on: str = ""
     trained_images: int | None = None
     epochs: float | None = None
     trainable: int | None = None
@@ -127,6 +129,7 @@ def stage_rows(output: Path) -> list[Row]:
         if not summary:
             continue
         cost = {
+            "trained_on": ", ".join(map(_short, summary.get("train", ()))),
             "trained_images": summary["images"],
             "epochs": summary["epochs"],
             "trainable": summary["trainable_parameters"],

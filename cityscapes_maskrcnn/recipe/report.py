@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.visualization.overfitting import plot_overfitting
 from cityscapes_maskrcnn.visualization.performance_chart import Bar, plot_performance
+from cityscapes_maskrcnn.visualization.style import About
 from cityscapes_maskrcnn.visualization.training_curves import read_curves
 
 
@@ -45,6 +47,14 @@ def write_recipe_report(output: Path) -> str:
     write_text(output / "performance.md", to_markdown(rows))
     write_text(output / "performance.csv", to_csv(rows))
     remarks = [f"{row.name}: {row.note}" for row in ours if row.note and row.coco]
+    scored = [row for row in ours if row.official or row.coco]
+    about = About(
+        dataset=", ".join(dict.fromkeys(row.split for row in scored)),
+        num_images=scored[0].scored_images if len({row.split for row in scored}) == 1 else None,
+        generated=bool(caution(ours)),
+        model=f"stages in {output}",
+        protocol="mask AP",
+    )
     plot_performance(
         output / "performance.png",
         headings=OUR_COLUMNS,
@@ -54,11 +64,23 @@ def write_recipe_report(output: Path) -> str:
         by_size=_size_bars(ours),
         caution=caution(ours),
         remark="\n".join(remarks),
+        about=about,
     )
     stages = [stage for stage in STAGES if (output / stage / "metrics.json").is_file()]
+    trained = {
+        row.name: f"{row.trained_images:,} images of {row.trained_on}"
+        for row in ours
+        if row.trained_images
+    }
     plot_overfitting(
-        {STAGES[stage]: read_curves(output / stage / "metrics.json") for stage in stages},
+        {
+            "\n".join([STAGES[stage], *textwrap.wrap(trained.get(STAGES[stage], ""), 36)]): (
+                read_curves(output / stage / "metrics.json")
+            )
+            for stage in stages
+        },
         output / "overfitting.png",
+        replace(about, dataset="", num_images=None, protocol="total loss, in training smoothed"),
     )
     places = [
         ("Performance", "performance.md"),
@@ -85,28 +107,35 @@ def _with_semantic_score(row: Row, output: Path) -> Row:
 
 
 def _bars(rows: list[Row], protocol: str) -> list[Bar]:
-    """Bars for the picture: this run's stages, then others, the best first."""
+    """Bars for the picture: this run's stages in their order, then others.
+
+    Beside scores on generated scenes there are no others, which could not be compared.
+    """
+    shown = [row for row in rows if row.group == THIS_RUN] if caution(rows) else rows
+    splits = {row.split for row in rows if row.group == THIS_RUN and (row.official or row.coco)}
     bars: list[Bar] = []
-    for row in rows:
+    for row in shown:
         scores = row.official if protocol == "official" else row.coco
         if "AP" not in scores:
             continue
         where = f"reference study, {row.split}" if row.group == REFERENCE else row.split
-        # Beside published scores on all images, which and how few images ours are of matters.
-        if row.generated:
-            where = f"{row.scored_images} generated images"
-        elif row.group == THIS_RUN:
-            where = cell(row, "scored on")
-        bars.append((f"{row.name}, {where}", scores["AP"], row.group == THIS_RUN))
-    return sorted(bars, key=lambda bar: (not bar[2], 0.0 if bar[2] else -bar[1]))
+        if row.group == THIS_RUN:
+            where = cell(row, "scored on") * (len(splits) > 1)
+        name = ", ".join(filter(None, (row.name, where)))
+        bars.append((name, scores["AP"], row.group == THIS_RUN))
+    published = [bar for bar in bars if not bar[2]]
+    if protocol == "official":
+        published.sort(key=lambda bar: -(bar[1] or 0.0))
+    return [*(bar for bar in bars if bar[2]), *published]
 
 
 def _size_bars(ours: list[Row]) -> list[Bar]:
     """Bars for the picture: small, medium and large objects, in each the stages of this run."""
     sizes = {"APs": "small", "APm": "medium", "APl": "large"}
     return [
-        (f"{size}: {row.name}", row.coco[name], True)
+        # A size without objects has no score.
+        (f"{size}: {row.name}", row.coco.get(name), True)
         for name, size in sizes.items()
         for row in ours
-        if name in row.coco
+        if row.coco
     ]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-import textwrap
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 import optuna
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization import matplotlib as optuna_plots
 from tabulate import tabulate
 
 from cityscapes_maskrcnn.search.best_config import anchors_remark, best_config, fragment_text
@@ -35,7 +30,9 @@ from cityscapes_maskrcnn.search.study import (
     ranked_trials,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write, write_text
+from cityscapes_maskrcnn.utils.files import write_text
+from cityscapes_maskrcnn.visualization.study_charts import ScoredTrial, plot_study
+from cityscapes_maskrcnn.visualization.style import About
 
 _TOP = 10
 # Importances of fewer complete trials are chance.
@@ -197,104 +194,25 @@ def parameter_importances(study: optuna.Study) -> tuple[dict[str, float], str]:
 
 
 def _draw_pictures(results: _Results, output: Path) -> list[str]:
-    """Draw a study with Optuna's plots, with titles, sizes and labels of our own.
-
-    Returns:
-        Names of the files.
-    """
-    study, label, names = results.study, results.label, _parameter_names(results.ranked)
-    figures: dict[str, Figure] = {}
-    # Optuna switches to a style of its own. A dollar sign in a name would begin a formula.
-    with plt.rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        # Its plots are experimental, and warn of parameters that do not vary.
-        warnings.simplefilter("ignore")
-        if names:
-            # First, because the other plots switch to a style with a grey background.
-            figures["parallel_coordinates.png"] = _draw_parallel(study, names, label)
-        figures["history.png"] = _draw_history(study, label)
-        if results.importances:
-            figures["importances.png"] = _draw_importances(results)
-        if names:
-            figures["slices.png"] = _draw_slices(study, names, label)
-        try:
-            for name, figure in figures.items():
-                with atomic_write(output / name) as file:
-                    figure.savefig(
-                        file, format="png", dpi=120, bbox_inches="tight", facecolor="white"
-                    )
-        finally:
-            for figure in figures.values():
-                plt.close(figure)
-    return list(figures)
-
-
-def _draw_history(study: optuna.Study, label: str) -> Figure:
-    axis: Any = optuna_plots.plot_optimization_history(study, target_name=label)
-    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    return _finish(axis, f"{label} of every trial", width=9.0, height=4.2)
-
-
-def _draw_importances(results: _Results) -> Figure:
-    axis: Any = optuna_plots.plot_param_importances(
-        results.study, evaluator=FanovaImportanceEvaluator(seed=0)
+    """Draw a study; returns the names of the files."""
+    study, config = results.study, mapping_attribute(results.study, STUDY_CONFIG)
+    datasets = config.get("DATASETS.TEST")
+    return plot_study(
+        [
+            ScoredTrial(number=trial.number, score=trial.values[0], params=trial.params)
+            for trial in results.ranked
+        ],
+        output,
+        label=results.label,
+        maximize=study.direction == StudyDirection.MAXIMIZE,
+        importances=results.importances,
+        remark=results.remark,
+        about=About(
+            dataset=", ".join(map(str, datasets)) if isinstance(datasets, (list, tuple)) else "",
+            model=f"study {study.study_name} in {results.where}",
+            protocol=f"{len(results.ranked)} complete trials",
+        ),
     )
-    axis.set(xlabel=f"share of the variance of the score (fANOVA)\n{results.remark}", ylabel="")
-    axis.get_legend().remove()
-    axis.set_yticks(axis.get_yticks(), _wrap_labels(axis.get_yticklabels(), 26))
-    height = 1.4 + 0.5 * len(results.importances)
-    return _finish(axis, "Importance of the parameters", width=8.0, height=height)
-
-
-def _draw_slices(study: optuna.Study, names: list[str], label: str) -> Figure:
-    axes: Any = optuna_plots.plot_slice(study, params=names, target_name=label)
-    for axis in np.ravel(axes):
-        axis.set_xlabel(_wrap(axis.get_xlabel(), 18), fontsize=10)
-        axis.tick_params(axis="x", rotation=90, labelsize=8)
-        if axis.get_xscale() == "log":
-            axis.xaxis.set_major_formatter("{x:g}")
-    title = f"{label} over each parameter"
-    return _finish(axis, title, width=2.2 * len(names) + 2.0, height=4.6)
-
-
-def _draw_parallel(study: optuna.Study, names: list[str], label: str) -> Figure:
-    width = 2.2 * len(names) + 2.0
-    axis: Any = optuna_plots.plot_parallel_coordinate(study, params=names, target_name=label)
-    # Optuna shortens names; it has them in this order.
-    labels = [_wrap(name, 20) for name in (label, *sorted(names))]
-    axis.set_xticks(axis.get_xticks(), labels, rotation=0, fontsize=9)
-    _, bar, *scales = axis.figure.axes
-    for scale in scales:
-        scale.tick_params(axis="y", labelsize=8)
-        if scale.get_yscale() == "log":
-            scale.yaxis.set_major_formatter("{x:g}")
-        else:
-            limits, texts = scale.get_ylim(), scale.get_yticklabels()
-            scale.set_yticks(scale.get_yticks(), _wrap_labels(texts, 18))
-            # Ticks beyond the ends would stretch the scale.
-            scale.set_ylim(limits)
-    # Beside the longest labels of the last parameter.
-    place = bar.get_position()
-    bar.set_position((place.x0 + 0.9 / width, place.y0, place.width, place.height))
-    return _finish(axis, "Complete trials", width=width, height=4.8)
-
-
-def _finish(axis: Any, title: str, *, width: float, height: float) -> Figure:
-    """Replace Optuna's title and set the size in inches."""
-    figure: Figure = axis.figure
-    for place in ("left", "center"):
-        axis.set_title("", loc=place)
-    figure.set_size_inches(width, height)
-    figure.suptitle(title, x=0.125, y=1.0, ha="left", fontsize=12, fontweight="bold")
-    return figure
-
-
-def _wrap_labels(labels: Sequence[Any], width: int) -> list[str]:
-    return [_wrap(label.get_text(), width) for label in labels]
-
-
-def _wrap(name: str, width: int) -> str:
-    """Break a name into lines at spaces and underscores."""
-    return textwrap.fill(name.replace("_", "_ "), width).replace("_ ", "_")
 
 
 def _markdown(results: _Results, pictures: Sequence[str], use: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from cityscapes_maskrcnn.visualization.style import (
     GRID,
     INK,
     RED,
+    About,
     new_figure,
     save_figure,
     style_axes,
@@ -25,19 +26,25 @@ _BEFORE, _AFTER = "#8a8a8a", RED
 _BLUES = ("#eaf2f9", "#9ac4e3", "#2b7bba", "#0b4a86")  # few to many boxes
 
 
-def plot_anchors(boxes: npt.ArrayLike, anchors: Anchors, output: str | os.PathLike[str]) -> None:
+def plot_anchors(
+    boxes: npt.ArrayLike,
+    anchors: Anchors,
+    output: str | os.PathLike[str],
+    about: About | None = None,
+) -> None:
     """Draw boxes by width and height, fitted and default anchors, and histograms of the best IoU.
 
     Args:
         boxes: width and height in pixels at network scale, shape (N, 2).
         anchors: the fitted anchors.
         output: the PNG file; it appears only when it is complete.
+        about: where the boxes are from.
 
     Raises:
         InputError: no boxes, or boxes without area; or ``output`` cannot be written.
     """
     given = np.asarray(boxes, np.float64)
-    figure = new_figure(12, 5.6)
+    figure = new_figure(12, 6, "Anchors fitted to the boxes", about)
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.07})
     _plot_shapes(left, given, anchors)
     _plot_ious(right, best_iou(given, DETECTRON2_DEFAULT), best_iou(given, anchors))
@@ -79,7 +86,7 @@ def _plot_shapes(axis: Axes, boxes: Floats, anchors: Anchors) -> None:
         axis.plot(*line.T, color=_AFTER, linewidth=1.2, zorder=3)
         # To the right of the widest anchor of the size.
         axis.annotate(
-            f"{level:g}",
+            f"{level:.3g} px",
             line[0],
             xytext=(7, -4),
             textcoords="offset points",

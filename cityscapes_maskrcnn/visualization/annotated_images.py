@@ -22,7 +22,12 @@ from cityscapes_maskrcnn.data.registration import check_dataset_names
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.visualization.drawing import draw_ground_truth, draw_semantic_labels
+from cityscapes_maskrcnn.visualization.drawing import (
+    caption_of,
+    draw_ground_truth,
+    draw_semantic_labels,
+    side_by_side,
+)
 
 
 def sample_dataset(name: str, size: int | None, seed: int) -> tuple[list[dict[str, Any]], Any]:
@@ -87,7 +92,7 @@ def draw_record(record: dict[str, Any], metadata: Any) -> npt.NDArray[np.uint8]:
         metadata: of the dataset.
 
     Returns:
-        The picture, shape (H, W, 3), uint8, RGB.
+        The picture below a caption, shape (H, W, 3), uint8, RGB.
 
     Raises:
         InputError: a file is missing, damaged, or of another size than the record's.
@@ -95,10 +100,28 @@ def draw_record(record: dict[str, Any], metadata: Any) -> npt.NDArray[np.uint8]:
     image = read_image(record["file_name"], "RGB")
     check_size(record["file_name"], image, record)
     if "annotations" in record:
-        return draw_ground_truth(image, record, metadata)
+        return side_by_side([draw_captioned("ground truth", image, record, metadata)])
     label_ids = read_label_image(record["sem_seg_file_name"])
     check_size(record["sem_seg_file_name"], label_ids, record)
-    return draw_semantic_labels(image, train_id_lookup()[label_ids], metadata)
+    picture = draw_semantic_labels(image, train_id_lookup()[label_ids], metadata)
+    return side_by_side([("semantic labels", picture)])
+
+
+def draw_captioned(
+    what: str, image_rgb: npt.NDArray[np.uint8], record: dict[str, Any], metadata: Any
+) -> tuple[str, npt.NDArray[np.uint8]]:
+    """Draw annotated instances; returns a caption with their number, and the picture.
+
+    Args:
+        what: the caption's first words.
+        image_rgb: see :func:`.drawing.draw_ground_truth`.
+        record: the same.
+        metadata: the same.
+    """
+    annotations = record["annotations"]
+    num_groups = sum(bool(each.get("iscrowd", 0)) for each in annotations)
+    caption = caption_of(what, len(annotations) - num_groups, num_groups)
+    return caption, draw_ground_truth(image_rgb, record, metadata)
 
 
 def training_examples(
@@ -143,13 +166,14 @@ def draw_example(
         metadata: of the dataset.
 
     Returns:
-        The picture, shape (H, W, 3), uint8, RGB.
+        The picture below a caption, shape (H, W, 3), uint8, RGB.
     """
     image = example["image"].permute(1, 2, 0).numpy()
     image = np.ascontiguousarray(image[..., ::-1] if image_format == "BGR" else image)
     if "instances" not in example:
         labels = example["sem_seg"].numpy().astype(np.uint8)
-        return draw_semantic_labels(image, labels, metadata)
+        picture = draw_semantic_labels(image, labels, metadata)
+        return side_by_side([("training example: semantic labels", picture)])
     instances = example["instances"]
     classes, boxes = instances.gt_classes.tolist(), instances.gt_boxes.tensor.tolist()
     annotations: list[dict[str, Any]] = [
@@ -165,7 +189,8 @@ def draw_example(
             # Filled as for training: a seam to a hole in an outline is not seen.
             parts = coco_mask.frPyObjects(polygons, *image.shape[:2])
             annotation["segmentation"] = coco_mask.merge(parts)
-    return draw_ground_truth(image, {"annotations": annotations}, metadata)
+    record = {"annotations": annotations}
+    return side_by_side([draw_captioned("training example", image, record, metadata)])
 
 
 def check_size(file_name: str, pixels: npt.NDArray[np.uint8], record: dict[str, Any]) -> None:

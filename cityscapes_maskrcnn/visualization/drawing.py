@@ -143,6 +143,24 @@ def side_by_side(panels: Sequence[tuple[str, RgbImage]]) -> RgbImage:
     return np.array(canvas)
 
 
+def caption_of(what: str, num_objects: int, num_groups: int = 0) -> str:
+    """Say above a picture what is drawn, so that one without objects does not look broken.
+
+    Args:
+        what: such as ``"ground truth"``.
+        num_objects: number of objects, without groups.
+        num_groups: number of groups, whose hatching is explained.
+    """
+    parts = [_count(num_objects, "object") if num_objects or not num_groups else ""]
+    if num_groups:
+        parts.append(f"{_count(num_groups, 'group')} (hatched: several in one outline)")
+    return f"{what}: {', '.join(filter(None, parts))}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'s' * (number != 1)}"
+
+
 def _annotation_contours(annotation: dict[str, Any], size: tuple[int, ...]) -> list[FloatArray]:
     """The outline of an annotated object, in pixels of its image; see :func:`mask_contours`."""
     segmentation = annotation.get("segmentation")
@@ -194,7 +212,8 @@ class StreetVisualizer(Visualizer):
         self.output.ax.images[0].remove()
         self.output.fig.figimage(self.img, origin="upper", zorder=-1)
         self._points_per_pixel = 72 / self.output.dpi
-        self._text_height = float(np.clip(self.output.width / 92, 11, 22))
+        # Readable also where the picture is shown at half its size.
+        self._text_height = float(np.clip(self.output.width / 76, 13, 27))
         self._line_width = float(np.clip(self.output.width / 1000, 1.0, 1.6))
 
     def draw_objects(self, objects: Sequence[DrawnObject]) -> None:
@@ -234,9 +253,7 @@ class StreetVisualizer(Visualizer):
         self.output.ax.add_patch(patch)
 
     def _draw_labels(self, objects: Sequence[DrawnObject]) -> None:
-        labelled = [
-            item for item in objects if item.box[3] - item.box[1] >= 1.2 * self._text_height
-        ]
+        labelled = [item for item in objects if item.box[3] - item.box[1] >= self._text_height]
         labelled.sort(key=lambda item: -item.area)
         if not labelled:
             return

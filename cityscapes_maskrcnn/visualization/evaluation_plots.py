@@ -6,20 +6,25 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
+from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.style import (
+    EMPTY,
     INK,
+    MUTED,
     ORANGE,
-    PALETTE,
     PINK,
     SKY,
+    About,
+    class_color,
     new_figure,
     save_figure,
     style_axes,
@@ -27,24 +32,27 @@ from cityscapes_maskrcnn.visualization.style import (
 
 # Fill and text.
 _CAUSE_COLORS = ((SKY, INK), (PINK, INK), (ORANGE, INK), ("#666666", "white"))
-# Between cells. They end at whole pixels and axes do not: a line clipped there would leave a rest.
-_GAP: dict[str, Any] = {
-    "color": "white",
-    "linewidth": 5,
-    "clip_on": False,
-    "solid_capstyle": "projecting",
-    "in_layout": False,
+# Of a cell of a heat map, whose neighbours are 1 apart, and between the classes and the rest.
+_CELL, _GAP = 0.97, 0.12
+_GROUPS = {
+    "small": "small\n< 32² px",
+    "medium": "medium\n32² to 96² px",
+    "large": "large\n≥ 96² px",
+    "none": "none\n< 1%",
+    "partial": "partial\n1% to 35%",
+    "heavy": "heavy\n≥ 35%",
 }
 
 Row = dict[str, str]
 Counts = npt.NDArray[np.int64]
 
 
-def plot_errors(folder: str | os.PathLike[str]) -> list[Path]:
+def plot_errors(folder: str | os.PathLike[str], about: About | None = None) -> list[Path]:
     """Draw the tables of an evaluation: one PNG beside each CSV.
 
     Args:
         folder: holds what :func:`.evaluation.error_analysis.write_error_tables` writes.
+        about: what was evaluated.
 
     Returns:
         ``precision_recall.png``, ``confusion.png``, ``false_positives.png``, ``misses.png``.
@@ -56,13 +64,14 @@ def plot_errors(folder: str | os.PathLike[str]) -> list[Path]:
     per_class = _read(folder / "per_class.csv")
     try:
         threshold = float(per_class[0]["confidence_threshold"])
+        curves = _read(folder / "precision_recall.csv")
         figures = {
-            "precision_recall": _precision_recall(
-                _read(folder / "precision_recall.csv"), per_class, threshold
+            "precision_recall": _precision_recall(curves, per_class, threshold, about),
+            "confusion": _confusion(_read(folder / "confusion.csv"), threshold, about),
+            "false_positives": _false_positives(
+                _read(folder / "false_positives.csv"), threshold, about
             ),
-            "confusion": _confusion(_read(folder / "confusion.csv"), threshold),
-            "false_positives": _false_positives(_read(folder / "false_positives.csv"), threshold),
-            "misses": _misses(_read(folder / "misses.csv"), threshold),
+            "misses": _misses(_read(folder / "misses.csv"), threshold, about),
         }
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InputError(f"{folder}: not the tables of an evaluation: {error!r}") from error
@@ -71,71 +80,122 @@ def plot_errors(folder: str | os.PathLike[str]) -> list[Path]:
     return [folder / f"{name}.png" for name in figures]
 
 
-def _precision_recall(rows: list[Row], per_class: list[Row], threshold: float) -> Figure:
-    """One curve a class, with a dot where the other pictures' threshold lies on it."""
-    figure = new_figure(8.2, 5.4, "Precision and recall at IoU 0.5")
-    axis = figure.subplots()
-    for color, scores in zip(PALETTE, per_class, strict=False):
-        points = [
-            (float(row["recall"]), float(row["precision"]), float(row["confidence"]))
-            for row in rows
-            if row["class"] == scores["class"]
-        ]
-        if not points:
-            axis.plot([], [], color=color, linewidth=2, label=f"{scores['class']}  no objects")
-            continue
-        recall, precision, confidence = np.array(points).T
-        label = f"{scores['class']}  AP50 {float(scores['AP50']):.1f}"
-        axis.plot(recall, precision, color=color, linewidth=1.8, label=label)
-        # The first point from there upwards; the last one is at infinity: no predictions.
-        at = int(np.searchsorted(confidence, threshold))
-        if at < len(confidence) - 1:
-            axis.plot(recall[at], precision[at], "o", color=color, markersize=6, clip_on=False)
-    axis.plot([], [], "o", color=INK, markersize=6, label=f"confidence {threshold:g}")
-    axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    style_axes(axis, grid="both")
-    axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=10)
+def _precision_recall(
+    rows: list[Row], per_class: list[Row], threshold: float, about: About | None
+) -> Figure:
+    """A panel a class: its curve, and a dot where the other pictures' threshold lies on it."""
+    columns = min(4, len(per_class))
+    lines = -(-len(per_class) // columns)
+    width = max(6.5, 3.1 * columns)
+    figure = new_figure(width, 1.1 + 2.4 * lines, "Precision and recall at IoU 0.5", about)
+    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis, scores in zip(axes, per_class, strict=False):
+        name = scores["class"]
+        _plot_curve(axis, [row for row in rows if row["class"] == name], scores, threshold)
+        # A little more than 0 to 1: lines along the borders are seen whole.
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
+        style_axes(axis, name, grid="both")
+    for axis in axes[len(per_class) :]:
+        axis.axis("off")
+    figure.supxlabel(
+        f"recall (dot: detections with a score of at least {threshold:g}; the area is AP50)",
+        fontsize=10.5,
+        color=INK,
+    )
+    figure.supylabel("precision", fontsize=10.5, color=INK)
     return figure
 
 
-def _confusion(rows: list[Row], threshold: float) -> Figure:
+def _plot_curve(axis: Axes, rows: list[Row], scores: Row, threshold: float) -> None:
+    num_objects = int(scores["objects"])
+    objects = f"{num_objects:,} object{'s' * (num_objects != 1)}"
+    if not rows:
+        axis.text(0.5, 0.5, "no objects", ha="center", va="center", fontsize=11, color=MUTED)
+        return
+    color = class_color(THING_COLORS[THING_CLASSES.index(scores["class"])])
+    recall, precision, confidence = np.array(
+        [(float(row["recall"]), float(row["precision"]), float(row["confidence"])) for row in rows]
+    ).T
+    axis.set_title(f"AP50 {float(scores['AP50']):.1f}", loc="right", fontsize=10.5, color=INK)
+    if not recall.any():
+        text = f"none of {objects}\nfound at any score"
+        axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=11, color=MUTED)
+        return
+    # Between two points the official area takes the one for the first half of the way, the other
+    # for the second. A straight line would be no data.
+    order = slice(None, None, -1)
+    axis.plot(recall[order], precision[order], drawstyle="steps-mid", color=color, linewidth=2)
+    axis.fill_between(
+        recall[order], precision[order], step="mid", color=color, alpha=0.12, linewidth=0
+    )
+    # The first point from there upwards; the last one is at infinity: no predictions.
+    at = int(np.searchsorted(confidence, threshold))
+    if at < len(confidence) - 1:
+        axis.plot(
+            recall[at], precision[at], "o", color=color, markersize=8, markeredgecolor="white"
+        )
+    axis.text(
+        0.03,
+        0.04,
+        objects,
+        transform=axis.transAxes,
+        fontsize=9.5,
+        color=INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        zorder=5,
+    )
+
+
+def _confusion(rows: list[Row], threshold: float, about: About | None) -> Figure:
     """A row for the class in the ground truth, a column for the predicted one."""
     columns = list(rows[0])[1:]
     counts = np.array([[int(row[column]) for column in columns] for row in rows])
     totals = counts.sum(axis=1)
-    figure = new_figure(9.4, 6.6, f"Predicted class of each object (confidence ≥ {threshold:g})")
+    title = f"Predicted class of each object (score ≥ {threshold:g})"
+    figure = new_figure(10.4, 7, title, about)
     axis = figure.subplots()
     classes = [next(iter(row.values())) for row in rows]
+    classes[-1] = "matches no object"
     names = [f"{name}\nn = {total:,}" for name, total in zip(classes, totals, strict=True)]
-    _heat_map(axis, counts, np.broadcast_to(totals[:, None], counts.shape), names, columns)
-    # Not part of the classes' square: objects and predictions without a partner of any class.
-    axis.axhline(len(rows) - 1.5, **_GAP)
-    axis.axvline(len(columns) - 1.5, **_GAP)
+    _heat_map(
+        axis,
+        counts,
+        np.broadcast_to(totals[:, None], counts.shape),
+        names,
+        [*columns[:-1], "not found"],
+        # Not part of the classes' square: objects and predictions without a partner of any class.
+        row_gap=len(rows) - 1,
+        column_gap=len(columns) - 1,
+    )
     axis.set_ylabel("ground truth")
-    axis.set_xlabel("prediction (% of the row); unmatched: no IoU above 0.5")
+    axis.set_xlabel(
+        "prediction, % of the row (pale: 0, grey: no objects); a match has an IoU above 0.5\n"
+        "last row: false positives that match no ground truth, by their class."
+    )
     return figure
 
 
-def _false_positives(rows: list[Row], threshold: float) -> Figure:
+def _false_positives(rows: list[Row], threshold: float, about: About | None) -> Figure:
     """A bar a class, shared out among the causes."""
     causes = list(rows[0])[1:]
     counts = _with_total(np.array([[int(row[cause]) for cause in causes] for row in rows]))
     totals = counts.sum(axis=1)
     names = ["all classes", *(row["class"] for row in rows)]
-    figure = new_figure(
-        9.4, 4.8, f"Why predictions are false positives (confidence ≥ {threshold:g})"
-    )
+    title = f"Why predictions are false positives (score ≥ {threshold:g})"
+    figure = new_figure(9.4, 4.8, title, about)
     axis = figure.subplots()
     shares = 100 * counts / np.maximum(totals, 1)[:, None]
     left = np.zeros(len(names))
     for cause, (color, ink), widths in zip(causes, _CAUSE_COLORS, shares.T, strict=True):
         bars = axis.barh(names, widths, left=left, color=color, height=0.68, label=cause)
         texts = [f"{width:.0f}" if width >= 6 else "" for width in widths]
-        axis.bar_label(bars, texts, label_type="center", color=ink, fontsize=9)
+        axis.bar_label(bars, texts, label_type="center", color=ink, fontsize=10)
         left += widths
     for row, total in enumerate(totals):
         axis.text(101, row, f"{total:,}", va="center", fontsize=10, color=INK)
-    axis.text(101, -0.78, "number", va="bottom", fontsize=9, color=INK)
+        if not total:
+            axis.text(1, row, "no false positives", va="center", fontsize=10, color=MUTED)
+    axis.text(101, -0.68, "number", va="bottom", fontsize=10, color=INK)
     axis.axhline(0.5, color=INK, linewidth=0.8)
     axis.set(xlim=(0, 100), xlabel="% of the class's false positives")
     axis.invert_yaxis()
@@ -147,15 +207,16 @@ def _false_positives(rows: list[Row], threshold: float) -> Figure:
     return figure
 
 
-def _misses(rows: list[Row], threshold: float) -> Figure:
+def _misses(rows: list[Row], threshold: float, about: About | None) -> Figure:
     """How many of the objects of a size, or of an occlusion, are not found."""
-    figure = new_figure(11, 5.6, f"Missed objects (IoU 0.5, confidence ≥ {threshold:g})")
+    title = f"Missed objects (IoU 0.5, score ≥ {threshold:g})"
+    figure = new_figure(11.5, 6, title, about)
     axes = figure.subplots(1, 2)
     titles = {
-        "size": "by size (limits 32² and 96² pixels)",
-        "occlusion": "by share of the box that closer objects\nocclude (limits 1% and 35%)",
+        "size": "by size: visible area in the image",
+        "occlusion": "by occlusion: share of the box behind closer objects",
     }
-    for axis, (kind, title) in zip(axes, titles.items(), strict=True):
+    for axis, (kind, heading) in zip(axes, titles.items(), strict=True):
         chosen = [row for row in rows if row["by"] == kind]
         classes = list(dict.fromkeys(row["class"] for row in chosen))
         groups = list(dict.fromkeys(row["group"] for row in chosen))
@@ -163,9 +224,11 @@ def _misses(rows: list[Row], threshold: float) -> Figure:
             _with_total(np.array([int(row[key]) for row in chosen]).reshape(-1, len(groups)))
             for key in ("missed", "objects")
         )
-        _heat_map(axis, missed, objects, ["all classes", *classes], groups, with_numbers=True)
-        axis.axhline(0.5, **_GAP)
-        axis.set_title(title, loc="left", fontsize=11, color=INK)
+        columns = [_GROUPS.get(group, group) for group in groups]
+        _heat_map(
+            axis, missed, objects, ["all classes", *classes], columns, with_numbers=True, row_gap=1
+        )
+        axis.set_title(heading, loc="left", fontsize=11.5, color=INK)
     axes[1].set_yticklabels([])
     return figure
 
@@ -181,22 +244,41 @@ def _heat_map(
     totals: Counts,
     rows: Sequence[str],
     columns: Sequence[str],
+    *,
     with_numbers: bool = False,
+    row_gap: int = 0,
+    column_gap: int = 0,
 ) -> None:
-    """Draw shares of totals as coloured cells with percentages; a total of 0 is an empty cell."""
+    """Draw shares of totals as coloured cells with percentages; grey where the total is 0.
+
+    Rows from ``row_gap`` and columns from ``column_gap`` on are set apart; 0: none.
+    """
     shares = counts / np.where(totals, totals, np.nan)
-    axis.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=0, vmax=1.1, aspect="auto")
+    middles_y, middles_x = (
+        [place + _GAP * (0 < gap <= place) for place in range(number)]
+        for number, gap in ((len(rows), row_gap), (len(columns), column_gap))
+    )
+    blues = colormaps["Blues"]
     for (row, column), share in np.ndenumerate(shares):
-        # Zeros would drown the numbers that matter.
-        if np.isnan(share) or (not with_numbers and not share):
-            continue
-        text = f"{100 * share:.0f}" if 100 * share >= 1 or not share else "<1"
-        if with_numbers:
+        x, y = middles_x[column], middles_y[row]
+        color = EMPTY if np.isnan(share) else blues(share / 1.1)
+        corner = (x - _CELL / 2, y - _CELL / 2)
+        axis.add_patch(Rectangle(corner, _CELL, _CELL, facecolor=color, linewidth=0))
+        ink = "white" if share > 0.55 else INK
+        if np.isnan(share):
+            text, ink = "no objects" * with_numbers, MUTED
+        elif not share and not with_numbers:
+            # Zeros would drown the numbers that matter.
+            text = ""
+        else:
+            text = f"{100 * share:.0f}" if 100 * share >= 1 or not share else "<1"
+        if with_numbers and not np.isnan(share):
             text += f"%\n{counts[row, column]:,} of {totals[row, column]:,}"
-        color = "white" if share > 0.55 else INK
-        axis.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
-    axis.set_xticks(range(len(columns)), columns)
-    axis.set_yticks(range(len(rows)), rows)
+        axis.text(x, y, text, ha="center", va="center", fontsize=9.5, color=ink)
+    axis.set_xticks(middles_x, columns)
+    axis.set_yticks(middles_y, rows)
+    axis.set_xlim(-0.5, middles_x[-1] + 0.5)
+    axis.set_ylim(middles_y[-1] + 0.5, -0.5)
     style_axes(axis, grid="")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)

@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
+# Sum of the shares that a label may hide of the boxes of others.
+_MOST_HIDDEN = 0.9
+
 
 def place_labels(
     boxes: FloatArray,
@@ -23,7 +26,8 @@ def place_labels(
     below it or beside it. Places outside the picture or over an earlier label are ruled out; among
     the others the one that hides least of the other objects wins, and ties go to the earlier in
     that list.
-    A label without a place left is dropped: it would only make two labels unreadable.
+    A label without a place left is dropped: it would only make two labels unreadable. So is one
+    that would hide as much as a whole object everywhere.
 
     Args:
         boxes: shape (N, 4), the objects, most important label first.
@@ -48,8 +52,12 @@ def place_labels(
         # What they hide of the objects that are not larger, in shares of these. Rounded, so that
         # slivers do not outweigh the wish for the better place.
         others = (areas <= areas[index]) & (np.arange(len(boxes)) != index)
-        hidden = _overlaps(free, boxes[others]) / np.maximum(areas[others], 1)
-        best = free[np.argmin(hidden.sum(axis=1).round(1))]
+        shares = _overlaps(free, boxes[others]) / np.maximum(areas[others], 1)
+        hidden = shares.sum(axis=1).round(1)
+        if hidden.min() > _MOST_HIDDEN:
+            places.append(None)
+            continue
+        best = free[np.argmin(hidden)]
         taken = np.vstack([taken, best])
         places.append((float(best[0]), float(best[1])))
     return places

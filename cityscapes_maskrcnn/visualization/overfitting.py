@@ -15,7 +15,9 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.style import (
     BLUE,
     INK,
+    MUTED,
     RED,
+    About,
     new_figure,
     save_figure,
     style_axes,
@@ -23,6 +25,8 @@ from cityscapes_maskrcnn.visualization.style import (
 from cityscapes_maskrcnn.visualization.training_curves import Curve
 
 _TRAINING, _VALIDATION = BLUE, RED
+# Behind notes, which the lines of the grid would cross.
+_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,13 @@ def find_gap(training: Curve, validation: Curve) -> Gap | None:
 
 
 def plot_overfitting(
-    runs: Mapping[str, Mapping[str, Curve]], output: str | os.PathLike[str]
+    runs: Mapping[str, Mapping[str, Curve]],
+    output: str | os.PathLike[str],
+    about: About | None = None,
 ) -> dict[str, Gap]:
     """Draw a panel a run: both losses, and an arrow where they end apart.
+
+    All panels have one axis, from 0 on, so that gaps can be compared by eye.
 
     The validation loss is that of the weights at a moment, without augmentation; the training loss
     is that of the batches on the way there, smoothed. A gap that grows while the training loss
@@ -75,6 +83,7 @@ def plot_overfitting(
         runs: by title, the curves of :func:`.training_curves.read_curves`; ``total_loss`` and
             ``validation/total_loss`` are drawn.
         output: the PNG file; it appears only when it is complete.
+        about: the runs.
 
     Returns:
         The gaps, of the runs that have both losses.
@@ -90,21 +99,35 @@ def plot_overfitting(
     if not drawn:
         raise InputError(f"{output}: there is no loss to draw")
     title = "Training and validation loss of every stage"
-    figure = new_figure(3.4 * len(drawn) + 0.6, 4.2, title)
-    axes = figure.subplots(1, len(drawn), squeeze=False)[0]
+    figure = new_figure(3.4 * len(drawn) + 0.6, 4.2, title, about)
+    axes = figure.subplots(1, len(drawn), squeeze=False, sharey=True)[0]
+    top = max(_top(*losses) for losses in drawn.values())
+    axes[0].set_ylim(0, 1.2 * top)
     gaps = {}
     for axis, (title, (training, validation)) in zip(axes, drawn.items(), strict=True):
         gap = find_gap(training, validation)
         _plot(axis, title, training, validation, gap)
+        highest = max(filter(np.isfinite, training.values()), default=0.0)
+        if highest > 1.2 * top:
+            _note(axis, 0.88, f"training up to {highest:.3g}, cut off", _TRAINING)
         if gap:
             gaps[title] = gap
-    axes[0].set_ylabel("total loss", color=INK)
+    axes[0].set_ylabel("total loss")
     handles, labels = max(
         (axis.get_legend_handles_labels() for axis in axes), key=lambda h: len(h[1])
     )
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
     save_figure(figure, output)
     return gaps
+
+
+def _top(training: Curve, validation: Curve) -> float:
+    """The highest loss of a run, without first iterations that lie far above all others."""
+    finite = [each for each in (*training.values(), *validation.values()) if np.isfinite(each)]
+    if not finite:
+        return 1.0
+    usual = max(2.5 * float(np.median(finite)), *validation.values(), 1e-12)
+    return max(finite) if max(finite) <= 2 * usual else usual
 
 
 def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap | None) -> None:
@@ -112,37 +135,26 @@ def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap |
     axis.plot(steps, losses, color=_TRAINING, lw=0.8, alpha=0.35)
     marker = "o" if len(steps) == 1 else ""
     smoothed = _smooth(losses)
-    axis.plot(steps, smoothed, color=_TRAINING, lw=1.8, marker=marker, label="training (smoothed)")
+    axis.plot(steps, smoothed, color=_TRAINING, lw=2, marker=marker, label="training (smoothed)")
     if validation:
         axis.plot(
             list(validation),
             list(validation.values()),
             color=_VALIDATION,
-            lw=1.6,
+            lw=1.8,
             marker="o",
-            markersize=4,
+            markersize=4.5,
             label="validation",
         )
     style_axes(axis, title)
-    axis.set_xlabel("iteration", color=INK, fontsize=9)
-    finite = [v for v in (*training.values(), *validation.values()) if np.isfinite(v)]
-    low, top = min(finite, default=0.0), max(finite, default=1.0)
-    # First iterations that lie far above all others are cut off, with a note.
-    high = max(2.5 * float(np.median(finite)), *validation.values(), 1e-12)
-    if top > 2 * high:
-        _note(axis, 0.91, f"training up to {top:.3g}, cut off", _TRAINING)
-    else:
-        high = top
-    # Below for half of the gap's label, above for the notes.
-    room = 0.12 * (high - low) or 1.0
-    axis.set_ylim(low - room, high + 2 * room)
+    axis.set_xlabel("iteration")
     end = max(*training, *validation, 1) + 1
     # To the right of the end is the gap's label, as wide as "(+1,000 %)".
-    axis.set_xlim(0, 1.5 * end)
+    axis.set_xlim(0, 1.55 * end)
     ticks = MaxNLocator(4, integer=True).tick_values(0, end)
     axis.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= end]))
     if gap is None:
-        axis.text(0.98, 0.97, "no validation loss", transform=axis.transAxes, ha="right", va="top")
+        _note(axis, 0.98, "no validation loss", MUTED)
         return
     _mark_gap(axis, gap)
 
@@ -173,8 +185,9 @@ def _mark_gap(axis: Axes, gap: Gap) -> None:
         (gap.training + gap.validation) / 2,
         f"gap\n{difference:+.2g}\n({100 * difference / max(gap.training, 1e-12):+.0f} %)",
         va="center",
-        fontsize=9,
+        fontsize=9.5,
         color=INK,
+        bbox=_PAPER,
     )
     lowest = "at the end" if gap.lowest == gap.last else f"at iteration {gap.lowest:,}"
     _note(axis, 0.98, f"validation lowest {lowest}", _VALIDATION)
@@ -189,6 +202,7 @@ def _note(axis: Axes, height: float, text: str, color: str) -> None:
         transform=axis.transAxes,
         ha="right",
         va="top",
-        fontsize=8.5,
+        fontsize=9.5,
         color=color,
+        bbox=_PAPER,
     )

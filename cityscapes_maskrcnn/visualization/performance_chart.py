@@ -1,4 +1,4 @@
-"""The performance table as one picture for a talk: the table itself, and two bar charts."""
+"""The performance table as one picture for a talk: the table itself, and bar charts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 from matplotlib.transforms import Bbox
 
 from cityscapes_maskrcnn.visualization.style import (
     BLUE,
     GREY,
     INK,
+    MUTED,
     RED,
+    About,
     new_figure,
     save_figure,
     style_axes,
@@ -21,18 +24,20 @@ from cityscapes_maskrcnn.visualization.style import (
 
 _PALE = "#e8eef4"
 
+_PUBLISHED = "Published: all 500 images of Cityscapes val or 1,525 of test."
 _WARNING = (
-    "The protocols give the same predictions different numbers: compare within a chart only. "
-    "Published: all 500 images of Cityscapes val or 1,525 of test."
+    "The protocols give the same predictions different numbers: compare within a column only."
 )
 
 # Letters in a line at the bottom that fit the picture's width, also if many of them are wide.
 _LINE = 140
 # Percent that the axes reach at least: a bar of 0.0 shall not look like a full one.
 _LEAST_AXIS = 5.0
+# Height of a panel's title, in bars.
+_TITLE = 1.5
 
-# Name, AP in percent, whether it is one of this run's.
-Bar = tuple[str, float, bool]
+# Name, AP in percent (None: there is nothing to score), whether it is one of this run's.
+Bar = tuple[str, float | None, bool]
 
 
 def plot_performance(
@@ -45,8 +50,11 @@ def plot_performance(
     by_size: Sequence[Bar],
     caution: str,
     remark: str,
+    about: About | None = None,
 ) -> None:
-    """Draw the table of a run and its place among others, each protocol in a chart of its own.
+    """Draw the table of a run and, a column each, its scores by protocol and by size.
+
+    Others' scores have panels of their own below this run's, on the same scale.
 
     Args:
         output: the PNG file; it appears only when it is complete.
@@ -55,33 +63,67 @@ def plot_performance(
         official: bars of the official protocol, top to bottom.
         coco_style: bars of the COCO-style protocol.
         by_size: bars of the COCO-style protocol for small, medium and large objects.
-        caution: a line below the title that nobody may overlook; empty for none.
+        caution: a line above the table that nobody may overlook; empty for none.
         remark: one or more lines at the bottom; longer ones are wrapped, and the picture is higher
             by what they take. Empty for none.
+        about: the run.
 
     Raises:
         InputError: ``output`` cannot be written.
     """
+    columns = [
+        ("Official protocol: mask AP, %", official),
+        ("COCO-style protocol: mask AP, %", coco_style),
+        ("COCO-style protocol: mask AP by size, %", by_size),
+    ]
     table_height = 0.42 * (len(cells) + 1) + 0.3 + (0.3 if caution else 0)
-    rows = max(len(official), len(coco_style) + len(by_size) + 2, 4)
+    rows = max(4.0, *(_rows(bars) for _, bars in columns))
     remarks = [part for line in remark.splitlines() for part in textwrap.wrap(line, _LINE)]
-    height = table_height + 0.3 * rows + 1.7 + 0.17 * max(0, len(remarks) - 1)
-    figure = new_figure(14.5, height, "Performance by stage")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[table_height, 0.3 * rows + 1.0])
+    has_others = any(not ours for _, bars in columns for *_, ours in bars)
+    remarks = [f"{_WARNING} {_PUBLISHED}" if has_others else _WARNING, *remarks]
+    chart_height = 0.34 * rows + 0.6
+    height = table_height + chart_height + 1.1 + 0.17 * (len(remarks) - 1)
+    figure = new_figure(16, height, "Performance by stage", about)
+    top, bottom = figure.subfigures(2, 1, height_ratios=[table_height, chart_height])
     if caution:
         top.suptitle(caution, x=0.01, ha="left", fontsize=13, fontweight="bold", color=RED)
     _draw_table(top.subplots(), headings, cells)
-    left, right = bottom.subfigures(1, 2, width_ratios=[1.1, 1])
-    _draw_bars(left.subplots(), "Official protocol: mask AP, %", official)
-    first, second = right.subplots(
-        2, 1, height_ratios=[max(1, len(coco_style)), max(1, len(by_size))]
-    )
-    _draw_bars(first, "COCO-style protocol: mask AP, %", coco_style)
-    _draw_bars(second, "COCO-style: mask AP by size, %", by_size)
-    figure.supxlabel(
-        "\n".join([_WARNING, *remarks]), x=0.01, ha="left", fontsize=10, color="#555555"
-    )
+    for part, (title, bars) in zip(bottom.subfigures(1, 3), columns, strict=True):
+        _draw_column(part, title, bars, rows)
+    figure.supxlabel("\n".join(remarks), x=0.01, ha="left", fontsize=10.5, color=MUTED)
     save_figure(figure, output)
+
+
+def _by_origin(bars: Sequence[Bar]) -> dict[str, list[Bar]]:
+    """Separate this run's bars, which come first even if there are none, from others'."""
+    parts = {"This run": [bar for bar in bars if bar[2]]}
+    if others := [bar for bar in bars if not bar[2]]:
+        parts["Others, for orientation"] = others
+    return parts
+
+
+def _rows(bars: Sequence[Bar]) -> float:
+    """Height of a column in bars, with a title for every panel."""
+    return sum(max(1, len(part)) + _TITLE for part in _by_origin(bars).values())
+
+
+def _draw_column(figure: SubFigure, title: str, bars: Sequence[Bar], rows: float) -> None:
+    """Draw a panel for this run and one for others, on one scale.
+
+    A bar is as high in every column: what is left of ``rows`` stays empty at the bottom.
+    """
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold", color=INK)
+    parts = _by_origin(bars)
+    lengths = [float(max(1, len(part))) for part in parts.values()]
+    lengths[-1] += rows - _rows(bars)
+    axes = figure.subplots(
+        len(parts), 1, squeeze=False, height_ratios=[length + _TITLE for length in lengths]
+    )[:, 0]
+    highest = max([_LEAST_AXIS, *(score for _, score, _ in bars if score is not None)])
+    for axis, length, (name, part) in zip(axes, lengths, parts.items(), strict=True):
+        _draw_bars(axis, name, part)
+        axis.set_xlim(0, 1.15 * highest)
+        axis.set_ylim(length - 0.4, -0.6)
 
 
 def _draw_table(axis: Axes, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
@@ -117,20 +159,17 @@ def _draw_table(axis: Axes, headings: Sequence[str], cells: Sequence[Sequence[st
 
 def _draw_bars(axis: Axes, title: str, bars: Sequence[Bar]) -> None:
     style_axes(axis, title, grid="")
-    names = [name for name, _, _ in bars]
-    scores = [score for _, score, _ in bars]
     drawn = axis.barh(
         range(len(bars)),
-        scores,
+        [score or 0.0 for _, score, _ in bars],
         color=[BLUE if ours else GREY for *_, ours in bars],
         height=0.7,
     )
-    axis.bar_label(drawn, [f"{score:.1f}" for score in scores], padding=4, fontsize=9.5, color=INK)
-    axis.set_yticks(range(len(bars)), names)
-    axis.set_ylim(max(len(bars), 1) - 0.4, -0.6)
-    axis.set_xlim(0, 1.12 * max([_LEAST_AXIS, *scores]))
+    texts = ["no such objects" if score is None else f"{score:.1f}" for _, score, _ in bars]
+    axis.bar_label(drawn, texts, padding=4, fontsize=10, color=INK)
+    if not bars:
+        axis.text(0, 0, "no scores", va="center", fontsize=10.5, color=MUTED)
+    axis.set_yticks(range(len(bars)), [name for name, _, _ in bars])
     axis.spines[["bottom", "left"]].set_visible(False)
     axis.tick_params(axis="x", bottom=False, labelbottom=False)
-    axis.tick_params(axis="y", length=0, labelsize=10)
-    for label, (*_, ours) in zip(axis.get_yticklabels(), bars, strict=True):
-        label.set_fontweight("bold" if ours else "normal")
+    axis.tick_params(axis="y", length=0, labelsize=10.5)

@@ -18,6 +18,8 @@ from cityscapes_maskrcnn.utils.files import atomic_write
 INK: Final = "#222222"
 MUTED: Final = "#555555"
 GRID: Final = "#dddddd"
+# Of what there is nothing to measure.
+EMPTY: Final = "#ececec"
 # Okabe and Ito's palette, which colour-blind people can tell apart, with two more at its end.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, RED, PURPLE, GREY = "#56B4E9", "#D55E00", "#8C6BB1", "#999999"
@@ -70,7 +72,8 @@ def new_figure(width: float, height: float, title: str = "", about: About | None
     figure = Figure(layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     # Letters of its size are about 0.078 inches wide.
-    lines = textwrap.wrap(str(about), int((width - 0.2) / 0.078)) if about else []
+    letters = int((width - 0.2) / 0.078)
+    lines = textwrap.wrap(str(about), letters, break_on_hyphens=False) if about else []
     figure.set_size_inches(width, height + 0.18 * len(lines))
     if title:
         # Empty lines of the title, which the layout makes room for, hold the place of the others.

@@ -14,8 +14,11 @@ from matplotlib.ticker import MaxNLocator
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.style import (
-    INK,
+    BLUE,
+    MUTED,
     PALETTE,
+    RED,
+    About,
     new_figure,
     save_figure,
     style_axes,
@@ -29,16 +32,39 @@ Curve = dict[int, float]
 
 # This project's name for the mean over the classes, and that of Detectron2's own evaluator.
 _MEAN_IOUS = ("IoU", "mIoU")
+_TOTAL = "total_loss"
+_TOTAL_TITLE, _PARTS_TITLE, _RATE_TITLE = "total loss", "parts of the loss", "learning rate"
+_AP_TITLE = "average precision, %"
+_HEIGHTS = {_TOTAL_TITLE: 2.4, _PARTS_TITLE: 2.2, _RATE_TITLE: 1.5}
+_DASHED = {_PARTS_TITLE: "dashed: validation", _AP_TITLE: "dashed: AP50"}
+# What Detectron2's keys stand for.
+_LOSSES = {
+    "loss_cls": "box class",
+    "loss_box_reg": "box position",
+    "loss_mask": "mask",
+    "loss_mask_point": "mask points",
+    "loss_rpn_cls": "RPN objectness",
+    "loss_rpn_loc": "RPN box position",
+    "loss_sem_seg": "semantic labels",
+}
+_TASKS = {
+    "segm": "official masks",
+    "coco_segm": "COCO-style masks",
+    "coco_bbox": "COCO-style boxes",
+}
 
 
 def plot_training_curves(
-    metrics_json: str | os.PathLike[str], output: str | os.PathLike[str]
+    metrics_json: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    about: About | None = None,
 ) -> None:
     """Draw losses, scores (average precision or mean IoU) and learning rate over the iterations.
 
     Args:
         metrics_json: what Detectron2 writes while it trains: a JSON object a line.
         output: the PNG file; it appears only when it is complete.
+        about: the run.
 
     Raises:
         InputError: ``metrics_json`` cannot be read or holds no metrics, or ``output`` cannot be
@@ -50,12 +76,12 @@ def plot_training_curves(
         raise InputError(
             f"{metrics_json}: no loss, score or learning rate in it; did training start?"
         )
-    heights = [3 if title == "loss" else 1.7 for title in rows]
-    figure = new_figure(10, sum(heights) + 0.6)
+    heights = [_HEIGHTS.get(title, 2.0) for title in rows]
+    figure = new_figure(10, sum(heights) + 0.8, "Course of training", about)
     axes = figure.subplots(len(rows), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (title, names) in zip(axes, rows.items(), strict=True):
         _plot(axis, title, {name: curves[name] for name in names})
-    axes[-1].set_xlabel("iteration", color=INK)
+    axes[-1].set_xlabel("iteration")
     save_figure(figure, output)
 
 
@@ -99,22 +125,22 @@ def _select(curves: Mapping[str, Curve]) -> dict[str, list[str]]:
     """Get the rows of the picture: title -> names of curves, the most important curve first."""
     losses = sorted(
         (name for name in curves if "loss" in _metric(name)),
-        key=lambda name: (_metric(name) != "total_loss", "/" in name, name),
+        key=lambda name: ("/" in name, name),
     )
-    for prefix in ("", "validation/"):
-        parts = [name for name in losses if name.removesuffix(_metric(name)) == prefix]
-        # A single loss, as of stage 0, is the total: a second line would hide the first.
-        if len(parts) == 2 and f"{prefix}total_loss" in parts:
-            losses.remove(parts[1])
+    parts = [name for name in losses if _metric(name) != _TOTAL]
+    # A single loss, as of stage 0, is the total under another name.
+    if len({_metric(name) for name in parts}) == 1 and _TOTAL in losses:
+        parts = []
     precisions = sorted(
         (name for name in curves if _metric(name) in ("AP", "AP50")),
-        key=lambda name: (not name.startswith("segm/"), name),
+        key=lambda name: ([*_TASKS, _task(name)].index(_task(name)), name),
     )
     return {
-        "loss": losses,
-        "average precision (%)": precisions,
-        "mean IoU (%)": [name for name in curves if _metric(name) in _MEAN_IOUS],
-        "learning rate": [name for name in curves if name == "lr"],
+        _TOTAL_TITLE: [name for name in losses if _metric(name) == _TOTAL],
+        _PARTS_TITLE: parts,
+        _AP_TITLE: precisions,
+        "mean IoU, %": [name for name in curves if _metric(name) in _MEAN_IOUS],
+        _RATE_TITLE: [name for name in curves if name == "lr"],
     }
 
 
@@ -123,34 +149,63 @@ def _metric(name: str) -> str:
     return name.rpartition("/")[2]
 
 
+def _task(name: str) -> str:
+    """``coco_segm`` for ``cityscapes_instance_val/coco_segm/AP``."""
+    return name.rpartition("/")[0].rpartition("/")[2]
+
+
+def _label(name: str) -> str:
+    """Name a curve for people; curves of one label have one colour."""
+    metric, task = _metric(name), _task(name)
+    if metric in ("AP", "AP50"):
+        dataset = name.rpartition("/")[0].rpartition("/")[0]
+        return " ".join(filter(None, (dataset, _TASKS.get(task, task))))
+    if metric == _TOTAL:
+        return "validation" if task else "training"
+    if "loss" in metric:
+        return _LOSSES.get(metric) or metric.removeprefix("loss_").replace("_", " ")
+    return "mean" if metric in _MEAN_IOUS else name
+
+
 def _plot(axis: Axes, title: str, curves: Mapping[str, Curve]) -> None:
-    is_loss = title == "loss"
-    # A loss has one colour, in training and (dashed) in validation.
-    keys = sorted({_metric(name) for name in curves} - {"total_loss"}) if is_loss else list(curves)
-    colors = {key: PALETTE[number % len(PALETTE)] for number, key in enumerate(keys)}
+    labels = list(dict.fromkeys(map(_label, curves)))
+    colors = (
+        dict(zip(labels, (BLUE, RED), strict=False))
+        if title == _TOTAL_TITLE
+        else {label: PALETTE[number % len(PALETTE)] for number, label in enumerate(labels)}
+    )
+    named = set()
     for name, curve in curves.items():
-        key = _metric(name) if is_loss else name
+        label = _label(name)
+        is_dashed = title in _DASHED and ("/" in name if "loss" in name else name.endswith("AP50"))
         axis.plot(
             list(curve),
             list(curve.values()),
-            label=name,
-            color=colors.get(key, INK),
-            linewidth=1.3 if key in colors else 2.0,
-            linestyle="--" if is_loss and "/" in name else "-",
+            # A colour is named once.
+            label="_" * (label in named) + label,
+            color=colors[label],
+            linewidth=2.0 if title != _PARTS_TITLE else 1.5,
+            linestyle="--" if is_dashed else "-",
             # Few points, as of evaluations, would be invisible as a line.
             marker="o" if len(curve) <= 30 else "",
-            markersize=3.5,
+            markersize=4,
         )
+        named.add(label)
     style_axes(axis, title)
+    if title in _DASHED and any(line.get_linestyle() == "--" for line in axis.lines):
+        axis.set_title(_DASHED[title], loc="right", fontsize=10, color=MUTED)
     values = np.array([value for curve in curves.values() for value in curve.values()])
     finite = values[np.isfinite(values)]
     if len(finite):
         # A few exploding losses must not flatten all others.
+        is_loss = title in (_TOTAL_TITLE, _PARTS_TITLE)
         top = min(finite.max(), 4 * np.percentile(finite, 95)) if is_loss else finite.max()
-        axis.set_ylim(min(0.0, finite.min()), 1.05 * max(top, 1e-12))
-    axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
+        axis.set_ylim(min(0.0, finite.min()), 1.08 * max(top, 1e-12))
+        if finite.max() > 1.08 * top:
+            text = f"up to {finite.max():.3g}, cut off"
+            axis.set_title(text, loc="center", fontsize=10, color=MUTED)
+    axis.yaxis.set_major_formatter("{x:.4g}")
+    axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if title != "learning rate":
-        axis.legend(
-            loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9, handlelength=3.4
-        )
+    if len(labels) > 1 or title == _TOTAL_TITLE:
+        axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=10)

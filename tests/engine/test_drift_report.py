@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.modeling.deeplab_weights import deeplab_shapes
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -30,9 +31,24 @@ def train(report: DriftReport, start: float, end: float, start_iter: int = 0) ->
     report.after_train()
 
 
+def report(folder: Path, weights: str = "stage_2.pth") -> DriftReport:
+    return DriftReport(build_config("", ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", weights]), 8)
+
+
+def test_random_weights_have_no_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="cityscapes_maskrcnn"):
+        train(report(tmp_path, weights=""), 2.0, 2.5)
+    assert caplog.messages[-1].startswith("No drift.png: training started from random weights")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "drift.csv",
+        "drift.md",
+        "start_weights.pth",
+    }
+
+
 def test_writes_numbers_table_and_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="cityscapes_maskrcnn"):
-        train(DriftReport(tmp_path), 2.0, 2.5)
+        train(report(tmp_path), 2.0, 2.5)
     lines = (tmp_path / "drift.csv").read_text().splitlines()
     assert lines[1] == "stem,9536,0.25,0.25,0.25,0.25"  # (2.5 - 2) / 2 = 0.25
     table = (tmp_path / "drift.md").read_text()
@@ -42,27 +58,27 @@ def test_writes_numbers_table_and_picture(tmp_path: Path, caplog: pytest.LogCapt
     with Image.open(tmp_path / "drift.png") as image:
         assert image.format == "PNG"
     # A resumed run compares with the first start.
-    train(DriftReport(tmp_path), 2.5, 3.0, start_iter=5)
+    train(report(tmp_path), 2.5, 3.0, start_iter=5)
     assert (tmp_path / "drift.csv").read_text().splitlines()[1].startswith("stem,9536,0.5,")
 
 
 def test_no_report_without_a_start_or_finite_weights(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train(DriftReport(tmp_path), 2.0, 2.5, start_iter=5)
+    train(report(tmp_path), 2.0, 2.5, start_iter=5)
     assert "No drift report" in caplog.text
     with pytest.raises(InputError, match="end of the drift report"):
-        train(DriftReport(tmp_path), 2.0, float("nan"))
+        train(report(tmp_path), 2.0, float("nan"))
     assert [path.name for path in tmp_path.iterdir()] == ["start_weights.pth"]
 
 
 def test_another_backbone_is_an_error_before_training(tmp_path: Path) -> None:
-    report = DriftReport(tmp_path)
+    hook = report(tmp_path)
     backbone = nn.Sequential(nn.Linear(2, 2))
-    report.trainer = SimpleNamespace(model=SimpleNamespace(backbone=backbone), start_iter=0)
+    hook.trainer = SimpleNamespace(model=SimpleNamespace(backbone=backbone), start_iter=0)
     with pytest.raises(
         InputError,
         match=r"^SOLVER\.DRIFT_REPORT: the backbone: holds no ResNets or ConvNeXts \(2 te",
     ):
-        report.before_train()
+        hook.before_train()
     assert not list(tmp_path.iterdir())

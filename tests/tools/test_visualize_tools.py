@@ -120,7 +120,8 @@ def test_dataset(root, draw_data):
     assert done.stdout == "1 pictures are in pictures\n"
     (picture,) = (root / "pictures").iterdir()
     assert picture.name in {f"ulm_{number:06d}_000019_ground_truth.png" for number in (0, 1)}
-    pixels = np.asarray(Image.open(picture)).astype(int)
+    # Below a caption, as above.
+    pixels = np.asarray(Image.open(picture))[41:].astype(int)
     assert pixels.shape == (512, 1024, 3)
     np.testing.assert_allclose(pixels[8 * 46, 8 * 24], CAR_OVER_GREY, atol=2)
 
@@ -147,7 +148,7 @@ def test_augmented_examples(root, draw_data):
     assert {name[2] for name in names[:2]} == {"000000", "000001"}
     assert all(name[-1] == "augmented.png" for name in names)
     for picture in pictures:
-        pixels = np.asarray(Image.open(picture)).astype(int)
+        pixels = np.asarray(Image.open(picture))[41:].astype(int)
         assert pixels.shape == (512, 1024, 3)
         # The car is from 10 to 50, 10 to 25, times 8.
         np.testing.assert_allclose(pixels[8 * 23, 8 * 12], CAR_OVER_GREY, atol=2)

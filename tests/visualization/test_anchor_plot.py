@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from cityscapes_maskrcnn.modeling.anchors import Anchors
 from cityscapes_maskrcnn.visualization.anchor_plot import plot_anchors
+from cityscapes_maskrcnn.visualization.style import About
 
 FITTED = (0xD5, 0x5E, 0x00)
 
@@ -14,7 +15,7 @@ FITTED = (0xD5, 0x5E, 0x00)
 def marks(file, color):
     """Centres (x, y) of the largest spots of a colour in the left half, from left to right."""
     with Image.open(file) as image:
-        assert image.size == (1440, 672)  # 12 x 5.6 inches at 120 dots
+        assert image.size == (1440, 720)  # 12 x 6 inches at 120 dots
         pixels = np.asarray(image.convert("RGB"))[:, :720]
     spots, count = ndimage.label((pixels == color).all(axis=2))
     numbers = np.arange(1, count + 1)
@@ -30,7 +31,7 @@ def test_anchors_stand_where_their_width_and_height_are(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["anchors.png"]
     # The legend's mark is at the top left; the squares lie on a diagonal, a factor of 4 apart.
     legend, *found = marks(tmp_path / "new" / "anchors.png", FITTED)
-    assert legend[1] < 100
+    assert legend[1] < 150
     steps = np.diff(np.array(found), axis=0)
     assert len(found) == 3
     assert steps[0] == pytest.approx(steps[1], abs=1.5)
@@ -66,6 +67,19 @@ def test_the_colour_bar_has_plain_numbers(tmp_path, figures, most, written):
     low, high = bar.get_ylim()
     texts = [label.get_text() for label in labels if low <= label.get_position()[1] <= high]
     assert list(dict.fromkeys(filter(None, texts))) == written
+
+
+def test_labels_have_units_and_do_not_overlap(tmp_path, figures, assert_readable):
+    boxes = np.exp(np.random.default_rng(0).normal(4, 0.9, (300, 2)))
+    about = About(dataset="some_train", num_images=12, generated=True, protocol="k-means")
+    anchors = Anchors((19.87, 36.7, 61.1, 105, 190), (0.5, 1.0, 2.0))
+    plot_anchors(boxes, anchors, tmp_path / "a.png", about)
+    assert_readable(figures[0])
+    labels = [text.get_text() for text in figures[0].axes[0].texts]
+    assert labels == ["19.9 px", "36.7 px", "61.1 px", "105 px", "190 px"]
+    assert figures[0].texts[-1].get_text() == (
+        "GENERATED SCENES, not Cityscapes · some_train · 12 images · k-means"
+    )
 
 
 def test_odd_boxes(tmp_path):

@@ -15,7 +15,12 @@ from PIL import Image
 from cityscapes_maskrcnn.data.annotations import load_instances
 from cityscapes_maskrcnn.data.copy_paste import Window, outline
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.visualization.annotated_images import draw_example, ground_truth_of
+from cityscapes_maskrcnn.visualization.annotated_images import (
+    draw_captioned,
+    draw_example,
+    ground_truth_of,
+)
+from cityscapes_maskrcnn.visualization.drawing import side_by_side
 
 
 def write_scene(root: Path, split: str) -> Path:
@@ -80,7 +85,8 @@ def test_a_hole_of_a_training_example_is_drawn_without_its_seam(kind):
     )
     example = {"image": torch.full((3, 512, 1024), 100, dtype=torch.uint8), "instances": instances}
     metadata = SimpleNamespace(thing_classes=["car"], thing_colors=[(0, 0, 142)])
-    picture = draw_example(example, "RGB", metadata).astype(int)
+    # Below a caption: letters of 1024 / 45 = 23 pixels, 1.8 times that is 41.
+    picture = draw_example(example, "RGB", metadata)[41:].astype(int)
     inside = np.zeros_like(mask)
     inside[102:398, 202:798] = True
     inside[198:302, 398:602] = False
@@ -88,3 +94,27 @@ def test_a_hole_of_a_training_example_is_drawn_without_its_seam(kind):
     # All but the label.
     assert (inside & ~blue).sum() < 40 * 20
     assert (picture[202:298, 402:598] == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("annotations", "caption"),
+    [
+        ([], "ground truth: no objects"),
+        ([{"iscrowd": False}], "ground truth: 1 object"),
+        (
+            [{"iscrowd": False}, {}, {"iscrowd": True}],
+            "ground truth: 2 objects, 1 group (hatched: several in one outline)",
+        ),
+        ([{"iscrowd": True}] * 2, "ground truth: 2 groups (hatched: several in one outline)"),
+    ],
+)
+def test_a_caption_says_how_many_objects_and_what_is_hatched(annotations, caption):
+    metadata = SimpleNamespace(thing_classes=["car"], thing_colors=[(0, 0, 142)])
+    outline_of_a_car = {"category_id": 0, "segmentation": [[9, 9, 99, 9, 99, 99]]}
+    record = {"annotations": [{**outline_of_a_car, **each} for each in annotations]}
+    image = np.zeros((512, 1024, 3), np.uint8)
+    what, picture = draw_captioned("ground truth", image, record, metadata)
+    assert what == caption
+    assert picture.shape == image.shape
+    # It ends within its picture, and not over the next one.
+    assert (side_by_side([(what, picture)])[:41, -20:] == 255).all()

@@ -8,6 +8,7 @@ from PIL import Image
 
 from cityscapes_maskrcnn.modeling.drift import GroupDrift
 from cityscapes_maskrcnn.visualization.drift_chart import plot_drift
+from cityscapes_maskrcnn.visualization.style import About
 
 BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)
 GROUPS = ("stem", "res2", "res3", "res4", "res5", "backbone")
@@ -63,3 +64,11 @@ def test_a_backbone_without_statistics_has_one_half(tmp_path):
     # Five bars; the last ends near the right border.
     assert (columns[1:] > columns[:-1]).sum() == 5
     assert columns[540:].any()
+
+
+def test_the_picture_is_readable(tmp_path, figures, assert_readable):
+    about = About(dataset="some_train", num_images=5, model="ResNet-50, output/run")
+    for number, statistics in enumerate((123.4, math.nan)):
+        plot_drift(make_drift([0.1] * 6, [statistics] * 6), tmp_path / "drift.png", about)
+        assert_readable(figures[number])
+    assert figures[0].texts[-1].get_text() == "some_train · 5 images · ResNet-50, output/run"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
+from cityscapes_maskrcnn.visualization.style import About
 
 CAUSES = ("duplicate", "wrong class", "poor mask", "background")
 PICTURES = ["precision_recall.png", "confusion.png", "false_positives.png", "misses.png"]
@@ -71,24 +77,75 @@ def test_numbers_change_the_picture(drawn: dict[int, Path], name: str) -> None:
         assert picture.std() > 5  # not an empty page
 
 
-def test_the_gaps_between_cells_reach_to_their_edges(tmp_path: Path) -> None:
-    """Cells are drawn up to a whole pixel and lines up to the edge of the axes, which is none."""
+ABOUT = About(dataset="some_val", num_images=7, model="Mask R-CNN ResNet-50, run", generated=True)
+
+
+def drawn_by_name(folder: Path, cars: int, figures: list[Figure]) -> dict[str, Figure]:
+    written = plot_errors(write_tables(folder / "tables", cars), ABOUT)
+    return dict(zip([path.stem for path in written], figures, strict=True))
+
+
+@pytest.mark.parametrize("cars", [10, 0])
+def test_every_picture_is_readable_and_says_what_it_is_of(
+    tmp_path: Path, figures: list[Figure], assert_readable: Callable[[Figure], None], cars: int
+) -> None:
+    for figure in drawn_by_name(tmp_path, cars, figures).values():
+        assert_readable(figure)
+        texts = [text.get_text().replace("\n", " ") for text in figure.texts]
+        assert (
+            "GENERATED SCENES, not Cityscapes · some_val · 7 images · Mask R-CNN ResNet-50, run"
+        ) in texts
+
+
+def test_cells_are_separate_and_those_without_objects_grey(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    pictures = drawn_by_name(tmp_path, 10, figures)
+    for name, axis, num_columns in [
+        ("confusion", pictures["confusion"].axes[0], 9),
+        ("misses", pictures["misses"].axes[0], 3),
+    ]:
+        cells = [patch for patch in axis.patches if isinstance(patch, Rectangle)]
+        boxes = [cell.get_window_extent() for cell in cells]
+        assert len(cells) == 9 * num_columns
+        for left, right in pairwise(boxes):
+            if left.y0 == right.y0:
+                assert 1 < right.x0 - left.x1 < 20, name
+        for upper, lower in zip(boxes, boxes[num_columns:], strict=False):
+            assert 1 < upper.y0 - lower.y1 < 20, name
+    # Of the 9 rows of misses all classes and the cars have objects.
+    texts = [text.get_text() for text in pictures["misses"].axes[0].texts]
+    assert texts.count("no objects") == 7 * 3
+    assert texts.count("50%\n5 of 10") == 2 * 3
+    labels = [label.get_text() for label in pictures["misses"].axes[0].get_xticklabels()]
+    assert labels == ["small\n< 32² px", "medium\n32² to 96² px", "large\n≥ 96² px"]
+
+
+def test_a_curve_is_drawn_in_steps_and_a_class_without_one_says_why(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    """The best detection is false: a line from (0, 0) to the next point would be no data."""
     folder = write_tables(tmp_path / "tables", 10)
-    for name, numbers in (("confusion", ",5" * 9), ("misses", ",4,2")):
-        header, *rows = (folder / f"{name}.csv").read_text().splitlines()
-        kept = len(header.split(",")) - numbers.count(",")
-        filled = [",".join(row.split(",")[:kept]) + numbers for row in rows]
-        (folder / f"{name}.csv").write_text("\n".join([header, *filled]) + "\n")
+    curves = ["car,0.4,0.5,0.5", "car,0.6,0.0,0.0", "car,inf,0.0,1.0"]
+    # Nothing that was predicted as a bus is one.
+    curves += ["bus,0.7,0.0,0.0", "bus,inf,0.0,1.0"]
+    header = "class,confidence,recall,precision"
+    (folder / "precision_recall.csv").write_text("\n".join([header, *curves]) + "\n")
+    table = (folder / "per_class.csv").read_text()
+    table = table.replace("bus,,,0.5,0,0,0,0,,", "bus,0.0,0.0,0.5,3,0,3,1,,")
+    (folder / "per_class.csv").write_text(table)
     plot_errors(folder)
-    for name in ("confusion", "misses"):
-        with Image.open(folder / f"{name}.png") as image:
-            white = (np.asarray(image.convert("RGB")) == 255).all(axis=2)
-        height, width = white.shape
-        # From the first to the last row of cells, and at their heart, without labels beside them.
-        cells = slice(height // 7, height * 9 // 10)
-        gaps = white[cells][white[cells, width // 6 : width * 9 // 20].all(axis=1)]
-        assert 7 <= len(gaps) <= 9, name  # 5 points are 8.3 pixels
-        assert gaps.all(), name
+    panels = {axis.get_title("left"): axis for axis in figures[0].axes}
+    assert list(panels) == list(THING_CLASSES)
+    curve, dot = panels["car"].lines
+    assert curve.get_drawstyle() == "steps-mid"
+    assert to_hex(curve.get_color()) == "#00008e"
+    assert dot.get_xydata().tolist() == [[0.0, 0.0]]  # at 0.6, the first point from 0.5 upwards
+    (text,) = panels["bus"].texts
+    assert text.get_text() == "none of 3 objects\nfound at any score"
+    (text,) = panels["person"].texts
+    assert text.get_text() == "no objects"
+    assert not panels["person"].lines
 
 
 @pytest.mark.parametrize("name", ["per_class", "misses"])

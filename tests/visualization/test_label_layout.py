@@ -34,6 +34,17 @@ def place(boxes, sizes):
         ),
         # Above the first (x 40 to 70, y 30 to 40) lies a smaller one, so its label goes below.
         ([[45, 40, 65, 60], [50, 30, 58, 39]], [[30, 10], [10, 5]], [(40.0, 60.0), (49.0, 25.0)]),
+        # All around the first are ten others: its label would hide one or two of them whole.
+        (
+            [
+                [40, 40, 60, 60],
+                *([x, y, x + 9, y + 9] for x in (31, 41, 51, 61) for y in (30, 61)),
+                [30, 46, 39, 55],
+                [61, 46, 70, 55],
+            ],
+            [[28, 10], *[[300, 10]] * 10],
+            [None] * 11,
+        ),
         ([], [], []),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.overfitting import Gap, find_gap, plot_overfitting
+from cityscapes_maskrcnn.visualization.style import About
 from cityscapes_maskrcnn.visualization.training_curves import Curve
 
 TRAINING = {0: 9.0, 20: 5.0, 40: 3.0, 60: 2.0, 80: 1.0, 95: 1.4}
@@ -78,6 +80,26 @@ def test_the_label_of_the_gap_is_within_its_panel(
     # Heads of an arrow that is shorter than they are would be drawn over each other.
     arrows = [text for text in axis.texts if getattr(text, "arrow_patch", None)]
     assert len(arrows) == (0 if last == 1.02 else 1)
+
+
+def test_panels_have_one_axis_from_zero_and_notes_on_paper(
+    tmp_path: Path, figures: list[Figure], assert_readable: Callable[[Figure], None]
+) -> None:
+    """A gap of 9 % may not look like one of 90 % beside it."""
+    small = {"total_loss": {9: 1.0, 99: 0.5}, "validation/total_loss": {99: 0.545}}
+    large = {"total_loss": {9: 3.0, 99: 1.0}, "validation/total_loss": {99: 1.9}}
+    about = About(model="stages in output/demo", generated=True)
+    plot_overfitting({"a\n8 images": small, "b": large}, tmp_path / "x.png", about)
+    (figure,) = figures
+    assert_readable(figure)
+    limits = [axis.get_ylim() for axis in figure.axes]
+    assert limits[0] == limits[1]
+    assert limits[0][0] == 0
+    assert limits[0][1] > 3
+    for axis in figure.axes:
+        notes = [text for text in axis.texts if text.get_text()]
+        assert len(notes) == 2
+        assert all(text.get_bbox_patch().get_facecolor() == (1, 1, 1, 1) for text in notes)
 
 
 # Half of the losses are 1: up to 2 x 2.5 all is visible.

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.performance_chart import plot_performance
+from cityscapes_maskrcnn.visualization.style import About
 
 HEADINGS = ("stage", "official AP")
 STAGES = ("1 heads", "2 tuned", "3 refined")
@@ -82,6 +85,39 @@ def test_a_bar_of_nearly_nothing_does_not_look_full(
     ]
     share = bar.get_window_extent().width / bar.axes.get_window_extent().width
     assert low < share < high
+
+
+def charts(figure: Figure) -> list[list[Axes]]:
+    """The panels of every column."""
+    return [column.axes for column in figure.subfigs[1].subfigs]
+
+
+def test_others_have_panels_of_their_own_on_the_same_scale(
+    tmp_path: Path, figures: list[Figure], assert_readable: Callable[[Figure], None]
+) -> None:
+    draw(tmp_path / "a.png", CAUTION)
+    assert_readable(figures[0])
+    titles = [[axis.get_title("left") for axis in column] for column in charts(figures[0])]
+    both = ["This run", "Others, for orientation"]
+    assert titles == [both, both, ["This run"]]
+    for column in charts(figures[0]):
+        assert len({axis.get_xlim() for axis in column}) == 1
+
+
+def test_sizes_without_objects_say_so(
+    tmp_path: Path, figures: list[Figure], assert_readable: Callable[[Figure], None]
+) -> None:
+    sizes = [("small: 1 heads", None, True), ("large: 1 heads", 30.0, True)]
+    about = About(dataset="val parts 3-4 of 4", num_images=16, generated=True)
+    ours = [("1 heads", 12.0, True)]
+    plot_without_scores(tmp_path / "a.png", official=ours, by_size=sizes, about=about)
+    assert_readable(figures[0])
+    official, coco, by_size = charts(figures[0])
+    # This run alone.
+    assert len(official) == len(coco) == len(by_size) == 1
+    assert [text.get_text() for text in by_size[0].texts] == ["no such objects", "30.0"]
+    assert [text.get_text() for text in coco[0].texts] == ["no scores"]
+    assert not [text for text in figures[0].texts if "Published" in text.get_text()]
 
 
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
