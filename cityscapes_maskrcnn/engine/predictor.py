@@ -76,6 +76,7 @@ class Predictor:
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = score_thresh
         self.metadata = _class_metadata(categories)
         self._score_thresh = score_thresh
+        self._own_datasets = tuple(cfg.DATASETS.OWN)
         # Without INPUT.CACHE: they are anybody's images, and each is read once.
         self._mapper = CityscapesMapper(cfg, is_train=False, cache=None)
         self._batch_size = cfg.TEST.BATCH_SIZE
@@ -211,7 +212,7 @@ class Predictor:
         """
         image = read_image(image_file, "RGB")
         panels = []
-        record = ground_truth_of(image_file)
+        record = ground_truth_of(image_file, self._own_datasets)
         if record is not None:
             check_size(str(image_file), image, record)
             # All official classes, not only those that the model predicts.

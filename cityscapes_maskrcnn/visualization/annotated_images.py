@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cityscapes_maskrcnn.data.annotations import annotation_dicts, read_instance
 from cityscapes_maskrcnn.data.images import read_image, read_label_image
 from cityscapes_maskrcnn.data.labels import train_id_lookup
 from cityscapes_maskrcnn.data.loaders import build_training_stream
-from cityscapes_maskrcnn.data.registration import check_dataset_names
+from cityscapes_maskrcnn.data.registration import check_dataset_names, image_suffix_of
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -57,31 +58,48 @@ def sample_dataset(name: str, size: int | None, seed: int) -> tuple[list[dict[st
     return records, MetadataCatalog.get(name)
 
 
-def ground_truth_of(image_file: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Read the annotation of an image that lies in a Cityscapes tree.
+def ground_truth_of(
+    image_file: str | os.PathLike[str], datasets: Iterable[str] = ()
+) -> dict[str, Any] | None:
+    """Read the annotation of an image that lies in a Cityscapes tree, or is of a named dataset.
 
     Args:
         image_file: such as ``.../leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png``.
+        datasets: names of :func:`.register_dataset`.
 
     Returns:
         A record in Detectron2's format (``height``, ``width``, ``annotations``) read from the
-        partner below ``gtFine``; None where the image lies elsewhere, has no partner, or is of the
-        test split, whose official annotation files hold no objects.
+        partner below ``gtFine``, or the dataset's ``gt_dir``; None where the image lies elsewhere,
+        has no partner, or is of the test split, whose official annotation files hold no objects.
 
     Raises:
         InputError: the annotation is damaged.
     """
-    parts = Path(image_file).absolute().parts
-    if parts[-4:-3] != ("leftImg8bit",):
-        return None
-    *tree, _, split, city, name = parts
-    name = name.removesuffix(IMAGE_SUFFIX) + "_gtFine_polygons.json"
-    annotation_file = Path(*tree, "gtFine", split, city, name)
-    if split == "test" or not annotation_file.is_file():
+    annotation_file = _annotation_of(Path(image_file).absolute(), datasets)
+    if annotation_file is None or not annotation_file.is_file():
         return None
     record = read_instances(str(annotation_file))
     height, width = record["size"].tolist()
     return {"height": height, "width": width, "annotations": annotation_dicts(record)}
+
+
+def _annotation_of(image: Path, datasets: Iterable[str]) -> Path | None:
+    """Name the polygons' file of an image, whether or not it is there."""
+    for dataset in datasets:
+        metadata, suffix = MetadataCatalog.get(dataset), image_suffix_of(dataset)
+        if (
+            metadata.get("gt_dir")
+            and image.parent.parent == Path(metadata.image_dir).absolute()
+            and image.name.endswith(suffix)
+        ):
+            name = f"{image.name.removesuffix(suffix)}_{metadata.gt_kind}_polygons.json"
+            return Path(metadata.gt_dir, image.parent.name, name)
+    parts = image.parts
+    if parts[-4:-3] != ("leftImg8bit",) or parts[-3] == "test":
+        return None
+    *tree, _, split, city, name = parts
+    name = name.removesuffix(IMAGE_SUFFIX) + "_gtFine_polygons.json"
+    return Path(*tree, "gtFine", split, city, name)
 
 
 def draw_record(record: dict[str, Any], metadata: Any) -> npt.NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from cityscapes_maskrcnn.data.annotations import load_instances
 from cityscapes_maskrcnn.data.copy_paste import Window, outline
+from cityscapes_maskrcnn.data.registration import register_dataset
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.annotated_images import (
     draw_captioned,
@@ -51,6 +53,28 @@ def test_ground_truth_is_what_the_dataset_holds(tmp_path, monkeypatch):
     assert len(found["annotations"]) == 3
     assert sorted(len(each["segmentation"]) for each in found["annotations"]) == [1, 1, 2]
     assert found["annotations"] == expected["annotations"]
+
+
+def test_images_of_ones_own_have_the_ground_truth_that_their_dataset_names(tmp_path):
+    scene = write_scene(tmp_path, "val")
+    image, gt_dir = tmp_path / "photos/ulm/street 1_rgb.jpg", tmp_path / "labels"
+    for folder in (image.parent, gt_dir / "ulm"):
+        folder.mkdir(parents=True)
+    image.touch()
+    shutil.copy(
+        tmp_path / "gtFine/val/ulm/ulm_000000_000019_gtFine_polygons.json",
+        gt_dir / "ulm/street 1_mine_polygons.json",
+    )
+    kinds = {"image_suffix": "_rgb.jpg", "gt_kind": "mine"}
+    register_dataset("photos", str(tmp_path / "photos"), str(gt_dir), **kinds)
+    register_dataset("unlabelled", str(tmp_path / "photos"), **kinds)
+    names = ("unlabelled", "photos")
+    assert ground_truth_of(image, names) == ground_truth_of(scene)
+    assert ground_truth_of(scene, names) == ground_truth_of(scene)
+    assert ground_truth_of(image) is None
+    assert ground_truth_of(image, ["unlabelled"]) is None
+    assert ground_truth_of(image.with_name("street 2_rgb.jpg"), names) is None
+    assert ground_truth_of(image.with_name("street 1.jpg"), names) is None
 
 
 def test_no_ground_truth(tmp_path, monkeypatch):
