@@ -136,7 +136,8 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     cfg.MODEL.COMPILE = "off"
 
     # At the end of training, report how far every stage of the backbone (ResNet or ConvNeXt) moved
-    # from the weights it started with: drift.csv, drift.md and drift.png in OUTPUT_DIR.
+    # from the weights it started with: drift.csv, drift.md and, unless those were random,
+    # drift.png in OUTPUT_DIR.
     cfg.SOLVER.DRIFT_REPORT = False
 
     # ---- ConvNeXt: MODEL.BACKBONE.NAME "build_convnext_fpn_backbone" --------------------------

@@ -23,7 +23,7 @@ class DriftReport(HookBase):
     Writes ``drift.csv``, ``drift.md`` and ``drift.png``, and logs the table. The start is kept in
     ``start_weights.pth``, so that a resumed run compares with the first start and not with its own.
 
-    There is no picture where training started from random weights: how far those moved says little.
+    There is no picture where training started from random weights: it would mean nothing.
 
     Args:
         cfg: the frozen config.
@@ -66,7 +66,9 @@ class DriftReport(HookBase):
         write_text(self._folder / "drift.csv", drift_to_csv(drift))
         write_text(self._folder / "drift.md", f"{table}\n")
         if not self._cfg.MODEL.WEIGHTS:
-            logger.info("No drift.png: training started from random weights, whose way says little")
+            logger.info(
+                "No drift.png: training started from random weights, so it would mean nothing"
+            )
             return
         about = about_run(self._cfg, self._cfg.DATASETS.TRAIN, self._images)
         plot_drift(drift, self._folder / "drift.png", about)

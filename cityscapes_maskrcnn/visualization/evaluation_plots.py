@@ -264,7 +264,7 @@ def _heat_map(
         color = EMPTY if np.isnan(share) else blues(share / 1.1)
         corner = (x - _CELL / 2, y - _CELL / 2)
         axis.add_patch(Rectangle(corner, _CELL, _CELL, facecolor=color, linewidth=0))
-        ink = "white" if share > 0.55 else INK
+        ink = "white" if share > 0.64 else INK
         if np.isnan(share):
             text, ink = "no objects" * with_numbers, MUTED
         elif not share and not with_numbers:
