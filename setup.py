@@ -48,8 +48,9 @@ setup(
     extras_require={
         # A search by many workers on many machines; SQLite, for one machine, needs nothing.
         "postgres": ["psycopg[binary]>=3.1"],
-        # Predicting with an exported model; exporting needs nothing more.
+        # Predicting with an exported model. docs/deployment.md has the way without torch.
         "deploy": ["onnxruntime>=1.20"],
+        "export": ["onnx>=1.17", "onnxruntime>=1.20"],
         # Tracking needs trackers too, without what it asks for: opencv-python would overwrite the
         # headless OpenCV above. So after this: pip install --no-deps trackers
         "track": ["supervision>=0.31", "rich>=13"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,6 +116,7 @@ def export_model(
     check_exportable(model)
     checkpointer = load_for_inference(model, cfg)
     network = ExportableMaskRCNN(model).eval()
+    weights = checkpointer.path_manager.get_local_path(checkpointer.path.partition("?")[0])
     data = _EXPORTERS[file_format](network, opset)
     check = compare_with_pytorch(model, _OPENERS[file_format](data), batches, cfg)
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +171,7 @@ def export_model(
             "mask": THRESHOLD,
         },
         "compared_with_pytorch": check,
-        "checkpoint": describe_checkpoint(Path(checkpointer.path)),
+        "checkpoint": {**describe_checkpoint(Path(weights)), "file": checkpointer.path},
     }
     write_json(card_file, card)
     return path, check
@@ -260,6 +262,11 @@ def _example() -> Tensor:
 
 
 def _to_onnx(network: nn.Module, opset: int) -> bytes:
+    if find_spec("onnx") is None:
+        raise InputError(
+            "--format onnx: needs the package onnx: pip install -e '.[export]', or choose another"
+            " --format"
+        )
     buffer: Any = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         # Of the tracer: what looks like a constant to it is one.

@@ -180,7 +180,7 @@ def check_exportable(model: GeneralizedRCNN) -> None:
             getattr(heads, "soft_nms", "off") != "off"
         ),
         f"MODEL.ROI_MASK_HEAD.NAME {type(heads.mask_head).__name__}: only MaskRCNNConvUpsampleHead"
-        " can be exported": not isinstance(heads.mask_head, MaskRCNNConvUpsampleHead),
+        " can be exported": type(heads.mask_head) is not MaskRCNNConvUpsampleHead,
         "MODEL.ROI_BOX_HEAD: of box predictors that with softmax alone is exported": (
             type(heads.box_predictor) is not FastRCNNOutputLayers
             or heads.box_predictor.use_sigmoid_ce

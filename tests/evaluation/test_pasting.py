@@ -10,7 +10,7 @@ import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
 
 from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
-from cityscapes_maskrcnn.evaluation.pasting import paste_masks
+from cityscapes_maskrcnn.evaluation.pasting import grid_sample, paste_masks
 from cityscapes_maskrcnn.utils.errors import InputError
 
 Float32 = np.ndarray
@@ -153,3 +153,20 @@ def test_what_is_not_finite(where: tuple[int, int], bad: float) -> None:
     arrays[where[0]][0, where[1]] = bad
     with pytest.raises(InputError, match="NaN or infinite"):
         paste_masks(*arrays, height=20, width=20)
+
+
+def test_samples_as_torch_bit_for_bit() -> None:
+    random = np.random.default_rng(0)
+    for size in (1, 7, 28):
+        maps = random.random((3, size, size), dtype=np.float32)
+        index = np.repeat(np.arange(3), 20_000)
+        grid = random.uniform(-1.2, 1.2, (2, len(index))).astype(np.float32)
+        # Beside the outermost centres, on a centre, and infinitely far away.
+        grid[:, :4] = [[-1, 1, 0, np.inf], [1, -1, 0, 0]]
+        expected = torch.nn.functional.grid_sample(
+            torch.from_numpy(maps)[:, None],
+            torch.from_numpy(np.stack(grid, axis=1)).reshape(3, 1, -1, 2),
+            align_corners=False,
+        )
+        found = grid_sample(maps, index, grid[0], grid[1])
+        np.testing.assert_array_equal(found, expected.numpy().ravel())
