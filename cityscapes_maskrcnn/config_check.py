@@ -161,6 +161,7 @@ _CHOICES: Final = {
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "INPUT.FORMAT": ("BGR", "RGB"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),

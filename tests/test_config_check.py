@@ -34,6 +34,7 @@ LABELS = [0, -1, 1]
         ("SEED", 2**63, f"{2**63}: it must be at most 2147483647, or below 0 for any"),
         ("INPUT.RANDOM_FLIP", "both", "both: it must be horizontal or vertical or none"),
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "x", "x: it must be choice or range"),
+        ("INPUT.FORMAT", "L", "L: it must be BGR or RGB"),
         ("INPUT.MASK_FORMAT", "nan", "nan: it must be polygon or bitmask"),
         (
             "MODEL.PIXEL_STD",

@@ -7,6 +7,7 @@ No code from the files is run.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,6 +82,8 @@ def main(argv: list[str] | None = None) -> None:
         _, report = _as_named(content["model"], f"the mean of {len(args.inputs)} files")
     elif len(args.inputs) > 1:
         raise InputError(f"{args.inputs[1]}: one file is converted at a time, but for --average")
+    elif os.path.realpath(args.output) == os.path.realpath(args.inputs[0]):
+        raise InputError(f"{args.output}: is the input; name another file, OUT")
     else:
         content, report = _converted(args.inputs[0], args.keep_names)
     write_tensors(args.output, content)

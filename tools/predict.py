@@ -153,6 +153,8 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.overlay and videos:
         raise InputError(f"--output {videos[0]}: a video cannot be transparent; name a folder")
     drawn = [path for path in args.output if path.suffix != ".jsonl"]
+    if args.codec and not videos:
+        raise InputError(f"--codec {args.codec}: no --output is a video")
     if (args.overlay or args.side_by_side) and not drawn:
         flag = "--overlay" if args.overlay else "--side-by-side"
         raise InputError(f"{flag}: nothing is drawn into JSON lines; name a folder or video too")
@@ -271,6 +273,8 @@ def report(
     print(f"{done} ({num_frames / max(seconds, 1e-9):.1f} {source.unit}s a second)")
     if source.num_unreadable:
         raise InputError(f"images that could not be read, see above: {source.num_unreadable}")
+    if not num_frames:
+        raise InputError(f"--input {' '.join(args.input)}: there was no {source.unit} to predict")
     return 0
 
 

@@ -19,6 +19,7 @@ from tabulate import tabulate
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
+from cityscapes_maskrcnn.utils.errors import InputError
 
 
 def benchmark_determinism(*, config_file: str, steps: int, opts: Sequence[str]) -> str:
@@ -31,7 +32,13 @@ def benchmark_determinism(*, config_file: str, steps: int, opts: Sequence[str]) 
 
     Returns:
         A Markdown table with the ratio.
+
+    Raises:
+        InputError: ``steps`` is below 1, or see :func:`.cli.build_config`.
     """
+    if steps < 1:
+        raise InputError("--steps must be 1 or more")
+    build_config(config_file, [*opts])  # what is wrong in it is said before scenes are drawn
     context = multiprocessing.get_context("spawn")
     rows = []
     for deterministic in (False, True):

@@ -18,6 +18,7 @@ import cv2
 from cityscapes_maskrcnn.data.images import read_image
 from cityscapes_maskrcnn.deploy.frame_detections import BgrImage
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.text import printable
 from cityscapes_maskrcnn.visualization.image_files import EXTENSIONS, find_images
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class FrameSource:
     def leave_out(self, error: InputError) -> None:
         """Report a frame that cannot be used in the log, and count it."""
         self.num_unreadable += 1
-        logger.warning("%s; left out", error)
+        logger.warning("%s; left out", printable(error))
 
     def _resized(self, image: BgrImage, name: str) -> BgrImage:
         if self._size is None:

@@ -126,7 +126,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
     if kind in not_predicted.get(architecture, ()):
         labels = "instances" if kind == "cityscapes_instance" else "semantic labels"
         raise InputError(
-            f"DATASETS.TEST {dataset_name}: its {labels} are not what MODEL.META_ARCHITECTURE "
+            f"dataset {dataset_name}: its {labels} are not what MODEL.META_ARCHITECTURE "
             f"{architecture} predicts"
         )
     evaluator = evaluators[kind](

@@ -45,7 +45,11 @@ Config = Callable[..., CfgNode]
     ("stage", "dataset", "message"),
     [
         ("stage_0_backbone", INSTANCE, "its instances are not what .* SemanticSegmentor predicts"),
-        ("stage_1_heads", SEMANTIC, "its semantic labels are not what .* GeneralizedRCNN predicts"),
+        (
+            "stage_1_heads",
+            SEMANTIC,
+            f"^dataset {SEMANTIC}: its semantic labels are not what .* GeneralizedRCNN predicts",
+        ),
         ("stage_1_heads", "cityscapes_instance_test", "no labels to score against"),
     ],
 )

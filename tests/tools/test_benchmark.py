@@ -123,6 +123,21 @@ def test_unknown_piece_of_the_recipe(tool: Run, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("FOO", "1"), "command line, FOO 1: there is no config key FOO"),
+        (("--steps", "0"), "--steps must be 1 or more"),
+    ],
+)
+def test_a_mistake_is_named_before_scenes_are_drawn(
+    tool: Run, arguments: tuple[str, ...], problem: str
+) -> None:
+    done = tool("tools/benchmark.py", "determinism", *arguments)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {problem}\n"
+
+
 @pytest.mark.gpu
 def test_determinism_has_its_price() -> None:
     """Only on a GPU are there other operations; the times are not judged."""

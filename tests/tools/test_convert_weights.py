@@ -141,6 +141,8 @@ def assert_one_line(done: subprocess.CompletedProcess[str], message: str) -> Non
 def test_bad_input_is_one_line(convert: Run, weights: Path, tmp_path: Path) -> None:
     torch.save({"a.weight": torch.zeros(2)}, tmp_path / "random.pth")
     out = tmp_path / "out.pth"
+    (tmp_path / "link.pth").symlink_to(weights)
+    before = weights.read_bytes()
     for arguments, message in [
         ((tmp_path / "absent.pth", out), "absent.pth: cannot be read"),
         (
@@ -149,8 +151,10 @@ def test_bad_input_is_one_line(convert: Run, weights: Path, tmp_path: Path) -> N
         ),
         (("torchvision://resnet50", out), "torchvision://resnet50: unknown; the names of"),
         ((weights, tmp_path / "out.pkl"), "out.pkl: OUT must end in .pth"),
+        (("--keep-names", weights, tmp_path / "link.pth"), "link.pth: is the input; name another"),
     ]:
         assert_one_line(convert(*arguments), message)
+    assert weights.read_bytes() == before
     assert not out.exists()
     assert not (tmp_path / "out.pkl").exists()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -160,6 +161,7 @@ def test_layouts(predict, street, tmp_path):
         ("--output a.txt", "error: --output a.txt: neither .jsonl nor a video's extension (.mp4"),
         ("--output a.mp4 --codec XXXX", "error: --codec XXXX: this OpenCV cannot write it into"),
         ("--output a.mp4 --overlay", "error: --output a.mp4: a video cannot be transparent"),
+        ("--codec mp4v", "error: --codec mp4v: no --output is a video"),
         ("--overlay", "error: --overlay: nothing is drawn into JSON lines"),
         ("--output street.png", "error: --output street.png: neither .jsonl nor a video's"),
         ("--classes persn", "error: --classes persn: did you mean person?"),
@@ -191,7 +193,7 @@ def test_own_input_is_not_overwritten(predict, street, tmp_path):
 
 def test_names_on_standard_input_in_a_process_of_its_own(model, street, tmp_path):
     cv2.imwrite(str(tmp_path / "a b.png"), street)
-    (tmp_path / "names").write_text("a b.png\nnone.png\n")
+    (tmp_path / "names").write_text("a b.png\nnone.png\n\x1b[31mred.png\n")
     script = Path(__file__).parents[2] / "tools" / "predict.py"
     with (tmp_path / "names").open() as names:
         done = subprocess.run(
@@ -204,8 +206,23 @@ def test_names_on_standard_input_in_a_process_of_its_own(model, street, tmp_path
     assert done.returncode == 1
     assert done.stdout.startswith("1 image is in o (")
     assert "warning: none.png: cannot be read: No such file or directory; left out" in done.stderr
-    assert done.stderr.splitlines()[-1] == "error: images that could not be read, see above: 1"
+    assert "warning: \\x1b[31mred.png: cannot be read" in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: images that could not be read, see above: 2"
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["a b_prediction.png"]
+
+
+def test_no_names_on_standard_input(predict, tmp_path):
+    (tmp_path / "names").write_text("\n")
+    before = os.dup(0)
+    with (tmp_path / "names").open() as names:
+        os.dup2(names.fileno(), 0)
+    try:
+        done = predict("--input", "-", "--output", "a.jsonl")
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: --input -: there was no image to predict"
 
 
 def test_interrupted_in_the_middle(start_tool, model, street, tmp_path):
