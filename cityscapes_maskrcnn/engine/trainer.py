@@ -243,11 +243,23 @@ class Trainer(DefaultTrainer):
 
     def _report(self) -> dict[str, Any]:
         """Score the best checkpoint on ``DATASETS.TEST``, if ``DATASETS.VAL`` has chosen it."""
-        best = Path(self.cfg.OUTPUT_DIR, BEST_FILE)
-        comm.synchronize()
-        if not (self.cfg.DATASETS.VAL and self.cfg.DATASETS.TEST and best.is_file()):
+        if not (self.cfg.DATASETS.VAL and self.cfg.DATASETS.TEST):
             return {}
-        logging.getLogger(__name__).info("%s on %s:", best, self.cfg.DATASETS.TEST)
+        logger = logging.getLogger(__name__)
+        best = Path(self.cfg.OUTPUT_DIR, BEST_FILE)
+        # The main process may have written it to a disk that other machines do not see.
+        found = comm.all_gather(best.is_file())
+        if not all(found):
+            if any(found):
+                logger.warning(
+                    "%s is not on all machines, so it is not scored on %s; score it on the one that"
+                    " has it: tools/train_net.py --eval-only MODEL.WEIGHTS %s",
+                    best,
+                    self.cfg.DATASETS.TEST,
+                    best,
+                )
+            return {}
+        logger.info("%s on %s:", best, self.cfg.DATASETS.TEST)
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.WEIGHTS = str(best)
@@ -359,7 +371,8 @@ class Trainer(DefaultTrainer):
     def build_validation_loader(cls, cfg: CfgNode) -> Any:
         """Build a loader of ``DATASETS.TEST`` with ground truth, at the size of inference.
 
-        Here, ``DATASETS.TEST`` are what training measures on.
+        Args:
+            cfg: what :func:`.validation.measured_in_training` returns.
         """
         return loaders.build_validation_loader(cfg)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from cityscapes_maskrcnn.data.provenance import read_history
 from cityscapes_maskrcnn.engine.trainer import Trainer
@@ -83,3 +85,15 @@ def test_halves_that_overlap_are_refused_before_training(
 ) -> None:
     with pytest.raises(InputError, match=message):
         Trainer(config(*HALVES, *QUICK, *options)).resume_or_load(resume=False)
+
+
+def test_a_best_checkpoint_that_another_machine_does_not_see_is_not_waited_for(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "model_best.pth").touch()
+    monkeypatch.setattr(comm, "all_gather", lambda found: [found, False])
+    assert Trainer._report(SimpleNamespace(cfg=config(*HALVES))) == {}
+    assert "model_best.pth is not on all machines, so it is not scored on" in caplog.text

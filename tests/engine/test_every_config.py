@@ -11,9 +11,9 @@ import torch
 from detectron2.config import CfgNode
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.engine import inference, trainer
 from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY
 from cityscapes_maskrcnn.engine.class_check import class_names
-from cityscapes_maskrcnn.engine.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = {path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml")}
@@ -36,7 +36,7 @@ def write_weights(path: Path, cfg: CfgNode) -> dict[str, torch.Tensor]:
     The residual branches are small, as those of a trained network: with frozen BatchNorm, random
     ones double the variance block by block.
     """
-    state = Trainer.build_model(cfg).state_dict()
+    state = trainer.Trainer.build_model(cfg).state_dict()
     for name, value in state.items():
         if name.endswith("conv3.norm.weight"):
             value.fill_(0.1)
@@ -44,6 +44,14 @@ def write_weights(path: Path, cfg: CfgNode) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save more than half of the time; pictures have tests of their own."""
+    monkeypatch.setattr(inference, "plot_errors", lambda *_: [])
+    monkeypatch.setattr(trainer, "plot_training_curves", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("name", sorted(NAMES - NOT_TRAINED.keys()))
 def test_it_trains_and_is_scored(name: str, config: Callable[..., CfgNode], tmp_path: Path) -> None:
     own = build_config(str(CONFIGS / f"{name}.yaml"), []).MODEL
@@ -58,9 +66,9 @@ def test_it_trains_and_is_scored(name: str, config: Callable[..., CfgNode], tmp_
     )
     cfg.freeze()
     before = write_weights(weights, cfg)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(False)
-    results = trainer.train()
+    run = trainer.Trainer(cfg)
+    run.resume_or_load(False)
+    results = run.train()
     is_semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
     score = results["sem_seg"]["IoU"] if is_semantic else results["segm"]["AP"]
     assert 0 <= score <= 100
