@@ -67,9 +67,20 @@ def test_torchscript(config: CfgNode, tmp_path: Path) -> None:
 
 
 def test_torch_export(tmp_path: Path) -> None:
-    # To follow a ResNet-50 takes twice as long.
-    depth = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
-    cfg = build_config("configs/stage_1_heads.yaml", [*TINY, *depth])
+    # To follow a ResNet-50 and five levels takes three times as long.
+    shallow = [
+        "MODEL.RESNETS.DEPTH",
+        "18",
+        "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        "64",
+        "MODEL.RPN.IN_FEATURES",
+        "['p2','p3']",
+        "MODEL.ROI_HEADS.IN_FEATURES",
+        "['p2','p3']",
+        "MODEL.ANCHOR_GENERATOR.SIZES",
+        "[[16],[32]]",
+    ]
+    cfg = build_config("configs/stage_1_heads.yaml", [*TINY, *shallow])
     cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
