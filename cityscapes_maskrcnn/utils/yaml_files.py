@@ -10,6 +10,7 @@ import yaml
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_file
+from cityscapes_maskrcnn.utils.text import printable
 
 # The largest config of Detectron2's and this project's has 450 values and four levels.
 MAX_BYTES: Final = 1 << 20
@@ -37,7 +38,8 @@ def read_yaml(path: Path) -> Any:
 def check_yaml(filename: str, text: str) -> None:
     """Verify that yaml is no deeper and, its aliases written out, no larger than a config.
 
-    Its numbers have fewer than 100 digits.
+    Its numbers have fewer than 100 digits, and no mapping has a key twice, of which all but the
+    last value would be lost.
 
     Args:
         filename: for the message.
@@ -50,8 +52,24 @@ def check_yaml(filename: str, text: str) -> None:
         raise InputError(f"{filename}: more than {MAX_BYTES:,} bytes are no config")
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
+    # Of every open mapping its keys so far, of a list None; and how many keys and values.
+    open_keys: list[set[str] | None] = [None]
+    num_inside = [0]
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.NodeEvent):
+            keys = open_keys[-1]
+            is_key = num_inside[-1] % 2 == 0
+            num_inside[-1] += 1
+            if keys is not None and is_key and isinstance(event, yaml.ScalarEvent):
+                if event.value in keys:
+                    raise InputError(
+                        f"{filename}: the key {printable(event.value)} is in one section twice, "
+                        f"again in line {event.start_mark.line + 1}"
+                    )
+                keys.add(event.value)
         if isinstance(event, yaml.CollectionStartEvent):
+            open_keys.append(set() if isinstance(event, yaml.MappingStartEvent) else None)
+            num_inside.append(0)
             open_nodes.append((event.anchor, 1))
             if len(open_nodes) > _MAX_LEVELS:
                 raise InputError(
@@ -61,6 +79,8 @@ def check_yaml(filename: str, text: str) -> None:
             continue
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, size = open_nodes.pop()
+            open_keys.pop()
+            num_inside.pop()
         elif isinstance(event, yaml.AliasEvent):
             if any(event.anchor == anchor for anchor, _ in open_nodes):
                 raise InputError(f"{filename}: the alias *{event.anchor} is part of itself")

@@ -24,6 +24,12 @@ def test_plain_yaml_is_read(tmp_path: Path) -> None:
         (b"A: !!python/object/apply:os.getcwd []", "cannot be read: could not determine"),
         (b"A: " + b"[" * 60 + b"]" * 60, "nested more than 50 levels deep in line 1"),
         (b"A: &a\n  B: *a", "the alias [*]a is part of itself"),
+        # All but the last would be lost.
+        (
+            b"A: {B: 1}\nC: [A, A]\nA:\n  D: 2\n",
+            "the key A is in one section twice, again in line 3",
+        ),
+        (b"A:\n- B: A\n  C: A\n  B: 1\n", "the key B is in one section twice, again in line 4"),
         # Half a million digits to the base of 60 would take a minute.
         (b"A:\n- 1" + b":1" * 500_000, "a number of 1000001 characters in line 2"),
         (b"A: 1" + b":1" * 200 + b".5", "a number of 403 characters in line 1"),
