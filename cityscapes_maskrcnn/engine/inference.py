@@ -85,6 +85,7 @@ def _draw_errors(cfg: CfgNode, dataset_name: str, folder: Path) -> None:
 
 # These predict no masks; MODEL.MASK_ON has no effect on them.
 _BOXES_ONLY: Final = ("RetinaNet", "FCOS")
+_NOT_AUGMENTED: Final = "TEST.AUG.ENABLED: a {} cannot be augmented, only GeneralizedRCNN"
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEvaluator:
@@ -113,6 +114,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
         ),
     }
     check_inference(cfg)
+    if cfg.TEST.AUG.ENABLED:
+        # Images are augmented last, after all that is scored without.
+        if cfg.MODEL.META_ARCHITECTURE in (*_BOXES_ONLY, "SemanticSegmentor"):
+            raise InputError(_NOT_AUGMENTED.format(cfg.MODEL.META_ARCHITECTURE))
+        _check_augmented_sizes(cfg)
     if kind not in evaluators:
         raise InputError(f"{dataset_name}: datasets of type {kind!r} cannot be scored here")
     # Other architectures, such as PanopticFPN, may predict both.
@@ -352,16 +358,18 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRC
     """
     inner = getattr(model, "module", model)
     if not isinstance(inner, GeneralizedRCNN):
-        raise InputError(
-            f"TEST.AUG.ENABLED: a {type(inner).__name__} cannot be augmented, only GeneralizedRCNN"
-        )
+        raise InputError(_NOT_AUGMENTED.format(type(inner).__name__))
+    _check_augmented_sizes(cfg)
+    return GeneralizedRCNNWithTTA(cfg, inner)
+
+
+def _check_augmented_sizes(cfg: CfgNode) -> None:
     sizes = list(cfg.TEST.AUG.MIN_SIZES)
     if not sizes or min(sizes) < 1 or max(sizes) > cfg.TEST.AUG.MAX_SIZE:
         raise InputError(
             f"TEST.AUG.MIN_SIZES {sizes}, MAX_SIZE {cfg.TEST.AUG.MAX_SIZE}: name at least one size"
             " in pixels, none larger than MAX_SIZE"
         )
-    return GeneralizedRCNNWithTTA(cfg, inner)
 
 
 def evaluate_checkpoint(

@@ -63,7 +63,7 @@ def place_of_launcher(environ: Mapping[str, str], several_by_flag: bool) -> Plac
         None if there is one process only.
 
     Raises:
-        InputError: a variable is missing or no number.
+        InputError: a variable is missing or no number, or mpirun has started several.
     """
 
     def number(*names: str) -> int:
@@ -103,6 +103,14 @@ def place_of_launcher(environ: Mapping[str, str], several_by_flag: bool) -> Plac
             number("SLURM_PROCID"), number("SLURM_LOCALID"), several, f"tcp://{host}:{port}"
         )
     else:
+        # Each of them would be a training of its own.
+        for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+            if environ.get(name) and number(name) > 1 and not several_by_flag:
+                raise InputError(
+                    f"environment: {name}={environ[name]}: processes that mpirun starts do not "
+                    "find each other here; start the command with torchrun or srun, or once, with "
+                    "--num-gpus"
+                )
         return None
     if not 0 <= place.local_rank <= place.rank < place.world_size:
         raise InputError(

@@ -110,13 +110,17 @@ def test_missing_ground_truth(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("MIN_SIZES", "()"), ("MIN_SIZES", "(0, 64)"), ("MAX_SIZE", 32)]
+    ("key", "value"), [("MIN_SIZES", "()"), ("MIN_SIZES", "(64, 9000)"), ("MAX_SIZE", 32)]
 )
 def test_augmentation_sizes_that_make_no_sense(
-    config: Config, build: Callable[..., nn.Module], key: str, value: object
+    config: Config, build: Callable[..., nn.Module], tmp_path: Path, key: str, value: object
 ) -> None:
+    cfg = config(f"TEST.AUG.{key}", value, "TEST.AUG.ENABLED", True)
     with pytest.raises(InputError, match=r"TEST\.AUG\.MIN_SIZES"):
-        with_test_time_augmentation(config(f"TEST.AUG.{key}", value), build("stage_1_heads"))
+        with_test_time_augmentation(cfg, build("stage_1_heads"))
+    # Before anything is scored without augmentation.
+    with pytest.raises(InputError, match=r"TEST\.AUG\.MIN_SIZES"):
+        build_evaluator(cfg, INSTANCE, tmp_path)
 
 
 @pytest.mark.parametrize(

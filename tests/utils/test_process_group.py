@@ -32,6 +32,7 @@ def variables(text: str) -> dict[str, str]:
         (f"{SRUN} MASTER_ADDR=x MASTER_PORT=7", Place(3, 1, 4, "tcp://x:7")),
         # A command of a batch script, and one step of a single task in a larger job.
         ("SLURM_PROCID=0 SLURM_NTASKS=1", None),
+        ("OMPI_COMM_WORLD_SIZE=1 OMPI_COMM_WORLD_RANK=0", None),
         ("SLURM_PROCID=0 SLURM_NTASKS=8 SLURM_STEP_NUM_TASKS=1", None),
     ],
 )
@@ -47,6 +48,11 @@ def test_places_of_launchers(text: str, place: Place | None) -> None:
         (TORCHRUN.replace("=8", "=two"), "WORLD_SIZE=two is no whole number"),
         (TORCHRUN.replace("RANK=5", "RANK=8"), "rank 8, local rank 1 of 8 processes is no place"),
         (SRUN, "SLURM_JOB_NODELIST is missing; set MASTER_ADDR to the host"),
+        ("OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1", "OMPI_COMM_WORLD_SIZE=2: processes that"),
+        (
+            "PMI_SIZE=4 PMI_RANK=0",
+            "PMI_SIZE=4: processes that mpirun starts do not ",
+        ),
         ("SLURM_PROCID=0 SLURM_NTASKS=2", "this job of Slurm has 2 tasks, but this is no step of"),
     ],
 )
