@@ -68,6 +68,12 @@ def write_dataset_report(names: Sequence[str], folder: str) -> tuple[str, list[P
 
 
 def _measure(name: str) -> DatasetStatistics:
+    # Of others, such as COCO's, boxes have another form, and polygons overlap each other.
+    if MetadataCatalog.get(name).get("evaluator_type") != "cityscapes_instance":
+        raise InputError(
+            f"{name} has no instances in the layout of Cityscapes; name one that has, such as "
+            "cityscapes_instance_train, or one of DATASETS.OWN"
+        )
     images = DatasetCatalog.get(name)
     if not any("annotations" in image for image in images):
         raise InputError(f"{name} has no annotated instances, so there is nothing to count")
