@@ -99,7 +99,7 @@ def test_recipe_trains_for_equal_compute_and_not_twice(
     done = tool("tools/benchmark.py", *command)
     assert done.returncode == 0, done.stderr
     _, *results = done.stdout.split("Generated scenes")[0].splitlines()
-    names = ["Detectron2's config", "staged recipe", "EMA"]
+    names = ["Detectron2's config", "Detectron2's config, AdamW", "staged recipe", "EMA"]
     assert [line.split(", seed 1: AP ")[0] for line in results] == names
     assert all(f"| {name} " in done.stdout for name in names)
     compute = json.loads(json_file.read_text())["compute"]
