@@ -42,7 +42,7 @@ def map_exported(
         InputError: a file is missing or damaged, an image and its ground truth differ in size, or a
             class of the model is none of the 8.
     """
-    categories = model_categories(predictor)
+    categories = _categories(predictor)
 
     def compare(files: tuple[Path, Path]) -> Result:
         image_file, gt_file = files
@@ -59,7 +59,7 @@ def map_exported(
     return map_in_parallel(compare, list(images), "Predicting images", num_workers=1)
 
 
-def model_categories(predictor: OnnxPredictor) -> list[int]:
+def _categories(predictor: OnnxPredictor) -> list[int]:
     """Find by class of a model its contiguous id, 0 to 7, among the 8 official classes.
 
     Raises:

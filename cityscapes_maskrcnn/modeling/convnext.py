@@ -64,7 +64,7 @@ class ConvNeXt(Backbone):
         self._out_features = list(out_features)
         self._out_feature_channels = dict(zip(_STAGES, widths, strict=True))
         self._out_feature_strides = {name: 4 * 2**index for index, name in enumerate(_STAGES)}
-        for name in ("stem", *_STAGES)[: max(0, freeze_at)]:
+        for name in ("stem", *_STAGES)[:freeze_at]:
             part = getattr(self, name).requires_grad_(False)
             for module in part.modules():
                 if isinstance(module, StochasticDepth):
