@@ -195,6 +195,8 @@ def load_model(args: argparse.Namespace) -> FrameModel:
             device=args.device or "cpu",
             batch_size=args.batch_size or 1,
         )
+    import torch
+
     from cityscapes_maskrcnn.cli import build_config
     from cityscapes_maskrcnn.deploy.checkpoint_model import CheckpointModel
 
@@ -203,6 +205,9 @@ def load_model(args: argparse.Namespace) -> FrameModel:
         raise InputError(
             f"--model {args.model}: no config.yaml beside it: name it by --config-file"
         )
+    # The default of MODEL.DEVICE means a GPU if there is one; the flag means what it says.
+    if (args.device or "").startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {args.device}: PyTorch finds no GPU")
     device = ["MODEL.DEVICE", args.device] if args.device else []
     cfg = build_config(config_file, [*args.opts, *device, "MODEL.WEIGHTS", args.model])
     if args.batch_size is not None:

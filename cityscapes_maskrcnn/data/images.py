@@ -45,6 +45,10 @@ _MAX_EXIF: Final = 100_000
 # All that Pillow needs for the pixels. libpng refuses others whose name begins with a capital
 # letter, inflates texts and profiles to gigabytes, and writes a profile's name to stderr as it is.
 _USED_CHUNKS: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")
+# Texts by which Pillow, and so Detectron2, turns an image; it bounds what it inflates.
+_TEXT_CHUNKS: Final = (b"tEXt", b"zTXt", b"iTXt")
+_TURNING_TEXTS: Final = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+_LONGEST_KEYWORD: Final = 79
 # Of a JPEG, each a pass over its pixels; writers make about ten. And pixels in all of them.
 _MAX_SCANS: Final = 100
 _MAX_SCANNED: Final = 20 * MAX_PIXELS
@@ -137,7 +141,11 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
     with open_file(path) as file:
         if file.read(len(_PNG)) == _PNG:
-            (height, width), orientation = read_png_size(path), _png_orientation(file)
+            height, width = read_png_size(path)
+            try:
+                orientation = _png_orientation(file)
+            except PILLOW_ERRORS as error:
+                raise InputError(f"{path}: {_BROKEN}") from error
         else:
             file.seek(0)
             try:
@@ -153,19 +161,27 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def _png_orientation(file: BinaryIO) -> int | None:
     """Find the EXIF orientation of a PNG, also behind its pixels, of which nothing is read."""
     start = len(_PNG)
+    orientation: int | None = None
     for _ in range(_MAX_CHUNKS):
         # Not through the file's buffer, which would read nearly all of it.
-        head = os.pread(file.fileno(), 8, start)
+        head = os.pread(file.fileno(), 8 + _LONGEST_KEYWORD, start)
         if len(head) < 8:
             break
-        length, kind = struct.unpack(">I4s", head)
+        length, kind = struct.unpack(">I4s", head[:8])
+        if _turns_by_text(kind, head[8:]):
+            file.seek(0)
+            return Image.open(file, formats=("PNG",)).getexif().get(ExifTags.Base.Orientation)
         if kind == b"eXIf":
             exif = Image.Exif()
             exif.load(os.pread(file.fileno(), min(length, _MAX_EXIF), start + 8))
-            orientation: int | None = exif.get(ExifTags.Base.Orientation)
-            return orientation
+            orientation = exif.get(ExifTags.Base.Orientation)
         start += length + 12
-    return None
+    return orientation
+
+
+def _turns_by_text(kind: bytes, content: bytes | memoryview) -> bool:
+    """Whether a chunk of a PNG is a text that may hold an orientation."""
+    return kind in _TEXT_CHUNKS and bytes(content[:_LONGEST_KEYWORD]).startswith(_TURNING_TEXTS)
 
 
 def read_png_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -186,7 +202,7 @@ def read_png_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 def _read_colours(path: str | os.PathLike[str]) -> bytes:
     """Read the bytes of an image whose pixels are alike for all decoders."""
-    data = _read_whole(path)
+    data = _read_whole(path, with_orientation=True)
     if data.startswith(_PNG) and data[_PNG_HEADER - 2] > 8:
         # Pillow, and so Detectron2, makes white of every grey value above 255.
         raise InputError(f"{path}: its channels have 16 bits; save it with 8")
@@ -205,14 +221,14 @@ def _read_ids(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     raise InputError(f"{path}: a PNG with one channel of 8 or 16 bits is expected, unlike this one")
 
 
-def _read_whole(path: str | os.PathLike[str]) -> bytes:
+def _read_whole(path: str | os.PathLike[str], *, with_orientation: bool = False) -> bytes:
     """Read the bytes of an image; what is surely broken or too large is not decoded.
 
     Those of a PNG are without the chunks that leave its pixels as they are.
     """
     data = read_file(path, _MAX_BYTES)
     if data.startswith(_PNG):
-        whole = _pixel_chunks(path, data)
+        whole = _pixel_chunks(path, data, with_orientation)
     else:
         whole = data if _is_whole(path, data) else None
     if whole is None:
@@ -221,7 +237,8 @@ def _read_whole(path: str | os.PathLike[str]) -> bytes:
 
 
 def _decode(path: str | os.PathLike[str], data: bytes, flags: int) -> npt.NDArray[Any]:
-    if not data.startswith(_PNG):
+    # OpenCV knows no orientation in texts.
+    if not data.startswith(_PNG) or any(kind in _TEXT_CHUNKS for kind, _, _ in png_chunks(data)):
         pixels = _decode_photo(path, data)
         return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if flags == cv2.IMREAD_COLOR else pixels
     # For most broken files OpenCV has no exception: it decodes nothing, and writes to stderr.
@@ -239,12 +256,12 @@ def _decode(path: str | os.PathLike[str], data: bytes, flags: int) -> npt.NDArra
 
 
 def _decode_photo(path: str | os.PathLike[str], data: bytes) -> npt.NDArray[np.uint8]:
-    """Decode a JPEG or WebP as Detectron2 does; OpenCV takes damaged ones for pixels."""
+    """Decode an image as Detectron2 does; OpenCV takes damaged JPEG and WebP for pixels."""
     try:
         with warnings.catch_warnings():
             # Of remarks that are damaged, and of a size that is checked.
             warnings.simplefilter("ignore")
-            image = Image.open(BytesIO(data), formats=_OTHER_FORMATS)
+            image = Image.open(BytesIO(data), formats=("PNG", *_OTHER_FORMATS))
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except PILLOW_ERRORS as error:
         raise InputError(f"{path}: {_BROKEN}") from error
@@ -312,8 +329,15 @@ def inflated_length(data: bytes, limit: int) -> int:
     return length if stream.eof or length >= limit else 0
 
 
-def _pixel_chunks(path: str | os.PathLike[str], data: bytes) -> bytes | None:
+def _pixel_chunks(
+    path: str | os.PathLike[str], data: bytes, with_orientation: bool
+) -> bytes | None:
     """Reduce a PNG to the chunks that decide about its pixels.
+
+    Args:
+        path: of the image, for messages.
+        data: of the image.
+        with_orientation: texts that may turn the image are kept too.
 
     Returns:
         A PNG; None if a chunk is damaged or there are not enough for the pixels that it claims:
@@ -331,7 +355,7 @@ def _pixel_chunks(path: str | os.PathLike[str], data: bytes) -> bytes | None:
     for kind, content, checksum in png_chunks(data):
         if checksum != struct.pack(">I", zlib.crc32(content)):
             return None
-        if kind in _USED_CHUNKS:
+        if kind in _USED_CHUNKS or (with_orientation and _turns_by_text(kind, content[4:])):
             parts += [struct.pack(">I", len(content) - 4), content, checksum]
         if kind == b"IEND":
             return b"".join(parts)

@@ -75,7 +75,8 @@ def lock_output_dir(folder: str, timeout: float = 10.0) -> None:
         timeout: seconds to wait for another process, which may be about to end.
 
     Raises:
-        InputError: another process trains there, or the folder cannot be written.
+        InputError: another process trains there, the folder cannot be written, or it has folders
+            with the names of a run's files.
     """
     if not folder:
         raise InputError("OUTPUT_DIR is empty: name a folder")
@@ -89,6 +90,10 @@ def lock_output_dir(folder: str, timeout: float = 10.0) -> None:
             f"OUTPUT_DIR {folder}: another training is running there; wait for its end, or choose "
             "another folder"
         ) from error
+    names = ("log.txt", "config.yaml", "metrics.json", *_RUN_FILES)
+    for path in [path for name in names for path in Path(folder).glob(name)]:
+        if path.is_dir():
+            raise InputError(f"{path}: a folder where training writes a file; move it")
     for pattern in (".*.tmp", "inference*/**/.*.tmp"):
         remove_temporary_files(Path(folder), pattern)
     _end_last_line(Path(folder, "metrics.json"))

@@ -87,7 +87,8 @@ _MAX_BITS: Final = 4096
 _MAX_FILES: Final = 20_000
 #: What :attr:`PickleContents.is_tangled` means, in words.
 TANGLED: Final = (
-    "its values are nested too deeply, or too often the same ones in each other, for weights"
+    "its values are too many, nested too deeply, or too often the same ones in each other, for "
+    "weights; save the weights alone"
 )
 
 # What protocol 2, torch.save's, writes for bytes.
@@ -103,8 +104,9 @@ class PickleContents:
         strings: short texts in it, the keys of its dictionaries among them.
         is_object: whether the whole of it is one object of an unknown class.
         is_script: whether it is of a TorchScript archive.
-        is_tangled: whether values in it are in themselves, more than 100 levels deep in each other,
-            or, with shared ones written out, more than a million.
+        is_tangled: whether it has more than 500,000 steps, or values in it are in themselves, more
+            than 100 levels deep in each other, or, with shared ones written out, more than a
+            million.
         is_modern: whether it is of protocol 4 or later, of which torch's safe reader knows nothing.
     """
 
@@ -190,10 +192,11 @@ def scan_pickles(file: IO[bytes], count: int = 1) -> PickleContents:
         nesting = _Nesting()
         for opcode, argument, _position in pickletools.genops(file):
             opcodes += 1
+            if opcodes > _MAX_OPCODES:
+                return PickleContents((), frozenset(), is_tangled=True)
             if (
-                opcodes > _MAX_OPCODES
                 # For a high number Python's reader would set aside a table of as many entries.
-                or (opcode.name in _PUTS and int(argument or 0) > size)
+                (opcode.name in _PUTS and int(argument or 0) > size)
                 or (isinstance(argument, int) and argument.bit_length() > _MAX_BITS)
             ):
                 raise ValueError("no pickle of weights")

@@ -101,6 +101,35 @@ def test_sizes_of_pngs_that_are_turned(tmp_path: Path, behind: bool) -> None:
     assert read_image_size(path) == (8, 6)
 
 
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+RAW_EXIF = (
+    b"\nexif\n26\n"
+    + (b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0").hex().encode()
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+        (b"tEXt", b"XML:com.adobe.xmp\0" + XMP),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(RAW_EXIF)),
+    ],
+)
+@pytest.mark.parametrize("behind", [False, True])
+def test_orientations_in_texts_turn_a_png(
+    tmp_path: Path, text: tuple[bytes, bytes], behind: bool
+) -> None:
+    """As programs of Adobe and ImageMagick write them, and Pillow reads them."""
+    path = tmp_path / "a.png"
+    turned = chunk(*text)
+    path.write_bytes(png(8, 6, *([PIXELS, turned] if behind else [turned, PIXELS]), chunk(b"IEND")))
+    expected = detectron2_read_image(str(path), "BGR")
+    assert expected.shape == (8, 6, 3)
+    np.testing.assert_array_equal(read_image(path), expected)
+    assert read_image_size(path) == (8, 6)
+
+
 def test_size_of_a_jpeg_that_is_called_png(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (8, 6)).save(path, "JPEG")

@@ -73,6 +73,14 @@ def test_an_output_dir_is_locked_as_long_as_its_process_lives(tmp_path: Path) ->
     assert not (folder / ".train_net.lock").stat().st_size
 
 
+@pytest.mark.parametrize("name", ["last_checkpoint", "model_final.pth", "config.yaml"])
+def test_a_folder_in_the_place_of_a_file_of_the_run(tmp_path: Path, name: str) -> None:
+    """Found before training, and not when the file is written."""
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{name}: a folder where training writes a file; move it"):
+        lock_output_dir(str(tmp_path))
+
+
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
     folder = tmp_path / "inference" / "analysis"
     folder.mkdir(parents=True)

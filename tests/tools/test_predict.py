@@ -183,6 +183,13 @@ def test_bad_input(predict, street, tmp_path, arguments, message):
     assert not list(tmp_path.glob("a*"))
 
 
+def test_a_gpu_that_is_not_there(predict, street, tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / "street.png"), street)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = predict("--input", "street.png", "--output", "a.jsonl", "--device", "cuda")
+    assert done.stderr.splitlines()[-1] == "error: --device cuda: PyTorch finds no GPU"
+
+
 def test_own_input_is_not_overwritten(predict, street, tmp_path):
     path = write_video(tmp_path / "v.mp4", street, 3)
     data = path.read_bytes()
