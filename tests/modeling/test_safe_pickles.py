@@ -347,7 +347,7 @@ def test_values_in_each_other_are_not_gone_through(tmp_path: Path, pickled: byte
         load_arrays(tmp_path / "a.pkl")
     for name in ("a.pth", "old.pth"):
         for skip_objects in (False, True):
-            with pytest.raises(InputError, match=f"{name}: not a checkpoint: its values are nest"):
+            with pytest.raises(InputError, match=f"{name}: not a checkpoint: its values are too"):
                 read_checkpoint(tmp_path / name, skip_objects=skip_objects)
     assert time.process_time() - start < 2
 
