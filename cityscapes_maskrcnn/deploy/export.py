@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import cityscapes_maskrcnn
 from cityscapes_maskrcnn.data.images import read_image
 from cityscapes_maskrcnn.data.labels import CONTIGUOUS_TO_ID, THING_CLASSES, THING_COLORS
-from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
+from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, TRAINED, TUNED, to_plain
 from cityscapes_maskrcnn.data.registration import check_dataset_names, register_datasets_of
 from cityscapes_maskrcnn.deploy.exportable import ExportableMaskRCNN, check_exportable
 from cityscapes_maskrcnn.deploy.runtime import (
@@ -172,6 +172,7 @@ def export_model(
         },
         "compared_with_pytorch": check,
         "checkpoint": {**describe_checkpoint(Path(weights)), "file": checkpointer.path},
+        SEEN_IMAGES_KEY: to_plain(checkpointer.history),
     }
     write_json(card_file, card)
     return path, check

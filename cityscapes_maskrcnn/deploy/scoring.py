@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from cityscapes_maskrcnn.data.images import read_instance_ids
 from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS
+from cityscapes_maskrcnn.data.provenance import find_seen, read_history
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.deploy.runtime import Detections, OnnxPredictor
 from cityscapes_maskrcnn.evaluation.instance_ap import GroundTruth, Prediction, ground_truth
@@ -70,6 +71,29 @@ def _categories(predictor: OnnxPredictor) -> list[int]:
         if each["label_id"] not in ID_TO_CONTIGUOUS:
             raise InputError(f"the model's class {each['name']} is none of the 8 official ones")
     return [ID_TO_CONTIGUOUS[each["label_id"]] for each in classes]
+
+
+def refuse_seen_images(
+    predictor: OnnxPredictor, model: str, dataset: str, images: Iterable[Path]
+) -> None:
+    """Refuse to score an exported model on images that it was trained, tuned or calibrated on.
+
+    Args:
+        predictor: a file of an earlier version lists no images, so that nothing is refused.
+        model: name of its file, for messages.
+        dataset: name of the images.
+        images: the files.
+
+    Raises:
+        InputError: it has seen some, or its list is damaged.
+    """
+    history = read_history(predictor.card, model)
+    seen = find_seen(history, dataset, [{"file_name": str(image)} for image in images])
+    if seen:
+        raise InputError(
+            f"the model has seen images that it is to be scored on: {'; '.join(map(str, seen))}."
+            " Name others"
+        )
 
 
 def _predictions(

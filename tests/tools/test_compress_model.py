@@ -1,0 +1,125 @@
+"""Quantisation as a user runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+TRAIN, VAL = "cityscapes_instance_train", "cityscapes_instance_val"
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tool: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    config = ["--config-file", trained / "config.yaml", "--output", folder]
+    done = tool("tools/export_model.py", *config, "MODEL.WEIGHTS", trained / "model_final.pth")
+    assert done.returncode == 0, done.stderr
+    return folder / "model.onnx"
+
+
+def test_int8_scores_predicts_and_remembers(
+    exported: Path, tool: Run, small_root: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "int8"
+    flags = ["--model", exported, "--output", output, "--calibration", TRAIN, "--score", VAL]
+    done = tool("tools/compress_model.py", "quantize", *flags, "--num-images", 3, "--budget", 100)
+    assert done.returncode == 0, done.stderr
+    title, header, of_float, of_int8, last = done.stdout.splitlines()
+    assert title == f"Cityscapes instance protocol (official), {VAL}, 6 images, percent"
+    assert header.split() == ["AP", "loss", "in", "float"]
+    assert of_float.split()[1:] == ["everything"]
+    assert of_int8.split()[2:] == ["nothing"]
+    assert last.startswith("int8, nothing in float: ")
+    assert [each.name for each in tmp_path.iterdir()] == ["int8"]
+    assert sorted(each.name for each in output.iterdir()) == ["model.json", "model.onnx"]
+
+    model = output / "model.onnx"
+    card, before = (json.loads(each.with_suffix(".json").read_text()) for each in (model, exported))
+    assert card["file"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert card["quantized"]["from"]["sha256"] == before["file"]["sha256"]
+    assert card["quantized"]["calibration"] == {"dataset": TRAIN, "images": 3}
+    assert card["checkpoint"] == before["checkpoint"]
+    seen = [
+        (each["dataset"], each["role"], each["images"])
+        for each in card["cityscapes_maskrcnn.seen_images"]
+    ]
+    assert seen == [(TRAIN, "trained", 8), (TRAIN, "tuned", 3)]
+
+    # The scoring tool finds the same AP, and refuses the images that were seen.
+    score = ["tools/evaluate_results.py", "--results", model, "--dataset"]
+    scored = tool(*score, VAL)
+    assert scored.returncode == 0, scored.stderr
+    assert scored.stdout.splitlines()[-1].split()[1] == of_int8.split()[0]
+    refused = tool(*score, TRAIN)
+    assert refused.returncode == 1
+    assert "8 of the 8 images of cityscapes_instance_train were trained on" in refused.stderr
+    assert "3 of the 8 images of cityscapes_instance_train were tuned on" in refused.stderr
+
+    image = next((small_root / "cityscapes" / "leftImg8bit" / "val").glob("*/*.png"))
+    assert OnnxPredictor(model)(image).masks.shape[1:] == (96, 192)
+    found = tmp_path / "found.jsonl"
+    done = tool("tools/predict.py", "--model", model, "--input", image, "--output", found)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--budget", "101"], "--budget 101: it must be between 0 and 100 points of AP"),
+        (["--budget", "nan"], "--budget nan: it must be between 0 and 100 points of AP"),
+        (["--score", TRAIN], "the model has seen images that it is to be scored on: 8 of the 8"),
+        (["--calibration", VAL], f"--score {VAL}: 6 of its images are calibrated on ("),
+        (["--calibration", ""], "--form int8 needs --calibration, a dataset of training images"),
+        (["--calibration", "cityscapes_instance_tran"], "unknown dataset 'cityscapes_instance_tra"),
+        (["--model", "none.onnx"], "none.onnx: no such file"),
+        (["--model", "OTHER"], "OTHER.json: missing; it belongs beside OTHER.onnx"),
+        (["--output", "TAKEN"], "TAKEN: exists already; name another --output"),
+    ],
+)
+def test_bad_input_is_one_line(
+    exported: Path, tool: Run, tmp_path: Path, flags: list[str], problem: str
+) -> None:
+    taken, other = tmp_path / "taken", tmp_path / "other.onnx"
+    taken.mkdir()
+    shutil.copy(exported, other)
+    names = {"TAKEN": str(taken), "OTHER": str(other)}
+    output = tmp_path / "output"
+    done = tool(
+        "tools/compress_model.py",
+        "quantize",
+        *["--model", exported, "--output", output, "--calibration", TRAIN, "--score", VAL],
+        *[names.get(flag, flag) for flag in flags],
+    )
+    problem = problem.replace("OTHER.json", str(other.with_suffix(".json")))
+    problem = problem.replace("OTHER.onnx", other.name).replace("TAKEN", str(taken))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {problem}")
+    assert done.stderr.count("\n") == 1
+    assert not output.exists()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["other.onnx", "taken"]
+
+
+def test_without_the_extra(
+    exported: Path, tool: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    done = tool(
+        "tools/compress_model.py",
+        "quantize",
+        *["--model", exported, "--output", tmp_path / "output", "--score", VAL, "--form", "fp16"],
+    )
+    assert done.stderr == (
+        "error: quantisation needs a package that is not installed (onnx): pip install -e"
+        " '.[compress]'\n"
+    )

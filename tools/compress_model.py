@@ -1,0 +1,99 @@
+#!/usr/bin/env python
+"""Make an exported model smaller and faster, within a budget of official AP."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.tool import count, folder, run_tool
+
+EXAMPLES = """
+All files are scored by the official protocol. If int8 everywhere loses more than the budget, groups
+of layers (mask head, box head, RPN head, FPN, first convolution, ...) stay in float, those that
+cost most first. The result is a model.onnx with its model.json, which every tool takes as an
+exported one; calibration images count as seen, and so do those to score on if they decided what
+stays in float.
+
+examples:
+  tools/compress_model.py quantize --model output/onnx/model.onnx --output output/int8 \\
+      --calibration cityscapes_instance_train --score cityscapes_instance_val_part1of4
+  int8 weights alone, which needs no calibration:
+    tools/compress_model.py quantize --model output/onnx/model.onnx --output output/weights \\
+        --form weights --score cityscapes_instance_val_part1of4
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Quantise, and print what stayed in float and why."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    summary = "int8, int8 weights, or float16"
+    command = commands.add_parser(
+        "quantize", help=summary, description=summary, epilog=EXAMPLES, formatter_class=raw
+    )
+    add = command.add_argument
+    help_model = "a file of tools/export_model.py"
+    add("--model", required=True, type=Path, metavar="FILE", help=help_model)
+    help_output = "a new folder for model.onnx and model.json"
+    add("--output", required=True, type=folder("--output"), metavar="DIR", help=help_output)
+    help_calibration = "registered dataset for --form int8: training images"
+    add("--calibration", default="", metavar="DATASET", help=help_calibration)
+    help_score = "registered dataset, of which the model has seen nothing"
+    add("--score", required=True, metavar="DATASET", help=help_score)
+    help_budget = "the most points of AP that may be lost (default: %(default)s)"
+    add("--budget", type=float, default=0.5, metavar="POINTS", help=help_budget)
+    help_images = "to calibrate on, spread over the dataset (default: %(default)s)"
+    add("--num-images", type=count, default=100, metavar="N", help=help_images)
+    help_form = "int8; weights: int8 weights alone; fp16 (default: %(default)s)"
+    add("--form", default="int8", choices=("int8", "weights", "fp16"), help=help_form)
+    help_config = "a config whose DATASETS.OWN may name the datasets"
+    add("--config-file", default="", metavar="FILE", help=help_config)
+    args = parser.parse_args(argv)
+
+    from detectron2.data import DatasetCatalog
+
+    from cityscapes_maskrcnn.cli import build_config
+    from cityscapes_maskrcnn.data.registration import check_dataset_names, image_names
+    from cityscapes_maskrcnn.deploy.accuracy_control import (
+        CalibrationData,
+        ScoringData,
+        format_quantized,
+        quantize,
+    )
+    from cityscapes_maskrcnn.evaluation.evaluator import ground_truth_files
+
+    if args.form == "int8" and not args.calibration:
+        raise InputError("--form int8 needs --calibration, a dataset of training images")
+    build_config(args.config_file, [])
+    check_dataset_names(filter(None, [args.calibration, args.score]))
+    calibrated = []
+    if args.form == "int8":
+        files = [Path(each["file_name"]) for each in DatasetCatalog.get(args.calibration)]
+        number = min(args.num_images, len(files))
+        calibrated = [files[index * len(files) // number] for index in range(number)]
+    gt_files = ground_truth_files(args.score)
+    scored = {
+        name: Path(each["file_name"])
+        for name, each in zip(image_names(args.score), DatasetCatalog.get(args.score), strict=True)
+    }
+    quantized = quantize(
+        args.model,
+        args.output,
+        form=args.form,
+        calibration=CalibrationData(args.calibration, calibrated),
+        scoring=ScoringData(args.score, [(scored[name], gt) for name, gt in gt_files.items()]),
+        budget=args.budget,
+    )
+    print(format_quantized(quantized))
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
