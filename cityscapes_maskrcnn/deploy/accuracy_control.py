@@ -158,7 +158,9 @@ def quantize(
             ap = _score(OnnxPredictor(target), few if few_images else scoring.images)
             return Trial(tuple(float_groups), few_images, ap, floats[few_images] - ap)
 
-        trials = choose_float_groups(list(model.groups), score, budget)
+        # With the backbone in float nearly nothing would be gained.
+        others = [group for group in model.groups if group != "backbone"]
+        trials = choose_float_groups(others, score, budget)
         # What stays in float was chosen by the scores on these images.
         if len(trials) > 1:
             used.append(used_data(scoring.dataset, TUNED, scored))
@@ -201,7 +203,7 @@ def choose_float_groups(
     """Leave groups of layers in float, those that cost most first, until the budget is kept.
 
     Args:
-        groups: all of them.
+        groups: those that may stay in float.
         score: quantises all but some groups and scores the file, on a few images or on all.
         budget: the most AP points that may be lost.
 
@@ -209,7 +211,7 @@ def choose_float_groups(
         What was scored; the last one keeps the budget.
 
     Raises:
-        InputError: with one group quantised alone, too much is still lost.
+        InputError: with all of them in float too much is still lost.
     """
     trials = [score([], False)]
     if trials[0].loss <= budget:
@@ -218,7 +220,7 @@ def choose_float_groups(
     trials += alone
     order = sorted(alone, key=lambda trial: -trial.ap)
     chosen: list[str] = []
-    for trial in order[:-1]:
+    for trial in order:
         chosen += trial.float_groups
         trials.append(score(chosen, False))
         if trials[-1].loss <= budget:

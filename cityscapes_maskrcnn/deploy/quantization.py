@@ -35,7 +35,7 @@ _GROUPS: Final = {
 
 
 class QuantizableModel:
-    """An exported Mask R-CNN, its layers in groups of which each can stay in float.
+    """An exported Mask R-CNN, its layers in groups of which some can stay in float.
 
     Args:
         predictor: of the file.

@@ -43,7 +43,7 @@ def map_exported(
         InputError: a file is missing or damaged, an image and its ground truth differ in size, or a
             class of the model is none of the 8.
     """
-    categories = _categories(predictor)
+    categories = model_categories(predictor)
 
     def compare(files: tuple[Path, Path]) -> Result:
         image_file, gt_file = files
@@ -60,7 +60,7 @@ def map_exported(
     return map_in_parallel(compare, list(images), "Predicting images", num_workers=1)
 
 
-def _categories(predictor: OnnxPredictor) -> list[int]:
+def model_categories(predictor: OnnxPredictor) -> list[int]:
     """Find by class of a model its contiguous id, 0 to 7, among the 8 official classes.
 
     Raises:
