@@ -240,12 +240,12 @@ def _check_type(name: str, value: Any, default: Any) -> None:
 def _leaves(value: Any, level: int = 0) -> Iterator[tuple[Any, int]]:
     """Go through the elements of nested lists, with the number of lists around each.
 
-    Of a dict, its keys and values are elements too.
+    Of a dict, its keys and values are elements too; so is an empty list in another one.
     """
     if isinstance(value, Mapping):
         yield value, level
         value = [*value, *value.values()]
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, (list, tuple)) or (level and not value):
         yield value, level
         return
     for element in value:

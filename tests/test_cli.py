@@ -155,6 +155,7 @@ def test_bad_options_get_one_line(key: str, message: str) -> None:
     ("opts", "message"),
     [
         (["DATASETS.TRAIN", "(5,)"], "DATASETS.TRAIN (5,): its values must be as in ('name',)"),
+        (["DATASETS.TEST", "[[]]"], "DATASETS.TEST ([],): its values must be as in ('name',)"),
         (["DATASETS.TEST", "None"], "DATASETS.TEST None: it must be of type tuple"),
         (["INCLUDE", "None"], "INCLUDE None: it must be of type tuple"),
         (["MODEL.DEVICE", "None"], "MODEL.DEVICE None: it must be of type str"),
