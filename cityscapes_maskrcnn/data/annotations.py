@@ -27,6 +27,7 @@ from cityscapes_maskrcnn.utils.files import read_file
 # The largest official file has less than a megabyte, and coordinates a little outside the image.
 _MAX_BYTES: Final = 10_000_000
 _MAX_COORDINATE: Final = 1_000_000
+_MAX_OBJECTS: Final = 20_000
 # See _work: two seconds of GEOS for a tangle, for 700 objects side by side or 13,000 in one place.
 _MAX_WORK: Final = 4_000_000
 
@@ -305,6 +306,10 @@ def parse_objects(content: Any) -> tuple[int, int, list[AnnotatedObject]]:
     """
     if not isinstance(content, dict) or not isinstance(content.get("objects"), list):
         raise InputError("not a Cityscapes annotation: it has no list of objects")
+    if len(content["objects"]) > _MAX_OBJECTS:
+        raise InputError(
+            f"it has {len(content['objects'])} objects; at most {_MAX_OBJECTS} are read"
+        )
     height, width = content.get("imgHeight"), content.get("imgWidth")
     if type(height) is not int or type(width) is not int or min(height, width) < 1:
         raise InputError("imgHeight and imgWidth must be positive whole numbers")

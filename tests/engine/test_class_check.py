@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.registration import register_all
@@ -96,6 +96,8 @@ def test_detectron2s_configs_pass() -> None:
 
 def test_own_datasets_of_a_script() -> None:
     """Which build their config without the tools, and meet the check in the trainer."""
+    for name in ("balloons", "unnamed_classes"):
+        DatasetCatalog.register(name, list)
     MetadataCatalog.get("balloons").thing_classes = ["balloon"]
     cfg: CfgNode = build_config("configs/stage_1_heads.yaml", [])
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("balloons",), ("unnamed_classes",)
@@ -108,4 +110,6 @@ def test_own_datasets_of_a_script() -> None:
         check_classes(cfg)
     finally:
         MetadataCatalog.pop("balloons")
+        for name in ("balloons", "unnamed_classes"):
+            DatasetCatalog.remove(name)
         MetadataCatalog.pop("unnamed_classes", None)
