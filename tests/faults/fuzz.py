@@ -37,7 +37,7 @@ def jobs(size: str) -> list[Job]:
         best: 0.08,
         chain: 0.04,
     }
-    tries = 1000 if size == "full" else 6
+    tries = 1000 if size == "full" else 3
     return [
         Job(f"fuzz/{kind.__name__}", tries, tries * seconds, partial(fuzz, kind))
         for kind, seconds in kinds.items()
