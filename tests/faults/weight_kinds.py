@@ -137,7 +137,10 @@ def checkpoint_tools(context: Context) -> Kind:
     def compare(_: Any) -> str:
         if describes[0]:
             return ""
-        values = torch.load(file, weights_only=True)
+        # The tool takes files with NumPy's values too, which torch's safe reader refuses.
+        numpy_values = [np._core.multiarray.scalar, np.dtype, *vars(np.dtypes).values()]
+        with torch.serialization.safe_globals([each for each in numpy_values if callable(each)]):
+            values = torch.load(file, weights_only=True)
         while isinstance(values, dict) and isinstance(inner := values.get("model"), dict):
             values = inner
         found = torch.load(converted, weights_only=True)["model"]
