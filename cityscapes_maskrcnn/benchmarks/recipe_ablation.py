@@ -19,20 +19,38 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
+from cityscapes_maskrcnn.benchmarks.ablation_arms import (
+    AVERAGE,
+    BASE,
+    MAIN,
+    PIECES,
+    SCALE,
+    STAGED,
+    STRONGEST,
+    TRAINING,
+    UNWATCHED,
+    Arm,
+    Stage,
+    combined,
+)
+from cityscapes_maskrcnn.benchmarks.ablation_table import (
+    SIZE_LIMITS,
+    SIZES,
+    format_tables,
+    summarise,
+)
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.registration import register_all
@@ -50,21 +68,11 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_json, write_json
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
 
-STOCK: Final = "Detectron2's config"
-STAGED: Final = "staged recipe"
-STRONGEST: Final = "strongest config"
 # The part of val that chooses, and the part that is reported.
 CHOICE: Final = "cityscapes_instance_val_part1and2of4"
 REPORT: Final = "cityscapes_instance_val_part3and4of4"
 # Seed of the generated scenes; the demo has 7.
 SCENES: Final = 20
-# Areas in pixels: the official protocol counts objects from the first one on. COCO's limits would
-# call nearly everything small, as images are an eighth as high as those of Cityscapes.
-SIZE_LIMITS: Final = (10**2, 20**2)
-_SIZES: Final = {"APs": f"< {SIZE_LIMITS[0]} px", "APm": "between", "APl": f"> {SIZE_LIMITS[1]} px"}
-
-# By arm (or variant) and seed the reported scores in percent, by name.
-Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -90,197 +98,6 @@ class Size:
 
 FULL: Final = Size(train=240, val=160, start=200, iterations=300, seeds=(1, 2, 3), counted=8)
 SMALL: Final = Size(train=8, val=8, start=4, iterations=12, seeds=(1, 2), counted=1)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A training of an arm.
-
-    Attributes:
-        config: file in the folder of the demo's configs, or Detectron2's ``model_zoo://`` one.
-        epochs: the stage's share of the iterations.
-        opts: values by config key.
-    """
-
-    config: str
-    epochs: int
-    opts: Mapping[str, object] = field(default_factory=dict)
-
-
-_FITTED: Final = {
-    "MODEL.ANCHOR_GENERATOR.NAME": "KMeansAnchorGenerator",
-    "MODEL.ANCHOR_GENERATOR.SIZES": [],
-}
-# The recipe's epochs. Its stage 3 trains on images of val: here, on those that all arms have.
-_STAGES: Final = (
-    Stage("stage_1_heads.yaml", 4),
-    Stage("stage_2_tuned.yaml", 6, _FITTED),
-    Stage("stage_3_refine.yaml", 2, _FITTED),
-)
-_STOCK: Final = (
-    Stage(
-        "model_zoo://Cityscapes/mask_rcnn_R_50_FPN.yaml",
-        1,
-        {
-            # 800 to 1024 pixels, and 32 to 512, where 1024 are 160.
-            "INPUT.MIN_SIZE_TRAIN": (125, 130, 135, 140, 145, 150, 155, 160),
-            "MODEL.ANCHOR_GENERATOR.SIZES": [[5], [10], [20], [40], [80]],
-            "SOLVER.WARMUP_ITERS": 20,  # as the demo's
-        },
-    ),
-)
-# Detectron2's config takes these from the demo's: network, images, batch, what is kept of a
-# prediction. Its own remain: optimizer, schedule, what is frozen, anchors, matching thresholds.
-_SCALE: Final = (
-    "MODEL.PIXEL_MEAN",
-    "MODEL.PIXEL_STD",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "MODEL.RESNETS.STRIDE_IN_1X1",
-    "MODEL.FPN.NORM",
-    "MODEL.FPN.OUT_CHANNELS",
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
-    "MODEL.RPN.PRE_NMS_TOPK_TEST",
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
-    "MODEL.RPN.POST_NMS_TOPK_TEST",
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
-    "MODEL.ROI_HEADS.POSITIVE_FRACTION",
-    "MODEL.ROI_HEADS.NMS_THRESH_TEST",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-    "MODEL.ROI_BOX_HEAD.FC_DIM",
-    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
-    "MODEL.ROI_MASK_HEAD.CONV_DIM",
-    "MODEL.ROI_MASK_HEAD.NUM_CONV",
-    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK",
-    "INPUT.FORMAT",
-    "INPUT.MAX_SIZE_TRAIN",
-    "INPUT.MIN_SIZE_TEST",
-    "INPUT.MAX_SIZE_TEST",
-    "SOLVER.IMS_PER_BATCH",
-)
-_TRAINING: Final = {
-    "DATASETS.TRAIN": ("cityscapes_instance_train",),
-    "DATASETS.TUNED_ON": (),
-    "DATALOADER.NUM_WORKERS": 0,
-}
-_UNWATCHED: Final = {
-    "DATASETS.TEST": (),
-    "TEST.VALIDATION_LOSS": False,
-    "TEST.EVAL_PERIOD": 0,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """A way to train, or a variant: see this file's beginning.
-
-    Attributes:
-        name: as in the table.
-        group: of the arms of one group, only the best is put together with others; empty: no group.
-        stages: trained one after the other.
-        opts: values by config key, of every stage.
-        inference: values by config key, of scoring.
-        weights: file that is scored, of those of the last stage.
-        of: name of the arm whose models are scored; empty: it trains its own.
-    """
-
-    name: str
-    group: str = ""
-    stages: tuple[Stage, ...] = _STAGES
-    opts: Mapping[str, object] = field(default_factory=dict)
-    inference: Mapping[str, object] = field(default_factory=dict)
-    weights: str = "model_final.pth"
-    of: str = ""
-
-
-_AVERAGE: Final = "average.pth"
-BASE: Final = Arm(name=STAGED)
-MAIN: Final = (
-    Arm(name=STOCK, stages=_STOCK),
-    # Which part of the difference to the staged recipe is that of its optimizer?
-    Arm(
-        name=f"{STOCK}, AdamW",
-        stages=_STOCK,
-        opts={
-            "SOLVER.OPTIMIZER": "AdamW",
-            "SOLVER.BASE_LR": 0.002,  # these are the demo's
-            "SOLVER.WEIGHT_DECAY": 0.0001,
-            "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
-        },
-    ),
-    BASE,
-)
-_POINT_REND: Final = {
-    "INPUT.MASK_FORMAT": "bitmask",
-    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True,
-    "MODEL.ROI_MASK_HEAD.NAME": "PointRendMaskHead",
-    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "",
-    "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": True,
-    "MODEL.ROI_MASK_HEAD.FC_DIM": 128,  # 1,024 at full size
-    "MODEL.POINT_HEAD.FC_DIM": 64,  # 256 at full size
-    "MODEL.POINT_HEAD.NUM_CLASSES": 8,
-    "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK": True,
-}
-_REPEAT: Final = {
-    "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
-    "DATALOADER.REPEAT_THRESHOLD": 0.5,
-}
-# What is added to the staged recipe, one at a time; all of it is off by default.
-PIECES: Final = (
-    # The pieces of configs/coco_strongest.yaml; its backbone and start are those of all arms.
-    Arm(name=STRONGEST, opts={**_POINT_REND, **_REPEAT}, weights="model_final_ema.pth"),
-    Arm(name="EMA", of=STAGED, group="weights", weights="model_final_ema.pth"),
-    Arm(name="checkpoint average", of=STAGED, group="weights", weights=_AVERAGE),
-    Arm(
-        name="soft-NMS, linear",
-        of=STAGED,
-        group="detections",
-        inference={"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "linear"},
-    ),
-    Arm(
-        name="soft-NMS, gaussian",
-        of=STAGED,
-        group="detections",
-        inference={"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "gaussian"},
-    ),
-    Arm(
-        name="TTA, flip",
-        of=STAGED,
-        group="detections",
-        inference={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (160,)},
-    ),
-    Arm(name="PointRend", group="masks", opts=_POINT_REND),
-    Arm(
-        name="copy-paste",
-        group="masks",  # PointRend's are bitmasks, and copy-paste cuts along polygons
-        opts={
-            "INPUT.COPY_PASTE.PROB": 0.5,
-            "INPUT.COPY_PASTE.PREFER_RARE": True,
-            "INPUT.COPY_PASTE.MIN_AREA": 20,
-        },
-    ),
-    Arm(name="repeat factors", opts=_REPEAT),
-    Arm(
-        name="large-scale jitter",
-        opts={"INPUT.LSJ.ENABLED": True, "INPUT.LSJ.SIZE": [160, 320]},
-    ),
-    Arm(
-        name="colour jitter",
-        opts={
-            "INPUT.COLOR_JITTER.BRIGHTNESS": 0.4,
-            "INPUT.COLOR_JITTER.CONTRAST": 0.4,
-            "INPUT.COLOR_JITTER.SATURATION": 0.4,
-        },
-    ),
-    Arm(
-        name="TTA, 3 scales and flip",
-        of=STAGED,
-        group="detections",
-        # As 800, 1024 and 1280 pixels, which configs/README.md recommends.
-        inference={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (125, 160, 200)},
-    ),
-)
 
 
 def benchmark_recipe(
@@ -329,7 +146,12 @@ def benchmark_recipe(
         write_json(
             json_file, {"compute": ablation.compute(), "rows": [row.as_json() for row in rows]}
         )
-    return format_tables(rows, ablation.size)
+    return format_tables(
+        rows,
+        base=STAGED,
+        num_train=ablation.size.train,
+        num_reported=ablation.size.val // 2,
+    )
 
 
 @dataclass
@@ -407,7 +229,7 @@ class Ablation:
     def _train_start(self) -> None:
         """Pre-train the backbone on coarse labels: the demo's stage 0, once for all arms."""
         cfg = self._config(
-            "stage_0_backbone.yaml", {**_UNWATCHED, "SOLVER.MAX_ITER": self.size.start}
+            "stage_0_backbone.yaml", {**UNWATCHED, "SOLVER.MAX_ITER": self.size.start}
         )
         train(cfg, self.folder / "start")
 
@@ -421,13 +243,13 @@ class Ablation:
         scale: dict[str, object] = {}
         if "://" in stage.config:
             demo = self._config("stage_1_heads.yaml", {})
-            for key in _SCALE:
+            for key in SCALE:
                 value: Any = demo
                 for name in key.split("."):
                     value = value[name]
                 scale[key] = value
         return self._config(
-            stage.config, {**scale, **_TRAINING, **_UNWATCHED, **stage.opts, **arm.opts, **opts}
+            stage.config, {**scale, **TRAINING, **UNWATCHED, **stage.opts, **arm.opts, **opts}
         )
 
     def _together(self) -> list[Arm]:
@@ -494,7 +316,7 @@ class Ablation:
             weights = train(cfg, folder / f"stage_{index + 1}")
         newest = sorted(weights.parent.glob("model_0*.pth"))[-3:]
         if len(newest) > 1:
-            write_tensors(weights.with_name(_AVERAGE), average_checkpoints(newest))
+            write_tensors(weights.with_name(AVERAGE), average_checkpoints(newest))
         return {
             "operations of a step": steps,
             "iterations": iterations,
@@ -533,18 +355,6 @@ class Ablation:
             if not piece.group or piece.group not in [other.group for other in best]:
                 best.append(piece)
         return best
-
-
-def combined(pieces: Sequence[Arm]) -> Arm:
-    """Put pieces together: one arm, which trains unless all of them are variants."""
-    weights = [piece.weights for piece in pieces if piece.weights != Arm.weights]
-    return Arm(
-        name=" + ".join(piece.name for piece in pieces),
-        opts={key: value for piece in pieces for key, value in piece.opts.items()},
-        inference={key: value for piece in pieces for key, value in piece.inference.items()},
-        weights=weights[0] if weights else Arm.weights,
-        of=STAGED if all(piece.of for piece in pieces) else "",
-    )
 
 
 def _total(steps: Sequence[int], iterations: Sequence[int]) -> int:
@@ -631,7 +441,7 @@ class SizeEvaluator(CityscapesInstanceEvaluator):
         results = super()._summarise(images)
         coco = [image.coco for image in images if image.coco is not None]
         by_size = coco_scores(coco, "segm", self._scored, size_limits=SIZE_LIMITS)
-        results["by_size"] = {key: 100 * by_size[key] for key in _SIZES}
+        results["by_size"] = {key: 100 * by_size[key] for key in SIZES}
         return results
 
 
@@ -665,116 +475,3 @@ def score(cfg: CfgNode, opts: Mapping[str, object], weights: Path) -> dict[str, 
         for name, each in results.items()
     }
     return {"choice": flat[CHOICE], "report": flat[REPORT]}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One row of the table.
-
-    Attributes:
-        name: of the arm or variant.
-        seeds: how many trainings.
-        mean: of every score over the seeds; NaN where a seed has none.
-        spread: their standard deviation; None with one seed.
-        gain: mean difference of AP to the base of the same seed; None for the base.
-        gain_spread: standard deviation of that difference; None with one seed.
-    """
-
-    name: str
-    seeds: int
-    mean: Mapping[str, float]
-    spread: Mapping[str, float] | None
-    gain: float | None
-    gain_spread: float | None
-
-    @property
-    def pays(self) -> bool:
-        """Whether it is better than the base by more than the spread of the difference."""
-        return (
-            self.gain is not None and self.gain_spread is not None and self.gain > self.gain_spread
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """The row as the benchmark's JSON file holds it."""
-        return {
-            "name": self.name,
-            "seeds": self.seeds,
-            "mean": dict(self.mean),
-            "spread": None if self.spread is None else dict(self.spread),
-            "gain": self.gain,
-            "gain_spread": self.gain_spread,
-            "pays": self.pays,
-        }
-
-
-def summarise(scores: Scores, base: str) -> list[Result]:
-    """Average over seeds, and compare each arm with the base seed by seed.
-
-    Args:
-        scores: see :data:`Scores`; arms without a score are left out.
-        base: name of the arm that others are compared with.
-    """
-    rows = []
-    for name, by_seed in scores.items():
-        if not by_seed:
-            continue
-        keys = list(next(iter(by_seed.values())))
-        values = {key: [each[key] for each in by_seed.values()] for key in keys}
-        common = [seed for seed in by_seed if seed in scores.get(base, {})]
-        gains = [by_seed[seed]["AP"] - scores[base][seed]["AP"] for seed in common]
-        compared = name != base and bool(gains)
-        rows.append(
-            Result(
-                name=name,
-                seeds=len(by_seed),
-                mean={key: float(np.mean(each)) for key, each in values.items()},
-                spread={key: float(np.std(each, ddof=1)) for key, each in values.items()}
-                if len(by_seed) > 1
-                else None,
-                gain=float(np.mean(gains)) if compared else None,
-                gain_spread=float(np.std(gains, ddof=1)) if len(gains) > 1 and compared else None,
-            )
-        )
-    return rows
-
-
-def format_tables(rows: Sequence[Result], size: Size) -> str:
-    """Write the rows as two Markdown tables, of all classes and by class."""
-
-    def cell(row: Result, key: str) -> str:
-        value = row.mean[key]
-        if math.isnan(value):
-            return "-"
-        return f"{value:.2f}" if row.spread is None else f"{value:.2f} ± {row.spread[key]:.2f}"
-
-    def gain(row: Result) -> Iterator[str]:
-        if row.gain is None:
-            yield from ("", "")
-        elif row.gain_spread is None:
-            yield from (f"{row.gain:+.2f}", "?")
-        else:
-            yield f"{row.gain:+.2f} ± {row.gain_spread:.2f}"
-            yield "yes" if row.pays else "no"
-
-    main = [
-        [
-            row.name,
-            row.seeds,
-            *(cell(row, key) for key in ("AP", "AP50")),
-            *gain(row),
-            *(cell(row, key) for key in _SIZES),
-        ]
-        for row in rows
-    ]
-    headers = ("", "seeds", "AP", "AP50", f"gain on {STAGED}", "pays", *_SIZES.values())
-    by_class = [(row.name, *(cell(row, f"AP-{kind}") for kind in THING_CLASSES)) for row in rows]
-    return "\n".join(
-        [
-            f"Generated scenes, {size.train} to train on, {size.val // 2} to report on; mean and"
-            " standard deviation over the seeds. Sizes: COCO-style AP; all else: official.",
-            "",
-            tabulate(main, headers, "github", disable_numparse=True),
-            "",
-            tabulate(by_class, ("AP", *THING_CLASSES), "github", disable_numparse=True),
-        ]
-    )

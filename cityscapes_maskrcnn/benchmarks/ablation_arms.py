@@ -1,0 +1,214 @@
+"""The arms of the ablation: ways to train, and to score what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+STOCK: Final = "Detectron2's config"
+STAGED: Final = "staged recipe"
+STRONGEST: Final = "strongest config"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training of an arm.
+
+    Attributes:
+        config: file in the folder of the demo's configs, or Detectron2's ``model_zoo://`` one.
+        epochs: the stage's share of the iterations.
+        opts: values by config key.
+    """
+
+    config: str
+    epochs: int
+    opts: Mapping[str, object] = field(default_factory=dict)
+
+
+_FITTED: Final = {
+    "MODEL.ANCHOR_GENERATOR.NAME": "KMeansAnchorGenerator",
+    "MODEL.ANCHOR_GENERATOR.SIZES": [],
+}
+# The recipe's epochs. Its stage 3 trains on images of val: here, on those that all arms have.
+_STAGES: Final = (
+    Stage("stage_1_heads.yaml", 4),
+    Stage("stage_2_tuned.yaml", 6, _FITTED),
+    Stage("stage_3_refine.yaml", 2, _FITTED),
+)
+_STOCK: Final = (
+    Stage(
+        "model_zoo://Cityscapes/mask_rcnn_R_50_FPN.yaml",
+        1,
+        {
+            # 800 to 1024 pixels, and 32 to 512, where 1024 are 160.
+            "INPUT.MIN_SIZE_TRAIN": (125, 130, 135, 140, 145, 150, 155, 160),
+            "MODEL.ANCHOR_GENERATOR.SIZES": [[5], [10], [20], [40], [80]],
+            "SOLVER.WARMUP_ITERS": 20,  # as the demo's
+        },
+    ),
+)
+# Detectron2's config takes these from the demo's: network, images, batch, what is kept of a
+# prediction. Its own remain: optimizer, schedule, what is frozen, anchors, matching thresholds.
+SCALE: Final = (
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "MODEL.RESNETS.STRIDE_IN_1X1",
+    "MODEL.FPN.NORM",
+    "MODEL.FPN.OUT_CHANNELS",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    "MODEL.ROI_MASK_HEAD.NUM_CONV",
+    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK",
+    "INPUT.FORMAT",
+    "INPUT.MAX_SIZE_TRAIN",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "SOLVER.IMS_PER_BATCH",
+)
+TRAINING: Final = {
+    "DATASETS.TRAIN": ("cityscapes_instance_train",),
+    "DATASETS.TUNED_ON": (),
+    "DATALOADER.NUM_WORKERS": 0,
+}
+UNWATCHED: Final = {
+    "DATASETS.TEST": (),
+    "TEST.VALIDATION_LOSS": False,
+    "TEST.EVAL_PERIOD": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A way to train, or a variant: see this file's beginning.
+
+    Attributes:
+        name: as in the table.
+        group: of the arms of one group, only the best is put together with others; empty: no group.
+        stages: trained one after the other.
+        opts: values by config key, of every stage.
+        inference: values by config key, of scoring.
+        weights: file that is scored, of those of the last stage.
+        of: name of the arm whose models are scored; empty: it trains its own.
+    """
+
+    name: str
+    group: str = ""
+    stages: tuple[Stage, ...] = _STAGES
+    opts: Mapping[str, object] = field(default_factory=dict)
+    inference: Mapping[str, object] = field(default_factory=dict)
+    weights: str = "model_final.pth"
+    of: str = ""
+
+
+AVERAGE: Final = "average.pth"
+BASE: Final = Arm(name=STAGED)
+MAIN: Final = (
+    Arm(name=STOCK, stages=_STOCK),
+    # Which part of the difference to the staged recipe is that of its optimizer?
+    Arm(
+        name=f"{STOCK}, AdamW",
+        stages=_STOCK,
+        opts={
+            "SOLVER.OPTIMIZER": "AdamW",
+            "SOLVER.BASE_LR": 0.002,  # these are the demo's
+            "SOLVER.WEIGHT_DECAY": 0.0001,
+            "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
+        },
+    ),
+    BASE,
+)
+_POINT_REND: Final = {
+    "INPUT.MASK_FORMAT": "bitmask",
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True,
+    "MODEL.ROI_MASK_HEAD.NAME": "PointRendMaskHead",
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "",
+    "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": True,
+    "MODEL.ROI_MASK_HEAD.FC_DIM": 128,  # 1,024 at full size
+    "MODEL.POINT_HEAD.FC_DIM": 64,  # 256 at full size
+    "MODEL.POINT_HEAD.NUM_CLASSES": 8,
+    "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK": True,
+}
+_REPEAT: Final = {
+    "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
+    "DATALOADER.REPEAT_THRESHOLD": 0.5,
+}
+# What is added to the staged recipe, one at a time; all of it is off by default.
+PIECES: Final = (
+    # The pieces of configs/coco_strongest.yaml; its backbone and start are those of all arms.
+    Arm(name=STRONGEST, opts={**_POINT_REND, **_REPEAT}, weights="model_final_ema.pth"),
+    Arm(name="EMA", of=STAGED, group="weights", weights="model_final_ema.pth"),
+    Arm(name="checkpoint average", of=STAGED, group="weights", weights=AVERAGE),
+    Arm(
+        name="soft-NMS, linear",
+        of=STAGED,
+        group="detections",
+        inference={"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "linear"},
+    ),
+    Arm(
+        name="soft-NMS, gaussian",
+        of=STAGED,
+        group="detections",
+        inference={"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "gaussian"},
+    ),
+    Arm(
+        name="TTA, flip",
+        of=STAGED,
+        group="detections",
+        inference={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (160,)},
+    ),
+    Arm(name="PointRend", group="masks", opts=_POINT_REND),
+    Arm(
+        name="copy-paste",
+        group="masks",  # PointRend's are bitmasks, and copy-paste cuts along polygons
+        opts={
+            "INPUT.COPY_PASTE.PROB": 0.5,
+            "INPUT.COPY_PASTE.PREFER_RARE": True,
+            "INPUT.COPY_PASTE.MIN_AREA": 20,
+        },
+    ),
+    Arm(name="repeat factors", opts=_REPEAT),
+    Arm(
+        name="large-scale jitter",
+        opts={"INPUT.LSJ.ENABLED": True, "INPUT.LSJ.SIZE": [160, 320]},
+    ),
+    Arm(
+        name="colour jitter",
+        opts={
+            "INPUT.COLOR_JITTER.BRIGHTNESS": 0.4,
+            "INPUT.COLOR_JITTER.CONTRAST": 0.4,
+            "INPUT.COLOR_JITTER.SATURATION": 0.4,
+        },
+    ),
+    Arm(
+        name="TTA, 3 scales and flip",
+        of=STAGED,
+        group="detections",
+        # As 800, 1024 and 1280 pixels, which configs/README.md recommends.
+        inference={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (125, 160, 200)},
+    ),
+)
+
+
+def combined(pieces: Sequence[Arm]) -> Arm:
+    """Put pieces together: one arm, which trains unless all of them are variants."""
+    weights = [piece.weights for piece in pieces if piece.weights != Arm.weights]
+    return Arm(
+        name=" + ".join(piece.name for piece in pieces),
+        opts={key: value for piece in pieces for key, value in piece.opts.items()},
+        inference={key: value for piece in pieces for key, value in piece.inference.items()},
+        weights=weights[0] if weights else Arm.weights,
+        of=STAGED if all(piece.of for piece in pieces) else "",
+    )
