@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cityscapes_maskrcnn.evaluation.pasting import paste_masks as paste
+from cityscapes_maskrcnn.utils.batches import prepared_batches
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest, read_file, read_json
 
@@ -170,25 +171,14 @@ class OnnxPredictor:
         return Prepared(np.ascontiguousarray(resized.transpose(2, 0, 1)), height, width)
 
     def _each(self, images: Iterable[Image | Prepared], paste_masks: bool) -> Iterator[Detections]:
-        batch: list[Prepared] = []
-        broken = None
-        for image in images:
-            try:
-                prepared = image if isinstance(image, Prepared) else self.prepare(image)
-            except InputError as error:
-                broken = error
-                break
-            if batch and prepared.pixels.shape != batch[0].pixels.shape:
-                yield from self._predict(batch, paste_masks)
-                batch = []
-            batch.append(prepared)
-            if len(batch) == self.batch_size:
-                yield from self._predict(batch, paste_masks)
-                batch = []
-        if batch:
+        batches = prepared_batches(
+            images,
+            lambda image: image if isinstance(image, Prepared) else self.prepare(image),
+            shape=lambda prepared: prepared.pixels.shape,
+            batch_size=self.batch_size,
+        )
+        for batch in batches:
             yield from self._predict(batch, paste_masks)
-        if broken is not None:
-            raise broken
 
     def _predict(self, batch: list[Prepared], paste_masks: bool) -> Iterator[Detections]:
         images = np.stack([prepared.pixels for prepared in batch])

@@ -23,6 +23,7 @@ from cityscapes_maskrcnn.engine.inference import check_inference, for_inference,
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
+from cityscapes_maskrcnn.utils.batches import prepared_batches
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.annotated_images import (
     check_size,
@@ -120,25 +121,14 @@ class Predictor:
         return self._each(images, paste_masks)
 
     def _each(self, images: Iterable[Image], paste_masks: bool) -> Iterator[Instances]:
-        batch: list[dict[str, Any]] = []
-        broken = None
-        for image in images:
-            try:
-                mapped = self.prepare(image)
-            except InputError as error:
-                broken = error
-                break
-            if batch and mapped["image"].shape != batch[0]["image"].shape:
-                yield from self._outputs(batch, paste_masks)
-                batch = []
-            batch.append(mapped)
-            if len(batch) == self._batch_size:
-                yield from self._outputs(batch, paste_masks)
-                batch = []
-        if batch:
+        batches = prepared_batches(
+            images,
+            self.prepare,
+            shape=lambda mapped: mapped["image"].shape,
+            batch_size=self._batch_size,
+        )
+        for batch in batches:
             yield from self._outputs(batch, paste_masks)
-        if broken is not None:
-            raise broken
 
     def prepare(self, image: Image, name: str = "an array") -> dict[str, Any]:
         """Resize an image as in evaluation, into what the model takes.
