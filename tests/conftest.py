@@ -5,6 +5,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,21 @@ def deeplab() -> Any:
     network = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=19, aux_loss=True)
     randomise(network)
     return network.eval()
+
+
+@pytest.fixture(scope="session")
+def without_other_packages() -> Callable[[str], str]:
+    """Code for ``sitecustomize.py`` that hides all packages but some, as if not installed."""
+
+    def hide_others(listed: str) -> str:
+        packages = {*listed.split(), "cityscapes-maskrcnn"}
+        others = [
+            name
+            for name, owners in packages_distributions().items()
+            if name not in sys.stdlib_module_names
+            and packages.isdisjoint(owner.lower().replace("_", "-") for owner in owners)
+        ]
+        assert {"detectron2", "torch"} <= {*others}
+        return f"import sys\nfor name in {others}:\n    sys.modules.setdefault(name, None)\n"
+
+    return hide_others

@@ -148,12 +148,7 @@ def quantize(
             model.write(
                 target, form=form, float_groups=float_groups, images=list(calibration.images)
             )
-            card = {**predictor.card}
-            card["file"] = {
-                **card["file"],
-                "sha256": file_digest(target),
-                "bytes": target.stat().st_size,
-            }
+            card = {**predictor.card, "file": _describe_file(predictor, target)}
             write_json(target.with_suffix(".json"), card)
             ap = _score(OnnxPredictor(target), few if few_images else scoring.images)
             return Trial(tuple(float_groups), few_images, ap, floats[few_images] - ap)
@@ -263,6 +258,15 @@ def _score(predictor: OnnxPredictor, images: Sequence[tuple[Path, Path]]) -> flo
     return 100 * ap
 
 
+def _describe_file(predictor: OnnxPredictor, target: Path) -> dict[str, Any]:
+    return {
+        **predictor.card["file"],
+        "name": "model.onnx",
+        "sha256": file_digest(target),
+        "bytes": target.stat().st_size,
+    }
+
+
 def _describe(predictor: OnnxPredictor, target: Path, quantized: dict[str, Any]) -> dict[str, Any]:
     """Describe the file of the last trial; scores and comparisons of the float one are moved."""
     import onnx
@@ -271,18 +275,13 @@ def _describe(predictor: OnnxPredictor, target: Path, quantized: dict[str, Any])
     card = dict(predictor.card)
     of_float = ("file", "scores", "compared_with_pytorch")
     source = {name: card.pop(name) for name in of_float if name in card}
-    size = target.stat().st_size
+    file = _describe_file(predictor, target)
     return {
         **card,
-        "file": {
-            **source["file"],
-            "name": "model.onnx",
-            "sha256": file_digest(target),
-            "bytes": size,
-        },
+        "file": file,
         "quantized": {
             **quantized,
-            "bytes": size,
+            "bytes": file["bytes"],
             "from": {**source.pop("file"), **source},
             "versions": {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
         },

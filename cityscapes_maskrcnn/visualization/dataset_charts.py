@@ -79,11 +79,11 @@ def _classes(datasets: Datasets, colors: Sequence[Sequence[int]], about: About) 
     height = 2.2 + len(names) * max(0.42, 0.26 * len(datasets))
     figure = new_figure(12, height, "Objects and images of every class", about)
     objects, images = figure.subplots(1, 2, sharey=True)
-    thickness = 0.8 / len(datasets)
+    thickness = _thickness(datasets)
     for index, (dataset, stats) in enumerate(datasets.items()):
         # The classes' own colours, unless colours tell the datasets apart.
         fill = [class_color(color) for color in colors] if len(datasets) == 1 else _COLORS[index]
-        rows = np.arange(len(names)) + (index - (len(datasets) - 1) / 2) * thickness
+        rows = np.arange(len(names)) + _offset(index, datasets)
         counts = stats.objects_per_image.sum(axis=0)
         total = max(1, int(counts.sum()))
         texts = [f"{count:,} ({100 * count / total:.1f}%)" for count in counts.tolist()]
@@ -175,11 +175,11 @@ def _aspect_ratios(datasets: Datasets, about: About) -> Figure:
     _histograms(curves, datasets, clipped, np.geomspace(low, high, 49))
     curves.set_ylabel("share of the objects")
     names = next(iter(datasets.values())).classes
-    thickness = 0.8 / len(datasets)
+    thickness = _thickness(datasets)
     for index, (stats, each) in enumerate(zip(datasets.values(), ratios, strict=True)):
         for row in range(len(names)):
             of_class = each[stats.categories == row]
-            place = row + (index - (len(datasets) - 1) / 2) * thickness
+            place = row + _offset(index, datasets)
             if not len(of_class):
                 boxes.text(
                     1, place, "no objects", va="center", ha="center", fontsize=9, color=MUTED
@@ -268,6 +268,16 @@ def _two_panels(datasets: Datasets, title: str, about: About) -> tuple[Figure, A
     return figure, left, right
 
 
+def _thickness(datasets: Datasets) -> float:
+    """Height of a bar, where rows are 1 apart and have one of every dataset."""
+    return 0.8 / len(datasets)
+
+
+def _offset(index: int, datasets: Datasets) -> float:
+    """How far a dataset's bars are below the middle of their rows."""
+    return (index - (len(datasets) - 1) / 2) * _thickness(datasets)
+
+
 def _histograms(
     axis: Axes,
     datasets: Datasets,
@@ -295,12 +305,12 @@ def _stacked_shares(
 ) -> None:
     """Draw a bar a class and dataset that is shared out among ordered groups."""
     names = ["all classes", *next(iter(datasets.values())).classes]
-    thickness = 0.8 / len(datasets)
+    thickness = _thickness(datasets)
     for index, stats in enumerate(datasets.values()):
         counts = measure(stats)
         counts = np.vstack([counts.sum(axis=0), counts])
         shares = 100 * counts / np.maximum(counts.sum(axis=1), 1)[:, None]
-        rows = np.arange(len(names)) + (index - (len(datasets) - 1) / 2) * thickness
+        rows = np.arange(len(names)) + _offset(index, datasets)
         left = np.zeros(len(names))
         for label, (color, ink), widths in zip(labels, _ORDERED, shares.T, strict=True):
             bars = axis.barh(rows, widths, 0.92 * thickness, left=left, color=color)
