@@ -206,7 +206,7 @@ def check_values(cfg: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
 
 
 def _check_element(name: str, element: Any) -> None:
-    """Check a number or a text, whatever the key."""
+    """Check a number or a text of any key."""
     if isinstance(element, float):
         if element != element or (abs(element) == math.inf and name not in _MAY_BE_INFINITE):
             raise InputError(f"{name} {element}: not a finite number")

@@ -289,9 +289,13 @@ def objects_to_csv(datasets: Mapping[str, DatasetStatistics]) -> str:
     header = ["dataset", "image", "class", "x0", "y0", "x1", "y1", "area", "visible_share"]
     rows: list[list[Any]] = []
     for dataset, stats in datasets.items():
-        columns = (stats.images, stats.categories, stats.boxes, stats.areas, stats.visible)
         for image, category, box, area, visible in zip(
-            *(column.tolist() for column in columns), strict=True
+            stats.images.tolist(),
+            stats.categories.tolist(),
+            stats.boxes.tolist(),
+            stats.areas.tolist(),
+            stats.visible.tolist(),
+            strict=True,
         ):
             corners = [f"{corner:.1f}" for corner in box]
             rows.append(

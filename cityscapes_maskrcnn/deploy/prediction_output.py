@@ -72,7 +72,7 @@ class JsonLines:
         data = memoryview(lines.encode())
         if self._file is None:
             self._lock = _lock(self._partial, self.path)
-            # Unbuffered: what is written is there, whatever happens to the process.
+            # Unbuffered: what is written stays when the process is killed.
             self._file = io.FileIO(self._partial, "w")
         begin = self._file.tell()
         try:

@@ -35,9 +35,10 @@ class PatchDCTHead(BaseMaskRCNNHead):
     """A mask head that takes its own samples, as PointRend's does, from the features of all levels.
 
     From 14x14 samples of a region, convolutions and linear layers predict the lowest 300
-    frequencies of its mask, whatever its class. The mask that they decode to and 42x42 samples of
-    the finest level give, for each of its 14x14 patches of 8x8 pixels and each class, whether the
-    patch is background, foreground or mixed, and the lowest 6 frequencies of a mixed one.
+    frequencies of its mask, the same for all classes. The mask that they decode to and 42x42
+    samples of the finest level give, for each of its 14x14 patches of 8x8 pixels and each class,
+    whether the patch is background, foreground or mixed, and the lowest 6 frequencies of a mixed
+    one.
 
     Args:
         in_features: names of the levels, the finest first.
