@@ -44,6 +44,7 @@ setup(
         "faster-coco-eval>=1.8",
         "PyYAML>=6",
         "optuna>=4.9",
+        "Jinja2>=3.1",
     ],
     extras_require={
         # A search by many workers on many machines; SQLite, for one machine, needs nothing.
@@ -56,6 +57,13 @@ setup(
         "track": ["supervision>=0.31", "rich>=13"],
         # Before 1.32 nobody tried quantize_static with ranges that are kept.
         "compress": ["onnx>=1.17", "onnxruntime>=1.32", "torch-pruning>=1.6"],
+        # Further writers of a training's curves: TRACKING.BACKENDS.
+        "wandb": ["wandb>=0.20"],
+        "mlflow": ["mlflow-skinny>=3"],
+        # Upload of a model with its card.
+        "hub": ["huggingface_hub>=1"],
+        # The documentation site: `make docs`.
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1"],
         "dev": [
             "pytest",
             "pytest-xdist",
@@ -66,6 +74,17 @@ setup(
             "onnx>=1.17",
             "onnxruntime>=1.32",
             "torch-pruning>=1.6",
+            "wandb>=0.20",
+            "mlflow-skinny>=3",
+            "huggingface_hub>=1",
+            "mkdocs-material>=9.6",
+            "mkdocstrings[python]>=1",
+            # The tests open the report page in the system's Chromium.
+            "playwright>=1.50",
+            "axe-playwright-python>=0.1.4",
+            # They run the notebook.
+            "nbclient>=0.10",
+            "ipykernel>=6",
         ],
     },
 )
