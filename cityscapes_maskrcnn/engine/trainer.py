@@ -235,6 +235,7 @@ class Trainer(DefaultTrainer):
                     folder / "metrics.json",
                     folder / "training_curves.png",
                     about_run(self.cfg, self.cfg.DATASETS.TRAIN, self._num_images),
+                    self.cfg.SOLVER.IMS_PER_BATCH,
                 )
             except InputError as error:
                 logging.getLogger(__name__).warning("No training curves: %s", error)

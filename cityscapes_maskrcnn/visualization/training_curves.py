@@ -1,18 +1,23 @@
-"""The course of a training run as one picture."""
+"""The course of one or several training runs as one picture."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import read_json
+from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 from cityscapes_maskrcnn.visualization.style import (
     BLUE,
     MUTED,
@@ -30,15 +35,34 @@ logger = logging.getLogger(__name__)
 # is measured after 100 iterations is at 99, except for the scores at the end of training: at 100.
 Curve = dict[int, float]
 
+METRICS_FILE: Final = "metrics.json"
+# Runs in one picture: as many as there are colours.
+MAX_RUNS: Final = len(PALETTE)
+
 # This project's name for the mean over the classes, and that of Detectron2's own evaluator.
-_MEAN_IOUS = ("IoU", "mIoU")
-_TOTAL = "total_loss"
+_MEAN_IOUS: Final = ("IoU", "mIoU")
+_TOTAL: Final = "total_loss"
 _TOTAL_TITLE, _PARTS_TITLE, _RATE_TITLE = "total loss", "parts of the loss", "learning rate"
-_AP_TITLE = "average precision, %"
-_HEIGHTS = {_TOTAL_TITLE: 2.4, _PARTS_TITLE: 2.2, _RATE_TITLE: 1.5}
-_DASHED = {_PARTS_TITLE: "dashed: validation", _AP_TITLE: "dashed: AP50"}
+_AP_TITLE, _IOU_TITLE = "average precision, %", "mean IoU, %"
+_SPEED_TITLE, _WAITING_TITLE = "throughput, images/s", "waiting for data, % of an iteration"
+_HEIGHTS: Final = {
+    _TOTAL_TITLE: 2.4,
+    _PARTS_TITLE: 2.2,
+    _AP_TITLE: 2.0,
+    _IOU_TITLE: 2.0,
+}
+# How titles begin -> what the dashed lines are.
+_DASHED: Final = {
+    _TOTAL_TITLE: "dashed, hollow: validation",
+    _PARTS_TITLE: "dashed, hollow: validation",
+    "average precision": "dashed, hollow: AP50",
+}
+# Waiting that is of no account must not fill its row.
+_LEAST_WAITING: Final = 10.0
+# What is computed here from Detectron2's seconds of an iteration and seconds of waiting in it.
+_SPEED, _WAITING = "images per second", "waiting"
 # What Detectron2's keys stand for.
-_LOSSES = {
+_LOSSES: Final = {
     "loss_cls": "box class",
     "loss_box_reg": "box position",
     "loss_mask": "mask",
@@ -47,42 +71,182 @@ _LOSSES = {
     "loss_rpn_loc": "RPN box position",
     "loss_sem_seg": "semantic labels",
 }
-_TASKS = {
+_TASKS: Final = {
     "segm": "official masks",
     "coco_segm": "COCO-style masks",
     "coco_bbox": "COCO-style boxes",
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run, for a picture of it.
+
+    Attributes:
+        name: in the legend.
+        curves: of :func:`read_curves`.
+        batch_size: images an iteration; None, if it is unknown: no throughput is drawn.
+        about: the run.
+    """
+
+    name: str
+    curves: Mapping[str, Curve]
+    batch_size: int | None = None
+    about: About = field(default_factory=About)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A curve as it is drawn; lines of one label have one colour and one entry in the legend."""
+
+    label: str
+    curve: Curve
+    color: str
+    is_dashed: bool = False
+
+
 def plot_training_curves(
     metrics_json: str | os.PathLike[str],
     output: str | os.PathLike[str],
     about: About | None = None,
+    batch_size: int | None = None,
 ) -> None:
-    """Draw losses, scores (average precision or mean IoU) and learning rate over the iterations.
+    """Draw losses, scores, learning rate and speed of one run over its iterations.
 
     Args:
         metrics_json: what Detectron2 writes while it trains: a JSON object a line.
         output: the PNG file; it appears only when it is complete.
         about: the run.
+        batch_size: images an iteration, for the throughput.
 
     Raises:
         InputError: ``metrics_json`` cannot be read or holds no metrics, or ``output`` cannot be
             written.
     """
-    curves = read_curves(metrics_json)
-    rows = {title: names for title, names in _select(curves).items() if names}
-    if not rows:
+    run = Run(
+        name="",
+        curves=read_curves(metrics_json),
+        batch_size=batch_size,
+        about=about or About(),
+    )
+    if not _rows_of_one(run):
         raise InputError(
             f"{metrics_json}: no loss, score or learning rate in it; did training start?"
         )
-    heights = [_HEIGHTS.get(title, 2.0) for title in rows]
-    figure = new_figure(10, sum(heights) + 0.8, "Course of training", about)
+    plot_runs([run], output)
+
+
+def plot_runs(runs: Sequence[Run], output: str | os.PathLike[str]) -> None:
+    """Draw losses, scores, learning rate and speed: of one run in detail, of several in colours.
+
+    Args:
+        runs: at most :data:`MAX_RUNS`, each with something to draw.
+        output: the PNG file; it appears only when it is complete.
+
+    Raises:
+        InputError: there are too many runs, or ``output`` cannot be written.
+    """
+    if len(runs) > MAX_RUNS:
+        raise InputError(
+            f"{len(runs)} runs: at most {MAX_RUNS} can be told apart in one picture; name fewer"
+        )
+    rows = _rows_of_one(runs[0]) if len(runs) == 1 else _rows_of_several(runs)
+    heights = [_HEIGHTS.get(title, 1.5) for title in rows]
+    title = "Course of training" if len(runs) == 1 else f"Course of {len(runs)} trainings"
+    figure = new_figure(10, sum(heights) + 0.8, title, _about_all(runs))
     axes = figure.subplots(len(rows), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (title, names) in zip(axes, rows.items(), strict=True):
-        _plot(axis, title, {name: curves[name] for name in names})
+    for number, (axis, (title, lines)) in enumerate(zip(axes, rows.items(), strict=True)):
+        _plot(axis, title, lines)
+        _note(axis, title, lines)
+        labels = {line.label for line in lines}
+        # Colours of runs are the same in all rows.
+        if len(labels) > 1 if len(runs) == 1 else number == 0:
+            axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=10)
     axes[-1].set_xlabel("iteration")
     save_figure(figure, output)
+
+
+def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
+    """Read the runs in output folders.
+
+    Args:
+        folders: an ``OUTPUT_DIR`` of a training, or a folder of the whole recipe, which stands for
+            its stages.
+
+    Returns:
+        The runs, named by their folders.
+
+    Raises:
+        InputError: a folder holds no run, or a run has nothing that could be drawn.
+    """
+    places = [place for folder in map(Path, folders) for place in _run_folders(folder)]
+    names = [place.resolve().name for place in places]
+    count = Counter(names)
+    return [
+        _read_run(place, name if count[name] == 1 else f"{place.resolve().parent.name}/{name}")
+        for place, name in zip(places, names, strict=True)
+    ]
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    """List a folder, or those of the stages in it."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: a file; name the output folder of a training")
+    if (folder / METRICS_FILE).exists():
+        return [folder]
+    stages = [path.parent for path in sorted(folder.glob(f"stage_*/{METRICS_FILE}"))]
+    # One that has only just begun would hide the others.
+    stages = [stage for stage in stages if (stage / METRICS_FILE).stat().st_size] or stages
+    if not stages:
+        what = f"holds no {METRICS_FILE} and no stage_*" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {what}; name the output folder of a training")
+    return stages
+
+
+def _read_run(folder: Path, name: str) -> Run:
+    """Read a run, as far as its training got; its config and summary may be missing."""
+    run = Run(name=name, curves=read_curves(folder / METRICS_FILE))
+    if not _rows_of_one(run):
+        raise InputError(
+            f"{folder / METRICS_FILE}: no loss, score or learning rate in it; did training start?"
+        )
+    config = folder / "config.yaml"
+    content = read_yaml(config) if config.is_file() else {}
+    summary: Mapping[str, Any] = {}
+    if (folder / "summary.json").is_file():
+        form = {"images?": (int, None), "generated?": bool}
+        summary = read_json(folder / "summary.json", form=form, advice="remove it")
+    batch_size = _entry(content, "SOLVER", "IMS_PER_BATCH")
+    datasets = _entry(content, "DATASETS", "TRAIN")
+    about = About(
+        dataset=", ".join(map(str, datasets)) if isinstance(datasets, list | tuple) else "",
+        num_images=summary.get("images"),
+        generated=bool(summary.get("generated")),
+        model=str(folder),
+    )
+    return Run(
+        name=name,
+        curves=run.curves,
+        batch_size=batch_size if isinstance(batch_size, int) else None,
+        about=about,
+    )
+
+
+def _entry(config: Any, section: str, key: str) -> Any:
+    """Look up ``SECTION.KEY`` in a config file; None where it holds something else."""
+    values = config.get(section) if isinstance(config, Mapping) else None
+    return values.get(key) if isinstance(values, Mapping) else None
+
+
+def _about_all(runs: Sequence[Run]) -> About:
+    if len(runs) == 1:
+        return runs[0].about
+    datasets = dict.fromkeys(run.about.dataset for run in runs if run.about.dataset)
+    return About(
+        dataset="; ".join(datasets),
+        generated=any(run.about.generated for run in runs),
+        model=", ".join(dict.fromkeys(str(Path(run.about.model).parent) for run in runs)),
+    )
 
 
 def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
@@ -117,12 +281,61 @@ def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
             if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
                 values.setdefault(name, {})[iteration] = float(value)
     if broken:
-        logger.warning("%s: %d lines are no metrics and were skipped", metrics_json, broken)
+        what = "a line is" if broken == 1 else f"{broken} lines are"
+        logger.warning("%s: %s no metrics: skipped", metrics_json, what)
     return {name: dict(sorted(curve.items())) for name, curve in values.items()}
 
 
-def _select(curves: Mapping[str, Curve]) -> dict[str, list[str]]:
-    """Get the rows of the picture: title -> names of curves, the most important curve first."""
+def _rows_of_one(run: Run) -> dict[str, list[_Line]]:
+    """Get the rows of the picture of a run: title -> lines, the most important first."""
+    rows = {}
+    for title, curves in _select(run).items():
+        labels = list(dict.fromkeys(map(_label, curves)))
+        colors = dict(zip(labels, PALETTE * (1 + len(labels) // len(PALETTE)), strict=False))
+        if title == _TOTAL_TITLE:
+            colors = dict(zip(labels, (BLUE, RED), strict=False))
+        rows[title] = [
+            _Line(
+                label=_label(name),
+                curve=curve,
+                color=colors[_label(name)],
+                is_dashed=title != _TOTAL_TITLE and _is_dashed(name),
+            )
+            for name, curve in curves.items()
+        ]
+    return rows
+
+
+def _rows_of_several(runs: Sequence[Run]) -> dict[str, list[_Line]]:
+    """Get the rows of the picture of several runs: title -> lines, a colour a run."""
+    selected = [_select(run) for run in runs]
+    tasks = [_task(name) for rows in selected for name in rows.get(_AP_TITLE, ())]
+    # One score of each run: of the most important protocol that any of them has.
+    task = min(tasks, key=lambda each: [*_TASKS, each].index(each), default="")
+    rows: dict[str, list[_Line]] = {}
+    for title in (
+        _TOTAL_TITLE,
+        _AP_TITLE,
+        _IOU_TITLE,
+        _RATE_TITLE,
+        _SPEED_TITLE,
+        _WAITING_TITLE,
+    ):
+        lines = [
+            _Line(label=run.name, curve=curve, color=color, is_dashed=_is_dashed(name))
+            for run, color, of_run in zip(runs, PALETTE, selected, strict=False)
+            for name, curve in of_run.get(title, {}).items()
+            if title != _AP_TITLE or _task(name) == task
+        ]
+        if lines:
+            heading = f"average precision of {_TASKS.get(task, task)}, %"
+            rows[heading if title == _AP_TITLE and task else title] = lines
+    return rows
+
+
+def _select(run: Run) -> dict[str, dict[str, Curve]]:
+    """Get what is drawn: title -> name -> curve; rows without a curve are left out."""
+    curves = run.curves
     losses = sorted(
         (name for name in curves if "loss" in _metric(name)),
         key=lambda name: ("/" in name, name),
@@ -135,13 +348,27 @@ def _select(curves: Mapping[str, Curve]) -> dict[str, list[str]]:
         (name for name in curves if _metric(name) in ("AP", "AP50")),
         key=lambda name: ([*_TASKS, _task(name)].index(_task(name)), name),
     )
-    return {
+    names = {
         _TOTAL_TITLE: [name for name in losses if _metric(name) == _TOTAL],
         _PARTS_TITLE: parts,
         _AP_TITLE: precisions,
-        "mean IoU, %": [name for name in curves if _metric(name) in _MEAN_IOUS],
+        _IOU_TITLE: [name for name in curves if _metric(name) in _MEAN_IOUS],
         _RATE_TITLE: [name for name in curves if name == "lr"],
     }
+    rows = {title: {name: curves[name] for name in found} for title, found in names.items()}
+    seconds = {at: value for at, value in curves.get("time", {}).items() if value > 0}
+    waited = curves.get("data_time", {})
+    if run.batch_size:
+        rows[_SPEED_TITLE] = {_SPEED: {at: run.batch_size / value for at, value in seconds.items()}}
+    rows[_WAITING_TITLE] = {
+        _WAITING: {
+            # Medians, which need not be of the same iterations.
+            at: min(100.0, 100 * waited[at] / value)
+            for at, value in seconds.items()
+            if at in waited
+        }
+    }
+    return {title: row for title, row in rows.items() if any(row.values())}
 
 
 def _metric(name: str) -> str:
@@ -154,8 +381,13 @@ def _task(name: str) -> str:
     return name.rpartition("/")[0].rpartition("/")[2]
 
 
+def _is_dashed(name: str) -> bool:
+    """Whether a curve is the second of its kind: a validation loss, or AP50 beside AP."""
+    return "/" in name if "loss" in name else name.endswith("AP50")
+
+
 def _label(name: str) -> str:
-    """Name a curve for people; curves of one label have one colour."""
+    """Name a curve of a single run for people; curves of one label have one colour."""
     metric, task = _metric(name), _task(name)
     if metric in ("AP", "AP50"):
         dataset = name.rpartition("/")[0].rpartition("/")[0]
@@ -167,45 +399,59 @@ def _label(name: str) -> str:
     return "mean" if metric in _MEAN_IOUS else name
 
 
-def _plot(axis: Axes, title: str, curves: Mapping[str, Curve]) -> None:
-    labels = list(dict.fromkeys(map(_label, curves)))
-    colors = (
-        dict(zip(labels, (BLUE, RED), strict=False))
-        if title == _TOTAL_TITLE
-        else {label: PALETTE[number % len(PALETTE)] for number, label in enumerate(labels)}
-    )
+def _plot(axis: Axes, title: str, lines: Sequence[_Line]) -> None:
     named = set()
-    for name, curve in curves.items():
-        label = _label(name)
-        is_dashed = title in _DASHED and ("/" in name if "loss" in name else name.endswith("AP50"))
+    for line in lines:
         axis.plot(
-            list(curve),
-            list(curve.values()),
+            list(line.curve),
+            list(line.curve.values()),
             # A colour is named once.
-            label="_" * (label in named) + label,
-            color=colors[label],
+            label="_" * (line.label in named) + line.label,
+            color=line.color,
             linewidth=2.0 if title != _PARTS_TITLE else 1.5,
-            linestyle="--" if is_dashed else "-",
+            linestyle="--" if line.is_dashed else "-",
             # Few points, as of evaluations, would be invisible as a line.
-            marker="o" if len(curve) <= 30 else "",
-            markersize=4,
+            marker="o" if len(line.curve) <= 30 else "",
+            markersize=4.5,
+            # A single point has no line that could be dashed.
+            markerfacecolor="white" if line.is_dashed else line.color,
         )
-        named.add(label)
+        named.add(line.label)
     style_axes(axis, title)
-    if title in _DASHED and any(line.get_linestyle() == "--" for line in axis.lines):
-        axis.set_title(_DASHED[title], loc="right", fontsize=10, color=MUTED)
-    values = np.array([value for curve in curves.values() for value in curve.values()])
-    finite = values[np.isfinite(values)]
-    if len(finite):
-        # A few exploding losses must not flatten all others.
-        is_loss = title in (_TOTAL_TITLE, _PARTS_TITLE)
-        top = min(finite.max(), 4 * np.percentile(finite, 95)) if is_loss else finite.max()
-        axis.set_ylim(min(0.0, finite.min()), 1.08 * max(top, 1e-12))
-        if finite.max() > 1.08 * top:
-            text = f"up to {finite.max():.3g}, cut off"
-            axis.set_title(text, loc="center", fontsize=10, color=MUTED)
     axis.yaxis.set_major_formatter("{x:.4g}")
-    axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(labels) > 1 or title == _TOTAL_TITLE:
-        axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=10)
+    highest = [_finite(line.curve).max(initial=0) for line in lines]
+    if title == _RATE_TITLE and min(highest) > 0 and max(highest) > 20 * min(highest):
+        axis.set_yscale("log")
+        axis.set_ylim(min(highest) / 30, 2 * max(highest))
+        return
+    axis.yaxis.set_major_locator(MaxNLocator(5))
+    finite = np.concatenate([_finite(line.curve) for line in lines])
+    if len(finite):
+        least = _LEAST_WAITING if title == _WAITING_TITLE else 1e-12
+        axis.set_ylim(min(0.0, finite.min()), 1.08 * max(_top(title, lines), least))
+
+
+def _top(title: str, lines: Sequence[_Line]) -> float:
+    """The highest value that is visible: a few exploding losses must not flatten all others."""
+    finite = np.concatenate([_finite(line.curve) for line in lines])
+    if not len(finite):
+        return 0.0
+    if title not in (_TOTAL_TITLE, _PARTS_TITLE):
+        return float(finite.max())
+    return float(min(finite.max(), 4 * np.percentile(finite, 95)))
+
+
+def _note(axis: Axes, title: str, lines: Sequence[_Line]) -> None:
+    """Write to the right of a title what dashes mean, and in the middle what is not visible."""
+    dashed = next((text for kind, text in _DASHED.items() if title.startswith(kind)), "")
+    if dashed and any(line.is_dashed for line in lines):
+        axis.set_title(dashed, loc="right", fontsize=10, color=MUTED)
+    highest = max((_finite(line.curve).max(initial=0) for line in lines), default=0)
+    if highest > 1.08 * _top(title, lines):
+        axis.set_title(f"up to {highest:.3g}, cut off", loc="center", fontsize=10, color=MUTED)
+
+
+def _finite(curve: Curve) -> np.ndarray[Any, np.dtype[np.float64]]:
+    values = np.array(list(curve.values()), dtype=np.float64)
+    return values[np.isfinite(values)]

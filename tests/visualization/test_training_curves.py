@@ -11,7 +11,13 @@ from PIL import Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.style import About
-from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves, read_curves
+from cityscapes_maskrcnn.visualization.training_curves import (
+    Run,
+    find_runs,
+    plot_runs,
+    plot_training_curves,
+    read_curves,
+)
 
 
 def test_reads_what_detectron2_writes(tmp_path):
@@ -45,7 +51,7 @@ def test_resumed_and_interrupted_files(tmp_path, caplog):
         curves = read_curves(path)
     assert list(curves["lr"].items()) == [(19, 1.0), (39, 2.5), (59, 3.0)]
     assert curves["segm/AP"] == {39: 5.0}
-    assert "3 lines" in caplog.text
+    assert "3 lines are no metrics: skipped" in caplog.text
 
 
 def test_draws_a_picture(tmp_path):
@@ -122,14 +128,80 @@ def test_keys_have_names_and_one_entry_a_colour(tmp_path, figures, assert_readab
     assert entries == {
         "total loss": ("", ["training", "validation"]),
         "parts of the loss": (
-            "dashed: validation",
+            "dashed, hollow: validation",
             ["box position", "box class", "mask", "new", "RPN objectness"],
         ),
         "average precision, %": (
-            "dashed: AP50",
+            "dashed, hollow: AP50",
             ["official masks", "COCO-style masks", "COCO-style boxes"],
         ),
     }
+
+
+def titles(figure):
+    return [axis.get_title("left") for axis in figure.axes]
+
+
+def test_throughput_and_waiting(tmp_path, figures, assert_readable):
+    """4 images in 0.5 s are 8 a second; of 0.5 s a tenth was waiting: 20 %."""
+    entry = {"total_loss": 1.0, "time": 0.5, "data_time": 0.1}
+    # In the first iterations of a run nothing is measured.
+    lines = [{"iteration": 0, "total_loss": 2.0}, {"iteration": 19, **entry}]
+    (tmp_path / "m.json").write_text("\n".join(map(json.dumps, lines)))
+    plot_training_curves(tmp_path / "m.json", tmp_path / "m.png", None, 4)
+    plot_training_curves(tmp_path / "m.json", tmp_path / "m.png")
+    waiting = "waiting for data, % of an iteration"
+    assert titles(figures[0]) == ["total loss", "throughput, images/s", waiting]
+    assert titles(figures[1]) == ["total loss", waiting]  # the batch is not known
+    speed, waited = (axis.lines[0].get_xydata().tolist() for axis in figures[0].axes[1:])
+    assert (speed, waited) == ([[19, 8]], [[19, 20]])
+    assert_readable(figures[0])
+
+
+def test_several_runs_have_a_colour_each_in_all_rows(tmp_path, figures, assert_readable):
+    one = {"total_loss": {9: 2.0, 19: 1.0}, "validation/total_loss": {19: 1.5}, "lr": {9: 1e-3}}
+    one |= {"segm/AP": {20: 5.0}, "segm/AP50": {20: 9.0}, "coco_segm/AP": {20: 7.0}}
+    two = {"total_loss": {9: 3.0}, "loss_mask": {9: 1.0}, "lr": {9: 1e-6}, "sem_seg/IoU": {10: 30}}
+    runs = [Run(name="one", curves=one), Run(name="two", curves=two)]
+    plot_runs(runs, tmp_path / "both.png")
+    (figure,) = figures
+    assert_readable(figure)
+    blue, orange = "#0072B2", "#E69F00"
+    drawn = {
+        axis.get_title("left"): [(line.get_color(), line.get_linestyle()) for line in axis.lines]
+        for axis in figure.axes
+    }
+    # The parts of the loss, and a second protocol, would be too many lines.
+    assert drawn == {
+        "total loss": [(blue, "-"), (blue, "--"), (orange, "-")],
+        "average precision of official masks, %": [(blue, "-"), (blue, "--")],
+        "mean IoU, %": [(orange, "-")],
+        "learning rate": [(blue, "-"), (orange, "-")],
+    }
+    legends = [axis.get_legend() for axis in figure.axes]
+    assert [text.get_text() for text in legends[0].get_texts()] == ["one", "two"]
+    assert legends[1:] == [None] * 3
+    # Rates a thousand times apart are both visible.
+    assert figure.axes[-1].get_yscale() == "log"
+    with pytest.raises(InputError, match="9 runs: at most 8 can be told apart"):
+        plot_runs([runs[0]] * 9, tmp_path / "x.png")
+
+
+def test_runs_are_named_by_their_folders(tmp_path):
+    for name in ("a/stage_1", "a/stage_2", "b/stage_1"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.json").write_text('{"iteration": 3, "total_loss": 1.0}\n')
+    (tmp_path / "a" / "stage_3").mkdir()
+    (tmp_path / "a" / "stage_3" / "metrics.json").touch()  # it has just begun
+    (tmp_path / "a/stage_1/config.yaml").write_text("SOLVER: {IMS_PER_BATCH: 4}\n")
+    (tmp_path / "a/stage_2/config.yaml").write_text("DATASETS: {TRAIN: [some_train]}\nSOLVER: 1\n")
+    (tmp_path / "a/stage_2/summary.json").write_text('{"images": 8, "generated": true}')
+    runs = find_runs([tmp_path / "a", tmp_path / "b" / "stage_1"])
+    assert [run.name for run in runs] == ["a/stage_1", "stage_2", "b/stage_1"]
+    assert [run.batch_size for run in runs] == [4, None, None]
+    assert str(runs[1].about) == (
+        f"GENERATED SCENES, not Cityscapes · some_train · 8 images · {tmp_path}/a/stage_2"
+    )
 
 
 @pytest.mark.parametrize("content", ["", '{"iteration": 3, "time": 1.0}\n', "\x00\x01"])

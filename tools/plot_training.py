@@ -1,0 +1,61 @@
+#!/usr/bin/env python
+"""Draw the course of trainings: losses, scores, learning rate, throughput, waiting for data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.visualization.training_curves import find_runs, plot_runs
+
+EXAMPLES = """
+examples:
+  one run, also while it trains:
+    tools/plot_training.py output/stage_1 --output stage_1.png
+  two runs laid over each other:
+    tools/plot_training.py output/stage_1 output/stage_1_large --output both.png
+  the stages of a whole recipe laid over each other:
+    tools/plot_training.py output/recipe --output recipe.png
+  a picture of every stage, and one of all (comparison.png):
+    tools/plot_training.py output/recipe --output output/recipe/curves
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the runs and draw them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="output folder of a training, with metrics.json; that of a recipe means its stages",
+    )
+    help_output = "one picture of all runs; or a folder, for a picture of each and one of all"
+    parser.add_argument("--output", required=True, metavar="FILE.png|DIR", help=help_output)
+    args = parser.parse_args(argv)
+    output = Path(args.output)
+    is_file = output.suffix == ".png"
+    if not args.output or (not is_file and output.is_file()):
+        raise InputError(f"--output {args.output or 'is empty'}: name a PNG file or a folder")
+    runs = find_runs(args.runs)
+    pictures = {output: runs}
+    if not is_file:
+        pictures = {output / f"{run.name.replace('/', '-')}.png": [run] for run in runs}
+        if len(runs) > 1:
+            pictures[output / "comparison.png"] = runs
+    for file, drawn in pictures.items():
+        plot_runs(drawn, file)
+        print(file)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
