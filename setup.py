@@ -10,13 +10,50 @@ DETECTRON2 = (
     or f"git+https://github.com/facebookresearch/detectron2.git@{DETECTRON2_COMMIT}"
 )
 
+# cityscapes-NAME runs the script of tools/ or datasets/.
+COMMANDS = {
+    "analyze-data": "analyze_dataset",
+    "analyze-study": "analyze_study",
+    "benchmark": "benchmark",
+    "cluster-anchors": "cluster_anchors",
+    "compress": "compress_model",
+    "convert": "convert_weights",
+    "describe": "describe_checkpoint",
+    "export": "export_model",
+    "make-data": "make_synthetic_cityscapes",
+    "predict": "predict",
+    "prepare-data": "prepare_cityscapes",
+    "score": "evaluate_results",
+    "submit": "make_submission",
+    "train": "train_net",
+    "train-stages": "train_stages",
+    "tune": "tune",
+    "visualize-data": "visualize_data",
+    "visualize-predictions": "visualize_predictions",
+}
+# Folders beside the package, which a wheel holds inside it.
+SHIPPED = ("configs", "datasets", "tools")
+
 setup(
     name="cityscapes_maskrcnn",
     version="0.1.0",
     description="Mask R-CNN on Cityscapes instance segmentation, as a Detectron2 project",
     license="Apache-2.0",
-    packages=find_packages(include=["cityscapes_maskrcnn", "cityscapes_maskrcnn.*"]),
-    package_data={"cityscapes_maskrcnn.recipe": ["published_scores.yaml"]},
+    packages=[
+        *find_packages(include=["cityscapes_maskrcnn", "cityscapes_maskrcnn.*"]),
+        *(f"cityscapes_maskrcnn.{folder}" for folder in SHIPPED),
+    ],
+    package_dir={f"cityscapes_maskrcnn.{folder}": folder for folder in SHIPPED},
+    package_data={
+        "cityscapes_maskrcnn": ["**/*.yaml"],
+        "cityscapes_maskrcnn.configs": ["**/*.yaml"],
+    },
+    entry_points={
+        "console_scripts": [
+            f"cityscapes-{name} = cityscapes_maskrcnn.commands:{script}"
+            for name, script in COMMANDS.items()
+        ]
+    },
     python_requires=">=3.10,<3.13",
     # constraints.txt pins one whole set that was tested together.
     install_requires=[

@@ -44,6 +44,7 @@ from cityscapes_maskrcnn.engine.solver import IN_EPOCHS, resolve_epochs
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import available_cores
 from cityscapes_maskrcnn.utils.process_group import place_of_launcher
+from cityscapes_maskrcnn.utils.shipped import shipped_folder
 from cityscapes_maskrcnn.utils.yaml_files import MAX_BYTES, check_yaml
 
 
@@ -243,7 +244,10 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
 
 
 def find_config(config_file: str) -> Path:
-    """Find a config file, or one of Detectron2's own behind ``model_zoo://``.
+    """Find a config file, here or among the project's, or Detectron2's behind ``model_zoo://``.
+
+    ``configs/demo/stage_1_heads.yaml`` and ``demo/stage_1_heads.yaml`` are also found where a wheel
+    has installed them.
 
     Raises:
         InputError: there is no such file.
@@ -257,10 +261,18 @@ def find_config(config_file: str) -> Path:
             return Path(model_zoo.get_config_file(name))
         except RuntimeError as error:
             raise InputError(f"{config_file}: Detectron2's model zoo has no such config") from error
-    if not Path(config_file).is_file():
-        what = "is a folder" if Path(config_file).is_dir() else "no such file"
-        raise InputError(f"--config-file {config_file}: {what}")
-    return Path(config_file)
+    path = Path(config_file)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"--config-file {config_file}: is a folder")
+    problem = f"--config-file {config_file}: no such file"
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(problem)
+    shipped = shipped_folder("configs") / Path(*path.parts[path.parts[0] == "configs" :])
+    if not shipped.is_file():
+        raise InputError(f"{problem} in {Path.cwd()}, and no {shipped}")
+    return shipped
 
 
 class _BoundedFile(CfgNode):

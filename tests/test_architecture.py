@@ -29,7 +29,8 @@ FLOORS = {
     "cli": 4,
     "recipe": 5,
     "benchmarks": 6,
-    "": 7,  # the public names
+    "commands": 7,
+    "": 8,  # the public names
 }
 
 # Files of numbers and file formats only, for people who do not use Detectron2.

@@ -35,6 +35,41 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_configs_of_the_package_are_found_from_anywhere(files: Path) -> None:
+    stage_1 = build_config(STAGE_1, [])
+    for name in (
+        "configs/stage_1_heads.yaml",
+        "stage_1_heads.yaml",
+        "./configs/stage_1_heads.yaml",
+    ):
+        assert build_config(name, []) == stage_1
+    assert build_config("demo/stage_1_heads.yaml", []).SOLVER.MAX_ITER == 380
+    # A file in the working folder comes first.
+    (files / "configs").mkdir()
+    (files / "configs" / "stage_1_heads.yaml").write_text("SEED: 9\n")
+    assert build_config("configs/stage_1_heads.yaml", []).SEED == 9
+    assert build_config("stage_1_heads.yaml", []) == stage_1
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("stage_9.yaml", "no such file in {here}, and no {configs}/stage_9.yaml"),
+        ("configs/r9/x.yaml", "no such file in {here}, and no {configs}/r9/x.yaml"),
+        # Where such a name leads to is known.
+        ("/nowhere/stage_1_heads.yaml", "no such file"),
+        ("../configs/stage_1_heads.yaml", "no such file"),
+        ("configs/../stage_1_heads.yaml", "no such file"),
+        ("sub", "is a folder"),
+    ],
+)
+def test_a_missing_config_says_where_it_was_looked_for(files: Path, name: str, places: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build_config(name, [])
+    places = places.format(here=files, configs=Path(STAGE_1).parent)
+    assert str(caught.value) == f"--config-file {name}: {places}"
+
+
 @pytest.mark.usefixtures("files")
 def test_included_files_add_to_what_was_tuned_on() -> None:
     parts = [f"cityscapes_instance_val_part{part}of4" for part in (1, 2, 3, 4)]
