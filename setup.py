@@ -21,6 +21,7 @@ COMMANDS = {
     "describe": "describe_checkpoint",
     "export": "export_model",
     "make-data": "make_synthetic_cityscapes",
+    "plot-training": "plot_training",
     "predict": "predict",
     "prepare-data": "prepare_cityscapes",
     "score": "evaluate_results",
