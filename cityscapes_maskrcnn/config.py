@@ -152,6 +152,12 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # the first. Frozen blocks are never left out.
     cfg.MODEL.CONVNEXT.DROP_PATH = 0.1
 
+    # ---- Pruned models ------------------------------------------------------------------------
+    # What tools/compress_model.py prune writes into the config.yaml beside its checkpoint: for each
+    # layer, by name, its numbers of input and output channels, in place of those that the other
+    # keys give it. All BatchNorm is then part of the convolution before it. Empty: not pruned.
+    cfg.MODEL.PRUNED_WIDTHS = CfgNode(new_allowed=True)
+
     # ---- Weights ------------------------------------------------------------------------------
     # Parameters, by prefix, that MODEL.WEIGHTS may hold in another shape, because they depend on
     # the number of classes; they start anew, and the log says so. Any other difference in shape

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Make an exported model smaller and faster, within a budget of official AP."""
+"""Make a model smaller and faster: quantise an exported one, or prune a checkpoint."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ end_on_signals()  # before the slow imports
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.tool import count, folder, run_tool
 
-EXAMPLES = """
+QUANTIZE = """
 All files are scored by the official protocol. If int8 everywhere loses more than the budget, groups
 of layers (mask head, box head, RPN head, FPN, first convolution, ...) stay in float, those that
 cost most first. The result is a model.onnx with its model.json, which every tool takes as an
@@ -28,17 +29,38 @@ examples:
     tools/compress_model.py quantize --model output/onnx/model.onnx --output output/weights \\
         --form weights --score cityscapes_instance_val_part1of4
 """
+PRUNE = """
+From every layer the same share of channels is removed, those of the smallest weights; the FPN's
+outputs and those of the heads stay. The result, model_pruned.pth with its config.yaml, is a model
+like any other: every tool takes it. It finds little until it is trained again, by the command that
+is printed.
+
+examples:
+  tools/compress_model.py prune --config-file output/stage_3/config.yaml --ratio 0.5 \\
+      --output output/pruned MODEL.WEIGHTS output/stage_3/model_final.pth
+  tools/train_net.py --config-file output/pruned/config.yaml
+"""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Quantise, and print what stayed in float and why."""
+    """Compress a model, and print what was done."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    summary = "int8, int8 weights, or float16"
-    command = commands.add_parser(
-        "quantize", help=summary, description=summary, epilog=EXAMPLES, formatter_class=raw
-    )
+    for name, summary, epilog, add_flags in (
+        ("quantize", "int8, int8 weights, or float16", QUANTIZE, add_quantize_flags),
+        ("prune", "remove channels from the layers of a checkpoint", PRUNE, add_prune_flags),
+    ):
+        command = commands.add_parser(
+            name, help=summary, description=summary, epilog=epilog, formatter_class=raw
+        )
+        add_flags(command)
+    args = parser.parse_args(argv)
+    {"quantize": quantize_exported, "prune": prune}[args.command](args)
+
+
+def add_quantize_flags(command: argparse.ArgumentParser) -> None:
+    """Add the flags of quantisation."""
     add = command.add_argument
     help_model = "a file of tools/export_model.py"
     add("--model", required=True, type=Path, metavar="FILE", help=help_model)
@@ -56,8 +78,34 @@ def main(argv: list[str] | None = None) -> None:
     add("--form", default="int8", choices=("int8", "weights", "fp16"), help=help_form)
     help_config = "a config whose DATASETS.OWN may name the datasets"
     add("--config-file", default="", metavar="FILE", help=help_config)
-    args = parser.parse_args(argv)
 
+
+def add_prune_flags(command: argparse.ArgumentParser) -> None:
+    """Add the flags of pruning."""
+    add = command.add_argument
+    add("--config-file", required=True, metavar="FILE", help="the model's config")
+    help_ratio = "share of the channels of every layer to remove, between 0 and 1"
+    add("--ratio", required=True, type=float, metavar="R", help=help_ratio)
+    help_output = "a new folder for model_pruned.pth and config.yaml"
+    add("--output", required=True, type=folder("--output"), metavar="DIR", help=help_output)
+    help_opts = "MODEL.WEIGHTS, and other keys that config.yaml is to have"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
+
+
+def prune(args: argparse.Namespace) -> None:
+    """Prune a checkpoint, and print how to train it again."""
+    from cityscapes_maskrcnn.cli import build_config
+    from cityscapes_maskrcnn.deploy.pruning import prune_checkpoint
+
+    cfg = build_config(args.config_file, args.opts)
+    path, before, after = prune_checkpoint(cfg, args.ratio, args.output)
+    print(f"{path}: {after:,} of {before:,} parameters are left ({after / before:.0%})")
+    config = shlex.quote(str(args.output / "config.yaml"))
+    print(f"to train it again: python tools/train_net.py --config-file {config}")
+
+
+def quantize_exported(args: argparse.Namespace) -> None:
+    """Quantise an exported model, and print what stayed in float and why."""
     from detectron2.data import DatasetCatalog
 
     from cityscapes_maskrcnn.cli import build_config

@@ -59,6 +59,7 @@ from cityscapes_maskrcnn.modeling.compiling import compile_parts
 from cityscapes_maskrcnn.modeling.determinism import make_deterministic
 from cityscapes_maskrcnn.modeling.folding import activate_in_place, fold_frozen_norms
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
+from cityscapes_maskrcnn.modeling.narrowing import narrow_layers
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
 
@@ -322,13 +323,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model: frozen, folded, channels-last and compiled as the config says.
+        """Build the model: pruned, frozen, folded, channels-last and compiled as the config says.
 
         With ``DETERMINISTIC`` this process computes reproducibly from then on.
 
         Raises:
-            InputError: Detectron2 cannot build a model of these keys, or nothing can be compiled
-                here that ``MODEL.COMPILE`` asks for.
+            InputError: Detectron2 cannot build a model of these keys, ``MODEL.PRUNED_WIDTHS`` are
+                those of another one, or nothing can be compiled here that ``MODEL.COMPILE`` asks
+                for.
         """
         make_deterministic(cfg)
         with explained_keys("MODEL", "a model"):
@@ -336,6 +338,8 @@ class Trainer(DefaultTrainer):
                 # Batches are copied to the current GPU, whose memory --auto-batch looks at.
                 torch.cuda.set_device(cfg.MODEL.DEVICE)
             model = super().build_model(cfg)
+        if cfg.MODEL.PRUNED_WIDTHS:
+            narrow_layers(model, cfg.MODEL.PRUNED_WIDTHS)
         if cfg.MODEL.FPN.FREEZE:
             freeze_fpn(model)
         if cfg.MODEL.CHANNELS_LAST:

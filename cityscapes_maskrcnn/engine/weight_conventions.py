@@ -17,7 +17,8 @@ from cityscapes_maskrcnn.utils.text import printable
 _FORMAT: Final = "INPUT.FORMAT"
 _STRIDE: Final = "MODEL.RESNETS.STRIDE_IN_1X1"
 _NORM: Final = "MODEL.RESNETS.NORM"
-_KEYS: Final = (_FORMAT, "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", _STRIDE, _NORM)
+_WIDTHS: Final = "MODEL.PRUNED_WIDTHS"
+_KEYS: Final = (_FORMAT, "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", _STRIDE, _NORM, _WIDTHS)
 # Kinds of BatchNorm, whose tensors are the same.
 _BATCH_NORMS: Final = ("BN", "FrozenBN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
@@ -57,7 +58,8 @@ def conventions_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         Values of ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD`` and, of a ResNet,
-        ``MODEL.RESNETS.STRIDE_IN_1X1`` and ``NORM``: of those keys that it has.
+        ``MODEL.RESNETS.STRIDE_IN_1X1`` and ``NORM``, and ``MODEL.PRUNED_WIDTHS``: of those keys
+        that it has.
     """
     found = {key: _value(cfg, key) for key in _KEYS}
     if "resnet" not in str(_value(cfg, "MODEL.BACKBONE.NAME")):
@@ -81,6 +83,12 @@ def check_conventions(path: str, content: Mapping[str, Any], ours: Mapping[str, 
     """
     theirs = _conventions_of_file(path, content)
     different = [key for key in theirs if key in ours and not _same(theirs[key], ours[key])]
+    if _WIDTHS in different:
+        state = "is a pruned checkpoint" if theirs[_WIDTHS] else "was not pruned"
+        raise InputError(
+            f"{path}: {state}, and the config has other {_WIDTHS}; take the config.yaml that was"
+            " written beside the checkpoint"
+        )
     if different:
         pairs = (f"{key} {printable(theirs[key], 100)}, not {ours[key]}" for key in different)
         raise InputError(

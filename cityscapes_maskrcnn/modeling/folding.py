@@ -169,8 +169,9 @@ def fold_for_good(model: nn.Module) -> nn.Module:
     """Replace norms behind convolutions by the product of both, for export and pruning.
 
     Args:
-        model: in evaluation mode; changed in place. Detectron2's :class:`Conv2d` with a norm that
-            :func:`fold_frozen_norms` folds has afterwards a weight and a bias, and no norm.
+        model: changed in place. Detectron2's :class:`Conv2d` with a norm that
+            :func:`fold_frozen_norms` folds has afterwards a weight and a bias, and no norm. The
+            bias is trained if the weight is.
 
     Returns:
         The model.
@@ -180,9 +181,11 @@ def fold_for_good(model: nn.Module) -> nn.Module:
         if isinstance(module, FoldedConv2d):
             with torch.no_grad():
                 weight, bias = module._multiply()
+            is_trained = module.weight.requires_grad
             module.__class__ = Conv2d
             module.norm = None
-            module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+            module.weight = nn.Parameter(weight, requires_grad=is_trained)
+            module.bias = nn.Parameter(bias, requires_grad=is_trained)
     return model
 
 

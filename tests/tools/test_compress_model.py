@@ -1,4 +1,4 @@
-"""Quantisation as a user runs it."""
+"""Quantisation and pruning as a user runs them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
 
@@ -123,3 +124,97 @@ def test_without_the_extra(
         "error: quantisation needs a package that is not installed (onnx): pip install -e"
         " '.[compress]'\n"
     )
+
+
+@pytest.fixture(scope="module")
+def pruned(trained: Path, tool: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pruned checkpoint, not trained again."""
+    folder = tmp_path_factory.mktemp("pruned") / "half"
+    done = tool(
+        "tools/compress_model.py",
+        "prune",
+        *["--config-file", trained / "config.yaml", "--ratio", 0.5, "--output", folder],
+        *["MODEL.WEIGHTS", trained / "model_final.pth"],
+    )
+    assert done.returncode == 0, done.stderr
+    first, last = done.stdout.splitlines()
+    assert first == f"{folder}/model_pruned.pth: 90,608 of 317,920 parameters are left (29%)"
+    assert last == (
+        f"to train it again: python tools/train_net.py --config-file {folder}/config.yaml"
+    )
+    return folder
+
+
+def test_every_tool_takes_a_pruned_checkpoint(
+    pruned: Path, trained: Path, tool: Run, small_root: Path, tmp_path: Path
+) -> None:
+    checkpoint = pruned / "model_pruned.pth"
+    config = ["--config-file", pruned / "config.yaml"]
+    image = next((small_root / "cityscapes" / "leftImg8bit" / "val").glob("*/*.png"))
+    predicted = [*config, "--model", checkpoint, "--input", image]
+    for command in (
+        ["tools/train_net.py", *config, "--eval-only", "OUTPUT_DIR", tmp_path / "scored"],
+        ["tools/describe_checkpoint.py", checkpoint],
+        ["tools/visualize_predictions.py", *config, "--input", image, "--output", tmp_path / "d"],
+        ["tools/predict.py", *predicted, "--output", tmp_path / "found.jsonl"],
+        ["tools/export_model.py", *config, "--output", tmp_path / "onnx"],
+    ):
+        done = tool(*command)
+        assert done.returncode == 0, done.stderr
+        if command[0] == "tools/describe_checkpoint.py":
+            assert "trained on cityscapes_instance_train: 8 images" in done.stdout
+            assert f"parents     {trained}/model_final.pth, sha256 " in done.stdout
+    assert (tmp_path / "scored" / "scores.json").is_file()
+    card = json.loads((tmp_path / "onnx" / "model.json").read_text())
+    assert card["checkpoint"]["parents"][0]["file"] == f"{trained}/model_final.pth"
+    assert card["compared_with_pytorch"]["detections"] == 50
+
+
+def test_a_pruned_checkpoint_trains_and_resumes_exactly(
+    pruned: Path, tool: Run, tmp_path: Path
+) -> None:
+    train = ["tools/train_net.py", "--config-file", pruned / "config.yaml"]
+    keys = ["SOLVER.EPOCHS", 0, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_EPOCHS", 0]
+    keys += ["SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", "()", "TEST.VALIDATION_LOSS", False]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    resumed.mkdir()
+    for flags, output in (([], whole), (["--resume"], resumed)):
+        done = tool(*train, *flags, *keys, "OUTPUT_DIR", output)
+        assert done.returncode == 0, done.stderr
+        shutil.copy(whole / "model_0000001.pth", resumed)
+    expected, found, before = (
+        torch.load(path, weights_only=True)["model"]
+        for path in (
+            whole / "model_final.pth",
+            resumed / "model_final.pth",
+            pruned / "model_pruned.pth",
+        )
+    )
+    assert expected.keys() == found.keys() == before.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    stem = "backbone.bottom_up.stem.conv1.weight"
+    assert not torch.equal(expected[stem], before[stem])
+
+
+def test_configs_and_checkpoints_that_do_not_fit(
+    pruned: Path, trained: Path, tool: Run, tmp_path: Path
+) -> None:
+    flags = ["--eval-only", "OUTPUT_DIR", tmp_path / "scored", "MODEL.WEIGHTS"]
+    for folder, weights, problem in (
+        (trained, pruned / "model_pruned.pth", "is a pruned checkpoint"),
+        (pruned, trained / "model_final.pth", "was not pruned"),
+    ):
+        done = tool("tools/train_net.py", "--config-file", folder / "config.yaml", *flags, weights)
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"error: {weights}: {problem}, and the config has other MODEL.PRUNED_WIDTHS; take the"
+            " config.yaml that was written beside the checkpoint\n"
+        )
+    again = ["--config-file", pruned / "config.yaml", "--ratio", 0.5, "--output"]
+    for output, problem in (
+        (tmp_path / "again", "MODEL.PRUNED_WIDTHS: the model is pruned already; prune the orig"),
+        (pruned, f"{pruned}: exists already; name another --output"),
+    ):
+        done = tool("tools/compress_model.py", "prune", *again, output)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {problem}")
