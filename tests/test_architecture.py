@@ -67,6 +67,7 @@ WITHOUT_DETECTRON2 = [
     "evaluation.result_source",
     "evaluation.coco_ap",
     "evaluation.error_analysis",
+    "evaluation.telling_examples",
     "evaluation.submission_writer",
     "evaluation.submission_check",
     "visualization.evaluation_plots",

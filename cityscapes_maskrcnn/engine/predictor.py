@@ -52,6 +52,7 @@ class Predictor:
     Attributes:
         model: in evaluation mode, with ``MODEL.WEIGHTS``.
         metadata: names and colours of the model's classes.
+        history: the data that the weights were trained and tuned on, see :mod:`.provenance`.
     """
 
     def __init__(self, cfg: CfgNode, score_thresh: float = 0.5):
@@ -82,7 +83,7 @@ class Predictor:
         self._mapper = CityscapesMapper(cfg, is_train=False, cache=None)
         self._batch_size = cfg.TEST.BATCH_SIZE
         self.model = Trainer.build_model(cfg).eval()
-        load_for_inference(self.model, cfg)
+        self.history = load_for_inference(self.model, cfg).history
         self._predict = for_inference(cfg, leave_masks_unpasted(self.model))
 
     @overload

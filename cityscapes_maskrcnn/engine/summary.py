@@ -140,19 +140,23 @@ def about_run(
         protocol: how numbers are measured.
     """
     names = list(datasets)
+    return About(
+        dataset=", ".join(names),
+        num_images=num_images,
+        generated=any(map(is_generated_dataset, names)),
+        model=f"{model_kind(cfg)}, {cfg.OUTPUT_DIR}",
+        protocol=protocol,
+    )
+
+
+def model_kind(cfg: CfgNode) -> str:
+    """Name the architecture and backbone of a config, such as ``Mask R-CNN ResNet-50``."""
     model = cfg.MODEL
     kinds = {"GeneralizedRCNN": "Mask R-CNN" if model.MASK_ON else "Faster R-CNN"}
     backbone = model.BACKBONE.NAME.removeprefix("build_").removesuffix("_backbone")
     if "resnet" in backbone:
         backbone = f"ResNet-{model.RESNETS.DEPTH}"
-    return About(
-        dataset=", ".join(names),
-        num_images=num_images,
-        generated=any(map(is_generated_dataset, names)),
-        model=f"{kinds.get(model.META_ARCHITECTURE, model.META_ARCHITECTURE)} {backbone}, "
-        f"{cfg.OUTPUT_DIR}",
-        protocol=protocol,
-    )
+    return f"{kinds.get(model.META_ARCHITECTURE, model.META_ARCHITECTURE)} {backbone}"
 
 
 def _on_gpu(model: torch.nn.Module) -> bool:

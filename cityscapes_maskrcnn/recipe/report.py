@@ -87,6 +87,7 @@ def write_recipe_report(output: Path) -> str:
         ("  as a picture", "performance.png"),
         ("  for programs", "performance.csv"),
         ("Overfitting", "overfitting.png"),
+        ("Gallery", "gallery/index.md"),
         ("Anchors", "anchors"),
         ("Search", "search"),
         *((f"Stage {STAGES[stage]}", stage) for stage in stages),

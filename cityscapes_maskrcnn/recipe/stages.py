@@ -40,6 +40,8 @@ IMAGENET_WEIGHTS: Final = {
 }
 STUDY: Final = "thresholds"
 WEIGHTS: Final = "model_final.pth"
+# Folder of the pictures that tell most about the last stage.
+GALLERY: Final = "gallery"
 # The whole config of a training, with which it is scored.
 CONFIG_FILE: Final = "config.yaml"
 
@@ -140,9 +142,8 @@ class Recipe:
         """
         build = {"anchors": self._anchors, "search": self._search}
         steps = [build[name]() if name in build else self._training(name) for name in self.selected]
-        return steps + [
-            self._scoring(name) for name, row in STEPS.items() if row.masks and self._has(name)
-        ]
+        scored = [name for name, row in STEPS.items() if row.masks and self._has(name)]
+        return steps + [self._scoring(name, is_last=name == scored[-1]) for name in scored]
 
     def _training(self, name: str) -> Step:
         includes = self._includes("anchors", "search") if name in ("stage_2", "stage_3") else {}
@@ -213,17 +214,17 @@ class Recipe:
             after=lambda: write_matching(best, matching),
         )
 
-    def _scoring(self, stage: str) -> Step:
-        """Score a stage on what the last stage reports on: images that no stage has seen."""
+    def _scoring(self, stage: str, is_last: bool) -> Step:
+        """Score a stage on what the last stage reports on: images that no stage has seen.
+
+        Of the last one a gallery of predictions is drawn, too.
+        """
         cfg = self._config("stage_3")
         names = tuple(cfg.DATASETS.TEST)
         missing = self._missing_data(names)
         weights = self.output / stage / WEIGHTS
         folder = self.output / "scores" / stage
-        flags = {
-            "--config-file": self.output / stage / CONFIG_FILE,
-            "--num-gpus": self.num_gpus,
-        }
+        flags: dict[str, object] = {"--config-file": self.output / stage / CONFIG_FILE}
         settings: dict[str, object] = {
             "MODEL.WEIGHTS": weights,
             "DATASETS.TEST": names,
@@ -231,11 +232,15 @@ class Recipe:
             "OUTPUT_DIR": folder,
             "TEST.ALLOW_SEEN_IMAGES": cfg.TEST.ALLOW_SEEN_IMAGES,
         }
-        command = self._tool("train_net.py", flags, "--eval-only", *_words(settings))
+        score = {**flags, "--num-gpus": self.num_gpus}
+        commands = [self._tool("train_net.py", score, "--eval-only", *_words(settings))]
+        if is_last:
+            draw = {**flags, "--output": self.output / GALLERY}
+            commands.append(self._tool("make_gallery.py", draw, *_words(settings)))
         return Step(
             name=f"scores/{stage}",
             folder=folder,
-            commands=(command,),
+            commands=tuple(commands),
             settings={"DATASETS.TEST": str(names), **self._images_setting(names)},
             defaults=self._defaults,
             needs={f"{stage}/{WEIGHTS}": weights},

@@ -21,6 +21,7 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.font_manager import findfont
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
+from matplotlib.patheffects import withStroke
 from PIL import Image, ImageDraw, ImageFont
 
 from cityscapes_maskrcnn.visualization.label_layout import place_labels
@@ -28,6 +29,7 @@ from cityscapes_maskrcnn.visualization.outlines import (
     FILL_ALPHA,
     SHADES,
     DrawnObject,
+    Edge,
     FloatArray,
     mask_contours,
     signed_area,
@@ -38,6 +40,8 @@ RgbImage = npt.NDArray[np.uint8]
 Colors = Sequence[Sequence[int]]
 
 MIN_PANEL_WIDTH = 1024
+# Of an outline that means something, in widths of one that does not.
+EDGE_WIDTH = 2.6
 
 
 def draw_ground_truth(image_rgb: RgbImage, dataset_dict: dict[str, Any], metadata: Any) -> RgbImage:
@@ -66,7 +70,7 @@ def draw_ground_truth(image_rgb: RgbImage, dataset_dict: dict[str, Any], metadat
                 is_group=is_group,
             )
         )
-    return _draw(image_rgb, objects, metadata.thing_colors)
+    return draw_objects(image_rgb, objects, metadata.thing_colors)
 
 
 def draw_predictions(
@@ -94,7 +98,7 @@ def draw_predictions(
         DrawnObject(category, shape, label=f"{metadata.thing_classes[category]} {score:.0%}")
         for category, score, shape in found
     ]
-    return _draw(image_rgb, objects, metadata.thing_colors)
+    return draw_objects(image_rgb, objects, metadata.thing_colors)
 
 
 def draw_semantic_labels(
@@ -114,7 +118,7 @@ def draw_semantic_labels(
         DrawnObject(category, mask_contours(train_ids == category), label=name)
         for category, name in enumerate(metadata.stuff_classes)
     ]
-    return _draw(image_rgb, objects, metadata.stuff_colors)
+    return draw_objects(image_rgb, objects, metadata.stuff_colors)
 
 
 def side_by_side(panels: Sequence[tuple[str, RgbImage]]) -> RgbImage:
@@ -181,8 +185,17 @@ def _box_contour(box: FloatArray) -> FloatArray:
     return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=np.float64)
 
 
-def _draw(image: RgbImage, objects: Sequence[DrawnObject], colors: Colors) -> RgbImage:
-    """Draw objects over an image, enlarged with them until it is wide enough for labels."""
+def draw_objects(image: RgbImage, objects: Sequence[DrawnObject], colors: Colors) -> RgbImage:
+    """Draw objects over an image, enlarged with them until it is wide enough for labels.
+
+    Args:
+        image: shape (H, W, 3), uint8, RGB.
+        objects: in pixels of the image; contours of less than three points are left out.
+        colors: RGB from 0 to 255 of every class.
+
+    Returns:
+        The picture, see :func:`draw_ground_truth`.
+    """
     factor = max(1.0, MIN_PANEL_WIDTH / image.shape[1])
     if factor > 1:
         enlarged = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
@@ -195,6 +208,23 @@ def _draw(image: RgbImage, objects: Sequence[DrawnObject], colors: Colors) -> Rg
     visualizer = StreetVisualizer(image, colors)
     visualizer.draw_objects(scaled)
     return visualizer.get_output().get_image()
+
+
+def edge_look(edge: Edge, width: float) -> dict[str, Any]:
+    """Describe an outline for matplotlib's patches: with a dark rim, to stand out anywhere.
+
+    Args:
+        edge: the outline.
+        width: of its line, in points.
+    """
+    rim = withStroke(linewidth=1.7 * width, foreground="black")
+    return {
+        "edgecolor": edge.color,
+        "linewidth": width,
+        "linestyle": (0, edge.dashes) if edge.dashes else "-",
+        "capstyle": "butt",
+        "path_effects": [rim],
+    }
 
 
 class StreetVisualizer(Visualizer):
@@ -251,6 +281,10 @@ class StreetVisualizer(Visualizer):
             hatch="///" if item.is_group else None,
         )
         self.output.ax.add_patch(patch)
+        if item.edge is not None:
+            width = EDGE_WIDTH * self._line_width * self._points_per_pixel
+            look = edge_look(item.edge, width)
+            self.output.ax.add_patch(PathPatch(outline, fill=False, joinstyle="round", **look))
 
     def _draw_labels(self, objects: Sequence[DrawnObject]) -> None:
         labelled = [item for item in objects if item.box[3] - item.box[1] >= self._text_height]

@@ -16,6 +16,19 @@ FILL_ALPHA: Final = 0.5
 SHADES: Final = (0.0, 0.24, 0.1, 0.32)
 
 
+@dataclass(frozen=True)
+class Edge:
+    """An outline that means something.
+
+    Attributes:
+        color: ``#rrggbb``.
+        dashes: lengths of dashes and gaps in turn, in widths of the line; empty for none.
+    """
+
+    color: str
+    dashes: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class DrawnObject:
     """One object, in pixels of the image.
@@ -25,12 +38,14 @@ class DrawnObject:
         contours: closed curves, each of shape (N, 2), as ``(x, y)``; holes run the other way round.
         label: the text beside it.
         is_group: several objects of a class that could not be told apart.
+        edge: the outline; None: a light one in the colour of the class.
     """
 
     category: int
     contours: list[FloatArray]
     label: str
     is_group: bool = False
+    edge: Edge | None = None
 
     @property
     def box(self) -> FloatArray:

@@ -100,6 +100,13 @@ def test_every_step_hands_on(tmp_path: Path) -> None:
     for name, pairs in expected.items():
         assert {key: handed[name].get(key) for key in pairs} == pairs
         assert steps[name].commands[0][0] == sys.executable
+    # And a gallery is drawn of the last one.
+    assert [len(steps[name].commands) for name in SCORES] == [1, 1, 2]
+    gallery = steps["scores/stage_3"].commands[1]
+    assert gallery[1] == str(PROJECT / "tools" / "make_gallery.py")
+    drawn = options(gallery)
+    assert drawn.pop("--output") == str(tmp_path / "gallery")
+    assert drawn.items() <= handed["scores/stage_3"].items()
     assert "INCLUDE" not in handed["stage_1"]
     assert analyze["--output"] == str(search)
     assert steps["stage_1"].outputs == ("model_final.pth", "summary.json", "config.yaml")

@@ -59,6 +59,9 @@ def test_it_plans_trains_scores_and_reports(chain: Path) -> None:
     assert "COCO-style AP50" in rest
     for name in REPORT:
         assert (chain / name).stat().st_size > 0
+    gallery = json.loads((chain / "gallery" / "gallery.json").read_text())
+    assert gallery["model"].endswith(str(chain / "stage_3" / "model_final.pth"))
+    assert str(chain / "gallery" / "index.md") in rest
     for stage in ("stage_2", "stage_3"):
         scores = json.loads((chain / "scores" / stage / "scores.json").read_text())
         assert list(scores["datasets"]) == ["cityscapes_instance_val_part3and4of4"]

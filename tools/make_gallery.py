@@ -1,0 +1,64 @@
+#!/usr/bin/env python
+"""Draw the images that tell most about a model, ground truth beside prediction, errors by cause.
+
+Chosen are the best, the median and the worst image by its official AP, the most false positives,
+the most misses, the most small objects, and an image for each class. DIR/index.md shows them;
+DIR/gallery.json describes them for programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
+from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.engine.gallery import PAGE_FILE, write_gallery
+from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.visualization.image_files import make_folder
+
+EXAMPLES = """
+examples:
+  on DATASETS.TEST of the config:
+    tools/make_gallery.py --config-file output/stage_3/config.yaml --output output/gallery \\
+        MODEL.WEIGHTS output/stage_3/model_final.pth
+  predictions of another program, in the official result files:
+    tools/make_gallery.py --dataset cityscapes_instance_val --predictions results/ \\
+        --output output/gallery
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the gallery and print its captions."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE", help="the model's config")
+    add("--output", required=True, metavar="DIR", help="folder for the gallery")
+    add("--dataset", metavar="NAME", help="a registered dataset (default: DATASETS.TEST)")
+    help_predictions = "show official result files, folder or zip archive, instead of a model"
+    add("--predictions", metavar="PATH", help=help_predictions)
+    help_thresh = "lowest score of a detection (default: TEST.ANALYSIS_CONFIDENCE)"
+    add("--score-thresh", type=float, metavar="T", help=help_thresh)
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    args = parser.parse_args(argv)
+
+    cfg = build_config(args.config_file, args.opts)
+    if args.dataset:
+        cfg.defrost()
+        cfg.DATASETS.TEST = (args.dataset,)
+    score_thresh = args.score_thresh
+    if score_thresh is None:
+        score_thresh = cfg.TEST.ANALYSIS_CONFIDENCE
+    folder = make_folder(args.output)
+    captions = write_gallery(cfg, folder, score_thresh, args.predictions)
+    print("\n".join(captions))
+    print(f"The pictures are in {folder / PAGE_FILE}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
