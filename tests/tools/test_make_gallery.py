@@ -76,7 +76,7 @@ def test_result_files(gallery, results, tmp_path):
     assert done.stdout.splitlines()[:-1] == [each["caption"] for each in content["examples"]]
 
 
-def test_model(gallery, trained, tiny, tmp_path):
+def test_model(gallery, trained, tmp_path):
     weights = ("MODEL.WEIGHTS", trained / "model_final.pth")
     done = gallery("--config-file", trained / "config.yaml", "--score-thresh", "0", *weights)
     assert done.returncode == 0, done.stderr
