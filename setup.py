@@ -20,6 +20,7 @@ COMMANDS = {
     "convert": "convert_weights",
     "describe": "describe_checkpoint",
     "export": "export_model",
+    "gallery": "make_gallery",
     "make-data": "make_synthetic_cityscapes",
     "plot-training": "plot_training",
     "predict": "predict",
