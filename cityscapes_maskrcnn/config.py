@@ -157,6 +157,16 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # layer, by name, its numbers of input and output channels, in place of those that the other
     # keys give it. All BatchNorm is then part of the convolution before it. Empty: not pruned.
     cfg.MODEL.PRUNED_WIDTHS = CfgNode(new_allowed=True)
+    # Training has the model imitate another one on the same images: the pyramid's features and the
+    # class probabilities of the sampled regions. The losses are loss_distill_features, the squared
+    # distance as a share of the squared length, and loss_distill_classes, a Kullback-Leibler
+    # divergence; WEIGHT, 0.0 or more, is the factor of both. TEACHER is a checkpoint of the model
+    # of this config, without PRUNED_WIDTHS; tools/compress_model.py prune writes it. A step takes
+    # another forward pass, and memory for a second model. Validation loss, checkpoints and
+    # predictions do not know of it. "": none.
+    cfg.MODEL.DISTILLATION = CfgNode()
+    cfg.MODEL.DISTILLATION.TEACHER = ""
+    cfg.MODEL.DISTILLATION.WEIGHT = 1.0
 
     # ---- Weights ------------------------------------------------------------------------------
     # Parameters, by prefix, that MODEL.WEIGHTS may hold in another shape, because they depend on

@@ -40,7 +40,8 @@ def prune_checkpoint(cfg: CfgNode, ratio: float, folder: Path) -> tuple[Path, in
 
     Args:
         cfg: the model's config. What it says about data and schedule is kept for the fine-tuning,
-            which trains all layers and writes to ``folder/fine_tuned``.
+            which trains all layers, has them imitate the original, and writes to
+            ``folder/fine_tuned``.
         ratio: share of the channels to remove, between 0 and 1. What the pyramid gives to the heads
             and what the heads predict keep their channels.
         folder: a new one, for ``model_pruned.pth`` and ``config.yaml``.
@@ -77,6 +78,7 @@ def prune_checkpoint(cfg: CfgNode, ratio: float, folder: Path) -> tuple[Path, in
     pruned = cfg.clone()
     pruned.defrost()
     pruned.MODEL.WEIGHTS = str(folder / f"{_NAME}.pth")
+    pruned.MODEL.DISTILLATION.TEACHER = cfg.MODEL.WEIGHTS
     pruned.MODEL.PRUNED_WIDTHS = CfgNode(layer_widths(model), new_allowed=True)
     # Every layer has to make up for what is gone.
     pruned.MODEL.BACKBONE.FREEZE_AT, pruned.MODEL.FPN.FREEZE = 0, False

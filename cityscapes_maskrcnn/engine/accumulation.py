@@ -43,6 +43,7 @@ Counts = dict[str, "float | Tensor"]
 _AVERAGED_OVER: Final = {
     "loss_cls": "regions",
     "loss_box_reg": "regions",
+    "loss_distill_classes": "regions",
     "loss_mask": "objects",
     "loss_mask_point": "objects",
     "loss_mask_patch_kind": "objects",

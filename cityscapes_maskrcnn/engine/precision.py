@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cityscapes_maskrcnn.engine.accumulation import LossShares, padded_as_batch, split_batch
+from cityscapes_maskrcnn.engine.distillation import Distillation
 from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler
 from cityscapes_maskrcnn.modeling.step_metrics import collect_step_metrics
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -76,9 +77,11 @@ class CheckedTrainer(SimpleTrainer):
         kwargs: of Detectron2's trainer.
 
     Attributes:
+        distillation: computes the losses in the model's place; None: the model does.
         images: in words, those of the newest micro-batch.
     """
 
+    distillation: Distillation | None = None
     images = "images of the batch: none"
 
     def __init__(
@@ -133,7 +136,7 @@ class CheckedTrainer(SimpleTrainer):
                     if isinstance(model, DistributedDataParallel) and number < len(parts) - 1:
                         stack.enter_context(model.no_sync())
                     with self._autocast():
-                        losses = model(part)
+                        losses = self._losses(model, part)
                         if isinstance(losses, torch.Tensor):
                             losses = {"total_loss": losses}
                         shared = shares.weigh(number, losses) if len(parts) > 1 else losses
@@ -152,6 +155,9 @@ class CheckedTrainer(SimpleTrainer):
             name: torch.tensor(sum(each[name] for each in found[1::3])) for name in found[1]
         }
         return of_batch, _means(found[2::3])
+
+    def _losses(self, model: nn.Module, part: Sequence[Any]) -> Any:
+        return model(part) if self.distillation is None else self.distillation(model, part)
 
     def _note(self, part: Sequence[Any]) -> None:
         self.images = images_of(part)

@@ -31,6 +31,7 @@ from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
 from cityscapes_maskrcnn.engine.class_check import check_classes, class_names
 from cityscapes_maskrcnn.engine.data_wait import WarnOfWaiting
+from cityscapes_maskrcnn.engine.distillation import build_distillation
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.ema import SUFFIX, FinalAverage, WeightAverage, check_decay
 from cityscapes_maskrcnn.engine.explained_errors import explained_errors, explained_keys
@@ -114,12 +115,14 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         logging.getLogger(__name__).info("Trainable parameters:\n%s", parameter_table(model))
         optimizer = self.build_optimizer(cfg, model)
+        distillation = build_distillation(cfg, model, self.build_model)
 
         on_gpu = next(model.parameters()).is_cuda
         # Detectron2 takes the local rank for the number of the GPU, which under srun it may not be.
         device_ids = [torch.cuda.current_device()] if on_gpu else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
+        self._trainer.distillation = distillation
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(
             model,
@@ -161,7 +164,12 @@ class Trainer(DefaultTrainer):
                 f"--resume: the processes would go on from iterations {starts}; all machines must "
                 f"see the same OUTPUT_DIR {self.cfg.OUTPUT_DIR} (a shared folder)"
             )
-        self.checkpointer.history = merge(self.checkpointer.history, data_of_run(self.cfg))
+        distillation = self._trainer.distillation
+        self.checkpointer.history = merge(
+            self.checkpointer.history,
+            distillation.history if distillation else (),
+            data_of_run(self.cfg),
+        )
         # Scores may steer training, but their images must not be trained on.
         history = self.checkpointer.history
         refuse_seen_images(measured_in_training(self.cfg), history, roles=(TRAINED,))
