@@ -219,7 +219,9 @@ def _draw(image: _Image, score_thresh: float) -> tuple[RgbImage, RgbImage]:
     warning = "GENERATED SCENE" * is_generated_dataset(image.dataset)
     counts = examined.counts()
     gt_title = f"Ground truth: {counts['found']} of {counts['objects']} objects found"
-    pred_title = f"Prediction: {len(detections)} with score ≥ {score_thresh:g}"
+    if not counts["objects"]:
+        gt_title = "Ground truth: no object that counts"
+    pred_title = f"Prediction: {len(detections) or 'nothing'} with score ≥ {score_thresh:g}"
     return (
         draw_outcomes(pixels, objects, GROUND_TRUTH_EDGES, gt_title, warning),
         draw_outcomes(pixels, detections, PREDICTION_EDGES, pred_title, warning),
