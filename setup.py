@@ -25,6 +25,7 @@ COMMANDS = {
     "plot-training": "plot_training",
     "predict": "predict",
     "prepare-data": "prepare_cityscapes",
+    "report": "report",
     "score": "evaluate_results",
     "submit": "make_submission",
     "train": "train_net",
@@ -49,6 +50,7 @@ setup(
     package_data={
         "cityscapes_maskrcnn": ["**/*.yaml"],
         "cityscapes_maskrcnn.configs": ["**/*.yaml"],
+        "cityscapes_maskrcnn.report": ["templates/*", "static/*"],
     },
     entry_points={
         "console_scripts": [

@@ -29,6 +29,7 @@ FLOORS = {
     "cli": 4,
     "recipe": 5,
     "benchmarks": 6,
+    "report": 6,
     "commands": 7,
     "": 8,  # the public names
 }

@@ -12,7 +12,12 @@ from cityscapes_maskrcnn.utils.stop import end_on_signals
 end_on_signals()  # before the slow imports
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.recipe.chain import read_states, require_inputs, run_chain
+from cityscapes_maskrcnn.recipe.chain import (
+    note_command,
+    read_states,
+    require_inputs,
+    run_chain,
+)
 from cityscapes_maskrcnn.recipe.chain_status import format_plan
 from cityscapes_maskrcnn.recipe.report import write_recipe_report
 from cityscapes_maskrcnn.recipe.stage_table import STEPS
@@ -72,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     require_inputs(steps, states)
     if args.dry_run:
         return
+    note_command(args.output)
     run_chain(steps, args.output, sys.stdout)
     print(f"\n{write_recipe_report(args.output)}")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, TextIO
 
+from cityscapes_maskrcnn.data.tree import dataset_root
 from cityscapes_maskrcnn.recipe.chain_status import (
     LOG_FILE,
     ChainStatus,
@@ -16,9 +19,11 @@ from cityscapes_maskrcnn.recipe.chain_status import (
 from cityscapes_maskrcnn.recipe.step import Step, StepState
 from cityscapes_maskrcnn.utils.child import run_child
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import write_json
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
 from cityscapes_maskrcnn.utils.stop import Stopped, StopRequests
 
+COMMAND_FILE: Final = "recipe.json"
 REPLACED: Final = "replaced"
 _LOCK: Final = ".train_stages.lock"
 
@@ -54,6 +59,16 @@ def require_inputs(steps: Sequence[Step], states: Mapping[str, StepState]) -> No
     if missing:
         listed = "; ".join(f"{names}: {what} missing" for what, names in group_by_text(missing))
         raise InputError(f"{listed}, see below the plan; nothing is done")
+
+
+def note_command(output: Path) -> None:
+    """Write the command of this process into ``recipe.json``, for the report of the run.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    content = {"command": shlex.join(["python", *sys.argv]), "datasets": dataset_root()}
+    write_json(output / COMMAND_FILE, content)
 
 
 def run_chain(

@@ -1,14 +1,16 @@
 """A step of the recipe, and whether it is done, was interrupted, or was made from other inputs.
 
 A step's folder holds two small files beside its outputs: ``inputs.json``, written before it starts,
-lists what it is made from; ``complete.json``, written last, lists the files it ended with. Both
-appear whole or not at all, so the folder's state is right after a kill at any moment.
+lists what it is made from and by which commands; ``complete.json``, written last, lists the files
+it ended with. Both appear whole or not at all, so the folder's state is right after a kill at any
+moment.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -140,6 +142,8 @@ class Step:
         content = {
             "settings": dict(self.settings),
             "changed": changed,
+            # For people and the report of the run: nothing depends on how a step was called.
+            "commands": [shlex.join(command) for command in self.commands],
             "files": {name: _content_digest(path) for name, path in self.needs.items()},
         }
         write_json(self.folder / INPUTS_FILE, content)

@@ -1,0 +1,1 @@
+"""One page that reports a whole run of the recipe."""

@@ -1,0 +1,303 @@
+"""What came of a run, what limits its meaning, and what to do next: in words."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import yaml
+
+from cityscapes_maskrcnn.recipe.performance_table import Row, caution, cell
+from cityscapes_maskrcnn.recipe.step import StepState
+from cityscapes_maskrcnn.report.report_tables import mean_iou
+from cityscapes_maskrcnn.report.run_folder import (
+    GALLERY_FOLDER,
+    ErrorTables,
+    RunFolder,
+    TrainedStage,
+    numbers_of,
+)
+from cityscapes_maskrcnn.visualization.overfitting import find_gap
+
+# Of Cityscapes val, which published scores are of.
+_VAL_IMAGES: Final = 500
+_FEW_IMAGES: Final = 100
+_FEW_TRIALS: Final = 10
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that is shown large: itself, what it is, and of what."""
+
+    value: str
+    label: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something to do: what for, and the command."""
+
+    text: str
+    command: str
+
+
+def headline_row(run: RunFolder) -> Row | None:
+    """The row of the last stage with a score by the official protocol."""
+    scored = [row for row in run.rows if "AP" in row.official]
+    return scored[-1] if scored else None
+
+
+def is_generated(run: RunFolder) -> bool:
+    """Whether scores or trainings of the run are of generated scenes."""
+    return bool(caution(run.rows) or run.generator)
+
+
+def model_name(run: RunFolder) -> str:
+    """The network of the run, such as ``Mask R-CNN with ResNet-50``."""
+    for stage in reversed(run.stages):
+        backbone, depth = stage.setting("MODEL.BACKBONE.NAME"), stage.setting("MODEL.RESNETS.DEPTH")
+        if isinstance(backbone, str):
+            name = f"ResNet-{depth}" if "resnet" in backbone else backbone
+            return f"Mask R-CNN with {name.removeprefix('build_').removesuffix('_backbone')}"
+    return "Mask R-CNN"
+
+
+def summary(run: RunFolder) -> str:
+    """What the run is and what came of it, in two sentences."""
+    done = [step for step in run.steps if step.state == StepState.COMPLETE]
+    what = (
+        "A run of the whole recipe: a backbone learns labels of pixels, heads for instances are "
+        "trained on it, anchors and thresholds are fitted to the data, and all of it is refined."
+    )
+    row = headline_row(run)
+    if row is None:
+        return f"{what} {len(done)} of its {len(run.steps)} steps are done; nothing is scored yet."
+    kind = "generated images" if row.generated else "images"
+    honest = "which the model had seen before" if row.note else "none of which it had seen"
+    return (
+        f"{what} Its last model, stage {row.name}, reaches an official mask AP of "
+        f"{row.official['AP']:.1f} % on {row.scored_images:,} {kind}, {honest}."
+    )
+
+
+def figures(run: RunFolder) -> list[Figure]:
+    """The numbers that matter most."""
+    found = []
+    row = headline_row(run)
+    if row is not None:
+        where = f"{row.split}, {row.scored_images:,} images"
+        found.append(Figure(f"{row.official['AP']:.1f} %", "official mask AP", where))
+        if "AP50" in row.official:
+            found.append(Figure(f"{row.official['AP50']:.1f} %", "official AP50", "at IoU 0.50"))
+        if "AP" in row.coco:
+            found.append(
+                Figure(f"{row.coco['AP']:.1f} %", "COCO-style AP", "same masks, another protocol")
+            )
+    seconds = [each for each in {row.name: row.seconds for row in run.rows}.values() if each]
+    if seconds:
+        total = Row(group="", name="", seconds=sum(seconds))
+        stages = f"{len(seconds)} stage{'s' * (len(seconds) != 1)}, without search and scoring"
+        found.append(Figure(cell(total, "time"), "of training", stages))
+    return found
+
+
+def warnings(run: RunFolder) -> list[str]:
+    """What a reader has to know before using the numbers."""
+    found = []
+    row = headline_row(run)
+    if is_generated(run):
+        found.append(
+            "The images are generated drawings of streets, not Cityscapes. The scores show that "
+            "every part works; they cannot be compared with published ones."
+        )
+    found += [f"Stage {each.name} is {each.note}" for each in run.rows if each.note]
+    if row is not None:
+        if row.scored_images is not None and row.scored_images < _VAL_IMAGES:
+            few = (
+                "few: one object more or less moves"
+                if row.scored_images < _FEW_IMAGES
+                else ("a part of the 500 that published scores are of: other images move")
+            )
+            found.append(
+                f"The score is of {row.scored_images:,} images, {few} the AP. Differences of a "
+                "point between stages may be chance."
+            )
+        found += _better_before(run, row)
+    found += _tuned_on(run)
+    complete = [trial for trial in run.trials if trial["state"] == "complete"]
+    if run.trials and len(complete) < _FEW_TRIALS:
+        found.append(
+            f"The search completed {len(complete)} trial{'s' * (len(complete) != 1)}, too few to "
+            "tell a good setting from a lucky one."
+        )
+    if any(stage.setting("MODEL.WEIGHTS") == "" for stage in run.stages):
+        found.append(
+            "Training started from random weights, not from a network that has seen millions of "
+            "photographs, so the scores are far below what the network can do."
+        )
+    missing = [step.title for step in run.steps if step.state != StepState.COMPLETE]
+    if missing:
+        found.append(f"The run is not complete. Not done: {', '.join(missing)}.")
+    if row is not None:
+        found.append("One training with one seed: repeated, it gives other scores.")
+    return found
+
+
+def _better_before(run: RunFolder, last: Row) -> list[str]:
+    """Whether an earlier stage scored higher on the same images."""
+    same = [row for row in run.rows if row.split == last.split and "AP" in row.official]
+    best = max(same, key=lambda row: row.official["AP"])
+    if best.official["AP"] <= last.official["AP"]:
+        return []
+    return [
+        f"The last stage is not the best: stage {best.name} has an official AP of "
+        f"{best.official['AP']:.1f} %, stage {last.name} {last.official['AP']:.1f} %."
+    ]
+
+
+def _tuned_on(run: RunFolder) -> list[str]:
+    """On what anchors and thresholds were chosen."""
+    try:
+        content = yaml.safe_load(run.best)
+        names = [str(name) for name in content["DATASETS"]["TUNED_ON"]]
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        return []
+    shown = ", ".join(names)
+    return [f"Thresholds were tuned on {shown}; these images do not count as unseen any more."]
+
+
+def error_summary(errors: ErrorTables) -> str:
+    """How many objects were found and missed, and how many detections are false."""
+    with numbers_of("per_class.csv"):
+        objects, found, false = (
+            sum(int(row[name]) for row in errors.per_class)
+            for name in ("objects", "found", "false_positives")
+        )
+        threshold = errors.per_class[0]["confidence_threshold"] if errors.per_class else "?"
+    if not objects:
+        return "There are no objects to find in the scored images."
+    share = f"{100 * found / objects:.0f} %"
+    return (
+        f"Of {objects:,} objects, stage {errors.stage} finds {found:,} ({share}) with a score of "
+        f"at least {threshold} and misses {objects - found:,}. Of its {found + false:,} "
+        f"detections {false:,} are false."
+    )
+
+
+def loss_summary(stage: TrainedStage) -> str:
+    """How training and validation loss ended; empty without them."""
+    gap = find_gap(
+        stage.curves.get("total_loss", {}), stage.curves.get("validation/total_loss", {})
+    )
+    if gap is None:
+        return ""
+    difference = 100 * (gap.validation - gap.training) / max(gap.training, 1e-12)
+    lowest = "at the end" if gap.lowest == gap.last else f"at iteration {gap.lowest:,}"
+    return (
+        f"Ends at {gap.training:.3g} in training and {gap.validation:.3g} in validation "
+        f"({difference:+.0f} %); validation was lowest {lowest}."
+    )
+
+
+def stage_summary(stage: TrainedStage) -> str:
+    """What a stage without masks reached."""
+    value = mean_iou(stage)
+    return "" if value is None else f"Mean IoU {value:.1f} % on its validation images."
+
+
+def from_random_weights(stage: TrainedStage) -> bool:
+    """Whether a stage began with random weights, so that its way has no meaning."""
+    return stage.setting("MODEL.WEIGHTS") == ""
+
+
+def anchors_summary(anchors: Mapping[str, Any]) -> str:
+    """The fitted shapes in words."""
+    sizes, ratios = (", ".join(f"{x:g}" for x in anchors["fitted"][key]) for key in _SHAPE)
+    return (
+        f"Sizes {sizes} px at the network's scale, one a pyramid level; height / width {ratios}. "
+        f"Fitted by k-means to {anchors['boxes']}."
+    )
+
+
+_SHAPE: Final = ("sizes", "ratios")
+
+
+def repeat_commands(run: RunFolder) -> list[Advice]:
+    """The commands that make the run again, in order."""
+    found = []
+    root = shlex.quote(run.data_root or str(run.folder / "datasets"))
+    if run.generator:
+        arguments = run.generator
+        flags = {
+            **{split.replace("_", "-"): count for split, count in arguments["counts"].items()},
+            **{key: arguments[key] for key in ("height", "width", "seed")},
+        }
+        words = " ".join(f"--{name} {value}" for name, value in flags.items())
+        command = f"python datasets/make_synthetic_cityscapes.py {root} {words}"
+        found.append(Advice("Generate the data", command))
+    if run.data_root:
+        found.append(Advice("Say where the data are", f"export DETECTRON2_DATASETS={root}"))
+    if run.command:
+        found.append(Advice("Run the whole recipe", run.command))
+    return found
+
+
+def step_commands(run: RunFolder) -> list[Advice]:
+    """The command of each step, as far as they were recorded."""
+    by_stage = {stage.name: stage.checkpoint for stage in run.stages}
+    found = []
+    for step in run.steps:
+        commands = list(step.commands)
+        # Runs of earlier versions have it in the checkpoint only.
+        if not commands and (description := by_stage.get(step.name)) and description["command"]:
+            commands = [description["command"]]
+        found += [Advice(step.title, command) for command in commands]
+    return found
+
+
+def next_steps(run: RunFolder) -> list[Advice]:
+    """What to do with the run."""
+    quoted = shlex.quote(str(run.folder))
+    found = []
+    if any(step.state != StepState.COMPLETE for step in run.steps):
+        command = run.command or f"python tools/train_stages.py --output {quoted}"
+        found.append(Advice("Finish the run: the same command goes on where it stopped", command))
+    trained = [stage.name for stage in run.stages if stage.checkpoint and stage.name != "stage_0"]
+    if trained:
+        config = shlex.quote(str(run.folder / trained[-1] / "config.yaml"))
+        weights = shlex.quote(str(run.folder / trained[-1] / "model_final.pth"))
+        gallery = shlex.quote(str(run.folder / GALLERY_FOLDER))
+        exported = shlex.quote(str(run.folder / "onnx"))
+        found += [
+            Advice(
+                "Try the model on photographs of your own",
+                f"python tools/predict.py --model {weights} --input photographs --output drawn",
+            ),
+            Advice(
+                "Draw its telling images, the best and the worst among them",
+                f"python tools/make_gallery.py --config-file {config} --output {gallery} "
+                f"MODEL.WEIGHTS {weights}",
+            ),
+            Advice(
+                "Export it for ONNX Runtime",
+                f"python tools/export_model.py --config-file {config} --output {exported} "
+                f"MODEL.WEIGHTS {weights}",
+            ),
+        ]
+    found.append(
+        Advice(
+            "Follow the curves of all stages in TensorBoard",
+            f"python -m tensorboard.main --logdir {quoted}",
+        )
+    )
+    if is_generated(run):
+        found.append(
+            Advice(
+                "Train on real streets (datasets/README.md says where to get them)",
+                "DETECTRON2_DATASETS=/data python tools/train_stages.py --output output/recipe",
+            )
+        )
+    return found

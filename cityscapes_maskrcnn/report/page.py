@@ -1,0 +1,176 @@
+"""The report of a run as one page, which needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from cityscapes_maskrcnn.recipe.performance_table import other_rows, to_csv
+from cityscapes_maskrcnn.report import findings, report_tables
+from cityscapes_maskrcnn.report.inline_pictures import inline_picture
+from cityscapes_maskrcnn.report.line_chart import LineChart, line_chart
+from cityscapes_maskrcnn.report.run_folder import RunFolder, TextRow, TrainedStage, read_run
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import write_text
+from cityscapes_maskrcnn.utils.text import printable
+
+MAX_BYTES: Final = 8_000_000
+#: Of the examples, and of the pictures where there are none, so many are shown.
+MAX_EXAMPLES: Final = 16
+
+# Pixels: what a large screen shows, and what nothing can be seen on.
+_PICTURE_WIDTH: Final = 1400
+_LEAST_WIDTH: Final = 100
+_REASONS: Final = {
+    "best": "Best",
+    "median": "Typical",
+    "worst": "Worst",
+    "false_positives": "False positives",
+    "misses": "Misses",
+    "small": "Small objects",
+}
+
+
+def write_report(folder: Path, output: Path) -> None:
+    """Write the report of a run of the recipe.
+
+    Args:
+        folder: the ``--output`` of ``tools/train_stages.py``.
+        output: the HTML file, of at most :data:`MAX_BYTES`.
+
+    Raises:
+        InputError: ``folder`` is no run, a file in it is damaged, or ``output`` cannot be written.
+    """
+    run = read_run(folder)
+    width = _PICTURE_WIDTH
+    while width >= _LEAST_WIDTH:
+        page = render_page(run, width)
+        size = len(page.encode("utf-8"))
+        if size <= MAX_BYTES:
+            write_text(output, page)
+            return
+        # Bytes grow with the area.
+        width = int(0.9 * width * math.sqrt(MAX_BYTES / size))
+    raise InputError(f"{folder}: its report is larger than {MAX_BYTES:,} bytes")
+
+
+def render_page(run: RunFolder, picture_width: int) -> str:
+    """Fill in the page.
+
+    Args:
+        run: what to report.
+        picture_width: pixels, which no picture exceeds.
+    """
+    environment = Environment(
+        loader=PackageLoader("cityscapes_maskrcnn.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible,
+    )
+    style, script = _static("page.css"), _static("page.js")
+    row = findings.headline_row(run)
+    return environment.get_template("page.html").render(
+        run=run,
+        find=findings,
+        tables=report_tables,
+        row=row,
+        style=style,
+        script=script,
+        policy=_policy(style, script),
+        picture=cache(lambda path: inline_picture(path, picture_width)),
+        charts={stage.name: _stage_charts(stage) for stage in run.stages},
+        history=_search_history(run.trials, _objective(run)),
+        objective=_objective(run),
+        others=other_rows(),
+        performance_csv=_data_address(to_csv([*run.rows, *other_rows()])),
+        max_examples=MAX_EXAMPLES,
+        reason_name=_reason_name,
+    )
+
+
+def _visible(value: Any) -> Any:
+    """Show invisible characters of a text as escapes, before the template escapes the others."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return printable(value, max_length=len(value))
+    return value
+
+
+def _static(name: str) -> Markup:
+    file = resources.files("cityscapes_maskrcnn.report") / "static" / name
+    return Markup(file.read_text(encoding="utf-8"))
+
+
+def _policy(style: str, script: str) -> str:
+    """What the page may load and run: nothing but what was written into it."""
+
+    def digest(text: str) -> str:
+        sha256 = hashlib.sha256(text.encode("utf-8")).digest()
+        return f"'sha256-{base64.b64encode(sha256).decode('ascii')}'"
+
+    return (
+        f"default-src 'none'; img-src data:; style-src {digest(style)}; "
+        f"script-src {digest(script)}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _data_address(text: str) -> str:
+    encoded = base64.b64encode(text.encode("utf-8")).decode("ascii")
+    return f"data:text/csv;base64,{encoded}"
+
+
+def _reason_name(reason: str) -> str:
+    """Why an example was chosen, for people: ``class:car`` is ``Car``."""
+    return _REASONS.get(reason, reason.removeprefix("class:").capitalize())
+
+
+def _stage_charts(stage: TrainedStage) -> list[LineChart]:
+    curves = stage.curves
+    groups: list[tuple[str, Mapping[str, Any]]] = [
+        (
+            "Total loss",
+            {
+                "training": curves.get("total_loss", {}),
+                "validation": curves.get("validation/total_loss", {}),
+            },
+        ),
+        (
+            "Mask AP while training, %",
+            {
+                "official": curves.get("segm/AP", {}),
+                "COCO-style": curves.get("coco_segm/AP", {}),
+            },
+        ),
+        ("Mean IoU, %", {"mean IoU": curves.get("sem_seg/IoU", {})}),
+    ]
+    charts = (line_chart(title, lines) for title, lines in groups)
+    return [chart for chart in charts if chart]
+
+
+def _objective(run: RunFolder) -> str:
+    """What the search maximises, for people."""
+    name = run.step("search").settings.get("SEARCH.OBJECTIVE", "")
+    known = {"segm/AP": "Official mask AP, %", "coco_segm/AP": "COCO-style mask AP, %"}
+    return known.get(name, name or "Score")
+
+
+def _search_history(trials: list[TextRow], label: str) -> LineChart | None:
+    """Every trial's score, and the best one so far."""
+    with findings.numbers_of("trials.csv"):
+        scores = {int(row["trial"]): float(row["value"]) for row in trials if row["value"]}
+    best: dict[int, float] = {}
+    for number in sorted(scores):
+        best[number] = max(scores[number], *best.values()) if best else scores[number]
+    return line_chart(
+        label, {"best so far": best, "trial": scores}, kinds=("first", "dots"), x_label="trial"
+    )

@@ -1,0 +1,336 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+from base64 import b64decode
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cityscapes_maskrcnn.report.inline_pictures import inline_picture
+from cityscapes_maskrcnn.report.page import MAX_BYTES, write_report
+from cityscapes_maskrcnn.utils.errors import InputError
+
+HOSTILE = "\"><script>alert('x')</script><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}\u202e"
+
+
+class Page(HTMLParser):
+    """Text of each section by its id, tables by their captions, and elements by their tags."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.sections: dict[str, str] = {"": ""}
+        self.tables: dict[str, list[list[str]]] = {}
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._open: list[str] = []
+        self._section = self._caption = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img", "input"):
+            self._open.append(tag)
+        if tag == "section":
+            self._section = dict(attrs)["aria-labelledby"] or ""
+            self.sections[self._section] = ""
+        elif tag == "caption":
+            self._caption = ""
+        elif tag == "tr":
+            self.tables[self._caption].append([])
+        elif tag in ("td", "th"):
+            self.tables[self._caption][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        # What a text from outside closes would be found here.
+        assert self._open.pop() == tag
+        if tag == "section":
+            self._section = ""
+        elif tag == "caption":
+            self.tables[self._caption] = []
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] in ("script", "style"):
+            return
+        self.sections[self._section] += data
+        if "caption" in self._open:
+            self._caption += data
+        elif {"td", "th"} & {*self._open}:
+            self.tables[self._caption][-1][-1] += data
+
+
+def report(run: Path, output: Path) -> Page:
+    write_report(run, output)
+    return Page(output.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return report(finished_run, tmp_path_factory.mktemp("page") / "report.html")
+
+
+def test_the_headline_is_the_last_scored_stage(page: Page) -> None:
+    top = " ".join(page.sections[""].split())
+    assert "Mask R-CNN with ResNet-50 on generated streets" in top
+    assert "stage 3 refined, reaches an official mask AP of 13.0 % on 24 generated images" in top
+    assert "official mask AP 13.0 % val parts 3-4 of 4, 24 images" in top
+    assert "COCO-style AP 18.2 %" in top
+    # 4 x 400 s.
+    assert "27 min 4 stages, without search and scoring" in top
+
+
+def test_warnings_in_plain_words(page: Page) -> None:
+    warnings = page.sections["warnings"]
+    for expected in (
+        "generated drawings of streets, not Cityscapes",
+        "of 24 images, few: one object more or less moves the AP",
+        "The last stage is not the best: stage 2 tuned has an official AP of 14.5 %, stage 3",
+        "tuned on cityscapes_instance_val_part1of4",
+        "The search completed 2 trials, too few",
+        "One training with one seed",
+    ):
+        assert expected in warnings
+    # It started from weights that were trained, and is complete.
+    assert "random weights" not in warnings
+    assert "not complete" not in warnings
+
+
+def test_scores_name_their_protocol(page: Page) -> None:
+    heading, *rows = page.tables["Mask AP in percent, by stage and protocol"]
+    assert heading[2:5] == ["Official AP", "Official AP50", "COCO-style AP"]
+    assert rows[1] == [
+        *("2 tuned", "val parts 3-4 of 4, 24 generated images", "14.5", "29.0"),
+        # No large objects: no score, and not a zero.
+        *("20.3", "36.2", "3.0", "20.0", "-", "25.0"),
+    ]
+    assert "mean IoU is 30.0 %" in page.sections["results"]  # (20 + 399 / 40)
+
+
+def test_the_table_can_be_downloaded(page: Page) -> None:
+    (link,) = [attributes for tag, attributes in page.tags if "download" in attributes]
+    assert link["download"] == "performance.csv"
+    address = link["href"]
+    assert address
+    text = b64decode(address.partition(",")[2]).decode()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["official_AP"] for row in rows[:4]] == ["", "11.25", "14.5", "13.0"]
+
+
+def test_classes_and_errors(page: Page) -> None:
+    heading, *rows = page.tables["Stage 3 refined by class"]
+    assert heading[3:] == ["Objects", "Found", "Missed", "False positives"]
+    assert rows[2] == ["car", "5.0", "10.0", "10", "2", "8", "2"]
+    assert rows[5] == ["train", "-", "-", "0", "0", "0", "1"]
+    # Found: 0 + 1 + 2 + 3 + 4 + 6 + 7. False: 7 x 2 + 1.
+    assert "Of 70 objects, stage 3 refined finds 23 (33 %)" in page.sections["errors"]
+    assert "Of its 38 detections 15 are false" in page.sections["errors"]
+    assert "4 of 9 objects of class bus are detected as truck" in page.sections["errors"]
+    misses = page.tables["Missed objects by size and cover"]
+    # 8 classes of 10 objects, 3 of them missed.
+    assert misses[1] == ["small (< 32² px)", "80", "24", "30 %"]
+
+
+def test_what_was_trained_on_what(page: Page) -> None:
+    _, first, second, *_ = page.tables["What was trained on what"]
+    expected = ["240", "3.33", "400", "0.002", "2", "20.5 M", "400 s", "3.0 GiB RAM", "complete"]
+    assert first == ["0 backbone", "torchvision://deeplabv3_resnet50", "train", *expected]
+    assert second == ["1 heads", "stage 0 backbone", "train", *expected]
+    labels = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
+    losses = [label for label in labels if label.startswith("Total loss")]
+    assert len(losses) == 4
+    # Means of neighbours; 2.4 / (1 + 3.99) + 0.5 at the end.
+    assert losses[0].endswith("; validation: 1.71 at iteration 99, 0.981 at 399")
+
+
+def test_anchors_search_and_drift(page: Page) -> None:
+    assert "Sizes 10, 31.5 px" in page.sections["anchors"]
+    assert page.tables["Best overlap of an anchor with each box"][1][:4] == [
+        *("all boxes", "115", "0.20", "0.75"),
+    ]
+    heading, *trials = page.tables["Trials, the best first"]
+    assert heading == ["Trial", "State", "Official mask AP, %", "fg_iou_thresh", "Time", "Reason"]
+    assert trials[0] == ["2", "complete", "12.50", "0.45", "60 s", "-"]
+    assert trials[2] == ["1", "failed", "-", "0.7", "3 s", "loss is NaN "]
+    drift = page.tables["Stage 0 backbone: distance from its start"]
+    assert drift[2] == ["res2", "1 %", "50 %"]
+
+
+def test_provenance_and_commands(page: Page, finished_run: Path) -> None:
+    repeat = page.sections["repeat"]
+    assert (
+        f"python datasets/make_synthetic_cityscapes.py {finished_run}/data --train 240 --val 48 "
+        "--height 128 --width 256 --seed 7"
+    ) in repeat
+    assert f"export DETECTRON2_DATASETS={finished_run}/data" in repeat
+    assert f"python tools/train_stages.py --output '{finished_run}'" in repeat
+    assert f"python tools/train_net.py OUTPUT_DIR '{finished_run}/stage_1'" in repeat
+    provenance = page.sections["provenance"]
+    assert "trained on 1 images of cityscapes_instance_train" in provenance
+    assert "torch 2.14.1; detectron2 0.6" in provenance
+    assert f"--model {finished_run}/stage_3/model_final.pth" in page.sections["next"]
+
+
+def test_the_page_needs_no_other_file(page: Page) -> None:
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            address = attributes.get(name) or ""
+            assert address.startswith(("data:", "#")) or not address, (tag, address)
+        # Styles and handlers in attributes are forbidden by the policy of the page.
+        assert not [name for name in attributes if name == "style" or name.startswith("on")]
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len({*ids})
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert {link[1:] for link in links if link and link[0] == "#"} <= {*ids}
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert pictures
+    assert all(each["alt"] and each["width"] and each["height"] for each in pictures)
+
+
+def test_texts_from_outside_are_escaped(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    """Classes, datasets, images, captions, commands, versions, reasons, and the run's name."""
+    run = make_run(tmp_path / "a <b>'run'", HOSTILE.replace("/", "_"))
+    page = report(run, tmp_path / "report.html")
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("script") == 1
+    assert "b>'run'" not in tags
+    assert not [attributes for _, attributes in page.tags if "onerror" in attributes]
+    bicycle = page.tables["Stage 3 refined by class"][8][0]
+    assert bicycle.startswith("bicycle\"><script>alert('x')<_script><img src=x onerror=")
+    for section in ("examples", "errors", "anchors", "search", "repeat", "provenance", "warnings"):
+        assert "<script>alert('x')<_script>" in page.sections[section]
+    # Not a template, and not invisible.
+    assert "{{ 7 * 7 }}\\u202e" in page.sections["examples"]
+    assert "\u202e" not in (tmp_path / "report.html").read_text()
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    """Of a run that has just begun."""
+    (tmp_path / "run" / "stage_0").mkdir(parents=True)
+    page = report(tmp_path / "run", tmp_path / "report.html")
+    for section, expected in {
+        "warnings": "The run is not complete. Not done: stage 0 backbone, stage 1 heads, anchors",
+        "results": "No stage has been scored yet",
+        "examples": "No pictures were drawn",
+        "errors": "No errors were analysed",
+        "training": "No metrics were logged yet",
+        "anchors": "No anchors were fitted",
+        "search": "No search",
+        "drift": "No drift was measured",
+        "repeat": "The command of the whole recipe was not recorded",
+        "provenance": "No checkpoint is in the run's folder",
+    }.items():
+        assert expected in page.sections[section]
+    assert "0 of its 9 steps are done; nothing is scored yet" in page.sections[""]
+    assert f"python tools/train_stages.py --output {tmp_path}/run" in page.sections["next"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("scores", "search", "anchors", "gallery", "recipe.json", "data", "stage_0", "stage_1"),
+        *("stage_2/model_final.pth", "stage_3/metrics.json", "stage_3/config.yaml"),
+        *("stage_3/summary.json", "scores/stage_3/inference", "search/best.yaml"),
+    ],
+)
+def test_any_part_may_be_missing(finished_run: Path, tmp_path: Path, name: str) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    path = run / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "Results" in report(run, tmp_path / "report.html").sections["results"]
+
+
+def test_pictures_without_a_gallery(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "gallery").rename(run / "pictures")
+    examples = report(run, tmp_path / "report.html").sections["examples"]
+    assert "the first 4 of 4 pictures" in examples
+    assert "lindau_gt.png" in examples
+
+
+def test_random_weights_have_no_drift(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    config = run / "stage_0" / "config.yaml"
+    config.write_text(config.read_text().replace("torchvision://deeplabv3_resnet50", "''"))
+    page = report(run, tmp_path / "report.html")
+    assert "means nothing and is not shown" in page.sections["drift"]
+    assert "Training started from random weights" in page.sections["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("gallery/gallery.json", "{", "cannot be read"),
+        ("anchors/anchors.json", '{"boxes": 3}', "has no default and fitted"),
+        ("search/trials.csv", "trial,state\n1,complete\n", "a line without value"),
+        (
+            "search/trials.csv",
+            "trial,state,value,seconds\n1,complete,many,3\n",
+            "trials.csv: damaged",
+        ),
+        ("scores/stage_3/inference/analysis/misses.csv", "class\ncar\n", "a line without by and"),
+        ("anchors/anchors.png", "no picture", "no picture that can be read"),
+        ("stage_2/model_final.pth", "no checkpoint", "model_final.pth"),
+    ],
+)
+def test_a_damaged_file_gets_one_line(
+    finished_run: Path, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / name).write_text(text)
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        write_report(run, tmp_path / "report.html")
+    assert Path(name).name in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_gallery_shows_no_files_of_other_folders(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    gallery = run / "gallery" / "gallery.json"
+    content = json.loads(gallery.read_text())
+    content["examples"][0]["gt"] = "../anchors/anchors.png"
+    gallery.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"\.\./anchors/anchors\.png is no file beside it"):
+        write_report(run, tmp_path / "report.html")
+
+
+def test_many_pictures_fit(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise hardly compresses: 16 examples of it would be 1.4 MB."""
+    assert MAX_BYTES == 8_000_000
+    monkeypatch.setattr("cityscapes_maskrcnn.report.page.MAX_BYTES", 400_000)
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    noise = np.random.default_rng(0).integers(0, 256, (250, 500, 3), np.uint8)
+    Image.fromarray(noise).save(run / "gallery" / "noise.png")
+    gallery = run / "gallery" / "gallery.json"
+    content = json.loads(gallery.read_text())
+    for number in range(20):
+        picture = f"noise_{number}.png"
+        (run / "gallery" / picture).hardlink_to(run / "gallery" / "noise.png")
+        example = {**content["examples"][0], "gt": picture, "pred": "noise.png"}
+        content["examples"].append(example)
+    gallery.write_text(json.dumps(content))
+    page = report(run, tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size <= 400_000
+    assert "6 more are in the folder gallery of the run" in page.sections["examples"]
+    # What even no picture would make small enough.
+    monkeypatch.setattr("cityscapes_maskrcnn.report.page.MAX_BYTES", 1000)
+    with pytest.raises(InputError, match="its report is larger than 1,000 bytes"):
+        write_report(run, tmp_path / "none.html")
+
+
+def test_pictures_are_scaled_down_and_small(tmp_path: Path) -> None:
+    Image.new("RGB", (2000, 1000), (10, 200, 30)).save(tmp_path / "green.png")
+    picture = inline_picture(tmp_path / "green.png", 500)
+    assert (picture.width, picture.height) == (500, 250)
+    content = b64decode(picture.src.removeprefix("data:image/webp;base64,"))
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.format, image.size) == ("WEBP", (500, 250))
+        # A drawing loses nothing.
+        assert image.convert("RGB").getpixel((3, 3)) == (10, 200, 30)

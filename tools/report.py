@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""Report a run of the recipe on one page, which needs no other file and no network."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
+from cityscapes_maskrcnn.report.page import write_report
+from cityscapes_maskrcnn.utils.tool import folder, run_tool
+
+EXAMPLES = """
+example:
+    tools/report.py --run output/recipe --output report.html
+
+The page says what was trained on what, its scores, curves, anchors, search, errors and examples,
+how to repeat it, and what limits its meaning. A run that is not complete is reported as far as it
+is. Before, tools/make_gallery.py with --output RUN/gallery chooses and draws the examples.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the run and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    help_run = "the --output of tools/train_stages.py"
+    add("--run", type=folder("--run"), required=True, metavar="DIR", help=help_run)
+    add("--output", type=Path, metavar="HTML", help="default: report.html in the run's folder")
+    args = parser.parse_args(argv)
+    output = args.output or args.run / "report.html"
+    write_report(args.run, output)
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, open it in a browser")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
