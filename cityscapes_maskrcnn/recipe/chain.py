@@ -67,7 +67,9 @@ def note_command(output: Path) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    content = {"command": shlex.join(["python", *sys.argv]), "datasets": dataset_root()}
+    # An installed command is a program of its own.
+    python = ["python"] * sys.argv[0].endswith(".py")
+    content = {"command": shlex.join([*python, *sys.argv]), "datasets": dataset_root()}
     write_json(output / COMMAND_FILE, content)
 
 

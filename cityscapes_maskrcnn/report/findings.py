@@ -166,7 +166,7 @@ def _tuned_on(run: RunFolder) -> list[str]:
     except (yaml.YAMLError, KeyError, TypeError, ValueError):
         return []
     shown = ", ".join(names)
-    return [f"Thresholds were tuned on {shown}; these images do not count as unseen any more."]
+    return [f"Anchors or thresholds were tuned on {shown}; these images no longer count as unseen."]
 
 
 def error_summary(errors: ErrorTables) -> str:
@@ -214,15 +214,20 @@ def from_random_weights(stage: TrainedStage) -> bool:
 
 
 def anchors_summary(anchors: Mapping[str, Any]) -> str:
-    """The fitted shapes in words."""
-    sizes, ratios = (", ".join(f"{x:g}" for x in anchors["fitted"][key]) for key in _SHAPE)
+    """The fitted shapes in words, and whether they fit better than the default ones."""
+    fitted = anchors["fitted"]
+    sizes, ratios = (", ".join(f"{x:g}" for x in fitted[key]) for key in ("sizes", "ratios"))
+    before = {each["group"]: each["mean_iou"] for each in anchors["default"]["fit"]}
+    after = {each["group"]: each["mean_iou"] for each in fitted["fit"]}
+    better = ""
+    if "all" in before and "all" in after:
+        better = f" The mean best IoU goes from {before['all']:.2f} to {after['all']:.2f}"
+        worse = [name for name in after if name in before and after[name] < before[name]]
+        better += f", for {' and '.join(worse)} boxes down." if worse else "."
     return (
         f"Sizes {sizes} px at the network's scale, one a pyramid level; height / width {ratios}. "
-        f"Fitted by k-means to {anchors['boxes']}."
+        f"Fitted by k-means to {anchors['boxes']}.{better}"
     )
-
-
-_SHAPE: Final = ("sizes", "ratios")
 
 
 def repeat_commands(run: RunFolder) -> list[Advice]:

@@ -145,7 +145,7 @@ def _stage_charts(stage: TrainedStage) -> list[LineChart]:
             },
         ),
         (
-            "Mask AP while training, %",
+            "Mask AP, %",
             {
                 "official": curves.get("segm/AP", {}),
                 "COCO-style": curves.get("coco_segm/AP", {}),

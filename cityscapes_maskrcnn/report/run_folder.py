@@ -227,7 +227,10 @@ def read_run(folder: Path) -> RunFolder:
         anchors_picture=_optional(folder / "anchors" / "anchors.png"),
         trials=read_table(folder / "search" / "trials.csv", ("trial", "state", "value")),
         best=_optional_text(folder / "search" / "best.yaml"),
-        search_pictures=sorted((folder / "search").glob("*.png")),
+        # The page draws the history itself.
+        search_pictures=[
+            path for path in sorted((folder / "search").glob("*.png")) if path.stem != "history"
+        ],
         errors=_errors(folder),
         gallery=_gallery(folder / GALLERY_FOLDER),
         pictures=sorted(pictures.glob("*.png")),

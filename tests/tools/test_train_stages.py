@@ -32,7 +32,13 @@ TINY = (
     "SOLVER.IMS_PER_BATCH 2 SOLVER.WARMUP_ITERS 0 TEST.DETECTIONS_PER_IMAGE 10"
 )
 STAGES = ["--stages", "stage_2", "stage_3", "MODEL.WEIGHTS", "", *TINY.split()]
-REPORT = {"performance.md", "performance.csv", "performance.png", "overfitting.png"}
+REPORT = {
+    "performance.md",
+    "performance.csv",
+    "performance.png",
+    "overfitting.png",
+    "recipe.json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +68,13 @@ def test_it_plans_trains_scores_and_reports(chain: Path) -> None:
     gallery = json.loads((chain / "gallery" / "gallery.json").read_text())
     assert gallery["model"].endswith(str(chain / "stage_3" / "model_final.pth"))
     assert str(chain / "gallery" / "index.md") in rest
+    # For the report: how to repeat it.
+    recipe = json.loads((chain / "recipe.json").read_text())
+    assert recipe["command"].startswith("python ")
+    assert f"--output {chain} --stages stage_2 stage_3 MODEL.WEIGHTS ''" in recipe["command"]
+    (command,) = json.loads((chain / "stage_3" / "inputs.json").read_text())["commands"]
+    assert "--resume MODEL.DEVICE cpu" in command
+    assert f"MODEL.WEIGHTS {chain}/stage_2/model_final.pth" in command
     for stage in ("stage_2", "stage_3"):
         scores = json.loads((chain / "scores" / stage / "scores.json").read_text())
         assert list(scores["datasets"]) == ["cityscapes_instance_val_part3and4of4"]
