@@ -48,7 +48,9 @@ demo: setup
 	    "$$DEMO"'/datasets/cityscapes/leftImg8bit/val/*/*_00001[0-5]_*.png' \
 	  --output "$$DEMO/pictures" --score-thresh 0.7 \
 	  MODEL.WEIGHTS "$$DEMO/stage_3/model_final.pth"
+	"$$VENV/bin/python" tools/report.py --run "$$DEMO" --output "$$DEMO/report.html"
 	@echo
+	@echo "Report             $$DEMO/report.html"
 	@echo "Pictures           $$DEMO/pictures/"
 	@echo "TensorBoard        $$VENV/bin/tensorboard --logdir '$$DEMO'"
 

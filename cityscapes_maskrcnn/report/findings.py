@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import yaml
-
 from cityscapes_maskrcnn.recipe.performance_table import Row, caution, cell
 from cityscapes_maskrcnn.recipe.step import StepState
-from cityscapes_maskrcnn.report.report_tables import mean_iou
+from cityscapes_maskrcnn.report.report_tables import mean_iou, scored_images
 from cityscapes_maskrcnn.report.run_folder import (
     GALLERY_FOLDER,
     ErrorTables,
@@ -60,7 +58,8 @@ def model_name(run: RunFolder) -> str:
     for stage in reversed(run.stages):
         backbone, depth = stage.setting("MODEL.BACKBONE.NAME"), stage.setting("MODEL.RESNETS.DEPTH")
         if isinstance(backbone, str):
-            name = f"ResNet-{depth}" if "resnet" in backbone else backbone
+            # A hyphen at which no line ends.
+            name = f"ResNet\N{NON-BREAKING HYPHEN}{depth}" if "resnet" in backbone else backbone
             return f"Mask R-CNN with {name.removeprefix('build_').removesuffix('_backbone')}"
     return "Mask R-CNN"
 
@@ -79,7 +78,7 @@ def summary(run: RunFolder) -> str:
     honest = "which the model had seen before" if row.note else "none of which it had seen"
     return (
         f"{what} Its last model, stage {row.name}, reaches an official mask AP of "
-        f"{row.official['AP']:.1f} % on {row.scored_images:,} {kind}, {honest}."
+        f"{row.official['AP']:.1f} % on {scored_images(row)} {kind}, {honest}."
     )
 
 
@@ -88,7 +87,7 @@ def figures(run: RunFolder) -> list[Figure]:
     found = []
     row = headline_row(run)
     if row is not None:
-        where = f"{row.split}, {row.scored_images:,} images"
+        where = f"{row.split}, {scored_images(row)} images"
         found.append(Figure(f"{row.official['AP']:.1f} %", "official mask AP", where))
         if "AP50" in row.official:
             found.append(Figure(f"{row.official['AP50']:.1f} %", "official AP50", "at IoU 0.50"))
@@ -126,7 +125,11 @@ def warnings(run: RunFolder) -> list[str]:
                 "point between stages may be chance."
             )
         found += _better_before(run, row)
-    found += _tuned_on(run)
+    if run.tuned_on:
+        found.append(
+            f"Anchors or thresholds were tuned on {', '.join(run.tuned_on)}; these images no "
+            "longer count as unseen."
+        )
     complete = [trial for trial in run.trials if trial["state"] == "complete"]
     if run.trials and len(complete) < _FEW_TRIALS:
         found.append(
@@ -158,15 +161,16 @@ def _better_before(run: RunFolder, last: Row) -> list[str]:
     ]
 
 
-def _tuned_on(run: RunFolder) -> list[str]:
-    """On what anchors and thresholds were chosen."""
-    try:
-        content = yaml.safe_load(run.best)
-        names = [str(name) for name in content["DATASETS"]["TUNED_ON"]]
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
-        return []
-    shown = ", ".join(names)
-    return [f"Anchors or thresholds were tuned on {shown}; these images no longer count as unseen."]
+def data_summary(run: RunFolder) -> str:
+    """What the data of the run are."""
+    if not run.generator:
+        return ""
+    arguments = run.generator
+    counts = [f"{split} {count:,}" for split, count in arguments["counts"].items() if count]
+    return (
+        f"The data are generated streets of {arguments['height']} x {arguments['width']} pixels, "
+        f"seed {arguments['seed']}: {', '.join(counts)} images."
+    )
 
 
 def error_summary(errors: ErrorTables) -> str:
@@ -282,16 +286,19 @@ def next_steps(run: RunFolder) -> list[Advice]:
                 f"python tools/predict.py --model {weights} --input photographs --output drawn",
             ),
             Advice(
-                "Draw its telling images, the best and the worst among them",
-                f"python tools/make_gallery.py --config-file {config} --output {gallery} "
-                f"MODEL.WEIGHTS {weights}",
-            ),
-            Advice(
                 "Export it for ONNX Runtime",
                 f"python tools/export_model.py --config-file {config} --output {exported} "
                 f"MODEL.WEIGHTS {weights}",
             ),
         ]
+        if not run.gallery:
+            found.append(
+                Advice(
+                    "Draw its telling images, the best and the worst among them",
+                    f"python tools/make_gallery.py --config-file {config} --output {gallery} "
+                    f"MODEL.WEIGHTS {weights}",
+                )
+            )
     found.append(
         Advice(
             "Follow the curves of all stages in TensorBoard",

@@ -30,14 +30,6 @@ MAX_EXAMPLES: Final = 16
 # Pixels: what a large screen shows, and what nothing can be seen on.
 _PICTURE_WIDTH: Final = 1400
 _LEAST_WIDTH: Final = 100
-_REASONS: Final = {
-    "best": "Best",
-    "median": "Typical",
-    "worst": "Worst",
-    "false_positives": "False positives",
-    "misses": "Misses",
-    "small": "Small objects",
-}
 
 
 def write_report(folder: Path, output: Path) -> None:
@@ -95,7 +87,6 @@ def render_page(run: RunFolder, picture_width: int) -> str:
         others=other_rows(),
         performance_csv=_data_address(to_csv([*run.rows, *other_rows()])),
         max_examples=MAX_EXAMPLES,
-        reason_name=_reason_name,
     )
 
 
@@ -127,11 +118,6 @@ def _policy(style: str, script: str) -> str:
 def _data_address(text: str) -> str:
     encoded = base64.b64encode(text.encode("utf-8")).decode("ascii")
     return f"data:text/csv;base64,{encoded}"
-
-
-def _reason_name(reason: str) -> str:
-    """Why an example was chosen, for people: ``class:car`` is ``Car``."""
-    return _REASONS.get(reason, reason.removeprefix("class:").capitalize())
 
 
 def _stage_charts(stage: TrainedStage) -> list[LineChart]:

@@ -132,7 +132,12 @@ def score_table(rows: Sequence[Row], stages: Sequence[TrainedStage]) -> Table:
 
 def _where(row: Row) -> str:
     kind = " generated" if row.generated else ""
-    return f"{row.split}, {row.scored_images:,}{kind} images"
+    return f"{row.split}, {scored_images(row)}{kind} images"
+
+
+def scored_images(row: Row) -> str:
+    """How many images a row was scored on."""
+    return "an unknown number of" if row.scored_images is None else f"{row.scored_images:,}"
 
 
 def mean_iou(stage: TrainedStage) -> float | None:

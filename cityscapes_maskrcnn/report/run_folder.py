@@ -40,7 +40,6 @@ _GALLERY: Final = {
     "images": int,
     "examples": [
         {
-            "reason": str,
             "image": str,
             "caption": str,
             "gt": str,
@@ -130,13 +129,13 @@ class Example:
 
     Attributes:
         image: its name.
-        captions: why it was chosen, ``best``, ``class:car``, ..., and what is to be seen.
+        captions: why it was chosen, and what is to be seen.
         gt: picture of the ground truth.
         pred: picture of the predictions, of the same size.
     """
 
     image: str
-    captions: dict[str, str]
+    captions: list[str]
     gt: Path
     pred: Path
 
@@ -171,6 +170,7 @@ class RunFolder:
         anchors_picture: of the fit.
         trials: rows of the search's ``trials.csv``, the best first.
         best: text of the search's ``best.yaml``.
+        tuned_on: names of the datasets that its values, and those of the anchors, were chosen by.
         search_pictures: of the search.
         errors: of the last stage that was scored; None without an analysis.
         gallery: None if none was made.
@@ -188,6 +188,7 @@ class RunFolder:
     anchors_picture: Path | None
     trials: list[TextRow]
     best: str
+    tuned_on: list[str]
     search_pictures: list[Path]
     errors: ErrorTables | None
     gallery: Gallery | None
@@ -227,6 +228,7 @@ def read_run(folder: Path) -> RunFolder:
         anchors_picture=_optional(folder / "anchors" / "anchors.png"),
         trials=read_table(folder / "search" / "trials.csv", ("trial", "state", "value")),
         best=_optional_text(folder / "search" / "best.yaml"),
+        tuned_on=_tuned_on(folder / "search" / "best.yaml"),
         # The page draws the history itself.
         search_pictures=[
             path for path in sorted((folder / "search").glob("*.png")) if path.stem != "history"
@@ -354,9 +356,9 @@ def _gallery(folder: Path) -> Gallery | None:
             if Path(name).name != name or not (folder / name).is_file():
                 raise InputError(f"{folder / GALLERY_FILE}: {name} is no file beside it; {_ADVICE}")
         example = Example(
-            image=each["image"], captions={}, gt=folder / each["gt"], pred=folder / each["pred"]
+            image=each["image"], captions=[], gt=folder / each["gt"], pred=folder / each["pred"]
         )
-        examples.setdefault(each["gt"], example).captions[each["reason"]] = each["caption"]
+        examples.setdefault(each["gt"], example).captions.append(each["caption"])
     return Gallery(
         model=content["model"],
         dataset=content["dataset"],
@@ -368,6 +370,13 @@ def _gallery(folder: Path) -> Gallery | None:
 def _generator(root: Path) -> Mapping[str, Any]:
     form = {"arguments": {"counts": {"*": int}, "height": int, "width": int, "seed": int}}
     return _optional_json(root / "cityscapes" / MANIFEST, form).get("arguments", {})
+
+
+def _tuned_on(path: Path) -> list[str]:
+    content = read_yaml(path) if path.is_file() else {}
+    datasets = content.get("DATASETS") if isinstance(content, dict) else None
+    names = datasets.get("TUNED_ON") if isinstance(datasets, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _optional(path: Path) -> Path | None:

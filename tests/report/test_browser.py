@@ -159,6 +159,17 @@ def test_pictures_enlarge(open_page: Open) -> None:
     assert not viewer.is_visible()
 
 
+def test_pictures_enlarge_beyond_a_narrow_screen(open_page: Open) -> None:
+    page = open_page(width=400)
+    page.get_by_role("button", name="Enlarge munster_000008").click()
+    picture = page.locator("dialog .compare").bounding_box()
+    assert picture
+    assert picture["width"] == 52 * 16
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    found = Axe().run(page).response["violations"]
+    assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
+
+
 def test_links_and_commands(open_page: Open) -> None:
     page = open_page()
     for link in page.get_by_role("navigation").get_by_role("link").all():

@@ -77,7 +77,7 @@ def page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 def test_the_headline_is_the_last_scored_stage(page: Page) -> None:
     top = " ".join(page.sections[""].split())
-    assert "Mask R-CNN with ResNet-50 on generated streets" in top
+    assert "Mask R-CNN with ResNet\N{NON-BREAKING HYPHEN}50 on generated streets" in top
     assert "stage 3 refined, reaches an official mask AP of 13.0 % on 24 generated images" in top
     assert "official mask AP 13.0 % val parts 3-4 of 4, 24 images" in top
     assert "COCO-style AP 18.2 %" in top
@@ -137,6 +137,8 @@ def test_classes_and_errors(page: Page) -> None:
 
 
 def test_what_was_trained_on_what(page: Page) -> None:
+    data = "generated streets of 128 x 256 pixels, seed 7: train 240, val 48 images"
+    assert data in page.sections["training"]
     _, first, second, *_ = page.tables["What was trained on what"]
     expected = ["240", "3.33", "400", "0.002", "2", "20.5 M", "400 s", "3.0 GiB RAM", "complete"]
     assert first == ["0 backbone", "torchvision://deeplabv3_resnet50", "train", *expected]
