@@ -38,6 +38,26 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # then end with a line that names it.
     cfg.PROCESS_TIMEOUT = 120.0
 
+    # ---- Tracking -----------------------------------------------------------------------------
+    # OUTPUT_DIR always has metrics.json and TensorBoard's files: scalars, pictures, official
+    # precision-recall curves, hyperparameters. These get scalars, pictures and the config too:
+    # "wandb" (Weights & Biases) and "mlflow", which `pip install wandb mlflow-skinny` installs. A
+    # run that is resumed goes on there as the same run: OUTPUT_DIR/tracking.json has its id. Their
+    # environment variables hold, such as WANDB_MODE=offline (the run stays in OUTPUT_DIR/wandb
+    # until `wandb sync`), WANDB_API_KEY and WANDB_ERROR_REPORTING=false; MLFLOW_TRACKING_URI (a
+    # server, or a file: sqlite:////data/mlflow.db; default: ./mlflow.db). MLflow's telemetry is
+    # off. A service that fails in training is warned of, once, and left.
+    cfg.TRACKING = CfgNode()
+    cfg.TRACKING.BACKENDS = ()
+    # The project at W&B and the experiment at MLflow.
+    cfg.TRACKING.PROJECT = "cityscapes_maskrcnn"
+    # Name of the run there; "": the last two folders of OUTPUT_DIR.
+    cfg.TRACKING.RUN_NAME = ""
+    # Images of every dataset that is scored in training whose ground truth and prediction are drawn
+    # at each evaluation, always the same ones; each takes up to a megabyte of TensorBoard's file.
+    # Detections are drawn from a score of TEST.ANALYSIS_CONFIDENCE on. 0: none.
+    cfg.TRACKING.NUM_PICTURES = 3
+
     # ---- Equal runs ---------------------------------------------------------------------------
     # True: two runs with the same config, weights, data and SEED (0 or more) on the same kind of
     # GPU with the same versions end bit-equal; without it sums on a GPU come in any order. A step

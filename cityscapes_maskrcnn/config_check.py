@@ -148,6 +148,7 @@ _RANGES: Final = {
     "TEST.AUG.MAX_SIZE": _Range(32),
     "TEST.ANALYSIS_CONFIDENCE": _FRACTION,
     "TEST.NUM_WORKERS": _PROCESSES,
+    "TRACKING.NUM_PICTURES": _NOT_NEGATIVE,
     "PROCESS_TIMEOUT": _Range(0, 10**9, open=True),  # torch counts milliseconds in 64 bits
     "SEARCH.RANDOM_TRIALS": _NOT_NEGATIVE,
 }

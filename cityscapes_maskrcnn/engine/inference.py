@@ -27,6 +27,7 @@ from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
 from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.ema import SUFFIX
+from cityscapes_maskrcnn.engine.evaluation_pictures import SampledPredictions
 from cityscapes_maskrcnn.engine.hooks import without_nan
 from cityscapes_maskrcnn.engine.precision import (
     HALF_PRECISIONS,
@@ -203,6 +204,8 @@ def fit_to_evaluators(cfg: CfgNode, model: nn.Module, evaluators: Iterable[Any])
     def accepts(evaluator: Any) -> bool:
         if isinstance(evaluator, DatasetEvaluators):
             return all(map(accepts, evaluator._evaluators))
+        if isinstance(evaluator, SampledPredictions):
+            return True
         # A subclass may do something else with the masks.
         return (
             isinstance(evaluator, CityscapesInstanceEvaluator)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from cityscapes_maskrcnn.data.prefetch import PrefetchedLoader
 from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
 from cityscapes_maskrcnn.engine.ema import SUFFIX, WeightAverage
+from cityscapes_maskrcnn.engine.evaluation_pictures import SampledPredictions, WatchedEvaluator
 from cityscapes_maskrcnn.engine.hooks import Evaluation, StopOnSignal
 from cityscapes_maskrcnn.engine.seen_images import data_of_selection
 from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
@@ -33,11 +34,17 @@ def build_measurement_hooks(
     cfg, model = measured_in_training(trainer.cfg), trainer.model
     period = cfg.TEST.EVAL_PERIOD
     validation_loader: DataLoader[Any] | PrefetchedLoader | None = None
+    samples: dict[str, SampledPredictions] = {}
 
     def evaluate() -> dict[str, Any]:
-        evaluators = [trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        evaluators = []
+        for name in cfg.DATASETS.TEST:
+            sampled = samples.setdefault(name, SampledPredictions(cfg, name))
+            evaluators.append(WatchedEvaluator(trainer.build_evaluator(cfg, name), sampled))
         with stop.measuring():
             trainer._last_eval_results = trainer.test(cfg, model, evaluators)
+            for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+                evaluator.put_events(trainer.storage, name if len(evaluators) > 1 else "")
         results: dict[str, Any] = trainer._last_eval_results
         return results
 

@@ -30,6 +30,7 @@ from detectron2.utils.logger import setup_logger
 
 import cityscapes_maskrcnn
 from cityscapes_maskrcnn.engine.checkpoint import holds_run
+from cityscapes_maskrcnn.engine.event_writers import RUN_IDS_FILE
 from cityscapes_maskrcnn.engine.summary import SCORES_FILE, SUMMARY_FILE
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import remove_temporary_files, write_text
@@ -57,6 +58,7 @@ _RUN_FILES: Final = (
     SUMMARY_FILE,
     SCORES_FILE,
     "events.out.tfevents.*",
+    RUN_IDS_FILE,
     "training_curves.png",
     "drift.csv",
     "drift.md",

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -34,6 +34,14 @@ from cityscapes_maskrcnn.engine.data_wait import WarnOfWaiting
 from cityscapes_maskrcnn.engine.distillation import build_distillation
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.ema import SUFFIX, FinalAverage, WeightAverage, check_decay
+from cityscapes_maskrcnn.engine.event_writers import (
+    RunStorage,
+    TensorboardWriter,
+    TrackRun,
+    check_tracking,
+    service_writers,
+    write_report,
+)
 from cityscapes_maskrcnn.engine.explained_errors import explained_errors, explained_keys
 from cityscapes_maskrcnn.engine.hooks import (
     AverageNormStatistics,
@@ -101,6 +109,7 @@ class Trainer(DefaultTrainer):
             inference.check_metric(measured)
         check_accumulation(cfg)
         check_decay(cfg)
+        check_tracking(cfg)
         cfg.defrost()
         solver.resolve_epochs(cfg)
         if cfg.SEED < 0:
@@ -225,7 +234,7 @@ class Trainer(DefaultTrainer):
         self.iter = self.start_iter
         # Detectron2's loop is fixed in length; this one ends where a hook lowers max_iter.
         with (
-            EventStorage(self.start_iter) as self.storage,
+            RunStorage(self.start_iter) as self.storage,
             finished_hooks(self),
             explained_errors(self),
         ):
@@ -274,7 +283,10 @@ class Trainer(DefaultTrainer):
         cfg.defrost()
         cfg.MODEL.WEIGHTS = str(best)
         cfg.freeze()
-        return self.evaluate_checkpoint(cfg)
+        results = self.evaluate_checkpoint(cfg)
+        if comm.is_main_process():
+            write_report(self.cfg, results, self.max_iter)
+        return results
 
     def _repeat_measurements(self) -> None:
         """Make up for what the checkpoint does not have: what followed it in its iteration."""
@@ -323,11 +335,18 @@ class Trainer(DefaultTrainer):
                 built.append(FinalAverage(self.model, cfg.OUTPUT_DIR, average))
             if cfg.SOLVER.DRIFT_REPORT:
                 built.append(DriftReport(cfg, self._num_images))
+            writers = self.build_writers()
             built += [
                 RunSummary(cfg, self._num_images),
-                WriteEvents(self.build_writers(), cfg.TEST.EVAL_PERIOD),
+                TrackRun(writers),
+                WriteEvents(writers, cfg.TEST.EVAL_PERIOD),
             ]
         return built
+
+    def build_writers(self) -> list[EventWriter]:
+        """Build the log's line, ``metrics.json``, TensorBoard and ``TRACKING.BACKENDS``."""
+        log, metrics, _ = super().build_writers()
+        return [log, metrics, *service_writers(self.cfg), TensorboardWriter(self.cfg)]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -18,7 +18,11 @@ from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, THING_CLASSES
 from cityscapes_maskrcnn.data.registration import image_names, image_suffix_of
 from cityscapes_maskrcnn.data.tree import image_name
 from cityscapes_maskrcnn.evaluation.coco_ap import coco_scores, format_coco_scores
-from cityscapes_maskrcnn.evaluation.error_analysis import summarise_errors, write_error_tables
+from cityscapes_maskrcnn.evaluation.error_analysis import (
+    ErrorSummary,
+    summarise_errors,
+    write_error_tables,
+)
 from cityscapes_maskrcnn.evaluation.ground_truth_cache import read_ground_truth
 from cityscapes_maskrcnn.evaluation.image_scoring import ImageResult, score_image, use_one_thread
 from cityscapes_maskrcnn.evaluation.instance_ap import (
@@ -236,6 +240,8 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         self._analysis_confidence = None if output_dir is None else analysis_confidence
         self._draw = draw
         self._ground_truth: dict[str, GroundTruth] | None = None
+        #: Of the last evaluation, in the main process; None without an analysis.
+        self.error_summary: ErrorSummary | None = None
 
     def reset(self) -> None:
         """Forget all images, and compare the ground truth with its files again."""
@@ -323,7 +329,7 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         self._write_json(RESULTS_FILE, {"averages": official})
         if self._output_dir is not None and self._analysis_confidence is not None:
             folder = self._output_dir / ANALYSIS_FOLDER
-            summary = summarise_errors(
+            summary = self.error_summary = summarise_errors(
                 matches,
                 [image.errors for image in images if image.errors is not None],
                 score_thresh=self._analysis_confidence,

@@ -63,6 +63,10 @@ _NOT_SETTINGS: Final = frozenset(
         "TEST.ANALYSIS_CONFIDENCE",
         "TEST.BATCH_SIZE",
         "TEST.NUM_WORKERS",
+        "TRACKING.BACKENDS",
+        "TRACKING.PROJECT",
+        "TRACKING.RUN_NAME",
+        "TRACKING.NUM_PICTURES",
     }
 )
 # What anchors depend on.

@@ -1,0 +1,517 @@
+"""Where a training run's scalars and pictures go: TensorBoard, Weights & Biases, MLflow.
+
+``metrics.json`` has the scalars in any case. The packages of the last two are imported when a run
+that names them in ``TRACKING.BACKENDS`` starts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils.events import (
+    EventStorage,
+    EventWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
+
+from cityscapes_maskrcnn.engine.hooks import without_nan
+from cityscapes_maskrcnn.evaluation.instance_ap import PrecisionRecall
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.files import read_json, write_json
+from cityscapes_maskrcnn.utils.text import printable
+
+# In OUTPUT_DIR: the ids of the run at each service.
+RUN_IDS_FILE: Final = "tracking.json"
+
+# What people compare runs by; TensorBoard has the whole config as text.
+_HYPERPARAMETERS: Final = (
+    "SEED",
+    "DATASETS.TRAIN",
+    "DATASETS.CLASSES",
+    "INPUT.MIN_SIZE_TRAIN",
+    "INPUT.LSJ.ENABLED",
+    "INPUT.COPY_PASTE.PROB",
+    "DATALOADER.SAMPLER_TRAIN",
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.BACKBONE.NAME",
+    "MODEL.BACKBONE.FREEZE_AT",
+    "MODEL.RESNETS.DEPTH",
+    "MODEL.RESNETS.NORM",
+    "MODEL.FPN.FREEZE",
+    "MODEL.ANCHOR_GENERATOR.SIZES",
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+    "MODEL.RPN.IOU_THRESHOLDS",
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS",
+    "MODEL.ROI_MASK_HEAD.NAME",
+    "MODEL.WEIGHTS",
+    "SOLVER.OPTIMIZER",
+    "SOLVER.BASE_LR",
+    "SOLVER.LR_SCHEDULER_NAME",
+    "SOLVER.WEIGHT_DECAY",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.MAX_ITER",
+    "SOLVER.EMA_DECAY",
+    "SOLVER.AMP.ENABLED",
+)
+# Beside them, the newest value of each of these scalars that is measured.
+_FINAL_METRICS: Final = (
+    "segm/AP",
+    "segm/AP50",
+    "coco_segm/AP",
+    "coco_bbox/AP",
+    "sem_seg/IoU",
+    "total_loss",
+    "validation/total_loss",
+)
+# Thresholds of TensorBoard's precision-recall curves: scores of 0, 0.01, ..., 1.
+_NUM_THRESHOLDS: Final = 101
+# MLflow takes no more of them at once, and no longer ones.
+_MAX_PARAMS, _MAX_PARAM_LENGTH = 100, 6000
+# As Detectron2's writers: scalars are medians over so many iterations.
+_WINDOW: Final = 20
+
+logger = logging.getLogger(__name__)
+
+
+class RunStorage(EventStorage):
+    """Detectron2's storage, with precision-recall curves beside scalars and pictures."""
+
+    def __init__(self, start_iter: int = 0) -> None:
+        super().__init__(start_iter)
+        self._pr_curves: list[tuple[str, PrecisionRecall, int, int]] = []
+
+    def put_pr_curve(self, name: str, curve: PrecisionRecall, num_objects: int) -> None:
+        """Add a curve of a class, which the TensorBoard writer takes.
+
+        Args:
+            name: in TensorBoard.
+            curve: at one IoU threshold.
+            num_objects: in the ground truth.
+        """
+        self._pr_curves.append((name, curve, num_objects, self.iter))
+
+    def take_pr_curves(self) -> list[tuple[str, PrecisionRecall, int, int]]:
+        """Return name, curve, number of objects and iteration of what is new."""
+        taken, self._pr_curves = self._pr_curves, []
+        return taken
+
+
+class TensorboardWriter(TensorboardXWriter):
+    """Detectron2's TensorBoard writer, with precision-recall curves, hyperparameters and config.
+
+    All of a run is in one folder. ``SummaryWriter.add_hparams`` would make a second run in a folder
+    of its own, with the metrics' last values alone; here the hyperparameters belong to the run that
+    has the curves, and TensorBoard shows the curves' last values beside them.
+
+    Attributes:
+        finished: whether the training got to its end; :class:`TrackRun` sets it.
+
+    Args:
+        cfg: the frozen config; files go to ``OUTPUT_DIR``.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg.OUTPUT_DIR)
+        self._cfg = cfg
+        self._described = False
+        self.finished = False
+
+    def write(self) -> None:
+        """Write what is new."""
+        from torch.utils.tensorboard.summary import hparams
+
+        storage = get_event_storage()
+        if not self._described and storage.latest():
+            self._described = True
+            *start, self._end = hparams(
+                hyperparameters(self._cfg),
+                dict.fromkeys(_FINAL_METRICS),
+            )
+            for summary in start:
+                self._writer._get_file_writer().add_summary(summary)
+            text = "".join(f"    {line}\n" for line in self._cfg.dump().splitlines())
+            self._writer.add_text("config", text)
+        super().write()
+        if isinstance(storage, RunStorage):
+            for name, curve, num_objects, iteration in storage.take_pr_curves():
+                counts = curve_at_thresholds(curve, num_objects, _NUM_THRESHOLDS)
+                self._writer.add_pr_curve_raw(
+                    name,
+                    *counts,
+                    global_step=iteration,
+                    num_thresholds=_NUM_THRESHOLDS,
+                )
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._described and self.finished:
+            self._writer._get_file_writer().add_summary(self._end)
+        super().close()
+
+
+def hyperparameters(cfg: CfgNode) -> dict[str, str | float | bool]:
+    """Choose the config keys that runs are compared by; lists become text."""
+    flat = flat_config(cfg)
+    return {
+        key: flat[key] if isinstance(flat[key], (bool, int, float)) else str(flat[key])
+        for key in _HYPERPARAMETERS
+    }
+
+
+def flat_config(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """Name every value of a config by its whole key, such as ``SOLVER.BASE_LR``."""
+    flat: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, Mapping):
+            flat |= flat_config(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def curve_at_thresholds(
+    curve: PrecisionRecall, num_objects: int, num_thresholds: int
+) -> tuple[npt.NDArray[Any], ...]:
+    """Read a precision-recall curve at evenly spaced scores, as TensorBoard has it.
+
+    Args:
+        curve: of one class.
+        num_objects: in the ground truth.
+        num_thresholds: from 0 to 1; at each the predictions with at least that score count.
+
+    Returns:
+        Counts of true positives, false positives, true negatives and false negatives, then
+        precision and recall; each of shape (num_thresholds,). There are no true negatives in
+        detection. Where nothing is found the curve does not tell the number of false positives: 0.
+    """
+    points = np.searchsorted(curve.confidences, np.linspace(0, 1, num_thresholds))
+    precision, recall = curve.precision[points], curve.recall[points]
+    true = np.rint(recall * num_objects)
+    false = np.rint(true / np.where(true > 0, precision, 1) - true)
+    return true, false, np.zeros_like(true), num_objects - true, precision, recall
+
+
+class _ServiceWriter(EventWriter):
+    """Base of writers to a service outside the run's folder, which may fail while a run goes on.
+
+    Place it before the TensorBoard writer, which removes pictures from the storage.
+
+    Attributes:
+        finished: as :class:`TensorboardWriter`'s.
+
+    Args:
+        cfg: the frozen config.
+    """
+
+    name = ""
+    package = ""
+    advice = ""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._cfg = cfg
+        self._last_write = -1
+        self._started = False
+        self.finished = False
+
+    def start(self, resumed: bool) -> None:
+        """Begin a run at the service, or go on with the one that this folder has there.
+
+        Args:
+            resumed: whether the training goes on from a checkpoint.
+
+        Raises:
+            InputError: the service refuses it or cannot be reached; or the file of run ids is
+                damaged.
+        """
+        file = Path(self._cfg.OUTPUT_DIR) / RUN_IDS_FILE
+        ids: dict[str, str] = {}
+        if file.is_file():
+            form = {f"{name}?": str for name in _SERVICES}
+            ids = read_json(file, form=form, advice="remove it to begin a new run")
+        try:
+            run_id = self._start(ids.get(self.name) if resumed else None)
+        except Exception as error:  # of many kinds: network, login, names, files
+            raise InputError(
+                f"TRACKING.BACKENDS {self.name}: no run can be started: {_line(error)}; "
+                f"{self.advice}"
+            ) from error
+        self._started = True
+        if ids.get(self.name) != run_id:
+            write_json(file, {**ids, self.name: run_id})
+
+    def write(self) -> None:
+        """Send what is new."""
+        if not self._started:
+            return
+        storage = get_event_storage()
+        by_iteration: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in storage.latest_with_smoothing_hint(_WINDOW).items():
+            if iteration > self._last_write:
+                by_iteration.setdefault(iteration, {})[name] = float(value)
+        self._last_write = max([self._last_write, *by_iteration])
+        with self._failures("later scalars and pictures are not sent"):
+            for iteration in sorted(by_iteration):
+                self._put_scalars(iteration, by_iteration[iteration])
+            for name, picture, iteration in storage._vis_data:
+                self._put_picture(iteration, name, _to_pixels(picture))
+
+    def close(self) -> None:
+        """End the run at the service."""
+        if self._started:
+            with self._failures("its end is not recorded"):
+                self._end()
+            self._started = False
+
+    @contextmanager
+    def _failures(self, consequence: str) -> Iterator[None]:
+        """Warn, once, and go on without the service: the training is worth more."""
+        try:
+            yield
+        except Exception as error:
+            self._started = False
+            logger.warning("%s: %s; %s", self.name, _line(error), consequence)
+
+    @property
+    def _run_name(self) -> str:
+        return self._cfg.TRACKING.RUN_NAME or "/".join(Path(self._cfg.OUTPUT_DIR).parts[-2:])
+
+    def _start(self, run_id: str | None) -> str:
+        """Go on with a run, or begin one if there is no id; returns its id."""
+        raise NotImplementedError
+
+    def _put_scalars(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        raise NotImplementedError
+
+    def _put_picture(self, iteration: int, name: str, pixels: npt.NDArray[np.uint8]) -> None:
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        raise NotImplementedError
+
+
+class WandbWriter(_ServiceWriter):
+    """Send scalars, pictures and config to Weights & Biases; see :class:`_ServiceWriter`.
+
+    Scalars have an axis of their own, ``iteration``. W&B's own steps only rise, so that what is
+    trained again after an interruption would be dropped.
+    """
+
+    name = "wandb"
+    package = "wandb"
+    advice = "log in by `wandb login`, or keep the run on disk: WANDB_MODE=offline"
+
+    def _start(self, run_id: str | None) -> str:
+        import wandb
+
+        new_id = run_id or uuid.uuid4().hex[:12]
+        self._run = wandb.init(
+            project=self._cfg.TRACKING.PROJECT,
+            name=self._run_name,
+            id=new_id,
+            resume="allow" if run_id else None,
+            dir=self._cfg.OUTPUT_DIR,
+            config=yaml.safe_load(self._cfg.dump()),
+            # It would take over the terminal, and look for code and a git repository to send.
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_git=True,
+                save_code=False,
+            ),
+        )
+        self._run.define_metric("iteration", hidden=True)
+        self._run.define_metric("*", step_metric="iteration")
+        return new_id
+
+    def _put_scalars(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        self._run.log({"iteration": iteration, **scalars})
+
+    def _put_picture(self, iteration: int, name: str, pixels: npt.NDArray[np.uint8]) -> None:
+        import wandb
+
+        self._run.log({"iteration": iteration, name: wandb.Image(pixels, file_type="jpg")})
+
+    def _end(self) -> None:
+        self._run.finish(exit_code=0 if self.finished else 1)
+
+
+class MlflowWriter(_ServiceWriter):
+    """Send scalars, pictures and config to MLflow; see :class:`_ServiceWriter`."""
+
+    name = "mlflow"
+    package = "mlflow-skinny"
+    advice = "MLFLOW_TRACKING_URI names the place, such as sqlite:///mlflow.db"
+
+    def _start(self, run_id: str | None) -> str:
+        with _no_telemetry():
+            from mlflow import MlflowClient
+
+        self._client = MlflowClient()
+        if run_id is not None:
+            self._client.update_run(run_id, status="RUNNING")
+            self._run_id: str = run_id
+            return run_id
+        experiment = self._client.get_experiment_by_name(self._cfg.TRACKING.PROJECT)
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment(self._cfg.TRACKING.PROJECT)
+        )
+        run = self._client.create_run(experiment_id, run_name=self._run_name)
+        self._run_id = run.info.run_id
+        self._put_config()
+        return self._run_id
+
+    def _put_config(self) -> None:
+        from mlflow.entities import Param
+
+        params = [
+            Param(key, str(value)[:_MAX_PARAM_LENGTH])
+            for key, value in flat_config(self._cfg).items()
+            if not key.startswith("SEARCH.")
+        ]
+        for start in range(0, len(params), _MAX_PARAMS):
+            self._client.log_batch(self._run_id, params=params[start : start + _MAX_PARAMS])
+        self._client.log_text(self._run_id, self._cfg.dump(), "config.yaml")
+
+    def _put_scalars(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [Metric(name, value, now, iteration) for name, value in scalars.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
+
+    def _put_picture(self, iteration: int, name: str, pixels: npt.NDArray[np.uint8]) -> None:
+        self._client.log_image(self._run_id, pixels, key=name, step=iteration)
+
+    def _end(self) -> None:
+        self._client.set_terminated(self._run_id, "FINISHED" if self.finished else "KILLED")
+
+
+_SERVICES: Final[Mapping[str, type[_ServiceWriter]]] = {
+    each.name: each for each in (WandbWriter, MlflowWriter)
+}
+
+
+def check_tracking(cfg: CfgNode) -> None:
+    """Verify ``TRACKING.BACKENDS``.
+
+    Raises:
+        InputError: a name is unknown, or its package is not installed.
+    """
+    for name in cfg.TRACKING.BACKENDS:
+        if name not in _SERVICES:
+            raise InputError(
+                f"TRACKING.BACKENDS {printable(name, 100)}: it must be of {', '.join(_SERVICES)}; "
+                "TensorBoard's files are always written"
+            )
+        package = importlib.util.find_spec(name)
+        # A folder of that name, such as the one in which W&B keeps runs, is no package.
+        if package is None or package.origin is None:
+            raise InputError(
+                f"TRACKING.BACKENDS {name}: it is not installed; pip install "
+                f"{_SERVICES[name].package}"
+            )
+
+
+def service_writers(cfg: CfgNode) -> list[_ServiceWriter]:
+    """Build the writers that ``TRACKING.BACKENDS`` names, on the main process only."""
+    return [_SERVICES[name](cfg) for name in dict.fromkeys(cfg.TRACKING.BACKENDS)]
+
+
+class TrackRun(HookBase):
+    """Start the runs of the services before training, and tell the writers how it ended.
+
+    Place it before :class:`.hooks.WriteEvents`, which closes them; main process only.
+
+    Args:
+        writers: as those of :class:`.hooks.WriteEvents`.
+    """
+
+    def __init__(self, writers: Iterable[EventWriter]) -> None:
+        self._writers = list(writers)
+
+    def before_train(self) -> None:
+        """Start the runs.
+
+        Raises:
+            InputError: see :meth:`_ServiceWriter.start`.
+        """
+        for writer in self._writers:
+            if isinstance(writer, _ServiceWriter):
+                writer.start(resumed=self.trainer.start_iter > 0)
+
+    def after_train(self) -> None:
+        """Note whether all iterations were trained."""
+        for writer in self._writers:
+            if isinstance(writer, (_ServiceWriter, TensorboardWriter)):
+                writer.finished = self.trainer.iter >= self.trainer.max_iter
+
+
+def write_report(cfg: CfgNode, results: Mapping[str, Any], iteration: int) -> None:
+    """Add the scores of a run's best checkpoint, which come after all else: ``report/segm/AP``.
+
+    Args:
+        cfg: the frozen config of the training run, whose writers are closed.
+        results: Detectron2's, by task.
+        iteration: the last one.
+    """
+    services = service_writers(cfg)
+    writers: Sequence[EventWriter] = [*services, TensorboardXWriter(cfg.OUTPUT_DIR)]
+    with RunStorage(iteration) as storage:
+        scores = flatten_results_dict(without_nan(results))
+        named = {f"report/{name}": value for name, value in scores.items()}
+        storage.put_scalars(smoothing_hint=False, **named)
+        try:
+            for service in services:
+                service.start(resumed=True)
+                service.finished = True
+            for writer in writers:
+                writer.write()
+                writer.close()
+        except (InputError, OSError) as error:
+            logger.warning("The final scores are in scores.json alone: %s", error)
+
+
+def _to_pixels(picture: Any) -> npt.NDArray[np.uint8]:
+    """Turn a picture of an event storage, (3, H, W), into (H, W, 3), uint8."""
+    pixels = np.asarray(picture)
+    if pixels.dtype != np.uint8:
+        pixels = (255 * pixels.clip(0, 1)).round()
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0)).astype(np.uint8)
+
+
+def _line(error: Exception) -> str:
+    return printable(" ".join(str(error).split()) or type(error).__name__, 400)
+
+
+@contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """Have MLflow, when it is first imported, report nothing to its makers.
+
+    It asks the environment then, and not again.
+    """
+    before = os.environ.get("MLFLOW_DISABLE_TELEMETRY")
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_DISABLE_TELEMETRY"]
+        else:
+            os.environ["MLFLOW_DISABLE_TELEMETRY"] = before
