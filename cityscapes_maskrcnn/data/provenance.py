@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +55,7 @@ class UsedData:
         contents: digests of its image files' contents, see :func:`content_digests`.
         names: digests of their folders and names, see :func:`name_digests`.
         image_ids: what an earlier version noted instead: digests of ``image_id``.
+        generated: whether its images are generated scenes; earlier versions did not note it.
     """
 
     dataset: str
@@ -62,6 +63,7 @@ class UsedData:
     contents: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     image_ids: frozenset[str] = frozenset()
+    generated: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def used_data(dataset: str, role: str, images: Iterable[DatasetDict]) -> UsedDat
         role=role,
         contents=frozenset(content_digests(files)),
         names=frozenset(name_digests(files)),
+        generated=any(_prefixes([Path(file) for file in files])),
     )
 
 
@@ -240,8 +243,8 @@ def find_seen(
 def to_plain(history: Iterable[UsedData]) -> list[dict[str, Any]]:
     """Turn a history into strings and numbers, which a checkpoint loads safely.
 
-    ``images`` is their number; digests are sorted and joined to one string. An entry of an earlier
-    version stays as it was.
+    ``images`` is their number; digests are sorted and joined to one string. ``generated`` is there
+    where it is True. An entry of an earlier version stays as it was.
     """
     plain = []
     for used in history:
@@ -253,6 +256,7 @@ def to_plain(history: Iterable[UsedData]) -> list[dict[str, Any]]:
                 "dataset": used.dataset,
                 "role": used.role,
                 "images": len(used.image_ids or used.contents),
+                **({"generated": True} if used.generated else {}),
                 **{key: "".join(sorted(value)) for key, value in digests.items()},
             }
         )
@@ -296,7 +300,12 @@ def _used_data(item: Mapping[str, Any]) -> UsedData:
     digests = {name: _split_digests(item[key]) for name, key in keys.items()}
     if not isinstance(item["dataset"], str):
         raise TypeError("a name of a dataset that is no text")
-    used = UsedData(dataset=item["dataset"], role=item["role"], **digests)
+    used = UsedData(
+        dataset=item["dataset"],
+        role=item["role"],
+        generated=item.get("generated") is True,
+        **digests,
+    )
     count, size = item["images"], len(used.image_ids or used.contents)
     if type(count) is not int or count != size:
         raise ValueError(f"{count} images, {size} digests")

@@ -15,7 +15,7 @@ from detectron2.engine import HookBase
 
 from cityscapes_maskrcnn.data.provenance import SeenImages
 from cityscapes_maskrcnn.data.registration import is_generated_dataset
-from cityscapes_maskrcnn.utils.files import write_json
+from cityscapes_maskrcnn.utils.files import file_digest, write_json
 from cityscapes_maskrcnn.visualization.style import About
 
 SUMMARY_FILE = "summary.json"
@@ -115,6 +115,8 @@ def write_scores(
         }
     content = {
         "weights": weights,
+        # Null of what Detectron2 has fetched.
+        "sha256": file_digest(Path(weights)),
         "datasets": {
             name: {
                 "images": len(DatasetCatalog.get(name)),
@@ -149,14 +151,19 @@ def about_run(
     )
 
 
-def model_kind(cfg: CfgNode) -> str:
+def model_kind(cfg: Mapping[str, Any]) -> str:
     """Name the architecture and backbone of a config, such as ``Mask R-CNN ResNet-50``."""
-    model = cfg.MODEL
-    kinds = {"GeneralizedRCNN": "Mask R-CNN" if model.MASK_ON else "Faster R-CNN"}
-    backbone = model.BACKBONE.NAME.removeprefix("build_").removesuffix("_backbone")
+    model = cfg["MODEL"]
+    architecture = model["META_ARCHITECTURE"]
+    kinds = {
+        "GeneralizedRCNN": "Mask R-CNN" if model["MASK_ON"] else "Faster R-CNN",
+    }
+    if architecture == "SemanticSegmentor" and "DeepLabV3" in model["SEM_SEG_HEAD"]["NAME"]:
+        architecture = "DeepLabv3"
+    backbone = model["BACKBONE"]["NAME"].removeprefix("build_").removesuffix("_backbone")
     if "resnet" in backbone:
-        backbone = f"ResNet-{model.RESNETS.DEPTH}"
-    return f"{kinds.get(model.META_ARCHITECTURE, model.META_ARCHITECTURE)} {backbone}"
+        backbone = f"ResNet-{model['RESNETS']['DEPTH']}"
+    return f"{kinds.get(architecture, architecture)} {backbone}"
 
 
 def _on_gpu(model: torch.nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.client
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,6 +42,8 @@ _TORCHVISION_NAMES = {
 
 # A .safetensors file's: 100 bytes for each of 40,000 tensors.
 _MAX_HEADER = 4_000_000
+# What a .safetensors file of this project says beside its tensors, as JSON, has names like this.
+_METADATA_PREFIX = "cityscapes_maskrcnn."
 
 # Under which key a training script puts the weights beside optimizer, epoch and so on.
 _NESTING_KEYS = ("model", "model_state_dict", "model_state", "state_dict")
@@ -217,6 +220,34 @@ def write_tensors(path: str | Path, content: Any) -> None:
         ) from error
 
 
+def write_safetensors(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a ``.safetensors`` file that :func:`read_checkpoint` reads, whole or not at all.
+
+    Args:
+        path: the file.
+        content: tensors by name under ``model``, of any types; the other names begin with
+            ``cityscapes_maskrcnn.``, and what they stand for goes into the header as JSON.
+
+    Raises:
+        InputError: it cannot be written, or the header would be larger than what is read.
+    """
+    from safetensors.torch import save
+
+    # Whatever their layout in memory is; copies, because none may share memory with another.
+    tensors = {
+        name: value.detach().cpu().contiguous().clone() for name, value in content["model"].items()
+    }
+    metadata = {key: json.dumps(value) for key, value in content.items() if key != "model"}
+    written = save(tensors, {"format": "pt", **metadata})
+    if int.from_bytes(written[:8], "little") > _MAX_HEADER:
+        raise InputError(
+            f"{path}: cannot be written: what it says beside its tensors, such as the list of seen "
+            f"images, takes more than {_MAX_HEADER} bytes"
+        )
+    with atomic_write(path) as file:
+        file.write(written)
+
+
 def check_tensors(content: Mapping[str, Any], source: str) -> None:
     """Raise if what stands under a tensor's name is no dense tensor of its own size.
 
@@ -330,9 +361,9 @@ def _what_it_is(path: str | Path) -> str:
     return "it is damaged, or no file of torch.save" if start else "it is empty"
 
 
-def _read_safetensors(path: str | Path, source: str) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: str | Path, source: str) -> dict[str, Any]:
     # Imported where needed: everything else in this file needs torch alone.
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
@@ -343,9 +374,18 @@ def _read_safetensors(path: str | Path, source: str) -> dict[str, torch.Tensor]:
                 f"{source}: not a .safetensors file of weights, or damaged: its header has {size} "
                 f"bytes; at most {_MAX_HEADER} are read"
             )
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        said = {
+            key: json.loads(text)
+            for key, text in metadata.items()
+            if key.startswith(_METADATA_PREFIX)
+        }
+        return {**said, "model": load_file(path)}
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{source}: damaged: {error}, in what it says of its making") from error
     # Of torch, in many lines, such as a TypeError for a size beyond 64 bits.
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{source}: damaged: it has a shape that no tensor can have") from error

@@ -184,7 +184,8 @@ def trained(
 ) -> Path:
     """Output of two epochs of the tiny model and its ``stdout``; never written to by tests."""
     output = tmp_path_factory.mktemp("trained")
-    done = train_net(*tiny, "SOLVER.EPOCHS", 2, "TEST.VALIDATION_LOSS", True, "OUTPUT_DIR", output)
+    options = [*tiny, "SOLVER.EPOCHS", 2, "TEST.VALIDATION_LOSS", True, "OUTPUT_DIR", output]
+    done = train_net(*options, "TRACKING.NUM_PICTURES", 2)
     assert done.returncode == 0, done.stderr
     (output / "stdout").write_text(done.stdout)
     return output

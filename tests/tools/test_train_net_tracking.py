@@ -23,9 +23,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 def test_tensorboard_has_pictures_and_curves(trained: Path) -> None:
     events = EventAccumulator(str(trained), size_guidance={"images": 0, "tensors": 0}).Reload()
-    # Two evaluations, of three images each.
+    # Two evaluations, of two images each.
     pictures = [tag for tag in events.Tags()["images"] if tag.startswith("predictions/")]
-    assert len(pictures) == 3
+    assert len(pictures) == 2
     for tag in pictures:
         assert [each.step for each in events.Images(tag)] == [3, 7]
         picture = Image.open(BytesIO(events.Images(tag)[-1].encoded_image_string))

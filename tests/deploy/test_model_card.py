@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cityscapes_maskrcnn.data.provenance import UsedData
+from cityscapes_maskrcnn.deploy.model_card import SharedModel, model_card, read_model
+from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY
+
+CONFIG = {
+    "MODEL": {
+        "META_ARCHITECTURE": "GeneralizedRCNN",
+        "MASK_ON": True,
+        "BACKBONE": {"NAME": "build_resnet_fpn_backbone"},
+        "RESNETS": {"DEPTH": 50},
+        "SEM_SEG_HEAD": {"NAME": "SemSegFPNHead"},
+        "WEIGHTS": "/home/alice/start.pth",
+        "DEVICE": "cuda:1",
+    },
+    "DATASETS": {"OWN": {"mine": {"IMAGE_DIR": "/home/alice/data/images", "TASK": "instance"}}},
+    "OUTPUT_DIR": "/home/alice/out",
+    "TRACKING": {"PROJECT": "alice's"},
+}
+SHA = "ab" * 32
+
+
+def seen(name: str, role: str = "trained", generated: bool = False) -> UsedData:
+    return UsedData(name, role, contents=frozenset(["0" * 12]), generated=generated)
+
+
+def shared(history: tuple[UsedData, ...], *parents: str) -> SharedModel:
+    return SharedModel(
+        source_sha256=SHA,
+        tensors={"a": torch.zeros(1, dtype=torch.bfloat16)},
+        config=CONFIG,
+        origin={
+            "environment": {},
+            "parents": [{"file": parent, "sha256": SHA} for parent in parents],
+            "classes": ["person", "car"],
+        },
+        history=history,
+        chosen_by="",
+    )
+
+
+def front_matter(card: str) -> dict[str, object]:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_a_model_of_cityscapes_bears_its_terms() -> None:
+    history = (seen("cityscapes_instance_train"), seen("cityscapes_instance_val", "tuned"))
+    card = model_card(shared(history, "detectron2://ImageNetPretrained/MSRA/R-50.pkl"), None, SHA)
+    head = front_matter(card)
+    assert head["license"] == "other"
+    assert head["license_name"] == "cityscapes-terms-non-commercial"
+    assert head["license_link"] == "https://www.cityscapes-dataset.com/license/"
+    assert "model-index" not in head
+    assert "# Mask R-CNN ResNet-50 for Cityscapes\n" in card
+    assert "- trained on `cityscapes_instance_train`: 1 images" in card
+    assert "- tuned on `cityscapes_instance_val`: 1 images" in card
+    assert f"- `detectron2://ImageNetPretrained/MSRA/R-50.pkl`, SHA-256 `{SHA}`" in card
+    assert "Not for commercial use" in card
+    assert "generated" not in card
+    assert "| types of its tensors | `bfloat16` |" in card
+
+
+@pytest.mark.parametrize(
+    ("history", "parents", "name"),
+    [
+        ((), (), "terms-of-the-data-and-weights-it-was-trained-from"),
+        ((seen("mine"),), (), "terms-of-the-data-and-weights-it-was-trained-from"),
+        # Generated scenes, but COCO's weights.
+        (
+            (seen("cityscapes_instance_train", generated=True),),
+            ("torchvision://maskrcnn_resnet50_fpn",),
+            "terms-of-the-data-and-weights-it-was-trained-from",
+        ),
+        # First generated ones, then photographs.
+        (
+            (seen("cityscapes_a", generated=True), seen("cityscapes_instance_train")),
+            (),
+            "cityscapes-terms-non-commercial",
+        ),
+    ],
+)
+def test_terms_follow_from_data_and_weights(
+    history: tuple[UsedData, ...], parents: tuple[str, ...], name: str
+) -> None:
+    card = model_card(shared(history, *parents), None, SHA)
+    assert front_matter(card)["license_name"] == name
+    assert ("not recorded" in card.split("Images that it")[1].split("started from:")[0]) == (
+        not history
+    )
+
+
+def test_text_from_outside_is_no_markup() -> None:
+    evil = "`</code><script>|x\n# Title"
+    scores = {
+        "datasets": {
+            evil: {
+                "images": 5,
+                "generated": False,
+                "results": {"segm": {"AP": 1.0, "AP-car": None}},
+            }
+        },
+        "seen": [evil],
+    }
+    card = model_card(shared((seen(evil),), evil), scores, SHA)
+    shown = "`'</code><script>¦x\\n# Title`"
+    assert card.count(shown) == 4
+    assert "\n# Title" not in card
+    assert "<script>" not in card.replace(shown, "").split("---\n", 2)[2]
+    assert "- Official AP by class" not in card
+    assert "Official AP by class: `car` -." in card
+    assert "**Scored on images that it has seen**" in card
+
+
+def test_places_and_accounts_stay_at_home(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    origin = {
+        "command": "train_net.py /home/alice/secret",
+        "seed": 3,
+        "environment": {
+            "torch": "2.14",
+            "detectron2": "0.6 in /home/alice/lib",
+            "DETECTRON2_DATASETS": "/home/alice",
+        },
+        "parents": [{"file": "/home/alice/project/stage_0/model.pth", "sha256": SHA}],
+        "classes": ["person"],
+        "config": yaml.safe_dump(CONFIG),
+    }
+    torch.save({"model": {"a": torch.zeros(2)}, "optimizer": {}, ORIGIN_KEY: origin}, path)
+    model = read_model(path)
+    assert "alice" not in str(model)
+    assert model.origin["parents"] == [{"file": "stage_0/model.pth", "sha256": SHA}]
+    assert model.origin["environment"] == {"torch": "2.14", "detectron2": "0.6"}
+    assert model.config["DATASETS"]["OWN"]["mine"] == {
+        "IMAGE_DIR": "data/images",
+        "TASK": "instance",
+    }
+    assert {*model.tensors} == {"a"}

@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+"""Make a folder of a checkpoint to share: weights as .safetensors, config and a model card."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cityscapes_maskrcnn.utils.stop import end_on_signals
+
+end_on_signals()  # before the slow imports
+
+from cityscapes_maskrcnn.deploy.hub_upload import check_repository, upload_folder
+from cityscapes_maskrcnn.deploy.model_card import (
+    CARD_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    read_model,
+    read_scores,
+    write_model,
+)
+from cityscapes_maskrcnn.utils.tool import folder, run_tool
+
+EXAMPLES = """
+The weights alone are taken over, in the types that they have; no training state, no folders of this
+machine. The card, README.md, says what the checkpoint records. Read it before you publish it.
+
+examples:
+  score a checkpoint, and share it with its scores:
+    tools/train_net.py --config-file output/stage_3/config.yaml --eval-only \\
+        MODEL.WEIGHTS output/stage_3/model_final.pth OUTPUT_DIR output/scored
+    tools/share_model.py --checkpoint output/stage_3/model_final.pth \\
+        --scores output/scored/scores.json --output shared
+  upload it to Hugging Face's hub too, where a new repository is private at first:
+    pip install huggingface_hub
+    hf auth login
+    tools/share_model.py ... --output shared --upload OWNER/NAME
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read, write, and upload if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="FILE", help="a .pth file of train_net.py")
+    add("--scores", metavar="FILE", help="its scores.json, of train_net.py --eval-only")
+    add(
+        "--output",
+        required=True,
+        type=folder("--output"),
+        metavar="DIR",
+        help="a folder, made when missing",
+    )
+    add("--upload", metavar="OWNER/NAME", help="repository on Hugging Face's hub")
+    args = parser.parse_args(argv)
+    if args.upload is not None:
+        check_repository(args.upload)
+    checkpoint = Path(args.checkpoint)
+    model = read_model(checkpoint)
+    scores = None if args.scores is None else read_scores(Path(args.scores), checkpoint)
+    write_model(args.output, model, scores)
+    files = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
+    print(f"{', '.join(files)} are in {args.output}")
+    if scores is None:
+        print("The card has no scores: name those of this checkpoint by --scores")
+    if args.upload is not None:
+        print(f"Uploaded to {upload_folder(args.output, args.upload, files)}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
