@@ -42,8 +42,10 @@ _TORCHVISION_NAMES = {
 
 # A .safetensors file's: 100 bytes for each of 40,000 tensors.
 _MAX_HEADER = 4_000_000
-# What a .safetensors file of this project says beside its tensors, as JSON, has names like this.
-_METADATA_PREFIX = "cityscapes_maskrcnn."
+# Where a .safetensors file of this project says, in JSON, what a .pth file holds beside weights. It
+# is one entry only: safetensors writes several in any order, and the same model would have files of
+# different digests.
+_METADATA_KEY = "cityscapes_maskrcnn"
 
 # Under which key a training script puts the weights beside optimizer, epoch and so on.
 _NESTING_KEYS = ("model", "model_state_dict", "model_state", "state_dict")
@@ -225,8 +227,8 @@ def write_safetensors(path: str | Path, content: Mapping[str, Any]) -> None:
 
     Args:
         path: the file.
-        content: tensors by name under ``model``, of any types; the other names begin with
-            ``cityscapes_maskrcnn.``, and what they stand for goes into the header as JSON.
+        content: tensors by name under ``model``, of any types. The rest goes into the header as
+            JSON.
 
     Raises:
         InputError: it cannot be written, or the header would be larger than what is read.
@@ -237,8 +239,8 @@ def write_safetensors(path: str | Path, content: Mapping[str, Any]) -> None:
     tensors = {
         name: value.detach().cpu().contiguous().clone() for name, value in content["model"].items()
     }
-    metadata = {key: json.dumps(value) for key, value in content.items() if key != "model"}
-    written = save(tensors, {"format": "pt", **metadata})
+    rest = {key: value for key, value in content.items() if key != "model"}
+    written = save(tensors, {_METADATA_KEY: json.dumps(rest, sort_keys=True)})
     if int.from_bytes(written[:8], "little") > _MAX_HEADER:
         raise InputError(
             f"{path}: cannot be written: what it says beside its tensors, such as the list of seen "
@@ -375,13 +377,8 @@ def _read_safetensors(path: str | Path, source: str) -> dict[str, Any]:
                 f"bytes; at most {_MAX_HEADER} are read"
             )
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        said = {
-            key: json.loads(text)
-            for key, text in metadata.items()
-            if key.startswith(_METADATA_PREFIX)
-        }
-        return {**said, "model": load_file(path)}
+            rest = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+        return {**(rest if isinstance(rest, dict) else {}), "model": load_file(path)}
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error}") from error
     except (json.JSONDecodeError, RecursionError) as error:

@@ -17,6 +17,7 @@ from cityscapes_maskrcnn.modeling.weight_files import (
     fetch_torchvision,
     read_checkpoint,
     read_pickle,
+    write_safetensors,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -215,3 +216,38 @@ def test_headers_of_safetensors(tmp_path: Path, header: bytes, message: str) -> 
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(InputError, match=rf"^{path}: {message}$"):
         read_checkpoint(path)
+
+
+def test_safetensors_say_what_a_checkpoint_says(tmp_path: Path) -> None:
+    columns = torch.arange(12, dtype=torch.bfloat16).reshape(2, 2, 3, 1)
+    tensors = {
+        "a": torch.tensor([1, 2]),
+        "b": columns.contiguous(memory_format=torch.channels_last),
+        # Of one memory with the first.
+        "c": columns[0],
+    }
+    content = {"model": tensors, "said": [{"images": 5, "names": "é"}]}
+    for name in ("one", "two"):
+        write_safetensors(tmp_path / f"{name}.safetensors", content)
+    one, two = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    read = read_checkpoint(tmp_path / "one.safetensors")
+    assert read["said"] == content["said"]
+    assert {*read} == {"model", "said"}
+    for name, value in tensors.items():
+        assert read["model"][name].dtype == value.dtype
+        assert torch.equal(read["model"][name], value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "damaged: .* in what it says of its making"), ("[" * 100_000, "damaged: ")],
+)
+def test_safetensors_that_say_garbage(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a.b": torch.ones(2)}, path, {"cityscapes_maskrcnn": text})
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(path)
+    # Of others it is none of this project's business.
+    save_file({"a.b": torch.ones(2)}, path, {"other": text, "cityscapes_maskrcnn": "5"})
+    assert {*read_checkpoint(path)} == {"model"}
