@@ -27,6 +27,7 @@ COMMANDS = {
     "prepare-data": "prepare_cityscapes",
     "report": "report",
     "score": "evaluate_results",
+    "share": "share_model",
     "submit": "make_submission",
     "train": "train_net",
     "train-stages": "train_stages",
