@@ -20,13 +20,14 @@ export GOMP_SPINCOUNT = 10000
 # Where it is set, every start of a tool would compile torch and all else anew: 17 s instead of 7 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test faults lint clean
+.PHONY: help setup demo test faults lint docs clean
 help:
 	@echo "make setup   create the virtual environment VENV only"
 	@echo "make demo    train, score and draw on generated street scenes, on CPU or GPU"
 	@echo "make test    run the test suite"
 	@echo "make faults  kill, interrupt, fill disks and feed damaged files, in 20 to 30 minutes"
 	@echo "make lint    check style and types"
+	@echo "make docs    build the documentation as a site, into site/"
 	@echo "make clean   remove DEMO and VENV"
 	@echo "Variables: VENV=$$VENV PYTHON=$$PYTHON DEMO=$$DEMO CONSTRAINTS=$$CONSTRAINTS"
 	@echo "           DETECTRON2=<git+URL, folder or wheel>"
@@ -64,6 +65,9 @@ lint: setup
 	"$$VENV/bin/python" -m ruff check .
 	"$$VENV/bin/python" -m ruff format --check .
 	"$$VENV/bin/python" -m mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 "$$VENV/bin/python" -m mkdocs build --strict
 
 clean:
 	@.ci/folder remove "$$DEMO"

@@ -42,7 +42,8 @@ def case(tmp_path: Path) -> list[str]:
 def test_scores_and_writes_json(
     tmp_path: Path, case: list[str], without_other_packages: Callable[[str], str]
 ) -> None:
-    (listed,) = re.findall(r"pip install --no-deps -e \. (.*)`", (ROOT / "README.md").read_text())
+    usage = (ROOT / "docs" / "usage.md").read_text()
+    (listed,) = re.findall(r"pip install --no-deps -e \. (.*)`", usage)
     (tmp_path / "sitecustomize.py").write_text(without_other_packages(listed))
     script = ROOT / "tools" / "evaluate_results.py"
     more = ["--json", "out/scores.json", "--coco", "--num-workers", "1"]
