@@ -42,8 +42,21 @@ MARKS = {
     "yaml": (None, "file"),
     "text": (None,),
 }
+SETUP = (PROJECT / "setup.py").read_text()
+# cityscapes-train: tools/train_net.py.
+COMMANDS = {
+    f"cityscapes-{name}": next(PROJECT.glob(f"*/{script}.py")).relative_to(PROJECT).as_posix()
+    for name, script in re.findall(
+        r'"([\w-]+)": "(\w+)"', SETUP.partition("COMMANDS = ")[2].partition("}")[0]
+    )
+}
 TINY = (PROJECT / "tests" / "tiny_network.txt").read_text().split()
 
+# For trainings with the config.yaml of a run.
+SHORT = """
+SOLVER: {EPOCHS: 0, MAX_ITER: 2, CHECKPOINT_EPOCHS: 0}
+TEST: {EVAL_EPOCHS: 0, EVAL_PERIOD: 0, VALIDATION_LOSS: False}
+"""
 # What following a page leaves behind.
 OUTPUTS = {
     "docs/deployment.md": ["output/onnx/model.json"],
@@ -59,6 +72,8 @@ OUTPUTS = {
     "docs/usage.md": [
         "output/stage_1/training_curves.png",
         "output/stage_1_val/inference/analysis/per_class.csv",
+        "output/curves/stage_1.png",
+        "output/gallery/index.md",
         "output/val.zip",
         "output/submission.zip",
     ],
@@ -150,6 +165,7 @@ class Reader:
             done = subprocess.run(["make", "-n", *words[1:]], cwd=PROJECT, capture_output=True)
             assert done.returncode == 0, f"{block.place}: {done.stderr.decode()}"
             return
+        words[0] = COMMANDS.get(words[0], words[0])
         # Behind python, torchrun or srun.
         index = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
         assert index is not None, f"{block.place}: what is {words[0]}?"
@@ -200,7 +216,7 @@ class Reader:
                 if path.suffix == ".pth":
                     shutil.copy(self.trained / "model_final.pth", path)
                 elif path.name == "config.yaml":
-                    shutil.copy(self.trained / "config.yaml", path)
+                    path.write_text(f"_BASE_: {self.trained}/config.yaml\n{SHORT}")
                 else:
                     path.write_text("MODEL: {RPN: {IOU_THRESHOLDS: [0.2, 0.8]}}\n")
 
@@ -233,14 +249,15 @@ def test_a_reader_can_follow(page: Path, reader: Reader) -> None:
         assert Path(name).stat().st_size > 100
 
 
-def test_the_readme_is_short_and_names_every_tool() -> None:
+def test_the_readme_is_short_and_its_table_has_every_tool() -> None:
     text = README.read_text()
     assert len(text.splitlines()) <= 150
-    tools = [*PROJECT.glob("tools/*.py"), *PROJECT.glob("datasets/*.py")]
-    missing = {f"{path.parent.name}/{path.name}" for path in tools} - set(
-        re.findall(r"`(.*?)`", text)
+    rows = re.findall(r"^\| [^|]+ \| `(\w+/\w+\.py)` \| `([\w-]+)` \|", text, re.MULTILINE)
+    assert {f"cityscapes-{name}": script for script, name in rows} == COMMANDS
+    scripts = [*PROJECT.glob("tools/*.py"), *PROJECT.glob("datasets/*.py")]
+    assert sorted(script for script, _ in rows) == sorted(
+        script.relative_to(PROJECT).as_posix() for script in scripts
     )
-    assert not missing
 
 
 def test_the_recipes_numbers_are_those_of_the_configs() -> None:
@@ -261,11 +278,10 @@ def test_the_recipes_numbers_are_those_of_the_configs() -> None:
 
 
 def test_extras_exist() -> None:
-    setup = (PROJECT / "setup.py").read_text()
     for page in PAGES:
         for extras in re.findall(r"-e '?\.\[([\w,]+)\]", page.read_text()):
             for extra in extras.split(","):
-                assert f'"{extra}": [' in setup, f"{page}: {extra}"
+                assert f'"{extra}": [' in SETUP, f"{page}: {extra}"
 
 
 def test_citation_and_forms() -> None:
