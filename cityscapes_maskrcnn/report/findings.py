@@ -53,6 +53,15 @@ def is_generated(run: RunFolder) -> bool:
     return bool(caution(run.rows) or run.generator)
 
 
+def data_name(run: RunFolder) -> str:
+    """What the run is of, in a word or two."""
+    if is_generated(run):
+        return "generated streets"
+    trained = [stage.setting("DATASETS.TRAIN") for stage in run.stages]
+    names = [str(name) for names in trained if isinstance(names, list) for name in names]
+    return "Cityscapes" if all(name.startswith("cityscapes_") for name in names) else "own data"
+
+
 def model_name(run: RunFolder) -> str:
     """The network of the run, such as ``Mask R-CNN with ResNet-50``."""
     for stage in reversed(run.stages):
@@ -112,7 +121,12 @@ def warnings(run: RunFolder) -> list[str]:
             "The images are generated drawings of streets, not Cityscapes. The scores show that "
             "every part works; they cannot be compared with published ones."
         )
-    found += [f"Stage {each.name} is {each.note}" for each in run.rows if each.note]
+    found += [
+        f"Stage {each.name} was scored on images that it had seen, so its score is too high: "
+        f"{each.note.removeprefix('not honest: ')}."
+        for each in run.rows
+        if each.note
+    ]
     if row is not None:
         if row.scored_images is not None and row.scored_images < _VAL_IMAGES:
             few = (
@@ -144,6 +158,11 @@ def warnings(run: RunFolder) -> list[str]:
     missing = [step.title for step in run.steps if step.state != StepState.COMPLETE]
     if missing:
         found.append(f"The run is not complete. Not done: {', '.join(missing)}.")
+    if not is_generated(run) and (run.gallery or run.pictures):
+        found.append(
+            "This page holds photographs of the dataset: look into its licence before you pass the "
+            "page on."
+        )
     if row is not None:
         found.append("One training with one seed: repeated, it gives other scores.")
     return found

@@ -280,7 +280,7 @@ def numbers_of(path: str) -> Iterator[None]:
 
 
 def _steps(run: Path) -> Iterator[StepFolder]:
-    titles = {"anchors": "anchors", "search": "2 search"} | {
+    titles = {"anchors": "anchors", "search": "search"} | {
         name: f"stage {title}" for name, title in STAGES.items()
     }
     names = [(name, titles[name]) for name in STEPS]

@@ -78,8 +78,7 @@ def open_page(browser: Browser, html: Path) -> Iterator[Open]:
     assert len([each for each in addresses if each.startswith("file:")]) == len(contexts)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1600, "light")])
 def test_it_fits_and_is_accessible(open_page: Open, width: int, scheme: str) -> None:
     page = open_page(width, scheme)
     # All of it: what is folded away too.

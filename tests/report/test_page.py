@@ -174,7 +174,7 @@ def test_provenance_and_commands(page: Page, finished_run: Path) -> None:
     assert f"python tools/train_stages.py --output '{finished_run}'" in repeat
     assert f"python tools/train_net.py OUTPUT_DIR '{finished_run}/stage_1'" in repeat
     provenance = page.sections["provenance"]
-    assert "trained on 1 images of cityscapes_instance_train" in provenance
+    assert "trained on 1 image of cityscapes_instance_train" in provenance
     assert "torch 2.14.1; detectron2 0.6" in provenance
     assert f"--model {finished_run}/stage_3/model_final.pth" in page.sections["next"]
 
@@ -210,6 +210,30 @@ def test_texts_from_outside_are_escaped(make_run: Callable[..., Path], tmp_path:
     # Not a template, and not invisible.
     assert "{{ 7 * 7 }}\\u202e" in page.sections["examples"]
     assert "\u202e" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_on_real_images(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for path in [*run.glob("*/summary.json"), *run.glob("scores/*/scores.json")]:
+        text = path.read_text().replace('"generated": true', '"generated": false')
+        path.write_text(text.replace('"images": 24', '"images": 250'))
+    (run / "data" / "cityscapes" / "synthetic.json").unlink()
+    scores = run / "scores" / "stage_3" / "scores.json"
+    content = json.loads(scores.read_text())
+    seen = "125 of the 250 images of val were tuned on"
+    scores.write_text(json.dumps({**content, "seen": [seen]}))
+    page = report(run, tmp_path / "report.html")
+    top = " ".join(page.sections[""].split())
+    assert "Mask R-CNN with ResNet\N{NON-BREAKING HYPHEN}50 on Cityscapes" in top
+    assert "AP of 13.0 % on 250 images, which the model had seen before" in top
+    warnings = page.sections["warnings"]
+    assert "generated" not in warnings
+    assert f"scored on images that it had seen, so its score is too high: {seen}." in warnings
+    assert "250 images, a part of the 500 that published scores are of" in warnings
+    assert "look into its licence before you pass the page on" in warnings
+    config = run / "stage_3" / "config.yaml"
+    config.write_text(config.read_text().replace("cityscapes_instance_train", "my_streets"))
+    assert " on own data " in " ".join(report(run, tmp_path / "own.html").sections[""].split())
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
