@@ -60,6 +60,8 @@ def open_page(browser: Browser, html: Path) -> Iterator[Open]:
             color_scheme=scheme,
             permissions=["clipboard-read", "clipboard-write"],
         )
+        # A machine may have other work.
+        context.set_default_timeout(120_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: problems.append(message.text))
