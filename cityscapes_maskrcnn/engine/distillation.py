@@ -76,9 +76,11 @@ class Distillation:
 
     @torch.no_grad()
     def _imitated(self, images: Tensor, regions: list[Any]) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the teacher's features, and its logits of the model's regions."""
-        features = self._teacher.backbone(images)
+        """Compute the teacher's features that heads read, and its logits of the model's regions."""
         heads = self._teacher.roi_heads
+        used = {*self._teacher.proposal_generator.in_features, *heads.in_features}
+        features = self._teacher.backbone(images)
+        features = {name: each for name, each in features.items() if name in used}
         pooled = heads.box_pooler([features[name] for name in heads.in_features], regions)
         logits: Tensor = heads.box_predictor(heads.box_head(pooled))[0]
         return features, logits

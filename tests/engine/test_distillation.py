@@ -138,6 +138,17 @@ def test_a_negative_weight(config: Config) -> None:
         config("MODEL.DISTILLATION.WEIGHT", -1.0)
 
 
+def test_only_levels_that_heads_read_are_imitated(train: Train, teacher: Path) -> None:
+    levels = ["MODEL.RPN.IN_FEATURES", "['p2','p3']", "MODEL.ROI_HEADS.IN_FEATURES", "['p2']"]
+    levels += ["MODEL.ANCHOR_GENERATOR.SIZES", "[[16],[32]]"]
+    keys = [*levels, "MODEL.WEIGHTS", teacher, "MODEL.DISTILLATION.TEACHER", teacher, *QUICK]
+    trainer = train(*keys)
+    # p4 is the output of this layer alone.
+    layers: Any = trainer.model.backbone
+    assert layers.fpn_output4.weight.grad is None
+    assert layers.fpn_output3.weight.grad.abs().sum() > 0
+
+
 def test_standard_heads_imitate_too(train: Train, teacher: Path) -> None:
     keys = ["MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.DISTILLATION.TEACHER", teacher]
     trainer = train(*keys, *QUICK)
