@@ -184,7 +184,8 @@ def test_imports_register_modeling_parts_but_no_datasets() -> None:
         "ROI_HEADS_REGISTRY.get('BatchedROIHeads')\n"
         "SEM_SEG_HEADS_REGISTRY.get('TorchvisionDeepLabV3Head')\n"
         "PROPOSAL_GENERATOR_REGISTRY.get('BatchedRPN')\n"
-        "import cityscapes_maskrcnn.cli, cityscapes_maskrcnn.engine.trainer\n"
+        "import cityscapes_maskrcnn.cli, cityscapes_maskrcnn.engine.trainer, sys\n"
+        "assert not {'wandb', 'mlflow', 'torch.utils.tensorboard'} & {*sys.modules}\n"
         "from detectron2.data import DatasetCatalog\n"
         "assert not [n for n in DatasetCatalog if n.startswith('cityscapes_instance')]\n"
     )

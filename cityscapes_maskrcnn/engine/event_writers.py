@@ -9,12 +9,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
+import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 import numpy.typing as npt
@@ -244,6 +248,7 @@ class _ServiceWriter(EventWriter):
             form = {f"{name}?": str for name in _SERVICES}
             ids = read_json(file, form=form, advice="remove it to begin a new run")
         try:
+            _check_reachable(self._address())
             run_id = self._start(ids.get(self.name) if resumed else None)
         except Exception as error:  # of many kinds: network, login, names, files
             raise InputError(
@@ -251,6 +256,7 @@ class _ServiceWriter(EventWriter):
                 f"{self.advice}"
             ) from error
         self._started = True
+        logger.info("%s: run %s, %s", self.name, run_id, self._place())
         if ids.get(self.name) != run_id:
             write_json(file, {**ids, self.name: run_id})
 
@@ -290,8 +296,16 @@ class _ServiceWriter(EventWriter):
     def _run_name(self) -> str:
         return self._cfg.TRACKING.RUN_NAME or "/".join(Path(self._cfg.OUTPUT_DIR).parts[-2:])
 
+    def _address(self) -> str:
+        """The service; an address with http only if it is reached by that."""
+        raise NotImplementedError
+
     def _start(self, run_id: str | None) -> str:
         """Go on with a run, or begin one if there is no id; returns its id."""
+        raise NotImplementedError
+
+    def _place(self) -> str:
+        """Where the run, which has been started, can be seen."""
         raise NotImplementedError
 
     def _put_scalars(self, iteration: int, scalars: Mapping[str, float]) -> None:
@@ -314,6 +328,12 @@ class WandbWriter(_ServiceWriter):
     name = "wandb"
     package = "wandb"
     advice = "log in by `wandb login`, or keep the run on disk: WANDB_MODE=offline"
+
+    def _address(self) -> str:
+        import wandb
+
+        settings = wandb.setup().settings
+        return str(settings.base_url) if settings.mode in ("online", "run", "shared") else ""
 
     def _start(self, run_id: str | None) -> str:
         import wandb
@@ -338,6 +358,9 @@ class WandbWriter(_ServiceWriter):
         self._run.define_metric("*", step_metric="iteration")
         return new_id
 
+    def _place(self) -> str:
+        return str(self._run.url or f"{Path(self._run.dir).parent} (wandb sync sends it)")
+
     def _put_scalars(self, iteration: int, scalars: Mapping[str, float]) -> None:
         self._run.log({"iteration": iteration, **scalars})
 
@@ -355,13 +378,19 @@ class MlflowWriter(_ServiceWriter):
 
     name = "mlflow"
     package = "mlflow-skinny"
-    advice = "MLFLOW_TRACKING_URI names the place, such as sqlite:///mlflow.db"
+    advice = "MLFLOW_TRACKING_URI names the place, such as sqlite:////data/mlflow.db"
 
-    def _start(self, run_id: str | None) -> str:
+    def _address(self) -> str:
         with _no_telemetry():
             from mlflow import MlflowClient
 
         self._client = MlflowClient()
+        return str(self._client.tracking_uri)
+
+    def _place(self) -> str:
+        return re.sub(r"//[^/@]*@", "//", self._client.tracking_uri)
+
+    def _start(self, run_id: str | None) -> str:
         if run_id is not None:
             self._client.update_run(run_id, status="RUNNING")
             self._run_id: str = run_id
@@ -486,6 +515,20 @@ def write_report(cfg: CfgNode, results: Mapping[str, Any], iteration: int) -> No
                 writer.close()
         except (InputError, OSError) as error:
             logger.warning("The final scores are in scores.json alone: %s", error)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise an OSError at once where the clients of services try again for minutes.
+
+    Not where a proxy leads to the service.
+    """
+    place = urlsplit(address)
+    if place.scheme in ("http", "https") and place.hostname and not getproxies():
+        port = place.port or {"http": 80, "https": 443}[place.scheme]
+        try:
+            socket.create_connection((place.hostname, port), timeout=15).close()
+        except OSError as error:
+            raise ConnectionError(f"{place.hostname}:{port} cannot be reached: {error}") from error
 
 
 def _to_pixels(picture: Any) -> npt.NDArray[np.uint8]:

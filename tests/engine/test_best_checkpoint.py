@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cityscapes_maskrcnn.data.provenance import read_history
 from cityscapes_maskrcnn.engine.trainer import Trainer
@@ -53,6 +54,8 @@ def test_one_half_chooses_and_the_other_is_reported_on(
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["weights"] == str(tmp_path / "model_best.pth")
     assert list(scores["datasets"]) == [REPORTED]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(each.step, each.value) for each in events.Scalars("report/segm/AP")] == [(2, 85.0)]
     roles = {used.dataset: used.role for used in read_history(best, "model_best.pth")}
     assert roles == {"cityscapes_instance_train": "trained", CHOSEN_BY: "tuned"}
     final = torch.load(tmp_path / "model_final.pth", weights_only=True)

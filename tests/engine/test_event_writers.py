@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.engine.event_writers import (
+    MlflowWriter,
     RunStorage,
     TensorboardWriter,
+    WandbWriter,
     _ServiceWriter,
     check_tracking,
     curve_at_thresholds,
@@ -129,6 +132,12 @@ class BrokenService(_ServiceWriter):
         self.sent: list[int] = []
         return run_id or "new"
 
+    def _address(self) -> str:
+        return ""
+
+    def _place(self) -> str:
+        return "nowhere"
+
     def _put_scalars(self, iteration: int, scalars: object) -> None:
         if self.sent:
             raise ConnectionError("the line is\ncut")
@@ -152,6 +161,20 @@ def test_a_service_that_fails_is_left(cfg: CfgNode, caplog: pytest.LogCaptureFix
     assert [record.getMessage() for record in caplog.records] == [
         "broken: the line is cut; later scalars and pictures are not sent"
     ]
+
+
+@pytest.mark.parametrize("kind", [WandbWriter, MlflowWriter])
+def test_a_service_out_of_reach_is_noticed_at_once(
+    cfg: CfgNode, kind: type[_ServiceWriter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    # Nobody listens on port 9. Their clients would try again for minutes.
+    monkeypatch.setattr(WandbWriter, "_address", lambda _: "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9 cannot be reached: .*refused"):
+        kind(cfg).start(resumed=False)
+    assert "MLFLOW_DISABLE_TELEMETRY" not in os.environ
 
 
 def test_damaged_run_ids(cfg: CfgNode, tmp_path: Path) -> None:
