@@ -116,7 +116,7 @@ def quantize_exported(args: argparse.Namespace) -> None:
         format_quantized,
         quantize,
     )
-    from cityscapes_maskrcnn.evaluation.evaluator import ground_truth_files
+    from cityscapes_maskrcnn.evaluation.evaluator import dataset_categories, ground_truth_files
 
     if args.form == "int8" and not args.calibration:
         raise InputError("--form int8 needs --calibration, a dataset of training images")
@@ -137,7 +137,11 @@ def quantize_exported(args: argparse.Namespace) -> None:
         args.output,
         form=args.form,
         calibration=CalibrationData(args.calibration, calibrated),
-        scoring=ScoringData(args.score, [(scored[name], gt) for name, gt in gt_files.items()]),
+        scoring=ScoringData(
+            args.score,
+            [(scored[name], gt) for name, gt in gt_files.items()],
+            dataset_categories(args.score),
+        ),
         budget=args.budget,
     )
     print(format_quantized(quantized))

@@ -102,7 +102,13 @@ def main() -> None:
         predictor = OnnxPredictor(args.results, num_threads=args.num_workers)
         pairs = [(image_of(gt, name, args.image_dir), gt) for name, gt in gt_files.items()]
         dataset = args.dataset or args.gt_dir
-        refuse_seen_images(predictor, args.results, dataset, [image for image, _ in pairs])
+        refuse_seen_images(
+            predictor,
+            args.results,
+            dataset,
+            [image for image, _ in pairs],
+            flag="--dataset" if args.dataset else "--gt-dir",
+        )
         compare = partial(map_exported, predictor=predictor, images=pairs)
     coco = []
     if args.coco:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.provenance import (
     SEEN_IMAGES_KEY,
     TUNED,
@@ -72,10 +73,12 @@ class ScoringData:
     Attributes:
         dataset: their name.
         images: of each the file and that of its instance ids.
+        categories: contiguous ids, 0 to 7, of the classes that are annotated.
     """
 
     dataset: str
     images: Sequence[tuple[Path, Path]]
+    categories: Sequence[int]
 
 
 def quantize(
@@ -103,8 +106,9 @@ def quantize(
         What ``model.json`` says of it under ``quantized``.
 
     Raises:
-        InputError: the file cannot be quantised, an image cannot be read or was seen, the budget is
-            out of range or kept by no quantised file, or the folder exists.
+        InputError: the file cannot be quantised, an image cannot be read or was seen, a class of
+            the model is not annotated, the budget is out of range or kept by no quantised file, or
+            the folder exists.
     """
     if form not in FORMS:
         raise InputError(f"--form {form}: it must be one of {', '.join(FORMS)}")
@@ -117,9 +121,22 @@ def quantize(
     if not scoring.images:
         raise InputError(f"--score {scoring.dataset}: has no images to score on")
     predictor = OnnxPredictor(path)
+    absent = sorted(set(model_categories(predictor)) - set(scoring.categories))
+    if absent:
+        names = ", ".join(THING_CLASSES[each] for each in absent)
+        raise InputError(
+            f"--score {scoring.dataset}: has no labels of the model's {names}; name a dataset that"
+            " has"
+        )
     model = QuantizableModel(predictor, path)
     scored = [{"file_name": str(image)} for image, _ in scoring.images]
-    refuse_seen_images(predictor, str(path), scoring.dataset, [each for each, _ in scoring.images])
+    refuse_seen_images(
+        predictor,
+        str(path),
+        scoring.dataset,
+        [image for image, _ in scoring.images],
+        flag="--score",
+    )
     used = []
     if form == "int8":
         images = [{"file_name": str(image)} for image in calibration.images]

@@ -202,14 +202,9 @@ def compare_scores(cfg: CfgNode, model: Path, dataset_name: str) -> dict[str, An
     cfg.DATASETS.TEST = (dataset_name,)
     register_datasets_of(cfg)
     check_dataset_names([dataset_name])
-    categories = dataset_categories(dataset_name)
-    if categories != model_categories(cfg):
-        raise InputError(f"--score {dataset_name}: the model's classes are others")
     evaluator = CityscapesInstanceEvaluator(dataset_name, None, cfg.TEST.NUM_WORKERS, coco=False)
     network = Trainer.build_model(cfg).eval()
-    history = load_for_inference(network, cfg).history
-    refuse_seen_images(cfg, history, roles=(TRAINED, TUNED))
-    scores = {"pytorch": Trainer.test(cfg, network, [evaluator])["segm"]}
+    scores = {"pytorch": score_checkpoint(cfg, network, evaluator)}
     evaluator.reset()
     predict = OnnxPredictor(model)
     dicts = DatasetCatalog.get(dataset_name)
@@ -234,6 +229,39 @@ def compare_scores(cfg: CfgNode, model: Path, dataset_name: str) -> dict[str, An
     }
     write_json(model.with_suffix(".json"), {**predict.card, "scores": result})
     return result
+
+
+def score_checkpoint(
+    cfg: CfgNode, network: nn.Module, evaluator: CityscapesInstanceEvaluator
+) -> dict[str, float]:
+    """Load ``MODEL.WEIGHTS`` and score them on the one dataset of ``DATASETS.TEST``.
+
+    Args:
+        cfg: the model's config, its datasets registered; ``--score`` named the one to score on.
+        network: the model in evaluation mode.
+        evaluator: of that dataset.
+
+    Returns:
+        The official scores in percent.
+
+    Raises:
+        InputError: the dataset is of other classes, or the model has seen some of its images.
+    """
+    (dataset_name,) = cfg.DATASETS.TEST
+    categories = dataset_categories(dataset_name)
+    if categories != model_categories(cfg):
+        of_dataset, of_model = (
+            ", ".join(THING_CLASSES[each] for each in chosen)
+            for chosen in (categories, model_categories(cfg))
+        )
+        raise InputError(
+            f"--score {dataset_name}: its classes are {of_dataset}, the model's {of_model}; name"
+            " a dataset with the model's classes"
+        )
+    history = load_for_inference(network, cfg).history
+    refuse_seen_images(cfg, history, roles=(TRAINED, TUNED), flag="--score")
+    scores: dict[str, float] = Trainer.test(cfg, network, [evaluator])["segm"]
+    return scores
 
 
 def format_scores(scores: dict[str, Any]) -> str:

@@ -74,7 +74,7 @@ def model_categories(predictor: OnnxPredictor) -> list[int]:
 
 
 def refuse_seen_images(
-    predictor: OnnxPredictor, model: str, dataset: str, images: Iterable[Path]
+    predictor: OnnxPredictor, model: str, dataset: str, images: Iterable[Path], flag: str
 ) -> None:
     """Refuse to score an exported model on images that it was trained, tuned or calibrated on.
 
@@ -83,6 +83,7 @@ def refuse_seen_images(
         model: name of its file, for messages.
         dataset: name of the images.
         images: the files.
+        flag: that named them, for messages.
 
     Raises:
         InputError: it has seen some, or its list is damaged.
@@ -92,7 +93,7 @@ def refuse_seen_images(
     if seen:
         raise InputError(
             f"the model has seen images that it is to be scored on: {'; '.join(map(str, seen))}."
-            " Name others"
+            f" Name others by {flag}"
         )
 
 

@@ -44,7 +44,7 @@ def data_of_selection(cfg: CfgNode) -> list[UsedData]:
 
 
 def refuse_seen_images(
-    cfg: CfgNode, history: Iterable[UsedData], roles: Collection[str]
+    cfg: CfgNode, history: Iterable[UsedData], roles: Collection[str], flag: str = ""
 ) -> list[SeenImages]:
     """Refuse to score a model on images that it has seen.
 
@@ -52,6 +52,7 @@ def refuse_seen_images(
         cfg: reads ``DATASETS.TEST`` and ``TEST.ALLOW_SEEN_IMAGES``.
         history: of the model.
         roles: ``("trained",)`` during training, whose scores may steer it; both for a final score.
+        flag: that named the dataset, for the message; empty: it was a key.
 
     Returns:
         What was seen; not empty only if ``TEST.ALLOW_SEEN_IMAGES`` is set.
@@ -69,10 +70,11 @@ def refuse_seen_images(
         return []
     overlap = "; ".join(map(str, seen))
     key = "VAL" if cfg.DATASETS.TEST == cfg.DATASETS.VAL else "TEST"
+    place = f"by {flag}" if flag else f"in DATASETS.{key}"
     if not cfg.TEST.ALLOW_SEEN_IMAGES:
         raise InputError(
-            f"the model has seen images that it is to be scored on: {overlap}. Name others in "
-            f"DATASETS.{key}, or set TEST.ALLOW_SEEN_IMAGES True for a score that says so"
+            f"the model has seen images that it is to be scored on: {overlap}. Name others "
+            f"{place}, or set TEST.ALLOW_SEEN_IMAGES True for a score that says so"
         )
     logging.getLogger(__name__).warning("The model has seen images it is scored on: %s", overlap)
     return seen

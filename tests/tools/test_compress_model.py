@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 
 from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+STAGE_1 = Path(__file__).parents[2] / "configs" / "stage_1_heads.yaml"
 TRAIN, VAL = "cityscapes_instance_train", "cityscapes_instance_val"
 
 
@@ -82,6 +84,11 @@ def test_int8_scores_predicts_and_remembers(
         (["--score", TRAIN], "the model has seen images that it is to be scored on: 8 of the 8"),
         (["--calibration", VAL], f"--score {VAL}: 6 of its images are calibrated on ("),
         (["--calibration", ""], "--form int8 needs --calibration, a dataset of training images"),
+        (["--calibration", "EMPTY"], "--calibration EMPTY: has no images to calibrate on"),
+        (
+            ["--config-file", "TWO"],
+            f"--score {VAL}: has no labels of the model's rider, truck, bus, train, motorcycle,",
+        ),
         (["--calibration", "cityscapes_instance_tran"], "unknown dataset 'cityscapes_instance_tra"),
         (["--model", "none.onnx"], "none.onnx: no such file"),
         (["--model", "OTHER"], "OTHER.json: missing; it belongs beside OTHER.onnx"),
@@ -89,12 +96,24 @@ def test_int8_scores_predicts_and_remembers(
     ],
 )
 def test_bad_input_is_one_line(
-    exported: Path, tool: Run, tmp_path: Path, flags: list[str], problem: str
+    exported: Path,
+    tool: Run,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    problem: str,
 ) -> None:
+    monkeypatch.setitem(DatasetCatalog.data, "EMPTY", lambda: [])
+    two = tmp_path_factory.mktemp("config") / "two.yaml"
+    two.write_text(
+        f"_BASE_: {STAGE_1}\n"
+        "DATASETS: {CLASSES: [person, car]}\nMODEL: {ROI_HEADS: {NUM_CLASSES: 2}}\n"
+    )
     taken, other = tmp_path / "taken", tmp_path / "other.onnx"
     taken.mkdir()
     shutil.copy(exported, other)
-    names = {"TAKEN": str(taken), "OTHER": str(other)}
+    names = {"TAKEN": str(taken), "OTHER": str(other), "TWO": str(two)}
     output = tmp_path / "output"
     done = tool(
         "tools/compress_model.py",

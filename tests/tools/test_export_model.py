@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 
 from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
 
@@ -64,6 +66,27 @@ def test_export_scores_and_predicts(
     done = tool("tools/export_model.py", *config, "--output", tmp_path, *seen, *weights)
     assert done.returncode == 1
     assert "error: the model has seen images that it is to be scored on" in done.stderr
+    assert "Name others by --score, or set TEST.ALLOW_SEEN_IMAGES True" in done.stderr
+
+
+def test_a_dataset_of_other_classes(
+    trained: Path, tool: Run, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As code of one's own would register it.
+    monkeypatch.setitem(DatasetCatalog.data, "two_classes", lambda: [])
+    gt_dir = str(small_root / "cityscapes" / "gtFine" / "val")
+    two = Metadata(name="two_classes", thing_classes=["person", "car"], gt_dir=gt_dir)
+    monkeypatch.setitem(MetadataCatalog.data, "two_classes", two)
+    done = tool(
+        "tools/export_model.py",
+        *["--config-file", trained / "config.yaml", "--output", tmp_path],
+        *["--score", "two_classes", "MODEL.WEIGHTS", trained / "model_final.pth"],
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: --score two_classes: its classes are person, car, the model's person, rider, car,"
+        " truck, bus, train, motorcycle, bicycle; name a dataset with the model's classes"
+    )
 
 
 @pytest.mark.parametrize(
