@@ -88,6 +88,7 @@ WITHOUT_DETECTRON2 = [
     "deploy.frame_drawing",
     "deploy.frames",
     "deploy.onnx_model",
+    "deploy.prediction_job",
     "deploy.prediction_output",
     "deploy.prediction_stream",
     "deploy.quantization",

@@ -4,29 +4,21 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from cityscapes_maskrcnn.utils.stop import StopRequests, end_on_signals
+from cityscapes_maskrcnn.utils.stop import end_on_signals
 
 end_on_signals()  # before the slow imports
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from cityscapes_maskrcnn.deploy import prediction_output as outputs
-from cityscapes_maskrcnn.deploy.frame_detections import FrameDetections, FrameModel
-from cityscapes_maskrcnn.deploy.frame_drawing import FrameArtist
-from cityscapes_maskrcnn.deploy.frames import Frame, FrameSource, open_source, parse_size
-from cityscapes_maskrcnn.deploy.prediction_stream import PredictionStream
+from cityscapes_maskrcnn.deploy.frame_detections import FrameModel
+from cityscapes_maskrcnn.deploy.frames import open_source, parse_size
+from cityscapes_maskrcnn.deploy.prediction_job import DEFAULT_RATE, OutputPlan, predict_stream
+from cityscapes_maskrcnn.deploy.prediction_output import CODECS
 from cityscapes_maskrcnn.deploy.tracking import ObjectTracker
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.tool import count, one_line, run_tool
+from cityscapes_maskrcnn.utils.tool import count, run_tool
 
 EXAMPLES = """
 examples (a checkpoint's config is the config.yaml beside it):
@@ -41,49 +33,32 @@ examples (a checkpoint's config is the config.yaml beside it):
   images whose names another program writes:
     find . -name '*.jpg' | tools/predict.py --model model.onnx --input - --output found.jsonl
 """
-#: Of a video that is made from images, and of a camera that does not say its own.
-DEFAULT_RATE = 10.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Open the source and the outputs, load the model, and let the frames through."""
+    """Open the source, load the model, and predict the stream."""
     args = make_parser().parse_args(argv)
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
-    check_flags(args)
+    if not 0 <= args.score_thresh <= 1:
+        raise InputError(f"--score-thresh {args.score_thresh}: it must lie between 0 and 1")
+    plan = OutputPlan(
+        args.output,
+        layout=args.layout,
+        segmentation=args.masks,
+        codec=args.codec,
+        rate=args.fps,
+    )
     size = None if args.resize is None else parse_size(args.resize)
     source = open_source(args.input, every=args.every, size=size)
-    refuse_own_input(args)
-    rate = args.fps or source.rate or DEFAULT_RATE
-    tracker = ObjectTracker(rate, args.score_thresh) if args.track else None
+    plan.refuse_inputs(args.input)
+    tracker = ObjectTracker(plan.rate(source), args.score_thresh) if args.track else None
     model = load_model(args)
-    select = class_filter(args.classes, model.class_names)
-    written = open_outputs(args, source, rate, model)
-
-    def write(frame: Frame, detections: FrameDetections) -> None:
-        detections = select(detections)
-        written.write(frame, detections if tracker is None else tracker.update(detections))
-
-    # What waits is late: of a camera no more than the next batch does.
-    depth = model.batch_size if source.live else 2 * model.batch_size
-    stream = PredictionStream(source, model, write, depth)
-    requests = StopRequests(lambda _: stream.stop(), interruptible=True)
-    problems = []
-    with (
-        requests.listening(),
-        logging_redirect_tqdm(),
-        tqdm(total=source.length, desc="Predicting", unit=source.unit) as progress,
-    ):
-        try:
-            stream.run(progress.update)
-        except (InputError, OSError) as error:
-            problem = one_line(error)
-            if problem is None:
-                raise
-            problems.append(problem)
-        finally:
-            problems += written.close()
-        seconds = progress.format_dict["elapsed"]
-    return report(args, source, stream, written.num_frames, seconds, problems, requests.signals)
+    result = predict_stream(source, model, plan, classes=args.classes, tracker=tracker)
+    for line in result.lines:
+        print(line)
+    if result.problem:
+        raise InputError(result.problem)
+    return result.status
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -106,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="PATH",
-        help=f"any of: NAME.jsonl, a video ({' '.join(outputs.CODECS)}), a folder for pictures",
+        help=f"any of: NAME.jsonl, a video ({' '.join(CODECS)}), a folder for pictures",
     )
     add("--model", required=True, metavar="FILE", help="a checkpoint, or an exported model.onnx")
     add("--config-file", metavar="FILE", help="default: the config.yaml beside the checkpoint")
@@ -124,10 +99,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--classes", nargs="+", metavar="NAME", help="keep only these classes")
     add("--track", action="store_true", help="number objects from frame to frame (ByteTrack)")
     layouts = parser.add_mutually_exclusive_group()
-    help_overlay = "transparent pictures of the detections alone"
-    layouts.add_argument("--overlay", action="store_true", help=help_overlay)
-    help_side_by_side = "put the frame to the left of what is drawn"
-    layouts.add_argument("--side-by-side", action="store_true", help=help_side_by_side)
+    parser.set_defaults(layout="prediction")
+    for layout, text in (
+        ("overlay", "transparent pictures of the detections alone"),
+        ("side-by-side", "put the frame to the left of what is drawn"),
+    ):
+        flag = f"--{layout}"
+        layouts.add_argument(flag, dest="layout", action="store_const", const=layout, help=text)
     add(
         "--masks",
         choices=("rle", "polygons", "none"),
@@ -139,44 +117,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--codec", metavar="FOURCC", help="of a video (default: mp4v, in .avi MJPG, in .webm VP80)")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     return parser
-
-
-def check_flags(args: argparse.Namespace) -> None:
-    """Verify what argparse does not."""
-    if not 0 <= args.score_thresh <= 1:
-        raise InputError(f"--score-thresh {args.score_thresh}: it must lie between 0 and 1")
-    if args.fps is not None and not 0 < args.fps <= 1000:
-        raise InputError(f"--fps {args.fps:g}: it must lie between 0 and 1000")
-    if len(set(args.output)) < len(args.output):
-        raise InputError("--output: the same name twice")
-    videos = [path for path in args.output if is_video(path)]
-    if args.overlay and videos:
-        raise InputError(f"--output {videos[0]}: a video cannot be transparent; name a folder")
-    drawn = [path for path in args.output if path.suffix != ".jsonl"]
-    if args.codec and not videos:
-        raise InputError(f"--codec {args.codec}: no --output is a video")
-    if (args.overlay or args.side_by_side) and not drawn:
-        flag = "--overlay" if args.overlay else "--side-by-side"
-        raise InputError(f"{flag}: nothing is drawn into JSON lines; name a folder or video too")
-    for path in drawn:
-        if path.suffix and path not in videos and not path.is_dir():
-            raise InputError(
-                f"--output {path}: neither .jsonl nor a video's extension "
-                f"({' '.join(outputs.CODECS)}); a folder must have none, or exist"
-            )
-
-
-def refuse_own_input(args: argparse.Namespace) -> None:
-    """Keep a video from being replaced by its own drawing."""
-    for given in args.input:
-        for path in args.output:
-            if path.is_file() and Path(given).is_file() and path.samefile(given):
-                raise InputError(f"--output {path}: is the input")
-
-
-def is_video(path: Path) -> bool:
-    """Whether an output is a video."""
-    return path.suffix.lower() in outputs.CODECS
 
 
 def load_model(args: argparse.Namespace) -> FrameModel:
@@ -213,74 +153,6 @@ def load_model(args: argparse.Namespace) -> FrameModel:
     if args.batch_size is not None:
         cfg.TEST.BATCH_SIZE = args.batch_size
     return CheckpointModel(cfg, args.score_thresh)
-
-
-def class_filter(
-    chosen: Sequence[str] | None, names: Sequence[str]
-) -> Callable[[FrameDetections], FrameDetections]:
-    """Make the function that keeps the detections of some classes."""
-    if chosen is None:
-        return lambda detections: detections
-    for name in chosen:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the model's are {', '.join(names)}"
-            raise InputError(
-                f"--classes {name}: {hint} (KEY VALUE pairs must not follow --classes directly)"
-            )
-    indices = [names.index(name) for name in chosen]
-    return lambda detections: detections.select(np.isin(detections.classes, indices))
-
-
-def open_outputs(
-    args: argparse.Namespace, source: FrameSource, rate: float, model: FrameModel
-) -> outputs.StreamOutputs:
-    """Prepare the files and folders of ``--output``."""
-    layout: outputs.Layout = "prediction"
-    if args.overlay or args.side_by_side:
-        layout = "overlay" if args.overlay else "side-by-side"
-    jsonl = [path for path in args.output if path.suffix == ".jsonl"]
-    videos = [path for path in args.output if is_video(path)]
-    folders = [path for path in args.output if path not in [*jsonl, *videos]]
-    return outputs.StreamOutputs(
-        detections_to=[outputs.JsonLines(path, model.class_names, args.masks) for path in jsonl],
-        pictures_to=[
-            *(outputs.VideoFile(path, rate, args.codec) for path in videos),
-            *(outputs.PictureFolder(str(path), layout, source.name) for path in folders),
-        ],
-        artist=FrameArtist(model.class_names, model.class_colors),
-        layout=layout,
-        in_motion=source.name is not None,
-    )
-
-
-def report(
-    args: argparse.Namespace,
-    source: FrameSource,
-    stream: PredictionStream,
-    num_frames: int,
-    seconds: float,
-    problems: Sequence[str],
-    signals: Sequence[int],
-) -> int:
-    """Print what was done; returns the exit status."""
-    where = " and ".join(map(str, args.output))
-    done = f"{num_frames} {source.unit}s are in {where}"
-    if num_frames < 2:
-        done = f"{num_frames or 'no'} {source.unit} is in {where}"
-    if stream.num_dropped:
-        print(f"{stream.num_dropped} frames came while the model was busy, and were left out")
-    if problems:
-        raise InputError("; ".join([*problems, done]))
-    if signals:
-        print(f"stopped early: {done}")
-        return 128 + signals[0]
-    print(f"{done} ({num_frames / max(seconds, 1e-9):.1f} {source.unit}s a second)")
-    if source.num_unreadable:
-        raise InputError(f"images that could not be read, see above: {source.num_unreadable}")
-    if not num_frames:
-        raise InputError(f"--input {' '.join(args.input)}: there was no {source.unit} to predict")
-    return 0
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def test_no_names_on_standard_input(predict, tmp_path):
         os.dup2(before, 0)
         os.close(before)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "error: --input -: there was no image to predict"
+    assert done.stderr.splitlines()[-1] == "error: --input: there was no image to predict"
 
 
 def test_interrupted_in_the_middle(start_tool, model, street, tmp_path):
