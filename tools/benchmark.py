@@ -23,6 +23,10 @@ examples:
   tools/benchmark.py training --json training.json
   tools/benchmark.py inference --small
   tools/benchmark.py recipe --output output/ablation --json recipe.json
+  tools/benchmark.py deployment --config-file output/stage_3/config.yaml \\
+      --onnx output/onnx/model.onnx output/int8/model.onnx \\
+      --also pruned output/pruned/config.yaml output/pruned/model_final.pth \\
+      --json trade.json --picture trade.png MODEL.WEIGHTS output/stage_3/model_final.pth
   tools/benchmark.py stage-0 --steps 6 SOLVER.IMS_PER_BATCH 2 INPUT.CROP.SIZE "[256,512]"
 """
 STAGE_0 = str(Path(__file__).parents[1] / "configs" / "stage_0_backbone.yaml")
@@ -79,7 +83,9 @@ def main() -> None:
     output += " or several"
     recipe.add_argument("--output", default="output/recipe_ablation", dest="folder", help=output)
     recipe.add_argument("--json", metavar="FILE", dest="json_file", help="write the numbers there")
-    for each in (step, equal):
+    trade = new("deployment", help="AP against time, file size and memory, in several forms")
+    add_deployment_flags(trade)
+    for each in (step, equal, trade):
         each.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
     options = vars(parser.parse_args())
     module, _, name = options.pop("function").partition(".")
@@ -93,6 +99,29 @@ def main() -> None:
     print(import_module("cityscapes_maskrcnn.benchmarks.rows").table(result))
     if json_file is not None:
         write_json(Path(json_file), [row.as_json() for row in result])
+
+
+def add_deployment_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the benchmark of a trained model."""
+    parser.set_defaults(function="deployment.benchmark_deployment")
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="of the model")
+    help_score = "registered dataset; empty: the config's DATASETS.TEST"
+    add("--score", default="", dest="dataset", metavar="DATASET", help=help_score)
+    names = ("NAME", "CONFIG", "WEIGHTS")
+    help_also = "a further model, such as a pruned one; may be given several times"
+    add("--also", action="append", nargs=3, default=[], metavar=names, help=help_also)
+    help_onnx = "exported files, quantised or not"
+    add("--onnx", nargs="+", type=Path, default=[], metavar="FILE", help=help_onnx)
+    help_sizes = "shorter sides of images in pixels (None: half and three quarters of the config's)"
+    add("--sizes", nargs="+", type=int, metavar="PX", help=help_sizes)
+    help_proposals = "of an image"
+    add("--proposals", nargs="+", type=int, default=[1000, 300, 100], help=help_proposals)
+    help_timed = "that are timed, one at a time"
+    add("--images", type=int, default=8, dest="num_timed", help=help_timed)
+    add("--repeats", type=int, default=5, dest="blocks", help="the median of them is reported")
+    add("--json", type=Path, dest="json_file", metavar="FILE", help="write the rows there")
+    add("--picture", type=Path, metavar="FILE", help="draw them into this PNG file")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def median_times(
     *,
     blocks: int,
     calls: int,
+    warm_up: int = 0,
 ) -> dict[Hashable, float]:
     """Time several computations in turn, so that a busy machine slows all of them alike.
 
@@ -29,6 +30,8 @@ def median_times(
         works: warmed up, by name.
         blocks: how often each is measured; the median counts.
         calls: of a computation in a block. On a GPU the host waits for it after each block only.
+        warm_up: calls before each block that are not counted: threads of another runtime may spin
+            for some time after its last one.
 
     Returns:
         Milliseconds a call, by name.
@@ -36,6 +39,8 @@ def median_times(
     seconds: dict[Hashable, list[float]] = {name: [] for name in works}
     for _ in range(blocks):
         for name, work in works.items():
+            for _ in range(warm_up):
+                work()
             start = _now()
             for _ in range(calls):
                 work()

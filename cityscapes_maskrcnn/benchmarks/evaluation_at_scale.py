@@ -25,6 +25,7 @@ from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted, to_image_scale
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.memory import peak_resident_bytes
 
 _SCENES = 8
 _MEGABYTE = 2**20
@@ -174,7 +175,7 @@ def _measure(
     evaluator = CityscapesInstanceEvaluator(DATASET, folder / "inference", num_workers)
     # One image, so that what is loaded on first use is not taken for growth.
     to_image_scale(case.instances(0), *case.size)
-    before = _peak()
+    before = peak_resident_bytes()
     start = time.perf_counter()
     evaluator.reset()
     evaluator.load_ground_truth()
@@ -187,7 +188,7 @@ def _measure(
         unpasted = to_image_scale(case.instances(index), *case.size)
         evaluator.process([{"file_name": image}], [{"instances": unpasted}])
         if index == len(case.images) // 2:
-            half = _peak()
+            half = peak_resident_bytes()
     matched = time.perf_counter()
     evaluator.evaluate()
     end = time.perf_counter()
@@ -196,13 +197,6 @@ def _measure(
         model=model,
         process=matched - loaded,
         evaluate=end - matched,
-        growth=_peak() - before,
+        growth=peak_resident_bytes() - before,
         half=half - before,
     )
-
-
-def _peak() -> int:
-    """Largest resident memory of this process so far, in bytes; Linux."""
-    # Unlike getrusage's number it does not start with the memory of the parent.
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
