@@ -20,15 +20,16 @@ export GOMP_SPINCOUNT = 10000
 # Where it is set, every start of a tool would compile torch and all else anew: 17 s instead of 7 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test faults lint docs clean
+.PHONY: help setup demo deploy-demo test faults lint docs clean
 help:
-	@echo "make setup   create the virtual environment VENV only"
-	@echo "make demo    train, score and draw on generated street scenes, on CPU or GPU"
-	@echo "make test    run the test suite"
-	@echo "make faults  kill, interrupt, fill disks and feed damaged files, in 20 to 30 minutes"
-	@echo "make lint    check style and types"
-	@echo "make docs    build the documentation as a site, into site/"
-	@echo "make clean   remove DEMO and VENV"
+	@echo "make setup        create the virtual environment VENV only"
+	@echo "make demo         train, score and draw on generated street scenes, on CPU or GPU"
+	@echo "make deploy-demo  export, quantise, prune and time what make demo trained, in 10 minutes"
+	@echo "make test         run the test suite"
+	@echo "make faults       kill, interrupt, fill disks and feed damaged files, in 20 to 30 minutes"
+	@echo "make lint         check style and types"
+	@echo "make docs         build the documentation as a site, into site/"
+	@echo "make clean        remove DEMO and VENV"
 	@echo "Variables: VENV=$$VENV PYTHON=$$PYTHON DEMO=$$DEMO CONSTRAINTS=$$CONSTRAINTS"
 	@echo "           DETECTRON2=<git+URL, folder or wheel>"
 
@@ -54,6 +55,9 @@ demo: setup
 	@echo "Report             $$DEMO/report.html"
 	@echo "Pictures           $$DEMO/pictures/"
 	@echo "TensorBoard        $$VENV/bin/tensorboard --logdir '$$DEMO'"
+
+deploy-demo: setup
+	@.ci/deploy_demo
 
 test: setup
 	"$$VENV/bin/python" -m pytest -q -n 2 --dist loadfile

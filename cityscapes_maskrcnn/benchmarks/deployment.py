@@ -230,7 +230,8 @@ def benchmark_deployment(
             and (file := row.file_megabytes) is not None
             and (memory := row.memory_megabytes) is not None
         ]
-        plot_trade(picture, points, about)
+        missing = [row.name for row in rows if row.ap is None]
+        plot_trade(picture, points, missing=missing, about=about)
     return f"{about}\n\n{_table(rows)}"
 
 

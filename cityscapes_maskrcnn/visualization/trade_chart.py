@@ -50,7 +50,11 @@ class TradePoint(NamedTuple):
 
 
 def plot_trade(
-    output: str | os.PathLike[str], points: Sequence[TradePoint], about: About | None = None
+    output: str | os.PathLike[str],
+    points: Sequence[TradePoint],
+    *,
+    missing: Sequence[str] = (),
+    about: About | None = None,
 ) -> None:
     """Draw a panel for each cost, and the key of the points' numbers.
 
@@ -59,6 +63,7 @@ def plot_trade(
     Args:
         output: the PNG file; it appears only when it is complete.
         points: one or more, numbered from 1 in their order.
+        missing: names of forms that could not be measured.
         about: what was scored, and on what machine.
 
     Raises:
@@ -78,9 +83,14 @@ def plot_trade(
         style_axes(axis, grid="both")
     panels[0].set_ylabel("official mask AP, %")
     _draw_key(panels[3], points)
-    figure.supxlabel(
+    remark = (
         "Upper left is better. Dashed: no other form has both a higher AP and a lower cost."
-        " Numbers of points that lie together are in one label, from left to right.",
+        " Numbers of points that lie together are in one label, from left to right."
+    )
+    if missing:
+        remark += f"\nNot measured: {'; '.join(missing)}."
+    figure.supxlabel(
+        remark,
         x=0.01,
         ha="left",
         fontsize=10.5,
