@@ -142,6 +142,32 @@ def test_folders_with_spaces(checkout: Path) -> None:
     assert make(checkout, "test").stdout == "-m|pytest|-q|-n|2|--dist|loadfile|"
 
 
+def test_deploy_demo_takes_what_the_demo_left(checkout: Path) -> None:
+    done = make(checkout, "deploy-demo")
+    assert done.returncode
+    assert "error: my out/stage_3/model_final.pth is missing: run make demo first" in done.stderr
+    (checkout / "my out" / "stage_3").mkdir(parents=True)
+    (checkout / "my out" / "stage_3" / "model_final.pth").touch()
+    done = make(checkout, "deploy-demo")
+    assert done.returncode == 0, done.stderr
+    called = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
+    assert [Path(words[0]).stem for words in called] == [
+        "make_synthetic_cityscapes",
+        "export_model",
+        "compress_model",
+        "compress_model",
+        "compress_model",
+        "train_net",
+        "export_model",
+        "compress_model",
+        "make_video",
+        "predict",
+        "benchmark",
+    ]
+    assert called[1][-2] == "my out/stage_3/model_final.pth"
+    assert "my out/deploy/pruned_int8/model.onnx" in called[-1]
+
+
 def test_clean_removes_what_make_created_only(checkout: Path) -> None:
     for name in ("my", "out"):
         (checkout / name).mkdir()
