@@ -10,10 +10,6 @@ from pathlib import Path
 
 import cv2
 
-from cityscapes_maskrcnn.utils.stop import end_on_signals
-
-end_on_signals()  # before the slow imports
-
 from cityscapes_maskrcnn.data.images import read_image
 from cityscapes_maskrcnn.deploy.frame_detections import BgrImage
 from cityscapes_maskrcnn.deploy.frames import Frame
