@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     note_command(args.output)
     run_chain(steps, args.output, sys.stdout)
     print(f"\n{write_recipe_report(args.output)}")
+    print(f"All on one page: python tools/report.py --run {shlex.quote(str(args.output))}")
 
 
 if __name__ == "__main__":

@@ -275,9 +275,11 @@ def test_any_part_may_be_missing(finished_run: Path, tmp_path: Path, name: str) 
 def test_pictures_without_a_gallery(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "gallery").rename(run / "pictures")
-    examples = report(run, tmp_path / "report.html").sections["examples"]
-    assert "the first 4 of 4 pictures" in examples
-    assert "lindau_gt.png" in examples
+    (run / "pictures" / "lindau_gt.png").rename(run / "pictures" / "<b onclick=x>'\".png")
+    page = report(run, tmp_path / "report.html")
+    assert "the first 4 of 4 pictures" in page.sections["examples"]
+    assert "<b onclick=x>'\".png" in page.sections["examples"]
+    assert not [attributes for _, attributes in page.tags if "onclick" in attributes]
 
 
 def test_random_weights_have_no_drift(finished_run: Path, tmp_path: Path) -> None:

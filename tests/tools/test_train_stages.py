@@ -69,6 +69,7 @@ def test_it_plans_trains_scores_and_reports(chain: Path) -> None:
     assert gallery["model"].endswith(str(chain / "stage_3" / "model_final.pth"))
     assert str(chain / "gallery" / "index.md") in rest
     # For the report: how to repeat it.
+    assert rest.endswith(f"All on one page: python tools/report.py --run {chain}\n")
     recipe = json.loads((chain / "recipe.json").read_text())
     assert recipe["command"].startswith("python ")
     assert f"--output {chain} --stages stage_2 stage_3 MODEL.WEIGHTS ''" in recipe["command"]
