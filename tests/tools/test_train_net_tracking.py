@@ -91,9 +91,9 @@ def test_an_interrupted_run_goes_on_as_the_same_run(
     command = ["--config-file", config, *options, "SOLVER.MAX_ITER", 100_000]
     # MLflow keeps pictures in the working directory.
     with start_tool("tools/train_net.py", *command, cwd=tmp_path) as process:
-        first_checkpoint(process, output)
+        first_checkpoint(process, output, seconds=300)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGTERM, out + err
     ids = json.loads((output / "tracking.json").read_text())
 
