@@ -34,8 +34,6 @@ from harness import (
 
 from cityscapes_maskrcnn.utils.child import end_with_parent
 
-# Before this Python itself starts, and has handlers of its own.
-FIRST_MOMENT = 0.15
 # Seconds from the signal to the end, beside those of a step; two jobs share the cores.
 PROMPT = 5.0
 STEP = 3.0
@@ -77,7 +75,7 @@ def interrupt_training(context: Context, processes: int, workers: int) -> Iterat
             return any(folder.glob("model_*.pth"))
 
         # In the start, which lasts about so long, or in training.
-        after = rng.uniform(FIRST_MOMENT, 9) if rng.random() < 0.4 else None
+        after = rng.uniform(0, 9) if rng.random() < 0.4 else None
         pause = rng.uniform(0, 3)
         fault, saves = interrupt(words, context, rng=rng, trains=trains, after=after, pause=pause)
         yield fault or (saved(folder) if saves else "")
@@ -101,7 +99,7 @@ def interrupt_scoring(context: Context) -> Iterator[str]:
     length = time.monotonic() - begun
     for number in context.numbers:
         rng = context.random(number)
-        after = rng.uniform(FIRST_MOMENT, 0.9 * length)
+        after = rng.uniform(0, 0.9 * length)
         yield interrupt(words, context, rng=rng, after=after)[0]
 
 
@@ -143,7 +141,8 @@ def interrupt(
         rng: chooses the signal, and who gets it: as a terminal sends it to the whole group, a
             user to the command alone, or a scheduler to every process of the job.
         trains: whether the command trains.
-        after: seconds from its start to the signal; None: it comes in training.
+        after: seconds to the signal, from when the command has its own handlers (before, Python
+            itself starts and has others); None: the signal comes in training.
         pause: seconds into training at which it comes at the latest.
 
     Returns:
@@ -154,7 +153,12 @@ def interrupt(
     twice = number == signal.SIGINT and rng.random() < 0.3
     begun = time.monotonic()
     process, log = start(words, context)
-    while (after is None or time.monotonic() < begun + after) and not trains():
+    handled: float | None = None
+    while not trains():
+        if handled is None and catches_sigterm(process.pid):
+            handled = time.monotonic()
+        if None not in (after, handled) and time.monotonic() >= handled + after:
+            break
         if process.poll() is not None or time.monotonic() > begun + HANGS:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -203,6 +207,14 @@ def send(pid: int, number: int, to: str) -> None:
             return
         for target in targets:
             os.kill(target, number)
+
+
+def catches_sigterm(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM; see "SigCgt" in the manual page proc(5)."""
+    with suppress(OSError):
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+        return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
 
 
 def descendants(pid: int) -> list[int]:
