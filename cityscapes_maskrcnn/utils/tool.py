@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +23,18 @@ def run_tool(main: Callable[[], int | None]) -> int:
     Returns:
         What ``main`` returned; 1 after an :class:`InputError`, whose message goes to stderr as one
         line, and after a file system said no (no permission, a file where a folder should be); 130
-        after Ctrl-C. Every other exception is a defect and passes through.
+        after Ctrl-C; 141, as a command ended by SIGPIPE, where nobody reads what it prints any more
+        (``describe_checkpoint.py FILE | head``). Every other exception is a defect and passes
+        through.
     """
     try:
-        return main() or 0
+        status = main() or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Python flushes once more at its exit, which would fail with a traceback of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (InputError, OSError) as error:
         problem = one_line(error)
         if problem is None:

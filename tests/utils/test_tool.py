@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,25 @@ def test_interrupted(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert run_tool(main) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_output_that_nobody_reads() -> None:
+    """As in ``tool | head``; the text is longer than what a pipe holds."""
+    program = (
+        "from cityscapes_maskrcnn.utils.tool import run_tool; import sys; "
+        "sys.exit(run_tool(lambda: print('line\\n' * 100000)))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
 
 
 def test_values_of_flags() -> None:
