@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     cfg = build_config(args.config_file, args.opts)
     train_net = str(Path(__file__).resolve().with_name("train_net.py"))
     command = [sys.executable, train_net, "--num-gpus", str(args.num_gpus)]
-    with StopRequests().listening() as stop:
+    with StopRequests(notice="stopping when the trial has saved").listening() as stop:
         try:
             tune(
                 cfg,

@@ -332,7 +332,11 @@ class StopOnSignal(HookBase):
 
     def __init__(self, checkpointer: Any) -> None:
         self._checkpointer = checkpointer
-        self._requests = StopRequests(self._leave_measurement, interruptible=True)
+        self._requests = StopRequests(
+            self._leave_measurement,
+            interruptible=True,
+            notice="stopping after this step" if comm.is_main_process() else "",
+        )
         self._listening = ExitStack()
         self._measuring = False
         # Held while that changes, and by the thread that ends a measurement for good.

@@ -26,12 +26,12 @@ import torchvision
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
 
 import cityscapes_maskrcnn
 from cityscapes_maskrcnn.engine.checkpoint import holds_run
 from cityscapes_maskrcnn.engine.event_writers import RUN_IDS_FILE
-from cityscapes_maskrcnn.engine.summary import SCORES_FILE, SUMMARY_FILE
+from cityscapes_maskrcnn.engine.outcome import SCORES_FILE, SUMMARY_FILE
+from cityscapes_maskrcnn.engine.terminal import TerminalHandler, find_terminal
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import remove_temporary_files, write_text
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, acquire_lock
@@ -41,13 +41,6 @@ logger = logging.getLogger(__name__)
 # As Detectron2's log.txt.
 _LOG_LINE: Final = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
 _LOCK_FILE: Final = ".train_net.lock"
-# What these write in more than one line, config, model and lists of tensors, is for the log alone.
-_ONE_LINE_ON_TERMINAL: Final = (
-    "cityscapes_maskrcnn.engine.run_setup",
-    "detectron2.engine.defaults",
-    "detectron2.checkpoint",
-    "fvcore",
-)
 # What a log and a config need at least: on a full disk the run ends before it has begun.
 _PROBE_BYTES: Final = 1 << 16
 # What a training run leaves in its folder beside its log, config.yaml and metrics.json.
@@ -164,29 +157,6 @@ def environment() -> dict[str, str]:
     return rows
 
 
-class _TerminalFormatter(logging.Formatter):
-    """Show the first line only of what would fill the terminal before anything happens.
-
-    Args:
-        formatter: of the handler, which adds time, name and colours.
-        has_file: whether ``log.txt`` has the other lines.
-    """
-
-    def __init__(self, formatter: logging.Formatter, has_file: bool) -> None:
-        super().__init__()
-        self._formatter = formatter
-        self._where = ", see log.txt" if has_file else ""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format a record."""
-        # Detectron2's formatter abbreviates the name, in the record itself.
-        is_dump = record.name.startswith(_ONE_LINE_ON_TERMINAL)
-        first, *more = self._formatter.format(record).split("\n")
-        if more and is_dump:
-            return f"{first} ({len(more)} lines{self._where})"
-        return "\n".join([first, *more])
-
-
 def start_logs(folder: str | None) -> None:
     """Send the lines of Detectron2, fvcore and this project to the terminal and to a folder.
 
@@ -194,9 +164,15 @@ def start_logs(folder: str | None) -> None:
         folder: gets ``log.txt``; None: the terminal only.
     """
     rank = comm.get_rank()
-    for name, short in (("fvcore", None), ("detectron2", None), ("cityscapes_maskrcnn", "cm")):
-        setup_logger(None, rank, name=name, abbrev_name=short)
     loggers = [logging.getLogger(name) for name in ("fvcore", "detectron2", "cityscapes_maskrcnn")]
+    for each in loggers:
+        each.setLevel(logging.DEBUG)
+        each.propagate = False
+    if rank == 0 and not find_terminal():
+        stage = Path(folder).resolve().name if folder else ""
+        terminal = TerminalHandler(sys.stdout, stage, has_file=folder is not None)
+        for each in loggers:
+            each.addHandler(terminal)
     if folder is not None:
         name = f"log.txt.rank{rank}" if rank else "log.txt"
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -206,14 +182,7 @@ def start_logs(folder: str | None) -> None:
         for each in loggers:
             if not any(isinstance(handler, logging.FileHandler) for handler in each.handlers):
                 each.addHandler(file)
-    handlers = {handler for each in loggers for handler in each.handlers}
-    _complain_once(handlers)
-    for handler in handlers:
-        on_terminal = getattr(handler, "stream", None) is sys.stdout
-        if on_terminal and not isinstance(handler.formatter, _TerminalFormatter):
-            assert handler.formatter is not None
-            has_file = folder is not None
-            handler.setFormatter(_TerminalFormatter(handler.formatter, has_file))
+    _complain_once({handler for each in loggers for handler in each.handlers})
 
 
 def _complain_once(handlers: Iterable[logging.Handler]) -> None:

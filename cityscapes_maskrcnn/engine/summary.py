@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import time
 from collections.abc import Iterable, Mapping
@@ -15,11 +16,18 @@ from detectron2.engine import HookBase
 
 from cityscapes_maskrcnn.data.provenance import SeenImages
 from cityscapes_maskrcnn.data.registration import is_generated_dataset
+from cityscapes_maskrcnn.engine.outcome import (
+    SCORES_FILE,
+    SUMMARY_FILE,
+    describe_run,
+    final_values,
+)
+from cityscapes_maskrcnn.engine.run_clock import RunClock
 from cityscapes_maskrcnn.utils.files import file_digest, write_json
+from cityscapes_maskrcnn.utils.process_identity import seconds_since_start
 from cityscapes_maskrcnn.visualization.style import About
 
-SUMMARY_FILE = "summary.json"
-SCORES_FILE = "scores.json"
+logger = logging.getLogger(__name__)
 
 
 class RunSummary(HookBase):
@@ -28,18 +36,23 @@ class RunSummary(HookBase):
     It holds ``train`` (names of datasets), ``generated`` (whether one of them is of generated
     scenes), ``images`` (trained on in an epoch), ``iterations``, ``epochs``, ``parameters``,
     ``trainable_parameters``, ``seconds`` (training with its evaluations and checkpoints; what a
-    killed run did after its last checkpoint is not counted), ``peak_memory_bytes`` and ``memory``
-    (which: ``"GPU"``, allocated by the main process, or ``"RAM"``, resident, of the main process).
+    killed run did after its last checkpoint is not counted), ``startup_seconds`` (before them, of
+    the process that got to the end), ``evaluations`` and ``evaluation_seconds`` (of all of them),
+    ``peak_memory_bytes`` and ``memory`` (which: ``"GPU"``, allocated by the main process, or
+    ``"RAM"``, resident, of the main process), and ``final`` (:func:`.outcome.final_values`).
 
     Args:
         cfg: the frozen config.
         images: number of images of an epoch; None, with ``images`` and ``epochs`` null, if a loader
             of the user's own does not tell.
+        clock: of the run.
     """
 
-    def __init__(self, cfg: CfgNode, images: int | None) -> None:
+    def __init__(self, cfg: CfgNode, images: int | None, clock: RunClock) -> None:
         self._cfg = cfg
         self._images = images
+        self._clock = clock
+        self._startup = 0.0
         self._seconds_before = 0.0
         self._peak_before = 0
         self._start = time.monotonic()
@@ -47,6 +60,7 @@ class RunSummary(HookBase):
     def before_train(self) -> None:
         """Start the clock."""
         self._start = time.monotonic()
+        self._startup = seconds_since_start()
 
     def after_train(self) -> None:
         """Write the file."""
@@ -56,28 +70,34 @@ class RunSummary(HookBase):
         sizes = [(each.numel(), each.requires_grad) for each in model.parameters()]
         iterations = self.trainer.iter
         state = self.state_dict()
-        write_json(
-            Path(self._cfg.OUTPUT_DIR) / SUMMARY_FILE,
-            {
-                "train": list(self._cfg.DATASETS.TRAIN),
-                "generated": any(map(is_generated_dataset, self._cfg.DATASETS.TRAIN)),
-                "images": self._images,
-                "iterations": iterations,
-                "epochs": self._images
-                and round(iterations * self._cfg.SOLVER.IMS_PER_BATCH / self._images, 3),
-                "parameters": sum(size for size, _ in sizes),
-                "trainable_parameters": sum(size for size, trainable in sizes if trainable),
-                "seconds": round(state["seconds"], 1),
-                "peak_memory_bytes": state["peak_memory_bytes"],
-                "memory": "GPU" if _on_gpu(model) else "RAM",
-            },
-        )
+        latest = {name: value for name, (value, _) in self.trainer.storage.latest().items()}
+        summary = {
+            "train": list(self._cfg.DATASETS.TRAIN),
+            "generated": any(map(is_generated_dataset, self._cfg.DATASETS.TRAIN)),
+            "images": self._images,
+            "iterations": iterations,
+            "epochs": self._images
+            and round(iterations * self._cfg.SOLVER.IMS_PER_BATCH / self._images, 3),
+            "parameters": sum(size for size, _ in sizes),
+            "trainable_parameters": sum(size for size, trainable in sizes if trainable),
+            "seconds": round(state["seconds"], 1),
+            "startup_seconds": round(self._startup, 1),
+            "evaluations": self._clock.evaluations,
+            "evaluation_seconds": round(self._clock.evaluation_seconds, 1),
+            "peak_memory_bytes": state["peak_memory_bytes"],
+            "memory": "GPU" if _on_gpu(model) else "RAM",
+            "final": final_values(latest),
+        }
+        write_json(Path(self._cfg.OUTPUT_DIR) / SUMMARY_FILE, summary)
+        stage = Path(self._cfg.OUTPUT_DIR).resolve().name
+        for line in describe_run(summary):
+            logger.info("%s: %s", stage, line)
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what a resumed run adds to."""
         return {
             "seconds": self._seconds_before + time.monotonic() - self._start,
-            "peak_memory_bytes": max(self._peak_before, _peak_memory(self.trainer.model)),
+            "peak_memory_bytes": max(self._peak_before, peak_memory(self.trainer.model)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -170,8 +190,8 @@ def _on_gpu(model: torch.nn.Module) -> bool:
     return next(model.parameters()).is_cuda
 
 
-def _peak_memory(model: torch.nn.Module) -> int:
-    """Peak of this process in bytes: on its GPU if the model is there, else resident in RAM."""
+def peak_memory(model: torch.nn.Module) -> int:
+    """Get the peak of this process in bytes: on the model's GPU, if it has one, else in RAM."""
     if _on_gpu(model):
         return torch.cuda.max_memory_allocated(next(model.parameters()).device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes

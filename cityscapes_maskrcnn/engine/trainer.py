@@ -54,6 +54,7 @@ from cityscapes_maskrcnn.engine.hooks import (
 )
 from cityscapes_maskrcnn.engine.measurement_hooks import build_measurement_hooks
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
+from cityscapes_maskrcnn.engine.run_progress import ShowProgress, with_progress
 from cityscapes_maskrcnn.engine.run_setup import environment
 from cityscapes_maskrcnn.engine.seen_images import (
     data_of_run,
@@ -310,8 +311,9 @@ class Trainer(DefaultTrainer):
         """Build the hooks, in the order in which they run; the last one writes the events."""
         cfg, main_process = self.cfg, comm.is_main_process()
         built: list[HookBase] = [SeedEveryStep(cfg.SEED), hooks.IterationTimer()]
+        progress = ShowProgress(cfg)
         if main_process:
-            built.append(WarnOfWaiting(cfg))
+            built += [WarnOfWaiting(cfg), progress]
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             built.append(hooks.LRScheduler())
         periods = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD
@@ -335,9 +337,9 @@ class Trainer(DefaultTrainer):
                 built.append(FinalAverage(self.model, cfg.OUTPUT_DIR, average))
             if cfg.SOLVER.DRIFT_REPORT:
                 built.append(DriftReport(cfg, self._num_images))
-            writers = self.build_writers()
+            writers = with_progress(self.build_writers(), progress, self.max_iter)
             built += [
-                RunSummary(cfg, self._num_images),
+                RunSummary(cfg, self._num_images, progress.clock),
                 TrackRun(writers),
                 WriteEvents(writers, cfg.TEST.EVAL_PERIOD),
             ]

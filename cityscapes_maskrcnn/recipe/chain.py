@@ -21,11 +21,13 @@ from cityscapes_maskrcnn.utils.child import run_child
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_json
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
+from cityscapes_maskrcnn.utils.progress import PROGRESS_FILE
 from cityscapes_maskrcnn.utils.stop import Stopped, StopRequests
 
 COMMAND_FILE: Final = "recipe.json"
 REPLACED: Final = "replaced"
 _LOCK: Final = ".train_stages.lock"
+_PROGRESS: Final = ".progress.json"
 
 
 def read_states(steps: Sequence[Step]) -> dict[str, StepState]:
@@ -93,12 +95,12 @@ def run_chain(
         # Steps inherit the lock, so that it is free when they are gone.
         with (
             file_lock(output / _LOCK, timeout=patience, inheritable=True) as lock,
-            StopRequests().listening() as stop,
+            StopRequests(notice="stopping when the step under way has saved").listening() as stop,
         ):
-            status = ChainStatus(steps, read_states(steps), stream)
+            status = ChainStatus(steps, read_states(steps), stream, output / _PROGRESS)
             _run_steps(steps=steps, output=output, status=status, stop=stop, lock=lock)
     except Stopped as stopped:
-        stream.write(f"\n{stopped}: stopped; the same command goes on from here\n")
+        stream.write(f"{stopped}: stopped; the same command goes on from here\n")
         raise SystemExit(stopped.status) from stopped
     except LockTimeoutError as error:
         raise InputError(
@@ -134,7 +136,9 @@ def _run_steps(
                 stop=stop,
                 watch=status.tick,
                 keep_open=[lock],
+                variables={PROGRESS_FILE: str(output / _PROGRESS)},
             )
+            status.pause()
             if stop.signals:
                 raise Stopped(stop.signals[0])
             if failure:
@@ -143,6 +147,7 @@ def _run_steps(
         step.after()
         step.finish()
         status.ended(step)
+    status.finished()
 
 
 def _set_aside(step: Step, output: Path) -> Path:

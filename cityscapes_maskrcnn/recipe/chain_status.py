@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from tabulate import tabulate
 
+from cityscapes_maskrcnn.engine.outcome import (
+    SCORES_FILE,
+    SUMMARY_FILE,
+    describe_run,
+    outcome,
+)
 from cityscapes_maskrcnn.recipe.step import Step, StepState
+from cityscapes_maskrcnn.utils.progress import LiveLine, Progress, format_time, read_progress
 
 LOG_FILE: Final = "steps.log"
 
-# "[11/24 15:37:16 cm.search.worker]: " before a line of Detectron2's logger.
-_LOG_PREFIX: Final = re.compile(r"^\[\d\d/\d\d [^\]]*\]: ")
-_TAIL: Final = 8192  # bytes that are read at the end of a file
+# Columns of a terminal that the plan should fit into.
+_WIDTH: Final = 80
 
 
 def format_plan(steps: Sequence[Step], states: Mapping[str, StepState]) -> str:
@@ -34,12 +39,11 @@ def format_plan(steps: Sequence[Step], states: Mapping[str, StepState]) -> str:
             step.data.replace("cityscapes_", ""),
             f"{step.images:,}" if step.images else "-",
             f"{step.iterations:,}" if step.iterations else "-",
-            str(step.folder),
             f"{' and '.join(step.missing)} missing" if step in without else states[step.name].value,
         )
         for step in steps
     ]
-    table = _table(rows, ["step", "data", "images", "iterations", "folder", "state"])
+    table = _table(rows, ["step", "data", "images", "iterations", "state"])
     problems = [(step.name, problem) for step in without for problem in step.missing.values()]
     lines = [f"{names}: {problem}" for problem, names in group_by_text(problems)]
     return "\n".join([table, "", *lines] if lines else [table])
@@ -58,22 +62,17 @@ def group_by_text(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(text, ", ".join(alike)) for text, alike in names.items()]
 
 
-def last_metrics(folder: Path) -> dict[str, Any]:
-    """Read the newest complete line of Detectron2's ``metrics.json``; empty if there is none."""
-    for line in reversed(_tail(folder / "metrics.json")):
-        with suppress(ValueError, TypeError, RecursionError):
-            return dict(json.loads(line))
-    return {}
-
-
 class ChainStatus:
-    """A status table at every change of a step, and in between one line that is kept up to date.
+    """A line when a step begins, lines when it ends, and between them one that is kept up to date.
+
+    What a step still needs is its trainings' iterations and evaluations, and their starting up,
+    each as long as in the training under way or else in the last complete one.
 
     Args:
         steps: all of them.
         states: of the steps at the start; edited.
-        stream: where to write; on a terminal the line is rewritten, elsewhere it comes once a
-            minute.
+        stream: where to write; on a terminal a line lives, elsewhere one comes once a minute.
+        progress_file: in which the processes of a step note their progress.
         clock: seconds, growing.
     """
 
@@ -82,18 +81,21 @@ class ChainStatus:
         steps: Sequence[Step],
         states: dict[str, StepState],
         stream: TextIO,
+        progress_file: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._steps = list(steps)
         self._states = states
-        self._stream = stream
+        self._line = LiveLine(stream, clock)
+        self._progress_file = progress_file
+        self._progress: Progress | None = None
         self._now = clock
-        self._live = stream.isatty()
         self._next_line = 0.0
-        # The step in progress, when it began in this call, and at which iteration.
+        self._begin = clock()
+        # The step in progress, when it began in this call, and how long it took to start up.
         self._running: Step | None = None
         self._start = 0.0
-        self._first_iteration = 0
+        self._startup: float | None = None
         self._seconds: dict[str, float] = {}
 
     def kept(self, step: Step) -> None:
@@ -102,134 +104,192 @@ class ChainStatus:
 
     def set_aside(self, step: Step, place: Path) -> None:
         """Write where the outputs of a step went that is remade."""
-        self._write(f"\n{step.name}: made from outputs that have changed since; moved to {place}\n")
+        self._line.write(
+            f"{step.name}: made from outputs that have changed since; moved to {place}"
+        )
 
     def began(self, step: Step) -> None:
-        """Write the table with a step that starts now."""
+        """Write what starts now, and what it is expected to take."""
         self._states[step.name] = StepState.RUNNING
-        self._running, self._start = step, self._now()
-        self._first_iteration = self._iteration(step) or 0
-        self._next_line = self._start + (0 if self._live else 60)
-        self._write(f"\n{self.table()}\n")
+        self._running, self._start, self._progress = step, self._now(), None
+        self._progress_file.unlink(missing_ok=True)
+        self._next_line = self._start + 60
+        number = 1 + self._steps.index(step)
+        amount = f"{step.iterations:,} iterations on " if step.iterations else ""
+        images = f": {amount}{step.images:,} images" if step.images else ""
+        expected = self.remaining(step)
+        about = f", about {format_time(expected)}" if expected else ""
+        self._line.write(f"[{number}/{len(self._steps)}] {step.name}{images}{about}")
 
     def ended(self, step: Step) -> None:
-        """Note the time that a step took."""
+        """Write what a step took, and what came of it."""
         self._seconds[step.name] = self._now() - self._start
         self._states[step.name] = StepState.COMPLETE
         self._running = None
-        took = _format_time(self._seconds[step.name])
-        self._write(f"{self._clear()}{step.name}: complete after {took}\n")
+        self.pause()
+        lines = [f"complete after {format_time(self._seconds[step.name])}", *_results(step)]
+        self._line.write("\n".join(f"{step.name}: {line}" for line in lines))
+
+    def finished(self) -> None:
+        """Write what all steps of this call took."""
+        if self._seconds:
+            self._line.write(f"all steps complete after {format_time(self._now() - self._begin)}")
+
+    def pause(self) -> None:
+        """Remove what a process that has ended left behind."""
+        self._line.clear()
+        self._progress_file.unlink(missing_ok=True)
 
     def tick(self) -> None:
-        """Write the live line, if it is time."""
-        if self._running is None or self._now() < self._next_line:
+        """Write the live line, or a plain one, if it is time."""
+        if self._running is None:
             return
-        self._next_line = self._now() + (2 if self._live else 60)
-        line = self.line(self._running)
-        self._write(f"{self._clear()}{line[:150]}" if self._live else f"{line}\n")
+        self._progress = read_progress(self._progress_file)
+        if self._progress and self._startup is None:
+            self._startup = self._now() - self._start
+        self._line.show(self.parts(self._running))
+        if not self._line.is_terminal and self._now() >= self._next_line:
+            self._next_line = self._now() + 60
+            self._line.write("  ".join(self.parts(self._running)))
 
-    def line(self, step: Step) -> str:
-        """Build the live line: step, progress or newest line of its log, remaining times."""
-        iteration, parts = self._iteration(step), [step.name]
-        if iteration is None:
-            log = [line.strip() for line in _tail(step.folder / LOG_FILE) if line.strip()]
-            parts += [_LOG_PREFIX.sub("", line)[:80] for line in log[-1:]]
-        else:
-            share = 100 * iteration / step.iterations
-            parts.append(f"{iteration:,} of {step.iterations:,} iterations ({share:.0f} %)")
-            metrics = last_metrics(step.folder)
-            if "total_loss" in metrics:
-                parts.append(f"loss {metrics['total_loss']:.3g}")
-        parts.append(f"ETA {_format_time(self.remaining(step))}")
-        parts.append(f"of all about {_format_time(self.remaining_of_all())}")
-        return "  ".join(parts)
-
-    def table(self) -> str:
-        """Draw a row a step: state, iterations, time taken, time left."""
-        rows = []
-        for step in self._steps:
-            state, done = self._states[step.name], self._iteration(step)
-            progress = f"{step.iterations:,}" if step.iterations else "-"
-            if done is not None and state in (StepState.RUNNING, StepState.UNFINISHED):
-                progress = f"{done:,} of {progress}"
-            taken = _format_time(self._taken(step) if state == StepState.COMPLETE else None)
-            left = _format_time(self.remaining(step))
-            rows.append((step.name, state.value, progress, taken, left))
-        rows.append(("all", "", "", "", _format_time(self.remaining_of_all())))
-        return _table(rows, ["step", "state", "iterations", "time", "ETA (about)"])
+    def parts(self, step: Step) -> list[str]:
+        """Build the parts of the line: step, progress, remaining times, details."""
+        progress = self._progress or Progress(done="starting up")
+        # What earlier steps took tells what evaluations will take.
+        partial = progress.is_partial and self._image_seconds() is None
+        eta = replace(progress, eta=self.remaining(step), is_partial=partial).eta_text()
+        done = f"training {self._begun(step)}/{step.processes}" if step.processes > 1 else ""
+        rest = self.remaining_of_all()
+        more = "+" if rest is not None and self._image_seconds() is None else ""
+        return [
+            step.name,
+            *filter(None, (done, progress.done)),
+            eta,
+            f"all {format_time(rest)}{more}",
+            *progress.details,
+        ]
 
     def remaining(self, step: Step) -> float | None:
-        """Seconds that a step still needs; None if nothing is known yet."""
+        """Seconds that a step still needs; None if nothing is known yet, or it takes longer."""
         if self._states[step.name] == StepState.COMPLETE:
             return 0.0
-        rate = self._rate()
-        if rate is None or not step.iterations:
-            return None
-        left = rate * (step.iterations - (self._iteration(step) or 0))
-        if step.amounts and step is self._running:
-            # A search logs no iterations; its time counts, until it takes longer.
-            left -= self._now() - self._start
-        return left if left >= 0 else None
+        expected = self._expected(step)
+        if step is not self._running:
+            return expected
+        eta = self._progress.eta if self._progress else None
+        if step.processes > 1 and expected is not None and eta is not None:
+            return eta + expected * (1 - self._begun(step) / step.processes)
+        if eta is not None and self._progress and not self._progress.is_partial:
+            return eta
+        left = None if expected is None else expected - (self._now() - self._start)
+        known = [each for each in (left, eta) if each is not None and each > 0]
+        return max(known, default=None)
 
     def remaining_of_all(self) -> float | None:
-        """Seconds that all steps still need; steps that train nothing count as none."""
-        left = [self.remaining(step) for step in self._steps if step.iterations]
-        return None if None in left else sum(filter(None, left))
+        """Seconds that all steps still need; None if nothing is known yet of one that trains."""
+        left = [self.remaining(step) for step in self._steps]
+        unknown = [step for step, seconds in zip(self._steps, left, strict=True) if seconds is None]
+        if any(step.iterations for step in unknown):
+            return None
+        return sum(filter(None, left))
 
-    def _rate(self) -> float | None:
+    def _expected(self, step: Step) -> float | None:
+        """Seconds of a whole step; None if no training has shown yet what one takes."""
+        alike = [each for each in self._steps if each.name in self._seconds and _only_scores(each)]
+        if _only_scores(step) and alike:
+            # Its own kind tells more than the evaluations of a training do.
+            return self._seconds[alike[-1].name] * step.images / max(1, alike[-1].images)
+        pace = self._pace()
+        if pace is None:
+            return None
+        evaluation = step.evaluated_images * (self._image_seconds() or 0.0)
+        startup = self._startup or self._summary("startup_seconds") or 0.0
+        return step.processes * startup + step.iterations * pace + evaluation
+
+    def _pace(self) -> float | None:
         """Seconds an iteration, of the training in progress or else of the last complete one."""
-        if self._running is not None:
-            done = (self._iteration(self._running) or 0) - self._first_iteration
-            if done > 0:
-                return (self._now() - self._start) / done
-        for step in reversed(self._steps):
-            # A search has other work: its trials start anew again and again.
-            if self._states[step.name] == StepState.COMPLETE and self._is_training(step):
-                taken = self._taken(step)
-                if taken:
-                    return taken / step.iterations
-        return None
+        if self._progress and self._progress.pace:
+            return self._progress.pace
+        seconds, iterations = self._summary("seconds"), self._summary("iterations")
+        if not seconds or not iterations:
+            return None
+        return (seconds - (self._summary("evaluation_seconds") or 0.0)) / iterations
 
-    def _taken(self, step: Step) -> float | None:
-        """Seconds of a complete step: over all its interruptions if its summary has them."""
-        try:
-            content = json.loads((step.folder / "summary.json").read_text(encoding="utf-8"))
-            return float(content["seconds"])
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            return self._seconds.get(step.name)
+    def _image_seconds(self) -> float | None:
+        """Seconds of evaluation an image, as :meth:`_pace`."""
+        step = self._running
+        if self._progress and self._progress.evaluation and step and step.evaluated_images:
+            return self._progress.evaluation * step.evaluations / step.evaluated_images
+        last = self._last_training()
+        seconds = self._summary("evaluation_seconds")
+        return seconds / last.evaluated_images if seconds and last else None
 
-    def _iteration(self, step: Step) -> int | None:
-        """Iterations that a training has done; None if none are known."""
-        metrics = last_metrics(step.folder) if self._is_training(step) else {}
-        iteration = metrics.get("iteration")
-        return min(iteration + 1, step.iterations) if isinstance(iteration, int) else None
+    def _last_training(self) -> Step | None:
+        # A search has other work: its trials start anew again and again.
+        done = [
+            step
+            for step in self._steps
+            if self._states[step.name] == StepState.COMPLETE
+            and step.iterations
+            and not step.amounts
+        ]
+        return done[-1] if done else None
 
-    @staticmethod
-    def _is_training(step: Step) -> bool:
-        return bool(step.iterations) and not step.amounts
+    def _summary(self, name: str) -> float | None:
+        """Look up an entry of the last complete training's summary."""
+        step = self._last_training()
+        value = _read_summary(step).get(name) if step else None
+        return float(value) if isinstance(value, int | float) else None
 
-    def _clear(self) -> str:
-        return "\r\x1b[K" if self._live else ""
-
-    def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+    def _begun(self, step: Step) -> int:
+        """Count the trainings of a search that have begun."""
+        return min(step.processes, max(1, len(list(step.folder.glob("trials/*/console.txt")))))
 
 
-def _format_time(seconds: float | None) -> str:
-    """``1:02:03``; ``-`` for no time and for None."""
-    return str(timedelta(seconds=round(seconds))) if seconds else "-"
+def _only_scores(step: Step) -> bool:
+    return bool(step.evaluated_images) and not step.iterations
+
+
+def _read_summary(step: Step) -> dict[str, Any]:
+    """Read what a training has left; empty if it is damaged or of an earlier version."""
+    with suppress(OSError, ValueError, TypeError, RecursionError):
+        return dict(json.loads((step.folder / SUMMARY_FILE).read_text(encoding="utf-8")))
+    return {}
+
+
+def _results(step: Step) -> list[str]:
+    """Describe in a few short lines what came of a complete step."""
+    # What is damaged, or of an earlier version, is named where it is needed.
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        if step.iterations and not step.amounts:
+            return describe_run(_read_summary(step))
+        if _only_scores(step):
+            content = json.loads((step.folder / SCORES_FILE).read_text(encoding="utf-8"))
+            (scored,) = content["datasets"].values()
+            scores = {
+                f"{task}/{name}": value
+                for task, values in scored["results"].items()
+                for name, value in values.items()
+            }
+            return [", ".join(outcome(scores))]
+    return []
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    return str(tabulate(rows, headers, disable_numparse=True, colalign=("left",) * len(headers)))
-
-
-def _tail(path: Path) -> list[str]:
-    """The last lines of a file; none if there is no file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL))
-            return file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
+    """Draw a table, its second column so narrow that all fits into a terminal."""
+    # tabulate makes a column two characters wider than its header, and leaves two between columns.
+    others = sum(
+        2 + max(len(headers[column]) + 2, *(len(row[column]) for row in rows))
+        for column in range(len(headers))
+        if column != 1
+    )
+    widths = [None, max(20, _WIDTH - others), *[None] * (len(headers) - 2)]
+    return str(
+        tabulate(
+            rows,
+            headers,
+            disable_numparse=True,
+            colalign=("left",) * len(headers),
+            maxcolwidths=widths,
+        )
+    )

@@ -20,8 +20,8 @@ from detectron2.data import DatasetCatalog
 
 from cityscapes_maskrcnn.cli import key_value_pairs
 from cityscapes_maskrcnn.data.loaders import training_dicts
+from cityscapes_maskrcnn.engine.outcome import SCORES_FILE
 from cityscapes_maskrcnn.engine.solver import resolve_epochs
-from cityscapes_maskrcnn.engine.summary import SCORES_FILE
 from cityscapes_maskrcnn.recipe.stage_table import STEPS
 from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, Step
 from cityscapes_maskrcnn.search.confirmation import OTHER_SEEDS
@@ -214,6 +214,9 @@ class Recipe:
             commands=(tune, analyze),
             outputs=(best.name, matching.name),
             iterations=runs * step.iterations,
+            processes=runs,
+            evaluations=runs * step.evaluations,
+            evaluated_images=runs * step.evaluated_images,
             amounts={"trials": self.trials, "confirm": self.confirm},
             after=lambda: write_matching(best, matching),
         )
@@ -250,7 +253,9 @@ class Recipe:
             needs={f"{stage}/{WEIGHTS}": weights},
             outputs=(SCORES_FILE,),
             data=" ".join(names),
-            images=0 if missing else sum(len(DatasetCatalog.get(name)) for name in names),
+            images=0 if missing else _num_images(names),
+            evaluations=1,
+            evaluated_images=0 if missing else _num_images(names),
             missing=missing,
         )
 
@@ -285,6 +290,7 @@ class Recipe:
         countable = not self._missing_data(cfg.DATASETS.TRAIN)
         if countable:
             resolve_epochs(cfg)
+        evaluations, evaluated = (0, 0) if missing else _count_evaluations(cfg)
         return Step(
             name=name,
             folder=self.output / name,
@@ -298,6 +304,8 @@ class Recipe:
             # How many images there are decides how many iterations the epochs of a config are.
             images=len(training_dicts(cfg)) if countable else 0,
             iterations=cfg.SOLVER.MAX_ITER if countable else 0,
+            evaluations=evaluations,
+            evaluated_images=evaluated,
             missing=missing,
         )
 
@@ -397,6 +405,28 @@ class Recipe:
 
     def _tool(self, name: str, flags: Mapping[str, object], *words: str) -> tuple[str, ...]:
         return (sys.executable, str(self.tools / name), *_words(flags), *words)
+
+
+def _num_images(datasets: Sequence[str]) -> int:
+    return sum(len(DatasetCatalog.get(name)) for name in datasets)
+
+
+def _count_evaluations(cfg: CfgNode) -> tuple[int, int]:
+    """Count the evaluations of a training, and the images of all of them together.
+
+    Args:
+        cfg: its lengths and periods in iterations.
+    """
+    measured = cfg.DATASETS.VAL or cfg.DATASETS.TEST
+    if not measured:
+        return 0, 0
+    period, length = cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER
+    evaluations = 1 + ((length - 1) // period if period > 0 else 0)
+    images = evaluations * _num_images(measured)
+    if cfg.DATASETS.VAL and cfg.DATASETS.TEST:
+        # The best checkpoint, at the end.
+        return evaluations + 1, images + _num_images(cfg.DATASETS.TEST)
+    return evaluations, images
 
 
 def _words(pairs: Mapping[str, object]) -> list[str]:

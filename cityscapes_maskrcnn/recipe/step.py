@@ -58,6 +58,9 @@ class Step:
         data: names of datasets, for the plan.
         images: number of images it goes through; 0 where they cannot be loaded.
         iterations: training steps; 0 if it trains nothing.
+        processes: how many trainings, or other programs that take their time to start, it runs.
+        evaluations: how often it scores a model.
+        evaluated_images: how many images it scores for that in all.
         amounts: how much is to be done of what can be done further later, such as ``trials``.
         after: called when the commands have ended.
         missing: what it cannot start without, ``data`` or ``weights``, and why that cannot be had,
@@ -73,6 +76,9 @@ class Step:
     data: str = ""
     images: int = 0
     iterations: int = 0
+    processes: int = 1
+    evaluations: int = 0
+    evaluated_images: int = 0
     ignored: frozenset[str] = frozenset()
     defaults: Mapping[str, str] = field(default_factory=dict)
     amounts: Mapping[str, int] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -60,6 +60,7 @@ def run_child(
     grace: float = math.inf,
     keep_open: Sequence[int] = (),
     interval: float = 1.0,
+    variables: Mapping[str, str] | None = None,
 ) -> str:
     """Run a command to its end; its output is appended to a file.
 
@@ -76,6 +77,7 @@ def run_child(
         grace: seconds after which a child that was asked to stop by a signal is killed.
         keep_open: file descriptors the child inherits, such as that of a lock it shall hold.
         interval: seconds.
+        variables: environment variables that the child gets besides this process's.
 
     Returns:
         Why the command failed, in one line; empty if it ended with status 0.
@@ -84,7 +86,7 @@ def run_child(
     environment = {
         name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES
     }
-    environment["PYTHONUNBUFFERED"] = "1"
+    environment |= {"PYTHONUNBUFFERED": "1", **(variables or {})}
     with log_file.open("ab") as log:
         start = log.tell()
         child = subprocess.Popen(

@@ -44,17 +44,23 @@ class StopRequests:
         interruptible: let Ctrl-C end the process at once more than a second after the first signal.
             Sooner it may be the same one: the terminal sends it to every process of the group, and
             a parent may pass it on.
+        notice: what this process does when it is asked to stop, such as ``stopping after this
+            step``; written to standard error at once.
 
     Attributes:
         signals: those that came, in order.
     """
 
     def __init__(
-        self, on_signal: Callable[[int], object] | None = None, interruptible: bool = False
+        self,
+        on_signal: Callable[[int], object] | None = None,
+        interruptible: bool = False,
+        notice: str = "",
     ) -> None:
         self.signals: list[int] = []
         self._on_signal = on_signal
         self._interruptible = interruptible
+        self._notice = notice
         self._first_time = 0.0
 
     @contextmanager
@@ -113,11 +119,21 @@ class StopRequests:
         now = time.monotonic()
         if not self.signals:
             self._first_time = now
+            self._write_notice(number)
         self.signals.append(number)
         if self._interruptible and number == signal.SIGINT and now > self._first_time + 1.0:
             end_at_once(number)
         if self._on_signal is not None:
             self._on_signal(number)
+
+    def _write_notice(self, number: int) -> None:
+        if not self._notice:
+            return
+        again = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
+        # In the place of a line that lives on the terminal, and of the ^C in it.
+        clear = "\r\x1b[K" if os.isatty(2) else ""
+        with suppress(OSError):
+            os.write(2, f"{clear}{self._notice}{again}\n".encode())
 
 
 def end_on_signals() -> None:

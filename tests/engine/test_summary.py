@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
+from detectron2.utils.events import EventStorage
 
 from cityscapes_maskrcnn.data.registration import register_all
+from cityscapes_maskrcnn.engine.run_clock import RunClock
 from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
 
 
@@ -46,8 +48,10 @@ def test_generated_scenes_are_told_from_real_ones(small_root: Path, tmp_path: Pa
     cfg.OUTPUT_DIR = str(tmp_path)
     cfg.DATASETS.TRAIN = ("cityscapes_coarse_semantic_train",)
     cfg.DATASETS.TEST = ("cityscapes_instance_val",)
-    summary = RunSummary(cfg, images=1)
-    summary.trainer = SimpleNamespace(iter=1, max_iter=1, model=torch.nn.Linear(1, 1))
+    summary = RunSummary(cfg, images=1, clock=RunClock())
+    summary.trainer = SimpleNamespace(
+        iter=1, max_iter=1, model=torch.nn.Linear(1, 1), storage=EventStorage()
+    )
     for root, generated in ((small_root, True), (real, False)):
         register_all(root)
         summary.after_train()
@@ -62,7 +66,7 @@ def test_generated_scenes_are_told_from_real_ones(small_root: Path, tmp_path: Pa
 
 
 def test_a_summary_adds_up_over_resumes() -> None:
-    summary = RunSummary(get_cfg(), images=1)
+    summary = RunSummary(get_cfg(), images=1, clock=RunClock())
     summary.trainer = SimpleNamespace(model=torch.nn.Linear(1, 1))
     summary.load_state_dict({"seconds": 1000.0, "peak_memory_bytes": 2**50})
     state = summary.state_dict()

@@ -34,7 +34,6 @@ from cityscapes_maskrcnn.data.annotations import load_instances
 from cityscapes_maskrcnn.data.cache import cache_file
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.trainer import Trainer
-from cityscapes_maskrcnn.recipe.chain_status import last_metrics
 from cityscapes_maskrcnn.recipe.performance_table import stage_rows, to_csv, to_markdown
 from cityscapes_maskrcnn.recipe.step import Step
 from cityscapes_maskrcnn.search.best_config import best_config, fragment_text
@@ -409,7 +408,6 @@ def chain(context: Context) -> Kind:
         step.read_state()
         rows = stage_rows(output)
         read_curves(stage / "metrics.json")
-        last_metrics(stage)
         for line in to_markdown(rows).splitlines():
             if not line.isprintable() or len(line) > 10_000:
                 raise RuntimeError(f"a line that no terminal should get: {line[:200]!r}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cityscapes_maskrcnn.recipe.chain import run_chain
+from cityscapes_maskrcnn.recipe.chain import read_states, run_chain
+from cityscapes_maskrcnn.recipe.chain_status import format_plan
 from cityscapes_maskrcnn.recipe.step import Step
 from cityscapes_maskrcnn.utils.tool import run_tool
 
@@ -38,4 +39,9 @@ def steps(output: Path, seconds: str, names: list[str]) -> list[Step]:
 if __name__ == "__main__":
     output, seconds, *names = sys.argv[1:]
     chain = steps(Path(output), seconds, names or list(COUNTS))
-    sys.exit(run_tool(lambda: run_chain(chain, Path(output), sys.stdout, patience=2)))
+
+    def main() -> None:
+        print(format_plan(chain, read_states(chain)), flush=True)
+        run_chain(chain, Path(output), sys.stdout, patience=2)
+
+    sys.exit(run_tool(main))

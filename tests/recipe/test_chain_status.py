@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from cityscapes_maskrcnn.recipe.chain import require_inputs
-from cityscapes_maskrcnn.recipe.chain_status import ChainStatus, format_plan, last_metrics
+from cityscapes_maskrcnn.recipe.chain_status import ChainStatus, format_plan
 from cityscapes_maskrcnn.recipe.step import Step, StepState
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.progress import Progress, write_progress
 
 NEW, HALF, DONE = StepState.NEW, StepState.UNFINISHED, StepState.COMPLETE
 
@@ -36,16 +37,11 @@ def step(root: Path, name: str, iterations: int, **changes: Any) -> Step:
 @pytest.fixture
 def chain(tmp_path: Path) -> list[Step]:
     return [
-        step(tmp_path, "stage_1", 1000),
-        step(tmp_path, "search", 400, amounts={"trials": 2}),
-        step(tmp_path, "stage_2", 2000),
-        step(tmp_path, "scores", 0),
+        step(tmp_path, "stage_1", 1000, evaluations=2, evaluated_images=20),
+        step(tmp_path, "search", 400, amounts={"trials": 2}, processes=2),
+        step(tmp_path, "stage_2", 2000, evaluations=1, evaluated_images=10),
+        step(tmp_path, "scores", 0, evaluations=1, evaluated_images=30),
     ]
-
-
-def metrics(step: Step, iteration: int) -> None:
-    with (step.folder / "metrics.json").open("a") as file:
-        file.write(json.dumps({"iteration": iteration, "total_loss": 1.5}) + "\n")
 
 
 def states(chain: list[Step], *states: StepState) -> dict[str, StepState]:
@@ -54,10 +50,16 @@ def states(chain: list[Step], *states: StepState) -> dict[str, StepState]:
 
 def test_the_plan_has_a_row_a_step(chain: list[Step]) -> None:
     lines = format_plan(chain, states(chain, DONE, HALF, NEW, NEW)).splitlines()
-    row = f"stage_1 stage_1_train 1,500 1,000 {chain[0].folder} complete"
-    assert lines[2].split() == row.split()
+    assert lines[2].split() == ["stage_1", "stage_1_train", "1,500", "1,000", "complete"]
     assert lines[3].split()[-1] == "interrupted"
     assert lines[5].split()[2:4] == ["1,500", "-"]
+
+
+def test_the_plan_fits_into_80_columns(chain: list[Step]) -> None:
+    long = "cityscapes_instance_val_part1of4 cityscapes_instance_val_part2of4 -> " + "x" * 25
+    table = format_plan([replace(each, data=long) for each in chain], states(chain))
+    assert max(map(len, table.splitlines())) <= 80
+    assert "instance_val_part1of4" in table
 
 
 def test_the_plan_lists_what_is_missing(chain: list[Step]) -> None:
@@ -90,56 +92,108 @@ class Status(ChainStatus):
     def __init__(self, chain: list[Step]) -> None:
         self.seconds = 0.0
         self.stream = io.StringIO()
-        super().__init__(chain, states(chain), self.stream, lambda: self.seconds)
+        self.file = chain[0].folder.parent / "progress.json"
+        super().__init__(chain, states(chain), self.stream, self.file, lambda: self.seconds)
+
+    def at(self, seconds: float, **progress: Any) -> None:
+        """A process notes its progress, which is noticed at once."""
+        self.seconds = seconds
+        write_progress(self.file, Progress(**progress))
+        self.tick()
+
+    def lines(self) -> list[str]:
+        return self.stream.getvalue().splitlines()
 
 
-def test_eta_follows_the_running_step(chain: list[Step]) -> None:
+def test_remaining_times_count_starting_up_evaluations_and_scoring(chain: list[Step]) -> None:
     status = Status(chain)
     assert status.remaining_of_all() is None  # nothing is known yet
-    metrics(chain[0], 199)  # an earlier call did 200 iterations ...
     status.began(chain[0])
-    status.seconds = 30.0
-    metrics(chain[0], 299)  # ... and this one 100 in 30 s: 0.3 s each
-    assert status.remaining(chain[0]) == pytest.approx(700 * 0.3)
-    assert status.remaining(chain[2]) == pytest.approx(2000 * 0.3)
-    assert status.remaining_of_all() == pytest.approx((700 + 400 + 2000) * 0.3)
-    assert status.line(chain[0]) == (
-        "stage_1  300 of 1,000 iterations (30 %)  loss 1.5  ETA 0:03:30  of all about 0:15:30"
-    )
+    status.tick()
+    assert status.parts(chain[0])[:2] == ["stage_1", "starting up"]
+    # Started in 5 s; 0.3 s an iteration; no evaluation has been yet.
+    status.at(5.0, done="0/1,000")
+    status.at(35.0, done="100/1,000", eta=270.0, is_partial=True, pace=0.3)
+    assert status.parts(chain[0]) == [
+        *("stage_1", "100/1,000"),
+        # The search starts up twice and stage 2 once, the scoring too: 4 x 5 s.
+        *("ETA 4:30 + evaluation", "all 16:50+"),
+    ]
+    # An evaluation, of 10 images, took 40 s: 4 s an image.
+    details = ("loss 1.5", "AP 8.9")
+    status.at(200.0, done="500/1,000", eta=190.0, pace=0.3, evaluation=40.0, details=details)
+    rest = 190 + (10 + 400 * 0.3) + (5 + 2000 * 0.3 + 10 * 4) + (5 + 30 * 4)
+    assert status.remaining_of_all() == pytest.approx(rest, abs=1)
+    assert status.parts(chain[0]) == [
+        *("stage_1", "500/1,000", "ETA 3:10", "all 18:10", "loss 1.5", "AP 8.9")
+    ]
 
 
-def test_eta_of_later_steps_follows_what_was_measured(chain: list[Step]) -> None:
+def test_later_steps_follow_what_was_measured(chain: list[Step]) -> None:
     status = Status(chain)
     status.began(chain[0])
-    metrics(chain[0], 999)
-    status.seconds = 500.0
-    (chain[0].folder / "summary.json").write_text('{"seconds": 250}')  # without starting up
+    status.at(5.0, done="0/1,000")
+    status.seconds = 400.0
+    # (330 - 80) s / 1,000 iterations = 0.25 s; 80 s / 20 images = 4 s.
+    summary = {"seconds": 330, "iterations": 1000, "evaluation_seconds": 80, "epochs": None}
+    summary |= {"peak_memory_bytes": 2**30, "memory": "RAM"}
+    summary["final"] = {"total_loss": 1.5, "segm/AP": 8.94, "segm/AP50": 20}
+    (chain[0].folder / "summary.json").write_text(json.dumps(summary))
     status.ended(chain[0])
+    assert status.lines() == [
+        "[1/4] stage_1: 1,000 iterations on 1,500 images",
+        "stage_1: complete after 6:40",
+        "stage_1: 1,000 iterations in 5:30, of which evaluation 1:20",
+        "stage_1: AP 8.9, AP50 20.0, loss 1.5, peak 1.0 GB RAM",
+    ]
     status.began(chain[1])
-    assert status.remaining(chain[1]) == pytest.approx(400 * 0.25)
-    status.seconds += 40.0
-    assert status.remaining(chain[1]) == pytest.approx(400 * 0.25 - 40)
-    status.seconds += 400.0
+    # Two trainings, each of which starts up: 2 x 5 s + 400 x 0.25 s
+    assert status.lines()[-1] == "[2/4] search: 400 iterations on 1,500 images, about 1:50"
+    status.seconds = 430.0
+    assert status.remaining(chain[1]) == pytest.approx(110 - 30)
+    # The first trial is known better than that.
+    (chain[1].folder / "trials" / "0000").mkdir(parents=True)
+    (chain[1].folder / "trials" / "0000" / "console.txt").touch()
+    status.at(440.0, done="10/200", eta=70.0, pace=0.25)
+    assert status.remaining(chain[1]) == pytest.approx(70 + 110 / 2, abs=1)
+    assert status.parts(chain[1])[:3] == ["search", "training 1/2", "10/200"]
+    status.pause()
+    status.seconds = 900.0
+    status.tick()
     assert status.remaining(chain[1]) is None  # it takes longer than was thought
-    row = next(line for line in status.table().splitlines() if line.startswith("stage_1"))
-    assert row.split() == ["stage_1", "complete", "1,000", "0:04:10", "-"]
+    assert status.remaining(chain[2]) == pytest.approx(5 + 2000 * 0.25 + 10 * 4)
+    assert status.remaining(chain[3]) == pytest.approx(5 + 30 * 4)
 
 
-def test_a_log_gets_a_line_a_minute(chain: list[Step]) -> None:
+def test_a_log_gets_a_line_a_minute_without_control_characters(chain: list[Step]) -> None:
     status = Status(chain)
-    (chain[1].folder / "steps.log").write_text("[11/24 15:37:16 cm.study]: Trial 0: score 3\n\n")
+    # What a library logs is no progress.
+    (chain[1].folder / "steps.log").write_text("[11/24 15:37:16 d2.x]: Loading from a.pth\n\n")
     status.began(chain[1])
-    table = status.stream.tell()
     for _ in range(150):
         status.seconds += 1.0
         status.tick()
-    lines = status.stream.getvalue()[table:].splitlines()
-    assert lines == ["search  Trial 0: score 3  ETA -  of all about -"] * 2
+    line = "search  training 1/2  starting up  ETA -  all -"
+    assert status.stream.getvalue() == (
+        f"[2/4] search: 400 iterations on 1,500 images\n{line}\n{line}\n"
+    )
 
 
-def test_half_written_metrics_are_passed_over(tmp_path: Path) -> None:
-    assert last_metrics(tmp_path) == {}
-    (tmp_path / "metrics.json").write_text('{"iteration": 19, "lr": 1}\n{"iteration": 3')
-    assert last_metrics(tmp_path) == {"iteration": 19, "lr": 1}
-    (tmp_path / "metrics.json").write_text('{"iteration": 19}\n5\n')
-    assert last_metrics(tmp_path) == {"iteration": 19}
+def test_scores_are_shown_at_the_end_of_scoring(chain: list[Step]) -> None:
+    status = Status(chain)
+    scores = {"segm": {"AP": 9.04, "AP50": 21.0, "AP-car": 40.0}}
+    content = {"datasets": {"some_val": {"images": 30, "results": scores}}}
+    (chain[3].folder / "scores.json").write_text(json.dumps(content))
+    status.began(chain[3])
+    status.seconds = 100.0
+    status.ended(chain[3])
+    status.finished()
+    assert status.lines()[1:] == [
+        "scores: complete after 1:40",
+        "scores: AP 9.0, AP50 21.0",
+        "all steps complete after 1:40",
+    ]
+    # Scoring as many images again takes as long.
+    other = replace(chain[3], name="scores/other")
+    status._states[other.name] = NEW
+    assert status.remaining(replace(other, images=3000)) == pytest.approx(200)

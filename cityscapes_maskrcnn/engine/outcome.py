@@ -1,0 +1,63 @@
+"""What came of a training or a scoring, in a few words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from cityscapes_maskrcnn.utils.progress import format_time
+
+SUMMARY_FILE: Final = "summary.json"
+SCORES_FILE: Final = "scores.json"
+
+# Ends of the scores' names, the most important first -> what they are called.
+_SCORES: Final = {
+    "segm/AP": "AP",
+    "coco_segm/AP": "COCO-style mask AP",
+    "coco_bbox/AP": "COCO-style box AP",
+    "sem_seg/IoU": "mean IoU",
+    "sem_seg/mIoU": "mean IoU",
+}
+_LOSSES: Final = {"total_loss": "loss", "validation/total_loss": "validation loss"}
+
+
+def describe_run(summary: Mapping[str, Any]) -> list[str]:
+    """Describe a training that has ended in two short lines.
+
+    Args:
+        summary: of :class:`.summary.RunSummary`.
+    """
+    epochs = f", {summary['epochs']:.3g} epochs," if summary["epochs"] else ""
+    memory = f"{summary['peak_memory_bytes'] / 2**30:.1f} GB {summary['memory']}"
+    return [
+        f"{summary['iterations']:,} iterations{epochs} in {format_time(summary['seconds'])}, "
+        f"of which evaluation {format_time(summary['evaluation_seconds'])}",
+        ", ".join([*outcome(summary["final"]), f"peak {memory}"]),
+    ]
+
+
+def outcome(latest: Mapping[str, float]) -> list[str]:
+    """Describe what a model reached: ``["AP 8.9", "AP50 18.2", "loss 2.09", ...]``.
+
+    Args:
+        latest: the last value of everything in ``metrics.json``. Of several scores, or datasets,
+            the first is named.
+    """
+    found = [(name, end) for end in _SCORES for name in latest if f"/{name}".endswith(f"/{end}")]
+    parts = [f"{_SCORES[end]} {latest[name]:.1f}" for name, end in found[:1]]
+    if found and f"{found[0][0]}50" in latest:
+        parts.append(f"AP50 {latest[f'{found[0][0]}50']:.1f}")
+    return parts + [
+        f"{text} {latest[name]:.3g}" for name, text in _LOSSES.items() if name in latest
+    ]
+
+
+def final_values(latest: Mapping[str, float]) -> dict[str, float]:
+    """Choose, of the last value of everything in ``metrics.json``, the losses and main scores."""
+    ends = tuple(f"/{end}" for name in _SCORES for end in (name, f"{name}50"))
+    return {
+        name: value
+        for name, value in latest.items()
+        if math.isfinite(value) and (name in _LOSSES or f"/{name}".endswith(ends))
+    }
