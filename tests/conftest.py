@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import resource
+import struct
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import termios
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -83,6 +88,45 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limit_files
+
+
+@pytest.fixture(scope="session")
+def on_terminal() -> Callable[..., tuple[int, str]]:
+    """Run a command on a terminal of 80 columns: ``on_terminal(command, answer, **options)``.
+
+    ``answer`` gets what was written since it was last called, and returns what is then typed.
+    Returns the exit status and all that was written, with the control characters.
+    """
+
+    def run(
+        command: Sequence[str], answer: Callable[[str], str] = lambda _: "", **options: Any
+    ) -> tuple[int, str]:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+
+        def take_terminal() -> None:
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+        process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal, **options
+        )
+        os.close(theirs)
+        output = ""
+        try:
+            # Reading fails when nobody has the terminal open any longer.
+            with suppress(OSError):
+                while data := os.read(ours, 1 << 16):
+                    text = data.decode(errors="replace")
+                    output += text
+                    if typed := answer(text):
+                        os.write(ours, typed.encode())
+            return process.wait(30), output
+        finally:
+            process.kill()
+            os.close(ours)
+
+    return run
 
 
 def randomise(network: Any, seed: int = 0) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,75 @@ def test_clean_removes_what_make_created_only(checkout: Path) -> None:
     assert make(checkout, "demo").returncode == 0
     assert "error: my out: not removed" in make(checkout, "clean").stderr
     assert (checkout / "my out" / "thesis.tex").exists()
+
+
+# Stands for a Python whose pip says what it does, and for the environment that it makes.
+FAKE_PYTHON = """#!/bin/bash
+if [ "$1 $2" = "-m venv" ]; then
+  mkdir -p "$3/bin"
+  cp "$0" "$3/bin/python"
+  printf '#!/bin/sh\\nmkdir -p "$6"\\necho Processing wheel\\ncp "$7" "$6"\\n' >"$3/bin/pip"
+  chmod +x "$3/bin/pip"
+elif [ "$1 $2" = "-m pip" ]; then
+  echo "Collecting torch"
+  echo "  Downloading torch-2.14.1-cp311.whl (797.2 MB) $(printf '%0100d' 0)"
+  sleep 1.5
+  [ ! -e fail ] || { echo "ERROR: No matching distribution found for torch"; exit 1; }
+else
+  exec python3 "$@"
+fi
+"""
+
+
+@pytest.fixture
+def new_setup(checkout: Path) -> list[str]:
+    """The command that sets up an environment with the Python above, in ``checkout``."""
+    python = checkout / "fake python"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    wheel = checkout / "detectron2-0.6-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("detectron2/__init__.py", "")
+    return ["make", "-s", "setup", f"PYTHON={python}", "VENV=new venv", f"DETECTRON2={wheel}"]
+
+
+def test_a_terminal_sees_what_pip_does(
+    checkout: Path, new_setup: list[str], on_terminal: Callable[..., tuple[int, str]]
+) -> None:
+    status, output = on_terminal(new_setup, cwd=checkout)
+    assert status == 0, output
+    lines = [line.rpartition("\x1b[K")[2].strip() for line in output.split("\r\n")]
+    assert lines[0].startswith("Setting up new venv: about 6 GB")
+    steps = ["pip: torch, torchvision", "building Detectron2 from", "pip: this project"]
+    for number, step in enumerate(steps, 1):
+        (begin,) = [line for line in lines if line.startswith(f"[{number}/3] {step}")]
+        assert lines[lines.index(begin) + 1].startswith(f"[{number}/3] done after")
+    shown = output.split("\r\x1b[K")
+    assert "   0s  Collecting torch" in shown
+    # Cut to the terminal's width, and counting on while nothing comes.
+    waiting = [text for text in shown if "Downloading torch-2.14.1" in text]
+    assert {text.split("s  ")[0].strip() for text in waiting} >= {"0", "1"}
+    assert max(map(len, waiting)) == 78
+    assert (checkout / "new venv" / ".ready").exists()
+
+
+def test_a_log_gets_lines_about_pip(checkout: Path, new_setup: list[str]) -> None:
+    done = subprocess.run(new_setup, cwd=checkout, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 7
+    assert "\r" not in done.stdout
+    assert "Collecting torch" in (checkout / "new venv" / "setup.log").read_text()
+
+
+def test_what_pip_says_is_shown_when_it_fails(checkout: Path, new_setup: list[str]) -> None:
+    (checkout / "fail").touch()
+    done = subprocess.run(new_setup, cwd=checkout, capture_output=True, text=True)
+    assert done.returncode
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert errors[-2] == "ERROR: No matching distribution found for torch"
+    assert errors[-1].startswith("error: pip: torch, torchvision and what else is listed in")
+    assert errors[-1].endswith("failed, see new venv/setup.log")
+    assert not (checkout / "new venv" / ".ready").exists()
 
 
 def test_missing_constraints(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ class TerminalHandler(logging.StreamHandler[TextIO]):
 
     def _show(self, progress: Progress, at_once: bool) -> None:
         with suppress(OSError):
-            self._line.show([self.stage, *progress.parts()], at_once)
+            self._line.show(filter(None, [self.stage, *progress.parts()]), at_once)
             if self._file and (at_once or time.monotonic() >= self._next):
                 self._next = time.monotonic() + 1
                 write_progress(self._file, progress)

@@ -162,6 +162,7 @@ def plot_runs(runs: Sequence[Run], output: str | os.PathLike[str]) -> None:
         # Colours of runs are the same in all rows.
         if len(labels) > 1 if len(runs) == 1 else number == 0:
             axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=10)
+    axes[-1].set_xlim(left=0)
     axes[-1].set_xlabel("iteration")
     save_figure(figure, output)
 
@@ -423,6 +424,7 @@ def _plot(axis: Axes, title: str, lines: Sequence[_Line]) -> None:
     highest = [_finite(line.curve).max(initial=0) for line in lines]
     if title == _RATE_TITLE and min(highest) > 0 and max(highest) > 20 * min(highest):
         axis.set_yscale("log")
+        axis.minorticks_off()
         axis.set_ylim(min(highest) / 30, 2 * max(highest))
         return
     axis.yaxis.set_major_locator(MaxNLocator(5))

@@ -148,6 +148,32 @@ def test_sigterm_and_ctrl_c_let_the_step_save(whole: Path, tmp_path: Path) -> No
     assert_every_number_was_counted_once(tmp_path)  # it saved when asked
 
 
+def test_ctrl_c_on_a_terminal_is_acknowledged_at_once(
+    tmp_path: Path, on_terminal: Callable[..., tuple[int, str]]
+) -> None:
+    saved, since = tmp_path / "first" / "saved", 0.0
+
+    def press(text: str) -> str:
+        nonlocal since
+        if "stopping" in text:
+            since = time.monotonic() - since
+        # The step is at work: it waits where it has saved the first number.
+        if since or "starting up" not in text or not saved.exists():
+            return ""
+        since = time.monotonic()
+        return "\x03"
+
+    command = [sys.executable, str(FAKE_CHAIN), str(tmp_path), "0"]
+    status, written = on_terminal(command, press, env={**os.environ, "FAKE_HOLD": "1"})
+    assert status == 130, written
+    assert "stopping when the step under way has saved; Ctrl-C again ends at once\r\n" in written
+    assert since < 3, written
+    lives = re.findall(r"\r\x1b\[K(first  [^\r\n]*)", written)
+    assert lives[0] == "first  starting up  ETA -  all 0:00+"
+    assert written.endswith("SIGINT: stopped; the same command goes on from here\r\n")
+    assert not (tmp_path / ".progress.json").exists()
+
+
 def test_a_step_that_fails_gets_one_line(tmp_path: Path) -> None:
     done = run(tmp_path, "0", "first", "failing", "third")
     assert done.returncode == 1

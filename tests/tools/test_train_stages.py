@@ -60,7 +60,12 @@ def chain(train_stages: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_plans_trains_scores_and_reports(chain: Path) -> None:
     printed = (chain / "stdout").read_text()
     plan, _, rest = printed.partition("stage_2: complete")
-    assert plan.index("iterations") < plan.index("running")
+    assert plan.index("iterations") < plan.index("[1/4] stage_2: 2 iterations on 8 images")
+    # A screen for each step, and no line of a library.
+    assert len(rest.splitlines()) < 40
+    assert max(map(len, plan.splitlines()[1:])) <= 80
+    assert re.search(r"^stage_3: AP .*, loss .*, peak .* GB RAM$", rest, re.MULTILINE)
+    assert re.search(r"^scores/stage_3: AP [\d.]+, AP50 [\d.]+$", rest, re.MULTILINE)
     assert "scores/stage_3: complete" in rest
     assert "COCO-style AP50" in rest
     for name in REPORT:
@@ -125,7 +130,7 @@ def test_a_second_call_runs_nothing(chain: Path, train_stages: Run) -> None:
     for name in ("stage_2", "stage_3", "scores/stage_2", "scores/stage_3"):
         (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"{name} ")]
         assert row.endswith("complete")
-    assert "running" not in done.stdout
+    assert "[1/" not in done.stdout
     assert "COCO-style AP50" in done.stdout
     after = fingerprint(chain)
     # The report, beside the folders of the steps, is written again.
@@ -177,7 +182,8 @@ def test_missing_data_are_named_below_the_plan_and_nothing_is_written(
     done = train_stages(tmp_path / "new", *TINY.split(), root=root)
     assert error_of(done) == "error: stage_0: data missing, see below the plan; nothing is done"
     plan, _, below = done.stdout.partition("\n\n")
-    states = {line.split()[0]: line.split()[-2:] for line in plan.splitlines()[2:]}
+    rows = [line for line in plan.splitlines()[3:] if not line.startswith(" ")]
+    states = {row.split()[0]: row.split()[-2:] for row in rows}
     assert states.pop("stage_0") == ["data", "missing"]
     assert list(states.values()) == [["to", "do"]] * 8
     assert below.startswith(f"stage_0: {root}/cityscapes/gtCoarse: no such folder")
@@ -191,7 +197,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(train_stages: Run, tmp_pat
     assert [(row[0], row[-2:]) for row in plan] == [
         (name, ["to", "do"]) for name in ("stage_2", "stage_3", "scores/stage_2", "scores/stage_3")
     ]
-    assert "running" not in done.stdout
+    assert "[1/" not in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
