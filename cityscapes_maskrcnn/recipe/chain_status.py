@@ -19,7 +19,13 @@ from cityscapes_maskrcnn.engine.outcome import (
     outcome,
 )
 from cityscapes_maskrcnn.recipe.step import Step, StepState
-from cityscapes_maskrcnn.utils.progress import LiveLine, Progress, format_time, read_progress
+from cityscapes_maskrcnn.utils.progress import (
+    LiveLine,
+    Progress,
+    fit,
+    format_time,
+    read_progress,
+)
 
 LOG_FILE: Final = "steps.log"
 
@@ -150,7 +156,7 @@ class ChainStatus:
         self._line.show(self.parts(self._running))
         if not self._line.is_terminal and self._now() >= self._next_line:
             self._next_line = self._now() + 60
-            self._line.write("  ".join(self.parts(self._running)))
+            self._line.write(fit(self.parts(self._running), _WIDTH))
 
     def parts(self, step: Step) -> list[str]:
         """Build the parts of the line: step, progress, remaining times, details."""
