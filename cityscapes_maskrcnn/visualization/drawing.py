@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as coco_mask
 from detectron2.structures import BoxMode, Instances
+from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.font_manager import findfont
 from matplotlib.patches import PathPatch
@@ -52,7 +53,7 @@ def draw_ground_truth(image_rgb: RgbImage, dataset_dict: dict[str, Any], metadat
         dataset_dict: a record in Detectron2's format; of each annotation ``category_id`` and
             ``segmentation`` (polygons or run-lengths) are used, or ``bbox`` where it has none, and
             ``iscrowd``. Coordinates are pixels of ``image_rgb``.
-        metadata: with ``thing_classes`` and ``thing_colors``.
+        metadata: with ``thing_classes``; without ``thing_colors`` Detectron2's are taken.
 
     Returns:
         The picture, shape (H', W', 3), uint8: as large as the image, or enlarged until it is
@@ -70,7 +71,16 @@ def draw_ground_truth(image_rgb: RgbImage, dataset_dict: dict[str, Any], metadat
                 is_group=is_group,
             )
         )
-    return draw_objects(image_rgb, objects, metadata.thing_colors)
+    return draw_objects(image_rgb, objects, _class_colors(metadata))
+
+
+def _class_colors(metadata: Any) -> Colors:
+    """Get the colours of the classes, RGB, which datasets of other code need not have."""
+    colors: Colors | None = getattr(metadata, "thing_colors", None)
+    if colors is not None:
+        return colors
+    palette = colormap(rgb=True, maximum=255).astype(int).tolist()
+    return [tuple(palette[index % len(palette)]) for index in range(len(metadata.thing_classes))]
 
 
 def draw_predictions(
@@ -82,7 +92,7 @@ def draw_predictions(
         image_rgb: shape (H, W, 3), uint8.
         instances: with ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W), bool, on the CPU
             and at the size of ``image_rgb``; of a model without masks, ``pred_boxes`` are drawn.
-        metadata: with ``thing_classes`` and ``thing_colors``.
+        metadata: with ``thing_classes``; without ``thing_colors`` Detectron2's are taken.
         score_thresh: predictions with a lower score are left out, between 0 and 1.
 
     Returns:
@@ -98,7 +108,7 @@ def draw_predictions(
         DrawnObject(category, shape, label=f"{metadata.thing_classes[category]} {score:.0%}")
         for category, score, shape in found
     ]
-    return draw_objects(image_rgb, objects, metadata.thing_colors)
+    return draw_objects(image_rgb, objects, _class_colors(metadata))
 
 
 def draw_semantic_labels(
