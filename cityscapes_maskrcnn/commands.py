@@ -38,7 +38,8 @@ def run_script(script: Path) -> int:
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
     names = vars(module)
     exec(compile(script.read_bytes(), str(script), "exec"), names)
-    names["EXAMPLES"] = with_command_names(names["EXAMPLES"])
+    if "EXAMPLES" in names:
+        names["EXAMPLES"] = with_command_names(names["EXAMPLES"])
     return run_tool(names["main"])
 
 

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import packages_distributions
@@ -94,7 +95,8 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
 def on_terminal() -> Callable[..., tuple[int, str]]:
     """Run a command on a terminal of 80 columns: ``on_terminal(command, answer, **options)``.
 
-    ``answer`` gets what was written since it was last called, and returns what is then typed.
+    ``answer`` gets all that has been written, whenever there is more, and returns what is then
+    typed.
     Returns the exit status and all that was written, with the control characters.
     """
 
@@ -113,16 +115,18 @@ def on_terminal() -> Callable[..., tuple[int, str]]:
         )
         os.close(theirs)
         output = ""
+        limit = threading.Timer(600, process.kill)
+        limit.start()
         try:
             # Reading fails when nobody has the terminal open any longer.
             with suppress(OSError):
                 while data := os.read(ours, 1 << 16):
-                    text = data.decode(errors="replace")
-                    output += text
-                    if typed := answer(text):
+                    output += data.decode(errors="replace")
+                    if typed := answer(output):
                         os.write(ours, typed.encode())
-            return process.wait(30), output
+            return process.wait(300), output
         finally:
+            limit.cancel()
             process.kill()
             os.close(ours)
 

@@ -51,6 +51,11 @@ def main(argv: list[str] | None = None) -> None:
     if not is_file:
         pictures = {output / f"{run.name.replace('/', '-')}.png": [run] for run in runs}
         if len(runs) > 1:
+            if output / "comparison.png" in pictures:
+                raise InputError(
+                    "a run called comparison: its picture would have the name of the one of all "
+                    "runs; name a PNG file by --output"
+                )
             pictures[output / "comparison.png"] = runs
     for file, drawn in pictures.items():
         plot_runs(drawn, file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -32,8 +33,11 @@ def run_tool(main: Callable[[], int | None]) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
+        # Processes and connections of the tool raise it too.
+        if not _nobody_reads_stdout():
+            raise
         # Python flushes once more at its exit, which would fail with a traceback of its own.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except (InputError, OSError) as error:
         problem = one_line(error)
@@ -44,6 +48,13 @@ def run_tool(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return 130
+
+
+def _nobody_reads_stdout() -> bool:
+    """Whether the reader of the pipe that is the standard output has gone."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def count(text: str) -> int:

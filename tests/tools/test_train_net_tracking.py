@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on_as_the_same_run(
     with start_tool("tools/train_net.py", *command, cwd=tmp_path) as process:
         first_checkpoint(process, output, seconds=300)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM, out + err
     ids = json.loads((output / "tracking.json").read_text())
 

@@ -104,6 +104,16 @@ def test_output_that_nobody_reads() -> None:
     assert process.wait() == 141
 
 
+def test_other_broken_pipes_are_defects() -> None:
+    """As of a worker process that died when it was started."""
+
+    def main() -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        run_tool(main)
+
+
 def test_values_of_flags() -> None:
     assert count("3") == 3
     for text in ("0", "-2", "1.5", "x"):
