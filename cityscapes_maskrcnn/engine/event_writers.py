@@ -14,7 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -230,6 +230,7 @@ class _ServiceWriter(EventWriter):
         self._cfg = cfg
         self._last_write = -1
         self._started = False
+        self._takes_pictures = True
         self.finished = False
 
     def start(self, resumed: bool) -> None:
@@ -270,11 +271,16 @@ class _ServiceWriter(EventWriter):
             if iteration > self._last_write:
                 by_iteration.setdefault(iteration, {})[name] = float(value)
         self._last_write = max([self._last_write, *by_iteration])
-        with self._failures("later scalars and pictures are not sent"):
+        with self._failures("later scalars and pictures are not sent") as failed:
             for iteration in sorted(by_iteration):
                 self._put_scalars(iteration, by_iteration[iteration])
-            for name, picture, iteration in storage._vis_data:
-                self._put_picture(iteration, name, _to_pixels(picture))
+        self._started = not failed
+        # Scalars go on where a picture is refused.
+        if self._started and self._takes_pictures:
+            with self._failures("later pictures are not sent") as failed:
+                for name, picture, iteration in storage._vis_data:
+                    self._put_picture(iteration, name, _to_pixels(picture))
+            self._takes_pictures = not failed
 
     def close(self) -> None:
         """End the run at the service."""
@@ -284,12 +290,16 @@ class _ServiceWriter(EventWriter):
             self._started = False
 
     @contextmanager
-    def _failures(self, consequence: str) -> Iterator[None]:
-        """Warn, once, and go on without the service: the training is worth more."""
+    def _failures(self, consequence: str) -> Iterator[list[Exception]]:
+        """Warn and go on without the service: the training is worth more.
+
+        Yields a list, which then holds what was raised.
+        """
+        failed: list[Exception] = []
         try:
-            yield
+            yield failed
         except Exception as error:
-            self._started = False
+            failed.append(error)
             logger.warning("%s: %s; %s", self.name, _line(error), consequence)
 
     @property
@@ -422,11 +432,13 @@ class MlflowWriter(_ServiceWriter):
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        metrics = [Metric(name, value, now, iteration) for name, value in scalars.items()]
+        metrics = [
+            Metric(_mlflow_key(name), value, now, iteration) for name, value in scalars.items()
+        ]
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def _put_picture(self, iteration: int, name: str, pixels: npt.NDArray[np.uint8]) -> None:
-        self._client.log_image(self._run_id, pixels, key=name, step=iteration)
+        self._client.log_image(self._run_id, pixels, key=_mlflow_key(name), step=iteration)
 
     def _end(self) -> None:
         self._client.set_terminated(self._run_id, "FINISHED" if self.finished else "KILLED")
@@ -500,21 +512,21 @@ def write_report(cfg: CfgNode, results: Mapping[str, Any], iteration: int) -> No
         results: Detectron2's, by task.
         iteration: the last one.
     """
-    services = service_writers(cfg)
-    writers: Sequence[EventWriter] = [*services, TensorboardXWriter(cfg.OUTPUT_DIR)]
+    # TensorBoard's file first: a service may be away for long.
+    writers: Sequence[EventWriter] = [TensorboardXWriter(cfg.OUTPUT_DIR), *service_writers(cfg)]
     with RunStorage(iteration) as storage:
         scores = flatten_results_dict(without_nan(results))
         named = {f"report/{name}": value for name, value in scores.items()}
         storage.put_scalars(smoothing_hint=False, **named)
-        try:
-            for service in services:
-                service.start(resumed=True)
-                service.finished = True
-            for writer in writers:
-                writer.write()
-                writer.close()
-        except (InputError, OSError) as error:
-            logger.warning("The final scores are in scores.json alone: %s", error)
+        for writer in writers:
+            try:
+                with closing(writer):
+                    if isinstance(writer, _ServiceWriter):
+                        writer.start(resumed=True)
+                        writer.finished = True
+                    writer.write()
+            except (InputError, OSError) as error:
+                logger.warning("The final scores, which scores.json holds, are not sent: %s", error)
 
 
 def _check_reachable(address: str) -> None:
@@ -537,6 +549,11 @@ def _to_pixels(picture: Any) -> npt.NDArray[np.uint8]:
     if pixels.dtype != np.uint8:
         pixels = (255 * pixels.clip(0, 1)).round()
     return np.ascontiguousarray(pixels.transpose(1, 2, 0)).astype(np.uint8)
+
+
+def _mlflow_key(name: str) -> str:
+    """Replace what MLflow refuses in names of metrics and pictures, such as ``(`` and ``ß``."""
+    return re.sub(r"[^\w./ -]", "_", name, flags=re.ASCII)
 
 
 def _line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.engine.event_writers import (
+    _SERVICES,
     MlflowWriter,
     RunStorage,
     TensorboardWriter,
@@ -160,6 +161,102 @@ def test_a_service_that_fails_is_left(cfg: CfgNode, caplog: pytest.LogCaptureFix
     assert writer.sent == [0]
     assert [record.getMessage() for record in caplog.records] == [
         "broken: the line is cut; later scalars and pictures are not sent"
+    ]
+
+
+class ServiceWithoutPictures(BrokenService):
+    """A service that refuses pictures."""
+
+    def _put_scalars(self, iteration: int, scalars: object) -> None:
+        assert scalars == {"loss": 1.0}
+        self.sent.append(iteration)
+
+    def _put_picture(self, iteration: int, name: str, pixels: np.ndarray) -> None:
+        raise ValueError(f"{name}, {pixels.shape} at {iteration}, is refused")
+
+    def _end(self) -> None:
+        self.sent.append(-1)
+
+
+def test_scalars_go_on_where_a_picture_is_refused(
+    cfg: CfgNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = ServiceWithoutPictures(cfg)
+    writer.start(resumed=False)
+    with EventStorage(0) as storage:
+        for iteration in range(3):
+            storage.iter = iteration
+            storage.put_scalar("loss", 1.0)
+            storage.put_image("predictions/a", np.zeros((3, 2, 2), np.uint8))
+            writer.write()
+    writer.close()
+    assert writer.sent == [0, 1, 2, -1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "broken: predictions/a, (2, 2, 3) at 0, is refused; later pictures are not sent"
+    ]
+
+
+def test_mlflow_takes_names_of_own_classes_and_images(
+    cfg: CfgNode,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Files are ready sooner than a database.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/runs")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.chdir(tmp_path)
+    writer = MlflowWriter(cfg)
+    writer.start(resumed=False)
+    with EventStorage(3) as storage:
+        storage.put_scalar("segm/AP-car (parked)", 12.5)
+        storage.put_image("predictions/street (1).png", np.zeros((3, 4, 4), np.uint8))
+        storage.put_image("predictions/straße.png", np.zeros((3, 4, 4), np.uint8))
+        writer.write()
+    client, run_id = writer._client, writer._run_id
+    writer.close()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert client.get_run(run_id).data.metrics == {"segm/AP-car _parked_": 12.5}
+    pictures = {Path(each.path).name for each in client.list_artifacts(run_id, "images")}
+    assert {name.partition("+")[0] for name in pictures} == {
+        "predictions~street _1_.png",
+        "predictions~stra_e.png",
+    }
+
+
+def test_a_dead_service_costs_nobody_else_the_final_scores(
+    cfg: CfgNode,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Dead(BrokenService):
+        name = "dead"
+
+        def _start(self, run_id: str | None) -> str:
+            raise ConnectionError(f"nobody answers {run_id}")
+
+    sent: list[object] = []
+
+    class Working(BrokenService):
+        name = "working"
+
+        def _put_scalars(self, iteration: int, scalars: object) -> None:
+            sent.append((iteration, scalars))
+
+        def _end(self) -> None:
+            sent.append("end")
+
+    for kind in (Dead, Working):
+        monkeypatch.setitem(_SERVICES, kind.name, kind)
+    cfg.TRACKING.BACKENDS = ("dead", "working")
+    write_report(cfg, {"segm": {"AP": 20.0}}, iteration=30)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(each.step, each.value) for each in events.Scalars("report/segm/AP")] == [(30, 20)]
+    assert sent == [(30, {"report/segm/AP": 20.0}), "end"]
+    assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == [
+        "The final scores, which scores.json holds, are not sent: TRACKING.BACKENDS dead: no run "
+        "can be started: nobody answers None; mend it"
     ]
 
 
