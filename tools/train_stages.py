@@ -14,7 +14,6 @@ end_on_signals()  # before the slow imports
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe.chain import (
-    note_command,
     read_states,
     require_inputs,
     run_chain,
@@ -79,7 +78,6 @@ def main(argv: list[str] | None = None) -> None:
     require_inputs(steps, states)
     if args.dry_run:
         return
-    note_command(args.output)
     run_chain(steps, args.output, sys.stdout)
     print(f"\n{write_recipe_report(args.output)}")
     print(f"All on one page: python tools/report.py --run {shlex.quote(str(args.output))}")

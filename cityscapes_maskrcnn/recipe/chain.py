@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from cityscapes_maskrcnn.data.tree import dataset_root
 from cityscapes_maskrcnn.recipe.chain_status import (
@@ -19,12 +19,14 @@ from cityscapes_maskrcnn.recipe.chain_status import (
 from cityscapes_maskrcnn.recipe.step import Step, StepState
 from cityscapes_maskrcnn.utils.child import run_child
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import write_json
+from cityscapes_maskrcnn.utils.files import read_json, write_json
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
 from cityscapes_maskrcnn.utils.progress import PROGRESS_FILE
 from cityscapes_maskrcnn.utils.stop import Stopped, StopRequests
 
+#: The calls that made a run, and the steps that they asked for.
 COMMAND_FILE: Final = "recipe.json"
+COMMAND_FORM: Final = {"commands?": [str], "selected?": [str], "datasets": str}
 REPLACED: Final = "replaced"
 _LOCK: Final = ".train_stages.lock"
 _PROGRESS: Final = ".progress.json"
@@ -63,16 +65,26 @@ def require_inputs(steps: Sequence[Step], states: Mapping[str, StepState]) -> No
         raise InputError(f"{listed}, see below the plan; nothing is done")
 
 
-def note_command(output: Path) -> None:
-    """Write the command of this process into ``recipe.json``, for the report of the run.
+def _note_call(steps: Sequence[Step], output: Path) -> None:
+    """Add the command of this process and its steps to ``recipe.json``, for the run's report.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file is damaged or cannot be written.
     """
+    file = output / COMMAND_FILE
+    before: dict[str, Any] = {}
+    if file.is_file():
+        before = read_json(file, form=COMMAND_FORM, advice="remove it; the run's report reads it")
     # An installed command is a program of its own.
     python = ["python"] * sys.argv[0].endswith(".py")
-    content = {"command": shlex.join([*python, *sys.argv]), "datasets": dataset_root()}
-    write_json(output / COMMAND_FILE, content)
+    command = shlex.join([*python, *sys.argv])
+    content = {
+        "commands": list(dict.fromkeys([*before.get("commands", ()), command])),
+        "selected": list(dict.fromkeys([*before.get("selected", ()), *(s.name for s in steps)])),
+        "datasets": dataset_root(),
+    }
+    if content != before:
+        write_json(file, content)
 
 
 def run_chain(
@@ -98,6 +110,7 @@ def run_chain(
             StopRequests(notice="stopping when the step under way has saved").listening() as stop,
         ):
             status = ChainStatus(steps, read_states(steps), stream, output / _PROGRESS)
+            _note_call(steps, output)
             _run_steps(steps=steps, output=output, status=status, stop=stop, lock=lock)
     except Stopped as stopped:
         stream.write(f"{stopped}: stopped; the same command goes on from here\n")

@@ -14,6 +14,7 @@ from cityscapes_maskrcnn.report.run_folder import (
     GALLERY_FOLDER,
     ErrorTables,
     RunFolder,
+    StepFolder,
     TrainedStage,
     numbers_of,
 )
@@ -23,6 +24,14 @@ from cityscapes_maskrcnn.visualization.overfitting import find_gap
 _VAL_IMAGES: Final = 500
 _FEW_IMAGES: Final = 100
 _FEW_TRIALS: Final = 10
+_DONE: Final = {
+    "stage_0": "a backbone learnt labels of pixels",
+    "stage_1": "heads for instances were trained",
+    "anchors": "anchors were fitted to the data",
+    "search": "thresholds were searched for",
+    "stage_2": "heads were trained with tuned settings",
+    "stage_3": "the whole network was refined",
+}
 
 
 @dataclass(frozen=True)
@@ -74,21 +83,26 @@ def model_name(run: RunFolder) -> str:
 
 
 def summary(run: RunFolder) -> str:
-    """What the run is and what came of it, in two sentences."""
-    done = [step for step in run.steps if step.state == StepState.COMPLETE]
-    what = (
-        "A run of the whole recipe: a backbone learns labels of pixels, heads for instances are "
-        "trained on it, anchors and thresholds are fitted to the data, and all of it is refined."
-    )
+    """What the run is, what was done, and what came of it, in two sentences."""
+    selected = [step for step in run.steps if step.selected]
+    what = "A run of the recipe" if selected == run.steps else "A run of a part of the recipe"
+    done = [_DONE[step.name] for step in run.steps if _is_done(step) and step.name in _DONE]
+    if done:
+        what += f": {', '.join(done[:-1])}{' and ' * (len(done) > 1)}{done[-1]}"
     row = headline_row(run)
     if row is None:
-        return f"{what} {len(done)} of its {len(run.steps)} steps are done; nothing is scored yet."
+        number = len(selected) - len(run.unfinished)
+        return f"{what}. {number} of its {len(selected)} steps are done; nothing is scored yet."
     kind = "generated images" if row.generated else "images"
     honest = "which the model had seen before" if row.note else "none of which it had seen"
     return (
-        f"{what} Its last model, stage {row.name}, reaches an official mask AP of "
+        f"{what}. Its last model, stage {row.name}, reaches an official mask AP of "
         f"{row.official['AP']:.1f} % on {scored_images(row)} {kind}, {honest}."
     )
+
+
+def _is_done(step: StepFolder) -> bool:
+    return step.state == StepState.COMPLETE
 
 
 def figures(run: RunFolder) -> list[Figure]:
@@ -155,8 +169,8 @@ def warnings(run: RunFolder) -> list[str]:
             "Training started from random weights, not from a network that has seen millions of "
             "photographs, so the scores are far below what the network can do."
         )
-    missing = [step.title for step in run.steps if step.state != StepState.COMPLETE]
-    if missing:
+    if run.unfinished:
+        missing = [step.title for step in run.unfinished]
         found.append(f"The run is not complete. Not done: {', '.join(missing)}.")
     if not is_generated(run) and (run.gallery or run.pictures):
         found.append(
@@ -268,9 +282,7 @@ def repeat_commands(run: RunFolder) -> list[Advice]:
         found.append(Advice("Generate the data", command))
     if run.data_root:
         found.append(Advice("Say where the data are", f"export DETECTRON2_DATASETS={root}"))
-    if run.command:
-        found.append(Advice("Run the whole recipe", run.command))
-    return found
+    return found + [Advice("Run the recipe", command) for command in run.commands]
 
 
 def step_commands(run: RunFolder) -> list[Advice]:
@@ -290,9 +302,10 @@ def next_steps(run: RunFolder) -> list[Advice]:
     """What to do with the run."""
     quoted = shlex.quote(str(run.folder))
     found = []
-    if any(step.state != StepState.COMPLETE for step in run.steps):
-        command = run.command or f"python tools/train_stages.py --output {quoted}"
-        found.append(Advice("Finish the run: the same command goes on where it stopped", command))
+    if run.unfinished:
+        text = "Finish the run: the same command goes on where it stopped"
+        commands = run.commands or [f"python tools/train_stages.py --output {quoted}"]
+        found += [Advice(text, command) for command in commands]
     trained = [stage.name for stage in run.stages if stage.checkpoint and stage.name != "stage_0"]
     if trained:
         config = shlex.quote(str(run.folder / trained[-1] / "config.yaml"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Final
 from cityscapes_maskrcnn.data.tree import MANIFEST
 from cityscapes_maskrcnn.engine.checkpoint_origin import describe_checkpoint
 from cityscapes_maskrcnn.evaluation.error_analysis import PER_CLASS_FILE
-from cityscapes_maskrcnn.recipe.chain import COMMAND_FILE
+from cityscapes_maskrcnn.recipe.chain import COMMAND_FILE, COMMAND_FORM
 from cityscapes_maskrcnn.recipe.performance_table import Row, stage_rows
 from cityscapes_maskrcnn.recipe.stage_table import STAGES, STEPS
 from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, INPUTS_FILE, StepState
@@ -60,6 +60,7 @@ class StepFolder:
         title: for people.
         folder: of its outputs.
         state: how far it is.
+        selected: whether it was asked for; so is every step of a run that did not record it.
         commands: that ran, as a shell takes them.
         settings: config keys that define it, as text.
     """
@@ -68,6 +69,7 @@ class StepFolder:
     title: str
     folder: Path
     state: StepState
+    selected: bool = True
     commands: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -175,7 +177,7 @@ class RunFolder:
         errors: of the last stage that was scored; None without an analysis.
         gallery: None if none was made.
         pictures: of predictions, beside the ground truth.
-        command: that ran the recipe; empty if it was not recorded.
+        commands: that ran the recipe or parts of it; empty if they were not recorded.
         data_root: ``DETECTRON2_DATASETS``; empty if it was not recorded.
         generator: arguments of the generated data; empty for other data, or if they are gone.
     """
@@ -193,13 +195,18 @@ class RunFolder:
     errors: ErrorTables | None
     gallery: Gallery | None
     pictures: list[Path]
-    command: str
+    commands: list[str]
     data_root: str
     generator: Mapping[str, Any]
 
     def step(self, name: str) -> StepFolder:
         """The step of this name."""
         return next(step for step in self.steps if step.name == name)
+
+    @property
+    def unfinished(self) -> list[StepFolder]:
+        """The steps that were asked for and are not complete."""
+        return [step for step in self.steps if step.selected and step.state != StepState.COMPLETE]
 
 
 def read_run(folder: Path) -> RunFolder:
@@ -213,12 +220,12 @@ def read_run(folder: Path) -> RunFolder:
             f"{folder}: no run of the recipe, which has folders such as stage_1; name the --output "
             "of tools/train_stages.py"
         )
-    recipe = _optional_json(folder / COMMAND_FILE, {"command": str, "datasets": str})
+    recipe = _optional_json(folder / COMMAND_FILE, COMMAND_FORM)
     data_root = recipe.get("datasets", "")
     pictures = folder / "pictures"
     return RunFolder(
         folder=folder,
-        steps=list(_steps(folder)),
+        steps=list(_steps(folder, recipe.get("selected", ()))),
         rows=stage_rows(folder),
         stages=[_stage(folder, name) for name in STAGES if (folder / name).is_dir()],
         anchors=_optional_json(
@@ -236,7 +243,7 @@ def read_run(folder: Path) -> RunFolder:
         errors=_errors(folder),
         gallery=_gallery(folder / GALLERY_FOLDER),
         pictures=sorted(pictures.glob("*.png")),
-        command=recipe.get("command", ""),
+        commands=recipe.get("commands", []),
         data_root=data_root,
         generator=_generator(Path(data_root) if data_root else folder / "datasets"),
     )
@@ -279,7 +286,7 @@ def numbers_of(path: str) -> Iterator[None]:
         raise InputError(f"{path}: damaged, {error!r}; {_ADVICE}") from error
 
 
-def _steps(run: Path) -> Iterator[StepFolder]:
+def _steps(run: Path, selected: Collection[str]) -> Iterator[StepFolder]:
     titles = {"anchors": "anchors", "search": "search"} | {
         name: f"stage {title}" for name, title in STAGES.items()
     }
@@ -302,6 +309,7 @@ def _steps(run: Path) -> Iterator[StepFolder]:
             title=title,
             folder=folder,
             state=state,
+            selected=not selected or name in selected,
             commands=tuple(inputs.get("commands", ())),
             settings=inputs.get("settings", {}),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -101,6 +102,20 @@ def test_what_is_complete_is_not_repeated(whole: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_every_call_is_noted_once(tmp_path: Path) -> None:
+    for names in (["first", "second"], ["first"], ["first", "second"]):
+        assert run(tmp_path, "0", *names).returncode == 0
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert recipe == {
+        "commands": [
+            f"python {FAKE_CHAIN} {tmp_path} 0 first second",
+            f"python {FAKE_CHAIN} {tmp_path} 0 first",
+        ],
+        "selected": ["first", "second"],
+        "datasets": os.environ.get("DETECTRON2_DATASETS", "datasets"),
+    }
+
+
 def test_killed_at_random_moments_it_ends_alike(whole: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments: nothing survives it, and the same command goes on."""
     moments = random.Random(4)
@@ -182,8 +197,11 @@ def test_a_step_that_fails_gets_one_line(tmp_path: Path) -> None:
 def test_one_chain_works_on_a_folder_at_a_time(tmp_path: Path) -> None:
     with started(tmp_path, "0", FAKE_HOLD="1"):
         wait_until((tmp_path / "first" / "saved").exists)
-        done = run(tmp_path)
+        before = (tmp_path / "recipe.json").read_bytes()
+        done = run(tmp_path, "0.5", "second")
     assert done.returncode == 1
+    # What is refused is no part of the run.
+    assert (tmp_path / "recipe.json").read_bytes() == before
     assert "another train_stages.py is at work here" in done.stderr.splitlines()[-1]
 
 

@@ -226,7 +226,7 @@ def write_run(run: Path, hostile: str = "") -> Path:
     write_json(
         run / "recipe.json",
         {
-            "command": f"python tools/train_stages.py --output '{run}'",
+            "commands": [f"python tools/train_stages.py --output '{run}'"],
             "datasets": str(run / "data"),
         },
     )

@@ -186,12 +186,12 @@ def test_links_and_commands(open_page: Open) -> None:
         page.get_by_role("link", name="Download the table as CSV").click()
     assert download.value.suggested_filename == "performance.csv"
     assert "13.0" in download.value.path().read_text()
-    command = page.get_by_role("button", name="Copy the command: Run the whole recipe")
+    command = page.get_by_role("button", name="Copy the command: Run the recipe")
     command.click()
     assert page.evaluate("navigator.clipboard.readText()").startswith(
         "python tools/train_stages.py"
     )
-    page.get_by_role("button", name="Copied the command: Run the whole recipe").wait_for()
+    page.get_by_role("button", name="Copied the command: Run the recipe").wait_for()
 
 
 def test_hostile_texts_run_nothing(

@@ -79,6 +79,7 @@ def test_the_headline_is_the_last_scored_stage(page: Page) -> None:
     top = " ".join(page.sections[""].split())
     assert "Mask R-CNN with ResNet\N{NON-BREAKING HYPHEN}50 on generated streets" in top
     assert "stage 3 refined, reaches an official mask AP of 13.0 % on 24 generated images" in top
+    assert "A run of the recipe: a backbone learnt labels of pixels, heads for instances" in top
     assert "official mask AP 13.0 % val parts 3-4 of 4, 24 images" in top
     assert "COCO-style AP 18.2 %" in top
     # 4 x 400 s.
@@ -249,7 +250,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         "anchors": "No anchors were fitted",
         "search": "No search",
         "drift": "No drift was measured",
-        "repeat": "The command of the whole recipe was not recorded",
+        "repeat": "The command of the recipe was not recorded",
         "provenance": "No checkpoint is in the run's folder",
     }.items():
         assert expected in page.sections[section]
@@ -270,6 +271,40 @@ def test_any_part_may_be_missing(finished_run: Path, tmp_path: Path, name: str) 
     path = run / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert "Results" in report(run, tmp_path / "report.html").sections["results"]
+
+
+def test_a_run_of_a_part_is_complete_without_the_rest(finished_run: Path, tmp_path: Path) -> None:
+    """The run without coarse data, which docs/recipe.md shows, then one of a step of it."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(run / "stage_0")
+    names = ["stage_1", "anchors", "search", "stage_2", "stage_3"]
+    names += [f"scores/stage_{number}" for number in (1, 2, 3)]
+    calls = ["train_stages --stages stage_1 anchors search stage_2 stage_3", "train_stages more"]
+    recipe = {"commands": calls, "selected": names, "datasets": str(finished_run / "data")}
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    page = report(run, tmp_path / "report.html")
+    top = " ".join(page.sections[""].split())
+    assert (
+        "A run of a part of the recipe: heads for instances were trained, anchors were fitted to "
+        "the data, thresholds were searched for, heads were trained with tuned settings and the "
+        "whole network was refined. Its last model, stage 3 refined,"
+    ) in top
+    assert "not complete" not in page.sections["warnings"]
+    assert "Finish the run" not in page.sections["next"]
+    for call in calls:
+        assert call in page.sections["repeat"]
+    for name in ("anchors", "search", "stage_3", "scores/stage_3"):
+        (run / name / "complete.json").unlink()
+    page = report(run, tmp_path / "report.html")
+    assert (
+        "Not done: anchors, search, stage 3 refined, scores of stage 3 refined."
+    ) in page.sections["warnings"]
+    assert (
+        "A run of a part of the recipe: heads for instances were trained and heads were trained "
+        "with tuned settings."
+    ) in " ".join(page.sections[""].split())
+    for call in calls:
+        assert call in page.sections["next"]
 
 
 def test_pictures_without_a_gallery(finished_run: Path, tmp_path: Path) -> None:

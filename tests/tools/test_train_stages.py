@@ -76,8 +76,10 @@ def test_it_plans_trains_scores_and_reports(chain: Path) -> None:
     # For the report: how to repeat it.
     assert rest.endswith(f"All on one page: python tools/report.py --run {chain}\n")
     recipe = json.loads((chain / "recipe.json").read_text())
-    assert recipe["command"].startswith("python ")
-    assert f"--output {chain} --stages stage_2 stage_3 MODEL.WEIGHTS ''" in recipe["command"]
+    (call,) = recipe["commands"]
+    assert call.startswith("python ")
+    assert f"--output {chain} --stages stage_2 stage_3 MODEL.WEIGHTS ''" in call
+    assert recipe["selected"] == ["stage_2", "stage_3", "scores/stage_2", "scores/stage_3"]
     (command,) = json.loads((chain / "stage_3" / "inputs.json").read_text())["commands"]
     assert "--resume MODEL.DEVICE cpu" in command
     assert f"MODEL.WEIGHTS {chain}/stage_2/model_final.pth" in command
