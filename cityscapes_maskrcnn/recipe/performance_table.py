@@ -75,7 +75,8 @@ class Row:
     Attributes:
         group: ``"this run"``, ``"reference study"`` or ``"published"``.
         name: the stage or the method.
-        split: what was scored.
+        split: what was scored, in short.
+        dataset: its name in Detectron2's catalog, of rows of this run.
         official: ``AP`` and ``AP50`` of the official protocol.
         coco: :data:`COCO_SCORES` of the COCO-style protocol, for masks.
         scored_images: number of images of ``split``.
@@ -95,6 +96,7 @@ class Row:
     group: str
     name: str
     split: str = ""
+    dataset: str = ""
     official: Mapping[str, float] = field(default_factory=dict)
     coco: Mapping[str, float] = field(default_factory=dict)
     scored_images: int | None = None
@@ -147,6 +149,7 @@ def stage_rows(output: Path) -> list[Row]:
                     group=THIS_RUN,
                     name=name,
                     split=_short(split),
+                    dataset=split,
                     official=_chosen(results.get("segm", {}), ("AP", "AP50")),
                     coco=_chosen(results.get("coco_segm", {}), COCO_SCORES),
                     scored_images=scored["images"],

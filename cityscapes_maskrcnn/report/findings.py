@@ -143,11 +143,11 @@ def warnings(run: RunFolder) -> list[str]:
     ]
     if row is not None:
         if row.scored_images is not None and row.scored_images < _VAL_IMAGES:
-            few = (
-                "few: one object more or less moves"
-                if row.scored_images < _FEW_IMAGES
-                else ("a part of the 500 that published scores are of: other images move")
-            )
+            few = "not many: other images move"
+            if row.scored_images < _FEW_IMAGES:
+                few = "few: one object more or less moves"
+            elif row.dataset.startswith("cityscapes_instance_val") and not row.generated:
+                few = "a part of the 500 that published scores are of: other images move"
             found.append(
                 f"The score is of {row.scored_images:,} images, {few} the AP. Differences of a "
                 "point between stages may be chance."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
@@ -332,8 +333,16 @@ def _start(stage: TrainedStage, run: RunFolder) -> str:
     weights = stage.setting("MODEL.WEIGHTS")
     if not isinstance(weights, str):
         return ""
+    places = {run.folder.resolve()}
+    # A run that was moved: where it was trained.
+    if isinstance(trained_in := stage.setting("OUTPUT_DIR"), str):
+        places.add(Path(trained_in).parent.resolve())
     for other in run.stages:
-        if other.name != stage.name and weights.endswith(f"{other.name}/model_final.pth"):
+        if (
+            other.name != stage.name
+            and weights.endswith(f"{other.name}/model_final.pth")
+            and Path(weights).parent.parent.resolve() in places
+        ):
             return f"stage {other.title}"
     return weights or "random weights"
 

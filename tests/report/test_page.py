@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from PIL import Image
 
+from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY
 from cityscapes_maskrcnn.report.inline_pictures import inline_picture
 from cityscapes_maskrcnn.report.page import MAX_BYTES, write_report
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -151,6 +154,35 @@ def test_what_was_trained_on_what(page: Page) -> None:
     assert losses[0].endswith("; validation: 1.71 at iteration 99, 0.981 at 399")
 
 
+def test_weights_of_another_run_are_no_stage_of_this_one(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    other, old = tmp_path / "other" / "stage_0" / "model_final.pth", tmp_path / "old"
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    for name, weights in (("stage_1", other), ("stage_2", old / "stage_1" / "model_final.pth")):
+        config = yaml.safe_load((run / name / "config.yaml").read_text())
+        config["MODEL"]["WEIGHTS"] = str(weights)
+        # Where it was trained; the folder was moved since.
+        config["OUTPUT_DIR"] = str(old / name)
+        (run / name / "config.yaml").write_text(yaml.safe_dump(config))
+    page = report(run, tmp_path / "report.html")
+    rows = page.tables["What was trained on what"]
+    assert [row[1] for row in rows[2:4]] == [str(other), "stage 1 heads"]
+
+
+def test_generated_images_that_a_model_has_seen_are_called_so(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    file = run / "stage_3" / "model_final.pth"
+    content = torch.load(file, weights_only=True)
+    content[SEEN_IMAGES_KEY][0]["generated"] = True
+    torch.save(content, file)
+    provenance = report(run, tmp_path / "report.html").sections["provenance"]
+    assert provenance.count("trained on 1 generated image of cityscapes_instance_train") == 1
+    assert provenance.count("trained on 1 image of cityscapes_instance_train") == 3
+
+
 def test_anchors_search_and_drift(page: Page) -> None:
     assert "Sizes 10, 31.5 px" in page.sections["anchors"]
     assert "The mean best IoU goes from 0.20 to 0.75." in page.sections["anchors"]
@@ -232,6 +264,12 @@ def test_a_run_on_real_images(make_run: Callable[..., Path], tmp_path: Path) -> 
     assert f"scored on images that it had seen, so its score is too high: {seen}." in warnings
     assert "250 images, a part of the 500 that published scores are of" in warnings
     assert "look into its licence before you pass the page on" in warnings
+    (scored,) = content["datasets"].values()
+    content["datasets"] = {"my_val": scored}
+    scores.write_text(json.dumps(content))
+    own = report(run, tmp_path / "own.html").sections["warnings"]
+    assert "250 images, not many: other images move the AP" in own
+    assert "published" not in own
     config = run / "stage_3" / "config.yaml"
     config.write_text(config.read_text().replace("cityscapes_instance_train", "my_streets"))
     assert " on own data " in " ".join(report(run, tmp_path / "own.html").sections[""].split())
