@@ -63,7 +63,10 @@ def detectron2_config() -> CfgNode:
     MODEL.RESNETS.STRIDE_IN_1X1 False MODEL.PIXEL_MEAN [123.675,116.28,103.53]
     MODEL.PIXEL_STD [58.395,57.12,57.375] INPUT.FORMAT RGB
     """
-    cfg.merge_from_list([*words.split(), "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "", *TINY])
+    cfg.merge_from_list([*words.split(), "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""])
+    for key, value in zip(TINY[::2], TINY[1::2], strict=True):
+        if not key.startswith("TRACKING."):  # of this project
+            cfg.merge_from_list([key, value])
     return cfg
 
 

@@ -117,7 +117,9 @@ def training(context: Context) -> Work:
 
     def result(folder: Path) -> Any:
         content = torch.load(folder / "o" / "model_final.pth", weights_only=True)
-        del content["trainer"]["hooks"]["RunSummary"]  # time and memory
+        # Times and memory.
+        del content["trainer"]["hooks"]["RunSummary"]
+        del content["trainer"]["hooks"]["ShowProgress"]
         del content[ORIGIN_KEY]  # the folder's name
         scores = sorted((folder / "o" / "inference").rglob("*.csv"))
         return content, [(path.name, path.read_bytes()) for path in scores]

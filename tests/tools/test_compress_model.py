@@ -181,7 +181,7 @@ def test_every_tool_takes_a_pruned_checkpoint(
         done = tool(*command)
         assert done.returncode == 0, done.stderr
         if command[0] == "tools/describe_checkpoint.py":
-            assert "trained on cityscapes_instance_train: 8 images" in done.stdout
+            assert "trained on cityscapes_instance_train: 8 generated images" in done.stdout
             assert f"parents     {trained}/model_final.pth, sha256 " in done.stdout
     assert (tmp_path / "scored" / "scores.json").is_file()
     card = json.loads((tmp_path / "onnx" / "model.json").read_text())
