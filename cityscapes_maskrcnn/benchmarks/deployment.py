@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import multiprocessing
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -96,6 +97,9 @@ class Measured:
         file_bytes: of the exported file; of PyTorch parameters and buffers.
         memory_bytes: the most that the process held after the timed images; on a GPU what it took
             of the GPU.
+        min_size: of images in pixels, as ``INPUT.MIN_SIZE_TEST``.
+        max_size: as ``INPUT.MAX_SIZE_TEST``.
+        proposals: as ``MODEL.RPN.POST_NMS_TOPK_TEST``.
     """
 
     ap: float
@@ -103,6 +107,9 @@ class Measured:
     base_milliseconds: float
     file_bytes: int
     memory_bytes: int
+    min_size: int
+    max_size: int
+    proposals: int
 
 
 @dataclass(frozen=True)
@@ -116,11 +123,17 @@ class Row:
     times_faster: float | None = None
     file_megabytes: float | None = None
     memory_megabytes: float | None = None
+    min_size: int | None = None
+    max_size: int | None = None
+    proposals: int | None = None
     note: str = ""
 
 
 class _Runnable(Protocol):
     file_bytes: int
+    min_size: int
+    max_size: int
+    proposals: int
 
     def prepare(self, image: Path) -> Any: ...
 
@@ -149,7 +162,7 @@ def benchmark_deployment(
         config_file: of the model.
         opts: KEY VALUE pairs, with ``MODEL.WEIGHTS``.
         dataset: to score on; empty: the first of ``DATASETS.TEST``.
-        also: further models: name, config, weights.
+        also: further models: name, config, weights; ``opts`` hold for them too.
         onnx: exported files.
         sizes: shorter sides of the images in pixels; None: half and three quarters of
             ``INPUT.MIN_SIZE_TEST``. The longer side changes as much.
@@ -160,11 +173,12 @@ def benchmark_deployment(
         picture: PNG file; None: none is drawn.
 
     Returns:
-        A table, in which each form that cannot run here has the reason.
+        A table, in which each form that cannot run here has the reason. The name of a further
+        model or an exported file says where its images or proposals differ from the model's.
 
     Raises:
-        InputError: the model itself cannot run, a number is out of range, or the dataset is unknown
-            or has no labels.
+        InputError: the model itself cannot run, a number is out of range, ``opts`` name a precision
+            or compiling, or the dataset is unknown, or has no labels or no object to find.
     """
     import torch
     from detectron2.data import DatasetCatalog
@@ -180,6 +194,11 @@ def benchmark_deployment(
 
     if min(num_timed, blocks, *(sizes or ()), *proposals) < 1:
         raise InputError("--images, --repeats, --sizes and --proposals must be 1 or more")
+    named = next((key for key in opts[::2] if key in ("TEST.PRECISION", "MODEL.COMPILE")), None)
+    if named:
+        raise InputError(
+            f"{named}: remove it; every precision, and compiling, is a form of its own"
+        )
     cfg = build_config(config_file, list(opts))
     dataset = dataset or next(iter(cfg.DATASETS.TEST), "")
     check_dataset_names([dataset])
@@ -189,15 +208,21 @@ def benchmark_deployment(
         (file, gt_files[name]) for name, file in zip(image_names(dataset), files, strict=True)
     ]
     scale = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    if sizes and not scale[0]:
+        raise InputError(
+            "INPUT.MIN_SIZE_TEST 0: no image is resized, so --sizes cannot be compared"
+        )
     top = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
-    own = (*opts, "DATASETS.TEST", f"('{dataset}',)")
+    # Further models have them too, and a config file of a training may name others.
+    float32 = ("TEST.PRECISION", "float32", "MODEL.COMPILE", "off")
+    own = (*opts, "DATASETS.TEST", f"('{dataset}',)", *float32)
     base = Form(f"PyTorch float32 ({scale[0]} px, {top} proposals)", "PyTorch", config_file, own)
     forms = [
         base,
         *_precisions(base),
         *_sizes(base, scale, sizes or (scale[0] // 2, 3 * scale[0] // 4)),
         *_proposals(base, top, proposals),
-        *_others(also, dataset),
+        *_others(base, also),
         *_exported(onnx),
     ]
     setting = Setting(
@@ -263,11 +288,10 @@ def _proposals(base: Form, top: int, proposals: Iterable[int]) -> Iterator[Form]
             yield Form(name, "proposals", base.config_file, (*base.opts, *keys))
 
 
-def _others(also: Iterable[Sequence[str]], dataset: str) -> Iterator[Form]:
-    """Further models, pruned ones above all."""
-    also = list(also)
+def _others(base: Form, also: Sequence[Sequence[str]]) -> Iterator[Form]:
+    """Further models, pruned ones above all, with the KEY VALUE pairs of the base."""
     for name, config_file, weights in also:
-        opts = ("MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('{dataset}',)")
+        opts = (*base.opts, "MODEL.WEIGHTS", weights)
         yield Form(f"PyTorch float32, {name}", "other model", config_file, opts)
     if not also:
         advice = "none given: tools/compress_model.py prune writes one; name it by --also"
@@ -290,26 +314,49 @@ def _measure_all(forms: Sequence[Form], setting: Setting) -> list[Row]:
     with tqdm(forms, unit="form") as progress:
         for form in progress:
             progress.set_description(form.name)
-            results.append(form.missing or _in_process(form, setting))
-            if form is setting.base and isinstance(results[0], str):
-                raise InputError(results[0])
+            result = form.missing or _in_process(form, setting)
+            if form is setting.base:
+                base = _usable(result, setting.dataset)
+            results.append(result)
     bases = [each.base_milliseconds for each in results if isinstance(each, Measured)]
-    return [_row(form, result, median(bases)) for form, result in zip(forms, results, strict=True)]
+    return [
+        _row(form, result, median(bases), base) for form, result in zip(forms, results, strict=True)
+    ]
 
 
-def _row(form: Form, result: Measured | str, base_milliseconds: float) -> Row:
+def _usable(result: Measured | str, dataset: str) -> Measured:
+    """Refuse a base form that no other one can be compared with."""
+    if isinstance(result, str):
+        raise InputError(result)
+    if math.isnan(result.ap):
+        raise InputError(f"{dataset}: no object to find, so AP is undefined")
+    return result
+
+
+def _row(form: Form, result: Measured | str, base_milliseconds: float, base: Measured) -> Row:
     if isinstance(result, str):
         return Row(form.name, form.group, note=result)
     share = result.milliseconds / result.base_milliseconds
+    others = []
+    if (result.min_size, result.max_size) != (base.min_size, base.max_size):
+        others.append(f"{result.min_size}/{result.max_size} px")
+    if result.proposals != base.proposals:
+        others.append(f"{result.proposals} proposals")
+    # The names of these groups say what differs.
+    is_named = not others or form.group in ("input size", "proposals")
     return Row(
-        form.name,
+        form.name if is_named else f"{form.name} ({', '.join(others)})",
         form.group,
-        ap=result.ap,
+        ap=None if math.isnan(result.ap) else result.ap,
         # Others may have slowed the machine while this form was measured, and the base with it.
         milliseconds=share * base_milliseconds,
         times_faster=1 / share,
         file_megabytes=result.file_bytes / 1e6,
         memory_megabytes=result.memory_bytes / 1e6,
+        min_size=result.min_size,
+        max_size=result.max_size,
+        proposals=result.proposals,
+        note="AP is undefined: no object of its classes" if math.isnan(result.ap) else "",
     )
 
 
@@ -317,11 +364,24 @@ def _in_process(form: Form, setting: Setting) -> Measured | str:
     """Measure a form in a process of its own; a text says why that is not possible."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(measure, form, setting).result()
-        except InputError as error:
-            return " ".join(str(error).split())
+            return pool.submit(measure_or_reason, form, setting).result()
         except BrokenProcessPool:
             return "its process was killed, perhaps for lack of memory"
+
+
+def measure_or_reason(form: Form, setting: Setting) -> Measured | str:
+    """Measure a form in this process; a text says why that is not possible.
+
+    What fails in the base form is a fault of all, and raised unless it is an :class:`InputError`.
+    """
+    try:
+        return measure(form, setting)
+    except InputError as error:
+        return " ".join(str(error).split())
+    except Exception as error:
+        if form == setting.base:
+            raise
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def measure(form: Form, setting: Setting) -> Measured:
@@ -355,6 +415,9 @@ def measure(form: Form, setting: Setting) -> Measured:
         base_milliseconds=times["base"],
         file_bytes=model.file_bytes,
         memory_bytes=memory,
+        min_size=model.min_size,
+        max_size=model.max_size,
+        proposals=model.proposals,
     )
 
 
@@ -386,6 +449,9 @@ class _OnnxForm:
             file, device=setting.device, num_threads=setting.num_threads
         )
         self.file_bytes = file.stat().st_size
+        card = self._predictor.card
+        self.min_size, self.max_size = card["input"]["min_size"], card["input"]["max_size"]
+        self.proposals = card["thresholds"]["proposals"]
 
     def prepare(self, image: Path) -> Any:
         return self._predictor.prepare(image)
@@ -418,6 +484,9 @@ class _TorchForm:
         self._predictor = Predictor(self._cfg, self._cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST)
         state = self._predictor.model.state_dict()
         self.file_bytes = sum(each.numel() * each.element_size() for each in state.values())
+        self.min_size = self._cfg.INPUT.MIN_SIZE_TEST
+        self.max_size = self._cfg.INPUT.MAX_SIZE_TEST
+        self.proposals = self._cfg.MODEL.RPN.POST_NMS_TOPK_TEST
 
     def prepare(self, image: Path) -> Any:
         return self._predictor.prepare(str(image))

@@ -30,7 +30,7 @@ _FORM: Final = {
     "file": {"sha256": str},
     "input": {"channels": str, "min_size": int, "max_size": int},
     "classes": [{"name": str, "label_id": int, "color": [int]}],
-    "thresholds": {"score": float},
+    "thresholds": {"score": float, "proposals": int},
 }
 _PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Of the weights of Pillow's filters for 8 bits a channel.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -34,13 +35,7 @@ def exported(trained: Path, tool: Run, tmp_path_factory: pytest.TempPathFactory)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure here: importing torch anew for each of ten forms would take a minute."""
 
-    def measure(form: Form, setting: Setting) -> Measured | str:
-        try:
-            return deployment.measure(form, setting)
-        except InputError as error:
-            return str(error)
-
-    monkeypatch.setattr(deployment, "_in_process", measure)
+    monkeypatch.setattr(deployment, "_in_process", deployment.measure_or_reason)
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -117,6 +112,114 @@ def test_an_exported_file_is_measured_without_torch(
     assert measured.file_bytes == exported.stat().st_size
     # This process has torch.
     assert 2**26 < measured.memory_bytes < 0.7 * peak_resident_bytes()
+
+
+BASE = Form("PyTorch float32", "PyTorch", "a.yaml", ("INPUT.MIN_SIZE_TEST", "512"))
+
+
+def setting_of(base: Form) -> Setting:
+    return Setting(
+        base=base, dataset=VAL, images=(), timed=(), blocks=1, device="cpu", num_threads=1
+    )
+
+
+def measured(
+    ap: float = 30.0, min_size: int = 512, max_size: int = 1024, proposals: int = 1000
+) -> Measured:
+    return Measured(ap, 10.0, 20.0, 4_000_000, 8_000_000, min_size, max_size, proposals)
+
+
+def test_what_fails_in_a_form_is_its_note_and_in_the_base_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(form: Form, _: Setting) -> Measured:
+        raise OSError("no space\nleft") if form.name == "full" else RuntimeError()
+
+    monkeypatch.setattr(deployment, "measure", fail)
+    setting = setting_of(BASE)
+    full, empty = (Form(name, "PyTorch") for name in ("full", "empty"))
+    assert deployment.measure_or_reason(full, setting) == "OSError: no space"
+    assert deployment.measure_or_reason(empty, setting) == "RuntimeError: "
+    with pytest.raises(RuntimeError):
+        deployment.measure_or_reason(BASE, setting)
+
+
+def test_a_process_gives_the_reason_too() -> None:
+    folder = Form("file", "ONNX Runtime", file=Path())
+    assert deployment._in_process(folder, setting_of(BASE)) == ".: no such file"
+
+
+@pytest.mark.parametrize(
+    ("group", "result", "name", "ap", "note"),
+    [
+        ("ONNX Runtime", measured(), "x", 30.0, ""),
+        ("ONNX Runtime", measured(min_size=1024, max_size=2048), "x (1024/2048 px)", 30.0, ""),
+        (
+            "other model",
+            measured(max_size=2048, proposals=7),
+            "x (512/2048 px, 7 proposals)",
+            30,
+            "",
+        ),
+        ("proposals", measured(proposals=7), "x", 30.0, ""),
+        (
+            "ONNX Runtime",
+            measured(math.nan),
+            "x",
+            None,
+            "AP is undefined: no object of its classes",
+        ),
+    ],
+)
+def test_rows_name_other_inputs_and_undefined_ap(
+    monkeypatch: pytest.MonkeyPatch,
+    group: str,
+    result: Measured,
+    name: str,
+    ap: float | None,
+    note: str,
+) -> None:
+    results = {"x": result, BASE.name: measured()}
+    monkeypatch.setattr(deployment, "_in_process", lambda form, _: results[form.name])
+    _, row = deployment._measure_all([BASE, Form("x", group)], setting_of(BASE))
+    assert (row.name, row.ap, row.note) == (name, ap, note)
+    assert (row.min_size, row.max_size, row.proposals) == (
+        result.min_size,
+        result.max_size,
+        result.proposals,
+    )
+    assert (row.milliseconds, row.times_faster) == (10, 2)
+
+
+def test_undefined_ap_of_the_base_ends_after_its_measurement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deployment, "_in_process", lambda _, __: measured(math.nan))
+    with pytest.raises(InputError, match=f"^{VAL}: no object to find, so AP is undefined$"):
+        deployment._measure_all([BASE], setting_of(BASE))
+
+
+def test_further_models_have_the_pairs_of_the_base() -> None:
+    (form,) = deployment._others(BASE, [("thin", "b.yaml", "b.pth")])
+    assert (form.name, form.config_file) == ("PyTorch float32, thin", "b.yaml")
+    assert form.opts == ("INPUT.MIN_SIZE_TEST", "512", "MODEL.WEIGHTS", "b.pth")
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "problem"),
+    [
+        ([], ["TEST.PRECISION", "bfloat16"], "TEST.PRECISION: remove it; every precision, and"),
+        ([], ["MODEL.COMPILE", "on"], "MODEL.COMPILE: remove it; every precision, and compiling,"),
+        (["--sizes", 48], ["INPUT.MIN_SIZE_TEST", 0], "INPUT.MIN_SIZE_TEST 0: no image is resized"),
+    ],
+)
+def test_bad_pairs_are_one_line(
+    trained: Path, tool: Run, flags: list[object], options: list[object], problem: str
+) -> None:
+    config = ["--config-file", trained / "config.yaml", "--score", VAL]
+    done = tool("tools/benchmark.py", "deployment", *flags, *config, *options)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {problem}")
 
 
 @pytest.mark.usefixtures("in_this_process")
