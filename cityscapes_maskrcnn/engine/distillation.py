@@ -62,11 +62,16 @@ class Distillation:
             inputs[module], outputs[module] = given, returned
 
         with ExitStack() as stack:
-            for part in (inner.backbone, heads.box_predictor, heads):
+            for part in (inner.backbone, heads.box_pooler, heads.box_predictor, heads):
                 stack.enter_context(part.register_forward_hook(note))
             losses: dict[str, Tensor] = dict(model(batch))
         images, features = inputs[inner.backbone][0], outputs[inner.backbone]
-        regions = [each.proposal_boxes for each in outputs[heads][0]]
+        # MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES replaces the sampled boxes once they are pooled;
+        # heads that pool boxes and masks at once do not call the pooler.
+        if heads.box_pooler in inputs:
+            regions = inputs[heads.box_pooler][1]
+        else:
+            regions = [each.proposal_boxes for each in outputs[heads][0]]
         imitated, logits = self._imitated(images, regions)
         of_features = feature_loss(features, imitated)
         of_classes = class_loss(outputs[heads.box_predictor][0], logits)

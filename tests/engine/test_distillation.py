@@ -53,10 +53,14 @@ def test_class_loss_is_a_mean_over_regions() -> None:
     assert class_loss(torch.zeros(0, 9), torch.zeros(0, 9)).item() == 0
 
 
-def test_equal_models_have_nothing_to_imitate(train: Train, teacher: Path) -> None:
+@pytest.mark.parametrize("train_on_pred_boxes", [False, True])
+def test_equal_models_have_nothing_to_imitate(
+    train: Train, teacher: Path, train_on_pred_boxes: bool
+) -> None:
     # Frozen BatchNorm computes in training what it does in evaluation.
     frozen = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "FrozenBN"]
     keys = [*frozen, "MODEL.WEIGHTS", teacher, "MODEL.DISTILLATION.TEACHER", teacher]
+    keys += ["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", train_on_pred_boxes]
     trainer = train(*keys, *QUICK)
     latest = trainer.storage.latest()
     assert latest["loss_distill_features"][0] < 1e-9
