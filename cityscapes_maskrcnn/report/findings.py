@@ -19,6 +19,7 @@ from cityscapes_maskrcnn.report.run_folder import (
     numbers_of,
 )
 from cityscapes_maskrcnn.visualization.overfitting import find_gap
+from cityscapes_maskrcnn.visualization.training_curves import without_imitation
 
 # Of Cityscapes val, which published scores are of.
 _VAL_IMAGES: Final = 500
@@ -226,9 +227,7 @@ def error_summary(errors: ErrorTables) -> str:
 
 def loss_summary(stage: TrainedStage) -> str:
     """How training and validation loss ended; empty without them."""
-    gap = find_gap(
-        stage.curves.get("total_loss", {}), stage.curves.get("validation/total_loss", {})
-    )
+    gap = find_gap(without_imitation(stage.curves), stage.curves.get("validation/total_loss", {}))
     if gap is None:
         return ""
     difference = 100 * (gap.validation - gap.training) / max(gap.training, 1e-12)

@@ -22,6 +22,7 @@ from cityscapes_maskrcnn.report.run_folder import RunFolder, TextRow, TrainedSta
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.utils.text import printable
+from cityscapes_maskrcnn.visualization.training_curves import without_imitation
 
 MAX_BYTES: Final = 8_000_000
 #: Of the examples, and of the pictures where there are none, so many are shown.
@@ -126,7 +127,7 @@ def _stage_charts(stage: TrainedStage) -> list[LineChart]:
         (
             "Total loss",
             {
-                "training": curves.get("total_loss", {}),
+                "training": without_imitation(curves),
                 "validation": curves.get("validation/total_loss", {}),
             },
         ),

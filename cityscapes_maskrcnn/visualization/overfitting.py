@@ -22,7 +22,7 @@ from cityscapes_maskrcnn.visualization.style import (
     save_figure,
     style_axes,
 )
-from cityscapes_maskrcnn.visualization.training_curves import Curve
+from cityscapes_maskrcnn.visualization.training_curves import Curve, without_imitation
 
 _TRAINING, _VALIDATION = BLUE, RED
 # Behind notes, which the lines of the grid would cross.
@@ -81,7 +81,7 @@ def plot_overfitting(
 
     Args:
         runs: by title, the curves of :func:`.training_curves.read_curves`; ``total_loss`` and
-            ``validation/total_loss`` are drawn.
+            ``validation/total_loss`` are drawn, the former without losses of imitation.
         output: the PNG file; it appears only when it is complete.
         about: the runs.
 
@@ -92,7 +92,7 @@ def plot_overfitting(
         InputError: no run has a loss, or ``output`` cannot be written.
     """
     drawn = {
-        title: (curves.get("total_loss", {}), curves.get("validation/total_loss", {}))
+        title: (without_imitation(curves), curves.get("validation/total_loss", {}))
         for title, curves in runs.items()
         if curves.get("total_loss")
     }

@@ -287,6 +287,24 @@ def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
     return {name: dict(sorted(curve.items())) for name, curve in values.items()}
 
 
+def without_imitation(curves: Mapping[str, Curve]) -> Curve:
+    """Subtract the losses of ``MODEL.DISTILLATION`` from the total loss of training.
+
+    The validation loss is without them, so that only the rest can be compared with it.
+
+    Args:
+        curves: of :func:`read_curves`.
+
+    Returns:
+        The total loss by iteration; empty without one.
+    """
+    imitation = [curve for name, curve in curves.items() if name.startswith("loss_distill_")]
+    return {
+        at: total - sum(curve.get(at, 0.0) for curve in imitation)
+        for at, total in curves.get(_TOTAL, {}).items()
+    }
+
+
 def _rows_of_one(run: Run) -> dict[str, list[_Line]]:
     """Get the rows of the picture of a run: title -> lines, the most important first."""
     rows = {}
@@ -357,6 +375,8 @@ def _select(run: Run) -> dict[str, dict[str, Curve]]:
         _RATE_TITLE: [name for name in curves if name == "lr"],
     }
     rows = {title: {name: curves[name] for name in found} for title, found in names.items()}
+    if _TOTAL in losses:
+        rows[_TOTAL_TITLE][_TOTAL] = without_imitation(curves)
     seconds = {at: value for at, value in curves.get("time", {}).items() if value > 0}
     waited = curves.get("data_time", {})
     if run.batch_size:

@@ -10,6 +10,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from PIL import Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.overfitting import plot_overfitting
 from cityscapes_maskrcnn.visualization.style import About
 from cityscapes_maskrcnn.visualization.training_curves import (
     Run,
@@ -17,6 +18,7 @@ from cityscapes_maskrcnn.visualization.training_curves import (
     plot_runs,
     plot_training_curves,
     read_curves,
+    without_imitation,
 )
 
 
@@ -156,6 +158,23 @@ def test_throughput_and_waiting(tmp_path, figures, assert_readable):
     speed, waited = (axis.lines[0].get_xydata().tolist() for axis in figures[0].axes[1:])
     assert (speed, waited) == ([[19, 8]], [[19, 20]])
     assert_readable(figures[0])
+
+
+def test_losses_of_imitation_are_no_part_of_the_total_beside_that_of_validation(tmp_path, figures):
+    curves = {
+        "total_loss": {9: 5.0, 19: 3.0, 29: 2.0},
+        "loss_distill_features": {9: 1.5, 19: 0.5},
+        "loss_distill_classes": {9: 0.25},
+        "loss_mask": {9: 3.25},
+        "validation/total_loss": {19: 2.75},
+    }
+    assert without_imitation(curves) == {9: 3.25, 19: 2.5, 29: 2.0}
+    assert without_imitation({"lr": {9: 1.0}}) == {}
+    plot_runs([Run(name="", curves=curves)], tmp_path / "a.png")
+    drawn = [line.get_xydata().tolist() for line in figures[0].axes[0].lines]
+    assert drawn == [[[9, 3.25], [19, 2.5], [29, 2.0]], [[19, 2.75]]]
+    (gap,) = plot_overfitting({"a": curves}, tmp_path / "b.png").values()
+    assert (gap.training, gap.validation) == (2.5, 2.75)
 
 
 def test_several_runs_have_a_colour_each_in_all_rows(tmp_path, figures, assert_readable):
