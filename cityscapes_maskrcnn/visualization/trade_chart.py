@@ -27,6 +27,8 @@ _NEAR: Final = (0.08, 0.045)
 _MARKERS: Final = "osD^vP*X"
 # Right ends of the key's columns, in parts of its width.
 _COLUMNS: Final = (0.68, 0.77, 0.87, 1.0)
+# Letters of a name; longer ones are smaller, so that they end before the values.
+_LONGEST: Final = 42
 
 
 class TradePoint(NamedTuple):
@@ -181,7 +183,8 @@ def _draw_key(axis: Axes, points: Sequence[TradePoint]) -> None:
         color, marker = styles[point.group]
         axis.plot(0.015, index, marker, color=color, markersize=8, markeredgecolor="white")
         axis.text(0.07, index, f"{index + 1}", ha="right", va="center", fontsize=10, color=INK)
-        axis.text(0.085, index, point.name, va="center", fontsize=10, color=INK)
+        size = 10 * min(1.0, _LONGEST / len(point.name))
+        axis.text(0.085, index, point.name, va="center", fontsize=size, color=INK)
         costs = (point.milliseconds, point.file_megabytes, point.memory_megabytes)
         values = (f"{point.ap:.1f}", *(f"{cost:,.{0 if cost >= 100 else 1}f}" for cost in costs))
         for place, value in zip(_COLUMNS, values, strict=True):

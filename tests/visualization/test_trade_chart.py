@@ -37,6 +37,17 @@ def test_every_point_is_numbered_and_its_values_are_listed(
     assert labels == [["2", "3", "4, 1"], ["2", "3", "1, 4"], ["1", "2", "3", "4"]]
 
 
+def test_long_names_end_before_the_values(
+    tmp_path: Path, figures: list[Figure], assert_readable: Callable[[Figure], None]
+) -> None:
+    name = "PyTorch float32, pruned30 (512/1024 px, 300 proposals)"
+    points = [*POINTS, TradePoint(name, "other model", 30.1, 2500, 85.1, 1800)]
+    plot_trade(tmp_path / "trade.png", points)
+    assert_readable(figures[0])
+    texts = {text.get_text(): text.get_window_extent() for text in figures[0].axes[3].texts}
+    assert texts[name].x1 < texts["30.1"].x0
+
+
 def test_one_point(tmp_path: Path, figures: list[Figure]) -> None:
     plot_trade(tmp_path / "trade.png", [TradePoint("int8", "ONNX Runtime", 0.0, 1, 1, 1)])
     low, high = figures[0].axes[0].get_ylim()
