@@ -35,7 +35,7 @@ class StepState(Enum):
     NEW = "to do"
     UNFINISHED = "interrupted"
     OUTDATED = "to be remade"
-    DEPENDENT = "remade if its inputs change"
+    DEPENDENT = "may be remade"  # if what it is made from changes
     RUNNING = "running"
     COMPLETE = "complete"
 
