@@ -55,7 +55,8 @@ class UsedData:
         contents: digests of its image files' contents, see :func:`content_digests`.
         names: digests of their folders and names, see :func:`name_digests`.
         image_ids: what an earlier version noted instead: digests of ``image_id``.
-        generated: whether its images are generated scenes; earlier versions did not note it.
+        generated: whether all its images are generated scenes; None: of an earlier version, which
+            did not note it.
     """
 
     dataset: str
@@ -63,7 +64,7 @@ class UsedData:
     contents: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     image_ids: frozenset[str] = frozenset()
-    generated: bool = field(default=False, compare=False)
+    generated: bool | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,11 @@ def used_data(dataset: str, role: str, images: Iterable[DatasetDict]) -> UsedDat
 
 def merge(*histories: Iterable[UsedData]) -> tuple[UsedData, ...]:
     """Join histories, oldest first; what is in several is kept once."""
-    return tuple(dict.fromkeys(used for history in histories for used in history))
+    kept: dict[UsedData, UsedData] = {}
+    for used in (used for history in histories for used in history):
+        if used not in kept or kept[used].generated is None:
+            kept[used] = used
+    return tuple(kept.values())
 
 
 def find_seen(
@@ -244,7 +249,7 @@ def to_plain(history: Iterable[UsedData]) -> list[dict[str, Any]]:
     """Turn a history into strings and numbers, which a checkpoint loads safely.
 
     ``images`` is their number; digests are sorted and joined to one string. ``generated`` is there
-    where it is True. An entry of an earlier version stays as it was.
+    where it is known. An entry of an earlier version stays as it was.
     """
     plain = []
     for used in history:
@@ -256,7 +261,7 @@ def to_plain(history: Iterable[UsedData]) -> list[dict[str, Any]]:
                 "dataset": used.dataset,
                 "role": used.role,
                 "images": len(used.image_ids or used.contents),
-                **({"generated": True} if used.generated else {}),
+                **({} if used.generated is None else {"generated": used.generated}),
                 **{key: "".join(sorted(value)) for key, value in digests.items()},
             }
         )
@@ -303,7 +308,7 @@ def _used_data(item: Mapping[str, Any]) -> UsedData:
     used = UsedData(
         dataset=item["dataset"],
         role=item["role"],
-        generated=item.get("generated") is True,
+        generated=item["generated"] if isinstance(item.get("generated"), bool) else None,
         **digests,
     )
     count, size = item["images"], len(used.image_ids or used.contents)

@@ -223,7 +223,7 @@ def model_card(model: SharedModel, scores: Mapping[str, Any] | None, sha256: str
     )
     environment.filters |= {"code": _code, "digest": lambda text: re.sub(r"\W", "", str(text))[:64]}
     datasets = (scores or {}).get("datasets", {})
-    generated = _generated(model.history, datasets)
+    generated = _generated(model.history)
     licence = _licence(model, generated)
     scenes = "generated street scenes" if generated == "all" else "Cityscapes"
     title = f"{model_kind(model.config)} for {scenes}"
@@ -245,7 +245,7 @@ def model_card(model: SharedModel, scores: Mapping[str, Any] | None, sha256: str
             *((name, value) for name, value in settings if value is not None),
             *([("chosen by", model.chosen_by)] if model.chosen_by else []),
         ],
-        data=[{"generated": False, **use} for use in to_plain(model.history)],
+        data=[{"generated": None, **use} for use in to_plain(model.history)],
         parents=origin["parents"],
         license=licence,
         provenance=[
@@ -260,12 +260,10 @@ def model_card(model: SharedModel, scores: Mapping[str, Any] | None, sha256: str
     )
 
 
-def _generated(history: Sequence[UsedData], datasets: Mapping[str, Any]) -> str:
-    """Tell whether "all", "some" or "none" of what a model has seen is generated."""
+def _generated(history: Sequence[UsedData]) -> str:
+    """Tell whether "all", "some" or "none" of what a model has seen is known to be generated."""
+    # Never by what it is scored on: that says nothing of the data whose terms hold.
     seen = [used.generated for used in history]
-    # Checkpoints of earlier versions do not say it; their scores do.
-    if not any(seen):
-        seen = [entry["generated"] for entry in datasets.values()]
     if seen and all(seen):
         return "all"
     return "some" if any(seen) else "none"

@@ -117,6 +117,19 @@ def test_a_generated_image_is_no_copy_of_the_real_one_of_its_name(
     assert caplog.text == ""
 
 
+def test_not_recorded_is_not_real() -> None:
+    entry = {"dataset": "a", "role": "trained", "images": 1, "contents": "0" * 12, "names": ""}
+    for generated in (True, False):
+        history = read_history({SEEN_IMAGES_KEY: [{**entry, "generated": generated}]}, "model.pth")
+        assert history[0].generated is generated
+        assert to_plain(history) == [{**entry, "generated": generated}]
+        former = read_history({SEEN_IMAGES_KEY: [entry]}, "former.pth")
+        assert former[0].generated is None
+        assert to_plain(former) == [entry]
+        for joined in (merge(former, history), merge(history, former)):
+            assert to_plain(joined) == to_plain(history)
+
+
 def test_lists_of_earlier_versions_are_understood(caplog: pytest.LogCaptureFixture) -> None:
     # printf a.png | sha256sum, and so on.
     ids = [

@@ -27,7 +27,7 @@ CONFIG = {
 SHA = "ab" * 32
 
 
-def seen(name: str, role: str = "trained", generated: bool = False) -> UsedData:
+def seen(name: str, role: str = "trained", generated: bool | None = False) -> UsedData:
     return UsedData(name, role, contents=frozenset(["0" * 12]), generated=generated)
 
 
@@ -94,6 +94,19 @@ def test_terms_follow_from_data_and_weights(
     assert ("not recorded" in card.split("Images that it")[1].split("started from:")[0]) == (
         not history
     )
+
+
+@pytest.mark.parametrize("generated", [False, None])
+def test_scores_on_generated_scenes_grant_nothing(generated: bool | None) -> None:
+    history = (seen("cityscapes_instance_train", generated=generated),)
+    results = {"segm": {"AP": 1.0}}
+    scores = {"datasets": {"demo": {"images": 5, "generated": True, "results": results}}}
+    card = model_card(shared(history), scores, SHA)
+    assert front_matter(card)["license_name"] == "cityscapes-terms-non-commercial"
+    assert "Trained on generated" not in card
+    assert "On `demo`: **5 generated images**." in card
+    note = ", not recorded whether generated" if generated is None else ""
+    assert f"- trained on `cityscapes_instance_train`: 1 images{note}\n" in card
 
 
 def test_text_from_outside_is_no_markup() -> None:
