@@ -152,12 +152,13 @@ def used_data(dataset: str, role: str, images: Iterable[DatasetDict]) -> UsedDat
         InputError: an image cannot be read.
     """
     files = [str(image["file_name"]) for image in images]
+    prefixes = _prefixes([Path(file) for file in files])
     return UsedData(
         dataset=dataset,
         role=role,
         contents=frozenset(content_digests(files)),
         names=frozenset(name_digests(files)),
-        generated=any(_prefixes([Path(file) for file in files])),
+        generated=bool(prefixes) and all(prefixes),
     )
 
 

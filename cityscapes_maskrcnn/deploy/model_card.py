@@ -16,6 +16,7 @@ import cityscapes_maskrcnn
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, UsedData, read_history, to_plain
 from cityscapes_maskrcnn.engine.checkpoint_origin import (
     ORIGIN_KEY,
+    PROGRAM,
     classes_in,
     config_in,
     parents_in,
@@ -272,7 +273,12 @@ def _generated(history: Sequence[UsedData]) -> str:
 def _licence(model: SharedModel, generated: str) -> str:
     """Find out whose terms hold: "generated", "cityscapes" or "other"."""
     names = [used.dataset for used in model.history if not used.generated]
-    foreign = any("://" in parent["file"] for parent in model.origin["parents"])
+    parents = model.origin["parents"]
+    foreign = any(parent.get("program") != PROGRAM for parent in parents)
+    teacher = _value(model.config, "MODEL.DISTILLATION.TEACHER")
+    # Of a teacher that it does not come from nothing more is recorded.
+    if teacher and _short_place(teacher) not in (parent["file"] for parent in parents):
+        foreign = True
     if generated == "all" and not foreign:
         return "generated"
     if generated != "all" and names and all(name.startswith("cityscapes_") for name in names):

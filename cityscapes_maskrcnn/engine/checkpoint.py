@@ -30,6 +30,7 @@ from cityscapes_maskrcnn.engine.checkpoint_origin import (
     ORIGIN_KEY,
     classes_in,
     foreign_classes_in,
+    parent_of,
     parents_in,
 )
 from cityscapes_maskrcnn.engine.class_check import class_names, coco_classes
@@ -133,6 +134,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         #: What saving writes in place of weights in the model, by name.
         self.replaced: Mapping[str, Tensor] = {}
         self._loaded = ""
+        self._loaded_origin: dict[str, Any] = {}
         self._former_parents: list[dict[str, str]] = []
         self.logger = logging.getLogger(__name__)
 
@@ -168,12 +170,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         """List the files that the loaded weights come from, nearest first.
 
         Returns:
-            ``file`` and ``sha256``. A run that is resumed has the parents that it had.
+            See :func:`.checkpoint_origin.parent_of`. A run that is resumed has the parents that it
+            had.
         """
         if not self._loaded or self._resuming:
             return self._former_parents
         file = Path(self.path_manager.get_local_path(self._loaded.partition("?")[0]))
-        return [{"file": self.path, "sha256": file_digest(file) or ""}, *self._former_parents]
+        parent = parent_of(self.path, file_digest(file) or "", self._loaded_origin)
+        return [parent, *self._former_parents]
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a checkpoint the one that ``--resume`` starts from."""
@@ -241,6 +245,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             self.saved_iteration = rest.get("iteration") if self._resuming else None
             self.history = read_history(rest, path)
             self._loaded, self._former_parents = path, parents_in(rest)
+            self._loaded_origin = {key: rest.get(key) for key in (ORIGIN_KEY, SEEN_IMAGES_KEY)}
             self._check_classes(classes_in(rest))
             return rest
         except InputError:

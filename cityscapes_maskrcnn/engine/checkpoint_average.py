@@ -18,7 +18,7 @@ from cityscapes_maskrcnn.data.provenance import (
     read_history,
     to_plain,
 )
-from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY, parents_in
+from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY, parent_of, parents_in
 from cityscapes_maskrcnn.modeling.weight_files import check_values, read_checkpoint
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest
@@ -72,7 +72,7 @@ def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Any]:
         for name in tensors.keys() - integers:
             sums[name] = sums.get(name, 0) + tensors[name].double()
         history = merge(history, read_history(content, str(path)))
-        parents.append({"file": str(path), "sha256": digest})
+        parents.append(parent_of(str(path), digest, content))
     average = {
         name: (sums[name] / len(paths)).to(last.dtype) if name in sums else last
         for name, last in content["model"].items()

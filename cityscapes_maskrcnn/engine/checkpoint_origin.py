@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import cityscapes_maskrcnn
-from cityscapes_maskrcnn.data.provenance import read_history, to_plain
+from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, read_history, to_plain
 from cityscapes_maskrcnn.modeling.safe_pickles import Unknown
 from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint, read_pickle
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -27,6 +27,7 @@ from cityscapes_maskrcnn.utils.yaml_files import check_yaml
 
 ORIGIN_KEY: Final = "cityscapes_maskrcnn.origin"
 
+PROGRAM: Final = "cityscapes_maskrcnn"
 _NOT_RECORDED: Final = "not recorded"
 # What other programs call the settings of a training.
 _SETTINGS: Final = ("hyper_parameters", "args", "cfg", "config", "opt")
@@ -50,7 +51,7 @@ def origin_of_run(
         seed: that all random choices follow from.
         device: what trains the model.
         environment: versions of packages and other circumstances, by name.
-        parents: files that the weights come from, nearest first: ``file`` and ``sha256``.
+        parents: files that the weights come from, nearest first, see :func:`parent_of`.
         classes: names of the model's instance classes, by contiguous id.
     """
     return {
@@ -75,11 +76,33 @@ def _sources_digest() -> str:
     return digest.hexdigest()[:12]
 
 
+def parent_of(file: str, sha256: str, content: Mapping[str, Any]) -> dict[str, str]:
+    """Describe a file that weights come from.
+
+    Args:
+        file: as it was named.
+        sha256: of it; empty: not known.
+        content: of it; the weights may be missing.
+
+    Returns:
+        ``file``, ``sha256`` and, of a checkpoint of this project that says what it came from and
+        which images it has seen, ``program``. All other weights may have owners and terms.
+    """
+    parent = {"file": file, "sha256": sha256}
+    if _origin_in(content) and content.get(SEEN_IMAGES_KEY):
+        parent["program"] = PROGRAM
+    return parent
+
+
 def parents_in(content: Mapping[str, Any]) -> list[dict[str, str]]:
     """List the parents that a checkpoint names; none of a file without an origin."""
     parents = _origin_in(content).get("parents")
     return [
-        {"file": _text(parent.get("file")), "sha256": _text(parent.get("sha256"))}
+        {
+            "file": _text(parent.get("file")),
+            "sha256": _text(parent.get("sha256")),
+            **({"program": PROGRAM} if parent.get("program") == PROGRAM else {}),
+        }
         for parent in (parents if isinstance(parents, list) else [])
         if isinstance(parent, dict)
     ]
@@ -148,7 +171,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "file": str(path),
         "sha256": file_digest(path),
         "bytes": path.stat().st_size,
-        "program": "cityscapes_maskrcnn" if origin else program,
+        "program": PROGRAM if origin else program,
         **{
             key: _line(origin[key]) if key in origin else None
             for key in ("code", "command", "seed", "device")

@@ -114,6 +114,13 @@ def test_a_generated_image_is_no_copy_of_the_real_one_of_its_name(
     demo, model = used_data("val", TRAINED, generated), used_data("val", TRAINED, real)
     assert find_seen([demo], "val", real) == find_seen([model], "val", generated) == []
     assert len(find_seen([demo], "val", generated)) == len(find_seen([model], "val", real)) == 1
+    data = {"generated": generated, "real": real, "both": generated + real, "none": []}
+    assert {name: used_data(name, TRAINED, images).generated for name, images in data.items()} == {
+        "generated": True,
+        "real": False,
+        "both": False,
+        "none": False,
+    }
     assert caplog.text == ""
 
 

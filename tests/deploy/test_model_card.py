@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from cityscapes_maskrcnn.data.provenance import UsedData
 from cityscapes_maskrcnn.deploy.model_card import SharedModel, model_card, read_model
 from cityscapes_maskrcnn.engine.checkpoint_origin import ORIGIN_KEY
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "MODEL": {
         "META_ARCHITECTURE": "GeneralizedRCNN",
         "MASK_ON": True,
@@ -94,6 +96,41 @@ def test_terms_follow_from_data_and_weights(
     assert ("not recorded" in card.split("Images that it")[1].split("started from:")[0]) == (
         not history
     )
+
+
+@pytest.mark.parametrize(
+    ("parents", "teacher", "licence"),
+    [
+        ([{"file": "stage_0/model.pth"}], "", "other"),
+        ([{"file": "data/mask_rcnn_coco.pkl"}], "", "other"),
+        ([{"file": "stage_0/model.pth", "program": "cityscapes_maskrcnn"}], "", "apache-2.0"),
+        (
+            [
+                {"file": "stage_0/model.pth", "program": "cityscapes_maskrcnn"},
+                {"file": "data/mask_rcnn_coco.pkl"},
+            ],
+            "",
+            "other",
+        ),
+        # Pruned from its teacher, or taught by another model.
+        (
+            [{"file": "stage_0/model.pth", "program": "cityscapes_maskrcnn"}],
+            "stage_0/model.pth",
+            "apache-2.0",
+        ),
+        ([], "data/teacher.pth", "other"),
+    ],
+)
+def test_weights_not_known_to_be_ours_have_terms(
+    parents: list[dict[str, str]], teacher: str, licence: str
+) -> None:
+    model = shared((seen("cityscapes_instance_train", generated=True),))
+    model = replace(
+        model,
+        origin={**model.origin, "parents": [{"sha256": SHA, **parent} for parent in parents]},
+        config={**CONFIG, "MODEL": {**CONFIG["MODEL"], "DISTILLATION": {"TEACHER": teacher}}},
+    )
+    assert front_matter(model_card(model, None, SHA))["license"] == licence
 
 
 @pytest.mark.parametrize("generated", [False, None])

@@ -15,7 +15,7 @@ from detectron2.engine import SimpleTrainer
 from torch import nn
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.data.provenance import TRAINED, used_data
+from cityscapes_maskrcnn.data.provenance import TRAINED, UsedData, used_data
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
 from cityscapes_maskrcnn.engine.solver import build_optimizer
@@ -450,11 +450,14 @@ def test_parents_are_handed_down(tmp_path: Path) -> None:
         checkpointer = SafeCheckpointer(net(), str(tmp_path / stage), trainer=Counter())
         checkpointer.load(str(start), checkpointables=[])
         digest = hashlib.sha256(start.read_bytes()).hexdigest()
-        expected = [{"file": str(start), "sha256": digest}, *expected]
+        # Only a checkpoint of this project that says what it has seen is known to be one.
+        ours = {"program": "cityscapes_maskrcnn"} if stage == "stage_2" else {}
+        expected = [{"file": str(start), "sha256": digest, **ours}, *expected]
         assert checkpointer.parents() == expected
         checkpointer.origin = origin_of_run(
             config="SEED: 1", seed=1, device="cpu", environment={}, parents=checkpointer.parents()
         )
+        checkpointer.history = (UsedData("a", "trained", contents=frozenset(["0" * 12])),)
         checkpointer.save("model_final", iteration=9)
         start = tmp_path / stage / "model_final.pth"
     resumed = SafeCheckpointer(net(), str(tmp_path / "stage_2"), trainer=Counter())

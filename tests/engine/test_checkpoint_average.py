@@ -59,7 +59,10 @@ def test_the_mean_by_hand(tmp_path: Path) -> None:
     assert average["model"]["fc.weight"].dtype == torch.float32
     assert [each.dataset for each in read_history(average, "average")] == ["first", "second"]
     assert parents_in(average) == [
-        *({"file": str(path), "sha256": file_digest(path)} for path in reversed(paths)),
+        *(
+            {"file": str(path), "sha256": file_digest(path), "program": "cityscapes_maskrcnn"}
+            for path in reversed(paths)
+        ),
         START,
     ]
     assert average[ORIGIN_KEY]["classes"] == ["car"]
