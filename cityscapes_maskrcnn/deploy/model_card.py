@@ -135,26 +135,37 @@ def read_model(path: Path) -> SharedModel:
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     """Take the folders and devices of a machine, and accounts, out of a config."""
-    cleaned = {key: value for key, value in config.items() if key != "TRACKING"}
+    cleaned: dict[str, Any] = _cleaned(
+        {key: value for key, value in config.items() if key != "TRACKING"}
+    )
     cleaned["OUTPUT_DIR"] = "./output"
-    cleaned["MODEL"] = {**config["MODEL"], "WEIGHTS": WEIGHTS_FILE, "DEVICE": "cuda"}
-    datasets = dict(config.get("DATASETS", {}))
-    own = datasets.get("OWN")
-    datasets["OWN"] = {
-        name: {
-            key: _short_place(value) if key.endswith("_DIR") else value
-            for key, value in node.items()
-        }
-        for name, node in (own if isinstance(own, dict) else {}).items()
-        if isinstance(node, dict)
-    }
-    return {**cleaned, "DATASETS": datasets}
+    model = {**cleaned["MODEL"], "WEIGHTS": WEIGHTS_FILE, "DEVICE": "cuda"}
+    if teacher := _value(model, "DISTILLATION.TEACHER"):
+        model["DISTILLATION"] = {**model["DISTILLATION"], "TEACHER": _short_place(teacher)}
+    return {**cleaned, "MODEL": model}
+
+
+def _cleaned(value: Any) -> Any:
+    """Shorten all places in a part of a config, whatever the key; relative paths are none."""
+    if isinstance(value, Mapping):
+        return {key: _cleaned(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_cleaned(each) for each in value]
+    if isinstance(value, str) and ("://" in value or value.startswith(("/", "~", ".."))):
+        return _short_place(value)
+    return value
 
 
 def _short_place(file: object) -> str:
-    """Cut a path to its last two parts; addresses stay whole."""
-    text = str(file)
-    return text if "://" in text else str(PurePosixPath(*PurePosixPath(text).parts[-2:]))
+    """Cut a path to its last two parts, or one near a home folder; addresses lose accounts."""
+    text = str(file).removeprefix("file://")
+    if "://" in text:
+        # Signatures and tokens stand after the question mark.
+        return re.sub(r"://[^/]*@", "://", text.partition("?")[0])
+    parts = PurePosixPath(text).parts
+    # /home/alice/model.pth, ~alice/model.pth and ../alice/model.pth name an account.
+    count = 1 if text.startswith(("/", "~", "..")) and len(parts) < 5 else 2
+    return str(PurePosixPath(*parts[-count:]))
 
 
 def read_scores(path: Path, checkpoint: Path) -> dict[str, Any]:

@@ -20,9 +20,23 @@ CONFIG: dict[str, Any] = {
         "RESNETS": {"DEPTH": 50},
         "SEM_SEG_HEAD": {"NAME": "SemSegFPNHead"},
         "WEIGHTS": "/home/alice/start.pth",
+        "WEIGHTS_ALLOW_PICKLE": ["/home/alice/*.pkl", "https://dl.fbaipublicfiles.com/*"],
+        "DISTILLATION": {"TEACHER": "/home/alice/runs/stage_3/teacher.pth", "WEIGHT": 1.0},
         "DEVICE": "cuda:1",
     },
-    "DATASETS": {"OWN": {"mine": {"IMAGE_DIR": "/home/alice/data/images", "TASK": "instance"}}},
+    "DATASETS": {
+        "OWN": {
+            "mine": {
+                "IMAGE_DIR": "/home/alice/data/images",
+                "GT_DIR": "lamps/gtFine/train",
+                "TASK": "instance",
+            }
+        },
+        "PROPOSAL_FILES_TRAIN": ["/home/alice/proposals.pkl", "~alice/p.pkl", "../alice/p.pkl"],
+        "PROPOSAL_FILES_TEST": ["file:///home/alice/p.pkl", "https://alice:key@host/p.pkl?alice"],
+    },
+    "INCLUDE": ["/home/alice/best.yaml"],
+    "SEARCH": {"OBJECTIVE": "segm/AP", "STORAGE": "/home/alice/study.db"},
     "OUTPUT_DIR": "/home/alice/out",
     "TRACKING": {"PROJECT": "alice's"},
 }
@@ -37,7 +51,7 @@ def shared(history: tuple[UsedData, ...], *parents: str) -> SharedModel:
     return SharedModel(
         source_sha256=SHA,
         tensors={"a": torch.zeros(1, dtype=torch.bfloat16)},
-        config=CONFIG,
+        config={**CONFIG, "MODEL": {**CONFIG["MODEL"], "DISTILLATION": {"TEACHER": ""}}},
         origin={
             "environment": {},
             "parents": [{"file": parent, "sha256": SHA} for parent in parents],
@@ -178,17 +192,40 @@ def test_places_and_accounts_stay_at_home(tmp_path: Path) -> None:
             "detectron2": "0.6 in /home/alice/lib",
             "DETECTRON2_DATASETS": "/home/alice",
         },
-        "parents": [{"file": "/home/alice/project/stage_0/model.pth", "sha256": SHA}],
+        "parents": [
+            {"file": "/home/alice/project/stage_0/model.pth", "sha256": SHA},
+            {"file": "/home/alice/model.pth", "sha256": SHA},
+        ],
         "classes": ["person"],
         "config": yaml.safe_dump(CONFIG),
     }
     torch.save({"model": {"a": torch.zeros(2)}, "optimizer": {}, ORIGIN_KEY: origin}, path)
     model = read_model(path)
     assert "alice" not in str(model)
-    assert model.origin["parents"] == [{"file": "stage_0/model.pth", "sha256": SHA}]
+    assert model.origin["parents"] == [
+        {"file": "stage_0/model.pth", "sha256": SHA},
+        {"file": "model.pth", "sha256": SHA},
+    ]
     assert model.origin["environment"] == {"torch": "2.14", "detectron2": "0.6"}
-    assert model.config["DATASETS"]["OWN"]["mine"] == {
-        "IMAGE_DIR": "data/images",
-        "TASK": "instance",
+    config = model.config
+    assert config == yaml.safe_load(model.origin["config"])
+    assert config["MODEL"]["WEIGHTS"] == "model.safetensors"
+    assert config["MODEL"]["DEVICE"] == "cuda"
+    assert config["MODEL"]["DISTILLATION"] == {"TEACHER": "stage_3/teacher.pth", "WEIGHT": 1.0}
+    assert config["MODEL"]["WEIGHTS_ALLOW_PICKLE"] == ["*.pkl", "https://dl.fbaipublicfiles.com/*"]
+    assert config["DATASETS"] == {
+        "OWN": {
+            "mine": {
+                "IMAGE_DIR": "data/images",
+                "GT_DIR": "lamps/gtFine/train",
+                "TASK": "instance",
+            }
+        },
+        "PROPOSAL_FILES_TRAIN": ["proposals.pkl", "p.pkl", "p.pkl"],
+        "PROPOSAL_FILES_TEST": ["p.pkl", "https://host/p.pkl"],
     }
+    assert config["INCLUDE"] == ["best.yaml"]
+    assert config["SEARCH"] == {"OBJECTIVE": "segm/AP", "STORAGE": "study.db"}
+    assert config["OUTPUT_DIR"] == "./output"
+    assert "TRACKING" not in config
     assert {*model.tensors} == {"a"}
