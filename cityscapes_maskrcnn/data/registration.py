@@ -123,6 +123,11 @@ _DATASETS: Final[dict[str, _Dataset]] = {
 }
 
 
+def is_of_cityscapes(name: str) -> bool:
+    """Whether a name is one of :func:`register_all`."""
+    return name in _DATASETS
+
+
 def register_all(root: str | None = None) -> None:
     """Register every Cityscapes dataset with Detectron2, without reading any file.
 

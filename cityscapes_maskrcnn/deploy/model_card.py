@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import cityscapes_maskrcnn
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, UsedData, read_history, to_plain
+from cityscapes_maskrcnn.data.registration import is_of_cityscapes
 from cityscapes_maskrcnn.engine.checkpoint_origin import (
     ORIGIN_KEY,
     PROGRAM,
@@ -237,7 +238,10 @@ def model_card(model: SharedModel, scores: Mapping[str, Any] | None, sha256: str
     datasets = (scores or {}).get("datasets", {})
     generated = _generated(model.history)
     licence = _licence(model, generated)
-    scenes = "generated street scenes" if generated == "all" else "Cityscapes"
+    names = _names_of_others(model.history)
+    scenes = "Cityscapes" if _all_of_cityscapes(names) else ", ".join(names) or "street scenes"
+    if generated == "all":
+        scenes = "generated street scenes"
     title = f"{model_kind(model.config)} for {scenes}"
     semantic = _value(model.config, "MODEL.META_ARCHITECTURE") == "SemanticSegmentor"
     origin = model.origin
@@ -250,6 +254,7 @@ def model_card(model: SharedModel, scores: Mapping[str, Any] | None, sha256: str
         classes=origin["classes"],
         version=cityscapes_maskrcnn.__version__,
         generated=generated,
+        of_cityscapes=_all_of_cityscapes(names),
         weights_file=WEIGHTS_FILE,
         scores=[_score_table(name, entry) for name, entry in datasets.items()],
         seen=(scores or {}).get("seen", []),
@@ -281,9 +286,24 @@ def _generated(history: Sequence[UsedData]) -> str:
     return "some" if any(seen) else "none"
 
 
+def _names_of_others(history: Sequence[UsedData]) -> list[str]:
+    """Name the datasets that are not known to be generated, each once."""
+    return list(dict.fromkeys(used.dataset for used in history if not used.generated))
+
+
+def _all_of_cityscapes(names: Sequence[str]) -> bool:
+    """Whether there are names, and only those under which Cityscapes itself is registered."""
+    return bool(names) and all(map(is_of_cityscapes, names))
+
+
+def _dataset_type(name: str, generated: bool) -> str:
+    if generated:
+        return "generated-street-scenes"
+    return "cityscapes" if is_of_cityscapes(name) else _plain(name)
+
+
 def _licence(model: SharedModel, generated: str) -> str:
     """Find out whose terms hold: "generated", "cityscapes" or "other"."""
-    names = [used.dataset for used in model.history if not used.generated]
     parents = model.origin["parents"]
     foreign = any(parent.get("program") != PROGRAM for parent in parents)
     teacher = _value(model.config, "MODEL.DISTILLATION.TEACHER")
@@ -292,7 +312,7 @@ def _licence(model: SharedModel, generated: str) -> str:
         foreign = True
     if generated == "all" and not foreign:
         return "generated"
-    if generated != "all" and names and all(name.startswith("cityscapes_") for name in names):
+    if _all_of_cityscapes(_names_of_others(model.history)):
         return "cityscapes"
     return "other"
 
@@ -317,7 +337,7 @@ def _front_matter(title: str, datasets: Mapping[str, Any], licence: str, semanti
         {
             "task": {"type": "image-segmentation", "name": task.replace("-", " ")},
             "dataset": {
-                "type": "generated-street-scenes" if entry["generated"] else "cityscapes",
+                "type": _dataset_type(name, entry["generated"]),
                 "name": f"{name}, {entry['images']} images",
             },
             "metrics": [

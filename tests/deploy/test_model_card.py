@@ -79,6 +79,7 @@ def test_a_model_of_cityscapes_bears_its_terms() -> None:
     assert "- tuned on `cityscapes_instance_val`: 1 images" in card
     assert f"- `detectron2://ImageNetPretrained/MSRA/R-50.pkl`, SHA-256 `{SHA}`" in card
     assert "Not for commercial use" in card
+    assert "- Cityscapes shows streets of cities in and around Germany" in card
     assert "generated" not in card
     assert "| types of its tensors | `bfloat16` |" in card
 
@@ -158,6 +159,32 @@ def test_scores_on_generated_scenes_grant_nothing(generated: bool | None) -> Non
     assert "On `demo`: **5 generated images**." in card
     note = ", not recorded whether generated" if generated is None else ""
     assert f"- trained on `cityscapes_instance_train`: 1 images{note}\n" in card
+
+
+@pytest.mark.parametrize(
+    ("history", "title"),
+    [
+        ((seen("lamps"),), "lamps"),
+        ((seen("cityscapes_lamps"),), "cityscapes_lamps"),
+        ((seen("cityscapes_instance_train"), seen("lamps")), "cityscapes_instance_train, lamps"),
+        ((seen("demo", generated=True), seen("lamps"), seen("lamps", "tuned")), "lamps"),
+        ((), "street scenes"),
+    ],
+)
+def test_other_data_are_not_called_cityscapes(history: tuple[UsedData, ...], title: str) -> None:
+    results = {"segm": {"AP": 1.0}}
+    names = ("lamps", "cityscapes_instance_val")
+    scores = {
+        "datasets": {name: {"images": 5, "generated": False, "results": results} for name in names}
+    }
+    card = model_card(shared(history), scores, SHA)
+    assert f"\n# Mask R-CNN ResNet-50 for {title}\n" in card
+    assert "Cityscapes shows" not in card
+    assert "- Expect less of places, weather, " in card
+    head: dict[str, Any] = front_matter(card)
+    assert head["license_name"] == "terms-of-the-data-and-weights-it-was-trained-from"
+    (index,) = head["model-index"]
+    assert [result["dataset"]["type"] for result in index["results"]] == ["lamps", "cityscapes"]
 
 
 def test_text_from_outside_is_no_markup() -> None:
