@@ -20,7 +20,7 @@ def jobs(size: str) -> list[Job]:
     kinds = {
         # tries in the full and in the short campaign, seconds a try
         works.training: (24, 1, 6.0),
-        works.cache: (24, 2, 1.0),
+        works.cache: (24, 1, 1.0),
         works.search: (16, 0, 2.0),
         works.submission: (16, 1, 2.5),
     }

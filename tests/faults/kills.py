@@ -19,8 +19,8 @@ def jobs(size: str) -> list[Job]:
     kinds = {
         # tries in the full and in the short campaign, seconds a try
         works.training: (30, 1, 4.0),
-        works.cache: (30, 3, 0.7),
-        works.search: (30, 2, 2.0),
+        works.cache: (30, 2, 0.7),
+        works.search: (30, 1, 2.0),
         works.submission: (24, 1, 1.5),
         works.chain: (18, 1, 1.0),
     }

@@ -15,7 +15,7 @@ def jobs(size: str) -> list[Job]:
     """Build the jobs."""
     kinds = {
         # tries in the full and in the short campaign, seconds a try
-        works.cache: (20, 2, 3.0),
+        works.cache: (20, 1, 3.0),
         works.search: (8, 0, 5.0),
     }
     return works.jobs_of_works("together", start_together, kinds, size)
