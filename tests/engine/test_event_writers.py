@@ -34,6 +34,11 @@ def cfg(tmp_path: Path) -> CfgNode:
     return cfg
 
 
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Leave out what is only noted: whether that is recorded depends on the tests before."""
+    return [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+
+
 # Of 4 objects: scores 0.2 (wrong), 0.5 (right), 0.9 (right); then no prediction at all.
 CURVE = PrecisionRecall(
     confidences=np.array([0.2, 0.5, 0.9, np.inf]),
@@ -159,7 +164,7 @@ def test_a_service_that_fails_is_left(cfg: CfgNode, caplog: pytest.LogCaptureFix
             writer.write()
         writer.close()
     assert writer.sent == [0]
-    assert [record.getMessage() for record in caplog.records] == [
+    assert warnings_in(caplog) == [
         "broken: the line is cut; later scalars and pictures are not sent"
     ]
 
@@ -191,7 +196,7 @@ def test_scalars_go_on_where_a_picture_is_refused(
             writer.write()
     writer.close()
     assert writer.sent == [0, 1, 2, -1]
-    assert [record.getMessage() for record in caplog.records] == [
+    assert warnings_in(caplog) == [
         "broken: predictions/a, (2, 2, 3) at 0, is refused; later pictures are not sent"
     ]
 
@@ -215,7 +220,7 @@ def test_mlflow_takes_names_of_own_classes_and_images(
         writer.write()
     client, run_id = writer._client, writer._run_id
     writer.close()
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert not warnings_in(caplog)
     assert client.get_run(run_id).data.metrics == {"segm/AP-car _parked_": 12.5}
     pictures = {Path(each.path).name for each in client.list_artifacts(run_id, "images")}
     assert {name.partition("+")[0] for name in pictures} == {
@@ -254,7 +259,7 @@ def test_a_dead_service_costs_nobody_else_the_final_scores(
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(each.step, each.value) for each in events.Scalars("report/segm/AP")] == [(30, 20)]
     assert sent == [(30, {"report/segm/AP": 20.0}), "end"]
-    assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == [
+    assert warnings_in(caplog) == [
         "The final scores, which scores.json holds, are not sent: TRACKING.BACKENDS dead: no run "
         "can be started: nobody answers None; mend it"
     ]

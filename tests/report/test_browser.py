@@ -176,7 +176,7 @@ def test_links_and_commands(open_page: Open) -> None:
     for link in page.get_by_role("navigation").get_by_role("link").all():
         link.click()
         fragment = link.get_attribute("href")
-        assert page.evaluate("location.hash") == fragment
+        page.wait_for_function("(id) => location.hash === id", arg=fragment)
         page.wait_for_function(
             "(id) => document.querySelector(id).getBoundingClientRect().top < innerHeight",
             arg=fragment,
