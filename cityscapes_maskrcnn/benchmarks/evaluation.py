@@ -256,7 +256,7 @@ def write_ragged_masks(results: Path, height: int, width: int) -> None:
 
 
 def _process_unpasted(evaluator: CityscapesInstanceEvaluator, case: Case, index: int) -> None:
-    unpasted = to_image_scale(case.instances(index), *case.size)
+    (unpasted,) = to_image_scale([case.instances(index)], [case.size])
     evaluator.process([{"file_name": case.images[index]}], [{"instances": unpasted}])
 
 

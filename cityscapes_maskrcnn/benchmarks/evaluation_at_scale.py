@@ -174,7 +174,7 @@ def _measure(
     register(case.images, case.gt_dir)
     evaluator = CityscapesInstanceEvaluator(DATASET, folder / "inference", num_workers)
     # One image, so that what is loaded on first use is not taken for growth.
-    to_image_scale(case.instances(0), *case.size)
+    to_image_scale([case.instances(0)], [case.size])
     before = peak_resident_bytes()
     start = time.perf_counter()
     evaluator.reset()
@@ -185,7 +185,7 @@ def _measure(
         began = time.perf_counter()
         predict()
         model += time.perf_counter() - began
-        unpasted = to_image_scale(case.instances(index), *case.size)
+        (unpasted,) = to_image_scale([case.instances(index)], [case.size])
         evaluator.process([{"file_name": image}], [{"instances": unpasted}])
         if index == len(case.images) // 2:
             half = peak_resident_bytes()

@@ -99,7 +99,7 @@ def _parts(model: nn.Module) -> Iterator[CompiledPart]:
     """List the parts of a model that can be compiled."""
     backbone = getattr(model, "backbone", None)
     if isinstance(backbone, Backbone):
-        yield CompiledPart("backbone", backbone)
+        yield CompiledPart("backbone", backbone, launched_together=True)
     rpn = getattr(model, "proposal_generator", None)
     if isinstance(rpn, RPN) and isinstance(rpn.rpn_head, StandardRPNHead):
         yield CompiledPart("RPN head", rpn.rpn_head)
@@ -122,6 +122,9 @@ class CompiledPart:
         module: what the method belongs to.
         method: takes one tensor or a list of tensors.
         regions: whether the first axis counts regions, whose number is left open.
+        launched_together: on a GPU, where no gradients are computed, launch all kernels at once, as
+            a CUDA graph. That saves the host's time, and keeps the memory of the part's
+            intermediate results. The method returns a dict of tensors.
 
     Attributes:
         backend: of ``torch.compile``.
@@ -132,15 +135,23 @@ class CompiledPart:
     required = False
 
     def __init__(
-        self, name: str, module: nn.Module, method: str = "forward", regions: bool = False
+        self,
+        name: str,
+        module: nn.Module,
+        *,
+        method: str = "forward",
+        regions: bool = False,
+        launched_together: bool = False,
     ) -> None:
         self.name = name
         self.module = module
         self.method = method
         self._regions = regions
+        self._launched_together = launched_together
         self._plain: Callable[..., Any] = getattr(type(module), method)
         self._folded = [each for each in module.modules() if isinstance(each, FoldedConv2d)]
-        self._compiled: Callable[..., Any] | None = None
+        # By whether it is a CUDA graph.
+        self._compiled: dict[bool, Callable[..., Any]] = {}
         self._seen: set[tuple[Any, ...]] = set()
         self._full: set[tuple[Any, ...]] = set()
         self._given_up = False
@@ -157,9 +168,9 @@ class CompiledPart:
             layer.fold(device_type)
         use = self._use_of(device_type)
         key = (use, *(self._shape_of(tensor) for tensor in tensors))
-        if self._compiled is not None and key in self._seen:
+        if key in self._seen:
             try:
-                return self._compiled(self.module, x)
+                return self._call_compiled(x, device_type)
             except torch._dynamo.exc.FailOnRecompileLimitHit:
                 # Something else than the shapes has changed.
                 return self._compile(x, tensors, key)
@@ -178,16 +189,8 @@ class CompiledPart:
     def _compile(self, x: Tensor | list[Tensor], tensors: list[Tensor], key: Any) -> Any:
         """Compute for a new shape, and log how long that took."""
         shapes = ", ".join("x".join(map(str, each.shape)) for each in tensors)
-        if self._compiled is None:
-            for layer in self._folded:
-                layer.folded_by_caller = True
-            # One graph, or an error: a break would be slow without a word.
-            self._compiled = torch.compile(
-                self._plain,
-                fullgraph=True,
-                dynamic=None if self._regions else False,
-                backend=self.backend,
-            )
+        for layer in self._folded:
+            layer.folded_by_caller = True
         if self._regions:
             for each in tensors:
                 torch._dynamo.mark_dynamic(each, 0)
@@ -199,7 +202,7 @@ class CompiledPart:
                 torch._dynamo.config.patch(recompile_limit=4 * _MAX_SHAPES),
                 torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
             ):
-                result = self._compiled(self.module, x)
+                result = self._call_compiled(x, tensors[0].device.type)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # those of torch, Triton and C++ compilers have many types
@@ -218,6 +221,21 @@ class CompiledPart:
         )
         return result
 
+    def _call_compiled(self, x: Tensor | list[Tensor], device_type: str) -> Any:
+        is_graph = self._launched_together and device_type == "cuda" and not torch.is_grad_enabled()
+        if is_graph not in self._compiled:
+            # One graph, or an error: a break would be slow without a word.
+            self._compiled[is_graph] = torch.compile(
+                self._plain,
+                fullgraph=True,
+                dynamic=None if self._regions else False,
+                backend=self.backend,
+                options={"triton.cudagraphs": True} if is_graph else None,
+            )
+        result = self._compiled[is_graph](self.module, x)
+        # The next call writes its results to the same memory.
+        return {name: each.clone() for name, each in result.items()} if is_graph else result
+
     def _use_of(self, device_type: str) -> tuple[Any, ...]:
         autocast = torch.is_autocast_enabled(device_type)
         return (
@@ -234,4 +252,4 @@ class CompiledPart:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the model compiles for itself.
-        return {**self.__dict__, "_compiled": None, "_seen": set()}
+        return {**self.__dict__, "_compiled": {}, "_seen": set()}

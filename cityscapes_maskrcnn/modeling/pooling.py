@@ -11,6 +11,10 @@ from detectron2.structures import Boxes
 from torch import Tensor
 from torch.nn.functional import pad
 
+# Of features in half precision no more is held in float32 at a time, and in the backward pass as
+# much of a gradient for each head: half of the finest level of four 1024x2048 images.
+_MOST_BYTES = 2**28
+
 
 class BatchedROIPooler(ROIPooler):
     """Detectron2's pooler with one synchronisation and with boxes that stay in float32.
@@ -45,9 +49,9 @@ def pool_regions(
 
     torchvision's kernel takes boxes in the type of the features, has no variant for bfloat16 and
     computes coordinates in half precision for float16. So features are converted to float32: a
-    level at a time, once for all heads together, to contiguous memory in the same copy. Of a
-    pyramid in half precision no more than one level is held twice. Kernels that read half
-    precision at exact boxes would need a compiled extension.
+    level at a time, large ones some channels at a time, once for all heads together, to contiguous
+    memory in the same copy. Kernels that read half precision at exact boxes would need a compiled
+    extension.
 
     Boxes whose corners are exchanged, or NaN, give zeros, as in Detectron2.
 
@@ -71,16 +75,24 @@ def pool_regions(
     starts = [0] * len(poolers)
     for level, feature in enumerate(features):
         numbers = [count[level] for count in counts]
+        chosen = [
+            each[start : start + number]
+            for each, start, number in zip(grouped, starts, numbers, strict=True)
+        ]
+        starts = [start + number for start, number in zip(starts, numbers, strict=True)]
         # A level without boxes stays in the graph of the gradients, but is not converted.
         used = feature if any(numbers) else feature[..., :1, :1]
-        exact = used.to(
-            torch.promote_types(feature.dtype, torch.float32), memory_format=torch.contiguous_format
-        )
-        for head, number in enumerate(numbers):
-            chosen = grouped[head][starts[head] : starts[head] + number]
-            starts[head] += number
-            pooled[head].append(poolers[head].level_poolers[level](exact, chosen).to(feature.dtype))
-        del exact  # before the next level is converted
+        of_heads: list[list[Tensor]] = [[] for _ in poolers]
+        for part in _parts_to_convert(used):
+            exact = part.to(
+                torch.promote_types(feature.dtype, torch.float32),
+                memory_format=torch.contiguous_format,
+            )
+            for parts, pooler, rows in zip(of_heads, poolers, chosen, strict=True):
+                parts.append(pooler.level_poolers[level](exact, rows).to(feature.dtype))
+            del exact  # before the next one is converted
+        for levels, parts in zip(pooled, of_heads, strict=True):
+            levels.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
     results = []
     for parts, order in zip(pooled, orders, strict=True):
         rows = torch.cat(parts)
@@ -88,6 +100,15 @@ def pool_regions(
             rows = torch.cat([rows, rows.new_zeros(len(order) - len(rows), *rows.shape[1:])])
         results.append(_InOrder.apply(rows, order))
     return results
+
+
+def _parts_to_convert(feature: Tensor) -> Sequence[Tensor]:
+    """Divide features that are not in float32 by channels, where they would take much memory."""
+    if feature.dtype.itemsize >= torch.float32.itemsize:
+        return (feature,)
+    channels = feature.shape[1]
+    bytes_of_one = feature.numel() // max(1, channels) * torch.float32.itemsize
+    return feature.split(max(1, _MOST_BYTES // max(1, bytes_of_one)), dim=1)
 
 
 def _regions(boxes: Sequence[Boxes]) -> Tensor:

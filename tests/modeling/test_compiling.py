@@ -124,6 +124,48 @@ def test_no_part_breaks_and_results_are_the_same(build, caplog, norm, fold, back
     assert len(compiled_parts(caplog)) == 8
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [("cpu", "aot_eager"), pytest.param("cuda", "inductor", marks=pytest.mark.gpu)],
+)
+def test_results_of_inference_outlive_the_next_calls(
+    build: Build, device: str, backend: str, precision: torch.dtype
+) -> None:
+    """On a GPU the first calls of a size compile and record a CUDA graph, the others replay it."""
+    models = [
+        build("MODEL.DEVICE", device, mode=mode, backend=backend).eval() for mode in ("off", "on")
+    ]
+
+    def predict(pixels: Tensor) -> list[dict[str, Tensor]]:
+        with torch.no_grad(), torch.autocast(device, precision, precision is torch.bfloat16):
+            return [model.backbone(pixels) for model in models]
+
+    inputs = [
+        (turn + 1) * torch.rand(number, 3, height, 96, device=device)
+        for turn in range(5)
+        for height, number in ((64, 1), (128, 1), (64, 3))
+    ]
+    kept = [predict(pixels) for pixels in inputs]
+    # Weights that change reach what was recorded.
+    with torch.no_grad():
+        for model in models:
+            model.backbone.fpn_output2.weight.mul_(3)
+            model.backbone.bottom_up.res2[0].conv1.weight.mul_(2)
+    kept.append(predict(inputs[0]))
+    assert relative_error(kept[-1][0]["p2"], kept[0][0]["p2"]) > 0.5
+    # cuDNN computes in TensorFloat-32.
+    tolerance = 0.01 if precision is torch.float32 else 0.05
+    for expected, found in kept:
+        for name, each in expected.items():
+            assert found[name].dtype == each.dtype
+            assert relative_error(found[name], each) < tolerance
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
 def rpn_head(model: nn.Module, width: int) -> Tensor:
     with torch.no_grad():
         logits, _ = model.proposal_generator.rpn_head([torch.ones(1, 8, 4, width)])

@@ -9,8 +9,10 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cityscapes_maskrcnn.benchmarks.operation_count import OperationCounter
+from cityscapes_maskrcnn.modeling import pooling
 from cityscapes_maskrcnn.modeling.determinism import ROI_ALIGN_MODULE, deterministic_roi_align
 from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler, pool_regions
 
@@ -121,6 +123,41 @@ def test_boxes_stay_exact(precision: torch.dtype, autocast: bool) -> None:
         pooled = BatchedROIPooler(**settings((4, 8)))(features, boxes)
     assert torch.equal(pooled, exact.to(precision))
     assert (rounded - exact).abs().max() > 0.01
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the size of the largest float32 tensor that an operation makes, in bytes."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype == torch.float32:
+            self.nbytes = max(self.nbytes, result.nbytes)
+        return result
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_large_levels_are_converted_some_channels_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, memory_format: torch.memory_format
+) -> None:
+    features = [
+        each.detach().bfloat16().contiguous(memory_format=memory_format).requires_grad_()
+        for each in pyramid(2)
+    ]
+    poolers = [BatchedROIPooler(**settings()), BatchedROIPooler(**settings(size=14))]
+    boxes = [random_boxes(4, seed=0), random_boxes(3, seed=2)]
+    results = []
+    finest = 2 * features[0].nbytes
+    for most, largest in ((finest, finest), (finest // 2, finest // 5 * 2)):
+        monkeypatch.setattr(pooling, "_MOST_BYTES", most)
+        with LargestTensor() as made:
+            pooled = pool_regions(features, poolers, [boxes, boxes])
+            gradients = [torch.ones_like(each) for each in pooled]
+            results.append((*pooled, *torch.autograd.grad(pooled, features, gradients)))
+        assert made.nbytes == largest
+    for whole, parts in zip(*results, strict=True):
+        assert torch.equal(whole, parts)
 
 
 def test_memory_layout_does_not_matter() -> None:

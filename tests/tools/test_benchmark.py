@@ -66,9 +66,9 @@ def test_scores_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_pa
     real = evaluation.to_image_scale
 
     def off_by_a_pixel(*arguments: object) -> object:
-        instances = real(*arguments)  # type: ignore[arg-type]
+        (instances,) = real(*arguments)  # type: ignore[arg-type]
         instances.pred_boxes.tensor[:, 0] += 1
-        return instances
+        return [instances]
 
     monkeypatch.setattr(evaluation, "to_image_scale", off_by_a_pixel)
     with pytest.raises(evaluation.InputError, match=r"first: AP.* is .*, officially"):
