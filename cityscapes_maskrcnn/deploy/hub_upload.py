@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.text import printable
+from cityscapes_maskrcnn.utils.text import message_of, printable
 
 
 def check_repository(repository: str) -> None:
@@ -49,9 +49,8 @@ def upload_folder(folder: Path, repository: str, files: Sequence[str]) -> str:
             commit_message="Weights, config and model card",
         )
     except Exception as error:  # of many kinds: network, login, rights, the hub's own
-        problem = printable(" ".join(str(error).split()) or type(error).__name__, 400)
         raise InputError(
-            f"--upload {repository}: not uploaded: {problem}; the files are in {folder}: log in by "
-            f"`hf auth login` and upload them by `hf upload {repository} {folder}`"
+            f"--upload {repository}: not uploaded: {message_of(error)}; the files are in {folder}: "
+            f"log in by `hf auth login` and upload them by `hf upload {repository} {folder}`"
         ) from error
     return str(address)

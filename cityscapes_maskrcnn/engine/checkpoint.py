@@ -8,7 +8,6 @@ import math
 import numbers
 import os
 import re
-import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -54,6 +53,7 @@ from cityscapes_maskrcnn.modeling.weight_files import (
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest, write_text
+from cityscapes_maskrcnn.utils.text import brief
 
 # The file that names the checkpoint to resume from.
 _NOTE = "last_checkpoint"
@@ -601,7 +601,7 @@ def _state_problem(saved: Any, own: Any, name: str) -> str:
         if name == "grad_scaler" and saved == {}:
             return ""
         if not isinstance(saved, Mapping):
-            return f"no {name}" if saved is None else f"{name} is {reprlib.repr(saved):.40}"
+            return f"no {name}" if saved is None else f"{name} is {brief(saved)}"
         for key, value in own.items():
             if (key in saved or not _may_be_missing(name, key, value)) and (
                 problem := _state_problem(saved.get(key), value, key)
@@ -610,7 +610,7 @@ def _state_problem(saved: Any, own: Any, name: str) -> str:
         return ""
     if isinstance(own, (list, tuple)):
         if not isinstance(saved, (list, tuple)):
-            return f"no {name}" if saved is None else f"{name} is {reprlib.repr(saved):.40}"
+            return f"no {name}" if saved is None else f"{name} is {brief(saved)}"
         # Lengths are for the objects to compare.
         pairs = zip(saved, own, strict=False)
         return next(filter(None, (_state_problem(*pair, name) for pair in pairs)), "")
@@ -622,7 +622,7 @@ def _state_problem(saved: Any, own: Any, name: str) -> str:
             fits = fits and isinstance(saved, int) and saved >= 0
     else:
         fits = not isinstance(own, (str, torch.Tensor)) or isinstance(saved, type(own))
-    return "" if fits else f"{name} is {reprlib.repr(saved):.40}"
+    return "" if fits else f"{name} is {brief(saved)}"
 
 
 def _may_be_missing(parent: str, key: str, own: Any) -> bool:

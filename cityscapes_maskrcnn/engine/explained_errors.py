@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.text import message_with_type
 
 
 @contextmanager
@@ -78,7 +79,6 @@ def explained_keys(section: str, what: str) -> Iterator[None]:
         libraries = {__name__.partition(".")[0], "detectron2", "fvcore", "torch", "yacs"}
         if not modules <= {*libraries, *sys.stdlib_module_names}:
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise InputError(
-            f"{section}: Detectron2 cannot build {what} of these keys: {reason}"
+            f"{section}: Detectron2 cannot build {what} of these keys: {message_with_type(error)}"
         ) from error

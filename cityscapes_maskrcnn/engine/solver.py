@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from cityscapes_maskrcnn.data.loaders import training_dicts
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
 from cityscapes_maskrcnn.engine.validation import TOTAL_LOSS
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.text import brief
 
 # Keys that count iterations, and those that set them when they count epochs.
 IN_EPOCHS: Final = {
@@ -127,7 +127,7 @@ def _check_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -
     for index, parameter in zip(saved, own, strict=True):
         state = state_dict["state"].get(index) or {}
         if not isinstance(state, Mapping):
-            raise ValueError(f"state of a parameter is {reprlib.repr(state):.40}")
+            raise ValueError(f"state of a parameter is {brief(state)}")
         for name in ("exp_avg", "exp_avg_sq") if adaptive else ("momentum_buffer",):
             value = state.get(name)
             # Without a step there is no state, and without SOLVER.MOMENTUM no buffer.
@@ -136,8 +136,7 @@ def _check_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -
             if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
                 found = tuple(value.shape) if isinstance(value, torch.Tensor) else value
                 raise ValueError(
-                    f"{name} of a parameter of shape {tuple(parameter.shape)} is "
-                    f"{reprlib.repr(found):.40}"
+                    f"{name} of a parameter of shape {tuple(parameter.shape)} is {brief(found)}"
                 )
             if value.dtype != parameter.dtype or value.is_meta or not value.isfinite().all():
                 raise ValueError(f"{name} of a parameter is not of finite {parameter.dtype}")
@@ -145,7 +144,7 @@ def _check_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -
             step = state.get("step")
             number = step.item() if torch.is_tensor(step) and step.numel() == 1 else step
             if not isinstance(number, (int, float)) or not 0 <= number < math.inf:
-                raise ValueError(f"step of a parameter is {reprlib.repr(step):.40}")
+                raise ValueError(f"step of a parameter is {brief(step)}")
 
 
 def _keep_implementation(

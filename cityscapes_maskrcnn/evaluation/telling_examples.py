@@ -29,7 +29,10 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     judge_predictions,
     match_image,
 )
+from cityscapes_maskrcnn.utils.text import counted
 
+#: In the folder of a gallery of examples: describes them for programs.
+GALLERY_FILE: Final = "gallery.json"
 #: Outcomes of a detection: found an object, does not count, or the cause of a false positive.
 OUTCOMES: Final = ("found", "not counted", *CAUSES)
 _FIRST_CAUSE: Final = 2
@@ -78,13 +81,13 @@ class ExaminedImage:
     def summary(self) -> str:
         """Say in words what was found, missed and detected where nothing is."""
         counts = self.counts()
-        parts = [f"{counts['found']} of {_number(counts['objects'], 'object')} found"]
+        parts = [f"{counts['found']} of {counted(counts['objects'], 'object')} found"]
         if not counts["objects"]:
             parts = ["no object to find"]
         if not counts["detections"]:
             return f"{parts[0]}, nothing detected"
         causes = ", ".join(f"{counts[cause]} {cause}" for cause in CAUSES if counts[cause])
-        parts.append(_number(counts["false_positives"], "false positive"))
+        parts.append(counted(counts["false_positives"], "false positive"))
         return ", ".join(parts) + (f" ({causes})" if causes else "")
 
 
@@ -204,7 +207,7 @@ def _by_ap(images: Sequence[ExaminedImage], num_objects: IntArray) -> list[Examp
     ap = np.array([image.ap for image in images])
     ranked = np.flatnonzero(~np.isnan(ap))
     if not len(ranked):
-        caption = f"No object in {_number(len(images), 'image')}, so no AP; this is the first: "
+        caption = f"No object in {counted(len(images), 'image')}, so no AP; this is the first: "
         return [Example("median", 0, caption + images[0].summary())]
     ascending = ranked[np.lexsort((-num_objects[ranked], ap[ranked]))]
     descending = ranked[np.lexsort((-num_objects[ranked], -ap[ranked]))]
@@ -216,14 +219,10 @@ def _by_ap(images: Sequence[ExaminedImage], num_objects: IntArray) -> list[Examp
     examples = []
     for reason, index in chosen.items():
         equal = int((ap == ap[index]).sum())
-        shared = f", as in {_number(equal - 1, 'other')}" if equal > 1 else ""
+        shared = f", as in {counted(equal - 1, 'other')}" if equal > 1 else ""
         caption = (
-            f"{reason.capitalize()} image AP of {_number(len(ranked), 'image')}: "
+            f"{reason.capitalize()} image AP of {counted(len(ranked), 'image')}: "
             f"{100 * ap[index]:.3g} %{shared}; {images[index].summary()}"
         )
         examples.append(Example(reason, index, caption))
     return examples
-
-
-def _number(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'s' * (number != 1)}"

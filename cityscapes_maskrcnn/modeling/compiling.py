@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cityscapes_maskrcnn.modeling.folding import FoldedConv2d
 from cityscapes_maskrcnn.modeling.patch_dct_head import PatchDCTHead
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.text import message_with_type
 
 MODES: Final = ("off", "auto", "on")
 # Of one part, in each of its uses (training, validation, prediction). INPUT.MIN_SIZE_TRAIN has 8
@@ -83,16 +84,12 @@ def _why_not(device: torch.device, mode: str, backend: str) -> str:
     try:
         torch.compile(_increment, backend=backend)(torch.zeros(8, device=device))
     except Exception as error:  # torch and Triton raise errors of many types
-        return f"torch.compile does not work here: {_one_line(error)}"
+        return f"torch.compile does not work here: {message_with_type(error)}"
     return ""
 
 
 def _increment(x: Tensor) -> Tensor:
     return x + 1
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _parts(model: nn.Module) -> Iterator[CompiledPart]:
@@ -206,7 +203,7 @@ class CompiledPart:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # those of torch, Triton and C++ compilers have many types
-            reason = f"the {self.name} cannot be compiled for {shapes}: {_one_line(error)}"
+            reason = f"the {self.name} cannot be compiled for {shapes}: {message_with_type(error)}"
             if self.required:
                 raise InputError(f"MODEL.COMPILE on: {reason}") from error
             logger.warning("MODEL.COMPILE auto: %s; it runs as it is", reason)

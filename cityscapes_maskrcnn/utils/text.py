@@ -38,6 +38,26 @@ def printable(text: object, max_length: int = 1000) -> str:
     return "".join(map(_escape, shown))
 
 
+def brief(value: object) -> str:
+    """Show the beginning of a value of any kind as Python writes it, however much it holds."""
+    return f"{reprlib.repr(value):.40}"
+
+
+def counted(number: int, noun: str) -> str:
+    """``no objects``, ``1 object`` or ``2 objects``."""
+    return f"{number or 'no'} {noun}{'s' * (number != 1)}"
+
+
+def message_of(error: BaseException) -> str:
+    """Show the message of any library's error on one line; of an error without one its type."""
+    return printable(" ".join(str(error).split()) or type(error).__name__, 400)
+
+
+def message_with_type(error: BaseException) -> str:
+    """Show the type and the message of any library's error on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def _escape(character: str) -> str:
     """One character as it is, or as its escape."""
     if character.isprintable() and character not in _BLANK:

@@ -25,6 +25,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.patheffects import withStroke
 from PIL import Image, ImageDraw, ImageFont
 
+from cityscapes_maskrcnn.utils.text import counted
 from cityscapes_maskrcnn.visualization.label_layout import place_labels
 from cityscapes_maskrcnn.visualization.outlines import (
     FILL_ALPHA,
@@ -165,14 +166,10 @@ def caption_of(what: str, num_objects: int, num_groups: int = 0) -> str:
         num_objects: number of objects, without groups.
         num_groups: number of groups, whose hatching is explained.
     """
-    parts = [_count(num_objects, "object") if num_objects or not num_groups else ""]
+    parts = [counted(num_objects, "object") if num_objects or not num_groups else ""]
     if num_groups:
-        parts.append(f"{_count(num_groups, 'group')} (hatched: several in one outline)")
+        parts.append(f"{counted(num_groups, 'group')} (hatched: several in one outline)")
     return f"{what}: {', '.join(filter(None, parts))}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'s' * (number != 1)}"
 
 
 def _annotation_contours(annotation: dict[str, Any], size: tuple[int, ...]) -> list[FloatArray]:

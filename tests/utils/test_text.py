@@ -4,7 +4,13 @@ import sys
 
 import pytest
 
-from cityscapes_maskrcnn.utils.text import printable
+from cityscapes_maskrcnn.utils.text import (
+    brief,
+    counted,
+    message_of,
+    message_with_type,
+    printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,3 +48,24 @@ def test_of_every_character_something_is_seen() -> None:
 def test_long_text_is_cut_in_the_middle() -> None:
     assert printable("a" * 600 + "b" * 600, max_length=10) == "aaaaa ... bbbbb"
     assert printable("\x00" * 60_000_000, max_length=4) == r"\x00\x00 ... \x00\x00"
+
+
+def test_a_large_value_in_brief() -> None:
+    assert brief([1, "a"]) == "[1, 'a']"
+    assert brief(list(range(10**6))) == "[0, 1, 2, 3, 4, 5, ...]"
+    assert len(brief({"a" * 100: "b" * 100})) == 40
+
+
+def test_numbers_of_things() -> None:
+    assert [counted(number, "object") for number in (0, 1, 2)] == [
+        "no objects",
+        "1 object",
+        "2 objects",
+    ]
+
+
+def test_messages_of_errors_are_one_line() -> None:
+    error = ValueError("first\n\t second")
+    assert message_of(error) == "first second"
+    assert message_of(ValueError()) == "ValueError"
+    assert message_with_type(error) == "ValueError: first second"
