@@ -14,7 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from cityscapes_maskrcnn.data.dataset_statistics import DatasetStatistics
-from cityscapes_maskrcnn.data.object_limits import OCCLUSION_LIMITS, SIZE_LIMITS
+from cityscapes_maskrcnn.data.object_limits import (
+    OCCLUSION_LIMITS,
+    OCCLUSION_RANGES,
+    SIZE_LIMITS,
+    SIZE_RANGES,
+)
 from cityscapes_maskrcnn.visualization.style import (
     BLUE,
     GREEN,
@@ -130,7 +135,7 @@ def _sizes(datasets: Datasets, about: About) -> Figure:
         shares,
         datasets,
         lambda stats: stats.by_size(),
-        ("small: < 32² px", "medium", "large: ≥ 96² px"),
+        (f"small: {SIZE_RANGES['small']}", "medium", f"large: {SIZE_RANGES['large']}"),
     )
     style_axes(shares, "By class", grid="")
     _legend(figure, curves, datasets)
@@ -222,7 +227,11 @@ def _visible_shares(datasets: Datasets, about: About) -> Figure:
         shares,
         datasets,
         lambda stats: stats.by_occlusion(),
-        ("not hidden: < 1%", "partly", "heavily: ≥ 35%"),
+        (
+            f"not hidden: {OCCLUSION_RANGES['none']}",
+            "partly",
+            f"heavily: {OCCLUSION_RANGES['heavy']}",
+        ),
     )
     style_axes(shares, "By class", grid="")
     _legend(figure, curves, datasets)

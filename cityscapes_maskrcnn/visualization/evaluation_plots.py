@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
+from cityscapes_maskrcnn.data.object_limits import OCCLUSION_RANGES, SIZE_RANGES
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.style import (
     EMPTY,
@@ -34,14 +35,7 @@ from cityscapes_maskrcnn.visualization.style import (
 _CAUSE_COLORS = ((SKY, INK), (PINK, INK), (ORANGE, INK), ("#666666", "white"))
 # Of a cell of a heat map, whose neighbours are 1 apart, and between the classes and the rest.
 _CELL, _GAP = 0.97, 0.12
-_GROUPS = {
-    "small": "small\n< 32² px",
-    "medium": "medium\n32² to 96² px",
-    "large": "large\n≥ 96² px",
-    "none": "none\n< 1%",
-    "partial": "partial\n1% to 35%",
-    "heavy": "heavy\n≥ 35%",
-}
+_RANGES = {**SIZE_RANGES, **OCCLUSION_RANGES}
 
 Row = dict[str, str]
 Counts = npt.NDArray[np.int64]
@@ -224,7 +218,7 @@ def _misses(rows: list[Row], threshold: float, about: About | None) -> Figure:
             _with_total(np.array([int(row[key]) for row in chosen]).reshape(-1, len(groups)))
             for key in ("missed", "objects")
         )
-        columns = [_GROUPS.get(group, group) for group in groups]
+        columns = ["\n".join(filter(None, (group, _RANGES.get(group)))) for group in groups]
         _heat_map(
             axis, missed, objects, ["all classes", *classes], columns, with_numbers=True, row_gap=1
         )
