@@ -183,7 +183,7 @@ class BatchedRPN(StepMetrics, RPN):
         ]
         lengths = [level.indices.shape[1] for level in best]
         starts = accumulate((level.shape[1] for level in logits), initial=0)
-        # In float32, whatever the precision of the step: its boxes are off by pixels.
+        # In float32 in a step of any precision: boxes in half precision are off by pixels.
         scores = torch.cat([level.values for level in best], dim=1).float()
         indices = torch.cat(
             [level.indices + start for level, start in zip(best, starts, strict=False)], dim=1

@@ -235,7 +235,7 @@ def write_safetensors(path: str | Path, content: Mapping[str, Any]) -> None:
     """
     from safetensors.torch import save
 
-    # Whatever their layout in memory is; copies, because none may share memory with another.
+    # Of any layout in memory; copies, because none may share memory with another.
     tensors = {
         name: value.detach().cpu().contiguous().clone() for name, value in content["model"].items()
     }

@@ -3,7 +3,7 @@
 Python calls handlers of signals in the main thread, between two bytecodes: too late while that
 thread waits for another process or computes in C++, and what a handler raises there is lost inside
 callbacks, such as those around a fork. Here the handlers do nothing: the interpreter's own handler
-wakes a thread, which acts at once whatever the main thread does.
+wakes a thread, which acts at once even while the main thread is busy.
 """
 
 from __future__ import annotations
