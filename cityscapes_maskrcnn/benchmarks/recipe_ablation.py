@@ -64,6 +64,7 @@ from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.evaluation.image_scoring import ImageResult
 from cityscapes_maskrcnn.modeling.weight_files import write_tensors
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
+from cityscapes_maskrcnn.utils.config_keys import value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_json, write_json
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
@@ -243,11 +244,7 @@ class Ablation:
         scale: dict[str, object] = {}
         if "://" in stage.config:
             demo = self._config("stage_1_heads.yaml", {})
-            for key in SCALE:
-                value: Any = demo
-                for name in key.split("."):
-                    value = value[name]
-                scale[key] = value
+            scale = {key: value_at(demo, key) for key in SCALE}
         return self._config(
             stage.config, {**scale, **TRAINING, **UNWATCHED, **stage.opts, **arm.opts, **opts}
         )

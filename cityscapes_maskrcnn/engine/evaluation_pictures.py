@@ -21,6 +21,7 @@ from cityscapes_maskrcnn.data.labels import THING_CLASSES, train_id_lookup
 from cityscapes_maskrcnn.engine.event_writers import RunStorage
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.spread import spread
 from cityscapes_maskrcnn.visualization.annotated_images import draw_captioned
 from cityscapes_maskrcnn.visualization.drawing import (
     caption_of,
@@ -57,7 +58,7 @@ class SampledPredictions(DatasetEvaluator):
             or any(not each.get("iscrowd", 0) for each in record.get("annotations", ()))
         ]
         number = min(cfg.TRACKING.NUM_PICTURES, len(annotated)) if comm.is_main_process() else 0
-        chosen = [annotated[index * len(annotated) // number] for index in range(number)]
+        chosen = spread(annotated, number)
         self._records = {record["file_name"]: record for record in chosen}
         self._metadata = MetadataCatalog.get(dataset_name)
         self._score_thresh = float(cfg.TEST.ANALYSIS_CONFIDENCE)

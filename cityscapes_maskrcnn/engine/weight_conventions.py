@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from cityscapes_maskrcnn.engine.checkpoint_origin import config_in
 from cityscapes_maskrcnn.modeling.weight_files import TORCHVISION_SCHEME
+from cityscapes_maskrcnn.utils.config_keys import value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.text import printable
 
@@ -61,8 +62,8 @@ def conventions_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
         ``MODEL.RESNETS.STRIDE_IN_1X1`` and ``NORM``, and ``MODEL.PRUNED_WIDTHS``: of those keys
         that it has.
     """
-    found = {key: _value(cfg, key) for key in _KEYS}
-    if "resnet" not in str(_value(cfg, "MODEL.BACKBONE.NAME")):
+    found = {key: value_at(cfg, key) for key in _KEYS}
+    if "resnet" not in str(value_at(cfg, "MODEL.BACKBONE.NAME")):
         found = {key: value for key, value in found.items() if "RESNETS" not in key}
     return {key: value for key, value in found.items() if value is not None}
 
@@ -152,12 +153,6 @@ def _conventions_of_zoo(filename: str) -> dict[str, Any]:
             return _MSRA if "mask_rcnn_R_" in config else {}
         return conventions_of(model_zoo.get_config(f"{config}.yaml"))
     return {}
-
-
-def _value(cfg: Any, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg.get(part) if isinstance(cfg, Mapping) else None
-    return cfg
 
 
 def _same(theirs: Any, ours: Any) -> bool:

@@ -148,6 +148,17 @@ def ground_truth_files(dataset_name: str) -> dict[str, Path]:
     return files
 
 
+def image_and_ground_truth_files(dataset_name: str) -> list[tuple[Path, Path]]:
+    """Find the image files of a dataset, in its order, and the ground truth of each.
+
+    Raises:
+        InputError: see :func:`ground_truth_files`.
+    """
+    gt_files = ground_truth_files(dataset_name).values()
+    images = [Path(image["file_name"]) for image in DatasetCatalog.get(dataset_name)]
+    return list(zip(images, gt_files, strict=True))
+
+
 def _gt_dir(dataset_name: str) -> str:
     gt_dir: str | None = MetadataCatalog.get(dataset_name).get("gt_dir")
     if gt_dir is None:

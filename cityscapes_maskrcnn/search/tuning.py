@@ -39,6 +39,7 @@ from cityscapes_maskrcnn.search.study import (
 )
 from cityscapes_maskrcnn.search.trial import TrialRunner, check_folders
 from cityscapes_maskrcnn.search.worker import Worker
+from cityscapes_maskrcnn.utils.config_keys import value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest
 from cityscapes_maskrcnn.utils.stop import StopRequests
@@ -188,10 +189,8 @@ def tune(
 def _check_keys(cfg: CfgNode, space: SearchSpace) -> None:
     """Raise for a parameter that sets a key which the config does not have."""
     for name, parameter in space.parameters.items():
-        node: Any = cfg
-        for part in parameter.key.split(".") if parameter.key else ():
-            node = node.get(part) if isinstance(node, CfgNode) else None
-        if node is None or (parameter.key and isinstance(node, CfgNode)):
+        value = value_at(cfg, parameter.key)
+        if parameter.key and (value is None or isinstance(value, CfgNode)):
             raise InputError(
                 f"SEARCH.PARAMETERS.{name}.KEY {parameter.key}: there is no such config key"
             )

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from cityscapes_maskrcnn.utils.config_keys import value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_json
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
@@ -217,8 +218,8 @@ def _read_run(folder: Path, name: str) -> Run:
     if (folder / "summary.json").is_file():
         form = {"images?": (int, None), "generated?": bool}
         summary = read_json(folder / "summary.json", form=form, advice="remove it")
-    batch_size = _entry(content, "SOLVER", "IMS_PER_BATCH")
-    datasets = _entry(content, "DATASETS", "TRAIN")
+    batch_size = value_at(content, "SOLVER.IMS_PER_BATCH")
+    datasets = value_at(content, "DATASETS.TRAIN")
     about = About(
         dataset=", ".join(map(str, datasets)) if isinstance(datasets, list | tuple) else "",
         num_images=summary.get("images"),
@@ -231,12 +232,6 @@ def _read_run(folder: Path, name: str) -> Run:
         batch_size=batch_size if isinstance(batch_size, int) else None,
         about=about,
     )
-
-
-def _entry(config: Any, section: str, key: str) -> Any:
-    """Look up ``SECTION.KEY`` in a config file; None where it holds something else."""
-    values = config.get(section) if isinstance(config, Mapping) else None
-    return values.get(key) if isinstance(values, Mapping) else None
 
 
 def _about_all(runs: Sequence[Run]) -> About:
