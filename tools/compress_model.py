@@ -109,14 +109,18 @@ def quantize_exported(args: argparse.Namespace) -> None:
     from detectron2.data import DatasetCatalog
 
     from cityscapes_maskrcnn.cli import build_config
-    from cityscapes_maskrcnn.data.registration import check_dataset_names, image_names
+    from cityscapes_maskrcnn.data.registration import check_dataset_names
     from cityscapes_maskrcnn.deploy.accuracy_control import (
         CalibrationData,
         ScoringData,
         format_quantized,
         quantize,
     )
-    from cityscapes_maskrcnn.evaluation.evaluator import dataset_categories, ground_truth_files
+    from cityscapes_maskrcnn.evaluation.evaluator import (
+        dataset_categories,
+        image_and_ground_truth_files,
+    )
+    from cityscapes_maskrcnn.utils.spread import spread
 
     if args.form == "int8" and not args.calibration:
         raise InputError("--form int8 needs --calibration, a dataset of training images")
@@ -125,13 +129,7 @@ def quantize_exported(args: argparse.Namespace) -> None:
     calibrated = []
     if args.form == "int8":
         files = [Path(each["file_name"]) for each in DatasetCatalog.get(args.calibration)]
-        number = min(args.num_images, len(files))
-        calibrated = [files[index * len(files) // number] for index in range(number)]
-    gt_files = ground_truth_files(args.score)
-    scored = {
-        name: Path(each["file_name"])
-        for name, each in zip(image_names(args.score), DatasetCatalog.get(args.score), strict=True)
-    }
+        calibrated = spread(files, min(args.num_images, len(files)))
     quantized = quantize(
         args.model,
         args.output,
@@ -139,7 +137,7 @@ def quantize_exported(args: argparse.Namespace) -> None:
         calibration=CalibrationData(args.calibration, calibrated),
         scoring=ScoringData(
             args.score,
-            [(scored[name], gt) for name, gt in gt_files.items()],
+            image_and_ground_truth_files(args.score),
             dataset_categories(args.score),
         ),
         budget=args.budget,

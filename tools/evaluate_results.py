@@ -97,16 +97,19 @@ def main() -> None:
     )
     if Path(args.results).suffix == ".onnx":
         from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
-        from cityscapes_maskrcnn.deploy.scoring import image_of, map_exported, refuse_seen_images
+        from cityscapes_maskrcnn.deploy.scoring import (
+            image_of,
+            map_exported,
+            refuse_seen_by_exported,
+        )
 
         predictor = OnnxPredictor(args.results, num_threads=args.num_workers)
         pairs = [(image_of(gt, name, args.image_dir), gt) for name, gt in gt_files.items()]
-        dataset = args.dataset or args.gt_dir
-        refuse_seen_images(
+        refuse_seen_by_exported(
             predictor,
             args.results,
-            dataset,
-            [image for image, _ in pairs],
+            dataset=args.dataset or args.gt_dir,
+            images=[image for image, _ in pairs],
             flag="--dataset" if args.dataset else "--gt-dir",
         )
         compare = partial(map_exported, predictor=predictor, images=pairs)

@@ -22,16 +22,12 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor, read_card
-from cityscapes_maskrcnn.deploy.scoring import map_exported, model_categories, refuse_seen_images
-from cityscapes_maskrcnn.evaluation.instance_ap import (
-    PROTOCOL,
-    average_precision,
-    averages,
-    match_image,
-)
+from cityscapes_maskrcnn.deploy.scoring import exported_ap, refuse_seen_by_exported
+from cityscapes_maskrcnn.evaluation.instance_ap import PROTOCOL
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_json
 from cityscapes_maskrcnn.utils.memory import peak_resident_bytes
+from cityscapes_maskrcnn.utils.spread import spread
 from cityscapes_maskrcnn.visualization.style import About
 from cityscapes_maskrcnn.visualization.trade_chart import TradePoint, plot_trade
 
@@ -181,16 +177,11 @@ def benchmark_deployment(
             or compiling, or the dataset is unknown, or has no labels or no object to find.
     """
     import torch
-    from detectron2.data import DatasetCatalog
 
     from cityscapes_maskrcnn.benchmarks.rows import device_name
     from cityscapes_maskrcnn.cli import build_config
-    from cityscapes_maskrcnn.data.registration import (
-        check_dataset_names,
-        image_names,
-        is_generated_dataset,
-    )
-    from cityscapes_maskrcnn.evaluation.evaluator import ground_truth_files
+    from cityscapes_maskrcnn.data.registration import check_dataset_names, is_generated_dataset
+    from cityscapes_maskrcnn.evaluation.evaluator import image_and_ground_truth_files
 
     if min(num_timed, blocks, *(sizes or ()), *proposals) < 1:
         raise InputError("--images, --repeats, --sizes and --proposals must be 1 or more")
@@ -202,11 +193,7 @@ def benchmark_deployment(
     cfg = build_config(config_file, list(opts))
     dataset = dataset or next(iter(cfg.DATASETS.TEST), "")
     check_dataset_names([dataset])
-    gt_files = ground_truth_files(dataset)
-    files = [Path(each["file_name"]) for each in DatasetCatalog.get(dataset)]
-    images = [
-        (file, gt_files[name]) for name, file in zip(image_names(dataset), files, strict=True)
-    ]
+    images = image_and_ground_truth_files(dataset)
     scale = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     if sizes and not scale[0]:
         raise InputError(
@@ -229,7 +216,7 @@ def benchmark_deployment(
         base=base,
         dataset=dataset,
         images=tuple(images),
-        timed=tuple(files[index * len(files) // num_timed] for index in range(num_timed)),
+        timed=tuple(spread([image for image, _ in images], num_timed)),
         blocks=blocks,
         device=cfg.MODEL.DEVICE,
         num_threads=torch.get_num_threads(),
@@ -273,17 +260,17 @@ def _precisions(base: Form) -> Iterator[Form]:
 def _sizes(base: Form, scale: tuple[int, int], sizes: Iterable[int]) -> Iterator[Form]:
     """PyTorch with images of other sizes."""
     for size in sizes:
-        longer = round(scale[1] * size / scale[0])
-        keys = ("INPUT.MIN_SIZE_TEST", str(size), "INPUT.MAX_SIZE_TEST", str(longer))
         if size != scale[0]:
+            longer = round(scale[1] * size / scale[0])
+            keys = ("INPUT.MIN_SIZE_TEST", str(size), "INPUT.MAX_SIZE_TEST", str(longer))
             yield Form(f"input {size} px", "input size", base.config_file, (*base.opts, *keys))
 
 
 def _proposals(base: Form, top: int, proposals: Iterable[int]) -> Iterator[Form]:
     """PyTorch with other numbers of proposals."""
     for number in proposals:
-        keys = ("MODEL.RPN.POST_NMS_TOPK_TEST", str(number))
         if number != top:
+            keys = ("MODEL.RPN.POST_NMS_TOPK_TEST", str(number))
             name = f"{number} proposals"
             yield Form(name, "proposals", base.config_file, (*base.opts, *keys))
 
@@ -302,7 +289,8 @@ def _exported(files: Sequence[Path]) -> Iterator[Form]:
     """Exported files, by what they compute in."""
     kinds = [read_card(file).get("quantized", {}).get("form", "float32") for file in files]
     for kind, file in zip(kinds, files, strict=True):
-        yield Form(f"ONNX Runtime {kind}, {file.parent.name}", "ONNX Runtime", file=file)
+        name = f"ONNX Runtime {kind}, {file.resolve().parent.name}"
+        yield Form(name, "ONNX Runtime", file=file)
     for kind, program in _EXPORTED.items():
         if kind not in kinds:
             advice = f"none given: {program} writes one; name it by --onnx"
@@ -461,13 +449,14 @@ class _OnnxForm:
 
     def score(self, setting: Setting) -> float:
         images = [image for image, _ in setting.images]
-        refuse_seen_images(
-            self._predictor, str(self._file), setting.dataset, images, flag="--score"
+        refuse_seen_by_exported(
+            self._predictor,
+            str(self._file),
+            dataset=setting.dataset,
+            images=images,
+            flag="--score",
         )
-        matches = map_exported(match_image, self._predictor, setting.images)
-        categories = model_categories(self._predictor)
-        ap: float = averages(average_precision(matches), categories)["allAp"]
-        return 100 * ap
+        return exported_ap(self._predictor, setting.images)
 
 
 class _TorchForm:

@@ -22,15 +22,15 @@ from cityscapes_maskrcnn.data.provenance import (
 )
 from cityscapes_maskrcnn.deploy.quantization import FORMS, QuantizableModel
 from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
-from cityscapes_maskrcnn.deploy.scoring import map_exported, model_categories, refuse_seen_images
-from cityscapes_maskrcnn.evaluation.instance_ap import (
-    PROTOCOL,
-    average_precision,
-    averages,
-    match_image,
+from cityscapes_maskrcnn.deploy.scoring import (
+    exported_ap,
+    model_categories,
+    refuse_seen_by_exported,
 )
+from cityscapes_maskrcnn.evaluation.instance_ap import PROTOCOL
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest, write_json
+from cityscapes_maskrcnn.utils.spread import spread
 
 # On these every group's cost is measured; files are scored on all images.
 _NUM_FEW: Final = 16
@@ -130,11 +130,11 @@ def quantize(
         )
     model = QuantizableModel(predictor, path)
     scored = [{"file_name": str(image)} for image, _ in scoring.images]
-    refuse_seen_images(
+    refuse_seen_by_exported(
         predictor,
         str(path),
-        scoring.dataset,
-        [image for image, _ in scoring.images],
+        dataset=scoring.dataset,
+        images=[image for image, _ in scoring.images],
         flag="--score",
     )
     used = []
@@ -147,8 +147,8 @@ def quantize(
                 f" on ({overlap[0].images[0]}); name datasets that share none"
             )
 
-    few = scoring.images[:: max(1, len(scoring.images) // _NUM_FEW)][:_NUM_FEW]
-    floats = {False: _score(predictor, scoring.images)}
+    few = spread(scoring.images, min(_NUM_FEW, len(scoring.images)))
+    floats = {False: exported_ap(predictor, scoring.images)}
     if not math.isfinite(floats[False]):
         raise InputError(f"--score {scoring.dataset}: has no object that counts")
 
@@ -161,13 +161,13 @@ def quantize(
 
         def score(float_groups: Sequence[str], few_images: bool) -> Trial:
             if few_images not in floats:
-                floats[few_images] = _score(predictor, few)
+                floats[few_images] = exported_ap(predictor, few)
             model.write(
                 target, form=form, float_groups=float_groups, images=list(calibration.images)
             )
             card = {**predictor.card, "file": _describe_file(predictor, target)}
             write_json(target.with_suffix(".json"), card)
-            ap = _score(OnnxPredictor(target), few if few_images else scoring.images)
+            ap = exported_ap(OnnxPredictor(target), few if few_images else scoring.images)
             return Trial(tuple(float_groups), few_images, ap, floats[few_images] - ap)
 
         # With the backbone in float nearly nothing would be gained.
@@ -266,13 +266,6 @@ def format_quantized(quantized: dict[str, Any]) -> str:
         " smaller than the float file"
     )
     return "\n".join(lines)
-
-
-def _score(predictor: OnnxPredictor, images: Sequence[tuple[Path, Path]]) -> float:
-    """Compute the official AP in percent."""
-    matches = map_exported(match_image, predictor, images)
-    ap: float = averages(average_precision(matches), model_categories(predictor))["allAp"]
-    return 100 * ap
 
 
 def _describe_file(predictor: OnnxPredictor, target: Path) -> dict[str, Any]:

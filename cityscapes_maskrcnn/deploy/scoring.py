@@ -14,7 +14,14 @@ from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS
 from cityscapes_maskrcnn.data.provenance import find_seen, read_history
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.deploy.runtime import Detections, OnnxPredictor
-from cityscapes_maskrcnn.evaluation.instance_ap import GroundTruth, Prediction, ground_truth
+from cityscapes_maskrcnn.evaluation.instance_ap import (
+    GroundTruth,
+    Prediction,
+    average_precision,
+    averages,
+    ground_truth,
+    match_image,
+)
 from cityscapes_maskrcnn.evaluation.pasting import paste_masks
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
@@ -73,10 +80,35 @@ def model_categories(predictor: OnnxPredictor) -> list[int]:
     return [ID_TO_CONTIGUOUS[each["label_id"]] for each in classes]
 
 
-def refuse_seen_images(
-    predictor: OnnxPredictor, model: str, dataset: str, images: Iterable[Path], flag: str
+def exported_ap(predictor: OnnxPredictor, images: Iterable[tuple[Path, Path]]) -> float:
+    """Compute the official AP of an exported model, in percent.
+
+    Args:
+        predictor: of the exported model.
+        images: of each the file and that of its instance ids.
+
+    Returns:
+        NaN if there is no object of the model's classes.
+
+    Raises:
+        InputError: see :func:`map_exported`.
+    """
+    matches = map_exported(match_image, predictor, images)
+    ap: float = averages(average_precision(matches), model_categories(predictor))["allAp"]
+    return 100 * ap
+
+
+def refuse_seen_by_exported(
+    predictor: OnnxPredictor,
+    model: str,
+    *,
+    dataset: str,
+    images: Iterable[Path],
+    flag: str,
 ) -> None:
     """Refuse to score an exported model on images that it was trained, tuned or calibrated on.
+
+    For checkpoints there is :func:`.seen_images.refuse_seen_images`, which needs Detectron2.
 
     Args:
         predictor: a file of an earlier version lists no images, so that nothing is refused.

@@ -205,6 +205,19 @@ def test_further_models_have_the_pairs_of_the_base() -> None:
     assert form.opts == ("INPUT.MIN_SIZE_TEST", "512", "MODEL.WEIGHTS", "b.pth")
 
 
+def test_images_that_are_not_resized_have_no_other_sizes() -> None:
+    # INPUT.MIN_SIZE_TEST 0, and half and three quarters of it.
+    assert list(deployment._sizes(BASE, (0, 1024), (0, 0))) == []
+
+
+def test_an_exported_file_is_named_by_its_folder(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(exported.parent)
+    form, *_ = deployment._exported([Path(exported.name)])
+    assert form.name == "ONNX Runtime float32, onnx"
+
+
 @pytest.mark.parametrize(
     ("flags", "options", "problem"),
     [
