@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.modeling.deeplab_weights import translate
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.memory import peak_resident_bytes
 
 Batch = list[dict[str, Any]]
 Step = Callable[[Batch], None]
@@ -155,7 +155,7 @@ def _measure_memory(name: str, config_file: str, opts: list[str], batch: Batch) 
     _build(name, config_file, opts)(batch)
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident_bytes()
 
 
 def _now() -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 from detectron2.config import CfgNode
@@ -13,7 +13,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWrit
 from cityscapes_maskrcnn.engine.hooks import is_due
 from cityscapes_maskrcnn.engine.outcome import outcome
 from cityscapes_maskrcnn.engine.run_clock import RunClock
-from cityscapes_maskrcnn.engine.summary import peak_memory
+from cityscapes_maskrcnn.engine.summary import latest_values, peak_memory
 from cityscapes_maskrcnn.engine.terminal import find_terminal
 from cityscapes_maskrcnn.utils.progress import Progress
 
@@ -37,11 +37,10 @@ class ShowProgress(HookBase):
     def __init__(self, cfg: CfgNode, clock: RunClock | None = None) -> None:
         self.clock = clock or RunClock()
         self._batch_size = cfg.SOLVER.IMS_PER_BATCH
-        self._measures = bool(cfg.DATASETS.VAL or cfg.DATASETS.TEST)
         self._period = cfg.TEST.EVAL_PERIOD
+        self._measures_on = cfg.DATASETS.VAL or cfg.DATASETS.TEST
         # Of the best checkpoint, on other images, when training has ended.
         self._reports_on = cfg.DATASETS.TEST if cfg.DATASETS.VAL else ()
-        self._measures_on = cfg.DATASETS.VAL or cfg.DATASETS.TEST
         self._report = 0.0
         # The iteration under way, if there is one: how many it completes, what follows its step.
         self._is_open = False
@@ -66,7 +65,7 @@ class ShowProgress(HookBase):
     def after_step(self) -> None:
         """Show the progress, and that an evaluation comes."""
         self.clock.step()
-        self._evaluates = self._measures and is_due(self.trainer, self._period)
+        self._evaluates = bool(self._measures_on) and is_due(self.trainer, self._period)
         self._done = self.trainer.iter + 1
         if terminal := find_terminal():
             progress = self.progress(self._done, evaluates=self._evaluates)
@@ -87,7 +86,7 @@ class ShowProgress(HookBase):
         self.clock.end(self._evaluates)
         terminal = find_terminal()
         if self._evaluates and terminal:
-            scores = outcome(_latest(self.trainer.storage))
+            scores = outcome(latest_values(self.trainer.storage))
             terminal.write([f"iteration {self._done:,}", *scores], on_terminal=True)
 
     def progress(self, done: int, evaluates: bool = False) -> Progress:
@@ -110,7 +109,7 @@ class ShowProgress(HookBase):
 
     def _evaluations_after(self, done: int) -> float:
         """Count the evaluations after later iterations, and the report as part of one."""
-        if not self._measures:
+        if not self._measures_on:
             return 0.0
         last = self.trainer.max_iter
         regular = (last - 1) // self._period - done // self._period if self._period > 0 else 0
@@ -120,7 +119,7 @@ class ShowProgress(HookBase):
         losses = storage.histories().get("total_loss")
         if losses is not None:
             yield f"loss {losses.median(_LOSS_WINDOW):.3g}"
-        latest = _latest(storage)
+        latest = latest_values(storage)
         yield from outcome({name: latest[name] for name in latest if "loss" not in name})[:1]
         if self.clock.pace:
             yield f"{self._batch_size / self.clock.pace:.3g} img/s"
@@ -182,7 +181,3 @@ def with_progress(
 
 def _num_images(datasets: Iterable[str]) -> int:
     return sum(len(DatasetCatalog.get(name)) for name in datasets)
-
-
-def _latest(storage: EventStorage) -> Mapping[str, float]:
-    return {name: value for name, (value, _) in storage.latest().items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
+from detectron2.utils.events import EventStorage
 
 from cityscapes_maskrcnn.data.provenance import SeenImages
 from cityscapes_maskrcnn.data.registration import is_generated_dataset
@@ -24,6 +24,7 @@ from cityscapes_maskrcnn.engine.outcome import (
 )
 from cityscapes_maskrcnn.engine.run_clock import RunClock
 from cityscapes_maskrcnn.utils.files import file_digest, write_json
+from cityscapes_maskrcnn.utils.memory import peak_resident_bytes
 from cityscapes_maskrcnn.utils.process_identity import seconds_since_start
 from cityscapes_maskrcnn.visualization.style import About
 
@@ -70,7 +71,6 @@ class RunSummary(HookBase):
         sizes = [(each.numel(), each.requires_grad) for each in model.parameters()]
         iterations = self.trainer.iter
         state = self.state_dict()
-        latest = {name: value for name, (value, _) in self.trainer.storage.latest().items()}
         summary = {
             "train": list(self._cfg.DATASETS.TRAIN),
             "generated": any(map(is_generated_dataset, self._cfg.DATASETS.TRAIN)),
@@ -86,7 +86,7 @@ class RunSummary(HookBase):
             "evaluation_seconds": round(self._clock.evaluation_seconds, 1),
             "peak_memory_bytes": state["peak_memory_bytes"],
             "memory": "GPU" if _on_gpu(model) else "RAM",
-            "final": final_values(latest),
+            "final": final_values(latest_values(self.trainer.storage)),
         }
         write_json(Path(self._cfg.OUTPUT_DIR) / SUMMARY_FILE, summary)
         stage = Path(self._cfg.OUTPUT_DIR).resolve().name
@@ -186,6 +186,11 @@ def model_kind(cfg: Mapping[str, Any]) -> str:
     return f"{kinds.get(architecture, architecture)} {backbone}"
 
 
+def latest_values(storage: EventStorage) -> dict[str, float]:
+    """Get the last value of everything that an event storage has."""
+    return {name: value for name, (value, _) in storage.latest().items()}
+
+
 def _on_gpu(model: torch.nn.Module) -> bool:
     return next(model.parameters()).is_cuda
 
@@ -194,4 +199,4 @@ def peak_memory(model: torch.nn.Module) -> int:
     """Get the peak of this process in bytes: on the model's GPU, if it has one, else in RAM."""
     if _on_gpu(model):
         return torch.cuda.max_memory_allocated(next(model.parameters()).device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
+    return peak_resident_bytes()

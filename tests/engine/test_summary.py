@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
@@ -72,3 +75,13 @@ def test_a_summary_adds_up_over_resumes() -> None:
     state = summary.state_dict()
     assert 1000 < state["seconds"] < 1100
     assert state["peak_memory_bytes"] == 2**50
+
+
+def test_the_memory_of_the_parent_does_not_count() -> None:
+    held = np.ones(2**27)  # 1 GiB of this process, which starts another one
+    code = (
+        "import torch; from cityscapes_maskrcnn.engine.summary import peak_memory;"
+        " print(peak_memory(torch.nn.Linear(1, 1)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert 2**26 < int(done.stdout) < held.nbytes
