@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> None:
         check_repository(args.upload)
     checkpoint = Path(args.checkpoint)
     model = read_model(checkpoint)
-    scores = None if args.scores is None else read_scores(Path(args.scores), checkpoint)
+    scores = None
+    if args.scores is not None:
+        scores = read_scores(Path(args.scores), checkpoint, model.source_sha256)
     write_model(args.output, model, scores)
     files = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
     print(f"{', '.join(files)} are in {args.output}")

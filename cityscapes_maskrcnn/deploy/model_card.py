@@ -25,6 +25,7 @@ from cityscapes_maskrcnn.engine.checkpoint_origin import (
 from cityscapes_maskrcnn.engine.summary import model_kind
 from cityscapes_maskrcnn.evaluation.instance_ap import PROTOCOL
 from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint, write_safetensors
+from cityscapes_maskrcnn.utils.config_keys import value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest, read_json, write_text
 from cityscapes_maskrcnn.utils.text import printable
@@ -119,11 +120,10 @@ def read_model(path: Path) -> SharedModel:
     ]
     origin["classes"] = classes_in(content)
     origin["config"] = yaml.safe_dump(config)
+    metric, value, iteration = (content.get(key) for key in ("metric", "value", "iteration"))
     chosen_by = ""
-    if isinstance(content.get("metric"), str) and isinstance(content.get("value"), float):
-        chosen_by = (
-            f"{content['metric']} {content['value']:.4g}, after iteration {content['iteration']}"
-        )
+    if isinstance(metric, str) and isinstance(value, float) and isinstance(iteration, int):
+        chosen_by = f"{metric} {value:.4g}, after iteration {iteration}"
     return SharedModel(
         source_sha256=str(file_digest(path)),
         tensors={name: each for name, each in content["model"].items() if torch.is_tensor(each)},
@@ -141,13 +141,13 @@ def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     )
     cleaned["OUTPUT_DIR"] = "./output"
     model = {**cleaned["MODEL"], "WEIGHTS": WEIGHTS_FILE, "DEVICE": "cuda"}
-    if teacher := _value(model, "DISTILLATION.TEACHER"):
+    if teacher := value_at(model, "DISTILLATION.TEACHER"):
         model["DISTILLATION"] = {**model["DISTILLATION"], "TEACHER": _short_place(teacher)}
     return {**cleaned, "MODEL": model}
 
 
 def _cleaned(value: Any) -> Any:
-    """Shorten all places in a part of a config, whatever the key; relative paths are none."""
+    """Shorten all places in a part of a config, under any key; relative paths are none."""
     if isinstance(value, Mapping):
         return {key: _cleaned(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -169,8 +169,13 @@ def _short_place(file: object) -> str:
     return str(PurePosixPath(*parts[-count:]))
 
 
-def read_scores(path: Path, checkpoint: Path) -> dict[str, Any]:
+def read_scores(path: Path, checkpoint: Path, sha256: str) -> dict[str, Any]:
     """Read a ``scores.json`` of ``train_net.py --eval-only``, of this checkpoint.
+
+    Args:
+        path: the file.
+        checkpoint: what was scored.
+        sha256: of the checkpoint.
 
     Raises:
         InputError: it is missing or damaged, or of other weights.
@@ -180,7 +185,7 @@ def read_scores(path: Path, checkpoint: Path) -> dict[str, Any]:
     # Earlier versions recorded the name alone.
     same = Path(scores["weights"]).name == checkpoint.name
     if recorded is not None:
-        same = recorded == file_digest(checkpoint)
+        same = recorded == sha256
     if not same:
         raise InputError(
             f"{path}: has the scores of other weights, {printable(scores['weights'])}, than "
@@ -237,16 +242,18 @@ def model_card(model: SharedModel, scores: Mapping[str, Any] | None, sha256: str
     environment.filters |= {"code": _code, "digest": lambda text: re.sub(r"\W", "", str(text))[:64]}
     datasets = (scores or {}).get("datasets", {})
     generated = _generated(model.history)
-    licence = _licence(model, generated)
-    names = _names_of_others(model.history)
-    scenes = "Cityscapes" if _all_of_cityscapes(names) else ", ".join(names) or "street scenes"
+    # Of what is not known to be generated.
+    names = list(dict.fromkeys(used.dataset for used in model.history if not used.generated))
+    of_cityscapes = bool(names) and all(map(is_of_cityscapes, names))
+    licence = _licence(model, generated, of_cityscapes)
+    scenes = "Cityscapes" if of_cityscapes else ", ".join(names) or "street scenes"
     if generated == "all":
         scenes = "generated street scenes"
     title = f"{model_kind(model.config)} for {scenes}"
-    semantic = _value(model.config, "MODEL.META_ARCHITECTURE") == "SemanticSegmentor"
+    semantic = value_at(model.config, "MODEL.META_ARCHITECTURE") == "SemanticSegmentor"
     origin = model.origin
     versions = origin["environment"]
-    settings = [(name, _value(model.config, key)) for name, key in _SETTINGS.items()]
+    settings = [(name, value_at(model.config, key)) for name, key in _SETTINGS.items()]
     return environment.get_template("model_card.md.j2").render(
         front_matter=_front_matter(title, datasets, licence, semantic),
         title=_plain(title),
@@ -254,7 +261,7 @@ def model_card(model: SharedModel, scores: Mapping[str, Any] | None, sha256: str
         classes=origin["classes"],
         version=cityscapes_maskrcnn.__version__,
         generated=generated,
-        of_cityscapes=_all_of_cityscapes(names),
+        of_cityscapes=of_cityscapes,
         weights_file=WEIGHTS_FILE,
         scores=[_score_table(name, entry) for name, entry in datasets.items()],
         seen=(scores or {}).get("seen", []),
@@ -286,35 +293,23 @@ def _generated(history: Sequence[UsedData]) -> str:
     return "some" if any(seen) else "none"
 
 
-def _names_of_others(history: Sequence[UsedData]) -> list[str]:
-    """Name the datasets that are not known to be generated, each once."""
-    return list(dict.fromkeys(used.dataset for used in history if not used.generated))
-
-
-def _all_of_cityscapes(names: Sequence[str]) -> bool:
-    """Whether there are names, and only those under which Cityscapes itself is registered."""
-    return bool(names) and all(map(is_of_cityscapes, names))
-
-
 def _dataset_type(name: str, generated: bool) -> str:
     if generated:
         return "generated-street-scenes"
     return "cityscapes" if is_of_cityscapes(name) else _plain(name)
 
 
-def _licence(model: SharedModel, generated: str) -> str:
+def _licence(model: SharedModel, generated: str, of_cityscapes: bool) -> str:
     """Find out whose terms hold: "generated", "cityscapes" or "other"."""
     parents = model.origin["parents"]
     foreign = any(parent.get("program") != PROGRAM for parent in parents)
-    teacher = _value(model.config, "MODEL.DISTILLATION.TEACHER")
+    teacher = value_at(model.config, "MODEL.DISTILLATION.TEACHER")
     # Of a teacher that it does not come from nothing more is recorded.
     if teacher and _short_place(teacher) not in (parent["file"] for parent in parents):
         foreign = True
     if generated == "all" and not foreign:
         return "generated"
-    if _all_of_cityscapes(_names_of_others(model.history)):
-        return "cityscapes"
-    return "other"
+    return "cityscapes" if of_cityscapes else "other"
 
 
 def _front_matter(title: str, datasets: Mapping[str, Any], licence: str, semantic: bool) -> str:
@@ -383,12 +378,6 @@ def _number(value: float | None) -> str:
 
 def _types(tensors: Iterable[torch.Tensor]) -> list[str]:
     return sorted({str(each.dtype).removeprefix("torch.") for each in tensors})
-
-
-def _value(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = config.get(part) if isinstance(config, Mapping) else None
-    return config
 
 
 def _code(value: object) -> str:

@@ -209,6 +209,17 @@ def test_text_from_outside_is_no_markup() -> None:
     assert "**Scored on images that it has seen**" in card
 
 
+@pytest.mark.parametrize("iteration", [None, "7"])
+def test_a_choice_without_an_iteration_is_none(tmp_path: Path, iteration: object) -> None:
+    path = tmp_path / "model.pth"
+    chosen = {"metric": "segm/AP", "value": 30.0}
+    if iteration is not None:
+        chosen["iteration"] = iteration
+    origin = {"config": yaml.safe_dump(CONFIG)}
+    torch.save({"model": {"a": torch.zeros(2)}, ORIGIN_KEY: origin, **chosen}, path)
+    assert read_model(path).chosen_by == ""
+
+
 def test_places_and_accounts_stay_at_home(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     origin = {
