@@ -18,7 +18,7 @@ from cityscapes_maskrcnn.deploy.prediction_job import DEFAULT_RATE, OutputPlan, 
 from cityscapes_maskrcnn.deploy.prediction_output import CODECS
 from cityscapes_maskrcnn.deploy.tracking import ObjectTracker
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.tool import count, run_tool
+from cityscapes_maskrcnn.utils.tool import check_score_thresh, count, run_tool
 
 EXAMPLES = """
 examples (a checkpoint's config is the config.yaml beside it):
@@ -39,8 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     """Open the source, load the model, and predict the stream."""
     args = make_parser().parse_args(argv)
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
-    if not 0 <= args.score_thresh <= 1:
-        raise InputError(f"--score-thresh {args.score_thresh}: it must lie between 0 and 1")
+    check_score_thresh(args.score_thresh)
     plan = OutputPlan(
         args.output,
         layout=args.layout,

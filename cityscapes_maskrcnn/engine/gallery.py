@@ -36,6 +36,7 @@ from cityscapes_maskrcnn.evaluation.evaluator import (
 from cityscapes_maskrcnn.evaluation.instances import compact_instances
 from cityscapes_maskrcnn.evaluation.result_files import map_result_files
 from cityscapes_maskrcnn.evaluation.telling_examples import (
+    GALLERY_FILE,
     OUTCOMES,
     REASONS,
     ExaminedImage,
@@ -45,6 +46,7 @@ from cityscapes_maskrcnn.evaluation.telling_examples import (
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_json, write_text
 from cityscapes_maskrcnn.utils.text import printable
+from cityscapes_maskrcnn.utils.tool import check_score_thresh
 from cityscapes_maskrcnn.visualization.annotated_images import check_size
 from cityscapes_maskrcnn.visualization.drawing import RgbImage
 from cityscapes_maskrcnn.visualization.image_files import write_picture
@@ -55,7 +57,6 @@ from cityscapes_maskrcnn.visualization.outcome_drawing import (
     outcome_object,
 )
 
-GALLERY_FILE: Final = "gallery.json"
 PAGE_FILE: Final = "index.md"
 
 
@@ -90,8 +91,7 @@ def write_gallery(
         InputError: there is no dataset, or one without labels; the model has seen its images; or
             as :class:`.Predictor` and :func:`.map_result_files`.
     """
-    if not 0 <= score_thresh <= 1:
-        raise InputError(f"--score-thresh {score_thresh}: it must lie between 0 and 1")
+    check_score_thresh(score_thresh)
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST is empty: name a dataset with --dataset")
     register_datasets_of(cfg)

@@ -25,6 +25,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
 from cityscapes_maskrcnn.utils.batches import prepared_batches
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.tool import check_score_thresh
 from cityscapes_maskrcnn.visualization.annotated_images import (
     check_size,
     draw_captioned,
@@ -67,8 +68,7 @@ class Predictor:
                 :func:`.inference.model_categories`, :func:`.inference.check_inference` and
                 :func:`.checkpoint.load_for_inference`.
         """
-        if not 0 <= score_thresh <= 1:
-            raise InputError(f"--score-thresh {score_thresh}: it must lie between 0 and 1")
+        check_score_thresh(score_thresh)
         check_inference(cfg)
         register_datasets_of(cfg)
         categories = model_categories(cfg)

@@ -69,6 +69,16 @@ def count(text: str) -> int:
     return number
 
 
+def check_score_thresh(score_thresh: float) -> None:
+    """Verify a value of ``--score-thresh``.
+
+    Raises:
+        InputError: it does not lie between 0 and 1.
+    """
+    if not 0 <= score_thresh <= 1:
+        raise InputError(f"--score-thresh {score_thresh}: it must lie between 0 and 1")
+
+
 def folder(flag: str) -> Callable[[str], Path]:
     """Make a reader of a flag's value that names a folder; for argparse's ``type``.
 
