@@ -18,6 +18,7 @@ from cityscapes_maskrcnn.report.run_folder import (
     TrainedStage,
     numbers_of,
 )
+from cityscapes_maskrcnn.utils.text import counted
 from cityscapes_maskrcnn.visualization.overfitting import find_gap
 from cityscapes_maskrcnn.visualization.training_curves import without_imitation
 
@@ -67,9 +68,12 @@ def data_name(run: RunFolder) -> str:
     """What the run is of, in a word or two."""
     if is_generated(run):
         return "generated streets"
-    trained = [stage.setting("DATASETS.TRAIN") for stage in run.stages]
-    names = [str(name) for names in trained if isinstance(names, list) for name in names]
-    return "Cityscapes" if all(name.startswith("cityscapes_") for name in names) else "own data"
+    for stage in run.stages:
+        names, own = stage.setting("DATASETS.TRAIN"), stage.setting("DATASETS.OWN")
+        for name in map(str, names if isinstance(names, list) else ()):
+            if not name.startswith("cityscapes_") or (isinstance(own, Mapping) and name in own):
+                return "own data"
+    return "Cityscapes"
 
 
 def model_name(run: RunFolder) -> str:
@@ -122,7 +126,7 @@ def figures(run: RunFolder) -> list[Figure]:
     seconds = [each for each in {row.name: row.seconds for row in run.rows}.values() if each]
     if seconds:
         total = Row(group="", name="", seconds=sum(seconds))
-        stages = f"{len(seconds)} stage{'s' * (len(seconds) != 1)}, without search and scoring"
+        stages = f"{counted(len(seconds), 'stage')}, without search and scoring"
         found.append(Figure(cell(total, "time"), "of training", stages))
     return found
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-# Of the drawing, in its own units, which are pixels on a narrow screen.
-WIDTH: Final = 400
-HEIGHT: Final = 220
-LEFT: Final = 54
-RIGHT: Final = 392
-TOP: Final = 10
-BOTTOM: Final = 180
 
+class _Frame(NamedTuple):
+    """Size of a drawing, and where in it the axes end, in its own units: pixels if it is narrow."""
+
+    width: int = 400
+    height: int = 220
+    left: int = 54
+    right: int = 392
+    top: int = 10
+    bottom: int = 180
+
+
+#: Of every chart; the template draws the axes.
+FRAME: Final = _Frame()
 _MAX_POINTS: Final = 150
 _MAX_MARKED: Final = 30
 
@@ -111,8 +117,8 @@ def line_chart(
         share = (x - first) / (last - first) if last > first else 0.5
         height = (min(y, high) - low) / (high - low)
         return (
-            round(LEFT + share * (RIGHT - LEFT), 1),
-            round(BOTTOM - height * (BOTTOM - TOP), 1),
+            round(FRAME.left + share * (FRAME.right - FRAME.left), 1),
+            round(FRAME.bottom - height * (FRAME.bottom - FRAME.top), 1),
         )
 
     lines = []

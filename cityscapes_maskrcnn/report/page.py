@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +18,14 @@ from markupsafe import Markup
 from cityscapes_maskrcnn.recipe.performance_table import other_rows, to_csv
 from cityscapes_maskrcnn.report import findings, report_tables
 from cityscapes_maskrcnn.report.inline_pictures import inline_picture
-from cityscapes_maskrcnn.report.line_chart import LineChart, line_chart
-from cityscapes_maskrcnn.report.run_folder import RunFolder, TextRow, TrainedStage, read_run
+from cityscapes_maskrcnn.report.line_chart import FRAME, LineChart, line_chart
+from cityscapes_maskrcnn.report.run_folder import (
+    RunFolder,
+    TextRow,
+    TrainedStage,
+    numbers_of,
+    read_run,
+)
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.utils.text import printable
@@ -71,20 +78,20 @@ def render_page(run: RunFolder, picture_width: int) -> str:
         lstrip_blocks=True,
         finalize=_visible,
     )
+    environment.globals["frame"] = FRAME
     style, script = _static("page.css"), _static("page.js")
-    row = findings.headline_row(run)
+    objective = _objective(run)
     return environment.get_template("page.html").render(
         run=run,
         find=findings,
         tables=report_tables,
-        row=row,
         style=style,
         script=script,
         policy=_policy(style, script),
         picture=cache(lambda path: inline_picture(path, picture_width)),
         charts={stage.name: _stage_charts(stage) for stage in run.stages},
-        history=_search_history(run.trials, _objective(run)),
-        objective=_objective(run),
+        history=_search_history(run.trials, objective),
+        objective=objective,
         others=other_rows(),
         performance_csv=_data_address(to_csv([*run.rows, *other_rows()])),
         max_examples=MAX_EXAMPLES,
@@ -153,11 +160,10 @@ def _objective(run: RunFolder) -> str:
 
 def _search_history(trials: list[TextRow], label: str) -> LineChart | None:
     """Every trial's score, and the best one so far."""
-    with findings.numbers_of("trials.csv"):
+    with numbers_of("trials.csv"):
         scores = {int(row["trial"]): float(row["value"]) for row in trials if row["value"]}
-    best: dict[int, float] = {}
-    for number in sorted(scores):
-        best[number] = max(scores[number], *best.values()) if best else scores[number]
+    numbers = sorted(scores)
+    best = dict(zip(numbers, accumulate((scores[each] for each in numbers), max), strict=True))
     return line_chart(
         label, {"best so far": best, "trial": scores}, kinds=("first", "dots"), x_label="trial"
     )

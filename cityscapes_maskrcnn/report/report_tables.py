@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
+from cityscapes_maskrcnn.data.object_limits import SIZE_RANGES
 from cityscapes_maskrcnn.evaluation.error_analysis import CAUSES, UNMATCHED
 from cityscapes_maskrcnn.modeling.drift import WHOLE, format_percent
 from cityscapes_maskrcnn.recipe.performance_table import (
@@ -38,7 +39,11 @@ STATES: Final = {
     StepState.COMPLETE: "complete",
 }
 
-_SIZES: Final = {"small": "small (< 32² px)", "medium": "medium", "large": "large (≥ 96² px)"}
+_SIZES: Final = {
+    "small": f"small ({SIZE_RANGES['small']})",
+    "medium": "medium",
+    "large": f"large ({SIZE_RANGES['large']})",
+}
 _OCCLUSIONS: Final = {"none": "not covered", "partial": "partly covered", "heavy": "mostly covered"}
 
 
@@ -246,14 +251,8 @@ def miss_table(errors: ErrorTables) -> Table:
                     for row in errors.misses
                     if (row["by"], row["group"]) == (kind, group)
                 ]
-                objects, missed = (
-                    (sum(each) for each in zip(*chosen, strict=True))
-                    if chosen
-                    else (
-                        0,
-                        0,
-                    )
-                )
+                objects = sum(count for count, _ in chosen)
+                missed = sum(count for _, count in chosen)
                 share = 100 * missed / objects if objects else None
                 rows.append(
                     [
@@ -305,9 +304,9 @@ def training_table(run: RunFolder) -> Table:
                 number(iterations if isinstance(iterations, int) else None, "{:,}"),
                 number(_float(stage.setting("SOLVER.BASE_LR")), "{:g}"),
                 number(_float(stage.setting("SOLVER.IMS_PER_BATCH")), "{:g}"),
-                Cell(_or_unknown(cell(row, "parameters trained")), row.trainable),
-                Cell(_or_unknown(cell(row, "time")), row.seconds),
-                Cell(_or_unknown(cell(row, "peak memory")), row.memory_bytes),
+                Cell(cell(row, "parameters trained"), row.trainable),
+                Cell(cell(row, "time"), row.seconds),
+                Cell(cell(row, "peak memory"), row.memory_bytes),
                 words(STATES[run.step(stage.name).state]),
             ]
         )
@@ -353,10 +352,6 @@ def _names(names: object) -> str:
 
 def _float(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
-
-
-def _or_unknown(text: str) -> str:
-    return UNKNOWN if text == "-" else text
 
 
 def fit_table(anchors: Mapping[str, Any]) -> Table:
@@ -438,12 +433,8 @@ def drift_table(stage: TrainedStage) -> Table:
     cells = [
         [
             words(name),
-            Cell(
-                f"{format_percent(parameters)} %",
-                parameters,
-                min(1.0, parameters / top) if top else None,
-            ),
-            Cell(f"{format_percent(statistics)} %", statistics),
+            number(parameters, f"{format_percent(parameters)} %", top=top),
+            number(statistics, f"{format_percent(statistics)} %"),
         ]
         for name, parameters, statistics in moved
     ]

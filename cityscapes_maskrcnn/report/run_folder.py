@@ -13,17 +13,18 @@ from typing import Any, Final
 from cityscapes_maskrcnn.data.tree import MANIFEST
 from cityscapes_maskrcnn.engine.checkpoint_origin import describe_checkpoint
 from cityscapes_maskrcnn.evaluation.error_analysis import PER_CLASS_FILE
+from cityscapes_maskrcnn.evaluation.telling_examples import GALLERY_FILE
 from cityscapes_maskrcnn.recipe.chain import COMMAND_FILE, COMMAND_FORM
 from cityscapes_maskrcnn.recipe.performance_table import Row, stage_rows
 from cityscapes_maskrcnn.recipe.stage_table import STAGES, STEPS
 from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, INPUTS_FILE, StepState
+from cityscapes_maskrcnn.utils.config_keys import value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_file, read_json
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 from cityscapes_maskrcnn.visualization.training_curves import Curve, read_curves
 
 GALLERY_FOLDER: Final = "gallery"
-GALLERY_FILE: Final = "gallery.json"
 
 _ADVICE: Final = "another program or version wrote it; move it away to report the rest"
 _MAX_TABLE_BYTES: Final = 50_000_000
@@ -98,10 +99,7 @@ class TrainedStage:
 
     def setting(self, key: str) -> Any:
         """Look up ``SOLVER.BASE_LR``; None for a key that the config does not have."""
-        value: Any = self.config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
+        return value_at(self.config, key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +220,6 @@ def read_run(folder: Path) -> RunFolder:
         )
     recipe = _optional_json(folder / COMMAND_FILE, COMMAND_FORM)
     data_root = recipe.get("datasets", "")
-    pictures = folder / "pictures"
     return RunFolder(
         folder=folder,
         steps=list(_steps(folder, recipe.get("selected", ()))),
@@ -242,7 +239,7 @@ def read_run(folder: Path) -> RunFolder:
         ],
         errors=_errors(folder),
         gallery=_gallery(folder / GALLERY_FOLDER),
-        pictures=sorted(pictures.glob("*.png")),
+        pictures=sorted((folder / "pictures").glob("*.png")),
         commands=recipe.get("commands", []),
         data_root=data_root,
         generator=_generator(Path(data_root) if data_root else folder / "datasets"),
@@ -381,9 +378,7 @@ def _generator(root: Path) -> Mapping[str, Any]:
 
 
 def _tuned_on(path: Path) -> list[str]:
-    content = read_yaml(path) if path.is_file() else {}
-    datasets = content.get("DATASETS") if isinstance(content, dict) else None
-    names = datasets.get("TUNED_ON") if isinstance(datasets, dict) else None
+    names = value_at(read_yaml(path), "DATASETS.TUNED_ON") if path.is_file() else None
     return [str(name) for name in names] if isinstance(names, list) else []
 
 

@@ -275,6 +275,28 @@ def test_a_run_on_real_images(make_run: Callable[..., Path], tmp_path: Path) -> 
     assert " on own data " in " ".join(report(run, tmp_path / "own.html").sections[""].split())
 
 
+def test_a_drift_without_statistics(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    """As of a backbone with GroupNorm, which has none."""
+    run = make_run(tmp_path / "run")
+    table = run / "stage_0" / "drift.csv"
+    table.write_text(table.read_text().replace("0.02,0.5", "0.02,nan"))
+    page = report(run, tmp_path / "report.html")
+    rows = page.tables["Stage 0 backbone: distance from its start"]
+    assert rows[1:3] == [["stem", "0 %", "-"], ["res2", "1 %", "-"]]
+
+
+def test_own_data_are_not_called_cityscapes(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for path in [*run.glob("*/summary.json"), *run.glob("scores/*/scores.json")]:
+        path.write_text(path.read_text().replace('"generated": true', '"generated": false'))
+    (run / "data" / "cityscapes" / "synthetic.json").unlink()
+    config = run / "stage_3" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["DATASETS"] = {"TRAIN": ["cityscapes_lamps"], "OWN": {"cityscapes_lamps": {}}}
+    config.write_text(yaml.safe_dump(content))
+    assert " on own data " in " ".join(report(run, tmp_path / "own.html").sections[""].split())
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     """Of a run that has just begun."""
     (tmp_path / "run" / "stage_0").mkdir(parents=True)
