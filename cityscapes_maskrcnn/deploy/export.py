@@ -22,7 +22,11 @@ from cityscapes_maskrcnn.data.images import read_image
 from cityscapes_maskrcnn.data.labels import CONTIGUOUS_TO_ID, THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, TRAINED, TUNED, to_plain
 from cityscapes_maskrcnn.data.registration import check_dataset_names, register_datasets_of
-from cityscapes_maskrcnn.deploy.exportable import ExportableMaskRCNN, check_exportable
+from cityscapes_maskrcnn.deploy.exportable import (
+    ExportableMaskRCNN,
+    check_exportable,
+    plain_config,
+)
 from cityscapes_maskrcnn.deploy.runtime import (
     CARD_VERSION,
     Detections,
@@ -108,7 +112,7 @@ def export_model(
         raise InputError(
             f"{folder}: holds {others[0]}, which {card_file.name} describes; name another --output"
         )
-    cfg = _plain(cfg)
+    cfg = plain_config(cfg)
     register_datasets_of(cfg)
     categories = model_categories(cfg)
     batches = _batches(cfg, images, _SMALLEST.get(file_format, 1))
@@ -272,16 +276,6 @@ def format_scores(scores: dict[str, Any]) -> str:
     ]
     title = f"{PROTOCOL}, {scores['dataset']}, {scores['images']} images, percent"
     return "\n".join([title, f"{'':<12}{'AP':>8}{'AP50':>8}", *rows])
-
-
-def _plain(cfg: CfgNode) -> CfgNode:
-    """Have PyTorch compute in float32 on the CPU, with nothing compiled."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.COMPILE = "off"
-    cfg.MODEL.CHANNELS_LAST = False
-    return cfg
 
 
 def _example() -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
+from detectron2.config import CfgNode
 from detectron2.layers import ROIAlign
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -156,6 +157,16 @@ class ExportableMaskRCNN(nn.Module):
             return logits[:, 0].sigmoid()
         rows = torch.arange(boxes.shape[0], device=boxes.device) * num_classes + classes
         return logits.flatten(0, 1).index_select(0, rows).sigmoid()
+
+
+def plain_config(cfg: CfgNode) -> CfgNode:
+    """Copy a config, and have PyTorch compute in float32 on the CPU, with nothing compiled."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.COMPILE = "off"
+    cfg.MODEL.CHANNELS_LAST = False
+    return cfg
 
 
 def check_exportable(model: GeneralizedRCNN) -> None:

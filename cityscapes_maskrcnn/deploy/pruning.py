@@ -17,7 +17,7 @@ from detectron2.modeling import FPN
 from torch import Tensor, nn
 
 from cityscapes_maskrcnn.data.registration import register_datasets_of
-from cityscapes_maskrcnn.deploy.exportable import check_exportable
+from cityscapes_maskrcnn.deploy.exportable import check_exportable, plain_config
 from cityscapes_maskrcnn.engine.best_checkpoint import WeightsOnlyCheckpointer
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
@@ -65,9 +65,7 @@ def prune_checkpoint(cfg: CfgNode, ratio: float, folder: Path) -> tuple[Path, in
     if cfg.MODEL.PRUNED_WIDTHS:
         raise InputError("MODEL.PRUNED_WIDTHS: the model is pruned already; prune the original")
     register_datasets_of(cfg)
-    plain = cfg.clone()
-    plain.defrost()
-    plain.MODEL.DEVICE, plain.MODEL.COMPILE, plain.MODEL.CHANNELS_LAST = "cpu", "off", False
+    plain = plain_config(cfg)
     model = Trainer.build_model(plain).eval()
     _check_prunable(model)
     loaded = load_for_inference(model, plain)
