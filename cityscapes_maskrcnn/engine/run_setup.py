@@ -29,9 +29,9 @@ from detectron2.utils.env import seed_all_rng
 
 import cityscapes_maskrcnn
 from cityscapes_maskrcnn.engine.checkpoint import holds_run
-from cityscapes_maskrcnn.engine.event_writers import RUN_IDS_FILE
 from cityscapes_maskrcnn.engine.outcome import SCORES_FILE, SUMMARY_FILE
 from cityscapes_maskrcnn.engine.terminal import TerminalHandler, find_terminal
+from cityscapes_maskrcnn.engine.tracking_services import RUN_IDS_FILE
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import remove_temporary_files, write_text
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, acquire_lock

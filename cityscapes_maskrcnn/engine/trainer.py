@@ -34,14 +34,7 @@ from cityscapes_maskrcnn.engine.data_wait import WarnOfWaiting
 from cityscapes_maskrcnn.engine.distillation import build_distillation
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
 from cityscapes_maskrcnn.engine.ema import SUFFIX, FinalAverage, WeightAverage, check_decay
-from cityscapes_maskrcnn.engine.event_writers import (
-    RunStorage,
-    TensorboardWriter,
-    TrackRun,
-    check_tracking,
-    service_writers,
-    write_report,
-)
+from cityscapes_maskrcnn.engine.event_writers import RunStorage, TensorboardWriter
 from cityscapes_maskrcnn.engine.explained_errors import explained_errors, explained_keys
 from cityscapes_maskrcnn.engine.hooks import (
     AverageNormStatistics,
@@ -62,6 +55,12 @@ from cityscapes_maskrcnn.engine.seen_images import (
     refuse_seen_images,
 )
 from cityscapes_maskrcnn.engine.summary import RunSummary, about_run
+from cityscapes_maskrcnn.engine.tracking_services import (
+    TrackRun,
+    check_tracking,
+    service_writers,
+    write_final_scores,
+)
 from cityscapes_maskrcnn.engine.validation import check_validation, measured_in_training
 from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
 from cityscapes_maskrcnn.modeling.activation_checkpointing import checkpoint_activations
@@ -286,7 +285,7 @@ class Trainer(DefaultTrainer):
         cfg.freeze()
         results = self.evaluate_checkpoint(cfg)
         if comm.is_main_process():
-            write_report(self.cfg, results, self.max_iter)
+            write_final_scores(self.cfg, results, self.max_iter)
         return results
 
     def _repeat_measurements(self) -> None:

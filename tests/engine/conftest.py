@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from torch import nn
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.engine.trainer import Trainer
 
 TINY = """
@@ -38,6 +39,15 @@ def tiny_model(stage: str, *options: object) -> nn.Module:
 @pytest.fixture(scope="session")
 def build() -> Callable[..., nn.Module]:
     return tiny_model
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> CfgNode:
+    """The defaults of all keys, with a fresh output folder."""
+    cfg = get_cfg()
+    add_cityscapes_maskrcnn_config(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    return cfg
 
 
 @pytest.fixture
