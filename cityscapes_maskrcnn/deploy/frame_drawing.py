@@ -22,7 +22,8 @@ from cityscapes_maskrcnn.visualization.outlines import (
     SHADES,
     DrawnObject,
     FloatArray,
-    mask_contours,
+    box_contour,
+    frame_contours,
 )
 
 Pixels = npt.NDArray[np.uint8]
@@ -173,11 +174,8 @@ def _factor(image: BgrImage) -> int:
 def _contours(detections: FrameDetections, index: int) -> list[FloatArray]:
     """The outline of a detection, in pixels of the frame, for the eye: steps are rounded off."""
     if detections.masks is None:
-        x0, y0, x1, y1 = detections.boxes[index].tolist()
-        return [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])]
-    x, y, pixels = detections.masks[index].crop()
-    corner = np.array([x, y], dtype=np.float64)
-    return [_smooth(part) + corner for part in mask_contours(pixels.astype(bool))]
+        return [box_contour(detections.boxes[index])]
+    return [_smooth(part) for part in frame_contours(detections.masks[index])]
 
 
 def _smooth(contour: FloatArray) -> FloatArray:

@@ -27,7 +27,7 @@ from cityscapes_maskrcnn.evaluation.masks import RunMask, coco_rles
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, acquire_lock
 from cityscapes_maskrcnn.visualization.image_files import PictureNames, make_folder, write_picture
-from cityscapes_maskrcnn.visualization.outlines import mask_contours, signed_area
+from cityscapes_maskrcnn.visualization.outlines import frame_contours, signed_area
 
 Segmentation: TypeAlias = Literal["rle", "polygons", "none"]
 Layout: TypeAlias = Literal["prediction", "side-by-side", "overlay"]
@@ -332,12 +332,11 @@ def mask_polygons(mask: RunMask) -> list[list[float]]:
         ``[x0, y0, x1, y1, ...]`` for every part, in pixels, to within half a pixel; holes are left
         out.
     """
-    x, y, pixels = mask.crop()
     polygons = []
-    for contour in mask_contours(pixels.astype(bool)):
+    for contour in frame_contours(mask):
         if signed_area(contour) <= 0:
             continue
-        points = (contour + np.array([x, y])).astype(np.float32)
+        points = contour.astype(np.float32)
         simple = cv2.approxPolyDP(points, epsilon=0.5, closed=True).reshape(-1, 2)
         if len(simple) >= 3:
             polygons.append(np.round(simple.astype(np.float64), 1).ravel().tolist())

@@ -80,7 +80,7 @@ def render_page(run: RunFolder, picture_width: int) -> str:
     )
     environment.globals["frame"] = FRAME
     style, script = _static("page.css"), _static("page.js")
-    objective = _objective(run)
+    objective, others = _objective(run), other_rows()
     return environment.get_template("page.html").render(
         run=run,
         find=findings,
@@ -92,8 +92,8 @@ def render_page(run: RunFolder, picture_width: int) -> str:
         charts={stage.name: _stage_charts(stage) for stage in run.stages},
         history=_search_history(run.trials, objective),
         objective=objective,
-        others=other_rows(),
-        performance_csv=_data_address(to_csv([*run.rows, *other_rows()])),
+        others=others,
+        performance_csv=_data_address(to_csv([*run.rows, *others])),
         max_examples=MAX_EXAMPLES,
     )
 

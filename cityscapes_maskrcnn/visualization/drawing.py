@@ -33,6 +33,7 @@ from cityscapes_maskrcnn.visualization.outlines import (
     DrawnObject,
     Edge,
     FloatArray,
+    box_contour,
     mask_contours,
     signed_area,
 )
@@ -103,7 +104,7 @@ def draw_predictions(
     if kept.has("pred_masks"):
         contours = [mask_contours(mask) for mask in np.asarray(kept.pred_masks, dtype=bool)]
     else:
-        contours = [[_box_contour(box)] for box in kept.pred_boxes.tensor.numpy()]
+        contours = [[box_contour(box)] for box in kept.pred_boxes.tensor.numpy()]
     found = zip(kept.pred_classes.tolist(), kept.scores.tolist(), contours, strict=True)
     objects = [
         DrawnObject(category, shape, label=f"{metadata.thing_classes[category]} {score:.0%}")
@@ -177,7 +178,7 @@ def _annotation_contours(annotation: dict[str, Any], size: tuple[int, ...]) -> l
     segmentation = annotation.get("segmentation")
     if segmentation is None:
         box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-        return [_box_contour(np.asarray(box, dtype=np.float64))]
+        return [box_contour(box)]
     if isinstance(segmentation, dict):
         if isinstance(segmentation["counts"], list):
             segmentation = coco_mask.frPyObjects(segmentation, *size)
@@ -185,11 +186,6 @@ def _annotation_contours(annotation: dict[str, Any], size: tuple[int, ...]) -> l
     polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
     # All the same way round: a part annotated the other way would count as a hole.
     return [part if signed_area(part) >= 0 else part[::-1] for part in polygons]
-
-
-def _box_contour(box: FloatArray) -> FloatArray:
-    x0, y0, x1, y1 = box
-    return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=np.float64)
 
 
 def draw_objects(image: RgbImage, objects: Sequence[DrawnObject], colors: Colors) -> RgbImage:

@@ -18,7 +18,7 @@ from cityscapes_maskrcnn.visualization.drawing import (
     draw_objects,
     edge_look,
 )
-from cityscapes_maskrcnn.visualization.outlines import DrawnObject, Edge, mask_contours
+from cityscapes_maskrcnn.visualization.outlines import DrawnObject, Edge, frame_contours
 from cityscapes_maskrcnn.visualization.style import INK, ORANGE, PINK, RED, SKY
 
 _NO_EDGE: Final = Edge("#ffffff")
@@ -59,7 +59,6 @@ def outcome_object(
         score: of a detection, 0 to 1.
         is_group: of the ground truth: several objects annotated as one.
     """
-    x0, y0, pixels = mask.crop()
     words = [THING_CLASSES[category]]
     if score is not None:
         words.append(f"{score:.0%}")
@@ -69,7 +68,7 @@ def outcome_object(
         words.append(outcome)
     return DrawnObject(
         category=category,
-        contours=[part + np.array([x0, y0]) for part in mask_contours(pixels.astype(bool))],
+        contours=frame_contours(mask),
         label=" ".join(words),
         is_group=is_group,
         edge=None if outcome == "found" else edges[outcome],

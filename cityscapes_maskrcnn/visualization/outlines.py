@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import contourpy
 import numpy as np
@@ -59,6 +59,11 @@ class DrawnObject:
         return abs(sum(signed_area(contour) for contour in self.contours))
 
 
+class _Cropped(Protocol):
+    def crop(self) -> tuple[int, int, npt.NDArray[np.uint8]]:
+        """Column and row of the upper left pixel of a part of the frame, and its pixels."""
+
+
 def mask_contours(mask: npt.NDArray[np.bool_]) -> list[FloatArray]:
     """Trace the border of a mask.
 
@@ -79,6 +84,26 @@ def mask_contours(mask: npt.NDArray[np.bool_]) -> list[FloatArray]:
     lines = contourpy.contour_generator(z=crop).lines(0.5)
     shift = np.array([left - 0.5, top - 0.5])
     return [np.asarray(line, dtype=np.float64) + shift for line in lines]
+
+
+def frame_contours(mask: _Cropped) -> list[FloatArray]:
+    """Trace the border of a mask that knows its part of the frame; see :func:`mask_contours`.
+
+    Args:
+        mask: a :class:`.masks.RunMask`.
+
+    Returns:
+        Curves in pixels of the frame.
+    """
+    x, y, pixels = mask.crop()
+    corner = np.array([x, y], dtype=np.float64)
+    return [part + corner for part in mask_contours(pixels.astype(bool))]
+
+
+def box_contour(box: npt.ArrayLike) -> FloatArray:
+    """Get the corners of a box ``(x0, y0, x1, y1)``, of shape (4, 2), as ``(x, y)``."""
+    x0, y0, x1, y1 = np.asarray(box, dtype=np.float64)
+    return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
 
 
 def signed_area(contour: FloatArray) -> float:
