@@ -9,7 +9,7 @@ from data_kinds import annotation, annotation_png, image, image_cache, photo
 from harness import Context, Job
 from result_kinds import result_mask, result_text, submission
 from state_kinds import best, cache, chain, config, opts, resume, study, weights
-from variants import Kind, attempt
+from variants import Kind, attempt, usual_seconds
 from weight_kinds import checkpoint_tools, weights_pkl, weights_safetensors
 
 
@@ -47,6 +47,9 @@ def jobs(size: str) -> list[Job]:
 def fuzz(prepare: Callable[[Context], Kind], context: Context) -> Iterator[str]:
     """Read variants of one kind; where they fail, keep them in the job's folder."""
     kind = prepare(context)
+    log = context.folder / "printed"
+    if kind.begins_whole:
+        kind = kind._replace(seconds=kind.seconds + usual_seconds(kind, log))
     for number in context.numbers:
         kind.write(context.random(number))
-        yield attempt(kind, context.folder / "printed")
+        yield attempt(kind, log)

@@ -125,7 +125,7 @@ def resume(context: Context) -> Kind:
         bad = [name for name, value in state.items() if not value.isfinite().all()]
         return f"not finite: {bad[0]}" if bad else ""
 
-    return Kind(lambda rng: write_checkpoint(rng, file, content), read, compare)
+    return Kind(lambda rng: write_checkpoint(rng, file, content), read, compare, begins_whole=True)
 
 
 def write_yaml(rng: random.Random, file: Path, content: Any) -> None:
@@ -227,7 +227,7 @@ def opts(context: Context) -> Kind:
         return f"not finite: {bad[0]}" if bad else ""
 
     # It may describe a model of any size.
-    return Kind(write, read, compare, may_be_large=True)
+    return Kind(write, read, compare, may_be_large=True, begins_whole=True)
 
 
 def best(context: Context) -> Kind:
