@@ -133,6 +133,9 @@ class QuantizableModel:
             nodes_to_quantize=nodes,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            # Seven bits of weights: processors without VNNI add two products in 16 bits, where
+            # eight overflow without a word, and a file would find other things on each machine.
+            reduce_range=True,
             calibration_cache_path=ranges,
         )
         # The minimum of no value, where no image has a detection, is infinite.

@@ -124,7 +124,7 @@ def two_machines() -> list[object]:
 
 def the_error(process: Process) -> str:
     """The only line with which a process ends that cannot go on; at once, and no traceback."""
-    log, errors = process.communicate(timeout=60)
+    log, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     assert "Traceback" not in log + errors
     (line,) = (line for line in errors.splitlines() if line.startswith("error: "))
