@@ -70,7 +70,7 @@ def test_a_mask_that_fills_its_box_has_four_corners() -> None:
 
 
 def test_what_is_pasted_hides_what_is_behind() -> None:
-    """What is beside it, with nothing between, keeps its outline, whatever its vertices are."""
+    """What is beside it, with nothing between, keeps its outline with vertices of any kind."""
     behind, beside = [rectangle(2, 2, 10, 10)], [rectangle(6.2, 10.1, 12.3, 16.0)]
     image, left, pasted = paste([behind, beside], [[rectangle(6, 2, 14, 10)]])
     expected = np.full((20, 20), 100)
