@@ -120,12 +120,14 @@ class Worker:
         """Whether a trial that has just started is one more than the budget.
 
         Two workers may both have seen room for one more. Who has claimed a trial goes on, else the
-        one with the lower number.
+        one with the lower number; one that is queued again keeps its number and its place.
         """
+        own = original_number(trials[number])
         before = sum(
-            trial.number < number or (TRIAL_WORKER in trial.user_attrs and trial.number != number)
-            for trial in trials
-            if trial.state == TrialState.RUNNING
+            original_number(trial) < own
+            or (TRIAL_WORKER in trial.user_attrs and trial.number != number)
+            for trial in counting_trials(trials)
+            if trial.state in (TrialState.RUNNING, TrialState.WAITING)
         )
         return budget is not None and len(finished_trials(trials)) + before >= budget
 

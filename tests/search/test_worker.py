@@ -172,6 +172,22 @@ def test_one_trial_too_many_is_dropped(search: Any) -> None:
     assert len(finished_trials(trials)) == 1
 
 
+def test_a_trial_that_is_queued_again_keeps_its_place(
+    search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker has started a trial of its own just before: that one is dropped."""
+    search(1)
+    study = search.module.join(search.url)
+    lost, later = ask_elsewhere(study), ask_elsewhere(study)
+    worker = search.module.new_worker(study, search.folder / "t")
+    study.tell(lost.number, state=TrialState.FAIL)
+    worker._queue_again(lost.number)
+    monkeypatch.setattr(study, "ask", lambda *_: later)
+    worker._run_one(2)
+    assert search.states() == ["COMPLETE", "FAIL", "FAIL", "WAITING"]
+    assert TRIAL_SURPLUS in search.trials()[later.number].user_attrs
+
+
 def test_an_unclaimed_trial_is_taken_over_by_this_clock(search: Any) -> None:
     """Optuna notes local times: nine hours ago may be now in another time zone."""
     search(1)
