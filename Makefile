@@ -48,7 +48,7 @@ demo: setup
 	  --config-file "$$DEMO/stage_3/config.yaml" \
 	  --input "$$DEMO"'/datasets/cityscapes/leftImg8bit/val/*/*_00000[89]_*.png' \
 	    "$$DEMO"'/datasets/cityscapes/leftImg8bit/val/*/*_00001[0-5]_*.png' \
-	  --output "$$DEMO/pictures" --score-thresh 0.7 \
+	  --output "$$DEMO/pictures" --score-thresh 0.5 \
 	  MODEL.WEIGHTS "$$DEMO/stage_3/model_final.pth"
 	"$$VENV/bin/python" tools/report.py --run "$$DEMO" --output "$$DEMO/report.html"
 	@echo

@@ -50,7 +50,7 @@ setup(
     package_dir={f"cityscapes_maskrcnn.{folder}": folder for folder in SHIPPED},
     package_data={
         "cityscapes_maskrcnn": ["**/*.yaml", "**/*.j2"],
-        "cityscapes_maskrcnn.configs": ["**/*.yaml"],
+        "cityscapes_maskrcnn.configs": ["**/*.yaml", "**/*.safetensors"],
         "cityscapes_maskrcnn.report": ["templates/*", "static/*"],
     },
     entry_points={

@@ -97,12 +97,23 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     _merge_includes(cfg, defaults)
     _merge_options(cfg, [(key, value) for key, value in options if key != "INCLUDE"])
     check_values(cfg, defaults)
+    _find_weights(cfg)
     register_datasets_of(cfg)
     check_classes(cfg)
     check_thresholds(cfg)
     check_ranges(cfg)
     _resolve_device(cfg)
     return cfg
+
+
+def _find_weights(cfg: CfgNode) -> None:
+    """Find ``configs/demo/start_weights.safetensors`` and the like where a wheel installed them."""
+    path = Path(cfg.MODEL.WEIGHTS)
+    if path.exists() or path.parts[:1] != ("configs",) or ".." in path.parts:
+        return
+    shipped = shipped_folder("configs") / Path(*path.parts[1:])
+    if shipped.is_file():
+        cfg.MODEL.WEIGHTS = str(shipped)
 
 
 def _resolve_device(cfg: CfgNode) -> None:

@@ -43,12 +43,24 @@ def test_configs_of_the_package_are_found_from_anywhere(files: Path) -> None:
         "./configs/stage_1_heads.yaml",
     ):
         assert build_config(name, []) == stage_1
-    assert build_config("demo/stage_1_heads.yaml", []).SOLVER.MAX_ITER == 380
+    demo = build_config("demo/stage_1_heads.yaml", [])
+    assert demo.MODEL.WEIGHTS == "output/demo/stage_0/model_final.pth"
     # A file in the working folder comes first.
     (files / "configs").mkdir()
     (files / "configs" / "stage_1_heads.yaml").write_text("SEED: 9\n")
     assert build_config("configs/stage_1_heads.yaml", []).SEED == 9
     assert build_config("stage_1_heads.yaml", []) == stage_1
+
+
+def test_weights_of_the_package_are_found_from_anywhere(files: Path) -> None:
+    weights = "configs/demo/start_weights.safetensors"
+    assert Path(build_config("demo/stage_0_backbone.yaml", []).MODEL.WEIGHTS).is_file()
+    # A file in the working folder comes first, and what is nowhere keeps its name.
+    (files / "configs" / "demo").mkdir(parents=True)
+    (files / weights).touch()
+    assert build_config(STAGE_1, ["MODEL.WEIGHTS", weights]).MODEL.WEIGHTS == weights
+    for gone in ("configs/demo/gone.pth", "configs/../setup.py", "demo/start_weights.safetensors"):
+        assert build_config(STAGE_1, ["MODEL.WEIGHTS", gone]).MODEL.WEIGHTS == gone
 
 
 @pytest.mark.parametrize(

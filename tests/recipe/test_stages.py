@@ -20,6 +20,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 PROJECT = Path(__file__).parents[2]
 CONFIGS = PROJECT / "configs" / "demo"
+STAGE_0 = CONFIGS / "stage_0_backbone.yaml"
 STEPS = tuple(stage_table.STEPS)
 SCORES = ["scores/stage_1", "scores/stage_2", "scores/stage_3"]
 
@@ -64,7 +65,7 @@ def test_every_step_hands_on(tmp_path: Path) -> None:
     handed = {name: options(step.commands[0]) for name, step in steps.items()}
     analyze = options(steps["search"].commands[1])
     expected = {
-        "stage_0": {"MODEL.WEIGHTS": ""},  # as in the demo
+        "stage_0": {"MODEL.WEIGHTS": build_config(str(STAGE_0), []).MODEL.WEIGHTS},
         "stage_1": {"MODEL.WEIGHTS": weights["stage_0"]},
         # Three levels and ratios: as in the demo's stage_2_tuned.yaml.
         "anchors": {
