@@ -58,9 +58,10 @@ def test_weights_of_the_package_are_found_from_anywhere(files: Path) -> None:
     # A file in the working folder comes first, and what is nowhere keeps its name.
     (files / "configs" / "demo").mkdir(parents=True)
     (files / weights).touch()
-    assert build_config(STAGE_1, ["MODEL.WEIGHTS", weights]).MODEL.WEIGHTS == weights
-    for gone in ("configs/demo/gone.pth", "configs/../setup.py", "demo/start_weights.safetensors"):
-        assert build_config(STAGE_1, ["MODEL.WEIGHTS", gone]).MODEL.WEIGHTS == gone
+    gone = ("configs/demo/gone.pth", "configs/../setup.py", "demo/start_weights.safetensors")
+    for name in (weights, *gone):
+        found = build_config(STAGE_1, ["MODEL.WEIGHTS", name]).MODEL.WEIGHTS
+        assert found == name
 
 
 @pytest.mark.parametrize(
