@@ -109,9 +109,9 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
 def _find_weights(cfg: CfgNode) -> None:
     """Find ``configs/demo/start_weights.safetensors`` and the like where a wheel installed them."""
     path = Path(cfg.MODEL.WEIGHTS)
-    if path.exists() or path.parts[:1] != ("configs",) or ".." in path.parts:
+    if path.parts[:1] != ("configs",) or ".." in path.parts or path.exists():
         return
-    shipped = shipped_folder("configs") / Path(*path.parts[1:])
+    shipped = _shipped_config(path)
     if shipped.is_file():
         cfg.MODEL.WEIGHTS = str(shipped)
 
@@ -280,10 +280,15 @@ def find_config(config_file: str) -> Path:
     problem = f"--config-file {config_file}: no such file"
     if path.is_absolute() or ".." in path.parts:
         raise InputError(problem)
-    shipped = shipped_folder("configs") / Path(*path.parts[path.parts[0] == "configs" :])
+    shipped = _shipped_config(path)
     if not shipped.is_file():
         raise InputError(f"{problem} in {Path.cwd()}, and no {shipped}")
     return shipped
+
+
+def _shipped_config(path: Path) -> Path:
+    """Where the package has a file of its configs, named with the folder ``configs`` or without."""
+    return shipped_folder("configs") / Path(*path.parts[path.parts[:1] == ("configs",) :])
 
 
 class _BoundedFile(CfgNode):
