@@ -26,7 +26,7 @@ help:
 	@echo "make demo         train, score and draw on generated street scenes, on CPU or GPU"
 	@echo "make deploy-demo  export, quantise, prune and time what make demo trained, in 10 minutes"
 	@echo "make test         run the test suite"
-	@echo "make faults       kill, interrupt, fill disks and feed damaged files, in 20 to 30 minutes"
+	@echo "make faults       kill, interrupt, fill disks and feed damaged files, in 30 to 75 minutes"
 	@echo "make lint         check style and types"
 	@echo "make docs         build the documentation as a site, into site/"
 	@echo "make clean        remove DEMO and VENV"

@@ -253,7 +253,19 @@ def model_card(model: SharedModel, scores: Mapping[str, Any] | None, sha256: str
     semantic = value_at(model.config, "MODEL.META_ARCHITECTURE") == "SemanticSegmentor"
     origin = model.origin
     versions = origin["environment"]
-    settings = [(name, value_at(model.config, key)) for name, key in _SETTINGS.items()]
+    values = [(name, value_at(model.config, key)) for name, key in _SETTINGS.items()]
+    settings = [(name, value) for name, value in values if value is not None]
+    if model.chosen_by:
+        settings.append(("chosen by", model.chosen_by))
+    provenance = [
+        (f"SHA-256 of {WEIGHTS_FILE}", sha256),
+        ("SHA-256 of the checkpoint", model.source_sha256),
+        ("code", origin.get("code", "not recorded")),
+        ("seed", origin.get("seed", "not recorded")),
+        ("device", origin.get("device", "not recorded")),
+    ]
+    provenance += [(name, versions[name]) for name in ("torch", "detectron2") if name in versions]
+    provenance.append(("types of its tensors", ", ".join(_types(model.tensors.values()))))
     return environment.get_template("model_card.md.j2").render(
         front_matter=_front_matter(title, datasets, licence, semantic),
         title=_plain(title),
@@ -265,22 +277,11 @@ def model_card(model: SharedModel, scores: Mapping[str, Any] | None, sha256: str
         weights_file=WEIGHTS_FILE,
         scores=[_score_table(name, entry) for name, entry in datasets.items()],
         seen=(scores or {}).get("seen", []),
-        settings=[
-            *((name, value) for name, value in settings if value is not None),
-            *([("chosen by", model.chosen_by)] if model.chosen_by else []),
-        ],
+        settings=settings,
         data=[{"generated": None, **use} for use in to_plain(model.history)],
         parents=origin["parents"],
         license=licence,
-        provenance=[
-            (f"SHA-256 of {WEIGHTS_FILE}", sha256),
-            ("SHA-256 of the checkpoint", model.source_sha256),
-            ("code", origin.get("code", "not recorded")),
-            ("seed", origin.get("seed", "not recorded")),
-            ("device", origin.get("device", "not recorded")),
-            *((name, versions[name]) for name in ("torch", "detectron2") if name in versions),
-            ("types of its tensors", ", ".join(_types(model.tensors.values()))),
-        ],
+        provenance=provenance,
     )
 
 

@@ -111,14 +111,13 @@ class OutputPlan:
         Raises:
             InputError: one cannot be written, or not with this codec.
         """
+        rate = self.rate(source)
+        lines = [JsonLines(path, model.class_names, self._segmentation) for path in self._jsonl]
+        videos = [VideoFile(path, rate, self._codec) for path in self._videos]
+        folders = [PictureFolder(str(path), self._layout, source.name) for path in self._folders]
         return StreamOutputs(
-            detections_to=[
-                JsonLines(path, model.class_names, self._segmentation) for path in self._jsonl
-            ],
-            pictures_to=[
-                *(VideoFile(path, self.rate(source), self._codec) for path in self._videos),
-                *(PictureFolder(str(path), self._layout, source.name) for path in self._folders),
-            ],
+            detections_to=lines,
+            pictures_to=[*videos, *folders],
             artist=FrameArtist(model.class_names, model.class_colors),
             layout=self._layout,
             in_motion=source.name is not None,

@@ -193,7 +193,7 @@ def test_some_classes_are_selected(tmp_path, write_scene):
     try:
         (whole,) = DatasetCatalog.get(train)
         assert [each["category_id"] for each in whole["annotations"]] == [2, 2]
-        # Whatever the order in which they are named, and once more without effect.
+        # Their order does not matter, and a second call changes nothing.
         names = [train, sample, "cityscapes_instance_test", "cityscapes_fine_semantic_train"]
         for _ in range(2):
             select_classes(names, ("car", "person"))

@@ -119,7 +119,7 @@ def test_what_steers_a_run_is_tuned_on(config: Config) -> None:
         # Stage 0 sees the images of Bremen, a city of fine train, with coarse annotations.
         ("coarse_semantic_train", "instance_train", "8 of the 8 images"),
         ("coarse_semantic_pretrain", "instance_train", "1 of the 8 images"),
-        # All of val were trained on; a part is a part of it, whatever the annotations.
+        # All of val were trained on; so a part of it is refused, with fine or coarse annotations.
         ("coarse_semantic_val", "instance_val_part3of4", "1 of the 1 images"),
     ],
 )

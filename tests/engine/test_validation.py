@@ -95,7 +95,7 @@ def test_leaves_no_trace(build: Build, stage: str) -> None:
     batches = [batch_of(2)]
     with EventStorage() as storage:
         first = validation_losses(model, batches)
-        torch.rand(100)  # whatever was drawn before, the same regions are sampled
+        torch.rand(100)  # the regions that are sampled do not depend on earlier draws
         random_state = torch.get_rng_state()
         assert validation_losses(model, batches) == first
         assert storage.latest() == {}

@@ -185,7 +185,7 @@ def test_masks_of_every_kind(tmp_path: Path, mode: str) -> None:
 
 
 def png(header: tuple[int, ...], pixels: bytes) -> bytes:
-    """A PNG file with sound check sums, whatever its header says."""
+    """A PNG file with valid checksums and any header."""
     return png_of_stream(header, zlib.compress(pixels))
 
 

@@ -36,7 +36,7 @@ PARTS = ("kills", "disks", "together", "fuzz", "interruptions")
 
 EXAMPLES = """
 examples:
-  what `make test` runs, in a minute, and `make faults`, in 20 to 30 minutes:
+  what `make test` runs, in a minute, and `make faults`, in 30 to 75 minutes:
     tests/faults/run.py --size short
     tests/faults/run.py --table docs/reliability.md
   a part, a job, one try of a job, as the list of faults names it:
