@@ -192,6 +192,18 @@ def trained(
 
 
 @pytest.fixture(scope="session")
+def exported(
+    trained: Path, tool: Callable[..., Done], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The ``onnx/model.onnx`` of that model; never written to by tests."""
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    config = ["--config-file", trained / "config.yaml", "--output", folder]
+    done = tool("tools/export_model.py", *config, "MODEL.WEIGHTS", trained / "model_final.pth")
+    assert done.returncode == 0, done.stderr
+    return folder / "model.onnx"
+
+
+@pytest.fixture(scope="session")
 def first_checkpoint() -> Callable[..., None]:
     """Wait until a process that was started has written a checkpoint into a folder."""
 

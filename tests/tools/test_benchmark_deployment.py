@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,13 @@ import pytest
 import torch
 
 from cityscapes_maskrcnn.benchmarks import deployment
-from cityscapes_maskrcnn.benchmarks.deployment import Form, Measured, Setting
-from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.benchmarks.deployment_forms import Form, list_forms
+from cityscapes_maskrcnn.benchmarks.form_measurement import (
+    Measured,
+    Setting,
+    measure_in_process,
+    measure_or_reason,
+)
 from cityscapes_maskrcnn.utils.memory import peak_resident_bytes
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -22,20 +26,11 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 VAL = "cityscapes_instance_val"
 
 
-@pytest.fixture(scope="module")
-def exported(trained: Path, tool: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported") / "onnx"
-    config = ["--config-file", trained / "config.yaml", "--output", folder]
-    done = tool("tools/export_model.py", *config, "MODEL.WEIGHTS", trained / "model_final.pth")
-    assert done.returncode == 0, done.stderr
-    return folder / "model.onnx"
-
-
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure here: importing torch anew for each of ten forms would take a minute."""
 
-    monkeypatch.setattr(deployment, "_in_process", deployment.measure_or_reason)
+    monkeypatch.setattr(deployment, "measure_in_process", measure_or_reason)
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -107,115 +102,28 @@ def test_an_exported_file_is_measured_without_torch(
         device="cpu",
         num_threads=1,
     )
-    measured = deployment._in_process(Form("file", "ONNX Runtime", file=exported), setting)
+    measured = measure_in_process(Form("file", "ONNX Runtime", file=exported), setting)
     assert isinstance(measured, Measured)
     assert measured.file_bytes == exported.stat().st_size
     # This process has torch.
     assert 2**26 < measured.memory_bytes < 0.7 * peak_resident_bytes()
 
 
-BASE = Form("PyTorch float32", "PyTorch", "a.yaml", ("INPUT.MIN_SIZE_TEST", "512"))
-
-
-def setting_of(base: Form) -> Setting:
-    return Setting(
-        base=base, dataset=VAL, images=(), timed=(), blocks=1, device="cpu", num_threads=1
-    )
-
-
-def measured(
-    ap: float = 30.0, min_size: int = 512, max_size: int = 1024, proposals: int = 1000
-) -> Measured:
-    return Measured(ap, 10.0, 20.0, 4_000_000, 8_000_000, min_size, max_size, proposals)
-
-
-def test_what_fails_in_a_form_is_its_note_and_in_the_base_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(form: Form, _: Setting) -> Measured:
-        raise OSError("no space\nleft") if form.name == "full" else RuntimeError()
-
-    monkeypatch.setattr(deployment, "measure", fail)
-    setting = setting_of(BASE)
-    full, empty = (Form(name, "PyTorch") for name in ("full", "empty"))
-    assert deployment.measure_or_reason(full, setting) == "OSError: no space"
-    assert deployment.measure_or_reason(empty, setting) == "RuntimeError: "
-    with pytest.raises(RuntimeError):
-        deployment.measure_or_reason(BASE, setting)
-
-
-def test_a_process_gives_the_reason_too() -> None:
-    folder = Form("file", "ONNX Runtime", file=Path())
-    assert deployment._in_process(folder, setting_of(BASE)) == ".: no such file"
-
-
-@pytest.mark.parametrize(
-    ("group", "result", "name", "ap", "note"),
-    [
-        ("ONNX Runtime", measured(), "x", 30.0, ""),
-        ("ONNX Runtime", measured(min_size=1024, max_size=2048), "x (1024/2048 px)", 30.0, ""),
-        (
-            "other model",
-            measured(max_size=2048, proposals=7),
-            "x (512/2048 px, 7 proposals)",
-            30,
-            "",
-        ),
-        ("proposals", measured(proposals=7), "x", 30.0, ""),
-        (
-            "ONNX Runtime",
-            measured(math.nan),
-            "x",
-            None,
-            "AP is undefined: no object of its classes",
-        ),
-    ],
-)
-def test_rows_name_other_inputs_and_undefined_ap(
-    monkeypatch: pytest.MonkeyPatch,
-    group: str,
-    result: Measured,
-    name: str,
-    ap: float | None,
-    note: str,
-) -> None:
-    results = {"x": result, BASE.name: measured()}
-    monkeypatch.setattr(deployment, "_in_process", lambda form, _: results[form.name])
-    _, row = deployment._measure_all([BASE, Form("x", group)], setting_of(BASE))
-    assert (row.name, row.ap, row.note) == (name, ap, note)
-    assert (row.min_size, row.max_size, row.proposals) == (
-        result.min_size,
-        result.max_size,
-        result.proposals,
-    )
-    assert (row.milliseconds, row.times_faster) == (10, 2)
-
-
-def test_undefined_ap_of_the_base_ends_after_its_measurement(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(deployment, "_in_process", lambda _, __: measured(math.nan))
-    with pytest.raises(InputError, match=f"^{VAL}: no object to find, so AP is undefined$"):
-        deployment._measure_all([BASE], setting_of(BASE))
-
-
-def test_further_models_have_the_pairs_of_the_base() -> None:
-    (form,) = deployment._others(BASE, [("thin", "b.yaml", "b.pth")])
-    assert (form.name, form.config_file) == ("PyTorch float32, thin", "b.yaml")
-    assert form.opts == ("INPUT.MIN_SIZE_TEST", "512", "MODEL.WEIGHTS", "b.pth")
-
-
-def test_images_that_are_not_resized_have_no_other_sizes() -> None:
-    # INPUT.MIN_SIZE_TEST 0, and half and three quarters of it.
-    assert list(deployment._sizes(BASE, (0, 1024), (0, 0))) == []
-
-
 def test_an_exported_file_is_named_by_its_folder(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(exported.parent)
-    form, *_ = deployment._exported([Path(exported.name)])
-    assert form.name == "ONNX Runtime float32, onnx"
+    forms = list_forms(
+        "a.yaml",
+        (),
+        scale=(512, 1024),
+        num_proposals=1000,
+        sizes=None,
+        proposals=(),
+        also=(),
+        onnx=[Path(exported.name)],
+    )
+    assert "ONNX Runtime float32, onnx" in [form.name for form in forms]
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,6 @@ STAGE_1 = Path(__file__).parents[2] / "configs" / "stage_1_heads.yaml"
 TRAIN, VAL = "cityscapes_instance_train", "cityscapes_instance_val"
 
 
-@pytest.fixture(scope="module")
-def exported(trained: Path, tool: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported")
-    config = ["--config-file", trained / "config.yaml", "--output", folder]
-    done = tool("tools/export_model.py", *config, "MODEL.WEIGHTS", trained / "model_final.pth")
-    assert done.returncode == 0, done.stderr
-    return folder / "model.onnx"
-
-
 def test_int8_scores_predicts_and_remembers(
     exported: Path, tool: Run, small_root: Path, tmp_path: Path
 ) -> None:
