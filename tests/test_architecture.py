@@ -79,6 +79,7 @@ WITHOUT_DETECTRON2 = [
     "modeling.dct",
     "modeling.polygon_masks",
     "modeling.matching",
+    "modeling.model_kind",
     "modeling.nms",
     "modeling.step_metrics",
     "visualization.anchor_plot",

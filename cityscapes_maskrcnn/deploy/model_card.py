@@ -22,8 +22,8 @@ from cityscapes_maskrcnn.engine.checkpoint_origin import (
     config_in,
     parents_in,
 )
-from cityscapes_maskrcnn.engine.summary import model_kind
 from cityscapes_maskrcnn.evaluation.instance_ap import PROTOCOL
+from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint, write_safetensors
 from cityscapes_maskrcnn.utils.config_keys import value_at
 from cityscapes_maskrcnn.utils.errors import InputError

@@ -27,7 +27,6 @@ from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
 from cityscapes_maskrcnn.data.registration import is_generated_dataset, register_datasets_of
 from cityscapes_maskrcnn.engine.predictor import Predictor
 from cityscapes_maskrcnn.engine.seen_images import refuse_seen_images
-from cityscapes_maskrcnn.engine.summary import model_kind
 from cityscapes_maskrcnn.evaluation.evaluator import (
     CityscapesInstanceEvaluator,
     dataset_categories,
@@ -43,6 +42,7 @@ from cityscapes_maskrcnn.evaluation.telling_examples import (
     choose_examples,
     examine_image,
 )
+from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_json, write_text
 from cityscapes_maskrcnn.utils.text import printable

@@ -23,6 +23,7 @@ from cityscapes_maskrcnn.engine.outcome import (
     final_values,
 )
 from cityscapes_maskrcnn.engine.run_clock import RunClock
+from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.utils.files import file_digest, write_json
 from cityscapes_maskrcnn.utils.memory import peak_resident_bytes
 from cityscapes_maskrcnn.utils.process_identity import seconds_since_start
@@ -169,21 +170,6 @@ def about_run(
         model=f"{model_kind(cfg)}, {cfg.OUTPUT_DIR}",
         protocol=protocol,
     )
-
-
-def model_kind(cfg: Mapping[str, Any]) -> str:
-    """Name the architecture and backbone of a config, such as ``Mask R-CNN ResNet-50``."""
-    model = cfg["MODEL"]
-    architecture = model["META_ARCHITECTURE"]
-    kinds = {
-        "GeneralizedRCNN": "Mask R-CNN" if model["MASK_ON"] else "Faster R-CNN",
-    }
-    if architecture == "SemanticSegmentor" and "DeepLabV3" in model["SEM_SEG_HEAD"]["NAME"]:
-        architecture = "DeepLabv3"
-    backbone = model["BACKBONE"]["NAME"].removeprefix("build_").removesuffix("_backbone")
-    if "resnet" in backbone:
-        backbone = f"ResNet-{model['RESNETS']['DEPTH']}"
-    return f"{kinds.get(architecture, architecture)} {backbone}"
 
 
 def latest_values(storage: EventStorage) -> dict[str, float]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.recipe.performance_table import Row, caution, cell
 from cityscapes_maskrcnn.recipe.step import StepState
 from cityscapes_maskrcnn.report.report_tables import mean_iou, scored_images
@@ -77,13 +79,10 @@ def data_name(run: RunFolder) -> str:
 
 
 def model_name(run: RunFolder) -> str:
-    """The network of the run, such as ``Mask R-CNN with ResNet-50``."""
+    """The network of the last stage that has a config."""
     for stage in reversed(run.stages):
-        backbone, depth = stage.setting("MODEL.BACKBONE.NAME"), stage.setting("MODEL.RESNETS.DEPTH")
-        if isinstance(backbone, str):
-            # A hyphen at which no line ends.
-            name = f"ResNet\N{NON-BREAKING HYPHEN}{depth}" if "resnet" in backbone else backbone
-            return f"Mask R-CNN with {name.removeprefix('build_').removesuffix('_backbone')}"
+        with suppress(KeyError, TypeError, AttributeError):
+            return model_kind(stage.config)
     return "Mask R-CNN"
 
 

@@ -75,6 +75,9 @@ def write_stage(run: Path, stage: str, hostile: str) -> None:
     write_json(folder / "summary.json", summary)
     config = {
         "MODEL": {
+            "META_ARCHITECTURE": "SemanticSegmentor" if stage == "stage_0" else "GeneralizedRCNN",
+            "MASK_ON": True,
+            "SEM_SEG_HEAD": {"NAME": "TorchvisionDeepLabV3Head"},
             "WEIGHTS": str(run / START[stage]) if "/model" in START[stage] else START[stage],
             "BACKBONE": {"NAME": "build_resnet_fpn_backbone"},
             "RESNETS": {"DEPTH": 50},

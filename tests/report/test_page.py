@@ -80,7 +80,7 @@ def page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 def test_the_headline_is_the_last_scored_stage(page: Page) -> None:
     top = " ".join(page.sections[""].split())
-    assert "Mask R-CNN with ResNet\N{NON-BREAKING HYPHEN}50 on generated streets" in top
+    assert "Mask R-CNN ResNet-50 on generated streets" in top
     assert "stage 3 refined, reaches an official mask AP of 13.0 % on 24 generated images" in top
     assert "A run of the recipe: a backbone learnt labels of pixels, heads for instances" in top
     assert "official mask AP 13.0 % val parts 3-4 of 4, 24 images" in top
@@ -257,7 +257,7 @@ def test_a_run_on_real_images(make_run: Callable[..., Path], tmp_path: Path) -> 
     scores.write_text(json.dumps({**content, "seen": [seen]}))
     page = report(run, tmp_path / "report.html")
     top = " ".join(page.sections[""].split())
-    assert "Mask R-CNN with ResNet\N{NON-BREAKING HYPHEN}50 on Cityscapes" in top
+    assert "Mask R-CNN ResNet-50 on Cityscapes" in top
     assert "AP of 13.0 % on 250 images, which the model had seen before" in top
     warnings = page.sections["warnings"]
     assert "generated" not in warnings
@@ -365,6 +365,14 @@ def test_a_run_of_a_part_is_complete_without_the_rest(finished_run: Path, tmp_pa
     ) in " ".join(page.sections[""].split())
     for call in calls:
         assert call in page.sections["next"]
+
+
+def test_stage_0_alone_is_no_mask_r_cnn(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    for name in ("stage_1", "stage_2", "stage_3", "scores"):
+        shutil.rmtree(run / name)
+    page = report(run, tmp_path / "report.html")
+    assert "DeepLabv3 ResNet-50 on generated streets" in " ".join(page.sections[""].split())
 
 
 def test_pictures_without_a_gallery(finished_run: Path, tmp_path: Path) -> None:
