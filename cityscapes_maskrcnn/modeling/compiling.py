@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,8 +65,7 @@ def compile_parts(
     if reason:
         logger.info("MODEL.COMPILE auto: nothing is compiled: %s", reason)
         return model
-    for part in _parts(model):
-        part.backend, part.required = backend, mode == "on"
+    for part in _parts(model, backend=backend, required=mode == "on"):
         # As an attribute of the module it comes before the method of its class.
         part.module.__dict__[part.method] = part
     return model
@@ -92,23 +92,24 @@ def _increment(x: Tensor) -> Tensor:
     return x + 1
 
 
-def _parts(model: nn.Module) -> Iterator[CompiledPart]:
+def _parts(model: nn.Module, *, backend: str, required: bool) -> Iterator[CompiledPart]:
     """List the parts of a model that can be compiled."""
+    part = partial(CompiledPart, backend=backend, required=required)
     backbone = getattr(model, "backbone", None)
     if isinstance(backbone, Backbone):
-        yield CompiledPart("backbone", backbone, launched_together=True)
+        yield part("backbone", backbone, launched_together=True)
     rpn = getattr(model, "proposal_generator", None)
     if isinstance(rpn, RPN) and isinstance(rpn.rpn_head, StandardRPNHead):
-        yield CompiledPart("RPN head", rpn.rpn_head)
+        yield part("RPN head", rpn.rpn_head)
     heads = getattr(model, "roi_heads", None)
     if not isinstance(heads, StandardROIHeads):
         return
     if isinstance(heads.box_head, FastRCNNConvFCHead):
-        yield CompiledPart("box head", heads.box_head, regions=True)
+        yield part("box head", heads.box_head, regions=True)
     mask_head = getattr(heads, "mask_head", None)
     if isinstance(mask_head, MaskRCNNConvUpsampleHead | PatchDCTHead):
         # Its forward computes losses too.
-        yield CompiledPart("mask head", mask_head, method="layers", regions=True)
+        yield part("mask head", mask_head, method="layers", regions=True)
 
 
 class CompiledPart:
@@ -117,25 +118,22 @@ class CompiledPart:
     Args:
         name: for the log.
         module: what the method belongs to.
+        backend: of ``torch.compile``.
+        required: whether it is an error that the part cannot be compiled.
         method: takes one tensor or a list of tensors.
         regions: whether the first axis counts regions, whose number is left open.
         launched_together: on a GPU, where no gradients are computed, launch all kernels at once, as
             a CUDA graph. That saves the host's time, and keeps the memory of the part's
             intermediate results. The method returns a dict of tensors.
-
-    Attributes:
-        backend: of ``torch.compile``.
-        required: whether it is an error that the part cannot be compiled.
     """
-
-    backend = "inductor"
-    required = False
 
     def __init__(
         self,
         name: str,
         module: nn.Module,
         *,
+        backend: str,
+        required: bool,
         method: str = "forward",
         regions: bool = False,
         launched_together: bool = False,
@@ -143,6 +141,8 @@ class CompiledPart:
         self.name = name
         self.module = module
         self.method = method
+        self._backend = backend
+        self._required = required
         self._regions = regions
         self._launched_together = launched_together
         self._plain: Callable[..., Any] = getattr(type(module), method)
@@ -204,7 +204,7 @@ class CompiledPart:
             raise
         except Exception as error:  # those of torch, Triton and C++ compilers have many types
             reason = f"the {self.name} cannot be compiled for {shapes}: {message_with_type(error)}"
-            if self.required:
+            if self._required:
                 raise InputError(f"MODEL.COMPILE on: {reason}") from error
             logger.warning("MODEL.COMPILE auto: %s; it runs as it is", reason)
             self._given_up = True
@@ -226,7 +226,7 @@ class CompiledPart:
                 self._plain,
                 fullgraph=True,
                 dynamic=None if self._regions else False,
-                backend=self.backend,
+                backend=self._backend,
                 options={"triton.cudagraphs": True} if is_graph else None,
             )
         result = self._compiled[is_graph](self.module, x)

@@ -239,8 +239,8 @@ def stem(compiled: bool) -> BasicStem:
     torch.manual_seed(0)
     module = fold_frozen_norms(BasicStem(norm="FrozenBN").requires_grad_(False))
     if compiled:
-        vars(module)["forward"] = CompiledPart("stem", module)
-        module.forward.backend = "aot_eager"
+        part = CompiledPart("stem", module, backend="aot_eager", required=True)
+        vars(module)["forward"] = part
     return module
 
 
@@ -325,7 +325,9 @@ def test_a_part_with_a_graph_break_is_an_error_or_runs_as_it_is(build, caplog, m
     message = r"^MODEL\.COMPILE on: the RPN head cannot be compiled for 1x8x4x5: Unsupported"
     with pytest.raises(InputError, match=message):
         rpn_head(model, 5)
-    model.proposal_generator.rpn_head.forward.required = False
+    head = model.proposal_generator.rpn_head
+    part = CompiledPart("RPN head", head, backend="aot_eager", required=False)
+    vars(head)["forward"] = part
     assert torch.equal(rpn_head(model, 5), rpn_head(plain, 5))
     assert "MODEL.COMPILE auto: the RPN head cannot be compiled for 1x8x4x5: " in caplog.text
     assert "; it runs as it is" in caplog.text
