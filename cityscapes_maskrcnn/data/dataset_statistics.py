@@ -22,7 +22,7 @@ import numpy.typing as npt
 import shapely
 from tabulate import tabulate
 
-from cityscapes_maskrcnn.data.object_limits import (
+from cityscapes_maskrcnn.utils.object_limits import (
     MIN_REGION_PIXELS,
     OCCLUSION_LIMITS,
     SIZE_LIMITS,

@@ -22,7 +22,6 @@ from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from cityscapes_maskrcnn.data.images import read_image
-from cityscapes_maskrcnn.data.object_limits import MIN_REGION_PIXELS
 from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
 from cityscapes_maskrcnn.data.registration import is_generated_dataset, register_datasets_of
 from cityscapes_maskrcnn.engine.predictor import Predictor
@@ -45,6 +44,7 @@ from cityscapes_maskrcnn.evaluation.telling_examples import (
 from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_json, write_text
+from cityscapes_maskrcnn.utils.object_limits import MIN_REGION_PIXELS
 from cityscapes_maskrcnn.utils.text import printable
 from cityscapes_maskrcnn.utils.tool import check_score_thresh
 from cityscapes_maskrcnn.visualization.annotated_images import check_size

@@ -25,6 +25,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     match_image,
 )
 from cityscapes_maskrcnn.evaluation.masks import coco_rles
+from cityscapes_maskrcnn.utils.object_limits import SIZE_LIMITS
 
 PROTOCOL: Final = "COCO-style protocol (pycocotools)"
 # Indices in COCOeval.stats.
@@ -128,7 +129,7 @@ def coco_scores(
     images: Sequence[CocoImage],
     iou_type: Literal["bbox", "segm"],
     categories: Sequence[int] = ALL_CATEGORIES,
-    size_limits: tuple[float, float] = (32**2, 96**2),
+    size_limits: tuple[float, float] = (SIZE_LIMITS["medium"], SIZE_LIMITS["large"]),
 ) -> dict[str, float]:
     """Compute COCO's scores.
 

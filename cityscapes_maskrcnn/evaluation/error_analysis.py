@@ -41,7 +41,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
-from cityscapes_maskrcnn.data.object_limits import OCCLUSION_LIMITS, SIZE_LIMITS
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     ALL_CATEGORIES,
     FALSE,
@@ -60,6 +59,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
 from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.object_limits import OCCLUSION_LIMITS, SIZE_LIMITS
 
 IOU_THRESHOLD: Final = 0.5
 POOR_MASK_IOU: Final = 0.1

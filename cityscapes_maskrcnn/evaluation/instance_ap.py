@@ -28,9 +28,9 @@ from cityscapes_maskrcnn.data.labels import (
     THING_CLASSES,
     VOID_IDS,
 )
-from cityscapes_maskrcnn.data.object_limits import MIN_REGION_PIXELS
 from cityscapes_maskrcnn.evaluation.masks import RunMask, coco_rles
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.object_limits import MIN_REGION_PIXELS
 
 PROTOCOL: Final = "Cityscapes instance protocol (official)"
 # Written like the official one: another way to 0.55, 0.6, ... has other last bits.

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
-from cityscapes_maskrcnn.data.object_limits import SIZE_LIMITS
 from cityscapes_maskrcnn.evaluation.error_analysis import CAUSES, IOU_THRESHOLD, analyse_image
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     ALL_CATEGORIES,
@@ -29,6 +28,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     judge_predictions,
     match_image,
 )
+from cityscapes_maskrcnn.utils.object_limits import SIZE_LIMITS
 from cityscapes_maskrcnn.utils.text import counted
 
 #: In the folder of a gallery of examples: describes them for programs.

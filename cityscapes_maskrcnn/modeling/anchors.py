@@ -19,16 +19,10 @@ import numpy.typing as npt
 from tabulate import tabulate
 
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.object_limits import SIZE_LIMITS
 
 Floats = npt.NDArray[np.float64]
 
-# COCO's limits of the area in square pixels: small < 32^2 <= medium < 96^2 <= large.
-_GROUPS: Final = (
-    ("all", 0, math.inf),
-    ("small", 0, 32**2),
-    ("medium", 32**2, 96**2),
-    ("large", 96**2, math.inf),
-)
 # Boxes that refinement looks at; more of them change its result less than rounding does.
 _REFINE_ON: Final = 10_000
 
@@ -61,7 +55,7 @@ class AnchorFit:
     """How well anchors fit a group of boxes.
 
     Attributes:
-        group: ``all``, or ``small``, ``medium``, ``large`` by COCO's limits, applied to the
+        group: ``all``, or ``small``, ``medium``, ``large`` by :data:`.SIZE_LIMITS`, applied to the
             area of the box at network scale (COCO applies them to the mask in the file's image).
         boxes: how many.
         mean_iou: mean over the boxes of the IoU with the anchor that fits best.
@@ -160,21 +154,19 @@ def measure_fit(boxes: npt.ArrayLike, anchors: Anchors) -> list[AnchorFit]:
     """
     given = _checked(boxes)
     ious = best_iou(given, anchors)
-    areas = given[:, 0] * given[:, 1]
-    fits = []
-    for name, low, high in _GROUPS:
-        chosen = ious[(areas >= low) & (areas < high)]
-        if len(chosen):
-            fits.append(
-                AnchorFit(
-                    group=name,
-                    boxes=len(chosen),
-                    mean_iou=float(chosen.mean()),
-                    above_50=float((chosen > 0.5).mean()),
-                    above_70=float((chosen > 0.7).mean()),
-                )
-            )
-    return fits
+    sizes = np.digitize(given[:, 0] * given[:, 1], list(SIZE_LIMITS.values())) - 1
+    groups = {"all": ious, **{name: ious[sizes == i] for i, name in enumerate(SIZE_LIMITS)}}
+    return [
+        AnchorFit(
+            group=name,
+            boxes=len(chosen),
+            mean_iou=float(chosen.mean()),
+            above_50=float((chosen > 0.5).mean()),
+            above_70=float((chosen > 0.7).mean()),
+        )
+        for name, chosen in groups.items()
+        if len(chosen)
+    ]
 
 
 def format_fit(before: Sequence[AnchorFit], after: Sequence[AnchorFit]) -> str:

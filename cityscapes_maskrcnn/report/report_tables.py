@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
-from cityscapes_maskrcnn.data.object_limits import SIZE_RANGES
 from cityscapes_maskrcnn.evaluation.error_analysis import CAUSES, UNMATCHED
 from cityscapes_maskrcnn.modeling.drift import WHOLE, format_percent
 from cityscapes_maskrcnn.recipe.performance_table import (
@@ -27,6 +26,7 @@ from cityscapes_maskrcnn.report.run_folder import (
     TrainedStage,
     numbers_of,
 )
+from cityscapes_maskrcnn.utils.object_limits import SIZE_RANGES
 
 #: Of a long table so many rows are shown.
 MAX_ROWS: Final = 60

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from cityscapes_maskrcnn.data.dataset_statistics import DatasetStatistics
-from cityscapes_maskrcnn.data.object_limits import (
+from cityscapes_maskrcnn.utils.object_limits import (
     OCCLUSION_LIMITS,
     OCCLUSION_RANGES,
     SIZE_LIMITS,

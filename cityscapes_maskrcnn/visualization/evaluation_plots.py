@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
-from cityscapes_maskrcnn.data.object_limits import OCCLUSION_RANGES, SIZE_RANGES
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.object_limits import OCCLUSION_RANGES, SIZE_RANGES
 from cityscapes_maskrcnn.visualization.style import (
     EMPTY,
     INK,

@@ -1,10 +1,10 @@
-"""Limits by which objects are grouped, in a dataset and among what a model misses."""
+"""Limits by which objects are grouped: in a dataset, by anchors, and among what a model misses."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# COCO's limits, in pixels of the image; what is below the second name's is the first, and so on.
+# COCO's limits of the area, in pixels; what is below the second name's is the first, and so on.
 SIZE_LIMITS: Final[dict[str, float]] = {"small": 0, "medium": 32**2, "large": 96**2}
 SIZE_RANGES: Final = {"small": "< 32² px", "medium": "32² to 96² px", "large": "≥ 96² px"}
 # The limits of the Caltech pedestrian benchmark, shares.
