@@ -5,6 +5,7 @@ Their packages are imported when a run that names them in ``TRACKING.BACKENDS`` 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import os
@@ -386,8 +387,15 @@ def _to_pixels(picture: Any) -> npt.NDArray[np.uint8]:
 
 
 def _mlflow_key(name: str) -> str:
-    """Replace what MLflow refuses in names of metrics and pictures, such as ``(`` and ``ß``."""
-    return re.sub(r"[^\w./ -]", "_", name, flags=re.ASCII)
+    """Replace what MLflow refuses in names of metrics and pictures, such as ``(`` and ``ß``.
+
+    A digest then ends the name: ``car (parked)`` and ``car [parked]`` have metrics of their own.
+    """
+    key = re.sub(r"[^\w./ -]", "_", name, flags=re.ASCII)
+    if key == name:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{key}-{digest[:8]}"
 
 
 @contextmanager

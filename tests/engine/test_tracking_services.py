@@ -136,18 +136,25 @@ def test_mlflow_takes_names_of_own_classes_and_images(
     writer = MlflowWriter(cfg)
     writer.start(resumed=False)
     with EventStorage(3) as storage:
+        storage.put_scalar("segm/AP-car", 25.0)
         storage.put_scalar("segm/AP-car (parked)", 12.5)
+        storage.put_scalar("segm/AP-car [parked]", 40.0)
         storage.put_image("predictions/street (1).png", np.zeros((3, 4, 4), np.uint8))
         storage.put_image("predictions/straße.png", np.zeros((3, 4, 4), np.uint8))
         writer.write()
     client, run_id = writer._client, writer._run_id
     writer.close()
     assert not warnings_in(caplog)
-    assert client.get_run(run_id).data.metrics == {"segm/AP-car _parked_": 12.5}
+    # The digests are those of `printf 'segm/AP-car (parked)' | sha256sum`.
+    assert client.get_run(run_id).data.metrics == {
+        "segm/AP-car": 25.0,
+        "segm/AP-car _parked_-2c371d4b": 12.5,
+        "segm/AP-car _parked_-167e8975": 40.0,
+    }
     pictures = {Path(each.path).name for each in client.list_artifacts(run_id, "images")}
     assert {name.partition("+")[0] for name in pictures} == {
-        "predictions~street _1_.png",
-        "predictions~stra_e.png",
+        "predictions~street _1_.png-30a0ce11",
+        "predictions~stra_e.png-e0a64944",
     }
 
 
