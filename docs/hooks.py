@@ -34,7 +34,12 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Take away what the tests read behind the language of a block (CONTRIBUTING.md)."""
+    """Put docstrings in the place of the links of docs/api.md, and plain fences.
+
+    What stands behind the language of a block is for the tests (CONTRIBUTING.md).
+    """
+    link = r"^- \[`([\w.]+)`\]\(\.\./cityscapes_maskrcnn/\S+\.py\)$"
+    markdown = re.sub(link, r"\n::: \1\n", markdown, flags=re.MULTILINE)
     return re.sub(r"^( *```\w+) .*$", r"\1", markdown, flags=re.MULTILINE)
 
 
