@@ -29,7 +29,6 @@ from cityscapes_maskrcnn.config_check import (
     check_ranges,
     check_thresholds,
     check_values,
-    config_items,
 )
 from cityscapes_maskrcnn.data.registration import (
     register_all,
@@ -41,6 +40,7 @@ from cityscapes_maskrcnn.engine.processes import GroupSettings, run_in_group, ru
 from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
 from cityscapes_maskrcnn.engine.run_setup import lock_output_dir, refuse_earlier_run, start_run
 from cityscapes_maskrcnn.engine.solver import IN_EPOCHS, resolve_epochs
+from cityscapes_maskrcnn.utils.config_keys import config_items
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.parallel import available_cores
 from cityscapes_maskrcnn.utils.process_group import place_of_launcher

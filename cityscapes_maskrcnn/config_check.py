@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from cityscapes_maskrcnn.modeling.determinism import POINT_HEADS
+from cityscapes_maskrcnn.utils.config_keys import config_items
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.text import printable
 
@@ -168,19 +169,6 @@ _CHOICES: Final = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
 }
-
-
-def config_items(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Go through a config: the whole name of every key and its value, sections among them.
-
-    Args:
-        cfg: a config or a section of it.
-        prefix: the name of the section and a period.
-    """
-    for key, value in cfg.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, Mapping):
-            yield from config_items(value, f"{prefix}{key}.")
 
 
 def check_values(cfg: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

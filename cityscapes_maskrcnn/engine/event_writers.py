@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -10,8 +9,8 @@ import numpy.typing as npt
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage, TensorboardXWriter, get_event_storage
 
-from cityscapes_maskrcnn.config_check import config_items
 from cityscapes_maskrcnn.evaluation.instance_ap import PrecisionRecall
+from cityscapes_maskrcnn.utils.config_keys import flat_config
 
 # What people compare runs by; TensorBoard has the whole config as text.
 _HYPERPARAMETERS: Final = (
@@ -140,11 +139,6 @@ def hyperparameters(cfg: CfgNode) -> dict[str, str | float | bool]:
         key: flat[key] if isinstance(flat[key], (bool, int, float)) else str(flat[key])
         for key in _HYPERPARAMETERS
     }
-
-
-def flat_config(cfg: CfgNode) -> dict[str, Any]:
-    """Name every value of a config by its whole key, such as ``SOLVER.BASE_LR``."""
-    return {key: value for key, value in config_items(cfg) if not isinstance(value, Mapping)}
 
 
 def curve_at_thresholds(

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import Any, Final
 
 import torch
@@ -17,7 +16,6 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from cityscapes_maskrcnn.config_check import config_items
 from cityscapes_maskrcnn.data.images import read_image_size
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.loaders import inference_loader
@@ -44,6 +42,7 @@ from cityscapes_maskrcnn.evaluation.instances import (
 )
 from cityscapes_maskrcnn.evaluation.submission_check import ExpectedImage
 from cityscapes_maskrcnn.evaluation.submission_writer import SubmissionWriter
+from cityscapes_maskrcnn.utils.config_keys import flat_config
 from cityscapes_maskrcnn.utils.errors import InputError
 
 # Keys of MODEL that change training, where a model comes from, or where and how fast it runs.
@@ -188,15 +187,12 @@ def prediction_settings(cfg: CfgNode) -> dict[str, Any]:
     That is ``MODEL`` without the keys of :data:`_ONLY_TRAINING`, the pixel format and test size of
     ``INPUT``, the number of detections, ``TEST.AUG`` if it is enabled, and half precision.
     """
-    keys = [
-        key
-        for key, value in config_items(cfg.MODEL, "MODEL.")
-        if not (isinstance(value, CfgNode) or _ONLY_TRAINING.fullmatch(key))
-    ]
+    values = flat_config(cfg)
+    keys = [key for key in values if key.startswith("MODEL.") and not _ONLY_TRAINING.fullmatch(key)]
     keys += ["INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"]
     keys += ["TEST.DETECTIONS_PER_IMAGE", "TEST.AUG.ENABLED"]
     if cfg.TEST.AUG.ENABLED:
         keys += ["TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP"]
     if cfg.TEST.PRECISION != "float32":
         keys.append("TEST.PRECISION")
-    return {key: reduce(getattr, key.split("."), cfg) for key in keys}
+    return {key: values[key] for key in keys}

@@ -28,8 +28,9 @@ from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_storage
 
-from cityscapes_maskrcnn.engine.event_writers import RunStorage, TensorboardWriter, flat_config
+from cityscapes_maskrcnn.engine.event_writers import RunStorage, TensorboardWriter
 from cityscapes_maskrcnn.engine.hooks import without_nan
+from cityscapes_maskrcnn.utils.config_keys import flat_config
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_json, write_json
 from cityscapes_maskrcnn.utils.text import message_of, printable

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import yaml
 from detectron2.config import CfgNode
@@ -27,6 +27,7 @@ from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, Step
 from cityscapes_maskrcnn.search.confirmation import OTHER_SEEDS
 from cityscapes_maskrcnn.search.study import IMAGES_CONTENT
 from cityscapes_maskrcnn.search.tuning import images_content
+from cityscapes_maskrcnn.utils.config_keys import FREE_KEYS, flat_config
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 
@@ -45,30 +46,16 @@ GALLERY: Final = "gallery"
 # The whole config of a training, with which it is scored.
 CONFIG_FILE: Final = "config.yaml"
 
-# What may change between two calls without making another model: where things lie and on what
-# they run. Included files count by their content, see Step.needs.
-_NOT_SETTINGS: Final = frozenset(
-    {
-        "OUTPUT_DIR",
-        "INCLUDE",
-        "MODEL.DEVICE",
-        "DATALOADER.NUM_WORKERS",
-        "CUDNN_BENCHMARK",
-        "MODEL.ACTIVATION_CHECKPOINTING",
-        "MODEL.COMPILE",
-        "MODEL.FOLD_FROZEN_NORM",
-        "INPUT.CACHE",
-        "VIS_PERIOD",
-        "TEST.ALLOW_SEEN_IMAGES",
-        "TEST.ANALYSIS_CONFIDENCE",
-        "TEST.BATCH_SIZE",
-        "TEST.NUM_WORKERS",
-        "TRACKING.BACKENDS",
-        "TRACKING.PROJECT",
-        "TRACKING.RUN_NAME",
-        "TRACKING.NUM_PICTURES",
-    }
-)
+# What may change between two calls without making another model. Included files count by their
+# content, see Step.needs.
+_NOT_SETTINGS: Final = FREE_KEYS | {
+    "DATALOADER.NUM_WORKERS",
+    "TEST.ALLOW_SEEN_IMAGES",
+    "TRACKING.BACKENDS",
+    "TRACKING.PROJECT",
+    "TRACKING.RUN_NAME",
+    "TRACKING.NUM_PICTURES",
+}
 # What anchors depend on.
 _FIT_SETTINGS: Final = (
     "INPUT.MIN_SIZE_TEST",
@@ -131,7 +118,7 @@ class Recipe:
         self.selected = [name for name in STEPS if name in self.selected]
         self._weights = pairs.pop("MODEL.WEIGHTS", None)
         self._opts = _words(pairs)
-        self._defaults = flatten(self.build_config("", []))
+        self._defaults = _flat_texts(self.build_config("", []))
         # Why a dataset cannot be loaded, by name; loading takes up to a second.
         self._problems: dict[str, str] = {}
         # Which images a dataset that can be loaded has, by name.
@@ -183,7 +170,7 @@ class Recipe:
             folder=folder,
             commands=(self._tool("cluster_anchors.py", flags, *self._opts),),
             settings={
-                **{key: value for key, value in flatten(cfg).items() if key in _FIT_SETTINGS},
+                **{key: value for key, value in _flat_texts(cfg).items() if key in _FIT_SETTINGS},
                 **self._images_setting(cfg.DATASETS.TRAIN),
             },
             defaults=self._defaults,
@@ -264,7 +251,7 @@ class Recipe:
         cfg = self._config(name)
         settings = {
             key: value
-            for key, value in flatten(cfg).items()
+            for key, value in _flat_texts(cfg).items()
             if key not in _NOT_SETTINGS
             and (not key.startswith("SEARCH.") or (name == "search" and key.startswith(_SEARCHED)))
         }
@@ -442,15 +429,9 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(words[:end]), list(words[end:])
 
 
-def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat_texts(cfg: CfgNode) -> dict[str, str]:
     """Turn a config into ``{"SOLVER.BASE_LR": "0.0001", ...}``."""
-    flat: dict[str, str] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = str(value)
-    return flat
+    return {key: str(value) for key, value in flat_config(cfg).items()}
 
 
 def write_matching(best: Path, output: Path) -> None:

@@ -20,6 +20,7 @@ from cityscapes_maskrcnn.report.run_folder import (
     TrainedStage,
     numbers_of,
 )
+from cityscapes_maskrcnn.utils.config_keys import names_at
 from cityscapes_maskrcnn.utils.text import counted
 from cityscapes_maskrcnn.visualization.overfitting import find_gap
 from cityscapes_maskrcnn.visualization.training_curves import without_imitation
@@ -71,8 +72,8 @@ def data_name(run: RunFolder) -> str:
     if is_generated(run):
         return "generated streets"
     for stage in run.stages:
-        names, own = stage.setting("DATASETS.TRAIN"), stage.setting("DATASETS.OWN")
-        for name in map(str, names if isinstance(names, list) else ()):
+        own = stage.setting("DATASETS.OWN")
+        for name in names_at(stage.config, "DATASETS.TRAIN"):
             if not name.startswith("cityscapes_") or (isinstance(own, Mapping) and name in own):
                 return "own data"
     return "Cityscapes"

@@ -26,6 +26,7 @@ from cityscapes_maskrcnn.report.run_folder import (
     TrainedStage,
     numbers_of,
 )
+from cityscapes_maskrcnn.utils.config_keys import names_at
 from cityscapes_maskrcnn.utils.object_limits import SIZE_RANGES
 
 #: Of a long table so many rows are shown.
@@ -298,7 +299,7 @@ def training_table(run: RunFolder) -> Table:
             [
                 words(stage.title),
                 words(_start(stage, run)),
-                words(row.trained_on or _names(stage.setting("DATASETS.TRAIN"))),
+                words(row.trained_on or ", ".join(names_at(stage.config, "DATASETS.TRAIN"))),
                 number(row.trained_images, "{:,}"),
                 number(row.epochs, "{:.3g}"),
                 number(iterations if isinstance(iterations, int) else None, "{:,}"),
@@ -344,10 +345,6 @@ def _start(stage: TrainedStage, run: RunFolder) -> str:
         ):
             return f"stage {other.title}"
     return weights or "random weights"
-
-
-def _names(names: object) -> str:
-    return ", ".join(map(str, names)) if isinstance(names, list) else ""
 
 
 def _float(value: object) -> float | None:

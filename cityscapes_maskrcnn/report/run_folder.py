@@ -18,7 +18,7 @@ from cityscapes_maskrcnn.recipe.chain import COMMAND_FILE, COMMAND_FORM
 from cityscapes_maskrcnn.recipe.performance_table import Row, stage_rows
 from cityscapes_maskrcnn.recipe.stage_table import STAGES, STEPS
 from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, INPUTS_FILE, StepState
-from cityscapes_maskrcnn.utils.config_keys import value_at
+from cityscapes_maskrcnn.utils.config_keys import names_at, value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_file, read_json
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
@@ -378,8 +378,7 @@ def _generator(root: Path) -> Mapping[str, Any]:
 
 
 def _tuned_on(path: Path) -> list[str]:
-    names = value_at(read_yaml(path), "DATASETS.TUNED_ON") if path.is_file() else None
-    return [str(name) for name in names] if isinstance(names, list) else []
+    return names_at(read_yaml(path), "DATASETS.TUNED_ON") if path.is_file() else []
 
 
 def _optional(path: Path) -> Path | None:

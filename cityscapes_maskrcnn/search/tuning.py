@@ -6,9 +6,9 @@ import hashlib
 import logging
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import optuna
 import yaml
@@ -39,30 +39,15 @@ from cityscapes_maskrcnn.search.study import (
 )
 from cityscapes_maskrcnn.search.trial import TrialRunner, check_folders
 from cityscapes_maskrcnn.search.worker import Worker
-from cityscapes_maskrcnn.utils.config_keys import value_at
+from cityscapes_maskrcnn.utils.config_keys import FREE_KEYS, flat_config, value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest
 from cityscapes_maskrcnn.utils.stop import StopRequests
 
 logger = logging.getLogger(__name__)
 
-# Keys that may differ between the workers of a study: where and how fast, not what. Weights count
-# by their content.
-_FREE = (
-    "OUTPUT_DIR",
-    "INCLUDE",
-    "MODEL.DEVICE",
-    "MODEL.WEIGHTS",
-    "CUDNN_BENCHMARK",
-    "MODEL.ACTIVATION_CHECKPOINTING",
-    "MODEL.COMPILE",
-    "MODEL.FOLD_FROZEN_NORM",
-    "INPUT.CACHE",
-    "VIS_PERIOD",
-    "TEST.ANALYSIS_CONFIDENCE",
-    "TEST.BATCH_SIZE",
-    "TEST.NUM_WORKERS",
-)
+# Keys that may differ between the workers of a study. Weights count by their content.
+_FREE: Final = FREE_KEYS | {"MODEL.WEIGHTS"}
 _FREE_PREFIXES = (
     "DATALOADER.",
     "SEARCH.PARAMETERS.",
@@ -240,13 +225,10 @@ def _content(weights: str) -> str:
     return f"SHA-256 {file_digest(Path(weights))}"
 
 
-def _shared(nodes: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten the keys that all workers of a study must agree on: MODEL.RPN.IOU_THRESHOLDS."""
-    flat: dict[str, Any] = {}
-    for key, value in nodes.items():
-        name = prefix + key
-        if isinstance(value, dict):
-            flat |= _shared(value, f"{name}.")
-        elif name not in _FREE and not name.startswith(_FREE_PREFIXES):
-            flat[name] = value
-    return flat
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Get what all workers of a study must agree on, such as ``MODEL.RPN.IOU_THRESHOLDS``."""
+    return {
+        key: value
+        for key, value in flat_config(config).items()
+        if key not in _FREE and not key.startswith(_FREE_PREFIXES)
+    }

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+#: Keys that may differ without making another model: where things lie, on what and how fast it is
+#: trained, and what is shown of it.
+FREE_KEYS: Final = frozenset(
+    {
+        "OUTPUT_DIR",
+        "INCLUDE",
+        "MODEL.DEVICE",
+        "CUDNN_BENCHMARK",
+        "MODEL.ACTIVATION_CHECKPOINTING",
+        "MODEL.COMPILE",
+        "MODEL.FOLD_FROZEN_NORM",
+        "INPUT.CACHE",
+        "VIS_PERIOD",
+        "TEST.ANALYSIS_CONFIDENCE",
+        "TEST.BATCH_SIZE",
+        "TEST.NUM_WORKERS",
+    }
+)
 
 
 def value_at(config: object, key: str) -> Any:
@@ -20,3 +39,31 @@ def value_at(config: object, key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def names_at(config: object, key: str) -> list[str]:
+    """Look up names such as those of ``DATASETS.TRAIN``; see :func:`value_at`.
+
+    Returns:
+        Empty if there is no such key, or no list.
+    """
+    names = value_at(config, key)
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
+
+
+def config_items(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Go through a config: the whole name of every key and its value, sections among them.
+
+    Args:
+        config: a config or a section of it.
+        prefix: the name of the section and a period.
+    """
+    for key, value in config.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from config_items(value, f"{prefix}{key}.")
+
+
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Name every value of a config by its whole key, such as ``SOLVER.BASE_LR``."""
+    return {key: value for key, value in config_items(config) if not isinstance(value, Mapping)}

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from cityscapes_maskrcnn.utils.config_keys import value_at
+from cityscapes_maskrcnn.utils.config_keys import names_at, value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_json
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
@@ -219,9 +219,8 @@ def _read_run(folder: Path, name: str) -> Run:
         form = {"images?": (int, None), "generated?": bool}
         summary = read_json(folder / "summary.json", form=form, advice="remove it")
     batch_size = value_at(content, "SOLVER.IMS_PER_BATCH")
-    datasets = value_at(content, "DATASETS.TRAIN")
     about = About(
-        dataset=", ".join(map(str, datasets)) if isinstance(datasets, list | tuple) else "",
+        dataset=", ".join(names_at(content, "DATASETS.TRAIN")),
         num_images=summary.get("images"),
         generated=bool(summary.get("generated")),
         model=str(folder),

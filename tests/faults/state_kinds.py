@@ -18,7 +18,6 @@ import optuna
 import torch
 import yaml
 from data_kinds import scene
-from detectron2.config import CfgNode
 from harness import PROJECT, STAGE_1, Context, same_tensors, tiny
 from mutators import (
     ODD,
@@ -29,7 +28,6 @@ from mutators import (
 from variants import Kind
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.config_check import config_items
 from cityscapes_maskrcnn.data.annotations import load_instances
 from cityscapes_maskrcnn.data.cache import cache_file
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
@@ -41,6 +39,7 @@ from cityscapes_maskrcnn.search.confirmation import confirmed_scores
 from cityscapes_maskrcnn.search.storage import open_study, storage_url
 from cityscapes_maskrcnn.search.study import progress, ranked_trials
 from cityscapes_maskrcnn.search.study_report import parameter_importances
+from cityscapes_maskrcnn.utils.config_keys import flat_config
 from cityscapes_maskrcnn.utils.files import write_json
 from cityscapes_maskrcnn.visualization.training_curves import read_curves
 
@@ -193,7 +192,7 @@ def opts(context: Context) -> Kind:
     plain = tiny(f"{SHORT} SOLVER.MAX_ITER 2")
     plain += ["OUTPUT_DIR", str(context.folder / "o")]
     whole = build_config(str(STAGE_1), plain)
-    values = {name: value for name, value in config_items(whole) if not isinstance(value, CfgNode)}
+    values = flat_config(whole)
     # What a job writes stays in its folder, and a trial of a search is another kind.
     names = [name for name in values if name != "OUTPUT_DIR"]
     chosen: list[list[str]] = [[]]

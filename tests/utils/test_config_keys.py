@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cityscapes_maskrcnn.utils.config_keys import value_at
+from cityscapes_maskrcnn.utils.config_keys import config_items, flat_config, names_at, value_at
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,28 @@ from cityscapes_maskrcnn.utils.config_keys import value_at
 )
 def test_values_by_their_whole_key(config: object, key: str, value: object) -> None:
     assert value_at(config, key) == value
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"DATASETS": {"TRAIN": ["a", "b"]}}, ["a", "b"]),
+        ({"DATASETS": {"TRAIN": ("a", 5)}}, ["a", "5"]),
+        ({"DATASETS": {"TRAIN": "a"}}, []),
+        ({}, []),
+    ],
+)
+def test_names(config: object, names: list[str]) -> None:
+    assert names_at(config, "DATASETS.TRAIN") == names
+
+
+def test_flat_configs() -> None:
+    config = {"SEED": 0, "MODEL": {"RPN": {"IOU_LABELS": [0, -1, 1]}, "PRUNED_WIDTHS": {}}}
+    assert [key for key, _ in config_items(config)] == [
+        "SEED",
+        "MODEL",
+        "MODEL.RPN",
+        "MODEL.RPN.IOU_LABELS",
+        "MODEL.PRUNED_WIDTHS",
+    ]
+    assert flat_config(config) == {"SEED": 0, "MODEL.RPN.IOU_LABELS": [0, -1, 1]}
