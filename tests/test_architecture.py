@@ -59,6 +59,7 @@ WITHOUT_DETECTRON2 = [
     "modeling.safe_pickles",
     "engine.checkpoint_average",
     "engine.checkpoint_origin",
+    "engine.weight_conversion",
     "evaluation.masks",
     "evaluation.pasting",
     "evaluation.ground_truth_cache",

@@ -9,26 +9,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cityscapes_maskrcnn.utils.stop import end_on_signals
 
 end_on_signals()  # before the slow imports
 
-import torch
-
-from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, read_history, to_plain
 from cityscapes_maskrcnn.engine.checkpoint_average import average_checkpoints
-from cityscapes_maskrcnn.engine.weight_conventions import is_of_torchvision
-from cityscapes_maskrcnn.modeling.deeplab_weights import ConversionReport, translate
-from cityscapes_maskrcnn.modeling.weight_files import (
-    TORCHVISION_SCHEME,
-    fetch_torchvision,
-    read_checkpoint,
-    write_tensors,
-)
+from cityscapes_maskrcnn.engine.weight_conversion import convert_checkpoint, take_as_named
+from cityscapes_maskrcnn.modeling.weight_files import write_tensors
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.tool import run_tool
 
@@ -79,13 +68,13 @@ def main(argv: list[str] | None = None) -> None:
         if Path(args.output).exists():
             raise InputError(f"{args.output}: exists; name a new file, OUT, after all IN")
         content = average_checkpoints(args.inputs)
-        _, report = _as_named(content["model"], f"the mean of {len(args.inputs)} files")
+        _, report = take_as_named(content["model"], f"the mean of {len(args.inputs)} files")
     elif len(args.inputs) > 1:
         raise InputError(f"{args.inputs[1]}: one file is converted at a time, but for --average")
     elif os.path.realpath(args.output) == os.path.realpath(args.inputs[0]):
         raise InputError(f"{args.output}: is the input; name another file, OUT")
     else:
-        content, report = _converted(args.inputs[0], args.keep_names)
+        content, report = convert_checkpoint(args.inputs[0], keep_names=args.keep_names)
     write_tensors(args.output, content)
     print(report.summary())
     if args.list:
@@ -96,39 +85,6 @@ def main(argv: list[str] | None = None) -> None:
         for name in report.missing:
             print(f"missing  {name}")
     print(f"{len(content['model'])} tensors are in {args.output}")
-
-
-def _converted(source: str, keep_names: bool) -> tuple[dict[str, Any], ConversionReport]:
-    """Read a file, and translate its names if they are not to be kept."""
-    is_name = source.startswith(TORCHVISION_SCHEME)
-    path = fetch_torchvision(source) if is_name else Path(source)
-    checkpoint = read_checkpoint(path, skip_objects=True)
-    convert = _as_named if keep_names else translate
-    tensors, report = convert(checkpoint["model"], source)
-    content: dict[str, Any] = {"model": tensors}
-    if not keep_names:
-        # Detectron2 looks for names that end in these, wherever the model keeps its backbone.
-        content["matching_heuristics"] = True
-        # What the network expects of images is known then, see engine/weight_conventions.py.
-        content["__author__"] = "torchvision" if is_of_torchvision(source) else "convert_weights.py"
-    if history := read_history(checkpoint, source):
-        content[SEEN_IMAGES_KEY] = to_plain(history)
-    return content, report
-
-
-def _as_named(
-    state: Mapping[str, Any], source: str
-) -> tuple[dict[str, torch.Tensor], ConversionReport]:
-    """Take all tensors under their own names."""
-    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
-    report = ConversionReport(
-        source=source,
-        used={name: name for name in tensors},
-        skipped={name: "not tensors" for name in state if name not in tensors},
-        missing=(),
-        backbone=(),
-    )
-    return tensors, report
 
 
 if __name__ == "__main__":
