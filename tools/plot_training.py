@@ -13,7 +13,7 @@ end_on_signals()  # before the slow imports
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.tool import run_tool
-from cityscapes_maskrcnn.visualization.training_curves import find_runs, plot_runs
+from cityscapes_maskrcnn.visualization.training_curves import find_runs, plot_each_run, plot_runs
 
 EXAMPLES = """
 examples:
@@ -47,19 +47,12 @@ def main(argv: list[str] | None = None) -> None:
     if not args.output or (not is_file and output.is_file()):
         raise InputError(f"--output {args.output or 'is empty'}: name a PNG file or a folder")
     runs = find_runs(args.runs)
-    pictures = {output: runs}
-    if not is_file:
-        pictures = {output / f"{run.name.replace('/', '-')}.png": [run] for run in runs}
-        if len(runs) > 1:
-            if output / "comparison.png" in pictures:
-                raise InputError(
-                    "a run called comparison: its picture would have the name of the one of all "
-                    "runs; name a PNG file by --output"
-                )
-            pictures[output / "comparison.png"] = runs
-    for file, drawn in pictures.items():
-        plot_runs(drawn, file)
-        print(file)
+    if is_file:
+        plot_runs(runs, output)
+        print(output)
+    else:
+        for file in plot_each_run(runs, output):
+            print(file)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -126,14 +126,10 @@ def plot_training_curves(
     """
     run = Run(
         name="",
-        curves=read_curves(metrics_json),
+        curves=_curves_to_draw(metrics_json),
         batch_size=batch_size,
         about=about or About(),
     )
-    if not _rows_of_one(run):
-        raise InputError(
-            f"{metrics_json}: no loss, score or learning rate in it; did training start?"
-        )
     plot_runs([run], output)
 
 
@@ -166,6 +162,33 @@ def plot_runs(runs: Sequence[Run], output: str | os.PathLike[str]) -> None:
     axes[-1].set_xlim(left=0)
     axes[-1].set_xlabel("iteration")
     save_figure(figure, output)
+
+
+def plot_each_run(runs: Sequence[Run], folder: Path) -> Iterator[Path]:
+    """Draw a picture of every run and, of several, ``comparison.png`` of all.
+
+    Args:
+        runs: see :func:`plot_runs`.
+        folder: for the pictures, which have the runs' names; ``-`` stands for a ``/`` in them.
+
+    Yields:
+        A file when it is written.
+
+    Raises:
+        InputError: a run of several is called comparison, or see :func:`plot_runs`.
+    """
+    pictures = {folder / f"{run.name.replace('/', '-')}.png": [run] for run in runs}
+    if len(runs) > 1:
+        comparison = folder / "comparison.png"
+        if comparison in pictures:
+            raise InputError(
+                "a run called comparison: its picture would have the name of the one of all runs; "
+                "name a PNG file by --output"
+            )
+        pictures[comparison] = list(runs)
+    for file, drawn in pictures.items():
+        plot_runs(drawn, file)
+        yield file
 
 
 def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
@@ -207,11 +230,7 @@ def _run_folders(folder: Path) -> list[Path]:
 
 def _read_run(folder: Path, name: str) -> Run:
     """Read a run, as far as its training got; its config and summary may be missing."""
-    run = Run(name=name, curves=read_curves(folder / METRICS_FILE))
-    if not _rows_of_one(run):
-        raise InputError(
-            f"{folder / METRICS_FILE}: no loss, score or learning rate in it; did training start?"
-        )
+    curves = _curves_to_draw(folder / METRICS_FILE)
     config = folder / "config.yaml"
     content = read_yaml(config) if config.is_file() else {}
     summary: Mapping[str, Any] = {}
@@ -227,7 +246,7 @@ def _read_run(folder: Path, name: str) -> Run:
     )
     return Run(
         name=name,
-        curves=run.curves,
+        curves=curves,
         batch_size=batch_size if isinstance(batch_size, int) else None,
         about=about,
     )
@@ -279,6 +298,16 @@ def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
         what = "a line is" if broken == 1 else f"{broken} lines are"
         logger.warning("%s: %s no metrics: skipped", metrics_json, what)
     return {name: dict(sorted(curve.items())) for name, curve in values.items()}
+
+
+def _curves_to_draw(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
+    """Read the file of a training that has got somewhere."""
+    curves = read_curves(metrics_json)
+    if not _rows_of_one(Run(name="", curves=curves)):
+        raise InputError(
+            f"{metrics_json}: no loss, score or learning rate in it; did training start?"
+        )
+    return curves
 
 
 def without_imitation(curves: Mapping[str, Curve]) -> Curve:

@@ -15,6 +15,7 @@ from cityscapes_maskrcnn.visualization.style import About
 from cityscapes_maskrcnn.visualization.training_curves import (
     Run,
     find_runs,
+    plot_each_run,
     plot_runs,
     plot_training_curves,
     read_curves,
@@ -204,6 +205,17 @@ def test_several_runs_have_a_colour_each_in_all_rows(tmp_path, figures, assert_r
     assert figure.axes[-1].get_yscale() == "log"
     with pytest.raises(InputError, match="9 runs: at most 8 can be told apart"):
         plot_runs([runs[0]] * 9, tmp_path / "x.png")
+
+
+def test_the_picture_of_all_runs_replaces_that_of_none(tmp_path):
+    runs = [Run(name=name, curves={"total_loss": {9: 2.0}}) for name in ("a/one", "comparison")]
+    (file,) = plot_each_run(runs[:1], tmp_path)
+    assert file == tmp_path / "a-one.png"
+    assert file.stat().st_size > 1000
+    with pytest.raises(InputError, match="a run called comparison"):
+        list(plot_each_run(runs, tmp_path))
+    # Alone it has no other picture beside it.
+    assert list(plot_each_run(runs[1:], tmp_path)) == [tmp_path / "comparison.png"]
 
 
 def test_runs_are_named_by_their_folders(tmp_path):
