@@ -185,7 +185,7 @@ def write_anchor_report(
         dataset=source,
         num_images=len(DatasetCatalog.get(dataset)) if dataset else None,
         generated=bool(dataset) and is_generated_dataset(dataset),
-        protocol="k-means on 1 - IoU",
+        protocol="k-means, refined for the mean best IoU",
     )
     plot_anchors(boxes, anchors, path.with_suffix(".png"), about)
     write_json(path.with_suffix(".json"), numbers)
