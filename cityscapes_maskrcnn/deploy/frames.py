@@ -107,7 +107,7 @@ class FrameSource:
         if self._size is None:
             return image
         height, width = image.shape[:2]
-        new_width, new_height = self._size[0], self._size[1]
+        new_width, new_height = self._size
         if new_height is None:
             scale = new_width / max(height, width)
             new_width, new_height = round(width * scale), round(height * scale)
@@ -282,7 +282,8 @@ def open_source(
         (given,) = inputs
         if given == "-":
             return FrameSource(_lines_of_stdin(), None, every=every, size=size)
-        if _is_url(given) or given.startswith("/dev/") or (given.isdigit() and not _exists(given)):
+        is_number = given.isdigit() and not Path(given).exists()
+        if is_number or _is_url(given) or given.startswith("/dev/"):
             return CameraFrames(given, every=every, size=size)
         if Path(given).is_file() and Path(given).suffix.lower() not in EXTENSIONS:
             return VideoFrames(given, every=every, size=size)
@@ -333,10 +334,6 @@ def quiet_opencv() -> Iterator[None]:
 
 def _is_url(text: str) -> bool:
     return re.match(r"[a-z][a-z0-9+]*://", text) is not None
-
-
-def _exists(text: str) -> bool:
-    return Path(text).exists()
 
 
 def _lines_of_stdin() -> Iterator[Path]:

@@ -18,7 +18,7 @@ from cityscapes_maskrcnn.recipe.performance_table import (
     to_csv,
     to_markdown,
 )
-from cityscapes_maskrcnn.recipe.stage_table import STAGES
+from cityscapes_maskrcnn.recipe.stage_table import GALLERY_FOLDER, STAGES
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.visualization.overfitting import plot_overfitting
@@ -87,7 +87,7 @@ def write_recipe_report(output: Path) -> str:
         ("  as a picture", "performance.png"),
         ("  for programs", "performance.csv"),
         ("Overfitting", "overfitting.png"),
-        ("Gallery", "gallery/index.md"),
+        ("Gallery", f"{GALLERY_FOLDER}/index.md"),
         ("Anchors", "anchors"),
         ("Search", "search"),
         *((f"Stage {STAGES[stage]}", stage) for stage in stages),

@@ -29,5 +29,7 @@ STEPS: Final[dict[str, _Step]] = {
     "stage_2": _Step("stage_2_tuned.yaml", parent="stage_1", title="2 tuned", masks=True),
     "stage_3": _Step("stage_3_refine.yaml", parent="stage_2", title="3 refined", masks=True),
 }
+# Folder, beside those of the steps, of the pictures that tell most about the last stage.
+GALLERY_FOLDER: Final = "gallery"
 # The steps that train a model, and their titles.
 STAGES: Final = {name: step.title for name, step in STEPS.items() if step.title}

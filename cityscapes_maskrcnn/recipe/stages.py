@@ -22,7 +22,7 @@ from cityscapes_maskrcnn.cli import key_value_pairs
 from cityscapes_maskrcnn.data.loaders import training_dicts
 from cityscapes_maskrcnn.engine.outcome import SCORES_FILE
 from cityscapes_maskrcnn.engine.solver import resolve_epochs
-from cityscapes_maskrcnn.recipe.stage_table import STEPS
+from cityscapes_maskrcnn.recipe.stage_table import GALLERY_FOLDER, STEPS
 from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, Step
 from cityscapes_maskrcnn.search.confirmation import OTHER_SEEDS
 from cityscapes_maskrcnn.search.study import IMAGES_CONTENT
@@ -41,8 +41,6 @@ IMAGENET_WEIGHTS: Final = {
 }
 STUDY: Final = "thresholds"
 WEIGHTS: Final = "model_final.pth"
-# Folder of the pictures that tell most about the last stage.
-GALLERY: Final = "gallery"
 # The whole config of a training, with which it is scored.
 CONFIG_FILE: Final = "config.yaml"
 
@@ -229,7 +227,7 @@ class Recipe:
         score = {**flags, "--num-gpus": self.num_gpus}
         commands = [self._tool("train_net.py", score, "--eval-only", *_words(settings))]
         if is_last:
-            draw = {**flags, "--output": self.output / GALLERY}
+            draw = {**flags, "--output": self.output / GALLERY_FOLDER}
             commands.append(self._tool("make_gallery.py", draw, *_words(settings)))
         return Step(
             name=f"scores/{stage}",

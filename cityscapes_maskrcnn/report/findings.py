@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.recipe.performance_table import Row, caution, cell
+from cityscapes_maskrcnn.recipe.stage_table import GALLERY_FOLDER
 from cityscapes_maskrcnn.recipe.step import StepState
 from cityscapes_maskrcnn.report.report_tables import mean_iou, scored_images
 from cityscapes_maskrcnn.report.run_folder import (
-    GALLERY_FOLDER,
     ErrorTables,
     RunFolder,
     StepFolder,
@@ -234,11 +234,9 @@ def loss_summary(stage: TrainedStage) -> str:
     gap = find_gap(without_imitation(stage.curves), stage.curves.get("validation/total_loss", {}))
     if gap is None:
         return ""
-    difference = 100 * (gap.validation - gap.training) / max(gap.training, 1e-12)
-    lowest = "at the end" if gap.lowest == gap.last else f"at iteration {gap.lowest:,}"
     return (
         f"Ends at {gap.training:.3g} in training and {gap.validation:.3g} in validation "
-        f"({difference:+.0f} %); validation was lowest {lowest}."
+        f"({gap.percent:+.0f} %); validation was lowest {gap.lowest_when}."
     )
 
 

@@ -28,6 +28,7 @@ from cityscapes_maskrcnn.report.run_folder import (
 )
 from cityscapes_maskrcnn.utils.config_keys import names_at
 from cityscapes_maskrcnn.utils.object_limits import SIZE_RANGES
+from cityscapes_maskrcnn.visualization.style import class_color
 
 #: Of a long table so many rows are shown.
 MAX_ROWS: Final = 60
@@ -220,7 +221,7 @@ def class_hex(name: str) -> str:
     """The official colour of a class, for CSS; empty for a class without one."""
     if name not in THING_CLASSES:
         return ""
-    return "#{:02x}{:02x}{:02x}".format(*THING_COLORS[THING_CLASSES.index(name)])
+    return class_color(THING_COLORS[THING_CLASSES.index(name)])
 
 
 def cause_table(errors: ErrorTables) -> Table:

@@ -16,15 +16,13 @@ from cityscapes_maskrcnn.evaluation.error_analysis import PER_CLASS_FILE
 from cityscapes_maskrcnn.evaluation.telling_examples import GALLERY_FILE
 from cityscapes_maskrcnn.recipe.chain import COMMAND_FILE, COMMAND_FORM
 from cityscapes_maskrcnn.recipe.performance_table import Row, stage_rows
-from cityscapes_maskrcnn.recipe.stage_table import STAGES, STEPS
+from cityscapes_maskrcnn.recipe.stage_table import GALLERY_FOLDER, STAGES, STEPS
 from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, INPUTS_FILE, StepState
 from cityscapes_maskrcnn.utils.config_keys import names_at, value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_file, read_json
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 from cityscapes_maskrcnn.visualization.training_curves import Curve, read_curves
-
-GALLERY_FOLDER: Final = "gallery"
 
 _ADVICE: Final = "another program or version wrote it; move it away to report the rest"
 _MAX_TABLE_BYTES: Final = 50_000_000

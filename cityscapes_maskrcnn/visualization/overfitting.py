@@ -45,6 +45,16 @@ class Gap:
     lowest: int
     last: int
 
+    @property
+    def percent(self) -> float:
+        """How far validation lies above training, in percent of training."""
+        return 100 * (self.validation - self.training) / max(self.training, 1e-12)
+
+    @property
+    def lowest_when(self) -> str:
+        """When validation was lowest, in words."""
+        return "at the end" if self.lowest == self.last else f"at iteration {self.lowest:,}"
+
 
 def find_gap(training: Curve, validation: Curve) -> Gap | None:
     """Compare the two losses of a run at its end.
@@ -183,14 +193,13 @@ def _mark_gap(axis: Axes, gap: Gap) -> None:
     axis.text(
         1.11 * gap.last,
         (gap.training + gap.validation) / 2,
-        f"gap\n{difference:+.2g}\n({100 * difference / max(gap.training, 1e-12):+.0f} %)",
+        f"gap\n{difference:+.2g}\n({gap.percent:+.0f} %)",
         va="center",
         fontsize=9.5,
         color=INK,
         bbox=_PAPER,
     )
-    lowest = "at the end" if gap.lowest == gap.last else f"at iteration {gap.lowest:,}"
-    _note(axis, 0.98, f"validation lowest {lowest}", _VALIDATION)
+    _note(axis, 0.98, f"validation lowest {gap.lowest_when}", _VALIDATION)
 
 
 def _note(axis: Axes, height: float, text: str, color: str) -> None:
