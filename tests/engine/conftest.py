@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,13 @@ def tiny_model(stage: str, *options: object) -> nn.Module:
 @pytest.fixture(scope="session")
 def build() -> Callable[..., nn.Module]:
     return tiny_model
+
+
+@pytest.fixture
+def remove_files(tmp_path: Path) -> Iterator[None]:
+    """Remove what a test has written, 200 MB a file: pytest would keep those of three runs."""
+    yield
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +19,9 @@ from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer, load_for_inference
 from cityscapes_maskrcnn.utils.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("remove_files")
+
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-@pytest.fixture(autouse=True)
-def remove_files(tmp_path: Path) -> Iterator[None]:
-    """The files are of 160 MB each; pytest would keep those of three runs."""
-    yield
-    shutil.rmtree(tmp_path)
 
 
 def config(file: str, *options: object) -> CfgNode:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from cityscapes_maskrcnn.engine.class_check import class_names
 from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
 from cityscapes_maskrcnn.utils.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("remove_files")
+
 # Rows of person rider car truck bus train motorcycle bicycle among COCO's 80, rider from person.
 COCO_ROWS = [0, 0, 2, 7, 5, 6, 3, 1]
 HEADS = {
@@ -35,13 +36,6 @@ TINY = [
     *("MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.FPN.OUT_CHANNELS", "8"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "8", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def remove_files(tmp_path: Path) -> Iterator[None]:
-    """The files are of 180 MB each; pytest would keep those of three runs."""
-    yield
-    shutil.rmtree(tmp_path)
 
 
 def read(name: str, *options: object) -> CfgNode:

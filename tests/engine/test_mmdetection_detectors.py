@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,8 @@ from cityscapes_maskrcnn.engine.class_check import class_names, coco_classes
 from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
 from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names
 from cityscapes_maskrcnn.utils.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("remove_files")
 
 # mask_rcnn_r50_fpn: name in its file -> shape, and name in Detectron2. Each has a bias.
 FPN, RPN, ROI = "backbone.fpn_", "proposal_generator.rpn_head.", "roi_heads."
@@ -61,13 +61,6 @@ CONFIG_OF_3 = (
     "data_preprocessor=dict(bgr_to_rgb=True, mean=[123.675, 116.28, 103.53],\n"
     "    std=[58.395, 57.12, 57.375], pad_mask=True)\nbackbone=dict(depth=50, style='pytorch')"
 )
-
-
-@pytest.fixture(autouse=True)
-def remove_files(tmp_path: Path) -> Iterator[None]:
-    """The file is of 180 MB; pytest would keep those of three runs."""
-    yield
-    shutil.rmtree(tmp_path)
 
 
 def config(*options: object) -> CfgNode:

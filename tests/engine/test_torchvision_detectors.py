@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +23,12 @@ from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names
 from cityscapes_maskrcnn.modeling.detector_names import from_torchvision
 from cityscapes_maskrcnn.utils.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("remove_files")
+
 CONFIGS = {
     "coco_torchvision_R_50_FPN": maskrcnn_resnet50_fpn,
     "coco_torchvision_R_50_FPN_v2": maskrcnn_resnet50_fpn_v2,
 }
-
-
-@pytest.fixture(autouse=True)
-def remove_files(tmp_path: Path) -> Iterator[None]:
-    """The files are of 180 MB each; pytest would keep those of three runs."""
-    yield
-    shutil.rmtree(tmp_path)
 
 
 def config(name: str, *options: object) -> CfgNode:
