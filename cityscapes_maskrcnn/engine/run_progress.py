@@ -31,11 +31,13 @@ class ShowProgress(HookBase):
 
     Args:
         cfg: the frozen config.
+
+    Attributes:
         clock: of the run.
     """
 
-    def __init__(self, cfg: CfgNode, clock: RunClock | None = None) -> None:
-        self.clock = clock or RunClock()
+    def __init__(self, cfg: CfgNode) -> None:
+        self.clock = RunClock()
         self._batch_size = cfg.SOLVER.IMS_PER_BATCH
         self._period = cfg.TEST.EVAL_PERIOD
         self._measures_on = cfg.DATASETS.VAL or cfg.DATASETS.TEST

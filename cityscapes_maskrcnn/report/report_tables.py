@@ -33,6 +33,7 @@ from cityscapes_maskrcnn.visualization.style import class_color
 #: Of a long table so many rows are shown.
 MAX_ROWS: Final = 60
 UNKNOWN: Final = "-"
+_MAX_CONFUSIONS: Final = 5
 
 #: States in the words of a report, which is not of the present.
 STATES: Final = {
@@ -273,7 +274,7 @@ def miss_table(errors: ErrorTables) -> Table:
     return Table("Missed objects by size and cover", columns, rows)
 
 
-def confusions(errors: ErrorTables, most: int = 5) -> list[str]:
+def confusions(errors: ErrorTables) -> list[str]:
     """The most frequent confusions of two classes, in words."""
     found = []
     with numbers_of("confusion.csv"):
@@ -286,7 +287,7 @@ def confusions(errors: ErrorTables, most: int = 5) -> list[str]:
                 for other, count in counts.items()
                 if count and UNMATCHED not in (name, other) and other != name
             ]
-    return [text for _, text in sorted(found, key=lambda each: -each[0])[:most]]
+    return [text for _, text in sorted(found, key=lambda each: -each[0])[:_MAX_CONFUSIONS]]
 
 
 def training_table(run: RunFolder) -> Table:

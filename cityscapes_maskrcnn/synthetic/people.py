@@ -108,11 +108,11 @@ class Figure:
             )
         self._items.append((depth, parts))
 
-    def tube(self, path: Sequence[Point3], radius: float, color: Color, solid: bool = True) -> None:
+    def tube(self, path: Sequence[Point3], radius: float, color: Color) -> None:
         """Add a thin tube along a path."""
         world = self.world(path)
         width = max(2 * radius * self.size * self.scale, 0.8)
-        part = Part(self.camera.project(world), color, solid, width)
+        part = Part(self.camera.project(world), color, line=width)
         self._items.append((float(world[:, 2].mean()), [part]))
 
     def patch(self, parts: list[Part], depth: float) -> None:

@@ -80,9 +80,9 @@ def make_street(rng: np.random.Generator) -> Street:
     )  # fmt: skip
 
 
-def _strip(camera: Camera, x0: float, x1: float, z0: float, z1: float, y: float = 0.0) -> Array:
+def _strip(camera: Camera, x0: float, x1: float, z0: float, z1: float) -> Array:
     """Image outline of a rectangle on the ground, from x0 to x1 and z0 to z1."""
-    return camera.project([(x0, y, z0), (x1, y, z0), (x1, y, z1), (x0, y, z1)])
+    return camera.project([(x0, 0.0, z0), (x1, 0.0, z0), (x1, 0.0, z1), (x0, 0.0, z1)])
 
 
 def paint_ground(

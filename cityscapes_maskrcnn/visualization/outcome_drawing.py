@@ -13,7 +13,6 @@ from matplotlib.patches import Patch
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.visualization.drawing import (
     EDGE_WIDTH,
-    Colors,
     RgbImage,
     draw_objects,
     edge_look,
@@ -81,7 +80,6 @@ def draw_outcomes(
     edges: Mapping[str, Edge],
     title: str,
     warning: str = "",
-    colors: Colors = THING_COLORS,
 ) -> RgbImage:
     """Draw instances over their image, and below it what the outlines mean.
 
@@ -91,13 +89,12 @@ def draw_outcomes(
         edges: the outlines to explain.
         title: the first line below the image.
         warning: at its end, in red.
-        colors: RGB from 0 to 255 of every class.
 
     Returns:
         The picture, shape (H' + strip, W', 3), uint8, RGB: (H', W') as
         :func:`.drawing.draw_ground_truth`, the strip always as high for the same W'.
     """
-    picture = draw_objects(image_rgb, list(objects), colors)
+    picture = draw_objects(image_rgb, list(objects), THING_COLORS)
     strip = _legend_strip(picture.shape[1], edges, title, warning)
     return np.concatenate([picture, strip])
 
