@@ -24,7 +24,7 @@ from cityscapes_maskrcnn.deploy.quantization import FORMS, QuantizableModel
 from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
 from cityscapes_maskrcnn.deploy.scoring import (
     exported_ap,
-    model_categories,
+    exported_categories,
     refuse_seen_by_exported,
 )
 from cityscapes_maskrcnn.evaluation.instance_ap import PROTOCOL
@@ -121,7 +121,7 @@ def quantize(
     if not scoring.images:
         raise InputError(f"--score {scoring.dataset}: has no images to score on")
     predictor = OnnxPredictor(path)
-    absent = sorted(set(model_categories(predictor)) - set(scoring.categories))
+    absent = sorted(set(exported_categories(predictor)) - set(scoring.categories))
     if absent:
         names = ", ".join(THING_CLASSES[each] for each in absent)
         raise InputError(

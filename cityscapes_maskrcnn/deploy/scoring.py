@@ -50,7 +50,7 @@ def map_exported(
         InputError: a file is missing or damaged, an image and its ground truth differ in size, or a
             class of the model is none of the 8.
     """
-    categories = model_categories(predictor)
+    categories = exported_categories(predictor)
 
     def compare(files: tuple[Path, Path]) -> Result:
         image_file, gt_file = files
@@ -67,7 +67,7 @@ def map_exported(
     return map_in_parallel(compare, list(images), "Predicting images", num_workers=1)
 
 
-def model_categories(predictor: OnnxPredictor) -> list[int]:
+def exported_categories(predictor: OnnxPredictor) -> list[int]:
     """Find by class of a model its contiguous id, 0 to 7, among the 8 official classes.
 
     Raises:
@@ -94,7 +94,7 @@ def exported_ap(predictor: OnnxPredictor, images: Iterable[tuple[Path, Path]]) -
         InputError: see :func:`map_exported`.
     """
     matches = map_exported(match_image, predictor, images)
-    ap: float = averages(average_precision(matches), model_categories(predictor))["allAp"]
+    ap: float = averages(average_precision(matches), exported_categories(predictor))["allAp"]
     return 100 * ap
 
 

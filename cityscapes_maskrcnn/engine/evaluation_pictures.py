@@ -24,8 +24,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.spread import spread
 from cityscapes_maskrcnn.visualization.annotated_images import draw_captioned
 from cityscapes_maskrcnn.visualization.drawing import (
-    caption_of,
-    draw_predictions,
+    draw_captioned_predictions,
     draw_semantic_labels,
     side_by_side,
 )
@@ -128,9 +127,7 @@ class SampledPredictions(DatasetEvaluator):
             found = Instances(
                 found.image_size, **{**found.get_fields(), "pred_masks": frames.tensor}
             )
-        drawn = draw_predictions(image, found, self._metadata, score_thresh=self._score_thresh)
-        what = f"prediction (score ≥ {self._score_thresh:g})"
-        return caption_of(what, len(found)), drawn
+        return draw_captioned_predictions(image, found, self._metadata, self._score_thresh)
 
 
 class WatchedEvaluator(DatasetEvaluators):

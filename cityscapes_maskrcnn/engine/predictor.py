@@ -32,8 +32,7 @@ from cityscapes_maskrcnn.visualization.annotated_images import (
     ground_truth_of,
 )
 from cityscapes_maskrcnn.visualization.drawing import (
-    caption_of,
-    draw_predictions,
+    draw_captioned_predictions,
     side_by_side,
 )
 
@@ -210,10 +209,7 @@ class Predictor:
             metadata = _class_metadata(ALL_CATEGORIES)
             panels.append(draw_captioned("ground truth", image, record, metadata))
         found = self(image_file) if instances is None else instances
-        prediction = draw_predictions(image, found, self.metadata, score_thresh=self._score_thresh)
-        num_objects = int((found.scores >= self._score_thresh).sum())
-        what = f"prediction (score ≥ {self._score_thresh:g})"
-        panels.append((caption_of(what, num_objects), prediction))
+        panels.append(draw_captioned_predictions(image, found, self.metadata, self._score_thresh))
         return side_by_side(panels)
 
 

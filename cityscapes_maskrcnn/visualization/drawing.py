@@ -113,6 +113,22 @@ def draw_predictions(
     return draw_objects(image_rgb, objects, _class_colors(metadata))
 
 
+def draw_captioned_predictions(
+    image_rgb: RgbImage, instances: Instances, metadata: Any, score_thresh: float
+) -> tuple[str, RgbImage]:
+    """Draw predicted instances; returns a caption with their number, and the picture.
+
+    Args:
+        image_rgb: see :func:`draw_predictions`.
+        instances: the same.
+        metadata: the same.
+        score_thresh: the same.
+    """
+    number = int((instances.scores >= score_thresh).sum())
+    caption = caption_of(f"prediction (score ≥ {score_thresh:g})", number)
+    return caption, draw_predictions(image_rgb, instances, metadata, score_thresh)
+
+
 def draw_semantic_labels(
     image_rgb: RgbImage, train_ids: npt.NDArray[np.uint8], metadata: Any
 ) -> RgbImage:
