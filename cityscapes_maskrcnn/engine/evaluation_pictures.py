@@ -142,6 +142,12 @@ class WatchedEvaluator(DatasetEvaluators):
         super().__init__([evaluator, samples])
         self._samples = samples
 
+    def draw_errors(self) -> None:
+        """Draw the errors of the last evaluation, see :class:`CityscapesInstanceEvaluator`."""
+        evaluator = self._evaluators[0]
+        if isinstance(evaluator, CityscapesInstanceEvaluator):
+            evaluator.draw_errors()
+
     def put_events(self, storage: RunStorage, dataset: str = "") -> None:
         """Put pictures and the official precision-recall curves at IoU 0.5 into a storage.
 

@@ -35,9 +35,10 @@ def build_measurement_hooks(
     period = cfg.TEST.EVAL_PERIOD
     validation_loader: DataLoader[Any] | PrefetchedLoader | None = None
     samples: dict[str, SampledPredictions] = {}
+    drawn = DrawErrors()
 
     def evaluate() -> dict[str, Any]:
-        evaluators = []
+        drawn.evaluators = evaluators = []
         for name in cfg.DATASETS.TEST:
             sampled = samples.setdefault(name, SampledPredictions(cfg, name))
             evaluators.append(WatchedEvaluator(trainer.build_evaluator(cfg, name), sampled))
@@ -110,4 +111,24 @@ def build_measurement_hooks(
     if cfg.TEST.AUG.ENABLED and not cfg.DATASETS.VAL:
         # Period 0: at the end of training only.
         built.append(Evaluation(0, evaluate_augmented))
+    built.append(drawn)
     return built
+
+
+class DrawErrors(HookBase):
+    """Draw the errors of a training's last evaluation, once it is through.
+
+    An interrupted one should stop within seconds, and evaluates again when it is resumed.
+
+    Attributes:
+        evaluators: of the last evaluation.
+    """
+
+    def __init__(self) -> None:
+        self.evaluators: list[WatchedEvaluator] = []
+
+    def after_train(self) -> None:
+        """Draw, unless iterations are left."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            for evaluator in self.evaluators:
+                evaluator.draw_errors()

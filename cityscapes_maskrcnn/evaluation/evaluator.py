@@ -223,7 +223,7 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         masks: False scores boxes, which is COCO's protocol alone: for detectors without masks.
         analysis_confidence: lowest confidence of the predictions whose errors are sorted by cause,
             see :mod:`.error_analysis`; the tables go to ``output_dir/analysis``. None: no analysis.
-        draw: called in the main process with that folder when the tables are in it.
+        draw: what :meth:`draw_errors` calls with that folder.
 
     Raises:
         InputError: the dataset has no labels, or others than the 8 official classes; some of them
@@ -331,6 +331,19 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
             for task, scores in results.items()
         )
 
+    def draw_errors(self) -> None:
+        """Draw the tables of the last evaluation, where it has written any.
+
+        This takes seconds, so it is left to the caller: a training draws its last evaluation only.
+        """
+        if self.error_summary is None or self._output_dir is None or self._draw is None:
+            return
+        folder = self._output_dir / ANALYSIS_FOLDER
+        try:
+            self._draw(folder)
+        except (OSError, InputError) as error:
+            logger.warning("%s: no pictures of the error analysis: %s", folder, error)
+
     def _score_masks(self, images: list[ImageResult]) -> dict[str, dict[str, float]]:
         """Score by the official protocol, as fractions, and analyse the errors."""
         matches = [image.matches for image in images if image.matches is not None]
@@ -347,10 +360,8 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
             )
             try:
                 write_error_tables(folder, summary, ap, self._scored)
-                if self._draw is not None:
-                    self._draw(folder)
             except (OSError, InputError) as error:
-                # The scores, and a training that is under way, are worth more than the pictures.
+                # The scores, and a training that is under way, are worth more than the tables.
                 logger.warning("%s: the error analysis is incomplete: %s", folder, error)
         segm = {"AP": official["allAp"], "AP50": official["allAp50%"]}
         segm |= {f"AP-{name}": score["ap"] for name, score in official["classes"].items()}

@@ -533,7 +533,12 @@ def test_a_kill_of_the_last_measurement_is_made_up_for(train: Train, tmp_path: P
         train(*options, kind=Killed)
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     assert not (tmp_path / "summary.json").exists()
+    # Errors are drawn once, when the training is through.
+    analysis = tmp_path / "inference" / "analysis"
+    assert (analysis / "confusion.csv").exists()
+    assert not (analysis / "confusion.png").exists()
     train(*options, resume=True)
+    assert (analysis / "confusion.png").exists()
     assert (tmp_path / "model_best.pth").is_file()
     assert json.loads((tmp_path / "summary.json").read_text())["iterations"] == 2
     assert (tmp_path / "inference_TTA" / "cityscapes_results.json").exists()

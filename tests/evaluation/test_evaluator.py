@@ -285,6 +285,8 @@ def test_analysis_lies_beside_the_score(case: dict[str, Any], tmp_path: Path) ->
     )
     process(evaluator, case, list(range(7)))
     results = evaluator.evaluate()
+    assert not drawn
+    evaluator.draw_errors()
     assert drawn == [tmp_path / "analysis"]
     with (tmp_path / "analysis" / "per_class.csv").open() as file:
         car = list(csv.DictReader(file))[2]
