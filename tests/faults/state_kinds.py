@@ -30,6 +30,7 @@ from variants import Kind
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.annotations import load_instances
 from cityscapes_maskrcnn.data.cache import cache_file
+from cityscapes_maskrcnn.engine import trainer as trainer_module
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.recipe.performance_table import stage_rows, to_csv, to_markdown
@@ -56,9 +57,13 @@ SHORT += " SOLVER.CHECKPOINT_EPOCHS 0 SOLVER.CHECKPOINT_PERIOD 2 SOLVER.IMS_PER_
 
 
 def start_quietly(context: Context) -> None:
-    """Use the data set of the campaign, and one thread."""
+    """Use the data set of the campaign, and one thread; draw nothing.
+
+    The picture at the end of a training takes half of a try. Kills and full disks draw it.
+    """
     os.environ["DETECTRON2_DATASETS"] = str(context.data)
     torch.set_num_threads(1)
+    trainer_module.plot_training_curves = lambda *_: None
 
 
 def write_checkpoint(rng: random.Random, file: Path, content: Any) -> None:
