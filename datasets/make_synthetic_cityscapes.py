@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write generated street scenes in the official Cityscapes layout.
 
-ROOT is what the environment variable DETECTRON2_DATASETS will point to; the scenes go to
-ROOT/cityscapes. Calling it again with the same arguments does nothing.
+The scenes are written to ROOT/cityscapes; to use them, set the environment variable
+DETECTRON2_DATASETS to ROOT. Running it again with the same arguments does nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from cityscapes_maskrcnn.utils.tool import count, folder, run_tool
 
 EXAMPLES = """
 examples:
-  a small data set to try things with:
+  a small dataset for experiments:
     datasets/make_synthetic_cityscapes.py /tmp/streets --train 96 --val 24
-  the official size, with images for stage 0 and for a submission:
+  images of the official size, with some for stage 0 and for a submission:
     datasets/make_synthetic_cityscapes.py /tmp/large --train 80 --val 40 --test 8 \\
         --train-extra 80 --height 1024 --width 2048
 """
@@ -33,18 +33,18 @@ def main() -> int | None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    help_root = "folder in which cityscapes/ is created"
+    help_root = "the folder in which cityscapes/ is created"
     parser.add_argument("root", type=folder("ROOT"), help=help_root)
     parser.add_argument("--train", type=int, default=96, help="number of images (default: 96)")
     parser.add_argument("--val", type=int, default=24, help="number of images (default: 24)")
     parser.add_argument("--test", type=int, default=0, help="number of images (default: 0)")
     parser.add_argument("--train-extra", type=int, default=0, help="number of images (default: 0)")
-    parser.add_argument("--height", type=int, default=256, help="rows of an image (default: 256)")
-    parser.add_argument("--width", type=int, default=512, help="columns of an image (default: 512)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
-    parser.add_argument(
-        "--num-workers", type=count, metavar="N", help="processes (default: one per core)"
-    )
+    parser.add_argument("--height", type=int, default=256, help="image height (default: 256)")
+    parser.add_argument("--width", type=int, default=512, help="image width (default: 512)")
+    help_seed = "the same seed gives the same bytes (default: 0)"
+    parser.add_argument("--seed", type=int, default=0, help=help_seed)
+    help_workers = "number of processes (default: one per core)"
+    parser.add_argument("--num-workers", type=count, metavar="N", help=help_workers)
     args = parser.parse_args()
     counts = {
         "train": args.train,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check a Cityscapes tree (counts, pairs, damaged files), after downloading it if asked to."""
+"""Check that a Cityscapes folder is complete and undamaged, or download it first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cityscapes_maskrcnn.utils.tool import count, run_tool
 
 EXAMPLES = """
 examples:
-  check the tree in $DETECTRON2_DATASETS (or ./datasets):
+  check the data in $DETECTRON2_DATASETS (or ./datasets):
     datasets/prepare_cityscapes.py
   download, unpack and check the fine annotations and their images (11 GB):
     datasets/prepare_cityscapes.py /data --download
@@ -38,14 +38,19 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("root", nargs="?", default=dataset_root(), help="holds cityscapes/ (default: %(default)s)")
-    add("--download", action="store_true", help="first fetch and unpack what is missing")
-    add("--coarse", action="store_true", help="with --download: the coarse data too (46 GB more)")
-    add("--allow-subset", action="store_true", help="accept other counts and image sizes")
-    add("--image-folder", default="leftImg8bit", metavar="DIR", help="default: %(default)s")
-    help_suffix = "what the names of the images end in (default: %(default)s)"
+    help_root = "the folder that contains cityscapes/ (default: %(default)s)"
+    add("root", nargs="?", default=dataset_root(), help=help_root)
+    add("--download", action="store_true", help="first download and unpack what is missing")
+    help_coarse = "with --download: download the coarse data too (46 GB more)"
+    add("--coarse", action="store_true", help=help_coarse)
+    help_subset = "accept other image counts and sizes than the official ones"
+    add("--allow-subset", action="store_true", help=help_subset)
+    help_folder = "folder of the images in cityscapes/ (default: %(default)s)"
+    add("--image-folder", default="leftImg8bit", metavar="DIR", help=help_folder)
+    help_suffix = "the end of the image names (default: %(default)s)"
     add("--image-suffix", default=IMAGE_SUFFIX, metavar="SUFFIX", help=help_suffix)
-    add("--num-workers", type=count, metavar="N", help="processes (default: one per core)")
+    help_workers = "number of processes (default: one per core)"
+    add("--num-workers", type=count, metavar="N", help=help_workers)
     args = parser.parse_args()
 
     if args.download:
@@ -66,7 +71,7 @@ def main() -> int:
     print(printable(folder), format_checks(checks), sep="\n")
     troubled = any(check.problems for check in checks)
     if any(check.subset for check in checks):
-        print("\nA part of the official data, or generated data, is checked with --allow-subset.")
+        print("\nTo check generated data or a part of the official data, add --allow-subset.")
     print("\nThe tree is not in order." if troubled else "\nThe tree is in order.")
     root = Path(args.root).absolute()
     if root != Path(dataset_root()).absolute():

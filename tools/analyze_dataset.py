@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Report what is in a dataset, or how several differ: classes, sizes, shapes, places, occlusion."""
+"""Report the classes, object sizes, shapes, positions and occlusion in one or several datasets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
 examples:
-  what the training images hold:
+  what the training images contain:
     tools/analyze_dataset.py --dataset cityscapes_instance_train --output output/data
   how the validation images differ from them:
     tools/analyze_dataset.py --output output/data \\
@@ -24,7 +24,7 @@ examples:
   data of your own, which a config names in DATASETS.OWN:
     tools/analyze_dataset.py --config-file my_data.yaml --dataset my_train --output output/data
 
-Writes report.md, classes.csv, objects.csv (a line an object) and six pictures.
+Writes report.md, classes.csv, objects.csv (one line per object) and six charts.
 """
 
 
@@ -34,11 +34,13 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--dataset", required=True, nargs="+", metavar="NAME", help="one to four, to be compared")
-    help_config = "whose DATASETS.OWN may name the datasets, and DATASETS.CLASSES their classes"
+    help_dataset = "one to four registered datasets, which are compared"
+    add("--dataset", required=True, nargs="+", metavar="NAME", help=help_dataset)
+    help_config = "a config with DATASETS.OWN or DATASETS.CLASSES, if the datasets need it"
     add("--config-file", default="", metavar="FILE", help=help_config)
     add("--output", required=True, metavar="DIR", help="folder for the report")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    help_opts = "config keys that override the config file"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
     args = parser.parse_args(argv)
     build_config(args.config_file, args.opts)  # which registers the datasets
     overview, files = write_dataset_report(args.dataset, args.output)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Report what a search found: summary, pictures, top trials, and best.yaml for stage 2."""
+"""Report the result of a search: summary, charts, best trials, and best.yaml for stage 2."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ examples:
   a search by tools/tune.py:
     tools/analyze_study.py --storage output/search/search.db --study thresholds \\
         --output output/search
-  then train with what it found:
+  then train with the best values:
     tools/train_net.py --config-file configs/stage_2_tuned.yaml \\
         INCLUDE "('output/search/best.yaml',)" OUTPUT_DIR output/stage_2
 
-Studies of other programs are read too, whatever Optuna made them. Nothing in them is changed. Where
-the best trial cannot become config keys, all but best.yaml is written.
+It also reads Optuna studies of other programs, and never changes a study. If the parameters of the
+best trial are not config keys, it writes everything except best.yaml.
 """
 
 
@@ -37,8 +37,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--storage", required=True, metavar="URL", help="an SQLite file, or postgresql://..."
     )
-    parser.add_argument("--study", default="", metavar="NAME", help="default: the only one")
-    parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="for the report")
+    help_study = "name of the study (default: the only one in the storage)"
+    parser.add_argument("--study", default="", metavar="NAME", help=help_study)
+    help_output = "folder for the report"
+    parser.add_argument("--output", required=True, metavar="DIR", type=Path, help=help_output)
     args = parser.parse_args(argv)
     url = storage_url(args.storage)
     with open_study(url, args.study) as study:

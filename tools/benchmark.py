@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure this project against Detectron2, torchvision and the official scripts, in one run."""
+"""Measure speed, memory and accuracy, compared with Detectron2, torchvision, official scripts."""
 
 from __future__ import annotations
 
@@ -40,50 +40,58 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     chosen = parser.add_subparsers(required=True)
     new = partial(chosen.add_parser, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    load = new("loading", help="reading a split's annotations")
+    load = new("loading", help="reading the annotations of a split")
     load.set_defaults(function="loading.benchmark_loading")
     load.add_argument("--objects", type=int, default=75, dest="num_objects", help="per image")
-    once = new("evaluation", help="scoring, on one core")
+    once = new("evaluation", help="scoring on one core")
     once.set_defaults(function="evaluation.benchmark_evaluation")
     scale = new("evaluation-at-scale", help="scoring in worker processes: time and memory")
     scale.set_defaults(function="evaluation_at_scale.benchmark_scale", config_file=STAGE_1)
-    scale.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="to compare")
-    scale.add_argument("--model-side", type=int, default=0, help="height of a model's images")
-    for each, images in ((load, 2975), (once, 4), (scale, 500)):
-        each.add_argument("--images", type=int, default=images, dest="num_images", help="how many")
+    help_workers = "numbers of workers to compare"
+    scale.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help=help_workers)
+    help_side = "height of the images on which a model predicts; 0: no model"
+    scale.add_argument("--model-side", type=int, default=0, help=help_side)
+    for each, number in ((load, 2975), (once, 4), (scale, 500)):
+        add, dest = each.add_argument, "num_images"
+        add("--images", type=int, default=number, dest=dest, help="number of images")
     for each in (load, once):
-        each.add_argument("--repeats", type=int, default=5, help="the median of them is reported")
+        each.add_argument("--repeats", type=int, default=5, help="the median is reported")
     for each, number in ((once, 60), (scale, 100)):
         add, dest = each.add_argument, "num_predictions"
         add("--predictions", type=int, default=number, dest=dest, help="per image")
         add("--height", type=int, default=1024, help="of the images, in pixels")
         add("--width", type=int, default=2048, help="of the images, in pixels")
-    step = new("stage-0", help="a training step, and its memory")
+    step = new("stage-0", help="time and memory of a training step of stage 0")
     step.set_defaults(function="stage_0.benchmark_stage_0", config_file=STAGE_0)
-    step.add_argument("--steps", type=int, default=5, help="of each system; the median is reported")
-    equal = new("determinism", help="what DETERMINISTIC costs: a training step of stage 1")
+    help_steps = "steps of each system; the median is reported"
+    step.add_argument("--steps", type=int, default=5, help=help_steps)
+    equal = new("determinism", help="cost of DETERMINISTIC in a training step of stage 1")
     equal.set_defaults(function="determinism_cost.benchmark_determinism", config_file=str(STAGE_1))
     equal.add_argument("--steps", type=int, default=30, help="the median is reported")
     whole = {
-        "training": "a training step of stages 1 to 3 against Detectron2's",
-        "inference": "inference against Detectron2's",
-        "mapper": "reading training images against Detectron2's mapper",
+        "training": "a training step of stages 1 to 3, compared with Detectron2",
+        "inference": "inference, compared with Detectron2",
+        "mapper": "reading training images, compared with Detectron2's mapper",
     }
     for name, text in whole.items():
         each = new(name, help=text)
         each.set_defaults(function=f"{name}_speed.benchmark_{name}", config_file=str(STAGE_1))
-        each.add_argument("--small", action="store_true", help="for a CPU: five minutes at most")
-        each.add_argument("--json", metavar="FILE", help="write the rows there too")
-    recipe = new("recipe", help="what each part of the recipe is worth, by AP on generated scenes")
+        help_small = "smaller sizes for a CPU; takes at most five minutes"
+        each.add_argument("--small", action="store_true", help=help_small)
+        each.add_argument("--json", metavar="FILE", help="write the results to this file too")
+    recipe = new("recipe", help="ablation of the recipe: the AP of each part, on generated data")
     recipe.set_defaults(function="recipe_ablation.benchmark_recipe", config_dir=DEMO)
     recipe.set_defaults(report=partial(print, flush=True))
-    recipe.add_argument("--small", action="store_true", help="few steps: the scores mean nothing")
-    recipe.add_argument("--pieces", nargs="+", metavar="NAME", help="only these, such as EMA")
-    output = "folder of trainings and scores; the same command goes on with them, in one process"
-    output += " or several"
+    help_small = "few steps, to try the command; the scores mean nothing"
+    recipe.add_argument("--small", action="store_true", help=help_small)
+    help_pieces = "run only these parts, such as EMA"
+    recipe.add_argument("--pieces", nargs="+", metavar="NAME", help=help_pieces)
+    output = "folder for trainings and scores; the same command continues there, also in several"
+    output += " processes"
     recipe.add_argument("--output", default="output/recipe_ablation", dest="folder", help=output)
-    recipe.add_argument("--json", metavar="FILE", dest="json_file", help="write the numbers there")
-    trade = new("deployment", help="AP against time, file size and memory, in several forms")
+    help_json = "write the results to this file"
+    recipe.add_argument("--json", metavar="FILE", dest="json_file", help=help_json)
+    trade = new("deployment", help="AP, time, file size and memory of a model in several forms")
     add_deployment_flags(trade)
     for each in (step, equal, trade):
         each.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
@@ -105,23 +113,24 @@ def add_deployment_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the benchmark of a trained model."""
     parser.set_defaults(function="deployment.benchmark_deployment")
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="of the model")
-    help_score = "registered dataset; empty: the config's DATASETS.TEST"
+    add("--config-file", required=True, metavar="FILE", help="the model's config")
+    help_score = "registered dataset to score on; empty: the config's DATASETS.TEST"
     add("--score", default="", dest="dataset", metavar="DATASET", help=help_score)
     names = ("NAME", "CONFIG", "WEIGHTS")
-    help_also = "a further model, such as a pruned one; may be given several times"
+    help_also = "another model, such as a pruned one; can be repeated"
     add("--also", action="append", nargs=3, default=[], metavar=names, help=help_also)
     help_onnx = "exported files, quantised or not"
     add("--onnx", nargs="+", type=Path, default=[], metavar="FILE", help=help_onnx)
-    help_sizes = "shorter sides of images in pixels (None: half and three quarters of the config's)"
+    help_sizes = "shorter image sides in pixels (None: half and three quarters of the config's)"
     add("--sizes", nargs="+", type=int, metavar="PX", help=help_sizes)
-    help_proposals = "of an image"
+    help_proposals = "numbers of proposals per image"
     add("--proposals", nargs="+", type=int, default=[1000, 300, 100], help=help_proposals)
-    help_timed = "that are timed, one at a time"
+    help_timed = "number of images to time, one at a time"
     add("--images", type=int, default=8, dest="num_timed", help=help_timed)
-    add("--repeats", type=int, default=5, dest="blocks", help="the median of them is reported")
-    add("--json", type=Path, dest="json_file", metavar="FILE", help="write the rows there")
-    add("--picture", type=Path, metavar="FILE", help="draw them into this PNG file")
+    add("--repeats", type=int, default=5, dest="blocks", help="the median is reported")
+    help_json = "write the results to this file"
+    add("--json", type=Path, dest="json_file", metavar="FILE", help=help_json)
+    add("--picture", type=Path, metavar="FILE", help="draw a chart into this PNG file")
 
 
 if __name__ == "__main__":

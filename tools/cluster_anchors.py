@@ -23,12 +23,12 @@ from cityscapes_maskrcnn.utils.tool import run_tool
 CONFIG = Path(__file__).parents[1] / "configs" / "Base-MaskRCNN-R50-FPN.yaml"
 EXAMPLES = """
 examples:
-  for the images as the recipe's configs resize them:
+  for images resized as in the recipe's configs:
     tools/cluster_anchors.py --dataset cityscapes_instance_train --output output/anchors.yaml
   for smaller images:
     tools/cluster_anchors.py --dataset cityscapes_instance_train --output output/anchors.yaml \\
         INPUT.MIN_SIZE_TEST 512 INPUT.MAX_SIZE_TEST 1024
-  for boxes of your own, a line "width,height" each, in pixels of the network's input:
+  for your own boxes, one line "width,height" per box, in pixels of the network's input:
     tools/cluster_anchors.py --boxes boxes.csv --output output/anchors/anchors.yaml
 """
 
@@ -42,12 +42,17 @@ def main(argv: list[str] | None = None) -> None:
     source.add_argument("--dataset", metavar="NAME", help="such as cityscapes_instance_train")
     source.add_argument("--boxes", metavar="CSV", help="a file of width,height lines")
     add = parser.add_argument
-    add("--config-file", default=str(CONFIG), metavar="FILE", help="sets how images are resized")
-    add("--num-sizes", type=int, default=5, metavar="N", help="one a pyramid level (default: 5)")
-    add("--num-ratios", type=int, default=3, metavar="N", help="anchors in a cell (default: 3)")
-    add("--seed", type=int, metavar="S", help="0 to 4294967295; default: SEED of the config")
-    add("--output", required=True, metavar="YAML", help="config fragment; .png, .json beside it")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    help_config = "the config whose INPUT says how images are resized"
+    add("--config-file", default=str(CONFIG), metavar="FILE", help=help_config)
+    help_sizes = "number of sizes, one per pyramid level (default: 5)"
+    add("--num-sizes", type=int, default=5, metavar="N", help=help_sizes)
+    help_ratios = "number of aspect ratios, which is that of anchors per cell (default: 3)"
+    add("--num-ratios", type=int, default=3, metavar="N", help=help_ratios)
+    add("--seed", type=int, metavar="S", help="0 to 4294967295 (default: SEED of the config)")
+    help_output = "config file to write; a .png and a .json file are written beside it"
+    add("--output", required=True, metavar="YAML", help=help_output)
+    help_opts = "config keys that override the config file"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
     args = parser.parse_args(argv)
     check_report_name(args.output)
     cfg = build_config(args.config_file, args.opts)
@@ -62,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         boxes, anchors, args.output, source=origin, dataset=args.dataset or ""
     )
     print(f"sizes {anchors.sizes}, height/width {anchors.ratios}\n{table}")
-    print(f"{args.output} is written; the table goes from Detectron2's default to these")
+    print(f"Written to {args.output}. The table compares these anchors with Detectron2's default.")
 
 
 if __name__ == "__main__":

@@ -16,24 +16,24 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.tool import count, folder, run_tool
 
 QUANTIZE = """
-All files are scored by the official protocol. If int8 everywhere loses more than the budget, groups
-of layers (mask head, box head, RPN head, FPN, first convolution, ...) stay in float, those that
-cost most first. The result is a model.onnx with its model.json, which every tool takes as an
-exported one; calibration images count as seen, and so do those to score on if they decided what
-stays in float.
+The model is scored by the official protocol before and after. If int8 everywhere loses more than
+the budget, groups of layers (mask head, box head, RPN head, FPN, first convolution, ...) stay in
+float, starting with those that cost most AP. The result is a model.onnx with a model.json, which
+every tool accepts like an exported model. Calibration images count as seen, and so do those of
+--score if they decided what stays in float.
 
 examples:
   tools/compress_model.py quantize --model output/onnx/model.onnx --output output/int8 \\
       --calibration cityscapes_instance_train --score cityscapes_instance_val_part1of4
-  int8 weights alone, which needs no calibration:
+  only the weights in int8, which needs no calibration:
     tools/compress_model.py quantize --model output/onnx/model.onnx --output output/weights \\
         --form weights --score cityscapes_instance_val_part1of4
 """
 PRUNE = """
-From every layer the same share of channels is removed, those of the smallest weights; the FPN's
-outputs and those of the heads stay. The result, model_pruned.pth with its config.yaml, is a model
-like any other: every tool takes it. It finds little until it is trained again, by the command that
-is printed.
+The same fraction of channels is removed from every layer, those with the smallest weights; the
+outputs of the FPN and of the heads stay. The result, model_pruned.pth with a config.yaml, is a
+model like any other: every tool accepts it. Its accuracy is low until it is fine-tuned; the command
+for that is printed.
 
 examples:
   tools/compress_model.py prune --config-file output/stage_3/config.yaml --ratio 0.5 \\
@@ -48,7 +48,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary, epilog, add_flags in (
-        ("quantize", "int8, int8 weights, or float16", QUANTIZE, add_quantize_flags),
+        (
+            "quantize",
+            "quantise an exported model: int8, int8 weights, or float16",
+            QUANTIZE,
+            add_quantize_flags,
+        ),
         ("prune", "remove channels from the layers of a checkpoint", PRUNE, add_prune_flags),
     ):
         command = commands.add_parser(
@@ -62,21 +67,21 @@ def main(argv: list[str] | None = None) -> None:
 def add_quantize_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags of quantisation."""
     add = command.add_argument
-    help_model = "a file of tools/export_model.py"
+    help_model = "an ONNX file from tools/export_model.py"
     add("--model", required=True, type=Path, metavar="FILE", help=help_model)
     help_output = "a new folder for model.onnx and model.json"
     add("--output", required=True, type=folder("--output"), metavar="DIR", help=help_output)
-    help_calibration = "registered dataset for --form int8: training images"
+    help_calibration = "registered dataset of training images to calibrate on, for --form int8"
     add("--calibration", default="", metavar="DATASET", help=help_calibration)
-    help_score = "registered dataset, of which the model has seen nothing"
+    help_score = "registered dataset to score on, which the model has not seen"
     add("--score", required=True, metavar="DATASET", help=help_score)
-    help_budget = "the most points of AP that may be lost (default: %(default)s)"
+    help_budget = "largest allowed loss of AP, in points (default: %(default)s)"
     add("--budget", type=float, default=0.5, metavar="POINTS", help=help_budget)
-    help_images = "to calibrate on, spread over the dataset (default: %(default)s)"
+    help_images = "number of images to calibrate on, spread over the dataset (default: %(default)s)"
     add("--num-images", type=count, default=100, metavar="N", help=help_images)
-    help_form = "int8; weights: int8 weights alone; fp16 (default: %(default)s)"
+    help_form = "int8; weights: only the weights in int8; fp16 (default: %(default)s)"
     add("--form", default="int8", choices=("int8", "weights", "fp16"), help=help_form)
-    help_config = "a config whose DATASETS.OWN may name the datasets"
+    help_config = "a config with DATASETS.OWN, if the datasets are your own"
     add("--config-file", default="", metavar="FILE", help=help_config)
 
 
@@ -84,11 +89,11 @@ def add_prune_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags of pruning."""
     add = command.add_argument
     add("--config-file", required=True, metavar="FILE", help="the model's config")
-    help_ratio = "share of the channels of every layer to remove, between 0 and 1"
+    help_ratio = "fraction of the channels to remove from every layer, between 0 and 1"
     add("--ratio", required=True, type=float, metavar="R", help=help_ratio)
     help_output = "a new folder for model_pruned.pth and config.yaml"
     add("--output", required=True, type=folder("--output"), metavar="DIR", help=help_output)
-    help_opts = "MODEL.WEIGHTS, and other keys that config.yaml is to have"
+    help_opts = "MODEL.WEIGHTS, and other keys to set in config.yaml"
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a file of weights to one that Detectron2 loads as it is, or average checkpoints of a run.
+"""Convert weights to a file that Detectron2 loads, or average the checkpoints of a run.
 
 No code from the files is run.
 """
@@ -22,18 +22,18 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
-A checkpoint of PyTorch Lightning, MMDetection 3 or another program may hold objects beside its
-tensors, whose loading can execute code. They are left out, and no code is executed.
+A checkpoint of PyTorch Lightning, MMDetection 3 or another program may contain objects besides its
+tensors, and loading those can execute code. They are skipped, so no code is executed.
 
 examples:
-  torchvision's own weights, downloaded and their hash checked:
+  torchvision's weights, which are downloaded and whose hash is checked:
     tools/convert_weights.py torchvision://deeplabv3_resnet50 deeplab.pth
-  (or deeplabv3_resnet101) then start any model of Detectron2 with that ResNet from it:
+  (or deeplabv3_resnet101); then initialise any Detectron2 model that has this ResNet:
     train_net.py ... MODEL.WEIGHTS deeplab.pth MODEL.RESNETS.STRIDE_IN_1X1 False INPUT.FORMAT RGB \\
         MODEL.PIXEL_MEAN "(123.675,116.28,103.53)" MODEL.PIXEL_STD "(58.395,57.12,57.375)"
   the tensors of a Detectron2 model that was trained with PyTorch Lightning:
     tools/convert_weights.py --keep-names last.ckpt model.pth
-  the mean of a run's last checkpoints (stochastic weight averaging), to be scored with its config:
+  the mean of a run's last checkpoints (stochastic weight averaging), to score with its config:
     tools/convert_weights.py --average output/model_001[5-9]999.pth output/averaged.pth
 """
 
@@ -49,19 +49,19 @@ def main(argv: list[str] | None = None) -> None:
     add(
         "--keep-names",
         action="store_true",
-        help="write all tensors, whatever the network, under the names that they have",
+        help="write all tensors of any network, with unchanged names",
     )
     add(
         "--average",
         action="store_true",
-        help="write the mean of all IN, checkpoints of one run, under the names that they have",
+        help="write the mean of all IN, which are checkpoints of one run, with unchanged names",
     )
     add("--list", action="store_true", help="print a line for every tensor")
     args = parser.parse_args(argv)
 
     if Path(args.output).suffix != ".pth":
         raise InputError(
-            f"{args.output}: OUT must end in .pth, by which Detectron2 knows the format"
+            f"{args.output}: OUT must end in .pth, by which Detectron2 recognises the format"
         )
     if args.average:
         # Otherwise all files of a pattern, without OUT after it, would replace the last of them.
@@ -70,7 +70,9 @@ def main(argv: list[str] | None = None) -> None:
         content = average_checkpoints(args.inputs)
         _, report = take_as_named(content["model"], f"the mean of {len(args.inputs)} files")
     elif len(args.inputs) > 1:
-        raise InputError(f"{args.inputs[1]}: one file is converted at a time, but for --average")
+        raise InputError(
+            f"{args.inputs[1]}: only one file is converted at a time, except with --average"
+        )
     elif os.path.realpath(args.output) == os.path.realpath(args.inputs[0]):
         raise InputError(f"{args.output}: is the input; name another file, OUT")
     else:

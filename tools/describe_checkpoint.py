@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Show what a checkpoint says of its making: config, code, parents, data, packages, seed."""
+"""Show how a checkpoint was made: config, code, initial weights, data, package versions, seed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cityscapes_maskrcnn.utils.files import to_json
 from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
-Files of other programs are described as far as they go. No code is executed from any file.
+For files of other programs, it shows as much as they record. It never executes code from a file.
 
 examples:
   tools/describe_checkpoint.py output/stage_1/model_final.pth
-  train again from the config that is in it:
+  extract its config, to train again:
     tools/describe_checkpoint.py --json model_final.pth | jq -r .config > config.yaml
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Score instance segmentation results in the official txt + PNG format, from anybody's model."""
+"""Score instance segmentation results of any model, in the official format (txt and PNG files)."""
 
 from __future__ import annotations
 
@@ -48,26 +48,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     add = parser.add_argument
     help_results = (
-        "folder or zip file with the text files and masks; or a file of tools/export_model.py,"
-        " NAME.onnx, which predicts the images now"
+        "folder or zip file with the text files and masks; or a model from tools/export_model.py,"
+        " NAME.onnx, which then predicts the images"
     )
     add("--results", required=True, metavar="PATH", help=help_results)
     what = parser.add_mutually_exclusive_group(required=True)
-    help_gt = "a split's ground truth, such as gtFine/val; each of its images is scored"
+    help_gt = "ground truth of a split, such as gtFine/val; all of its images are scored"
     what.add_argument("--gt-dir", metavar="DIR", help=help_gt)
     help_dataset = "score the images of a registered dataset, such as a part of a split"
     what.add_argument("--dataset", metavar="NAME", help=help_dataset)
-    help_images = "of NAME.onnx, a folder a city (default: leftImg8bit/SPLIT beside gtFine)"
+    help_images = "images for NAME.onnx, by city (default: leftImg8bit/SPLIT beside gtFine)"
     add("--image-dir", type=Path, metavar="DIR", help=help_images)
-    help_config = "a config whose DATASETS.OWN may name the dataset"
+    help_config = "a config with DATASETS.OWN, if the dataset is your own"
     add("--config-file", default="", metavar="FILE", help=help_config)
-    help_list = "score only these: an image's name or file a line"
+    help_list = "score only the images in this file: one name or file per line"
     add("--image-list", metavar="FILE", help=help_list)
-    help_suffix = "the end of the names of the images in the list (default: %(default)s)"
+    help_suffix = "the end of the image names in the list (default: %(default)s)"
     add("--image-suffix", default=IMAGE_SUFFIX, metavar="SUFFIX", help=help_suffix)
-    help_json = "write the official averages here: fractions, null where a class is absent"
+    help_json = "write the official averages to this file: fractions, null for absent classes"
     add("--json", metavar="FILE", help=help_json)
-    help_workers = "processes (default: one per core)"
+    help_workers = "number of processes (default: one per core)"
     add("--num-workers", type=count, metavar="N", help=help_workers)
     add("--coco", action="store_true", help="print COCO-style scores too, from the same masks")
     args = parser.parse_args()

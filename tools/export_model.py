@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Export a trained Mask R-CNN to ONNX, TorchScript or torch.export, compared with PyTorch first."""
+"""Export a trained Mask R-CNN to ONNX, TorchScript or torch.export, and compare it with PyTorch."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.tool import folder, run_tool
 
 EXAMPLES = """
-The files take uint8 images of any height and width, in any number; model.json beside them says how
-images are resized, what the outputs are, classes, colours, thresholds, and where the weights come
-from. A file is written only if it finds what PyTorch finds.
+Exported models accept any number of uint8 images of any height and width. model.json beside the
+model describes resizing, outputs, classes, colours, thresholds, and the origin of the weights. A
+model is written only if its predictions agree with PyTorch's.
 
 examples:
   tools/export_model.py --config-file output/stage_3/config.yaml --output output/onnx \\
       MODEL.WEIGHTS output/stage_3/model_final.pth
-  with the official score of both on a dataset:
+  with the official scores of both on a dataset:
     tools/export_model.py --config-file output/stage_3/config.yaml --output output/onnx \\
         --score cityscapes_instance_val_part3and4of4 MODEL.WEIGHTS output/stage_3/model_final.pth
-  then, on a machine with ONNX Runtime, NumPy and OpenCV alone:
+  then, on a machine with only ONNX Runtime, NumPy and OpenCV:
     from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
     boxes, classes, scores, masks = OnnxPredictor("output/onnx/model.onnx")("street.png")
 """
@@ -38,23 +38,23 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="the model's config")
     formats = ("onnx", "torchscript", "torch_export")
-    add("--format", default="onnx", choices=formats, help="default: %(default)s")
+    add("--format", default="onnx", choices=formats, help="file format (default: %(default)s)")
     add(
         "--output",
         required=True,
         type=folder("--output"),
         metavar="DIR",
-        help="for the model and model.json; an earlier export there is replaced",
+        help="folder for the model and model.json; an earlier export there is replaced",
     )
-    add("--opset", type=int, default=17, metavar="N", help="of ONNX, 16 to 20 (default: 17)")
+    add("--opset", type=int, default=17, metavar="N", help="ONNX opset, 16 to 20 (default: 17)")
     add(
         "--image",
         action="append",
         type=Path,
         default=[],
         metavar="FILE",
-        help="compare with PyTorch on this one; may be given several times (default: generated"
-        " street scenes of several sizes)",
+        help="an image on which to compare with PyTorch; can be repeated (default: generated street"
+        " scenes of several sizes)",
     )
     add(
         "--score",
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     if args.score and args.format != "onnx":
-        raise InputError(f"--score: files of --format {args.format} are not scored, only of onnx")
+        raise InputError(f"--score: only --format onnx can be scored, not {args.format}")
     cfg = build_config(args.config_file, args.opts)
     if args.score:
         check_dataset_names([args.score])
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         print(format_scores(scores))
         difference = abs(scores["exported"]["AP"] - scores["pytorch"]["AP"])
         if difference > 0.1:
-            raise InputError(f"{path}: its AP differs by {difference:.2f} points")
+            raise InputError(f"{path}: its AP differs from PyTorch's by {difference:.2f} points")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Draw the images that tell most about a model, ground truth beside prediction, errors by cause.
+"""Draw a model's most informative images, ground truth beside prediction, with errors by cause.
 
-Chosen are the best, the median and the worst image by its official AP, the most false positives,
-the most misses, the most small objects, and an image for each class. DIR/index.md shows them;
+These are the best, the median and the worst image by official AP, those with the most false
+positives, misses and small objects, and one image for each class. DIR/index.md shows them;
 DIR/gallery.json describes them for programs.
 """
 
@@ -22,10 +22,10 @@ from cityscapes_maskrcnn.visualization.image_files import make_folder
 
 EXAMPLES = """
 examples:
-  on DATASETS.TEST of the config:
+  for DATASETS.TEST of the config:
     tools/make_gallery.py --config-file output/stage_3/config.yaml --output output/gallery \\
         MODEL.WEIGHTS output/stage_3/model_final.pth
-  predictions of another program, in the official result files:
+  predictions of another program, as official result files:
     tools/make_gallery.py --dataset cityscapes_instance_val --predictions results/ \\
         --output output/gallery
 """
@@ -40,11 +40,12 @@ def main(argv: list[str] | None = None) -> None:
     add("--config-file", default="", metavar="FILE", help="the model's config")
     add("--output", required=True, metavar="DIR", help="folder for the gallery")
     add("--dataset", metavar="NAME", help="a registered dataset (default: DATASETS.TEST)")
-    help_predictions = "show official result files, folder or zip archive, instead of a model"
+    help_predictions = "official result files to show instead of a model: a folder or zip file"
     add("--predictions", metavar="PATH", help=help_predictions)
     help_thresh = "lowest score of a detection (default: TEST.ANALYSIS_CONFIDENCE)"
     add("--score-thresh", type=float, metavar="T", help=help_thresh)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    help_opts = "config keys that override the config file"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
     args = parser.parse_args(argv)
 
     cfg = build_config(args.config_file, args.opts)

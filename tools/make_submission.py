@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Predict a split into the zip file that the Cityscapes server takes, or check such a file."""
+"""Predict a split and write the zip file for the Cityscapes benchmark server, or check one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from cityscapes_maskrcnn.evaluation import submission_check
 from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
-examples (after an interruption, give the same command again; a list makes do without the data):
+examples:
+  predict the test images; to continue after an interruption, run the same command again:
     tools/make_submission.py --config-file output/stage_1/config.yaml \\
         --output output/stage_1.zip MODEL.WEIGHTS output/stage_1/model_final.pth
-    tools/make_submission.py --check anybodys_results/ --image-list test.txt
+  check the results of any model; with a list of the images, the data are not needed:
+    tools/make_submission.py --check results/ --image-list test.txt
 """
 
 
@@ -36,19 +38,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     add, dataset = parser.add_argument, "cityscapes_instance_test"
     add("--config-file", default="", metavar="FILE", help="the model's config")
-    add("--output", metavar="ZIP", help="the file to make")
+    add("--output", metavar="ZIP", help="the zip file to write")
     add("--dataset", default=dataset, metavar="NAME", help=f"default: {dataset}")
-    add("--num-gpus", type=int, default=1, metavar="N", help="processes, with or without GPUs")
-    add("--check", metavar="PATH", help="a zip file or folder: name all that is wrong with it")
-    add("--image-list", metavar="FILE", help="instead of --dataset: an image's name or file a line")
+    help_gpus = "number of processes, with or without GPUs (default: 1)"
+    add("--num-gpus", type=int, default=1, metavar="N", help=help_gpus)
+    add("--check", metavar="PATH", help="check this zip file or folder and list its problems")
+    help_list = "instead of --dataset: a file with one image name or file per line"
+    add("--image-list", metavar="FILE", help=help_list)
     add(
         "--image-suffix",
         default=IMAGE_SUFFIX,
         metavar="SUFFIX",
-        help="of the files in --image-list (default: %(default)s)",
+        help="the end of the image names in --image-list (default: %(default)s)",
     )
     add("--list-all", action="store_true", help="with --check: do not shorten long lists")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    help_opts = "config keys that override the config file"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
     parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto")
     args = parser.parse_args()
     if not args.check and not (args.output and args.config_file):

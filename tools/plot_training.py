@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the course of trainings: losses, scores, learning rate, throughput, waiting for data."""
+"""Plot the curves of trainings: losses, scores, learning rate, throughput, waiting for data."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ EXAMPLES = """
 examples:
   one run, also while it trains:
     tools/plot_training.py output/stage_1 --output stage_1.png
-  two runs laid over each other:
+  two runs in one chart:
     tools/plot_training.py output/stage_1 output/stage_1_large --output both.png
-  the stages of a whole recipe laid over each other:
+  all stages of a recipe in one chart:
     tools/plot_training.py output/recipe --output recipe.png
-  a picture of every stage, and one of all (comparison.png):
+  one picture per stage, and one of all (comparison.png):
     tools/plot_training.py output/recipe --output output/recipe/curves
 """
 
@@ -37,9 +37,10 @@ def main(argv: list[str] | None = None) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="output folder of a training, with metrics.json; that of a recipe means its stages",
+        help="output folder of a training, which contains metrics.json, or of a recipe, for all of"
+        " its stages",
     )
-    help_output = "one picture of all runs; or a folder, for a picture of each and one of all"
+    help_output = "a PNG file for one picture of all runs; or a folder, for one of each and of all"
     parser.add_argument("--output", required=True, metavar="FILE.png|DIR", help=help_output)
     args = parser.parse_args(argv)
     output = Path(args.output)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Predict images, a video or a camera into JSON lines, a video or pictures, as a stream."""
+"""Predict on images, a video or a camera; write JSON lines, a video or pictures, as a stream."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.tool import check_score_thresh, count, run_tool
 
 EXAMPLES = """
-examples (a checkpoint's config is the config.yaml beside it):
-  a video with its detections drawn, and all of them as JSON lines:
+examples (a checkpoint needs the config.yaml beside it):
+  draw the detections into a video, and write them as JSON lines:
     tools/predict.py --model output/stage_3/model_final.pth --input drive.mp4 \\
         --output drawn.mp4 drive.jsonl --track
   every fifth frame of a camera, until Ctrl-C:
     tools/predict.py --model model.onnx --input 0 --every 5 --output pictures
-  transparent pictures of the people in a folder of images:
+  transparent overlays of the people in a folder of images:
     tools/predict.py --model output/stage_3/model_final.pth --input photographs \\
         --output overlays --overlay --classes person rider
-  images whose names another program writes:
+  read the names of the images from another program:
     find . -name '*.jpg' | tools/predict.py --model model.onnx --input - --output found.jsonl
 """
 
@@ -71,8 +71,8 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         nargs="+",
         metavar="WHAT",
-        help="images, folders or patterns; or a video; or a camera's number, device or URL; or -:"
-        " names of images on standard input",
+        help="images, folders or patterns; or a video; or a camera's number, device or URL; or -,"
+        " to read the names of images from standard input",
     )
     add(
         "--output",
@@ -80,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="PATH",
-        help=f"any of: NAME.jsonl, a video ({' '.join(CODECS)}), a folder for pictures",
+        help=f"one or several of: NAME.jsonl, a video ({' '.join(CODECS)}), a folder for pictures",
     )
     add("--model", required=True, metavar="FILE", help="a checkpoint, or an exported model.onnx")
     add("--config-file", metavar="FILE", help="default: the config.yaml beside the checkpoint")
@@ -91,17 +91,18 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="T",
         help="lowest score of a detection (default: %(default)s)",
     )
-    add("--device", metavar="D", help="cpu, cuda, cuda:1 (default: the config's; of .onnx the cpu)")
-    add("--batch-size", type=count, metavar="N", help="frames that are predicted together")
-    add("--every", type=count, default=1, metavar="N", help="predict every N-th frame only")
-    add("--resize", metavar="SIZE", help="of frames, first of all: WxH, or the longer side")
+    add("--device", metavar="D", help="cpu, cuda, cuda:1 (default: the config's; for .onnx: cpu)")
+    add("--batch-size", type=count, metavar="N", help="number of frames predicted together")
+    add("--every", type=count, default=1, metavar="N", help="predict only every N-th frame")
+    add("--resize", metavar="SIZE", help="resize frames first: WxH, or the longer side")
     add("--classes", nargs="+", metavar="NAME", help="keep only these classes")
-    add("--track", action="store_true", help="number objects from frame to frame (ByteTrack)")
+    help_track = "track objects: the same number in all frames (ByteTrack)"
+    add("--track", action="store_true", help=help_track)
     layouts = parser.add_mutually_exclusive_group()
     parser.set_defaults(layout="prediction")
     for layout, text in (
-        ("overlay", "transparent pictures of the detections alone"),
-        ("side-by-side", "put the frame to the left of what is drawn"),
+        ("overlay", "draw only the detections, as transparent pictures"),
+        ("side-by-side", "show the original frame to the left of the drawing"),
     ):
         flag = f"--{layout}"
         layouts.add_argument(flag, dest="layout", action="store_const", const=layout, help=text)
@@ -109,12 +110,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--masks",
         choices=("rle", "polygons", "none"),
         default="rle",
-        help="their form in JSON lines (default: %(default)s)",
+        help="format of masks in JSON lines (default: %(default)s)",
     )
-    help_fps = f"of a video (default: as the input; of images {DEFAULT_RATE:g})"
+    help_fps = f"frame rate of the video (default: that of the input; {DEFAULT_RATE:g} for images)"
     add("--fps", type=float, metavar="F", help=help_fps)
-    add("--codec", metavar="FOURCC", help="of a video (default: mp4v, in .avi MJPG, in .webm VP80)")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    help_codec = "codec of the video (default: mp4v; MJPG in .avi, VP80 in .webm)"
+    add("--codec", metavar="FOURCC", help=help_codec)
+    help_opts = "config keys that override the config file"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
     return parser
 
 
@@ -125,7 +128,7 @@ def load_model(args: argparse.Namespace) -> FrameModel:
     if Path(args.model).suffix == ".onnx":
         if args.config_file or args.opts:
             flag = "--config-file" if args.config_file else args.opts[0]
-            raise InputError(f"{flag}: an exported model has no config; export it with another one")
+            raise InputError(f"{flag}: an exported model has no config; export it with other keys")
         from cityscapes_maskrcnn.deploy.onnx_model import OnnxModel
 
         return OnnxModel(
@@ -142,7 +145,7 @@ def load_model(args: argparse.Namespace) -> FrameModel:
     config_file = args.config_file or str(Path(args.model).with_name("config.yaml"))
     if not args.config_file and not Path(config_file).is_file():
         raise InputError(
-            f"--model {args.model}: no config.yaml beside it: name it by --config-file"
+            f"--model {args.model}: no config.yaml beside it; name one with --config-file"
         )
     # The default of MODEL.DEVICE means a GPU if there is one; the flag means what it says.
     if (args.device or "").startswith("cuda") and not torch.cuda.is_available():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Report a run of the recipe on one page, which needs no other file and no network."""
+"""Write a report of a recipe run: one page, which needs no other files and no network."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ EXAMPLES = """
 example:
     tools/report.py --run output/recipe --output report.html
 
-The page says what was trained on what, its scores, curves, anchors, search, errors and examples,
-how to repeat it, and what limits its meaning. A run that is not complete is reported as far as it
-is. Before, tools/make_gallery.py with --output RUN/gallery chooses and draws the examples.
+The page shows what was trained on what, scores, curves, anchors, search, errors, examples, the
+commands to repeat the run, and its limitations. If the run is incomplete, the page covers what
+there is. The examples are those of tools/make_gallery.py --output RUN/gallery; run it first.
 """
 
 
@@ -30,9 +30,10 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    help_run = "the --output of tools/train_stages.py"
+    help_run = "the run's folder, the --output of tools/train_stages.py"
     add("--run", type=folder("--run"), required=True, metavar="DIR", help=help_run)
-    add("--output", type=Path, metavar="HTML", help="default: report.html in the run's folder")
+    help_output = "the page to write (default: report.html in the run's folder)"
+    add("--output", type=Path, metavar="HTML", help=help_output)
     args = parser.parse_args(argv)
     output = args.output or args.run / "report.html"
     write_report(args.run, output)

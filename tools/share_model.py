@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make a folder of a checkpoint to share: weights as .safetensors, config and a model card."""
+"""Prepare a checkpoint for sharing: a folder with .safetensors weights, config and model card."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from cityscapes_maskrcnn.deploy.model_card import (
 from cityscapes_maskrcnn.utils.tool import folder, run_tool
 
 EXAMPLES = """
-The weights alone are taken over, in the types that they have; no training state, no folders of this
-machine. The card, README.md, says what the checkpoint records. Read it before you publish it.
+Only the weights are copied, with their types unchanged; the training state and the paths of this
+machine are not. The model card, README.md, states what the checkpoint records. Read it before you
+publish it.
 
 examples:
   score a checkpoint, and share it with its scores:
@@ -32,7 +33,7 @@ examples:
         MODEL.WEIGHTS output/stage_3/model_final.pth OUTPUT_DIR output/scored
     tools/share_model.py --checkpoint output/stage_3/model_final.pth \\
         --scores output/scored/scores.json --output shared
-  upload it to Hugging Face's hub too, where a new repository is private at first:
+  upload it to the Hugging Face hub as well, where a new repository is private at first:
     pip install huggingface_hub
     hf auth login
     tools/share_model.py ... --output shared --upload OWNER/NAME
@@ -45,16 +46,16 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="FILE", help="a .pth file of train_net.py")
-    add("--scores", metavar="FILE", help="its scores.json, of train_net.py --eval-only")
+    add("--checkpoint", required=True, metavar="FILE", help="a .pth file from train_net.py")
+    add("--scores", metavar="FILE", help="its scores.json, from train_net.py --eval-only")
     add(
         "--output",
         required=True,
         type=folder("--output"),
         metavar="DIR",
-        help="a folder, made when missing",
+        help="folder to write to; created if missing",
     )
-    add("--upload", metavar="OWNER/NAME", help="repository on Hugging Face's hub")
+    add("--upload", metavar="OWNER/NAME", help="also upload to this Hugging Face repository")
     args = parser.parse_args(argv)
     if args.upload is not None:
         check_repository(args.upload)
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     files = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
     print(f"{', '.join(files)} are in {args.output}")
     if scores is None:
-        print("The card has no scores: name those of this checkpoint by --scores")
+        print("The card has no scores. To add them, name the model's scores.json with --scores.")
     if args.upload is not None:
         print(f"Uploaded to {upload_folder(args.output, args.upload, files)}")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a model: Detectron2's train_net.py for this project's datasets and stages."""
+"""Train or evaluate a model, like Detectron2's train_net.py, with this project's datasets."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ EXAMPLES = """
 examples:
   train stage 1 on one GPU:
     tools/train_net.py --config-file configs/stage_1_heads.yaml OUTPUT_DIR output/stage_1
-  go on after an interruption:
+  continue after an interruption:
     tools/train_net.py --config-file configs/stage_1_heads.yaml --resume OUTPUT_DIR output/stage_1
-  start the processes by torchrun (or srun) instead of --num-gpus:
+  start the processes with torchrun (or srun) instead of --num-gpus:
     torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/stage_1_heads.yaml
   score a checkpoint by the official protocol:
     tools/train_net.py --config-file output/stage_1/config.yaml --eval-only \\
@@ -59,13 +59,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="train anew in an OUTPUT_DIR that holds a run, whose files are removed",
+        help="delete the run in OUTPUT_DIR and start again",
     )
     parser.add_argument(
         "--auto-batch",
         action="store_true",
-        help="divide the batch into micro-batches, the largest that fit into the GPU's memory: sets"
-        " SOLVER.ACCUMULATE; SOLVER.IMS_PER_BATCH stays the batch of a step",
+        help="divide the batch into the largest micro-batches that fit into the GPU's memory: sets"
+        " SOLVER.ACCUMULATE; SOLVER.IMS_PER_BATCH stays the batch size of a step",
     )
     return launch(train_or_evaluate, parser.parse_args(argv))
 

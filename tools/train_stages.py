@@ -26,37 +26,42 @@ from cityscapes_maskrcnn.utils.tool import folder, run_tool
 
 EXAMPLES = """
 examples:
-  see what would be done:
+  show the plan only:
     tools/train_stages.py --output output/recipe --dry-run
-  do it; the same command goes on after an interruption:
+  run it; to continue after an interruption, run the same command again:
     tools/train_stages.py --output output/recipe
   with another backbone:
     tools/train_stages.py --config-dir configs/convnext_t --output output/convnext_t
-  without coarse data: ImageNet weights in the place of stage 0 (the plan names them):
+  without coarse data, from ImageNet weights instead of stage 0 (the plan names them):
     tools/train_stages.py --output output/recipe --stages stage_1 anchors search stage_2 stage_3 \\
         MODEL.WEIGHTS detectron2://ImageNetPretrained/torchvision/R-50.pkl
-  a part of it, from weights of your own:
+  some of the stages, from your own weights:
     tools/train_stages.py --output output/part --stages stage_1 stage_2 MODEL.WEIGHTS my.pth
-every step has a folder with its log, steps.log, in it; a complete step is not repeated; one that
-was made with another config is an error; one that was made from outputs of an earlier step which
-have changed since is made anew, and what it had is moved to OUTPUT/replaced
+
+Every step has a folder with its log, steps.log. Complete steps are not repeated. A step that was
+run with another config is an error. If the outputs of an earlier step have changed since, the step
+is run again, and its previous files are moved to OUTPUT/replaced.
 """
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the plan, run it, and print what came of it."""
+    """Print the plan, run it, and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config-dir", type=Path, default="configs", metavar="DIR", help="default: configs")
-    add("--output", type=folder("--output"), required=True, metavar="DIR", help="for every step")
-    add("--stages", nargs="+", default=list(STEPS), metavar="STEP", help=f"of {' '.join(STEPS)}")
-    add("--trials", type=int, default=42, metavar="N", help="of the search (default: 42)")
-    help_confirm = "best trials of the search to train again with other seeds (default: 3)"
+    help_configs = "folder of the stages' configs (default: configs)"
+    add("--config-dir", type=Path, default="configs", metavar="DIR", help=help_configs)
+    help_output = "folder of the run, with a folder for every step"
+    add("--output", type=folder("--output"), required=True, metavar="DIR", help=help_output)
+    help_stages = f"steps to run (default: all): {' '.join(STEPS)}"
+    add("--stages", nargs="+", default=list(STEPS), metavar="STEP", help=help_stages)
+    add("--trials", type=int, default=42, metavar="N", help="trials of the search (default: 42)")
+    help_confirm = "number of best trials to train again with other seeds (default: 3)"
     add("--confirm", type=int, default=3, metavar="K", help=help_confirm)
-    add("--num-gpus", type=int, default=1, metavar="N", help="processes a training (default: 1)")
-    add("--dry-run", action="store_true", help="print the plan only")
+    help_gpus = "number of processes per training (default: 1)"
+    add("--num-gpus", type=int, default=1, metavar="N", help=help_gpus)
+    add("--dry-run", action="store_true", help="only print the plan")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys for all stages")
     args = parser.parse_args(argv)
 

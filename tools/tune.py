@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Search for the best matching thresholds with Optuna, in as many processes as you like."""
+"""Search for the best matching thresholds with Optuna, with any number of workers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cityscapes_maskrcnn.utils.tool import run_tool
 
 EXAMPLES = """
 examples:
-  search on this machine; the same command goes on after an interruption, or joins as a worker:
+  search on this machine; run the same command again to continue, or to add a worker:
     tools/tune.py --config-file configs/stage_2_search.yaml --study thresholds --trials 42 \\
         OUTPUT_DIR output/search MODEL.WEIGHTS output/stage_1/model_final.pth
   a worker of a search on many machines:
     tools/tune.py --config-file configs/stage_2_search.yaml --study thresholds --trials 42 \\
         --storage postgresql://user:password@host/optuna OUTPUT_DIR output/search \\
         MODEL.WEIGHTS output/stage_1/model_final.pth
-  search the learning rate too, in a study of its own:
+  search the learning rate too, in a separate study:
     tools/tune.py --config-file configs/stage_2_search.yaml --study with_rate \\
         OUTPUT_DIR output/search_rate SEARCH.PARAMETERS.base_lr.ENABLED True
 """
@@ -36,18 +36,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="what a trial trains")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the trials")
     parser.add_argument("--study", default="search", help="name of the study (default: search)")
     help_storage = "postgresql://... or an SQLite file (default: OUTPUT_DIR/search.db)"
     parser.add_argument("--storage", default="", metavar="URL", help=help_storage)
-    help_trials = "trials of the whole study, those of other workers included (default: 42)"
+    help_trials = "trials of the whole study, including those of other workers (default: 42)"
     parser.add_argument("--trials", type=int, default=42, metavar="N", help=help_trials)
-    parser.add_argument("--no-prune", action="store_true", help="train every trial to its end")
+    parser.add_argument("--no-prune", action="store_true", help="do not end bad trials early")
     help_confirm = (
-        "train the best K trials again with 2 other seeds each; the mean decides (default: 0)"
+        "repeat the best K trials with 2 other seeds each, and rank them by the mean (default: 0)"
     )
     parser.add_argument("--confirm", type=int, default=0, metavar="K", help=help_confirm)
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes a trial")
+    help_gpus = "number of processes per trial (default: 1)"
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help=help_gpus)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, after all flags"
     )

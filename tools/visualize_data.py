@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the annotations of a dataset, as they are or as training augments them."""
+"""Draw the annotations of a dataset, unchanged or as training augments them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from cityscapes_maskrcnn.visualization.image_files import make_folder, picture_f
 
 EXAMPLES = """
 examples:
-  twenty validation images, always the same:
+  twenty random validation images, always the same ones:
     tools/visualize_data.py --dataset cityscapes_instance_val --output pictures --num-images 20
-  other ones, with the coarse semantic labels:
+  twenty others, with the coarse semantic labels:
     tools/visualize_data.py --dataset cityscapes_coarse_semantic_train_extra --output pictures \\
         --num-images 20 --seed 1
   the first twenty examples that a training with these keys would see:
@@ -47,14 +47,15 @@ def main(argv: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--dataset", required=True, metavar="NAME", help="such as cityscapes_instance_val")
-    help_config = "whose DATASETS.OWN may name the dataset, and whose INPUT is that of --augmented"
+    help_config = "a config with DATASETS.OWN, or with the INPUT to use for --augmented"
     add("--config-file", default="", metavar="FILE", help=help_config)
     add("--output", required=True, metavar="DIR", help="folder for the pictures")
-    add("--num-images", type=int, metavar="N", help="draw a random sample only (default: all)")
-    add("--seed", type=int, default=0, metavar="S", help="of the sample (default: 0)")
-    help_augmented = "draw training examples, in their order: of N images, with the SEED S"
+    add("--num-images", type=int, metavar="N", help="number of random images (default: all)")
+    add("--seed", type=int, default=0, metavar="S", help="seed of the sample (default: 0)")
+    help_augmented = "draw the first N training examples of a run with seed S, in order"
     add("--augmented", action="store_true", help=help_augmented)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    help_opts = "config keys that override the config file"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
     args = parser.parse_args(argv)
 
     cfg = build_config(args.config_file, args.opts)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw a model's predictions, beside the ground truth of images that have one."""
+"""Draw a model's predictions, beside the ground truth where an image is annotated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cityscapes_maskrcnn.visualization import image_files as files
 
 EXAMPLES = """
 examples:
-  photographs of your own:
+  your own photographs:
     tools/visualize_predictions.py --config-file output/stage_1/config.yaml \\
         --input street.jpg 'holiday/*.png' --output pictures \\
         MODEL.WEIGHTS output/stage_1/model_final.pth
@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         metavar="T",
         help="lowest score of a detection (default: 0.5)",
     )
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    help_opts = "config keys that override the config file"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
     args = parser.parse_args(argv)
 
     cfg = build_config(args.config_file, args.opts)

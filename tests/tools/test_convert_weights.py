@@ -164,7 +164,7 @@ def test_the_mean_of_checkpoints(convert: Run, tmp_path: Path) -> None:
     for number, path in enumerate(inputs):
         torch.save({"model": {"a.weight": torch.tensor([1.0 + number])}, "iteration": number}, path)
     out = tmp_path / "averaged.pth"
-    assert_one_line(convert(*inputs, out), "model_1.pth: one file is converted at a time, but for ")
+    assert_one_line(convert(*inputs, out), "model_1.pth: only one file is converted at a time, exc")
     # The last one is not taken for OUT.
     before = inputs[1].read_bytes()
     assert_one_line(convert("--average", *inputs), "model_1.pth: exists; name a new file, OUT, aft")

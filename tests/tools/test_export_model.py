@@ -95,7 +95,7 @@ def test_a_dataset_of_other_classes(
         (["--opset", "99"], "error: --opset 99: it must be between 16 and 20\n"),
         (
             ["--format", "torchscript", "--score", "cityscapes_instance_val"],
-            "error: --score: files of --format torchscript are not scored, only of onnx\n",
+            "error: --score: only --format onnx can be scored, not torchscript\n",
         ),
         (
             ["--score", "cityscapes_instance_vall"],
