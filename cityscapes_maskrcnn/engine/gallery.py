@@ -1,4 +1,4 @@
-"""A gallery of a model's predictions: telling images, ground truth and prediction of each.
+"""A gallery of a model's most informative images, each with ground truth and prediction.
 
 A folder with ``index.md``, two pictures of the same size for each example, ground truth and
 prediction, and ``gallery.json`` for programs::
@@ -78,11 +78,11 @@ def write_gallery(
     """Score every image of ``DATASETS.TEST`` once, choose examples and draw them.
 
     Args:
-        cfg: the model's config, not changed; also of results, whose model is not built.
-        folder: of the gallery. What an earlier gallery left there is replaced.
+        cfg: the model's config, not changed. With ``results``, no model is built from it.
+        folder: where to write the gallery; an earlier gallery there is replaced.
         score_thresh: lowest score of a detection, between 0 and 1.
-        results: official result files to show, folder or zip archive; None: ``MODEL.WEIGHTS``
-            predicts.
+        results: official result files to show, a folder or zip file; None: predict with
+            ``MODEL.WEIGHTS``.
 
     Returns:
         The captions of the examples.
@@ -220,7 +220,7 @@ def _draw(image: _Image, score_thresh: float) -> tuple[RgbImage, RgbImage]:
     counts = examined.counts()
     gt_title = f"Ground truth: {counts['found']} of {counts['objects']} objects found"
     if not counts["objects"]:
-        gt_title = "Ground truth: no object that counts"
+        gt_title = "Ground truth: no object to find"
     pred_title = f"Prediction: {len(detections) or 'nothing'} with score ≥ {score_thresh:g}"
     return (
         draw_outcomes(pixels, objects, GROUND_TRUTH_EDGES, gt_title, warning),
@@ -233,11 +233,11 @@ def _page(content: dict[str, Any], score_thresh: float) -> str:
     lines = [
         "# Gallery",
         "",
-        f"{content['model']}; {content['images']} images of {content['dataset']}. An image AP is "
-        "the official one, on that image alone.",
-        f"Detections have a score of {score_thresh:g} or more; those whose IoU with an object of "
-        "their class exceeds 0.5 have found it. Not counted are groups, objects below "
-        f"{MIN_REGION_PIXELS} pixels, and detections on these or on void.",
+        f"{content['model']}; {content['images']} images of {content['dataset']}. Image AP is the "
+        "official AP of a single image.",
+        f"Detections with a score of {score_thresh:g} or more are shown. An object is found if a "
+        "detection of its class has an IoU above 0.5 with it. Groups, objects below "
+        f"{MIN_REGION_PIXELS} pixels, and detections on these or on void are not counted.",
     ]
     by_image: dict[str, list[dict[str, Any]]] = {}
     for example in content["examples"]:

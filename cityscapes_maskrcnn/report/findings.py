@@ -1,4 +1,4 @@
-"""What came of a run, what limits its meaning, and what to do next: in words."""
+"""The texts of the report: results of a run, their limitations, and what to do next."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _VAL_IMAGES: Final = 500
 _FEW_IMAGES: Final = 100
 _FEW_TRIALS: Final = 10
 _DONE: Final = {
-    "stage_0": "a backbone learnt labels of pixels",
-    "stage_1": "heads for instances were trained",
+    "stage_0": "the backbone was trained on semantic labels",
+    "stage_1": "the instance heads were trained",
     "anchors": "anchors were fitted to the data",
-    "search": "thresholds were searched for",
-    "stage_2": "heads were trained with tuned settings",
-    "stage_3": "the whole network was refined",
+    "search": "thresholds were searched",
+    "stage_2": "the heads were trained with tuned settings",
+    "stage_3": "the whole network was fine-tuned",
 }
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that is shown large: itself, what it is, and of what."""
+    """A number that is shown in large type, with a label and a remark."""
 
     value: str
     label: str
@@ -50,7 +50,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Advice:
-    """Something to do: what for, and the command."""
+    """A suggestion: its purpose, and the command."""
 
     text: str
     command: str
@@ -88,9 +88,9 @@ def model_name(run: RunFolder) -> str:
 
 
 def summary(run: RunFolder) -> str:
-    """What the run is, what was done, and what came of it, in two sentences."""
+    """What was run, and the result, in two sentences."""
     selected = [step for step in run.steps if step.selected]
-    what = "A run of the recipe" if selected == run.steps else "A run of a part of the recipe"
+    what = "A run of the recipe" if selected == run.steps else "A run of part of the recipe"
     done = [_DONE[step.name] for step in run.steps if _is_done(step) and step.name in _DONE]
     if done:
         what += f": {', '.join(done[:-1])}{' and ' * (len(done) > 1)}{done[-1]}"
@@ -99,9 +99,9 @@ def summary(run: RunFolder) -> str:
         number = len(selected) - len(run.unfinished)
         return f"{what}. {number} of its {len(selected)} steps are done; nothing is scored yet."
     kind = "generated images" if row.generated else "images"
-    honest = "which the model had seen before" if row.note else "none of which it had seen"
+    honest = "which the model had seen before" if row.note else "none of which it had seen before"
     return (
-        f"{what}. Its last model, stage {row.name}, reaches an official mask AP of "
+        f"{what}. The final model, stage {row.name}, reaches an official mask AP of "
         f"{row.official['AP']:.1f} % on {scored_images(row)} {kind}, {honest}."
     )
 
@@ -148,14 +148,14 @@ def warnings(run: RunFolder) -> list[str]:
     ]
     if row is not None:
         if row.scored_images is not None and row.scored_images < _VAL_IMAGES:
-            few = "not many: other images move"
+            few = "which is not many: other images would change"
             if row.scored_images < _FEW_IMAGES:
-                few = "few: one object more or less moves"
+                few = "which is few: one object more or less changes"
             elif row.dataset.startswith("cityscapes_instance_val") and not row.generated:
-                few = "a part of the 500 that published scores are of: other images move"
+                few = "not on all 500 as published scores are: other images would change"
             found.append(
-                f"The score is of {row.scored_images:,} images, {few} the AP. Differences of a "
-                "point between stages may be chance."
+                f"The model was scored on {row.scored_images:,} images, {few} the AP. Differences "
+                "of a point between stages may be chance."
             )
         found += _better_before(run, row)
     if run.tuned_on:
@@ -171,19 +171,18 @@ def warnings(run: RunFolder) -> list[str]:
         )
     if any(stage.setting("MODEL.WEIGHTS") == "" for stage in run.stages):
         found.append(
-            "Training started from random weights, not from a network that has seen millions of "
-            "photographs, so the scores are far below what the network can do."
+            "Training started from random weights, not from weights pretrained on millions of "
+            "photographs, so the scores are far below what this network can reach."
         )
     if run.unfinished:
         missing = [step.title for step in run.unfinished]
         found.append(f"The run is not complete. Not done: {', '.join(missing)}.")
     if not is_generated(run) and (run.gallery or run.pictures):
         found.append(
-            "This page holds photographs of the dataset: look into its licence before you pass the "
-            "page on."
+            "This page contains photographs from the dataset: read its licence before you share it."
         )
     if row is not None:
-        found.append("One training with one seed: repeated, it gives other scores.")
+        found.append("The scores are of one training with one seed; another seed gives others.")
     return found
 
 
@@ -195,12 +194,12 @@ def _better_before(run: RunFolder, last: Row) -> list[str]:
         return []
     return [
         f"The last stage is not the best: stage {best.name} has an official AP of "
-        f"{best.official['AP']:.1f} %, stage {last.name} {last.official['AP']:.1f} %."
+        f"{best.official['AP']:.1f} %, stage {last.name} only {last.official['AP']:.1f} %."
     ]
 
 
 def data_summary(run: RunFolder) -> str:
-    """What the data of the run are."""
+    """Describe generated data; empty for other data."""
     if not run.generator:
         return ""
     arguments = run.generator
@@ -235,19 +234,19 @@ def loss_summary(stage: TrainedStage) -> str:
     if gap is None:
         return ""
     return (
-        f"Ends at {gap.training:.3g} in training and {gap.validation:.3g} in validation "
-        f"({gap.percent:+.0f} %); validation was lowest {gap.lowest_when}."
+        f"The loss ended at {gap.training:.3g} in training and {gap.validation:.3g} in validation "
+        f"({gap.percent:+.0f} %); the validation loss was lowest {gap.lowest_when}."
     )
 
 
 def stage_summary(stage: TrainedStage) -> str:
-    """What a stage without masks reached."""
+    """Describe the score of a stage without masks."""
     value = mean_iou(stage)
     return "" if value is None else f"Mean IoU {value:.1f} % on its validation images."
 
 
 def from_random_weights(stage: TrainedStage) -> bool:
-    """Whether a stage began with random weights, so that its way has no meaning."""
+    """Whether a stage started from random weights, so that its drift has no meaning."""
     return stage.setting("MODEL.WEIGHTS") == ""
 
 
@@ -259,11 +258,11 @@ def anchors_summary(anchors: Mapping[str, Any]) -> str:
     after = {each["group"]: each["mean_iou"] for each in fitted["fit"]}
     better = ""
     if "all" in before and "all" in after:
-        better = f" The mean best IoU goes from {before['all']:.2f} to {after['all']:.2f}"
+        better = f" The mean best IoU changes from {before['all']:.2f} to {after['all']:.2f}"
         worse = [name for name in after if name in before and after[name] < before[name]]
-        better += f", for {' and '.join(worse)} boxes down." if worse else "."
+        better += f"; it decreases for {' and '.join(worse)} boxes." if worse else "."
     return (
-        f"Sizes {sizes} px at the network's scale, one a pyramid level; height / width {ratios}. "
+        f"Sizes {sizes} px at the network's scale, one per pyramid level; height / width {ratios}. "
         f"Fitted by k-means to {anchors['boxes']}.{better}"
     )
 
@@ -282,7 +281,7 @@ def repeat_commands(run: RunFolder) -> list[Advice]:
         command = f"python datasets/make_synthetic_cityscapes.py {root} {words}"
         found.append(Advice("Generate the data", command))
     if run.data_root:
-        found.append(Advice("Say where the data are", f"export DETECTRON2_DATASETS={root}"))
+        found.append(Advice("Set the location of the data", f"export DETECTRON2_DATASETS={root}"))
     return found + [Advice("Run the recipe", command) for command in run.commands]
 
 
@@ -304,7 +303,7 @@ def next_steps(run: RunFolder) -> list[Advice]:
     quoted = shlex.quote(str(run.folder))
     found = []
     if run.unfinished:
-        text = "Finish the run: the same command goes on where it stopped"
+        text = "Finish the run: the same command continues where it stopped"
         commands = run.commands or [f"python tools/train_stages.py --output {quoted}"]
         found += [Advice(text, command) for command in commands]
     trained = [stage.name for stage in run.stages if stage.checkpoint and stage.name != "stage_0"]
@@ -315,7 +314,7 @@ def next_steps(run: RunFolder) -> list[Advice]:
         exported = shlex.quote(str(run.folder / "onnx"))
         found += [
             Advice(
-                "Try the model on photographs of your own",
+                "Try the model on your own photographs",
                 f"python tools/predict.py --model {weights} --input photographs --output drawn",
             ),
             Advice(
@@ -327,21 +326,21 @@ def next_steps(run: RunFolder) -> list[Advice]:
         if not run.gallery:
             found.append(
                 Advice(
-                    "Draw its telling images, the best and the worst among them",
+                    "Draw its most informative images, such as the best and the worst",
                     f"python tools/make_gallery.py --config-file {config} --output {gallery} "
                     f"MODEL.WEIGHTS {weights}",
                 )
             )
     found.append(
         Advice(
-            "Follow the curves of all stages in TensorBoard",
+            "View the curves of all stages in TensorBoard",
             f"python -m tensorboard.main --logdir {quoted}",
         )
     )
     if is_generated(run):
         found.append(
             Advice(
-                "Train on real streets (datasets/README.md says where to get them)",
+                "Train on real streets (datasets/README.md explains how to get the data)",
                 "DETECTRON2_DATASETS=/data python tools/train_stages.py --output output/recipe",
             )
         )

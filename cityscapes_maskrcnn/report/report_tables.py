@@ -1,4 +1,4 @@
-"""The tables of the page: what is in their cells, and by what they are sorted."""
+"""The tables of the report: the content of their cells, and the values to sort by."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from cityscapes_maskrcnn.utils.config_keys import names_at
 from cityscapes_maskrcnn.utils.object_limits import SIZE_RANGES
 from cityscapes_maskrcnn.visualization.style import class_color
 
-#: Of a long table so many rows are shown.
+#: The most rows of a table that are shown.
 MAX_ROWS: Final = 60
 UNKNOWN: Final = "-"
 _MAX_CONFUSIONS: Final = 5
 
-#: States in the words of a report, which is not of the present.
+#: States as worded in a report, which is read later.
 STATES: Final = {
     StepState.NEW: "not run",
     StepState.UNFINISHED: "not complete",
@@ -47,7 +47,11 @@ _SIZES: Final = {
     "medium": "medium",
     "large": f"large ({SIZE_RANGES['large']})",
 }
-_OCCLUSIONS: Final = {"none": "not covered", "partial": "partly covered", "heavy": "mostly covered"}
+_OCCLUSIONS: Final = {
+    "none": "not occluded",
+    "partial": "partly occluded",
+    "heavy": "mostly occluded",
+}
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,9 @@ class Cell:
 
     Attributes:
         text: what is shown.
-        value: what its column is sorted by; None: nothing is known, which comes last.
+        value: the value by which its column is sorted; None: unknown, which is sorted last.
         share: length of a bar behind the text, 0 to 1; None: no bar.
-        color: of a swatch before the text, ``#rrggbb``; empty: none.
+        color: colour of a swatch before the text, ``#rrggbb``; empty: none.
     """
 
     text: str
@@ -111,8 +115,7 @@ def score_table(rows: Sequence[Row], stages: Sequence[TrainedStage]) -> Table:
     top = max((row.official.get("AP", 0.0) for row in rows), default=0.0)
     coco_top = max((row.coco.get("AP", 0.0) for row in rows), default=0.0)
     notes = [
-        f"Stage {title} has no masks to score; its mean IoU is {value:.1f} % on its validation "
-        "images."
+        f"Stage {title} predicts no masks; its mean IoU is {value:.1f} % on its validation images."
         for title, value in means.items()
         if value is not None
     ]
@@ -150,7 +153,7 @@ def scored_images(row: Row) -> str:
 
 
 def mean_iou(stage: TrainedStage) -> float | None:
-    """The last mean IoU of a stage that learns labels of pixels, in percent."""
+    """The last mean IoU of a stage for semantic segmentation, in percent."""
     curve = stage.curves.get("sem_seg/IoU")
     return list(curve.values())[-1] if curve else None
 
@@ -213,8 +216,9 @@ def class_table(errors: ErrorTables) -> Table:
         f"Stage {errors.stage} by class",
         columns,
         cells,
-        f"Found, missed and false: detections with a score of at least {', '.join(thresholds)}, at "
-        "IoU 0.5. AP counts detections of every score, so a class may have an AP without one.",
+        "Found, missed and false positives are counted at IoU 0.5, with detections whose score is "
+        f"at least {', '.join(thresholds)}. AP uses detections of any score, so a class may have "
+        "an AP although none is found.",
     )
 
 
@@ -244,7 +248,7 @@ def cause_table(errors: ErrorTables) -> Table:
 
 
 def miss_table(errors: ErrorTables) -> Table:
-    """Missed objects by size and by how much of them is covered."""
+    """Missed objects by size and by occlusion."""
     rows = []
     with numbers_of("misses.csv"):
         for kind, names in (("size", _SIZES), ("occlusion", _OCCLUSIONS)):
@@ -271,7 +275,7 @@ def miss_table(errors: ErrorTables) -> Table:
         Column("Missed"),
         Column("Share missed"),
     ]
-    return Table("Missed objects by size and cover", columns, rows)
+    return Table("Missed objects by size and occlusion", columns, rows)
 
 
 def confusions(errors: ErrorTables) -> list[str]:
@@ -291,7 +295,7 @@ def confusions(errors: ErrorTables) -> list[str]:
 
 
 def training_table(run: RunFolder) -> Table:
-    """What every stage was trained on, and what it cost."""
+    """The training data, settings and cost of every stage."""
     rows = {row.name: row for row in run.rows if row.group == THIS_RUN}
     cells = []
     for stage in run.stages:
@@ -327,7 +331,7 @@ def training_table(run: RunFolder) -> Table:
         Column("Peak memory"),
         Column("State", numeric=False),
     ]
-    return Table("What was trained on what", columns, cells)
+    return Table("Training of each stage", columns, cells)
 
 
 def _start(stage: TrainedStage, run: RunFolder) -> str:
@@ -446,7 +450,7 @@ def drift_table(stage: TrainedStage) -> Table:
 
 
 def state_table(run: RunFolder) -> Table:
-    """How far every step of the recipe is."""
+    """The state of every step of the recipe."""
     cells = [[words(step.title), words(STATES[step.state]), words(step.name)] for step in run.steps]
     columns = [
         Column("Step", numeric=False),

@@ -180,7 +180,7 @@ def test_other_data_are_not_called_cityscapes(history: tuple[UsedData, ...], tit
     card = model_card(shared(history), scores, SHA)
     assert f"\n# Mask R-CNN ResNet-50 for {title}\n" in card
     assert "Cityscapes shows" not in card
-    assert "- Expect less of places, weather, " in card
+    assert "- Expect worse results for places, weather, " in card
     head: dict[str, Any] = front_matter(card)
     assert head["license_name"] == "terms-of-the-data-and-weights-it-was-trained-from"
     (index,) = head["model-index"]

@@ -82,7 +82,8 @@ def test_the_headline_is_the_last_scored_stage(page: Page) -> None:
     top = " ".join(page.sections[""].split())
     assert "Mask R-CNN ResNet-50 on generated streets" in top
     assert "stage 3 refined, reaches an official mask AP of 13.0 % on 24 generated images" in top
-    assert "A run of the recipe: a backbone learnt labels of pixels, heads for instances" in top
+    done = "the backbone was trained on semantic labels, the instance heads were trained"
+    assert f"A run of the recipe: {done}" in top
     assert "official mask AP 13.0 % val parts 3-4 of 4, 24 images" in top
     assert "COCO-style AP 18.2 %" in top
     # 4 x 400 s.
@@ -93,11 +94,11 @@ def test_warnings_in_plain_words(page: Page) -> None:
     warnings = page.sections["warnings"]
     for expected in (
         "generated drawings of streets, not Cityscapes",
-        "of 24 images, few: one object more or less moves the AP",
+        "on 24 images, which is few: one object more or less changes the AP",
         "The last stage is not the best: stage 2 tuned has an official AP of 14.5 %, stage 3",
         "tuned on cityscapes_instance_val_part1of4",
         "The search completed 2 trials, too few",
-        "One training with one seed",
+        "The scores are of one training with one seed",
     ):
         assert expected in warnings
     # It started from weights that were trained, and is complete.
@@ -135,7 +136,7 @@ def test_classes_and_errors(page: Page) -> None:
     assert "Of 70 objects, stage 3 refined finds 23 (33 %)" in page.sections["errors"]
     assert "Of its 38 detections 15 are false" in page.sections["errors"]
     assert "4 of 9 objects of class bus are detected as truck" in page.sections["errors"]
-    misses = page.tables["Missed objects by size and cover"]
+    misses = page.tables["Missed objects by size and occlusion"]
     # 8 classes of 10 objects, 3 of them missed.
     assert misses[1] == ["small (< 32² px)", "80", "24", "30 %"]
 
@@ -143,7 +144,7 @@ def test_classes_and_errors(page: Page) -> None:
 def test_what_was_trained_on_what(page: Page) -> None:
     data = "generated streets of 128 x 256 pixels, seed 7: train 240, val 48 images"
     assert data in page.sections["training"]
-    _, first, second, *_ = page.tables["What was trained on what"]
+    _, first, second, *_ = page.tables["Training of each stage"]
     expected = ["240", "3.33", "400", "0.002", "2", "20.5 M", "400 s", "3.0 GiB RAM", "complete"]
     assert first == ["0 backbone", "torchvision://deeplabv3_resnet50", "train", *expected]
     assert second == ["1 heads", "stage 0 backbone", "train", *expected]
@@ -166,7 +167,7 @@ def test_weights_of_another_run_are_no_stage_of_this_one(
         config["OUTPUT_DIR"] = str(old / name)
         (run / name / "config.yaml").write_text(yaml.safe_dump(config))
     page = report(run, tmp_path / "report.html")
-    rows = page.tables["What was trained on what"]
+    rows = page.tables["Training of each stage"]
     assert [row[1] for row in rows[2:4]] == [str(other), "stage 1 heads"]
 
 
@@ -185,7 +186,7 @@ def test_generated_images_that_a_model_has_seen_are_called_so(
 
 def test_anchors_search_and_drift(page: Page) -> None:
     assert "Sizes 10, 31.5 px" in page.sections["anchors"]
-    assert "The mean best IoU goes from 0.20 to 0.75." in page.sections["anchors"]
+    assert "The mean best IoU changes from 0.20 to 0.75." in page.sections["anchors"]
     assert page.tables["Best overlap of an anchor with each box"][1][:4] == [
         *("all boxes", "115", "0.20", "0.75"),
     ]
@@ -262,13 +263,13 @@ def test_a_run_on_real_images(make_run: Callable[..., Path], tmp_path: Path) -> 
     warnings = page.sections["warnings"]
     assert "generated" not in warnings
     assert f"scored on images that it had seen, so its score is too high: {seen}." in warnings
-    assert "250 images, a part of the 500 that published scores are of" in warnings
-    assert "look into its licence before you pass the page on" in warnings
+    assert "250 images, not on all 500 as published scores are: other images" in warnings
+    assert "read its licence before you share it" in warnings
     (scored,) = content["datasets"].values()
     content["datasets"] = {"my_val": scored}
     scores.write_text(json.dumps(content))
     own = report(run, tmp_path / "own.html").sections["warnings"]
-    assert "250 images, not many: other images move the AP" in own
+    assert "250 images, which is not many: other images would change the AP" in own
     assert "published" not in own
     config = run / "stage_3" / "config.yaml"
     config.write_text(config.read_text().replace("cityscapes_instance_train", "my_streets"))
@@ -306,7 +307,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         "results": "No stage has been scored yet",
         "examples": "No pictures were drawn",
         "errors": "No errors were analysed",
-        "training": "No metrics were logged yet",
+        "training": "No metrics have been logged yet",
         "anchors": "No anchors were fitted",
         "search": "No search",
         "drift": "No drift was measured",
@@ -345,9 +346,9 @@ def test_a_run_of_a_part_is_complete_without_the_rest(finished_run: Path, tmp_pa
     page = report(run, tmp_path / "report.html")
     top = " ".join(page.sections[""].split())
     assert (
-        "A run of a part of the recipe: heads for instances were trained, anchors were fitted to "
-        "the data, thresholds were searched for, heads were trained with tuned settings and the "
-        "whole network was refined. Its last model, stage 3 refined,"
+        "A run of part of the recipe: the instance heads were trained, anchors were fitted to the "
+        "data, thresholds were searched, the heads were trained with tuned settings and the whole "
+        "network was fine-tuned. The final model, stage 3 refined,"
     ) in top
     assert "not complete" not in page.sections["warnings"]
     assert "Finish the run" not in page.sections["next"]
@@ -360,7 +361,7 @@ def test_a_run_of_a_part_is_complete_without_the_rest(finished_run: Path, tmp_pa
         "Not done: anchors, search, stage 3 refined, scores of stage 3 refined."
     ) in page.sections["warnings"]
     assert (
-        "A run of a part of the recipe: heads for instances were trained and heads were trained "
+        "A run of part of the recipe: the instance heads were trained and the heads were trained "
         "with tuned settings."
     ) in " ".join(page.sections[""].split())
     for call in calls:
@@ -450,7 +451,7 @@ def test_many_pictures_fit(
     gallery.write_text(json.dumps(content))
     page = report(run, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size <= 400_000
-    assert "6 more are in the folder gallery of the run" in page.sections["examples"]
+    assert "6 more are in the run's folder gallery" in page.sections["examples"]
     # What even no picture would make small enough.
     monkeypatch.setattr("cityscapes_maskrcnn.report.page.MAX_BYTES", 1000)
     with pytest.raises(InputError, match="its report is larger than 1,000 bytes"):
