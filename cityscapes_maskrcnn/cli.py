@@ -1,4 +1,4 @@
-"""What every tool shares: Detectron2's flags, one way to build the config, one way to launch."""
+"""Code that all tools share: Detectron2's flags, building the config, launching processes."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ from cityscapes_maskrcnn.utils.yaml_files import MAX_BYTES, check_yaml
 def argument_parser(description: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """Make a parser with exactly Detectron2's flags.
 
-    The one difference is the default of ``--dist-url``: ``auto``, a free port of this machine.
+    The only difference is the default of ``--dist-url``: ``auto``, a free port of this machine.
 
     Args:
-        description: one sentence on what the tool does.
+        description: one sentence about what the tool does.
         epilog: examples, shown at the end of ``--help``.
     """
     parser = default_argument_parser(epilog=epilog)
@@ -70,19 +70,19 @@ def build_config(config_file: str, opts: list[str]) -> CfgNode:
     """Register the datasets and merge defaults, config file, ``INCLUDE`` files and command line.
 
     Args:
-        config_file: a yaml file; ``model_zoo://Cityscapes/mask_rcnn_R_50_FPN.yaml`` and the like
-            name Detectron2's own. Empty: the defaults.
-        opts: alternating keys and values, as given on the command line. A length or a period in
-            iterations replaces that of the file, also one in epochs.
+        config_file: a yaml file, or one of Detectron2's own, such as
+            ``model_zoo://Cityscapes/mask_rcnn_R_50_FPN.yaml``. Empty: the defaults.
+        opts: alternating keys and values, as on the command line. A length or a period in
+            iterations overrides that of the file, even if the file has it in epochs.
 
     Returns:
-        The merged config, not frozen. ``MODEL.DEVICE`` is ``cpu`` where CUDA was asked for but the
-        machine has none.
+        The merged config, not frozen. ``MODEL.DEVICE`` is ``cpu`` if CUDA was requested but is not
+        available.
 
     Raises:
-        InputError: no such file, not yaml, a key that does not exist, a value of the wrong type,
-            an unknown dataset, matching thresholds that make no sense. Of the files of ``INCLUDE``
-            too.
+        InputError: a file is missing or not yaml, a key does not exist, a value has the wrong type,
+            a dataset is unknown, or matching thresholds make no sense. The files of ``INCLUDE`` are
+            checked too.
     """
     register_all()
     cfg = get_cfg()
@@ -117,7 +117,7 @@ def _find_weights(cfg: CfgNode) -> None:
 
 
 def _resolve_device(cfg: CfgNode) -> None:
-    """Verify ``MODEL.DEVICE``, and take the CPU where there is no GPU."""
+    """Verify ``MODEL.DEVICE``, and use the CPU if there is no GPU."""
     device = re.fullmatch(r"cpu|mps|cuda(?::(\d+))?", cfg.MODEL.DEVICE)
     if not device:
         raise InputError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: it must be cuda, cuda:N or cpu")
@@ -134,7 +134,7 @@ def key_value_pairs(words: list[str]) -> list[tuple[str, str]]:
     """Split the end of a command line into config keys and their values.
 
     Raises:
-        InputError: a flag stands among them, or a value is missing.
+        InputError: there is a flag among them, or a value is missing.
     """
     flag = next((word for word in words if word.startswith("--")), None)
     if flag is not None:
@@ -148,11 +148,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Build the config for a training or evaluation run and start its log.
 
     Args:
-        args: parsed with :func:`argument_parser`, and ``overwrite``: whether to train anew in a
-            folder that holds a run.
+        args: parsed with :func:`argument_parser`, and ``overwrite``: whether to delete a run in the
+            folder and start again.
 
     Returns:
-        The frozen config. :func:`.engine.run_setup.save_config` writes it, once the run is sure.
+        The frozen config. :func:`.engine.run_setup.save_config` writes it once the run is certain
+        to start.
 
     Raises:
         InputError: see :func:`build_config`, :func:`.engine.solver.resolve_epochs`,
@@ -165,8 +166,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # Scripts with Detectron2's flags have no such flag.
     overwrite = getattr(args, "overwrite", False)
     if overwrite and (args.resume or args.eval_only):
-        other = "--resume goes on" if args.resume else "--eval-only trains nothing"
-        raise InputError(f"--overwrite: removes an earlier run to train anew, and {other}")
+        other = "--resume, which continues it" if args.resume else "--eval-only, which only scores"
+        raise InputError(f"--overwrite: deletes an earlier run, so it excludes {other}; use one")
     if not (args.eval_only or args.resume or overwrite):
         refuse_earlier_run(cfg.OUTPUT_DIR)
     if not (args.resume and holds_run(cfg.OUTPUT_DIR)):
@@ -176,12 +177,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     if comm.is_main_process() and not args.eval_only:
         lock_output_dir(cfg.OUTPUT_DIR)
-    # Other processes write into the folder too: not before it is locked.
+    # Other processes write into the folder too, but not before it is locked.
     comm.synchronize()
     start_run(cfg, args)
     logger = logging.getLogger(__name__)
     if not cfg.MODEL.DEVICE.startswith("cuda"):
-        logger.warning("Running on %s: no GPU was found or asked for", cfg.MODEL.DEVICE)
+        logger.warning("Running on %s: no GPU was found or requested", cfg.MODEL.DEVICE)
     if epochs:
         logger.info("Length of training: %s", epochs)
     if anchors:
@@ -205,9 +206,9 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         InputError: any process found bad input, or was killed; the others are ended.
     """
     if args.num_gpus < 1 or args.num_machines < 1:
-        raise InputError("--num-gpus and --num-machines count processes and machines: at least 1")
+        raise InputError("--num-gpus and --num-machines must be at least 1")
     if args.num_machines > 1 and args.dist_url == "auto":
-        raise InputError("several machines need the same --dist-url tcp://HOST:PORT of machine 0")
+        raise InputError("several machines need the same --dist-url, tcp://HOST:PORT of machine 0")
     if not 0 <= args.machine_rank < args.num_machines:
         raise InputError(f"--machine-rank must be between 0 and {args.num_machines - 1}")
     # With --num-machines, a launcher starts one process a machine, which starts the others here.
@@ -217,7 +218,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     if place and args.num_gpus > 1:
         raise InputError(
             f"--num-gpus {args.num_gpus}: torchrun or srun has started {place.world_size} processes"
-            " already; leave the flag out, or start one process a machine with --num-machines, "
+            " already; omit the flag, or start one process per machine with --num-machines, "
             "--machine-rank and --dist-url"
         )
     # Built here too, so that a mistake in it is reported once and not by every process.
@@ -241,7 +242,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         run_in_group(main, args, place=place, settings=settings, report=report)
         return 0
     if settings.gpus and args.num_gpus > settings.gpus:
-        raise InputError(f"--num-gpus {args.num_gpus}: this machine has {settings.gpus}")
+        raise InputError(f"--num-gpus {args.num_gpus}: this machine has only {settings.gpus}")
     environment = dict(os.environ)
     if on_cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -255,7 +256,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
 
 
 def find_config(config_file: str) -> Path:
-    """Find a config file, here or among the project's, or Detectron2's behind ``model_zoo://``.
+    """Find a config file here, among the project's, or (``model_zoo://``) among Detectron2's.
 
     ``configs/demo/stage_1_heads.yaml`` and ``demo/stage_1_heads.yaml`` are also found where a wheel
     has installed them.

@@ -131,12 +131,11 @@ def is_of_cityscapes(name: str) -> bool:
 def register_all(root: str | None = None) -> None:
     """Register every Cityscapes dataset with Detectron2, without reading any file.
 
-    May be called again, also with another root: earlier registrations are replaced. The metadata
-    are Detectron2's, and the official colours (RGB) in addition. A split without labels has no
-    ``gt_dir``.
+    It may be called again, also with another root; earlier registrations are replaced. The metadata
+    are Detectron2's, plus the official colours (RGB). A split without labels has no ``gt_dir``.
 
     Args:
-        root: the folder that holds ``cityscapes/``; None: :func:`dataset_root`.
+        root: the folder that contains ``cityscapes/``; None: :func:`dataset_root`.
     """
     root = dataset_root() if root is None else root
     for name, dataset in _DATASETS.items():
@@ -158,20 +157,21 @@ def register_dataset(
     image_suffix: str = IMAGE_SUFFIX,
     gt_kind: str = "gtFine",
 ) -> None:
-    """Register images and annotations that lie and are named as those of Cityscapes nearly are.
+    """Register images and annotations with a layout and names similar to those of Cityscapes.
 
     ``image_dir/CITY/NAME<image_suffix>`` is annotated by ``gt_dir/CITY/NAME_<gt_kind>_...``: for
     instances ``polygons.json``, which training reads, and ``instanceIds.png``, which scoring reads;
     for semantic segmentation ``labelIds.png`` and, for the instance-weighted score,
-    ``instanceIds.png``. Reads no file.
+    ``instanceIds.png``. No file is read.
 
     Args:
-        name: of the dataset; an earlier one of this name is replaced.
-        image_dir: folder of the city folders; relative to :func:`.tree.dataset_root`.
-        gt_dir: the same of the annotations; None: images without labels.
+        name: name of the dataset; an earlier one with this name is replaced.
+        image_dir: folder that contains the city folders; relative to :func:`.tree.dataset_root`.
+        gt_dir: the same for the annotations; None: images without labels.
         task: ``"instance"`` or ``"semantic"``.
-        image_suffix: ``"_leftImg8bit_foggy_beta_0.02.png"``, ``"_rgb_anon.png"``, ``".JPG"``, ...
-        gt_kind: what stands before the annotations' kind: ``"gtFine"``, ``"gt"``, ...
+        image_suffix: end of the image names, such as ``"_leftImg8bit_foggy_beta_0.02.png"``,
+            ``"_rgb_anon.png"``, ``".JPG"``.
+        gt_kind: the part of the annotation names before their kind: ``"gtFine"``, ``"gt"``, ...
 
     Raises:
         InputError: the name is one of :func:`register_all`, or there is no such task.
@@ -198,18 +198,19 @@ def register_dataset(
 def register_datasets_of(cfg: CfgNode) -> None:
     """Register a config's ``DATASETS.OWN``, and reduce datasets to its ``DATASETS.CLASSES``.
 
-    If it names a dataset of :func:`register_all` that is not registered, that is called first.
-    The tools, the trainer and the predictor do so. May be called again, also with another config:
-    classes that one config chose do not limit the next, unlike those of :func:`select_classes`.
-    Reads no file.
+    If the config names a dataset of :func:`register_all` that is not registered, that function is
+    called first. The tools, the trainer and the predictor call this function themselves. It may be
+    called again, also with another config: the classes that one config selects do not limit the
+    next, unlike those of :func:`select_classes`. No file is read.
 
     Args:
-        cfg: ``DATASETS``. Beside the datasets that it names, all others of Cityscapes' instances
-            are reduced too.
+        cfg: the config; only ``DATASETS`` is used. Besides the datasets that it names, all other
+            Cityscapes instance datasets are reduced to the classes too.
 
     Raises:
-        InputError: an argument in ``DATASETS.OWN`` is unknown, missing or no string, a dataset is
-            not registered, or see :func:`register_dataset` and :func:`select_classes`.
+        InputError: an argument in ``DATASETS.OWN`` is unknown, missing or not a string, or a
+            dataset is not registered; see also :func:`register_dataset` and
+            :func:`select_classes`.
     """
     _register_own_datasets(cfg.DATASETS.OWN)
     keys = ("TRAIN", "VAL", "TEST", "TUNED_ON")
@@ -274,7 +275,7 @@ def register_subset(name: str, base: str, size: int, seed: int = 0) -> None:
     Call it again after :func:`register_all` with another root.
 
     Args:
-        name: of the new dataset; an earlier one of this name is replaced.
+        name: name of the new dataset; an earlier one with this name is replaced.
         base: name of the dataset to sample from.
         size: number of images.
         seed: see :func:`.partitions.subset`.
@@ -304,13 +305,13 @@ def register_subset(name: str, base: str, size: int, seed: int = 0) -> None:
 def select_classes(names: Iterable[str], classes: Sequence[str]) -> None:
     """Reduce registered datasets to some of their instance classes.
 
-    Their metadata then have these classes alone, in the order that they had before, and contiguous
-    ids count from 0. Objects of other classes are left out, and so become background. The annotated
-    outlines stay as they are: an object is not seen through one of another class.
+    Afterwards their metadata contain only these classes, in the original order, with contiguous ids
+    from 0. Objects of other classes are removed and so become background. The annotated outlines do
+    not change: the part of an object that an object of another class hides stays hidden.
 
     Args:
-        names: of registered datasets, in the layout of Cityscapes.
-        classes: such as ``("person", "car")``.
+        names: names of registered datasets in the Cityscapes layout.
+        classes: class names, such as ``("person", "car")``.
 
     Raises:
         InputError: a dataset is not registered, is in another layout, or lacks a class.
@@ -325,7 +326,7 @@ def check_dataset_names(names: Iterable[str]) -> None:
     """Verify that datasets are registered.
 
     Raises:
-        InputError: one is not; the message proposes similar names.
+        InputError: one is not; the message suggests similar names.
     """
     known = DatasetCatalog.list()
     for name in names:

@@ -1,6 +1,6 @@
-"""An exported Mask R-CNN, applied to images by ONNX Runtime, NumPy and OpenCV alone.
+"""Inference with an exported Mask R-CNN, using only ONNX Runtime, NumPy and OpenCV.
 
-Neither torch nor Detectron2 nor Pillow is imported; resizing and pasting give their pixels.
+torch, Detectron2 and Pillow are not imported; resizing and pasting give the same pixels as theirs.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _ROWS: Final = 16
 
 
 class Detections(NamedTuple):
-    """What is found in an image, by falling score.
+    """The detections in an image, by descending score.
 
     Attributes:
         boxes: shape (N, 4), float32: (x0, y0, x1, y1) in pixels of the image.
         classes: shape (N,), int64, contiguous: index into :attr:`OnnxPredictor.classes`.
         scores: shape (N,), float32, between 0 and 1.
-        masks: shape (N, H, W), bool, frames of the image's size; or, unpasted, (N, S, S), float32:
-            probabilities over the box.
+        masks: shape (N, H, W), bool, in the size of the image; or, if not pasted, (N, S, S),
+            float32: probabilities within the box.
     """
 
     boxes: npt.NDArray[np.float32]
@@ -57,12 +57,12 @@ class Detections(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """An image as the network takes it.
+    """An image prepared as input of the network.
 
     Attributes:
         pixels: shape (3, h, w), uint8, in the network's order of channels.
-        height: of the image in pixels, before it was resized.
-        width: of the image in pixels.
+        height: height of the original image in pixels, before resizing.
+        width: width of the original image in pixels.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -71,23 +71,23 @@ class Prepared(NamedTuple):
 
 
 class OnnxPredictor:
-    """Find the instances of images with ``model.onnx`` and the ``model.json`` beside it.
+    """Predict the instances in images with ``model.onnx`` and the ``model.json`` beside it.
 
-    The results are those of :class:`cityscapes_maskrcnn.Predictor` up to float32 rounding.
+    The results equal those of :class:`cityscapes_maskrcnn.Predictor` up to float32 rounding.
 
     Args:
-        model: the file of ``tools/export_model.py``.
-        score_thresh: detections have a higher score; not below the file's own threshold. None:
-            that one.
+        model: the ONNX file from ``tools/export_model.py``.
+        score_thresh: detections have a score above this; not below the file's own threshold. None:
+            the file's threshold.
         device: ``"cpu"``, ``"cuda"``, or ``"cuda:1"`` for the second GPU.
-        batch_size: the most images of one size that are predicted together.
-        num_threads: of ONNX Runtime on the CPU; None: one per core.
+        batch_size: maximum number of images of the same size that are predicted together.
+        num_threads: number of threads of ONNX Runtime on the CPU; None: one per core.
 
     Attributes:
         batch_size: see above.
         card: the content of ``model.json``.
         classes: names of the classes.
-        colors: by class, RGB from 0 to 255.
+        colors: colour of each class, RGB from 0 to 255.
 
     Raises:
         InputError: a file is missing or damaged, they do not belong together, ONNX Runtime is
@@ -131,30 +131,30 @@ class OnnxPredictor:
     def __call__(
         self, images: Image | Prepared | Iterable[Image | Prepared], *, paste_masks: bool = True
     ) -> Detections | Iterator[Detections]:
-        """Find the instances of one image, or of one after the other.
+        """Predict the instances in one image, or in several images one after the other.
 
         Args:
-            images: an image or an iterable of images, which may have no end. Of that no more than
-                ``batch_size`` images are held at a time. Those next to each other that are resized
-                to one size are predicted together. What :meth:`prepare` returned will do as well.
-            paste_masks: False leaves the masks as the network gives them.
+            images: an image or an iterable of images, which may be endless; results of
+                :meth:`prepare` are accepted as well. At most ``batch_size`` images are in memory at
+                a time. Consecutive images that are resized to the same size are predicted together.
+            paste_masks: False leaves the masks as the network predicts them.
 
         Returns:
-            For an iterable an iterator, in its order.
+            The detections; for an iterable, an iterator in the same order.
 
         Raises:
-            InputError: a file is missing or no image, or an array is of another shape or type. The
-                images before it in an iterable have been given by then.
+            InputError: a file is missing or not an image, or an array has another shape or type.
+                The results of the images before it have been yielded by then.
         """
         if isinstance(images, (str, os.PathLike, np.ndarray, Prepared)):
             return next(self._each([images], paste_masks))
         return self._each(images, paste_masks)
 
     def prepare(self, image: Image) -> Prepared:
-        """Resize an image, which may be done in another thread than prediction.
+        """Resize an image for the network. This can run in another thread than prediction.
 
         Raises:
-            InputError: a file is missing or no image, or an array is of another shape or type.
+            InputError: a file is missing or not an image, or an array has another shape or type.
         """
         pixels = _pixels(image)
         height, width = pixels.shape[:2]

@@ -42,15 +42,15 @@ Image: TypeAlias = str | os.PathLike[str] | npt.NDArray[np.uint8] | dict[str, An
 
 
 class Predictor:
-    """Find and draw the instances of images.
+    """Predict and draw the instances in images.
 
-    Unlike Detectron2's ``DefaultPredictor`` it takes files as well as arrays, and any number of
-    them; it uses evaluation's mapper, so that the pictures show what is scored, and refuses weights
-    that lack a part of the model. Precision and size of batches are those of ``TEST.PRECISION`` and
-    ``TEST.BATCH_SIZE``.
+    Unlike Detectron2's ``DefaultPredictor``, it accepts files as well as arrays, and any number of
+    them. It uses the mapper of evaluation, so that drawings show the predictions that are scored,
+    and refuses weights that lack a part of the model. ``TEST.PRECISION`` and ``TEST.BATCH_SIZE``
+    set the precision and the batch size.
 
     Attributes:
-        model: in evaluation mode, with ``MODEL.WEIGHTS``.
+        model: the model with ``MODEL.WEIGHTS``, in evaluation mode.
         metadata: names and colours of the model's classes.
         history: the data that the weights were trained and tuned on, see :mod:`.provenance`.
     """
@@ -63,7 +63,7 @@ class Predictor:
             score_thresh: lowest score of a detection, between 0 and 1.
 
         Raises:
-            InputError: ``score_thresh`` is out of range, or as :func:`.register_datasets_of`,
+            InputError: ``score_thresh`` is out of range; see also :func:`.register_datasets_of`,
                 :func:`.inference.model_categories`, :func:`.inference.check_inference` and
                 :func:`.checkpoint.load_for_inference`.
         """
@@ -96,25 +96,25 @@ class Predictor:
     def __call__(
         self, images: Image | Iterable[Image], *, paste_masks: bool = True
     ) -> Instances | Iterator[Instances]:
-        """Find the instances of one image, or of one after the other.
+        """Predict the instances in one image, or in several images one after the other.
 
         Args:
-            images: an image or an iterable of images, which may have no end. Of that no more than
-                ``TEST.BATCH_SIZE`` images are held at a time. Those next to each other that have
-                one size are predicted together.
+            images: an image or an iterable of images, which may be endless. At most
+                ``TEST.BATCH_SIZE`` images are in memory at a time. Consecutive images of the same
+                size are predicted together.
             paste_masks: False: ``pred_masks`` is Detectron2's :class:`ROIMasks`, which
-                ``to_bitmasks(pred_boxes, height, width)`` pastes into a frame; 2 MB a mask of a
-                1024x2048 image are saved.
+                ``to_bitmasks(pred_boxes, height, width)`` pastes into a frame; this saves 2 MB per
+                mask for a 1024x2048 image.
 
         Returns:
-            On the CPU, with ``pred_boxes``, ``scores``, ``pred_classes`` (contiguous) and, of a
-            model with masks, ``pred_masks`` (N, H, W), bool; in pixels of the image. For an
-            iterable an iterator, in its order, which gives the first one as soon as the first
-            batch is full.
+            Instances on the CPU, with ``pred_boxes``, ``scores``, ``pred_classes`` (contiguous)
+            and, for a model with masks, ``pred_masks`` (N, H, W), bool; in pixels of the image. For
+            an iterable, an iterator in the same order, which yields the first result as soon as the
+            first batch is full.
 
         Raises:
-            InputError: a file is missing, truncated or no image, or an array is of another shape
-                or type. The images before it in an iterable have been given by then.
+            InputError: a file is missing, truncated or not an image, or an array has another shape
+                or type. The results of the images before it have been yielded by then.
         """
         if isinstance(images, (str, os.PathLike, np.ndarray, dict)):
             return next(self._each([images], paste_masks))
@@ -131,13 +131,13 @@ class Predictor:
             yield from self._outputs(batch, paste_masks)
 
     def prepare(self, image: Image, name: str = "an array") -> dict[str, Any]:
-        """Resize an image as in evaluation, into what the model takes.
+        """Resize an image as in evaluation, and turn it into the model's input.
 
-        For a thread that reads images while this one predicts others.
+        This can run in one thread while another one predicts.
 
         Args:
             image: the image.
-            name: of an array, for messages.
+            name: name of an array, for messages.
 
         Raises:
             InputError: as :meth:`__call__`.
@@ -188,11 +188,11 @@ class Predictor:
     def draw(
         self, image_file: str | os.PathLike[str], instances: Instances | None = None
     ) -> npt.NDArray[np.uint8]:
-        """Draw the detections in an image, to the right of its ground truth where it has one.
+        """Draw the detections in an image, to the right of its ground truth if it is annotated.
 
         Args:
             image_file: the image.
-            instances: what was found in it; None: it is predicted now.
+            instances: its predictions; None: predict them now.
 
         Returns:
             The picture with captions, shape (H, W, 3), uint8, RGB.

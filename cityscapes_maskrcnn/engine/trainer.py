@@ -75,13 +75,13 @@ from cityscapes_maskrcnn.visualization.training_curves import plot_training_curv
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's :class:`DefaultTrainer` with this project's parts plugged in.
+    """Detectron2's :class:`DefaultTrainer` with this project's data, evaluation and checkpoints.
 
-    Its ``build_*`` methods are overridden as Detectron2's. Differences:
+    Override its ``build_*`` methods as with Detectron2. Differences from :class:`DefaultTrainer`:
 
-    * The order of the data and every random choice follow from ``SEED`` and the iteration, so that
-      ``--resume`` continues exactly. With another ``build_train_loader`` the order is its affair.
-    * Checkpoints are written whole and loaded without running code.
+    * The order of the data and every random choice depend only on ``SEED`` and the iteration, so
+      ``--resume`` continues exactly. A custom ``build_train_loader`` decides its own order.
+    * Checkpoints are written atomically and loaded without running code.
     * Several processes work on CPUs too.
 
     Args:
@@ -153,26 +153,26 @@ class Trainer(DefaultTrainer):
 
     @property
     def stream(self) -> TrainingStream | None:
-        """The order of the training data; None if a loader of the user's own has another."""
+        """The order of the training data; None with a custom loader."""
         stream = getattr(self._trainer.data_loader, "dataset", None)
         return stream if isinstance(stream, TrainingStream) else None
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load ``MODEL.WEIGHTS``, or everything from the last checkpoint of ``OUTPUT_DIR``.
+        """Load ``MODEL.WEIGHTS``, or the whole state from the last checkpoint in ``OUTPUT_DIR``.
 
         Args:
             resume: continue from the last checkpoint if there is one.
 
         Raises:
-            InputError: see :meth:`SafeCheckpointer.load`; or the model has been, or would be,
-                trained on images of ``DATASETS.TEST``; or the processes found other checkpoints.
+            InputError: the model was, or would be, trained on images of ``DATASETS.TEST``, or the
+                processes found different checkpoints; see also :meth:`SafeCheckpointer.load`.
         """
         super().resume_or_load(resume)
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
             raise InputError(
-                f"--resume: the processes would go on from iterations {starts}; all machines must "
-                f"see the same OUTPUT_DIR {self.cfg.OUTPUT_DIR} (a shared folder)"
+                f"--resume: the processes would continue from iterations {starts}; all machines "
+                f"must see the same OUTPUT_DIR {self.cfg.OUTPUT_DIR} (a shared folder)"
             )
         distillation = self._trainer.distillation
         self.checkpointer.history = merge(
@@ -205,7 +205,7 @@ class Trainer(DefaultTrainer):
             self.stream.seed = seed
 
     def choose_micro_batch(self) -> None:
-        """Set ``SOLVER.ACCUMULATE`` to what the GPUs' memory needs, after the weights are loaded.
+        """Set ``SOLVER.ACCUMULATE`` to fit the GPUs' memory; call it after loading the weights.
 
         Raises:
             InputError: see :func:`.auto_batch.choose_accumulation`.
@@ -218,14 +218,14 @@ class Trainer(DefaultTrainer):
             self.checkpointer.origin["config"] = self.cfg.dump()
 
     def train(self) -> dict[str, Any]:
-        """Run the iterations that are left, evaluating and saving on the way.
+        """Run the remaining iterations, with evaluations and checkpoints.
 
         Returns:
-            The results of the last evaluation; empty on other than the main process. With
+            The results of the last evaluation; empty in all but the main process. With
             ``DATASETS.VAL``, those of the best checkpoint on ``DATASETS.TEST``.
 
         Raises:
-            InputError: a broken file, a loss that became infinite, or a GPU out of memory.
+            InputError: a file is broken, the loss became infinite, or a GPU is out of memory.
         """
         logging.getLogger(__name__).info(
             "Starting training from iteration %d of %d", self.start_iter, self.max_iter
@@ -304,7 +304,7 @@ class Trainer(DefaultTrainer):
 
     @property
     def _num_images(self) -> int | None:
-        """The number of images of an epoch, unless a loader of the user's own does not tell."""
+        """The number of images of an epoch; None with a custom loader."""
         return self.stream.num_images if self.stream else None
 
     def build_hooks(self) -> list[HookBase]:
@@ -357,9 +357,9 @@ class Trainer(DefaultTrainer):
         With ``DETERMINISTIC`` this process computes reproducibly from then on.
 
         Raises:
-            InputError: Detectron2 cannot build a model of these keys, ``MODEL.PRUNED_WIDTHS`` are
-                those of another one, or nothing can be compiled here that ``MODEL.COMPILE`` asks
-                for.
+            InputError: Detectron2 cannot build a model from these keys, ``MODEL.PRUNED_WIDTHS``
+                belong to another model, or ``MODEL.COMPILE`` requires a compiler that does not work
+                here.
         """
         make_deterministic(cfg)
         with explained_keys("MODEL", "a model"):
@@ -398,7 +398,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Build the loader of one dataset to score on; at most ``TEST.BATCH_SIZE`` a batch."""
+        """Build the loader of one dataset to score, with batches of up to ``TEST.BATCH_SIZE``."""
         return loaders.build_test_loader(cfg, dataset_name)
 
     @classmethod
@@ -416,8 +416,8 @@ class Trainer(DefaultTrainer):
     ) -> DatasetEvaluator:
         """Build the evaluator for a dataset by its ``evaluator_type``.
 
-        Its files go to ``output_folder``, by default ``OUTPUT_DIR/inference``; with several
-        datasets, each has a folder in it.
+        It writes to ``output_folder``, by default ``OUTPUT_DIR/inference``; with several datasets,
+        each has a folder in it.
         """
         folder = Path(output_folder or Path(cfg.OUTPUT_DIR) / "inference")
         return inference.build_evaluator(cfg, dataset_name, folder)
@@ -426,9 +426,9 @@ class Trainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
-        """Score on ``DATASETS.TEST``, as Detectron2, and draw the errors.
+        """Score on ``DATASETS.TEST``, as Detectron2 does, and draw the errors.
 
-        Masks are pasted where evaluators need it.
+        Masks are pasted if an evaluator needs full frames.
         """
         if evaluators is None:
             register_datasets_of(cfg)
@@ -446,13 +446,13 @@ class Trainer(DefaultTrainer):
     def test_with_TTA(  # noqa: N802
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
-        """Score on ``DATASETS.TEST`` with test-time augmentation, as ``TEST.AUG`` describes it.
+        """Score on ``DATASETS.TEST`` with the test-time augmentation of ``TEST.AUG``.
 
         Returns:
-            As :meth:`test`, each name ending in ``_TTA``. The files are in ``inference_TTA``.
+            As :meth:`test`, with names that end in ``_TTA``. The files are in ``inference_TTA``.
 
         Raises:
-            InputError: the model is not one that can be augmented.
+            InputError: test-time augmentation does not support this model.
         """
         augmented = inference.with_test_time_augmentation(cfg, model)
         evaluators = evaluators or cls._build_evaluators(cfg, "_TTA")
@@ -460,10 +460,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_average(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Score averaged weights, which the model has, on ``DATASETS.TEST``.
+        """Score a model with averaged weights on ``DATASETS.TEST``.
 
         Returns:
-            As :meth:`test`, each name ending in ``_EMA``. The files are in ``inference_EMA``.
+            As :meth:`test`, with names that end in ``_EMA``. The files are in ``inference_EMA``.
         """
         evaluators = cls._build_evaluators(cfg, SUFFIX)
         return cls._test_as(SUFFIX, "with averaged weights", cfg, model, evaluators)

@@ -1,9 +1,9 @@
-"""COCO-style average precision on the same predictions and the same ground truth.
+"""COCO-style average precision of the same predictions against the same ground truth.
 
-A different protocol from the official one, with different numbers on the same masks, so it is never
-called just "AP". It has no void: a prediction on a void region is a false positive here. It has no
-smallest ground truth either: an instance under 100 pixels counts. Groups are COCO's crowds.
-faster-coco-eval computes the scores, in memory; they equal pycocotools'.
+This protocol differs from the official one and gives different scores for the same masks, so it is
+never called just "AP". It has no void: a prediction on a void region is a false positive here. It
+has no minimum object size either: instances below 100 pixels count. Groups are treated as COCO's
+crowds. faster-coco-eval computes the scores in memory; they equal those of pycocotools.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STATS: Final = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "A
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One image in COCO's terms, with run-lengths in place of masks.
+    """An image in COCO's format, with run-length encoded masks.
 
     Attributes:
         height: pixels.
@@ -42,7 +42,7 @@ class CocoImage:
         gt_annotations: dicts with ``category_id`` (1 to 8), ``segmentation`` (compressed
             run-lengths), ``bbox`` (x, y, width, height around the mask), ``area`` (of the mask),
             ``iscrowd``.
-        detections: dicts with ``category_id``, ``bbox``, ``score``, and, of predictions with a
+        detections: dicts with ``category_id``, ``bbox``, ``score``, and, for predictions with a
             mask, ``segmentation`` and ``area`` of the mask.
     """
 
@@ -53,12 +53,12 @@ class CocoImage:
 
 
 def coco_image(gt: GroundTruth, predictions: Sequence[Prediction]) -> CocoImage:
-    """Put one image's ground truth and predictions into COCO's terms.
+    """Convert the ground truth and predictions of an image to COCO's format.
 
     Args:
-        gt: of the image; its groups become crowds.
-        predictions: of the image; those with an empty mask are left out, as in the official
-            protocol. Without a box of its own a prediction gets its mask's.
+        gt: ground truth of the image; its groups become crowds.
+        predictions: predictions for the image; those with an empty mask are ignored, as in the
+            official protocol. A prediction without a box gets the box of its mask.
     """
     kept = [prediction for prediction in predictions if prediction.mask.area()]
     rles = coco_rles([prediction.mask for prediction in kept])
@@ -83,10 +83,10 @@ def coco_boxes(
     scores: Sequence[float],
     boxes: Sequence[tuple[float, float, float, float]],
 ) -> CocoImage:
-    """Put one image's ground truth and predicted boxes, which have no masks, into COCO's terms.
+    """Convert the ground truth and the predicted boxes, without masks, to COCO's format.
 
     Args:
-        gt: of the image; its groups become crowds.
+        gt: ground truth of the image; its groups become crowds.
         categories: N contiguous class ids, 0 to 7.
         scores: N confidences.
         boxes: N times (x0, y0, x1, y1) in pixels.
@@ -135,14 +135,14 @@ def coco_scores(
 
     Args:
         images: in any order.
-        iou_type: ``"bbox"`` compares boxes, ``"segm"`` masks. The size ranges of APs, APm and APl
-            go by the area of the ground truth's mask for both, as in COCO.
+        iou_type: ``"bbox"`` compares boxes, ``"segm"`` masks. For both, the size ranges of APs, APm
+            and APl refer to the area of the ground truth's mask, as in COCO.
         categories: the classes to score: contiguous class ids, 0 to 7, ascending.
         size_limits: areas in pixels between the size ranges, by default COCO's.
 
     Returns:
         Fractions: AP, AP50, AP75, APs, APm, APl, AR100 and ``AP-<class>`` for those classes. NaN
-        where there is no ground truth; 0 where there is and nothing was predicted.
+        where there is no ground truth; 0 where there is some but nothing was predicted.
     """
     gt_annotations = [
         {**annotation, "image_id": index}
@@ -180,7 +180,7 @@ def coco_scores(
 
 
 def format_coco_scores(by_type: Mapping[str, Mapping[str, float]]) -> str:
-    """Lay out scores as a table in percent that names its protocol.
+    """Format scores as a table in percent that names its protocol.
 
     Args:
         by_type: what is compared ("masks", "boxes") -> result of :func:`coco_scores`.

@@ -141,8 +141,8 @@ def ground_truth_files(dataset_name: str) -> dict[str, Path]:
         file = ground_truth_file(gt_dir, image["file_name"], suffix, kind)
         if not file.is_file():
             raise InputError(
-                f"{file}: no such file, against which {image['file_name']} is scored; the names of "
-                f"the dataset's images end in {suffix}, for others see datasets/README.md"
+                f"{file}: no such file, the ground truth of {image['file_name']}; the dataset's "
+                f"image names must end in {suffix}, for others see datasets/README.md"
             )
         files[name] = file
     return files
@@ -206,28 +206,30 @@ def dataset_categories(dataset_name: str) -> tuple[int, ...]:
 
 
 class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
-    """Score instance segmentation with the official protocol, and beside it COCO's.
+    """Score instance segmentation by the official protocol and by COCO's.
 
-    Every image is matched with its ground truth as soon as it is predicted; no mask outlives that.
-    The ground truth comes through a cache, see :mod:`.ground_truth_cache`. Works on any device, on
-    any number of processes and machines, and on any part of a split.
+    Every image is matched with its ground truth as soon as it is predicted; masks are not kept
+    afterwards. The ground truth is cached, see :mod:`.ground_truth_cache`. The evaluator works on
+    any device, with any number of processes and machines, and on any part of a split.
 
     Args:
-        dataset_name: a registered dataset with labels. Its metadata give ``gt_dir``, such as
-            ``cityscapes/gtFine/val``, where each image's instance ids are found.
-        output_dir: where the main process writes ``cityscapes_results.json``, the official
-            averages as fractions (null for NaN); Detectron2 uses ``OUTPUT_DIR/inference``. None:
-            no file.
-        num_workers: processes that match while the model predicts; 0: this process does it.
+        dataset_name: a registered dataset with labels. Its metadata have ``gt_dir``, such as
+            ``cityscapes/gtFine/val``, which contains the instance ids of each image.
+        output_dir: folder in which the main process writes ``cityscapes_results.json``, the
+            official averages as fractions (null for NaN); Detectron2 uses
+            ``OUTPUT_DIR/inference``. None: no file.
+        num_workers: number of processes that match while the model predicts; 0: match in this
+            process.
         coco: compute COCO's scores too.
-        masks: False scores boxes, which is COCO's protocol alone: for detectors without masks.
-        analysis_confidence: lowest confidence of the predictions whose errors are sorted by cause,
-            see :mod:`.error_analysis`; the tables go to ``output_dir/analysis``. None: no analysis.
-        draw: what :meth:`draw_errors` calls with that folder.
+        masks: False, for detectors without masks: score boxes, by COCO's protocol only.
+        analysis_confidence: lowest confidence of the predictions in the error analysis, see
+            :mod:`.error_analysis`; its tables are written to ``output_dir/analysis``. None: no
+            analysis.
+        draw: a function that :meth:`draw_errors` calls with that folder.
 
     Raises:
-        InputError: the dataset has no labels, or others than the 8 official classes; some of them
-            are enough, see :func:`dataset_categories`.
+        InputError: the dataset has no labels, or has classes other than the 8 official ones; a
+            subset of them is allowed, see :func:`dataset_categories`.
     """
 
     def __init__(
@@ -263,7 +265,7 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         return self.load_ground_truth()
 
     def load_ground_truth(self) -> dict[str, GroundTruth]:
-        """Read the ground truth of the dataset now, by image, and not at the first image."""
+        """Read the ground truth of the dataset, by image, before the first prediction needs it."""
         if self._ground_truth is None:
             files = ground_truth_files(self._dataset_name)
             loaded = read_ground_truth(self._gt_dir, list(files.values()))
@@ -332,9 +334,9 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         )
 
     def draw_errors(self) -> None:
-        """Draw the tables of the last evaluation, where it has written any.
+        """Draw charts of the last evaluation's error tables, if it has written any.
 
-        This takes seconds, so it is left to the caller: a training draws its last evaluation only.
+        This takes seconds, so it is left to the caller: training draws only its last evaluation.
         """
         if self.error_summary is None or self._output_dir is None or self._draw is None:
             return

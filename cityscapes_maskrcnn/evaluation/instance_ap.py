@@ -1,11 +1,11 @@
 """The official Cityscapes instance score, computed from masks in memory.
 
-Gives the same bits as ``evaluateImgLists`` of ``cityscapesscripts``'
-``evaluation/evalInstanceLevelSemanticLabeling.py`` (without distances, which only the benchmark's
-server has). That function loops over images, overlaps, classes, ground truth and predictions with
-full-frame masks. Here ground truth and predictions are runs of pixels, and one pass over the runs
-counts every prediction's overlap with everything (:func:`match_image`); what the score needs of a
-prediction is then five numbers.
+The results equal those of ``evaluateImgLists`` in ``cityscapesscripts``'
+``evaluation/evalInstanceLevelSemanticLabeling.py``, bit for bit (without distances, which only the
+benchmark server has). That function loops over images, overlaps, classes, ground truth and
+predictions with full-frame masks. Here, ground truth and predictions are runs of pixels, and one
+pass over the runs counts the overlap of every prediction with everything (:func:`match_image`).
+The score then needs only five numbers per prediction.
 
 One difference: where a class has ground truth and predictions but every prediction lies on ignored
 regions, the official function stops with an IndexError; here the AP is 0.
@@ -102,10 +102,10 @@ class Prediction:
     """One predicted instance.
 
     Attributes:
-        mask: in the image's frame; an empty one does not count.
+        mask: mask in the image's frame; an empty one is not counted.
         category: contiguous class id, 0 to 7.
-        confidence: any number but NaN; equal ones make one point of the precision-recall curve.
-        box: (x0, y0, x1, y1) in pixels as the model gave it, for box AP; None takes the mask's.
+        confidence: any number except NaN; equal ones give one point of the precision-recall curve.
+        box: (x0, y0, x1, y1) in pixels as predicted, for box AP; None: the mask's box.
     """
 
     mask: RunMask
@@ -116,18 +116,18 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ImageMatches:
-    """What the score needs to know of one image: five numbers for each of its P predictions.
+    """The part of an image that the score needs: five numbers for each of its P predictions.
 
     Attributes:
         categories: shape (P,), dtype int64: contiguous class ids.
         confidences: shape (P,), dtype float64.
         overlaps: shape (P,), dtype float64: highest intersection over union with any ground truth
-            of its class, groups and small ones among it. Above 0.5 there is only one.
+            of its class, including groups and small objects. Above 0.5 there is only one.
         targets: shape (P,), dtype int64: index of that ground truth; -1 if it is not evaluated
             (a group, or below 100 pixels) or there is none.
-        ignored: shape (P,), dtype float64: share of the prediction on void, groups and small
+        ignored: shape (P,), dtype float64: fraction of the prediction on void, groups and small
             ground truth of its class.
-        num_ground_truth: shape (8,), dtype int64: evaluated ground truth by class.
+        num_ground_truth: shape (8,), dtype int64: number of evaluated objects of each class.
     """
 
     categories: IntArray
@@ -143,9 +143,9 @@ class PrecisionRecall:
     """The precision-recall curve of a class at one IoU threshold.
 
     Attributes:
-        confidences: shape (N,), ascending: a point for every different score, the predictions from
-            there upwards being counted. The last is infinite: no prediction, recall 0 and, by
-            convention, precision 1.
+        confidences: shape (N,), ascending: one point for every distinct score, at which predictions
+            with at least this score are counted. The last is infinite: no prediction, recall 0 and,
+            by convention, precision 1.
         recall: shape (N,), descending, 0 to 1.
         precision: shape (N,), 0 to 1.
     """
@@ -161,7 +161,7 @@ class PrecisionRecall:
 
 
 def ground_truth(instance_ids: npt.NDArray[Any]) -> GroundTruth:
-    """Read one image's instances out of its ``*_gtFine_instanceIds.png``.
+    """Get the instances of an image from the pixels of its ``*_gtFine_instanceIds.png``.
 
     Args:
         instance_ids: shape (height, width), an unsigned integer dtype of up to 16 bits.
@@ -171,7 +171,7 @@ def ground_truth(instance_ids: npt.NDArray[Any]) -> GroundTruth:
         of an ignored class with instances (29001, a caravan) is not void, as in the official code.
 
     Raises:
-        InputError: a pixel's label id is none of the official ones.
+        InputError: the label id of a pixel is not an official one.
     """
     height, width = instance_ids.shape
     # A label image is a few ten thousand runs of equal pixels: count and translate these, not the
@@ -219,18 +219,18 @@ def ground_truth(instance_ids: npt.NDArray[Any]) -> GroundTruth:
 
 
 def match_image(gt: GroundTruth, predictions: Sequence[Prediction]) -> ImageMatches:
-    """Measure every prediction of one image against the ground truth of its class.
+    """Match every prediction of an image with the ground truth of its class.
 
     Args:
-        gt: of the image.
-        predictions: of the image, in any order; those with an empty mask are left out.
+        gt: ground truth of the image.
+        predictions: predictions for the image, in any order; those with an empty mask are ignored.
 
     Returns:
-        The matches, P being the number of predictions with a mask.
+        The matches, where P is the number of predictions with a mask.
 
     Raises:
         InputError: a confidence is NaN, so that the predictions have no order; a class is not one
-            of the 8; a mask is of another size than the ground truth.
+            of the 8; or a mask has another size than the ground truth.
     """
     kept = [prediction for prediction in predictions if len(prediction.mask.starts)]
     categories = np.array([prediction.category for prediction in kept], dtype=np.int64)
@@ -267,17 +267,17 @@ def match_image(gt: GroundTruth, predictions: Sequence[Prediction]) -> ImageMatc
 
 
 def common_pixels(gt: GroundTruth, masks: Sequence[RunMask]) -> IntArray:
-    """Count the pixels that masks have in common with every ground truth of an image.
+    """Count the pixels that masks share with every ground truth of an image.
 
     Args:
-        gt: of the image.
-        masks: N masks of its frame; they may overlap.
+        gt: ground truth of the image.
+        masks: N masks in its frame; they may overlap.
 
     Returns:
         Shape (N, K).
 
     Raises:
-        InputError: a mask is of another size.
+        InputError: a mask has another size.
     """
     return _count_codes(gt, masks)[:, _FIRST:]
 
@@ -313,10 +313,10 @@ def judge_predictions(matches: ImageMatches, overlap: float) -> IntArray:
     """Judge every prediction of an image as the official protocol does at one IoU threshold.
 
     Returns:
-        Shape (P,): :data:`TRUE` for the prediction of the highest score that exceeds the IoU with
-        an evaluated ground truth, :data:`NOT_COUNTED` for one on ignored regions (it exceeds the
-        IoU with a group or a small ground truth, or a larger share lies on void and these),
-        :data:`FALSE` for the others.
+        Shape (P,): :data:`TRUE` for the prediction with the highest score among those whose IoU
+        with an evaluated ground truth is above the threshold; :data:`NOT_COUNTED` for one on
+        ignored regions (its IoU with a group or a small ground truth, or its fraction on these and
+        on void, is above the threshold); :data:`FALSE` for the others.
     """
     is_match = matches.overlaps > overlap
     verdicts = np.where(is_match | (matches.ignored > overlap), NOT_COUNTED, FALSE)
@@ -331,7 +331,7 @@ def judge_predictions(matches: ImageMatches, overlap: float) -> IntArray:
 def precision_recall_curves(
     matches: Sequence[ImageMatches], overlap: float
 ) -> tuple[PrecisionRecall | None, ...]:
-    """Draw the curve of every class at one IoU threshold; None for one without ground truth.
+    """Compute the curve of every class at one IoU threshold; None for one without ground truth.
 
     Args:
         matches: one per image, in any order.
@@ -374,7 +374,7 @@ def average_precision(matches: Sequence[ImageMatches]) -> FloatArray:
 
     Returns:
         Shape (8, 10), dtype float64: fractions by class and by :data:`OVERLAPS`; NaN for a class
-        without evaluated ground truth, 0 for one with ground truth and no prediction.
+        without evaluated ground truth, 0 for a class with ground truth but no prediction.
     """
     by_overlap = [precision_recall_curves(matches, overlap) for overlap in OVERLAPS]
     by_class = zip(*by_overlap, strict=True)
@@ -395,7 +395,7 @@ def averages(ap: FloatArray, categories: Sequence[int] = ALL_CATEGORIES) -> dict
     Returns:
         The official ``averages``, as fractions: ``{"allAp": float, "allAp50%": float,
         "classes": {name: {"ap": float, "ap50%": float}}}``. A class without ground truth is NaN
-        and leaves the means; if all are, so are the means.
+        and not part of the means; if all classes are NaN, the means are too.
     """
     ap = ap[list(categories)]
     anything = not np.isnan(ap).all()
@@ -410,7 +410,7 @@ def averages(ap: FloatArray, categories: Sequence[int] = ALL_CATEGORIES) -> dict
 
 
 def format_averages(official: Mapping[str, Any]) -> str:
-    """Lay out the result of :func:`averages` as a table in percent that names its protocol."""
+    """Format the result of :func:`averages` as a table in percent that names its protocol."""
     rows = [(name, scores["ap"], scores["ap50%"]) for name, scores in official["classes"].items()]
     rows.append(("average", official["allAp"], official["allAp50%"]))
     lines = [f"{PROTOCOL}, percent", f"{'class':<12}{'AP':>8}{'AP50':>8}"]

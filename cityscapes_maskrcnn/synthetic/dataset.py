@@ -57,15 +57,15 @@ def generate_dataset(
 ) -> Path:
     """Write a set of scenes to ``root/cityscapes``, unless the same one is already there.
 
-    Equal arguments give equal bytes, however many processes write them. A set whose writing was cut
-    off is written again.
+    Equal arguments give equal bytes, with any number of processes. An incomplete set is written
+    again.
 
     Args:
-        root: what ``DETECTRON2_DATASETS`` will point to.
+        root: the value to use for ``DETECTRON2_DATASETS``.
         counts: number of images of ``train``, ``val``, ``test`` and ``train_extra``; 0 if missing.
-        height: rows of the images, 64 to 4096.
-        width: columns of the images, 128 to 8192.
-        seed: not negative.
+        height: height of the images in pixels, 64 to 4096.
+        width: width of the images in pixels, 128 to 8192.
+        seed: random seed, 0 or more.
         num_workers: number of processes; None for one per available core.
 
     Returns:

@@ -105,7 +105,7 @@ def test_missing_ground_truth(
     cfg = config()
     missing = max((tmp_path / "cityscapes" / "gtFine" / "val").rglob("*_instanceIds.png"))
     missing.unlink()
-    with pytest.raises(InputError, match=f"{missing}: no such file, against .*_leftImg8bit.png is"):
+    with pytest.raises(InputError, match=f"{missing}: no such file, the ground truth of .*_leftIm"):
         build_evaluator(cfg, INSTANCE, tmp_path)
 
 

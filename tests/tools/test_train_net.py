@@ -116,7 +116,7 @@ def test_scoring_into_the_folder_of_a_training_keeps_its_config(
         ),
         (
             ["--resume", "--overwrite"],
-            "--overwrite: removes an earlier run to train anew, and --re",
+            "--overwrite: deletes an earlier run, so it excludes --resume",
         ),
         (["--eval-only", "MODEL.WEIGHTS", "missing.pth"], "missing.pth: no such file"),
         (["--eval-only", "--auto-batch"], "--auto-batch: --eval-only trains nothing"),
@@ -192,7 +192,7 @@ def test_processes_resume_at_the_same_place_or_not_at_all(
     done = train_net("--resume", "OUTPUT_DIR", tmp_path, config=trained / "config.yaml")
     assert done.returncode == 1
     last = torch.load(trained / "model_final.pth", weights_only=True)["iteration"]
-    message = f"--resume: the processes would go on from iterations [{last + 1}, 0]; all machines"
+    message = f"--resume: the processes would continue from iterations [{last + 1}, 0]; all mach"
     assert message in done.stderr
 
 

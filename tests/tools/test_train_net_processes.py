@@ -244,9 +244,9 @@ def test_two_machines_score_as_one(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--num-gpus 0", "count processes and machines: at least 1"),
-        ("--num-machines 0", "count processes and machines: at least 1"),
-        ("--num-machines 2", "several machines need the same --dist-url tcp://HOST:PORT"),
+        ("--num-gpus 0", "--num-gpus and --num-machines must be at least 1"),
+        ("--num-machines 0", "--num-gpus and --num-machines must be at least 1"),
+        ("--num-machines 2", "several machines need the same --dist-url, tcp://HOST:PORT"),
         ("--machine-rank 1", "--machine-rank must be between 0 and 0"),
         ("--num-machines 2 --machine-rank 2 --dist-url tcp://127.0.0.1:1", "between 0 and 1"),
         ("--num-machines 2 --machine-rank -1 --dist-url tcp://127.0.0.1:1", "between 0 and 1"),
