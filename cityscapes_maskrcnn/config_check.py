@@ -1,4 +1,4 @@
-"""What values of the config make sense: their types, texts, ranges, and IoUs for matching."""
+"""Checks of config values: their types, texts and ranges, and the IoU thresholds for matching."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Measurements against Detectron2 and the official scripts; ``tools/benchmark.py`` runs them."""
+"""Comparisons with Detectron2 and the official scripts; ``tools/benchmark.py`` runs them."""

@@ -1,4 +1,4 @@
-"""A form of a model in a process of its own: its official AP, time, file size and memory.
+"""Measure a form of a model in a separate process: official AP, time, file size and memory.
 
 torch is imported inside of functions: an exported file is measured without it.
 """

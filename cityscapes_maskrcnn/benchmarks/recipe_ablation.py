@@ -1,4 +1,4 @@
-"""What each part of the recipe is worth: trainings of equal compute on generated scenes.
+"""The effect of each part of the recipe: trainings with equal compute on generated scenes.
 
 An *arm* is a way to train: Detectron2's config, this project's stages, or these with one more key.
 All arms start from the same weights, have the same network, images and batch size, and do the same

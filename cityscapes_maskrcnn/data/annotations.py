@@ -1,4 +1,4 @@
-"""From the official annotation files of a split to Detectron2's dataset dicts.
+"""Convert the official annotation files of a split to Detectron2's dataset dicts.
 
 Gives what ``detectron2.data.datasets.cityscapes`` gives, down to the last digit (the same GEOS
 operations in the same order on the same numbers), without Detectron2 and through a cache, so that

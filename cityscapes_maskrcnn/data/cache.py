@@ -1,4 +1,4 @@
-"""Cache files of what is slow to read: safe to delete, to share and to interrupt.
+"""Cache files for data that are slow to read: safe to delete, to share and to interrupt.
 
 A cache file holds one record for each of many source files, a record being a few named arrays
 whose lengths differ from file to file. It is a checksum and, behind it, a safetensors file, whose

@@ -1,4 +1,4 @@
-"""Pasting objects of one image into another: pixels, and the outlines of what they hide.
+"""Paste objects of one image into another: the pixels, and the outlines of hidden objects.
 
 After Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance
 Segmentation", CVPR 2021.

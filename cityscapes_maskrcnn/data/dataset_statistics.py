@@ -1,4 +1,4 @@
-"""What is in a dataset: how many objects of which class, how large, where, and how visible.
+"""Statistics of a dataset: number, size, position and visibility of the objects of each class.
 
 Words are those of :mod:`.evaluation.error_analysis`: sizes and occlusion have the same limits, so
 that what a model misses can be set against what there is. Areas are those of the annotated polygons

@@ -1,4 +1,4 @@
-"""Compare polygons, which are trained on, with the ``*_instanceIds.png``, which is scored against.
+"""Compare the polygons used in training with the ``*_instanceIds.png`` used in scoring.
 
 Both show the same objects where the official painter drew the one from the other. Where a polygons
 file was changed later, or another tool wrote either of them, they may not.

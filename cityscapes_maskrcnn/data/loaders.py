@@ -1,4 +1,4 @@
-"""Data loaders: for training, for inference, and for the validation loss."""
+"""Data loaders for training, for inference, and for the validation loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a dataset dict to what the model takes."""
+"""Convert a dataset dict to the model's input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches on the GPU before the step that needs them."""
+"""Copy batches to the GPU before the step that needs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images a model has seen: what it and its ancestors were trained or tuned on.
+"""The images that a model has seen: those that it and its ancestors were trained or tuned on.
 
 Every checkpoint of this project carries such a history under :data:`SEEN_IMAGES_KEY`. It holds
 short digests of each image file, so that an overlap with a dataset to score on is found without the

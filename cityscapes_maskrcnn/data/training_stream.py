@@ -1,4 +1,4 @@
-"""The endless, repeatable order in which training sees its images.
+"""The endless, reproducible order in which training sees its images.
 
 Position ``p`` of the stream is a pure function of the seed: pass ``p // n`` is one permutation of
 the ``n`` images, and every random choice of the mapper at that position (which flip, which size)

@@ -1,4 +1,4 @@
-"""Quantisation that keeps the official AP: groups of layers that cost too much stay in float."""
+"""Quantisation within a budget of AP: groups of layers that cost too much stay in float."""
 
 from __future__ import annotations
 

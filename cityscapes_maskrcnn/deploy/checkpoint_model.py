@@ -1,4 +1,4 @@
-"""A checkpoint as the model of a stream."""
+"""A checkpoint as the model that predicts a stream."""
 
 from __future__ import annotations
 

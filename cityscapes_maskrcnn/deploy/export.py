@@ -1,4 +1,4 @@
-"""Write a trained Mask R-CNN as a file for other programs, after it was compared with PyTorch."""
+"""Export a trained Mask R-CNN to a file for other programs, after comparing it with PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN from pixels to detections in tensors alone, which exporters can follow.
+"""Mask R-CNN from pixels to detections using only tensors, which exporters can trace.
 
 Detectron2's inference goes through lists with an entry an image, and through sizes that are Python
 numbers, so that a graph of it is for one image. Here all images of a batch are one tensor, and

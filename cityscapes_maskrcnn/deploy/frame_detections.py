@@ -1,4 +1,4 @@
-"""What a model found in one frame of a stream, whichever runtime it ran in."""
+"""The detections of a model in one frame of a stream, for any runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detections drawn into frames by OpenCV: quick, and with nothing kept from frame to frame.
+"""Draw detections into frames with OpenCV: fast, and without state from frame to frame.
 
 A figure of matplotlib for every frame, as :mod:`.visualization.drawing` makes for single pictures,
 takes 20 times as long.

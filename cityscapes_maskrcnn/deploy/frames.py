@@ -1,4 +1,4 @@
-"""Frames to predict: of images, a video or a camera, one at a time and never all in memory."""
+"""Frames from images, a video or a camera, read one at a time and never all in memory."""
 
 from __future__ import annotations
 

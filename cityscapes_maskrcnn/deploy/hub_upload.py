@@ -1,4 +1,4 @@
-"""Upload of a folder to Hugging Face's hub, for which huggingface_hub has to be installed."""
+"""Upload a folder to the Hugging Face hub; needs huggingface_hub."""
 
 from __future__ import annotations
 

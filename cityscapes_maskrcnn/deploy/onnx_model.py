@@ -1,4 +1,4 @@
-"""An exported model as the model of a stream; without torch and Detectron2."""
+"""An exported model as the model that predicts a stream, without torch and Detectron2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predicting a stream from its source to its files: which outputs, which classes, what came of it.
+"""Predict a stream from its source to its output files, and report the result.
 
 Neither torch nor Detectron2 is imported.
 """

@@ -1,4 +1,4 @@
-"""Where a stream's detections go: JSON lines, a video, or a folder of pictures.
+"""The outputs of a stream's detections: JSON lines, a video, or a folder of pictures.
 
 A file has ``.partial`` before its extension until it is closed; then it gets its name, also where
 the stream was interrupted: what was predicted until then is in it. Of a process that is killed the

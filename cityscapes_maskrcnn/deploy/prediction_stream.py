@@ -1,4 +1,4 @@
-"""Reading ahead, predicting, and writing behind: three threads that hold a few frames each."""
+"""Three threads that read ahead, predict, and write, with a few frames in memory each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Remove channels from a trained Mask R-CNN: structured pruning by Torch-Pruning.
+"""Remove channels from a trained Mask R-CNN: structured pruning with Torch-Pruning.
 
 A channel is removed from all layers that depend on it: those that compute it, those that add
 something to it, and those that read it (Fang et al., "DepGraph", CVPR 2023). From every such group

@@ -1,4 +1,4 @@
-"""An exported ONNX file with smaller numbers: int8, int8 weights alone, or float16.
+"""Quantise an exported ONNX file: to int8, to int8 weights only, or to float16.
 
 Neither torch nor Detectron2 is imported; the packages of the extra ``compress`` are.
 """

@@ -1,4 +1,4 @@
-"""Predictions of an exported model for files of images, as the official protocol takes them.
+"""Predict image files with an exported model, in the form that the official protocol scores.
 
 Without torch and Detectron2, as the protocol itself.
 """

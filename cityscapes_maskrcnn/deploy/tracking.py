@@ -1,4 +1,4 @@
-"""Numbers for objects that keep them from frame to frame: ByteTrack, of the package ``trackers``.
+"""Number objects consistently from frame to frame: ByteTrack, from the package ``trackers``.
 
 Source: Zhang et al., ByteTrack: Multi-Object Tracking by Associating Every Detection Box, ECCV
 2022.

@@ -1,4 +1,4 @@
-"""The gradients of a batch from those of its micro-batches: ``SOLVER.ACCUMULATE``.
+"""Compute the gradients of a batch from those of its micro-batches: ``SOLVER.ACCUMULATE``.
 
 A mean over a batch is not the mean of the means over its micro-batches where what is averaged
 differs in number. Of the losses of a Mask R-CNN, those of the RPN are means over images, those of

@@ -1,4 +1,4 @@
-"""Finding the largest micro-batch that fits into a GPU's memory: ``--auto-batch``."""
+"""Find the largest micro-batch that fits into a GPU's memory: ``--auto-batch``."""
 
 from __future__ import annotations
 

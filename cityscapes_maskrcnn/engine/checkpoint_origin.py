@@ -1,4 +1,4 @@
-"""How a checkpoint came about: what a run writes into it, and what can be read from any file."""
+"""How a checkpoint was made: what a run records in it, and what can be read from any file."""
 
 from __future__ import annotations
 

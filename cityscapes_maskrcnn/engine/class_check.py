@@ -1,4 +1,4 @@
-"""Whether a model and its datasets have the same classes."""
+"""Check that a model and its datasets have the same classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noticing that training waits for its data."""
+"""Warn when training waits for its data."""
 
 from __future__ import annotations
 

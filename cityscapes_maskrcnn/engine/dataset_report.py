@@ -1,4 +1,4 @@
-"""What is in registered datasets: a report, tables and pictures."""
+"""Report the contents of registered datasets: a summary, tables and charts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses that have a detector imitate another one on the same images: ``MODEL.DISTILLATION``.
+"""Losses that make a detector imitate another one on the same images: ``MODEL.DISTILLATION``.
 
 The pyramid's features imitate the teacher's (Romero et al., "FitNets", ICLR 2015; for detectors
 Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation", NeurIPS

@@ -1,4 +1,4 @@
-"""What TensorBoard gets of a training run: scalars, pictures, curves, hyperparameters, config."""
+"""Write a training run to TensorBoard: scalars, pictures, curves, hyperparameters, config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends a training for a reason that the user can do something about, in one line."""
+"""Explain, in one line, errors that end a training and that the user can fix."""
 
 from __future__ import annotations
 

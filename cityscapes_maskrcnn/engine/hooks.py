@@ -1,4 +1,4 @@
-"""What happens around the training steps."""
+"""Hooks that run before and after training steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What scores a model: the evaluator of each dataset, precision, test-time augmentation."""
+"""Scoring of a model: the evaluator of each dataset, precision, test-time augmentation."""
 
 from __future__ import annotations
 

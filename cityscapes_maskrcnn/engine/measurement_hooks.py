@@ -1,4 +1,4 @@
-"""The hooks of a training run that measure on held-out images, and act on what they measure."""
+"""Training hooks that measure on held-out images, and act on the results."""
 
 from __future__ import annotations
 

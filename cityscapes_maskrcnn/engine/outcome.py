@@ -1,4 +1,4 @@
-"""What came of a training or a scoring, in a few words."""
+"""The result of a training or an evaluation, in a few words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of a run: starting them on this machine, and joining those of all machines."""
+"""The processes of a run: start them on this machine, and connect those of all machines."""
 
 from __future__ import annotations
 

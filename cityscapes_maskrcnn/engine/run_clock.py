@@ -1,4 +1,4 @@
-"""What the iterations and evaluations of a training take, and what is left of them."""
+"""The time that iterations and evaluations of a training take, and the time remaining."""
 
 from __future__ import annotations
 

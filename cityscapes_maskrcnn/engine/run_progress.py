@@ -1,4 +1,4 @@
-"""How far a training is, how fast, and when it will end."""
+"""Progress, speed and remaining time of a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run uses its data for, and the refusal to score a model on images that it has seen."""
+"""Record how a run uses its data, and refuse to score a model on images that it has seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to the zip file for the benchmark's server."""
+"""Make the zip file for the benchmark server from a config and a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a finished run and a finished evaluation leave for the performance table."""
+"""The summaries that a run and an evaluation write for the performance table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a run's log a person sees: on a terminal results and one line that lives."""
+"""The part of a run's log that a terminal shows: results, and one line that is updated."""
 
 from __future__ import annotations
 

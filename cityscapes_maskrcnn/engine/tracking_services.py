@@ -1,4 +1,4 @@
-"""Services that follow a training run beside TensorBoard: Weights & Biases and MLflow.
+"""Services that track a training run in addition to TensorBoard: Weights & Biases and MLflow.
 
 Their packages are imported when a run that names them in ``TRACKING.BACKENDS`` starts.
 """

@@ -1,4 +1,4 @@
-"""What weights expect of a config: how images are given to them, and where their ResNet strides."""
+"""What weights require of a config: how images are normalised, and where the ResNet strides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of any program as the content of a file that Detectron2 loads as it is."""
+"""Convert weights of any program to the content of a file that Detectron2 loads."""
 
 from __future__ import annotations
 

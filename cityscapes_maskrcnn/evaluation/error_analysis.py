@@ -1,4 +1,4 @@
-"""What a model gets wrong, and where: counted at IoU 0.5 and a score threshold.
+"""Analysis of a model's errors, at IoU 0.5 and a score threshold.
 
 The official score says how good a model is, not why. What is found here agrees with it: the area
 under its curves is the official AP50, and found instances and false positives are

@@ -1,4 +1,4 @@
-"""What a worker process does with an image; without Detectron2, so that it starts quickly."""
+"""Scoring of one image in a worker process; without Detectron2, so that it starts quickly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detectron2's Instances of an image as predictions, without a full frame for every mask."""
+"""Convert Detectron2's Instances to predictions, without a full frame for every mask."""
 
 from __future__ import annotations
 

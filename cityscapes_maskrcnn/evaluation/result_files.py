@@ -1,4 +1,4 @@
-"""Official result files of instance segmentation, in and out.
+"""Read and write official result files of instance segmentation.
 
 A result folder holds, anywhere below it, one ``NAME*.txt`` per image, NAME being that of its file
 without ``_leftImg8bit.png``.

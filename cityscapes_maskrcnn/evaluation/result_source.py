@@ -1,4 +1,4 @@
-"""The files of somebody's results, in a folder or a zip archive, read where they are.
+"""Result files in a folder or a zip archive, which is read without unpacking it.
 
 Nothing is unpacked, no path leads outside, and no file is read that is larger than it may be.
 """

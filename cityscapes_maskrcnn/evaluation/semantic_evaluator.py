@@ -1,4 +1,4 @@
-"""Detectron2's plug for the pixel-level scores: logits in, results out, no images written."""
+"""Detectron2 evaluator for the pixel-level scores, which writes no images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find everything that is invalid in a submission to the benchmark's server, of any model.
+"""Find all problems of a submission to the benchmark server, of any model.
 
 Works on a zip file or a folder, without a model and without unpacking: nothing is written and no
 path of the archive is followed outside of it.

@@ -1,4 +1,4 @@
-"""The zip file for the benchmark's server: written image by image, resumable, put together last.
+"""Write the zip file for the benchmark server: image by image, resumable, assembled at the end.
 
 Beside ``submission.zip`` a folder ``submission.zip.parts`` holds a small zip for every finished
 image, each written whole or not at all, and ``run.json``: which model and images they belong to.

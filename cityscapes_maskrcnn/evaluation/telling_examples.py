@@ -1,4 +1,4 @@
-"""Which images of a dataset tell most about a model: chosen by AP, errors, sizes and classes.
+"""Choose a model's most informative images of a dataset, by AP, errors, sizes and classes.
 
 Words are those of :mod:`.error_analysis`. The AP of an image is the official one on that image
 alone: a class counts if the image has an object of it.

@@ -1,4 +1,4 @@
-"""Parts of a model whose activations are computed anew in the backward pass, not kept."""
+"""Activation checkpointing: recompute activations in the backward pass instead of keeping them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Anchors that fit the boxes of a dataset, found by k-means, and how well a set of anchors fits.
+"""Fit anchors to the boxes of a dataset by k-means, and measure how well anchors fit.
 
 The intersection over union (IoU) of a box with an anchor is here that of the two centred on each
 other: it compares their shapes and leaves out how well a network's grid of centres meets the box.

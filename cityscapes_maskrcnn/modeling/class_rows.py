@@ -1,4 +1,4 @@
-"""Rows of a detector's heads, by the names of their classes: COCO's 80 -> those of a dataset."""
+"""Map the rows of a detector's heads by class name, from COCO's 80 to those of a dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dense parts of a detector through ``torch.compile``: fewer and larger kernels."""
+"""Apply ``torch.compile`` to the dense parts of a detector: fewer and larger kernels."""
 
 from __future__ import annotations
 

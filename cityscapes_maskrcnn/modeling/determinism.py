@@ -1,4 +1,4 @@
-"""One switch that makes equal runs bit-equal on a GPU: the config key ``DETERMINISTIC``."""
+"""Reproducible runs on a GPU, bit for bit: the config key ``DETERMINISTIC``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frozen BatchNorm as part of the convolution before it: one pass less over every feature map."""
+"""Fold frozen BatchNorm into the convolution before it: one pass less over every feature map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Freezing the feature pyramid, and counting what of a model is trained."""
+"""Freeze the feature pyramid, and count the trained parameters of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name of a model for people, as titles and captions have it."""
+"""The name of a model as shown in titles and captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers of fewer channels than a config's other keys give them: ``MODEL.PRUNED_WIDTHS``."""
+"""Layers with fewer channels than the other keys give them: ``MODEL.PRUNED_WIDTHS``."""
 
 from __future__ import annotations
 

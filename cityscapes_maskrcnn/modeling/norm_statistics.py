@@ -1,4 +1,4 @@
-"""Live BatchNorm in passes that are not to be counted."""
+"""Keep the statistics of live BatchNorm unchanged in passes that should not count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pickles inside files of weights: what they ask for, and their tensors without their code."""
+"""Read pickles inside weight files: what they reference, and their tensors without their code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of a training step that stay on the GPU until the losses are fetched, all in one go."""
+"""Metrics of a training step that stay on the GPU until they are fetched with the losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of weights: fetched with their hash checked, read without running code from them."""
+"""Weight files: downloaded with a hash check, read without running code from them."""
 
 from __future__ import annotations
 

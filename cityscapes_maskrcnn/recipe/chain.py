@@ -1,4 +1,4 @@
-"""Running the steps of the recipe: complete ones are skipped, interrupted ones go on."""
+"""Run the steps of the recipe: complete ones are skipped, interrupted ones are continued."""
 
 from __future__ import annotations
 

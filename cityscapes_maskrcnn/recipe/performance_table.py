@@ -1,4 +1,4 @@
-"""The performance table: what each stage reached and cost, beside what others have published.
+"""The performance table: scores and cost of each stage, beside published results.
 
 Official and COCO-style numbers differ a lot on the same predictions: every column names its
 protocol.

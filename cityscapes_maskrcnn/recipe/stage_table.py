@@ -1,4 +1,4 @@
-"""The steps of the recipe, one a row: what else is known of a stage is looked up here."""
+"""The steps of the recipe, one per row; facts about a stage are looked up here."""
 
 from __future__ import annotations
 

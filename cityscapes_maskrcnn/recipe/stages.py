@@ -1,4 +1,4 @@
-"""The steps of the recipe: what each runs, from what, into which folder.
+"""The steps of the recipe: the commands, inputs and folder of each.
 
     stage_0 -> stage_1 -> anchors -> search -> stage_2 -> stage_3
 

@@ -1,4 +1,4 @@
-"""A step of the recipe, and whether it is done, was interrupted, or was made from other inputs.
+"""A step of the recipe, and whether it is complete, interrupted, or made from other inputs.
 
 A step's folder holds two small files beside its outputs: ``inputs.json``, written before it starts,
 lists what it is made from and by which commands; ``complete.json``, written last, lists the files

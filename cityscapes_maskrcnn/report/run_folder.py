@@ -1,4 +1,4 @@
-"""What the folder of a recipe run holds, read for its report; what a run lacks is empty or None."""
+"""Read the folder of a recipe run for its report; what is missing is empty or None."""
 
 from __future__ import annotations
 

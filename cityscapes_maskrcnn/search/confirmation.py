@@ -1,4 +1,4 @@
-"""Train the best trials of a search again with other seeds: a winner by mean, not by luck.
+"""Train the best trials of a search again with other seeds, to choose by the mean, not by luck.
 
 The runs are trials of a study of their own in the same database. Workers share them and take them
 over from killed ones as in the search; nothing prunes them, and the search's sampler does not see

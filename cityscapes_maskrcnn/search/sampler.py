@@ -1,4 +1,4 @@
-"""The sampler of a search, whose draws do not depend on who runs a trial."""
+"""The sampler of a search, whose choices do not depend on the worker that runs a trial."""
 
 from __future__ import annotations
 

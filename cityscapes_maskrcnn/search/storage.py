@@ -1,4 +1,4 @@
-"""Databases of studies: their URLs, opening them, and errors of theirs in one line."""
+"""Databases of studies: their URLs, opening them, and their errors in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search found: a report, pictures and a config fragment of any Optuna study."""
+"""The result of a search: a report, charts and a config fragment for any Optuna study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One trial of a search: an ordinary training run in a process and a folder of its own."""
+"""One trial of a search: an ordinary training run in its own process and folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search as the config describes it: from keys to a study, its sampler, pruner and worker."""
+"""Run the search that the config describes: its study, sampler, pruner and worker."""
 
 from __future__ import annotations
 

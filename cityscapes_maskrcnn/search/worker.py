@@ -1,4 +1,4 @@
-"""One of the workers that share a search: it keeps to the budget and takes over lost trials."""
+"""One of the workers that share a search: it respects the budget and takes over lost trials."""
 
 from __future__ import annotations
 

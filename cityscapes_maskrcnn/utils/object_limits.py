@@ -1,4 +1,4 @@
-"""Limits by which objects are grouped: in a dataset, by anchors, and among what a model misses."""
+"""Limits that group objects by size and occlusion: in datasets, anchor fits and error analyses."""
 
 from __future__ import annotations
 

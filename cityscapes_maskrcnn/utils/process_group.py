@@ -1,4 +1,4 @@
-"""The processes of one training: how they find each other, and what they do if one is lost.
+"""The processes of one training: how they connect, and what they do if one is lost.
 
 When one is gone, the collectives of the others end with a traceback of gloo's or NCCL's, or not at
 all. Here every process shows that it lives, in the store over which the processes met. When one

@@ -1,4 +1,4 @@
-"""Telling whether the process that did something is still alive, if that can be known here."""
+"""Tell whether the process that did something is still alive, if that can be known here."""
 
 from __future__ import annotations
 

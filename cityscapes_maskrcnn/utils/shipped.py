@@ -1,4 +1,4 @@
-"""The folders that come with the package: tools, configs, and the scripts that make data sets."""
+"""The folders that come with the package: tools, configs, and the scripts for datasets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A few items that stand for many."""
+"""Choose a few items spread evenly over many."""
 
 from __future__ import annotations
 

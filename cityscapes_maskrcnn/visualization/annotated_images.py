@@ -1,4 +1,4 @@
-"""Annotated images: of a registered dataset, as they are or augmented, or found by their path."""
+"""Annotated images: from a registered dataset, unchanged or augmented, or found by their path."""
 
 from __future__ import annotations
 

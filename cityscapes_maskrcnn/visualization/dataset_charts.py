@@ -1,4 +1,4 @@
-"""Pictures of what is in one dataset, or of how several differ."""
+"""Charts of the contents of one dataset, or of the differences between several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which image files to draw, and where the pictures go."""
+"""Find the image files to draw, and name the pictures."""
 
 from __future__ import annotations
 

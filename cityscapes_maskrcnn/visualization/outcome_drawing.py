@@ -1,4 +1,4 @@
-"""Pictures of what became of objects and detections, with a strip that explains the outlines."""
+"""Draw objects and detections by outcome (found, missed, ...), with a legend of the outlines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training and validation loss of several runs in one picture, the gap between them marked."""
+"""Training and validation loss of several runs in one chart, with the gap between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model in several forms costs and finds: AP against time, file size and memory."""
+"""AP of a model in several forms, against time, file size and memory."""
 
 from __future__ import annotations
 

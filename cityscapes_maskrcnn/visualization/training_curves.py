@@ -1,4 +1,4 @@
-"""The course of one or several training runs as one picture."""
+"""The curves of one or several training runs in one picture."""
 
 from __future__ import annotations
 
