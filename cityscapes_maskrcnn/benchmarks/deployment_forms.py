@@ -69,7 +69,7 @@ def list_forms(
     named = next((key for key in opts[::2] if key in ("TEST.PRECISION", "MODEL.COMPILE")), None)
     if named:
         raise InputError(
-            f"{named}: remove it; every precision, and compiling, is a form of its own"
+            f"{named}: remove it; every precision, and compilation, is a separate form"
         )
     if sizes and not scale[0]:
         raise InputError(

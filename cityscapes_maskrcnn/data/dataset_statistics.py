@@ -355,10 +355,11 @@ def to_markdown(
     parts += [f"**{name}: generated scenes, not Cityscapes.**" for name in generated]
     parts += [
         overview(datasets),
-        "Small is below 32² pixels of the image, large from 96² on (COCO's limits). An object is "
-        "hidden by what stands lower in the image; an occlusion is heavy from 35 % of its box on, "
-        f"partial from 1 %. Objects below {MIN_REGION_PIXELS} pixels do not count in the official "
-        "score. Groups are counted apart.",
+        "Small objects are below 32² pixels of the image, large ones at least 96² (COCO's limits). "
+        "Objects that reach lower in the image count as closer and hide others. Occlusion is heavy "
+        "from 35 % of the box on, partial from 1 %. Objects below "
+        f"{MIN_REGION_PIXELS} pixels are not counted in the official score. Groups are counted "
+        "separately.",
     ]
     for dataset in datasets:
         own = [

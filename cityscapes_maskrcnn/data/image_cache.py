@@ -165,7 +165,7 @@ class ImageCache:
             # Where files cannot be written anew, each would be found damaged again and again.
             if not self._warned:
                 problem = printable(f"{file}, which cannot be read: {error}")
-                logger.warning("Decoding an image anew instead of using the cache file %s", problem)
+                logger.warning("Decoding an image again instead of using the cache: %s", problem)
             return None
         return pixels
 

@@ -422,7 +422,9 @@ def check_scans(path: str | os.PathLike[str], data: bytes, num_pixels: int) -> b
         scans += marker[0] == b"\xff\xda"
         if scans > _MAX_SCANS or scans * num_pixels > _MAX_SCANNED:
             break
-    raise InputError(f"{path}: a JPEG of too many scans or segments; save it anew, not progressive")
+    raise InputError(
+        f"{path}: a JPEG with too many scans or segments; save it again, not as a progressive one"
+    )
 
 
 def _open_header(file: BinaryIO, formats: tuple[str, ...]) -> Image.Image:

@@ -192,13 +192,14 @@ def _repeat_factors(cfg: CfgNode, dicts: list[dict[str, Any]]) -> npt.NDArray[np
     if not 0.0 < cfg.DATALOADER.REPEAT_THRESHOLD <= 1.0:
         raise InputError(
             f"DATALOADER.REPEAT_THRESHOLD is {cfg.DATALOADER.REPEAT_THRESHOLD}: with {_REPEATING} "
-            "it must be above 0 and at most 1, the share of images in which a class must be so "
-            "that it is not repeated"
+            "it must be above 0 and at most 1: images with classes that are in a smaller share of "
+            "all images are repeated"
         )
     if any("annotations" not in image for image in dicts):
         raise InputError(
             f"DATALOADER.SAMPLER_TRAIN {_REPEATING}: DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} "
-            "has no instances, by whose classes images are repeated; use TrainingSampler"
+            "has no instances, whose classes decide how often images are repeated; use "
+            "TrainingSampler"
         )
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT

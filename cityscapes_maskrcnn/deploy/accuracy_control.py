@@ -253,9 +253,9 @@ def format_quantized(quantized: dict[str, Any]) -> str:
     few = False
     for trial in quantized["trials"]:
         if trial["few_images"] and not few:
-            lines.append("on a few images, to find out what a group costs:")
+            lines.append("on a few images, to measure the cost of each group:")
         if few and not trial["few_images"]:
-            lines.append("those that recover most, one after the other:")
+            lines.append("the groups that recover most, added one by one:")
         few = trial["few_images"]
         names = ", ".join(trial["float_groups"]) or "nothing"
         lines.append(f"{trial['ap']:>8.2f}{trial['loss']:>8.2f}  {names}")

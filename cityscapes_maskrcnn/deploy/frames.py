@@ -155,8 +155,8 @@ class VideoFrames(FrameSource):
             capture = cv2.VideoCapture(str(Path(path).absolute()), cv2.CAP_FFMPEG)
         if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) < 1:
             raise InputError(
-                f"--input {path}: neither an image of a known format nor a video that can be read;"
-                " one whose recording was cut off may have no index: repair or convert it"
+                f"--input {path}: neither an image of a known format nor a readable video; a video"
+                " whose recording was interrupted may have no index: repair or convert it"
             )
         return capture
 
@@ -290,7 +290,7 @@ def open_source(
     images = find_images(inputs)
     others = [each for each in images if each.suffix.lower() not in EXTENSIONS]
     if others:
-        raise InputError(f"--input {others[0]}: no image; a video stands alone, one a command")
+        raise InputError(f"--input {others[0]}: not an image; give only one video per command")
     return FrameSource(images, len(images), every=every, size=size)
 
 

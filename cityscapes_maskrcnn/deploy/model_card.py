@@ -180,7 +180,8 @@ def read_scores(path: Path, checkpoint: Path, sha256: str) -> dict[str, Any]:
     Raises:
         InputError: it is missing or damaged, or of other weights.
     """
-    scores = read_json(path, form=_SCORES_FORM, advice="write it anew by train_net.py --eval-only")
+    advice = "write it again with train_net.py --eval-only"
+    scores = read_json(path, form=_SCORES_FORM, advice=advice)
     recorded = scores.get("sha256")
     # Earlier versions recorded the name alone.
     same = Path(scores["weights"]).name == checkpoint.name
@@ -189,7 +190,7 @@ def read_scores(path: Path, checkpoint: Path, sha256: str) -> dict[str, Any]:
     if not same:
         raise InputError(
             f"{path}: has the scores of other weights, {printable(scores['weights'])}, than "
-            f"{checkpoint}; score these by train_net.py --eval-only"
+            f"{checkpoint}; score these with train_net.py --eval-only"
         )
     return scores
 

@@ -143,8 +143,8 @@ class QuantizableModel:
         lowest = [value for each in found for value in each["lowest"]["data"]]
         if not all(map(math.isfinite, lowest)):
             raise InputError(
-                f"the model finds nothing in the {len(images)} calibration images, so that its mask"
-                " head cannot be calibrated; give others, or more by --num-images"
+                f"the model finds nothing in the {len(images)} calibration images, so its mask head"
+                " cannot be calibrated; use other images, or more with --num-images"
             )
 
     def _int8_weights(self, nodes: Collection[str]) -> bytes:

@@ -58,8 +58,8 @@ from cityscapes_maskrcnn.utils.text import brief
 # The file that names the checkpoint to resume from.
 _NOTE = "last_checkpoint"
 _RESUME_ALIKE = (
-    "a run goes on only as it was begun: resume with the config.yaml in its OUTPUT_DIR, or name "
-    "the checkpoint in MODEL.WEIGHTS and take another OUTPUT_DIR"
+    "a run can only continue as it was started: resume with the config.yaml in its OUTPUT_DIR, or "
+    "name the checkpoint in MODEL.WEIGHTS and choose another OUTPUT_DIR"
 )
 
 # Parts of a detector that are trained, and loaded, as a whole: FPN, RPN head, heads of regions.
@@ -197,7 +197,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if not note.is_file():
             newest = _newest_checkpoint(Path(self.save_dir))
             self.logger.warning(
-                "%s is missing: going on from %s, the newest whole checkpoint beside it",
+                "%s is missing: continuing from %s, the newest intact checkpoint beside it",
                 note,
                 newest.name,
             )
@@ -207,7 +207,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if name != Path(name).name or not (note.parent / name).is_file():
             raise InputError(
                 f"{note}: names {name!r}, and there is no such checkpoint in this folder; write "
-                "the name of one into it, or remove it to go on from the newest one"
+                "the name of one into it, or remove it to continue from the newest one"
             )
         return str(note.parent / name)
 
@@ -343,7 +343,10 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._refuse_other_backbone(incompatible.unexpected_keys)
         for name, theirs, here in incompatible.incorrect_shapes:
             self.logger.warning(
-                "%s starts anew: the file has it as %s, the model as %s", name, theirs, here
+                "%s starts from scratch: its shape is %s in the file and %s in the model",
+                name,
+                theirs,
+                here,
             )
         if report is not None:
             self._log_report(report, state)
@@ -400,7 +403,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             and not name.startswith(self._may_differ or ("\0",))
         ]
         if wrong:
-            advice = "" if self._require_all else "; to start parts anew, see WEIGHTS_MAY_DIFFER"
+            advice = "; to start parts from scratch, see MODEL.WEIGHTS_MAY_DIFFER"
+            advice *= not self._require_all
             raise InputError(
                 f"{self.path}: weights of another model: {'; '.join(wrong[:4])}{advice}"
             )
@@ -466,7 +470,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                     f"{self.path}: its {part.rstrip('._')} has other layers, or other "
                     f"normalisation, than the model's: it {what}; set the config's keys of it as "
                     "they were in training, or name the part in MODEL.WEIGHTS_MAY_DIFFER to start "
-                    "it anew"
+                    "it from scratch"
                 )
 
     def _needed(self) -> list[str]:
@@ -493,8 +497,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             problem = _state_problem(checkpoint.get(name), item.state_dict(), name)
             if problem:
                 raise InputError(
-                    f"{self.path}: holds no state of a training run to go on with ({problem}); to "
-                    "start from its weights, name it in MODEL.WEIGHTS and take another OUTPUT_DIR"
+                    f"{self.path}: holds no state of a training run to resume ({problem}); to "
+                    "start from its weights, name it in MODEL.WEIGHTS and choose another OUTPUT_DIR"
                 )
         for name, parameter in self.model.named_parameters():
             ours, saved = tuple(parameter.shape), checkpoint["model"].get(name)
@@ -581,7 +585,7 @@ def _newest_checkpoint(folder: Path) -> Path:
     if not iterations:
         raise InputError(
             f"{folder}: holds model_*.pth files and no {_NOTE}, and none of them can be resumed; "
-            "take another OUTPUT_DIR, or move them away"
+            "choose another OUTPUT_DIR, or move them away"
         )
     # Of equal ones model_final.pth, which may hold the best weights.
     return max(iterations, key=lambda path: (iterations[path], path.name))

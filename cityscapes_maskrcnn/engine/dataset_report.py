@@ -71,8 +71,8 @@ def _measure(name: str) -> DatasetStatistics:
     # Of others, such as COCO's, boxes have another form, and polygons overlap each other.
     if MetadataCatalog.get(name).get("evaluator_type") != "cityscapes_instance":
         raise InputError(
-            f"{name} has no instances in the layout of Cityscapes; name one that has, such as "
-            "cityscapes_instance_train, or one of DATASETS.OWN"
+            f"{name} has no instances in the Cityscapes layout; name a dataset that has some, such "
+            "as cityscapes_instance_train, or one of DATASETS.OWN"
         )
     images = DatasetCatalog.get(name)
     if not any("annotations" in image for image in images):

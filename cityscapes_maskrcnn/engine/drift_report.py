@@ -57,12 +57,12 @@ class DriftReport(HookBase):
             return
         logger = logging.getLogger(__name__)
         if not self._start_file.exists():
-            logger.warning("No drift report: %s is gone", self._start_file)
+            logger.warning("No drift report: %s no longer exists", self._start_file)
             return
         start = read_checkpoint(self._start_file)["model"]
         drift = measure_drift(start, self._weights())
         table = format_drift(drift)
-        logger.info("The backbone moved from its start by\n%s", table)
+        logger.info("Drift of the backbone from its initial weights:\n%s", table)
         write_text(self._folder / "drift.csv", drift_to_csv(drift))
         write_text(self._folder / "drift.md", f"{table}\n")
         if not self._cfg.MODEL.WEIGHTS:

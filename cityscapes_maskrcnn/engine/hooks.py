@@ -257,7 +257,7 @@ class WriteEvents(PeriodicWriter, MeasurementHook):
                     writer.close()
             except OSError as error:
                 raise InputError(
-                    f"{_file_of(writer)}: cannot be written: {error.strerror}; --resume goes on "
+                    f"{_file_of(writer)}: cannot be written: {error.strerror}; --resume continues "
                     "from the last checkpoint"
                 ) from error
 

@@ -82,8 +82,8 @@ def lock_output_dir(folder: str, timeout: float = 10.0) -> None:
         descriptor = acquire_lock(Path(folder, _LOCK_FILE), timeout=timeout)
     except LockTimeoutError as error:
         raise InputError(
-            f"OUTPUT_DIR {folder}: another training is running there; wait for its end, or choose "
-            "another folder"
+            f"OUTPUT_DIR {folder}: another training is running there; wait for it to end, or "
+            "choose another folder"
         ) from error
     names = ("log.txt", "config.yaml", "metrics.json", *_RUN_FILES)
     for path in [path for name in names for path in Path(folder).glob(name)]:
@@ -116,8 +116,8 @@ def refuse_earlier_run(folder: str) -> None:
     """
     if holds_run(folder):
         raise InputError(
-            f"OUTPUT_DIR {folder}: holds the checkpoints of an earlier run; go on with it by "
-            "--resume, take another OUTPUT_DIR, or remove that run by --overwrite"
+            f"OUTPUT_DIR {folder}: contains the checkpoints of an earlier run; continue it with "
+            "--resume, choose another OUTPUT_DIR, or delete that run with --overwrite"
         )
 
 

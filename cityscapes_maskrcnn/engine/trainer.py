@@ -479,9 +479,9 @@ class Trainer(DefaultTrainer):
     ) -> dict[str, Any]:
         """Score a model; names end in ``suffix``, and the log says ``how`` it is done."""
         logger = logging.getLogger(__name__)
-        logger.info("On each image of %s, %s (%s):", cfg.DATASETS.TEST, how, suffix)
+        logger.info("Scoring on %s %s (%s):", cfg.DATASETS.TEST, how, suffix)
         results = cls.test(cfg, model, evaluators)
-        logger.info("The scores since then are those %s (%s)", how, suffix)
+        logger.info("The scores above are those %s (%s)", how, suffix)
         return OrderedDict((f"{name}{suffix}", scores) for name, scores in results.items())
 
     @classmethod

@@ -138,11 +138,12 @@ def match_classes(
     for name in state:
         if mixed := _OF_ALL_CLASSES.fullmatch(name):
             del result[name]
-            changed.append(f"{mixed[1]} starts anew")
+            changed.append(f"{mixed[1]} starts from scratch")
     changed = [*dict.fromkeys(changed)]
     width = max(map(len, [*ours, "background"]))
     lines = [
-        f"  {name:{width}}  " + ("starts anew" if row is None else f"row {row:3}  {theirs[row]}")
+        f"  {name:{width}}  "
+        + ("starts from scratch" if row is None else f"row {row:3}  {theirs[row]}")
         for name, row in zip(ours, rows, strict=True)
     ]
     lines.append(f"  {'background':{width}}  row {len(theirs):3}")

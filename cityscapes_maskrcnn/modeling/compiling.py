@@ -206,7 +206,7 @@ class CompiledPart:
             reason = f"the {self.name} cannot be compiled for {shapes}: {message_with_type(error)}"
             if self._required:
                 raise InputError(f"MODEL.COMPILE on: {reason}") from error
-            logger.warning("MODEL.COMPILE auto: %s; it runs as it is", reason)
+            logger.warning("MODEL.COMPILE auto: %s; it runs without compilation", reason)
             self._given_up = True
             return self._plain(self.module, x)
         self._seen.add(key)

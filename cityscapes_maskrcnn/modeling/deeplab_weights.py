@@ -99,7 +99,10 @@ class ConversionReport:
                 f"{self.source}:",
                 *(f"  used    {count:4}  of {part}" for part, count in used.items()),
                 *(f"  skipped {count:4}  {reason}" for reason, count in skipped.items()),
-                *(f"  missing {count:4}  of {part}: start anew" for part, count in missing.items()),
+                *(
+                    f"  missing {count:4}  of {part}: start from scratch"
+                    for part, count in missing.items()
+                ),
             ]
         )
 

@@ -113,11 +113,11 @@ def run_chain(
             _note_call(steps, output)
             _run_steps(steps=steps, output=output, status=status, stop=stop, lock=lock)
     except Stopped as stopped:
-        stream.write(f"{stopped}: stopped; the same command goes on from here\n")
+        stream.write(f"{stopped}: stopped; to continue, run the same command again\n")
         raise SystemExit(stopped.status) from stopped
     except LockTimeoutError as error:
         raise InputError(
-            f"{output}: another train_stages.py is at work here; wait for its end"
+            f"{output}: another train_stages.py is running here; wait for it to end"
         ) from error
 
 
@@ -139,7 +139,7 @@ def _run_steps(
             status.set_aside(step, _set_aside(step, output))
         for path in step.needs.values():
             if not path.is_file():
-                raise InputError(f"{step.name}: {path} is missing, from which it starts")
+                raise InputError(f"{step.name}: it starts from {path}, which is missing")
         step.begin()
         status.began(step)
         for command in step.commands:

@@ -100,7 +100,7 @@ class Step:
             foreign = [name for name in names if not name.endswith(".tmp")]
             if foreign:
                 raise InputError(
-                    f"{self.folder}: holds {foreign[0]}, which this command did not make; take "
+                    f"{self.folder}: holds {foreign[0]}, which this command did not write; choose "
                     "another --output, or move the folder away"
                 )
             return StepState.NEW
@@ -109,8 +109,8 @@ class Step:
         if differences:
             more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
             raise InputError(
-                f"{self.folder}: was made with {'; '.join(differences[:4])}{more}; take another "
-                "--output, or delete the folder to make it again"
+                f"{self.folder}: was made with {'; '.join(differences[:4])}{more}; choose another "
+                "--output, or delete the folder to run the step again"
             )
         if remade:
             return StepState.OUTDATED
@@ -120,9 +120,9 @@ class Step:
             return StepState.COMPLETE
         if IMAGES_CONTENT not in before["settings"] and names_part(self.data):
             raise InputError(
-                f"{self.folder}: was begun before the parts of the splits were cut anew, and "
-                "cannot go on with other images; take another --output, or delete the folder to "
-                "make it again"
+                f"{self.folder}: was started before the parts of the splits were redefined, and "
+                "cannot continue with other images; choose another --output, or delete the folder "
+                "to run the step again"
             )
         return StepState.UNFINISHED
 
@@ -132,10 +132,10 @@ class Step:
             digest = file_digest(self.folder / name)
             # A file that is not listed was not counted yet when the step ended.
             if digest is None or digest != done["outputs"].get(name, digest):
-                what = "is gone" if digest is None else "was changed"
+                what = "was deleted" if digest is None else "was changed"
                 raise InputError(
-                    f"{self.folder / name}: {what} since the step was complete; put it back, or "
-                    f"delete {self.folder} to make it again"
+                    f"{self.folder / name}: {what} after the step was complete; restore it, or "
+                    f"delete {self.folder} to run the step again"
                 )
         # Earlier versions knew one amount, the trials; what they did not know is no more work.
         amounts = done.get("amounts", {"trials": done.get("amount", 0)})

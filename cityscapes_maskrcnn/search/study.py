@@ -93,19 +93,19 @@ def join_study(
         difference = space.difference(SearchSpace.from_config(before[STUDY_SPACE]))
         if difference:
             raise InputError(
-                f"study {name!r} is of another search space: {difference}; take another --study"
+                f"study {name!r} has another search space: {difference}; choose another --study"
             )
         _require_same_config(name, config, before[STUDY_CONFIG])
         names = [*config.get("DATASETS.TRAIN", ()), *config.get("DATASETS.TEST", ())]
         if IMAGES_CONTENT not in before[STUDY_CONFIG] and names_part(" ".join(names)):
             raise InputError(
-                f"study {name!r} was made before the parts of the splits were cut anew: its scores "
-                "cannot be compared; take another --study"
+                f"study {name!r} was made before the parts of the splits were redefined: its "
+                "scores cannot be compared; choose another --study"
             )
     elif any(trial.state != TrialState.WAITING for trial in study.trials):
         raise InputError(
-            f"study {name!r} is another program's, and its search space is not known; take "
-            "another --study"
+            f"study {name!r} was made by another program, and its search space is not known; "
+            "choose another --study"
         )
     else:
         if space.first:
@@ -122,12 +122,12 @@ def _require_same_config(name: str, config: Mapping[str, Any], before: Mapping[s
             continue
         difference = f"{before[key]}, not {config[key]}"
         if key in (WEIGHTS_CONTENT, IMAGES_CONTENT):
-            what = f"{key.removeprefix('content of ')} of which the content differs ({difference})"
+            what = f"{key.removeprefix('content of ')} whose content differs ({difference})"
             same = "weights" if key == WEIGHTS_CONTENT else "images"
         else:
             what, same = f"{key} {difference}", "config"
         raise InputError(
-            f"study {name!r} trains with {what}: its scores cannot be compared; take "
+            f"study {name!r} trains with {what}: its scores cannot be compared; use "
             f"another --study or the same {same}"
         )
 

@@ -202,12 +202,12 @@ def _has_trial(folder: Path, wanted: Mapping[str, Any]) -> bool:
     file = folder / _IDENTITY_FILE
     if not file.exists():
         if (folder / "metrics.json").exists():
-            raise InputError(f"{folder}: holds another training run; take another OUTPUT_DIR")
+            raise InputError(f"{folder}: holds another training run; choose another OUTPUT_DIR")
         return False
-    identity = read_json(file, advice="take another OUTPUT_DIR")
+    identity = read_json(file, advice="choose another OUTPUT_DIR")
     if identity | json.loads(json.dumps(wanted)) != identity:
         raise InputError(
-            f"{folder}: holds a trial of another study or config; take another OUTPUT_DIR"
+            f"{folder}: holds a trial of another study or config; choose another OUTPUT_DIR"
         )
     return True
 

@@ -181,17 +181,17 @@ class Worker:
         try:
             self.study.optimize(objective, n_trials=1, catch=(_TrialFailed,))
         except _TakenError:
-            logger.info("Trial %d was started by another worker too, and is left to it", started[0])
+            logger.info("Trial %d was also started by another worker, which runs it", started[0])
         except (Stopped, InputError):
             self._queue_again(started[0])
-            logger.info("Trial %d was given back; the same command goes on with it", started[0])
+            logger.info("Trial %d was put back; the same command continues it", started[0])
             raise
         except Exception as error:
             _raise_storage_error(error)
             taken = isinstance(error, (ValueError, optuna.exceptions.UpdateFinishedTrialError))
             if not (taken and started and self._trial(started[0]).state.is_finished()):
                 raise
-            logger.warning("Trial %d was given to another worker: no sign of life", started[0])
+            logger.warning("Trial %d was given to another worker: no heartbeat", started[0])
         finally:
             optuna.logging.set_verbosity(verbosity)
         if len(self._failures) >= self.max_failures:
@@ -200,8 +200,8 @@ class Worker:
                 self._queue_again(number)
             raise InputError(
                 f"{len(self._failures)} trials failed in a row, the last: "
-                f"{list(self._failures.values())[-1]} (see {self.folder}); the same command goes "
-                "on when the cause is gone"
+                f"{list(self._failures.values())[-1]} (see {self.folder}); remove the cause, then "
+                "run the same command again"
             )
 
     def _trial(self, number: int) -> FrozenTrial:

@@ -299,8 +299,8 @@ class _Watch:
                 f"process {rank} on {self._hosts[rank]}: "
                 + (
                     problem
-                    or "no sign of life; it was killed (out of memory?) or its machine is out of "
-                    "reach; start all processes again, with --resume to go on from the last "
+                    or "no heartbeat; it was killed (out of memory?) or its machine cannot be "
+                    "reached; start all processes again, with --resume to continue from the last "
                     "checkpoint"
                 )
             )

@@ -71,13 +71,13 @@ def plot_trade(
     Raises:
         InputError: ``output`` cannot be written.
     """
-    title = "What a form of the model costs, and what it finds"
+    title = "Accuracy and cost of the model in several forms"
     figure = new_figure(17, max(5.2, 1.4 + 0.27 * len(points)), title, about)
     panels = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.75])
     ap = np.array([point.ap for point in points])
     for axis, name, costs in (
-        (panels[0], "time of an image, ms", [point.milliseconds for point in points]),
-        (panels[1], "file, MB", [point.file_megabytes for point in points]),
+        (panels[0], "time per image, ms", [point.milliseconds for point in points]),
+        (panels[1], "file size, MB", [point.file_megabytes for point in points]),
         (panels[2], "peak memory, MB", [point.memory_megabytes for point in points]),
     ):
         _draw_panel(axis, points, np.array(costs), ap)
@@ -86,8 +86,8 @@ def plot_trade(
     panels[0].set_ylabel("official mask AP, %")
     _draw_key(panels[3], points)
     remark = (
-        "Upper left is better. Dashed: no other form has both a higher AP and a lower cost."
-        " Numbers of points that lie together are in one label, from left to right."
+        "Upper left is better. Dashed line: forms for which no other has both a higher AP and a"
+        " lower cost. Points that are close together share a label, from left to right."
     )
     if missing:
         remark += f"\nNot measured: {'; '.join(missing)}."

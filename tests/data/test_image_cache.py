@@ -150,7 +150,7 @@ def test_damaged_files_that_cannot_be_replaced_are_not_reported_again_and_again(
         for _ in range(3):
             np.testing.assert_array_equal(cache.read(image), pixels_of(image))
     assert [message.split(" (")[0].split(" the ")[0] for message in caplog.messages] == [
-        "Decoding an image anew instead of using",
+        "Decoding an image again instead of using",
         "Decoded images cannot be cached",
     ]
 

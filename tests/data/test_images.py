@@ -445,7 +445,7 @@ def test_scans_of_a_jpeg_are_counted(
         if is_read
         else pytest.raises(
             InputError,
-            match=f"^{path}: a JPEG of too many scans or segments; save it anew, not prog",
+            match=f"^{path}: a JPEG with too many scans or segments; save it again, not as",
         )
     ):
         assert read_image(path).shape == (height, width, 3)

@@ -172,7 +172,7 @@ def test_what_is_no_video(tmp_path, capfd):
     for given in (str(path), "/dev/video77", "77", "http://127.0.0.1:9/x"):
         with pytest.raises(InputError, match=rf"^--input {given}: (neither an image|no camera)"):
             open_source([given])
-    with pytest.raises(InputError, match=r"notes\.txt: no image; a video stands alone"):
+    with pytest.raises(InputError, match=r"notes\.txt: not an image; give only one video"):
         open_source([str(write_image(tmp_path / "a.png", 0)), str(path)])
     assert capfd.readouterr().err == ""
 

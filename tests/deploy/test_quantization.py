@@ -147,8 +147,8 @@ def test_what_cannot_be_quantised_is_one_line(
             tmp_path / "int8.onnx", form="int8", float_groups=[], images=images
         )
     assert str(error.value) == (
-        "the model finds nothing in the 2 calibration images, so that its mask head cannot be"
-        " calibrated; give others, or more by --num-images"
+        "the model finds nothing in the 2 calibration images, so its mask head cannot be"
+        " calibrated; use other images, or more with --num-images"
     )
 
     for node in model.graph.node:

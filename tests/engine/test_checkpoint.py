@@ -427,7 +427,8 @@ def test_without_last_checkpoint_the_newest_whole_one_is_resumed(
     (tmp_path / "last_checkpoint").unlink()
     assert checkpointer.has_checkpoint()
     assert checkpointer.resume_or_load("", resume=True)["trainer"]["iteration"] == 19
-    assert "last_checkpoint is missing: going on from model_0000019.pth, the newest" in caplog.text
+    message = "last_checkpoint is missing: continuing from model_0000019.pth, the newest"
+    assert message in caplog.text
     for name in ("model_final", "model_0000019"):
         (tmp_path / f"{name}.pth").unlink()
     # Never from 0 over them.

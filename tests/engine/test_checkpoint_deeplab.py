@@ -108,7 +108,7 @@ def test_from_stage_0_to_stage_1(
     )
     assert "265 of the 265 backbone tensors in the model are bit-equal to the file's" in caplog.text
     assert "skipped   30  of sem_seg_head.aspp, which this model does not have" in caplog.text
-    assert "of roi_heads.box_head: start anew" in caplog.text
+    assert "of roi_heads.box_head: start from scratch" in caplog.text
 
 
 def test_inference_needs_the_heads(

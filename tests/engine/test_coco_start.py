@@ -113,7 +113,7 @@ def test_every_tensor_of_the_zoos_file_finds_its_place(
     assert "  rider       row   0  person\n  car         row   2  car\n" in caplog.text
     width = {50: 1024, 101: 8}[depth]
     assert f"cls_score.weight (81, {width}) -> (9, {width})" in caplog.text
-    assert "starts anew" not in caplog.text
+    assert "starts from scratch" not in caplog.text
 
 
 @torch.no_grad()
@@ -234,7 +234,7 @@ def test_classes_are_what_the_config_says(
     """80 rows alone are no sign of COCO: without the key they start anew, and other names count."""
     name = "roi_heads.box_predictor.cls_score.weight"
     start(read("coco_mask_rcnn_R_50_FPN", *TINY, "MODEL.WEIGHTS_CLASSES", "()"), tiny_zoo_file)
-    assert f"{name} starts anew" in caplog.text
+    assert f"{name} starts from scratch" in caplog.text
     with pytest.raises(InputError, match=r"cls_score\.weight has 81 rows, .* those of 2 classes"):
         start(
             read("coco_mask_rcnn_R_50_FPN", *TINY, "MODEL.WEIGHTS_CLASSES", "('car','person')"),

@@ -54,7 +54,8 @@ def test_writes_numbers_table_and_picture(tmp_path: Path, caplog: pytest.LogCapt
     table = (tmp_path / "drift.md").read_text()
     assert table.startswith("| layers ")
     (record,) = caplog.records
-    assert record.getMessage() == f"The backbone moved from its start by\n{table.rstrip()}"
+    header = "Drift of the backbone from its initial weights:"
+    assert record.getMessage() == f"{header}\n{table.rstrip()}"
     with Image.open(tmp_path / "drift.png") as image:
         assert image.format == "PNG"
     # A resumed run compares with the first start.

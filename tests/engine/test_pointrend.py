@@ -208,7 +208,7 @@ def test_a_head_of_other_classes_starts_anew(
     assert torch.equal(after[weight], theirs[weight])
     scores = "roi_heads.box_predictor.cls_score.weight"
     assert torch.equal(after[scores][0], theirs[scores][classes.index("person")])
-    assert "  roi_heads.mask_head.point_head starts anew\n" in caplog.text + "\n"
+    assert "  roi_heads.mask_head.point_head starts from scratch\n" in caplog.text + "\n"
 
 
 @pytest.mark.parametrize(

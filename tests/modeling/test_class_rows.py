@@ -50,7 +50,7 @@ def test_rows_follow_the_names(names: tuple[str, ...], prefix: str) -> None:
         "zoo.pkl: its heads by class, of 3:",
         "  car         row   2  car",
         "  rider       row   0  person",
-        "  bus         starts anew",
+        "  bus         starts from scratch",
         "  background  row   3",
     ]
     assert f"\n  {prefix}{names[1]}.bias (12,) -> (12,)" in table

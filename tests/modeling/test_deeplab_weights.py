@@ -94,15 +94,15 @@ def test_a_classifier_of_other_classes_starts_anew(state: State) -> None:
     assert report.skipped["classifier.4.weight"] == (
         "of sem_seg_head.predictor: (19, 256, 1, 1) here, (7, 256, 1, 1) in the model"
     )
-    assert "missing    2  of sem_seg_head.predictor: start anew" in report.summary()
+    assert "missing    2  of sem_seg_head.predictor: start from scratch" in report.summary()
 
 
 def test_an_instance_model_takes_the_backbone(state: State) -> None:
     tensors, report = translate(state, "file", instance_model())
     assert sorted(tensors) == sorted(name for name in instance_model() if "bottom_up" in name)
     assert "skipped   30  of sem_seg_head.aspp, which this model does not have" in report.summary()
-    assert "missing    2  of backbone.fpn_lateral*: start anew" in report.summary()
-    assert "missing    1  of roi_heads.box_predictor: start anew" in report.summary()
+    assert "missing    2  of backbone.fpn_lateral*: start from scratch" in report.summary()
+    assert "missing    1  of roi_heads.box_predictor: start from scratch" in report.summary()
 
 
 def test_torchvisions_mask_rcnn_gives_what_the_model_has() -> None:

@@ -155,7 +155,7 @@ def test_sigterm_and_ctrl_c_let_the_step_save(whole: Path, tmp_path: Path) -> No
             process.send_signal(number)
             printed, _ = process.communicate(timeout=300)
         assert process.returncode == 128 + number
-        assert "the same command goes on" in printed
+        assert "to continue, run the same command again" in printed
         assert (tmp_path / name / "saved").read_text().startswith("1 ")
         assert not (tmp_path / name / "complete.json").exists()
     assert run(tmp_path).returncode == 0
@@ -182,7 +182,7 @@ def test_ctrl_c_on_a_terminal_is_acknowledged_at_once(
     assert "stopping when the step under way has saved; Ctrl-C again ends at once\r\n" in written
     lives = re.findall(r"\r\x1b\[K(first  [^\r\n]*)", written)
     assert lives[0] == "first  starting up  ETA -  all 0:00+"
-    assert written.endswith("SIGINT: stopped; the same command goes on from here\r\n")
+    assert written.endswith("SIGINT: stopped; to continue, run the same command again\r\n")
     assert not (tmp_path / ".progress.json").exists()
 
 
@@ -202,7 +202,7 @@ def test_one_chain_works_on_a_folder_at_a_time(tmp_path: Path) -> None:
     assert done.returncode == 1
     # What is refused is no part of the run.
     assert (tmp_path / "recipe.json").read_bytes() == before
-    assert "another train_stages.py is at work here" in done.stderr.splitlines()[-1]
+    assert "another train_stages.py is running here" in done.stderr.splitlines()[-1]
 
 
 def test_what_depends_on_a_remade_step_is_remade(whole: Path, tmp_path: Path) -> None:

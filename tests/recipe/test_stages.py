@@ -171,7 +171,7 @@ def test_what_counts_as_another_config(tmp_path: Path) -> None:
     note.write_text(json.dumps(content))
     assert state() == [done, done]
     assert state(trials=4) == [done, StepState.UNFINISHED]
-    with pytest.raises(InputError, match=r"stage_0: was made with SEED 42, now 7; take another"):
+    with pytest.raises(InputError, match=r"stage_0: was made with SEED 42, now 7; choose another"):
         state("SEED", "7")
     with pytest.raises(InputError, match=r"search: .*PARAMETERS.fg_iou_thresh.HIGH 0.7, now"):
         state("SEARCH.PARAMETERS.fg_iou_thresh.HIGH", "0.6")
@@ -205,7 +205,7 @@ def test_other_images_of_the_same_names_are_another_step(
     assert state() == StepState.COMPLETE
     (note.parent / "complete.json").unlink()
     assert "_part" in stage_1().data
-    with pytest.raises(InputError, match="was begun before the parts of the splits were cut anew"):
+    with pytest.raises(InputError, match="was started before the parts of the splits were redef"):
         state()
     assert replace(stage_1(), data="cityscapes_instance_val").read_state() == StepState.UNFINISHED
     # Without the data nothing can be said.

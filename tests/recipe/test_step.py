@@ -60,8 +60,8 @@ def test_another_setting_is_named(step: Step) -> None:
     with pytest.raises(InputError) as caught:
         with_settings(step, SOLVER__BASE_LR="0.2").read_state()
     assert str(caught.value) == (
-        f"{step.folder}: was made with SOLVER.BASE_LR 0.1, now 0.2; take another --output, or "
-        "delete the folder to make it again"
+        f"{step.folder}: was made with SOLVER.BASE_LR 0.1, now 0.2; choose another --output, or "
+        "delete the folder to run the step again"
     )
     with pytest.raises(InputError, match="SEED 42, now nothing"):
         with_settings(step, SEED="").read_state()
@@ -135,7 +135,7 @@ def test_a_file_that_a_setting_names_counts_by_its_content(step: Step, tmp_path:
         (tmp_path / name).write_text(text)
     named("mine.pth").begin()
     assert named("moved.pth").read_state() == StepState.UNFINISHED
-    with pytest.raises(InputError, match=r"stage_1: was made with another MODEL\.WEIGHTS; take"):
+    with pytest.raises(InputError, match=r"stage_1: was made with another MODEL\.WEIGHTS; choose"):
         named("other.pth").read_state()
     # Of a file that is gone its name is all that can be compared.
     (tmp_path / "mine.pth").unlink()
@@ -174,10 +174,10 @@ def test_outputs_that_are_no_longer_what_they_were(step: Step) -> None:
     (step.folder / "config.yaml").write_text("SEED: 1")
     assert more.read_state() == StepState.COMPLETE
     (step.folder / "config.yaml").unlink()
-    with pytest.raises(InputError, match=r"config\.yaml: is gone since"):
+    with pytest.raises(InputError, match=r"config\.yaml: was deleted after"):
         more.read_state()
     (step.folder / "model_final.pth").write_text("others")
-    with pytest.raises(InputError, match=r"model_final\.pth: was changed since"):
+    with pytest.raises(InputError, match=r"model_final\.pth: was changed after"):
         step.read_state()
 
 

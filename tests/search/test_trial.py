@@ -221,8 +221,8 @@ def test_a_folder_belongs_to_one_trial() -> None:
     ("name", "text", "message"),
     [
         ("metrics.json", "{", "0000: holds another training run"),
-        ("trial.json", "{", r"json: cannot be read: .*; take another OUTPUT_DIR"),
-        ("trial.json", "[1]", "json: no JSON object; take another OUTPUT_DIR"),
+        ("trial.json", "{", r"json: cannot be read: .*; choose another OUTPUT_DIR"),
+        ("trial.json", "[1]", "json: no JSON object; choose another OUTPUT_DIR"),
     ],
 )
 def test_a_folder_that_holds_something_else(name: str, text: str, message: str) -> None:

@@ -158,8 +158,8 @@ def test_other_weights_are_refused_by_their_content(
     with pytest.raises(InputError) as caught:
         tuned(tmp_path / "out", "MODEL.WEIGHTS", str(mine))
     assert str(caught.value) == (
-        "study 'search' trains with MODEL.WEIGHTS of which the content differs (SHA-256 "
-        f"{before}, not SHA-256 {now}): its scores cannot be compared; take another --study or "
+        "study 'search' trains with MODEL.WEIGHTS whose content differs (SHA-256 "
+        f"{before}, not SHA-256 {now}): its scores cannot be compared; use another --study or "
         "the same weights"
     )
     with pytest.raises(InputError, match=rf"differs \(SHA-256 {before}, not no weights\): its"):
@@ -184,7 +184,7 @@ def test_other_images_of_the_same_names_are_refused(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     tuned(tmp_path / "out", "DATASETS.TEST", "('cityscapes_instance_val',)")
     next(root.rglob("leftImg8bit/val/*/*.png")).unlink()
-    with pytest.raises(InputError, match=r"DATASETS of which the content differs .* same images"):
+    with pytest.raises(InputError, match=r"DATASETS whose content differs .* same images"):
         tuned(tmp_path / "out", "DATASETS.TEST", "('cityscapes_instance_val',)")
     # A study that was made before says nothing about it; names of parts had other images then.
     config = dict(study.user_attrs["config"])
@@ -192,7 +192,7 @@ def test_other_images_of_the_same_names_are_refused(
     study.set_user_attr("config", config)
     tuned(tmp_path / "out", "DATASETS.TEST", "('cityscapes_instance_val',)")
     study.set_user_attr("config", {**config, "DATASETS.TEST": ["cityscapes_instance_val_part2of4"]})
-    with pytest.raises(InputError, match="before the parts of the splits were cut anew"):
+    with pytest.raises(InputError, match="before the parts of the splits were redefined"):
         tuned(tmp_path / "out", "DATASETS.TEST", "('cityscapes_instance_val_part2of4',)")
 
 
@@ -209,7 +209,7 @@ def test_trials_of_another_study_are_found_before_one_is_started(
 ) -> None:
     tuned(tmp_path)
     url = f"sqlite:///{tmp_path}/search.db"
-    other = "0000: holds a trial of another study or config; take another OUTPUT_DIR"
+    other = "0000: holds a trial of another study or config; choose another OUTPUT_DIR"
     with pytest.raises(InputError, match=other):
         tuned(tmp_path, study="other")
     assert optuna.get_all_study_names(url) == ["search"]

@@ -372,8 +372,8 @@ def test_only_the_same_search_can_be_joined(search: Any) -> None:
     with pytest.raises(InputError) as caught:
         join(search.url, wider)
     assert str(caught.value) == (
-        "study 'search' is of another search space: fg_iou_thresh: float 0.2 to 0.7 here, float "
-        "0.3 to 0.7 there; take another --study"
+        "study 'search' has another search space: fg_iou_thresh: float 0.2 to 0.7 here, float "
+        "0.3 to 0.7 there; choose another --study"
     )
     with pytest.raises(InputError, match="trains with SEED 1, not 2: its scores cannot be comp"):
         join(search.url, SEED=2)
@@ -389,7 +389,7 @@ def test_a_study_without_a_description(search: Any, begun: bool) -> None:
     study.enqueue_trial(search.module.SPACE.first)
     if begun:
         study.optimize(lambda trial: trial.suggest_float("fg_iou_thresh", 0.3, 0.7), n_trials=1)
-        with pytest.raises(InputError, match="'search' is another program's"):
+        with pytest.raises(InputError, match="'search' was made by another program"):
             search.module.join(search.url)
     else:
         assert "search_space" in search.module.join(search.url).user_attrs

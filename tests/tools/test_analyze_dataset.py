@@ -51,7 +51,7 @@ def test_two_splits_are_compared(tool: Run, tmp_path: Path) -> None:
         (["cityscapes_instance_vall"], "unknown dataset 'cityscapes_instance_vall'; did you mean"),
         (["cityscapes_instance_test"], "cityscapes_instance_test has no annotated instances"),
         (["cityscapes_fine_semantic_val"], "cityscapes_fine_semantic_val has no instances in the"),
-        (["coco_2017_val"], "coco_2017_val has no instances in the layout of Cityscapes; name one"),
+        (["coco_2017_val"], "coco_2017_val has no instances in the Cityscapes layout; name a data"),
         ([VAL, VAL], f"--dataset {VAL} {VAL}: give one to 4, each once"),
     ],
 )

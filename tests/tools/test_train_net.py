@@ -112,7 +112,7 @@ def test_scoring_into_the_folder_of_a_training_keeps_its_config(
         (["--overwrite", "MODEL.WEIGHTS", "missing.pth"], "missing.pth: no such file"),
         (
             ["MODEL.WEIGHTS", ""],
-            "holds the checkpoints of an earlier run; go on with it by --resume",
+            "contains the checkpoints of an earlier run; continue it with --resume",
         ),
         (
             ["--resume", "--overwrite"],
@@ -177,7 +177,7 @@ def test_a_disk_that_fills_keeps_the_checkpoint_and_ends_in_one_line(
     errors = done.stderr.splitlines()
     reason = "cannot be written: No space left on device"
     assert errors.count(f"warning: {tmp_path}/log.txt: {reason}") == 1
-    last = "; --resume goes on from the last checkpoint"
+    last = "; --resume continues from the last checkpoint"
     assert errors[-1] == f"error: {tmp_path}/metrics.json: {reason}{last}"
     assert "Traceback" not in done.stdout + done.stderr
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"

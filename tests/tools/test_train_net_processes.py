@@ -146,8 +146,8 @@ def test_a_lost_machine_is_named(
         first_checkpoint(one, tmp_path)
         os.killpg(other.pid, signal.SIGKILL)
         line = the_error(one)
-    assert line.startswith(f"error: process 1 on {socket.gethostname()}: no sign of life; ")
-    assert line.endswith("with --resume to go on from the last checkpoint")
+    assert line.startswith(f"error: process 1 on {socket.gethostname()}: no heartbeat; ")
+    assert line.endswith("with --resume to continue from the last checkpoint")
 
 
 def test_an_error_on_one_machine_ends_the_other_with_the_same_line(

@@ -107,5 +107,5 @@ def test_a_process_that_gives_no_sign_of_life_ends_the_others_in_time() -> None:
             one.kill()
             other.kill()
     assert one.returncode == 1, errors
-    assert line.startswith(f"process 1 on {socket.gethostname()}: no sign of life; it was killed")
+    assert line.startswith(f"process 1 on {socket.gethostname()}: no heartbeat; it was killed")
     assert "--resume" in line
