@@ -56,13 +56,14 @@ def anchors_remark(study: optuna.Study, best: FrozenTrial) -> str:
         trained_on = ", ".join(config.get("DATASETS.TRAIN", ["unknown data"]))
         return (
             "Anchors: fitted at the start of training to its boxes, as in the trials "
-            f"({trained_on}); where MODEL.WEIGHTS come with fitted ones, these."
+            f"({trained_on}); if MODEL.WEIGHTS have fitted anchors, those are used."
         )
     if _anchors(config, best):
-        return "Anchors: those that the trials without k-means trained with."
+        return "Anchors: those with which the trials without k-means were trained."
     return (
-        f"Anchors: not known. {KMEANS} is {best.params[KMEANS]}, and the study does not keep the "
-        "config of its trials: those of your config stay; set them to the ones of the search."
+        f"Anchors: not known. {KMEANS} is {best.params[KMEANS]}, and the study does not contain "
+        "the config of its trials, so those of your config are used; set them to the ones of the "
+        "search."
     )
 
 

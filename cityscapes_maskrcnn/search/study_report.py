@@ -91,7 +91,7 @@ def write_study_report(study: optuna.Study, where: str, output: Path) -> tuple[l
     fragment, anchors, missing = _fragment(study, results.best, best_file)
     pictures = _draw_pictures(results, output)
     use = missing or (
-        "`best.yaml` holds the best trial as config keys: "
+        "`best.yaml` contains the best trial as config keys: "
         f"`tools/train_net.py --config-file ... INCLUDE \"('{best_file}',)\"`."
     )
     texts = {
@@ -226,7 +226,7 @@ def _markdown(results: _Results, pictures: Sequence[str], use: Sequence[str]) ->
         f"Best: **{results.best_score}**, trial {best.number} "
         f"({'largest' if largest else 'smallest'} is best)",
         f"Time: {timedelta(seconds=round(sum(seconds)))} in trials, "
-        f"{timedelta(seconds=round(statistics.median(seconds or [0])))} in the median one",
+        f"{timedelta(seconds=round(statistics.median(seconds or [0])))} in the median trial",
     ]
     iterations = sum(trial.user_attrs.get(TRIAL_ITERATIONS, 0) for trial in trials)
     if iterations:
@@ -245,8 +245,8 @@ def _markdown(results: _Results, pictures: Sequence[str], use: Sequence[str]) ->
         parts += [
             "## Confirmed with other seeds",
             _confirmed_table(results.confirmed),
-            f"{results.label} of the best trials, trained again with other seeds and to their "
-            "end; the mean of all seeds decides.",
+            f"{results.label} of the best trials, trained again in full with other seeds; they "
+            "are ranked by the mean of all seeds.",
         ]
     parts.append("![history](history.png)")
     if names:
@@ -293,12 +293,12 @@ def _fragment(
         fragment, anchors = best_config(study, best), anchors_remark(study, best)
     except (InputError, TypeError) as error:
         # Another program may call something else by the name of one of our parameters.
-        why = f"The best trial cannot become config keys ({error})"
+        why = f"The best trial cannot be written as config keys ({error})"
     if fragment:
         return fragment, anchors, ""
     missing = f"{why}, so there is no best.yaml."
     if file.exists():
-        missing += f" The one in {file.parent} is of an earlier report and was left as it is."
+        missing += f" The one in {file.parent} is from an earlier report and was not changed."
     return fragment, anchors, missing
 
 

@@ -128,7 +128,7 @@ def _sizes(datasets: Datasets, about: About) -> Figure:
     curves.set_xscale("log")
     _plain_ticks(curves, 2.0 ** np.arange(16), low, high)
     _mark_limits(curves, limits, tuple(SIZE_LIMITS))
-    curves.set_xlabel("square root of the visible area, pixels of the image (left end: and below)")
+    curves.set_xlabel("square root of the visible area in pixels (left end: and smaller)")
     curves.set_ylabel("share of the objects")
     style_axes(curves, "All classes", grid="y")
     _stacked_shares(
@@ -144,7 +144,7 @@ def _sizes(datasets: Datasets, about: About) -> Figure:
 
 def _objects_per_image(datasets: Datasets, about: About) -> Figure:
     """A line a dataset: the share of images with so many objects."""
-    figure = new_figure(9, 4.4, "Objects in an image", about)
+    figure = new_figure(9, 4.4, "Objects per image", about)
     axis = figure.subplots()
     counts = [stats.objects_per_image.sum(axis=1) for stats in datasets.values()]
     most = max(int(each.max()) for each in counts)
@@ -160,7 +160,7 @@ def _objects_per_image(datasets: Datasets, about: About) -> Figure:
         f"{(each == 0).sum()} images without any"
         for name, each in zip(datasets, counts, strict=True)
     ]
-    axis.set_xlabel("objects in an image" + f" (bars of {step})" * (step > 1))
+    axis.set_xlabel("objects per image" + f" (bars of {step})" * (step > 1))
     axis.set_ylabel("share of the images")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     style_axes(axis, grid="y")
@@ -218,7 +218,7 @@ def _visible_shares(datasets: Datasets, about: About) -> Figure:
     _histograms(curves, datasets, visible, np.linspace(0, 1, 21))
     curves.set_xlim(0, 1)
     curves.xaxis.set_major_formatter(PercentFormatter(1))
-    curves.set_xlabel("share of the box that no closer object takes")
+    curves.set_xlabel("share of the box that no closer object covers")
     curves.set_ylabel("share of the objects")
     limits = [1 - limit for limit in list(OCCLUSION_LIMITS.values())[2:]]
     _mark_limits(curves, limits, ("heavily hidden", "partly or not"))
@@ -247,7 +247,7 @@ def _positions(datasets: Datasets, about: About) -> Figure:
         panels = [(name, stats.coverage[-1] / stats.num_images) for name, stats in datasets.items()]
     columns, panel_height = (4, 2.0) if len(datasets) == 1 else (2, 3.6)
     rows = -(-len(panels) // columns)
-    figure = new_figure(13, 0.9 + rows * panel_height, "Where objects are", about)
+    figure = new_figure(13, 0.9 + rows * panel_height, "Positions of the objects", about)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (name, share) in zip(axes, panels, strict=False):
         # Relative coordinates, of images of the official shape.
@@ -262,7 +262,7 @@ def _positions(datasets: Datasets, about: About) -> Figure:
     for axis in axes[len(panels) :]:
         axis.axis("off")
     figure.supxlabel(
-        "share of the images with an object at the place; white is none",
+        "share of the images with an object at this position (white: none)",
         fontsize=10.5,
         color=INK,
     )

@@ -26,7 +26,7 @@ _PALE = "#e8eef4"
 
 _PUBLISHED = "Published: all 500 images of Cityscapes val or 1,525 of test."
 _WARNING = (
-    "The protocols give the same predictions different numbers: compare within a column only."
+    "The protocols give different scores for the same predictions: compare only within a column."
 )
 
 # Letters in a line at the bottom that fit the picture's width, also if many of them are wide.
@@ -98,7 +98,7 @@ def _by_origin(bars: Sequence[Bar]) -> dict[str, list[Bar]]:
     """Separate this run's bars, which come first even if there are none, from others'."""
     parts = {"This run": [bar for bar in bars if bar[2]]}
     if others := [bar for bar in bars if not bar[2]]:
-        parts["Others, for orientation"] = others
+        parts["Others, for reference"] = others
     return parts
 
 

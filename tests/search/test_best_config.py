@@ -70,7 +70,7 @@ def test_text_in_a_study_cannot_become_config_keys(tmp_path: Path) -> None:
         (
             False,
             ("DefaultAnchorGenerator", [[32], [64], [128], [256], [512]], [[0.5, 1.0, 2.0]], 3),
-            "Anchors: those that the trials without k-means trained with.",
+            "Anchors: those with which the trials without k-means were trained.",
         ),
         # Fitted anew, on all training images instead of the trials' few, but as many anchors.
         (

@@ -230,8 +230,8 @@ def test_a_name_with_another_meaning_gives_no_best_yaml(
     assert tmp_path / "best.yaml" not in files
     assert (tmp_path / "best.yaml").read_text() == "earlier"
     assert missing == (
-        f"The best trial cannot become config keys ({why}), so there is no best.yaml. The one in "
-        f"{tmp_path} is of an earlier report and was left as it is."
+        f"The best trial cannot be written as config keys ({why}), so there is no best.yaml. The "
+        f"one in {tmp_path} is from an earlier report and was not changed."
     )
     assert missing in (tmp_path / "report.md").read_text()
 

@@ -98,7 +98,7 @@ def test_others_have_panels_of_their_own_on_the_same_scale(
     draw(tmp_path / "a.png", CAUTION)
     assert_readable(figures[0])
     titles = [[axis.get_title("left") for axis in column] for column in charts(figures[0])]
-    both = ["This run", "Others, for orientation"]
+    both = ["This run", "Others, for reference"]
     assert titles == [both, both, ["This run"]]
     for column in charts(figures[0]):
         assert len({axis.get_xlim() for axis in column}) == 1
