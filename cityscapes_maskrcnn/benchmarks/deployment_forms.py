@@ -127,7 +127,7 @@ def _others(base: Form, also: Sequence[Sequence[str]]) -> Iterator[Form]:
         opts = (*base.opts, "MODEL.WEIGHTS", weights)
         yield Form(f"PyTorch float32, {name}", "other model", config_file, opts)
     if not also:
-        advice = "none given: tools/compress_model.py prune writes one; name it by --also"
+        advice = "none given: tools/compress_model.py prune writes one; name it with --also"
         yield Form("PyTorch float32, pruned", "other model", missing=advice)
 
 
@@ -139,5 +139,5 @@ def _exported(files: Sequence[Path]) -> Iterator[Form]:
         yield Form(name, "ONNX Runtime", file=file)
     for kind, program in _EXPORTED.items():
         if kind not in kinds:
-            advice = f"none given: {program} writes one; name it by --onnx"
+            advice = f"none given: {program} writes one; name it with --onnx"
             yield Form(f"ONNX Runtime {kind}", "ONNX Runtime", missing=advice)

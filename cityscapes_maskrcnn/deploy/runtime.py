@@ -362,7 +362,7 @@ def _pixels(image: Image) -> npt.NDArray[np.uint8]:
         return decoded
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise InputError(
-            f"an array of shape {image.shape} and dtype {image.dtype} is no image: it must be"
+            f"an array of shape {image.shape} and dtype {image.dtype} is not an image: it must be"
             " (height, width, 3) and uint8, BGR"
         )
     return np.ascontiguousarray(image)

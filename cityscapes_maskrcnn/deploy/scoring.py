@@ -156,5 +156,5 @@ def image_of(gt_file: Path, name: str, image_dir: Path | None) -> Path:
     folder = image_dir or split.parents[1] / "leftImg8bit" / split.name
     path = folder / gt_file.parent.name / f"{name}{IMAGE_SUFFIX}"
     if not path.is_file():
-        raise InputError(f"{path}: no such image, for {gt_file}; name the folder by --image-dir")
+        raise InputError(f"{path}: no such image, for {gt_file}; name its folder with --image-dir")
     return path

@@ -156,8 +156,8 @@ class Predictor:
     def _map_array(self, image: npt.NDArray[Any], name: str) -> dict[str, Any]:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(
-                f"an array of shape {image.shape} and dtype {image.dtype} is no image: it must be"
-                " (height, width, 3) and uint8, BGR"
+                f"an array of shape {image.shape} and dtype {image.dtype} is not an image: it must"
+                " be (height, width, 3) and uint8, BGR"
             )
         if self._mapper.image_format not in ("RGB", "BGR"):
             raise InputError(

@@ -105,7 +105,8 @@ def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise InputError(f"cannot read {file} as an image: it is none; expected a PNG") from error
+        problem = "unknown format; expected a PNG"
+        raise InputError(f"cannot read {file} as an image: {problem}") from error
     # A broken PNG is a SyntaxError for Pillow and a plain Exception for kornia_rs.
     except Exception as error:
         raise InputError(f"cannot read {file} as an image: {error}") from error
@@ -162,7 +163,7 @@ def find_ground_truth(gt_dir: str | os.PathLike[str]) -> dict[str, Path]:
     for file in sorted(folder.glob(f"[!.]*/[!.]*{INSTANCE_IDS_SUFFIX}")):
         name = file.name.removesuffix(INSTANCE_IDS_SUFFIX)
         if name in found:
-            raise InputError(f"{found[name]} and {file} are of one name: results cannot tell them")
+            raise InputError(f"{found[name]} and {file} have the same name; rename one of them")
         found[name] = file
     if not found:
         raise InputError(
@@ -286,7 +287,7 @@ def read_result_lines(source: ResultSource, text_file: str) -> dict[str, tuple[i
     try:
         text = StringIO(source.read(text_file, LARGEST_TEXT).decode("utf-8"), newline=None)
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: no text in UTF-8: {error}") from error
+        raise InputError(f"{where}: not UTF-8 text: {error}") from error
     folder = posixpath.dirname(text_file)
     by_mask = {}
     for number, line in enumerate(text, start=1):

@@ -38,10 +38,10 @@ KINDS: Final[dict[str, str]] = {
     "unsafe path in the archive": "paths are relative, with /, and stay inside",
     "doubled entry": "a path occurs once in the archive",
     "space in a path": "the text files separate their fields by spaces",
-    "missing text file": "every image has one, an empty one where nothing was found",
+    "missing text file": "every image has one, which is empty if nothing was found",
     "doubled text file": "an image has one text file",
     "text file of no image": "only the images of the list are scored",
-    "text file in a folder": "text files lie at the top, masks beside or below them",
+    "text file in a folder": "text files are at the top level, masks beside or below them",
     "unreadable text file": "plain text in UTF-8",
     "malformed line": "relative/path.png labelID confidence, separated by one space",
     "unknown label": "a regular label id: "
@@ -49,7 +49,7 @@ KINDS: Final[dict[str, str]] = {
     "confidence that is no number": "any finite number",
     "mask path outside": "relative to its text file, inside the archive or folder",
     "missing mask": "the file that the line names",
-    "mask used twice": "each line has a mask of its own",
+    "mask used twice": "each line has its own mask",
     "unreadable mask": "a PNG file of one 8 bit or 1 bit channel",
     "mask of the wrong size": "that of its image",
     "mask that is not binary": "0 and one other value",
@@ -150,7 +150,7 @@ def read_image_list(
     try:
         lines = read_file(file, _LARGEST_LIST).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{file}: no text in UTF-8: {error}") from error
+        raise InputError(f"{file}: not UTF-8 text: {error}") from error
     images = []
     for line in filter(None, map(str.strip, lines)):
         name = posixpath.basename(line)
@@ -158,8 +158,8 @@ def read_image_list(
             name = image_name(line, image_suffix)
         elif Path(line).suffix.lower() in _FILE_TYPES:
             raise InputError(
-                f"{file}: {line} is no name of an image and does not end in {image_suffix}; list "
-                "names or images, and give --image-suffix where they end otherwise"
+                f"{file}: {line} is not the name of an image and does not end in {image_suffix}; "
+                "list names or images, with --image-suffix if they end differently"
             )
         height, width = 1024, 2048
         if Path(line).is_file():

@@ -188,7 +188,7 @@ def read_pickle(path: str | Path, name: str = "") -> dict[str, Any]:
     except InputError:
         raise
     except Exception as error:  # garbage makes an unpickler raise errors of any type
-        raise InputError(f"{source}: not loaded, it is no file of plain arrays: {error}") from error
+        raise InputError(f"{source}: not loaded: not a file of plain arrays: {error}") from error
     rest: dict[str, Any] = {}
     arrays = content
     if isinstance(content, dict):
@@ -265,7 +265,7 @@ def check_tensors(content: Mapping[str, Any], source: str) -> None:
     for name, value in content.items():
         if printable(name) != name:
             raise InputError(
-                f"{source}: {printable(name, 100)}: no name of a tensor: it has invisible "
+                f"{source}: {printable(name, 100)}: not a valid tensor name: it has invisible "
                 "characters, or more than 1000"
             )
         if not torch.is_tensor(value):

@@ -357,7 +357,8 @@ def _gallery(folder: Path) -> Gallery | None:
     for each in content["examples"]:
         for name in (each["gt"], each["pred"]):
             if Path(name).name != name or not (folder / name).is_file():
-                raise InputError(f"{folder / GALLERY_FILE}: {name} is no file beside it; {_ADVICE}")
+                problem = f"{name} is not a file beside it"
+                raise InputError(f"{folder / GALLERY_FILE}: {problem}; {_ADVICE}")
         example = Example(
             image=each["image"], captions=[], gt=folder / each["gt"], pred=folder / each["pred"]
         )

@@ -122,7 +122,7 @@ def _check_arguments(
         if count < 0:
             raise InputError(f"number of {split} images is {count}: must be 0 or more")
     if not any(counts.values()):
-        raise InputError("no images asked for: give a number of train, val, test or train_extra")
+        raise InputError("no images requested: give a number of train, val, test or train_extra")
     if not (SMALLEST[0] <= height <= LARGEST[0] and SMALLEST[1] <= width <= LARGEST[1]):
         raise InputError(
             f"image size {height}x{width} (height x width) is out of range: must be from "

@@ -43,7 +43,7 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if "null byte" not in str(error) and not isinstance(error, UnicodeEncodeError):
             raise
         raise InputError(
-            f"{path}: no name of a file: it holds a null byte or half of a character"
+            f"{path}: not a valid file name: it holds a null byte or half of a character"
         ) from error
 
 
@@ -183,7 +183,7 @@ def read_json(
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {error}; {advice}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: no JSON object; {advice}")
+        raise InputError(f"{path}: not a JSON object; {advice}")
     form = form or {}
     missing = [name for name in form if not name.endswith("?") and name not in content]
     if missing:

@@ -76,7 +76,7 @@ def place_of_launcher(environ: Mapping[str, str], several_by_flag: bool) -> Plac
                 "or unset RANK, WORLD_SIZE and SLURM_PROCID and use --num-gpus and --num-machines"
             ) from None
         except ValueError:
-            raise InputError(f"environment: {name}={environ[name]} is no whole number") from None
+            raise InputError(f"environment: {name}={environ[name]} is not an integer") from None
 
     if "WORLD_SIZE" in environ or "LOCAL_RANK" in environ:
         if number("WORLD_SIZE") == 1:

@@ -183,7 +183,7 @@ def plot_each_run(runs: Sequence[Run], folder: Path) -> Iterator[Path]:
         if comparison in pictures:
             raise InputError(
                 "a run called comparison: its picture would have the name of the one of all runs; "
-                "name a PNG file by --output"
+                "name a PNG file with --output"
             )
         pictures[comparison] = list(runs)
     for file, drawn in pictures.items():

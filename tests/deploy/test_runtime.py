@@ -162,12 +162,12 @@ def test_images_that_are_none(exported: Path, tmp_path: Path) -> None:
     for image in (tmp_path / "text.png", tmp_path / "empty.png", tmp_path / "missing.png"):
         with pytest.raises(InputError, match=re.escape(str(image))):
             predict(image)
-    with pytest.raises(InputError, match=r"shape \(4, 4\) and dtype float64 is no image"):
+    with pytest.raises(InputError, match=r"shape \(4, 4\) and dtype float64 is not an image"):
         predict(np.zeros((4, 4)))
     images = iter([random_image(0, 64, 64), np.zeros(3)])
     found = predict(images)
     assert len(next(found).scores) == 10
-    with pytest.raises(InputError, match="is no image"):
+    with pytest.raises(InputError, match="is not an image"):
         next(found)
     with pytest.raises(InputError, match="an array: 1x9000 pixels cannot be resized to 0x192"):
         predict(np.zeros((9000, 1, 3), dtype=np.uint8))

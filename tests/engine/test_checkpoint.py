@@ -174,7 +174,7 @@ WEIGHT, VARIANCE = "1.weight", "2.running_var"
         (WEIGHT, 0.5, "holds a value of type float, not a tensor"),
         (WEIGHT, "0.5", "holds a value of type str, not a tensor"),
         (WEIGHT, None, "holds a value of type NoneType, not a tensor"),
-        (f"{WEIGHT}\x1b[2J", None, r"1\.weight\\x1b\[2J: no name of a tensor"),
+        (f"{WEIGHT}\x1b[2J", None, r"1\.weight\\x1b\[2J: not a valid tensor name"),
     ],
 )
 def test_values_that_are_no_weights_are_refused(

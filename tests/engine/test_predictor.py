@@ -141,7 +141,7 @@ def test_images_before_a_broken_one_are_given(tiny_config, photograph, tmp_path)
     ],
 )
 def test_arrays_that_are_no_images(tiny_config, pixels):
-    with pytest.raises(InputError, match=r"is no image: it must be \(height, width, 3\) and uint8"):
+    with pytest.raises(InputError, match=r"not an image: it must be \(height, width, 3\) and uint"):
         Predictor(tiny_config)(pixels)
 
 

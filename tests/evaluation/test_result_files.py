@@ -167,7 +167,7 @@ def test_bad_lines(results: Path, text: str, message: str) -> None:
         read(results)
     assert f"{NAME}_pred.txt" in str(error.value)
     (results / f"{NAME}_pred.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=f"{NAME}_pred.txt: no text in UTF-8"):
+    with pytest.raises(InputError, match=f"{NAME}_pred.txt: not UTF-8 text"):
         read(results)
 
 
@@ -454,14 +454,14 @@ def test_no_program_is_started_for_a_mask(results: Path) -> None:
         f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 {WIDTH} {HEIGHT}\n%%EndComments\nshowpage\n"
     )
     (results / "car.png").write_text(text)
-    with pytest.raises(InputError, match=r"car\.png as an image: it is none; expected a PNG"):
+    with pytest.raises(InputError, match=r"car\.png as an image: unknown format; expected a PNG"):
         read(results)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF"])
 def test_formats_that_may_cost_minutes_or_gigabytes_are_no_masks(results: Path, kind: str) -> None:
     Image.new("L", (WIDTH, HEIGHT)).save(results / "car.png", kind)
-    with pytest.raises(InputError, match=r"car\.png as an image: it is none; expected a PNG"):
+    with pytest.raises(InputError, match=r"car\.png as an image: unknown format; expected a PNG"):
         read(results)
 
 

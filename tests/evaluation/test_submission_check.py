@@ -260,7 +260,7 @@ def test_image_list(tmp_path: Path) -> None:
     ]
     for content, message in [
         ("", "names no image"),
-        ("a/photo.png", "a/photo.png is no name of an image and does not end in _leftImg8bit.png"),
+        ("a/photo.png", "a/photo.png is not the name of an image and does not end in _left"),
         (f"{ULM}\na/{ULM}_leftImg8bit.png", f"list.txt: 2 images have the name {ULM}"),
     ]:
         (tmp_path / "list.txt").write_text(content)

@@ -174,7 +174,7 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ("[3]", "no JSON object"),
+        ("[3]", "not a JSON object"),
         ('{"images": 3}', "has no epochs and .*; another program or version wrote it"),
     ],
 )

@@ -428,7 +428,7 @@ def test_a_gallery_shows_no_files_of_other_folders(finished_run: Path, tmp_path:
     content = json.loads(gallery.read_text())
     content["examples"][0]["gt"] = "../anchors/anchors.png"
     gallery.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"\.\./anchors/anchors\.png is no file beside it"):
+    with pytest.raises(InputError, match=r"\.\./anchors/anchors\.png is not a file beside it"):
         write_report(run, tmp_path / "report.html")
 
 

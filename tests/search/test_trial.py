@@ -222,7 +222,7 @@ def test_a_folder_belongs_to_one_trial() -> None:
     [
         ("metrics.json", "{", "0000: holds another training run"),
         ("trial.json", "{", r"json: cannot be read: .*; choose another OUTPUT_DIR"),
-        ("trial.json", "[1]", "json: no JSON object; choose another OUTPUT_DIR"),
+        ("trial.json", "[1]", "json: not a JSON object; choose another OUTPUT_DIR"),
     ],
 )
 def test_a_folder_that_holds_something_else(name: str, text: str, message: str) -> None:

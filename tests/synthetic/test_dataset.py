@@ -139,7 +139,7 @@ def test_a_folder_is_completed_and_never_overwritten(tmp_path: Path) -> None:
     [
         ({"train": -1}, {}, "number of train images is -1"),
         ({"training": 1}, {}, "unknown split 'training'"),
-        ({"train": 0}, {}, "no images asked for"),
+        ({"train": 0}, {}, "no images requested"),
         ({"train": 1}, {"height": 63}, "63x128"),
         ({"train": 1}, {"width": 127}, "64x127"),
         ({"train": 1}, {"width": 10000}, "out of range"),

@@ -25,8 +25,8 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
         ("zeros", "not a file, but a pipe or device"),
         ("folder", "cannot be read: Is a directory"),
         ("missing", "cannot be read: No such file or directory"),
-        ("nothing\0", "no name of a file: it holds a null byte or half of a character"),
-        ("\ud83d", "no name of a file: it holds a null byte or half of a character"),
+        ("nothing\0", "not a valid file name: it holds a null byte or half of a character"),
+        ("\ud83d", "not a valid file name: it holds a null byte or half of a character"),
         ("circle", "cannot be read: Too many levels of symbolic links"),
     ],
 )

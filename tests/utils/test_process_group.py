@@ -45,7 +45,7 @@ def test_places_of_launchers(text: str, place: Place | None) -> None:
     [
         (TORCHRUN.replace("LOCAL_RANK=1", ""), "LOCAL_RANK is missing beside those that torchrun"),
         (TORCHRUN.replace("MASTER_PORT=1", ""), "MASTER_PORT is missing beside WORLD_SIZE"),
-        (TORCHRUN.replace("=8", "=two"), "WORLD_SIZE=two is no whole number"),
+        (TORCHRUN.replace("=8", "=two"), "WORLD_SIZE=two is not an integer"),
         (TORCHRUN.replace("RANK=5", "RANK=8"), "rank 8, local rank 1 of 8 processes is no place"),
         (SRUN, "SLURM_JOB_NODELIST is missing; set MASTER_ADDR to the host"),
         ("OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1", "OMPI_COMM_WORLD_SIZE=2: processes that"),
