@@ -162,7 +162,7 @@ def test_damaged_times(tmp_path, make_video):
 def test_end_of_a_video_is_cut_off(tmp_path, make_video):
     path = make_video(tmp_path / "v.mp4", 20)
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(InputError, match=r"v\.mp4: neither an image of a known format nor a video"):
+    with pytest.raises(InputError, match=r"v\.mp4: neither an image of a known format nor a r"):
         open_source([str(path)])
 
 

@@ -417,7 +417,7 @@ def test_scans_of_a_jpeg_are_counted(results: Path) -> None:
     (results / "car.png").write_bytes(data)
     assert len(read(results)) == 1
     (results / "car.png").write_bytes(data[:-2] + last * 101)
-    with pytest.raises(InputError, match=r"car\.png: a JPEG of too many scans or segments; save"):
+    with pytest.raises(InputError, match=r"car\.png: a JPEG with too many scans or segments; save"):
         read(results)
 
 

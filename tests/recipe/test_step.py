@@ -140,14 +140,14 @@ def test_a_file_that_a_setting_names_counts_by_its_content(step: Step, tmp_path:
     # Of a file that is gone its name is all that can be compared.
     (tmp_path / "mine.pth").unlink()
     assert named("mine.pth").read_state() == StepState.UNFINISHED
-    with pytest.raises(InputError, match=r"with MODEL\.WEIGHTS mine\.pth, now typo\.pth; take"):
+    with pytest.raises(InputError, match=r"with MODEL\.WEIGHTS mine\.pth, now typo\.pth; choose"):
         named("typo.pth").read_state()
-    with pytest.raises(InputError, match=r"mine\.pth, now detectron2://x; take"):
+    with pytest.raises(InputError, match=r"mine\.pth, now detectron2://x; choose"):
         with_settings(step, MODEL__WEIGHTS="detectron2://x").read_state()
     # Before content was looked at, a folder had the name only.
     with_settings(step, MODEL__WEIGHTS="mine.pth").begin()
     assert named("mine.pth").read_state() == StepState.UNFINISHED
-    with pytest.raises(InputError, match=r"mine\.pth, now moved\.pth; take"):
+    with pytest.raises(InputError, match=r"mine\.pth, now moved\.pth; choose"):
         named("moved.pth").read_state()
 
 

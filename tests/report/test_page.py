@@ -391,7 +391,7 @@ def test_random_weights_have_no_drift(finished_run: Path, tmp_path: Path) -> Non
     config = run / "stage_0" / "config.yaml"
     config.write_text(config.read_text().replace("torchvision://deeplabv3_resnet50", "''"))
     page = report(run, tmp_path / "report.html")
-    assert "means nothing and is not shown" in page.sections["drift"]
+    assert "has no meaning and is not shown" in page.sections["drift"]
     assert "Training started from random weights" in page.sections["warnings"]
 
 

@@ -130,7 +130,7 @@ def test_an_exported_file_is_named_by_its_folder(
     ("flags", "options", "problem"),
     [
         ([], ["TEST.PRECISION", "bfloat16"], "TEST.PRECISION: remove it; every precision, and"),
-        ([], ["MODEL.COMPILE", "on"], "MODEL.COMPILE: remove it; every precision, and compiling,"),
+        ([], ["MODEL.COMPILE", "on"], "MODEL.COMPILE: remove it; every precision, and compilatio"),
         (["--sizes", 48], ["INPUT.MIN_SIZE_TEST", 0], "INPUT.MIN_SIZE_TEST 0: no image is resized"),
     ],
 )

@@ -138,7 +138,7 @@ def test_what_the_card_says(trained: Path, scored: Path, shared: Path) -> None:
     for line in (
         "# Mask R-CNN ResNet-50 for generated street scenes",
         "> **Trained on generated street scenes only**: drawings in the layout of Cityscapes. It "
-        "shows that a training works, and",
+        "demonstrates training and does",
         "On `cityscapes_instance_val`: **6 generated images**. Not comparable with scores on "
         "photographs.",
         "| protocol | AP | AP50 | AP75 | APs | APm |",
