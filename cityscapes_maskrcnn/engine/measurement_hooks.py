@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from detectron2.engine import HookBase
@@ -13,7 +14,11 @@ from torch.utils.data import DataLoader
 from cityscapes_maskrcnn.data.prefetch import PrefetchedLoader
 from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
 from cityscapes_maskrcnn.engine.ema import SUFFIX, WeightAverage
-from cityscapes_maskrcnn.engine.evaluation_pictures import SampledPredictions, WatchedEvaluator
+from cityscapes_maskrcnn.engine.evaluation_pictures import (
+    DrawnAtEnd,
+    SampledPredictions,
+    WatchedEvaluator,
+)
 from cityscapes_maskrcnn.engine.hooks import Evaluation, StopOnSignal
 from cityscapes_maskrcnn.engine.seen_images import data_of_selection
 from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
@@ -38,7 +43,7 @@ def build_measurement_hooks(
     drawn = DrawErrors()
 
     def evaluate() -> dict[str, Any]:
-        drawn.evaluators = evaluators = []
+        drawn.evaluators[""] = evaluators = []
         for name in cfg.DATASETS.TEST:
             sampled = samples.setdefault(name, SampledPredictions(cfg, name))
             evaluators.append(WatchedEvaluator(trainer.build_evaluator(cfg, name), sampled))
@@ -51,8 +56,10 @@ def build_measurement_hooks(
 
     def evaluate_average() -> dict[str, Any]:
         assert average is not None
+        evaluators = list(map(DrawnAtEnd, trainer.build_evaluators(cfg, SUFFIX)))
+        drawn.evaluators[SUFFIX] = evaluators
         with average.in_place(trainer.checkpointer), stop.measuring():
-            results: dict[str, Any] = trainer.test_average(cfg, model)
+            results: dict[str, Any] = trainer.test_average(cfg, model, evaluators)
         return results
 
     def evaluate_augmented() -> dict[str, Any]:
@@ -121,14 +128,14 @@ class DrawErrors(HookBase):
     An interrupted one should stop within seconds, and evaluates again when it is resumed.
 
     Attributes:
-        evaluators: of the last evaluation.
+        evaluators: of the last evaluation, of the weights and of their average.
     """
 
     def __init__(self) -> None:
-        self.evaluators: list[WatchedEvaluator] = []
+        self.evaluators: dict[str, Sequence[DrawnAtEnd]] = {}
 
     def after_train(self) -> None:
         """Draw, unless iterations are left."""
         if self.trainer.iter >= self.trainer.max_iter:
-            for evaluator in self.evaluators:
+            for evaluator in chain.from_iterable(self.evaluators.values()):
                 evaluator.draw_errors()

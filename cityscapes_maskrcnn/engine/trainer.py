@@ -455,17 +455,19 @@ class Trainer(DefaultTrainer):
             InputError: test-time augmentation does not support this model.
         """
         augmented = inference.with_test_time_augmentation(cfg, model)
-        evaluators = evaluators or cls._build_evaluators(cfg, "_TTA")
+        evaluators = evaluators or cls.build_evaluators(cfg, "_TTA")
         return cls._test_as("_TTA", "with test-time augmentation", cfg, augmented, evaluators)
 
     @classmethod
-    def test_average(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    def test_average(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
         """Score a model with averaged weights on ``DATASETS.TEST``.
 
         Returns:
             As :meth:`test`, with names that end in ``_EMA``. The files are in ``inference_EMA``.
         """
-        evaluators = cls._build_evaluators(cfg, SUFFIX)
+        evaluators = evaluators or cls.build_evaluators(cfg, SUFFIX)
         return cls._test_as(SUFFIX, "with averaged weights", cfg, model, evaluators)
 
     @classmethod
@@ -485,7 +487,8 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{name}{suffix}", scores) for name, scores in results.items())
 
     @classmethod
-    def _build_evaluators(cls, cfg: CfgNode, suffix: str) -> list[DatasetEvaluator]:
+    def build_evaluators(cls, cfg: CfgNode, suffix: str) -> list[DatasetEvaluator]:
+        """Build the evaluators of ``DATASETS.TEST``; files go to ``inference`` and the suffix."""
         folder = str(Path(cfg.OUTPUT_DIR) / f"inference{suffix}")
         return [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cityscapes_maskrcnn.data.provenance import read_history
 from cityscapes_maskrcnn.engine import hooks as engine_hooks
+from cityscapes_maskrcnn.engine import inference
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.ema import WeightAverage
 from cityscapes_maskrcnn.engine.trainer import Trainer
@@ -215,3 +216,12 @@ def test_a_decay_that_keeps_all_is_refused(config: Config) -> None:
         InputError, match=r"^SOLVER\.EMA_DECAY 1\.0: it must be 0\.0 \(off\) or mor"
     ):
         Trainer(config("SOLVER.EMA_DECAY", 1.0))
+
+
+def test_errors_are_drawn_once_at_the_end(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(
+        inference, "plot_errors", lambda folder, _: drawn.append(folder.parent.name)
+    )
+    train(*OPTIONS)
+    assert sorted(drawn) == ["inference", "inference_EMA"]
