@@ -148,6 +148,20 @@ def process_group(
         InputError: the others did not come in time.
     """
     patience = timedelta(seconds=timeout)
+    same = "MASTER_ADDR and MASTER_PORT" if place.url == "env://" else "--dist-url"
+    missed = (
+        f"process {place.rank} of {place.world_size} did not meet the others at {place.url} within "
+        f"PROCESS_TIMEOUT {timeout:g} s: start all of them, with the same {same}"
+    )
+
+    def give_up() -> None:
+        report(f"{missed} (no answer)")
+        os._exit(1)
+
+    # A suspended process lets others connect, and wait for its answer beyond their timeouts.
+    limit = threading.Timer(timeout + 3 * _INTERVAL, give_up)
+    limit.daemon = True
+    limit.start()
     try:
         store, rank, world_size = next(
             rendezvous(place.url, place.rank, place.world_size, timeout=patience)
@@ -162,12 +176,10 @@ def process_group(
         )
         watch = _Watch(place, timeout, report)
     except (dist.DistError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"process {place.rank} of {place.world_size} did not meet the others at {place.url} "
-            f"within PROCESS_TIMEOUT {timeout:g} s: start all of them, with the same --dist-url "
-            f"({str(error).splitlines()[0][:200]})"
-        ) from error
-    watch.thread.start()
+        raise InputError(f"{missed} ({str(error).splitlines()[0][:200]})") from error
+    finally:
+        limit.cancel()
+    watch.start()
     try:
         yield
     except Exception as error:
@@ -187,12 +199,11 @@ def end_all(status: int) -> None:
         status: exit status of all.
     """
     if dist.is_available() and dist.is_initialized():
-        with suppress(dist.DistError, RuntimeError):
-            store = _own_connection(timeout=5.0)
-            _post(store, {"status": status, "rank": dist.get_rank(), "problem": ""})
-            if dist.get_rank() == 0:
-                # The store ends with this process.
-                time.sleep(2 * _INTERVAL)
+        rank = dist.get_rank()
+        _tell(lambda store: _post(store, {"status": status, "rank": rank, "problem": ""}))
+        if rank == 0:
+            # The store ends with this process.
+            time.sleep(2 * _INTERVAL)
     os._exit(status)
 
 
@@ -203,16 +214,11 @@ def ask_main_process(number: int) -> None:
         number: of the signal.
     """
     if dist.is_available() and dist.is_initialized():
-        with suppress(dist.DistError, RuntimeError):
-            _own_connection(timeout=5.0).set(_ASKED, str(int(number)))
+        _tell(lambda store: store.set(_ASKED, str(int(number))))
 
 
 class _Watch:
-    """Shows that this process lives, and ends it when another one does not.
-
-    Attributes:
-        thread: does so, once started.
-    """
+    """Shows that this process lives, and ends it when another one does not."""
 
     def __init__(self, place: Place, timeout: float, report: Callable[[str], None]) -> None:
         self._place = place
@@ -226,21 +232,25 @@ class _Watch:
         self._patience = timeout
         self._leaving = threading.Event()
         self._failed = False
-        self.thread = threading.Thread(target=self._run, daemon=True)
+        self._rounds = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Begin, in threads."""
+        self._thread.start()
+        if self._place.rank:
+            threading.Thread(target=self._watch_store, daemon=True).start()
 
     def wait_for_verdict(self) -> None:
         """Give the thread time to find out who has broken a collective; it ends this process."""
         self._patience = min(self._patience, _BROKEN_PATIENCE)
-        self.thread.join(3 * self._patience + 3 * _INTERVAL)
+        self._thread.join(3 * self._patience + 3 * _INTERVAL)
 
     def fail(self, problem: str) -> None:
         """Let the others know why this process ends."""
         self._failed = True
-        with suppress(dist.DistError, RuntimeError):
-            _post(
-                _own_connection(timeout=5.0),
-                {"status": 1, "rank": self._place.rank, "problem": problem},
-            )
+        verdict = {"status": 1, "rank": self._place.rank, "problem": problem}
+        _tell(lambda store: _post(store, verdict))
 
     def leave(self) -> None:
         """End in order; the process that holds the store waits for the others."""
@@ -248,7 +258,7 @@ class _Watch:
         if self._failed and self._place.rank == 0:
             time.sleep(2 * _INTERVAL)
         elif not self._failed:
-            self.thread.join()
+            self._thread.join()
             dist.destroy_process_group()
 
     def _run(self) -> None:
@@ -266,6 +276,7 @@ class _Watch:
                 verdict = self._store.compare_set(_VERDICT, "", "")
                 asked = self._store.compare_set(_ASKED, "", "")
                 signs = self._store.multi_get([f"sign {rank}" for rank in self._ranks])
+                self._rounds += 1
             except (dist.DistError, RuntimeError):
                 if not left:
                     self._end({"status": 1, "rank": 0, "problem": ""})
@@ -288,6 +299,20 @@ class _Watch:
                 return
             if left:
                 time.sleep(pause)
+
+    def _watch_store(self) -> None:
+        """End this process when the main one, which holds the store, does not answer.
+
+        Its process may be suspended, or its machine gone without closing the connection: then the
+        calls of the other thread wait for it whatever their timeout.
+        """
+        silent, last = 0.0, -1
+        while self._thread.is_alive():
+            self._thread.join(_INTERVAL)
+            silent = silent + _INTERVAL if self._rounds == last else 0.0
+            last = self._rounds
+            if silent > self._patience:
+                self._end({"status": 1, "rank": 0, "problem": ""})
 
     def _end(self, verdict: dict[str, Any]) -> None:
         """Report what has become of another process, and end as it did."""
@@ -314,6 +339,18 @@ def _own_connection(timeout: float) -> dist.Store:
     store = dist.distributed_c10d._get_default_store().clone()
     store.set_timeout(timedelta(seconds=timeout))
     return store
+
+
+def _tell(message: Callable[[dist.Store], object], timeout: float = 5.0) -> None:
+    """Send something to the store, unless it does not answer in so many seconds."""
+
+    def send() -> None:
+        with suppress(dist.DistError, RuntimeError):
+            message(_own_connection(timeout))
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    thread.join(timeout)
 
 
 def _post(store: dist.Store, verdict: dict[str, Any]) -> bytes:

@@ -66,35 +66,36 @@ def test_a_batch_script_may_name_its_processes_by_flag() -> None:
     assert place_of_launcher(environ, several_by_flag=True) is None
 
 
-# Rank 0 waits in a collective, as for the gradients of rank 1.
+# One waits in a collective, as for the gradients of the other.
 WAITING = """
 import sys, torch, torch.distributed as dist
 from cityscapes_maskrcnn.utils.process_group import Place, process_group
-rank, url = int(sys.argv[1]), sys.argv[2]
+rank, url, waits = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 place = Place(rank=rank, local_rank=0, world_size=2, url=url)
 with process_group(place, backend="gloo", timeout=3.0, report=lambda line: print(line, flush=True)):
     dist.barrier()
     print("ready", flush=True)
-    if rank == 0:
+    if rank == waits:
         dist.barrier()
     sys.stdin.read()
 """
 
 
-def test_a_process_that_gives_no_sign_of_life_ends_the_others_in_time() -> None:
+@pytest.mark.parametrize("lost", [1, 0])
+def test_a_process_that_gives_no_sign_of_life_ends_the_others_in_time(lost: int) -> None:
     """Its connections stay open, as those of a machine without power."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     one, other = (
         subprocess.Popen(
-            [sys.executable, "-c", WAITING, str(rank), url],
+            [sys.executable, "-c", WAITING, str(rank), url, str(1 - lost)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in (0, 1)
+        for rank in (1 - lost, lost)
     )
     with one, other:
         try:
@@ -107,5 +108,22 @@ def test_a_process_that_gives_no_sign_of_life_ends_the_others_in_time() -> None:
             one.kill()
             other.kill()
     assert one.returncode == 1, errors
-    assert line.startswith(f"process 1 on {socket.gethostname()}: no heartbeat; it was killed")
+    assert line.startswith(f"process {lost} on {socket.gethostname()}: no heartbeat; it")
     assert "--resume" in line
+
+
+def test_a_suspended_main_process_is_not_waited_for_beyond_the_time() -> None:
+    """The kernel accepts the connection, and nobody answers."""
+    with socket.socket() as suspended:
+        suspended.bind(("127.0.0.1", 0))
+        suspended.listen()
+        url = f"tcp://127.0.0.1:{suspended.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", WAITING, "1", url, "1"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"process 1 of 2 did not meet the others at {url} within PROCESS_TIMEOU")
