@@ -102,13 +102,16 @@ def _root_advice(root: Path) -> str:
     """Advise what to set DETECTRON2_DATASETS to where ``root`` holds no tree."""
     root = root.absolute()
     with suppress(OSError):  # a folder that may not be read
-        for folder in (root.parent, root.parent.parent, *sorted(root.glob("[!.]*"))):
+        inside = sorted(root.glob("[!.]*"))
+        # At most a city's folder: cityscapes/leftImg8bit/train/aachen.
+        for folder in (*root.parents[:4], *inside):
             if (folder / "cityscapes" / "leftImg8bit").is_dir():
                 return f"set DETECTRON2_DATASETS={shlex.quote(str(folder))}"
-        if (root / "leftImg8bit").is_dir():
-            parent = shlex.quote(str(root.parent))
-            return f"rename {root} to cityscapes and set DETECTRON2_DATASETS={parent}"
         tree = root / "cityscapes"
+        for folder in (root, *(each for each in inside if each != tree)):
+            if (folder / "leftImg8bit").is_dir():
+                parent = shlex.quote(str(folder.parent))
+                return f"rename {folder} to cityscapes and set DETECTRON2_DATASETS={parent}"
         for folder in sorted(tree.glob("*/leftImg8bit")):
             return f"move what is in {folder.parent} to {tree}"
         if tree.is_dir():

@@ -93,9 +93,11 @@ def test_missing_and_double_images(tmp_path):
     [
         ("a/cityscapes", "a/cityscapes", "set DETECTRON2_DATASETS={}/a;"),
         ("a/cityscapes", "a/cityscapes/leftImg8bit", "set DETECTRON2_DATASETS={}/a;"),
+        ("a/cityscapes", "a/cityscapes/gtFine/train/aachen", "set DETECTRON2_DATASETS={}/a;"),
         ("a/cityscapes", "", "set DETECTRON2_DATASETS={}/a;"),
         # An archive unpacked into a folder that was there.
         ("cityscapes/cityscapes", "", "set DETECTRON2_DATASETS={}/cityscapes;"),
+        ("cs", "", "rename {0}/cs to cityscapes and set DETECTRON2_DATASETS={0};"),
         ("cs", "cs", "rename {0}/cs to cityscapes and set DETECTRON2_DATASETS={0};"),
         # As a shell takes it.
         ("my data/cityscapes", "my data/cityscapes", "set DETECTRON2_DATASETS='{}/my data';"),
