@@ -99,11 +99,14 @@ def count_image(
     Raises:
         InputError: the shapes differ, or a pixel's value belongs to no official label.
     """
-    for name, ids in (("instance ids", instance_ids), ("prediction", predicted_ids)):
+    for name, ids, advice in (
+        ("*_instanceIds.png: instance ids", instance_ids, "both are of the image's size"),
+        ("prediction", predicted_ids, "predictions must come at the original size"),
+    ):
         if ids.shape != label_ids.shape:
             raise InputError(
                 f"{name} and label ids must have one shape, not {ids.shape} and"
-                f" {label_ids.shape}: predictions must come at the original size"
+                f" {label_ids.shape}: {advice}"
             )
     for name, ids in (("ground truth", label_ids), ("prediction", predicted_ids)):
         if ids.max(initial=0) >= NUM_IDS:
@@ -123,8 +126,8 @@ def count_image(
     unknown = present[~(evaluated | np.isin(present // 1000, ignored_ids))]
     if len(unknown):
         raise InputError(
-            f"ground truth holds the instance id {unknown[0]}, which belongs to no official label"
-            " with instances"
+            f"its *_instanceIds.png holds the instance id {unknown[0]}, which belongs to no"
+            " official label with instances"
         )
     row_of = np.zeros(1 + present.max(initial=0), dtype=np.int64)
     row_of[present] = np.arange(len(present))

@@ -185,9 +185,9 @@ def test_no_images_and_an_image_of_void(
         ([[7, 34]], [[7, 7]], [[7, 7]], "the ground truth holds the label id 34"),
         ([[7, 7]], [[7, 7]], [[255, 7]], "the prediction holds the label id 255"),
         ([[7, 7]], [[34001, 7]], [[7, 7]], "instance id 34001, which belongs to no official label"),
-        ([[7, 7]], [[7001, 7]], [[7, 7]], "instance id 7001, which"),
+        ([[7, 7]], [[7001, 7]], [[7, 7]], r"\*_instanceIds.png holds the instance id 7001, which"),
         ([[7, 7]], [[7, 7]], [[7]], r"prediction and label ids .* not \(1, 1\) and \(1, 2\)"),
-        ([[7, 7]], [[7], [7]], [[7, 7]], r"instance ids and label ids .* not \(2, 1\) and"),
+        ([[7, 7]], [[7], [7]], [[7, 7]], r"instanceIds.png: instance ids .* not \(2, 1\) and"),
     ],
 )
 def test_wrong_values_and_shapes(
