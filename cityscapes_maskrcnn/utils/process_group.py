@@ -139,7 +139,7 @@ def process_group(
     Args:
         place: of this process.
         backend: of torch's collectives, ``gloo`` or ``nccl``.
-        timeout: seconds in which all must have come, and without a sign of life from a process
+        timeout: seconds in which all must have come, and without a heartbeat from a process
             after which it counts as lost.
         report: called with the line about another process that failed or was lost, in a thread,
             right before this process ends with status 1.
