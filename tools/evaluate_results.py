@@ -74,7 +74,7 @@ def main() -> None:
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
 
     categories: Sequence[int] = ALL_CATEGORIES
-    if args.dataset:
+    if args.dataset is not None:
         from cityscapes_maskrcnn.cli import build_config
         from cityscapes_maskrcnn.data.registration import check_dataset_names
         from cityscapes_maskrcnn.evaluation.evaluator import dataset_categories, ground_truth_files

@@ -43,7 +43,7 @@ def main() -> int:
     help_gpus = "number of processes, with or without GPUs (default: 1)"
     add("--num-gpus", type=int, default=1, metavar="N", help=help_gpus)
     add("--check", metavar="PATH", help="check this zip file or folder and list its problems")
-    help_list = "instead of --dataset: a file with one image name or file per line"
+    help_list = "with --check, instead of --dataset: a file with one image name or file per line"
     add("--image-list", metavar="FILE", help=help_list)
     add(
         "--image-suffix",
@@ -58,6 +58,8 @@ def main() -> int:
     args = parser.parse_args()
     if not args.check and not (args.output and args.config_file):
         parser.error("give --config-file and --output to predict, or --check to check")
+    if args.image_list and not args.check:
+        parser.error("--image-list: goes with --check; a part of a split is predicted by --dataset")
     if not (args.check and args.image_list):
         from cityscapes_maskrcnn.cli import build_config, launch
         from cityscapes_maskrcnn.engine.submission import expected_images

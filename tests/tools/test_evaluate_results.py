@@ -139,6 +139,9 @@ def test_zip_of_a_part_of_a_split(
     assert same.stdout.splitlines()[1:] == done.stdout.splitlines()[1:]
     done = tool("tools/evaluate_results.py", "--results", path, "--dataset", part[:-8])
     assert "error: unknown dataset" in done.stderr
+    # A variable of a shell that is not set.
+    done = tool("tools/evaluate_results.py", "--results", path, "--dataset", "")
+    assert done.stderr.startswith("error: unknown dataset ''")
     done = tool(
         "tools/evaluate_results.py", "--results", path, "--dataset", "cityscapes_instance_test"
     )

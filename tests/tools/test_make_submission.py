@@ -273,3 +273,10 @@ def test_nothing_to_do_is_a_wrong_flag(submit: Run) -> None:
     done = submit()
     assert done.returncode == 2
     assert "or --check" in done.stderr
+
+
+def test_a_list_does_not_choose_what_is_predicted(tmp_path: Path, submit: Run) -> None:
+    config = ["--config-file", "configs/stage_1_heads.yaml", "--output", tmp_path / "o.zip"]
+    done = submit(*config, "--image-list", tmp_path / "list.txt")
+    assert done.returncode == 2
+    assert "--image-list: goes with --check" in done.stderr
