@@ -96,6 +96,7 @@ def benchmark_deployment(
         proposals=proposals,
         also=also,
         onnx=onnx,
+        no_bfloat16=_emulated_bfloat16(cfg.MODEL.DEVICE),
     )
     setting = Setting(
         base=forms[0],
@@ -129,6 +130,13 @@ def benchmark_deployment(
         missing = [row.name for row in rows if row.ap is None]
         plot_trade(picture, points, missing=missing, about=about)
     return f"{about}\n\n{_table(rows)}"
+
+
+def _emulated_bfloat16(device: str) -> str:
+    """Why bfloat16 cannot gain anything on a device; empty where it can."""
+    if device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return "without AVX-512 the processor emulates bfloat16, several times slower than float32"
+    return ""
 
 
 def _measure_all(forms: Sequence[Form], setting: Setting) -> list[Row]:

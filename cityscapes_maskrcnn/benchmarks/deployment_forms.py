@@ -48,6 +48,7 @@ def list_forms(
     proposals: Sequence[int],
     also: Sequence[Sequence[str]],
     onnx: Sequence[Path],
+    no_bfloat16: str = "",
 ) -> list[Form]:
     """List the forms; the first one is PyTorch in float32.
 
@@ -61,6 +62,7 @@ def list_forms(
         proposals: other numbers of proposals.
         also: further models: name, config, weights.
         onnx: exported files.
+        no_bfloat16: why PyTorch in bfloat16 is not worth measuring here; empty: it is.
 
     Raises:
         InputError: ``opts`` name a precision or compiling, there are ``sizes`` though no image is
@@ -85,7 +87,7 @@ def list_forms(
     )
     return [
         base,
-        *_precisions(base),
+        *_precisions(base, no_bfloat16),
         *_sizes(base, scale, sizes or (scale[0] // 2, 3 * scale[0] // 4)),
         *_proposals(base, num_proposals, proposals),
         *_others(base, also),
@@ -93,14 +95,20 @@ def list_forms(
     ]
 
 
-def _precisions(base: Form) -> Iterator[Form]:
+def _precisions(base: Form, no_bfloat16: str) -> Iterator[Form]:
     """PyTorch in half precision, and compiled."""
-    for name, key, value in (
-        ("bfloat16", "TEST.PRECISION", "bfloat16"),
-        ("float16", "TEST.PRECISION", "float16"),
-        ("float32, compiled", "MODEL.COMPILE", "on"),
+    for name, key, value, missing in (
+        ("bfloat16", "TEST.PRECISION", "bfloat16", no_bfloat16),
+        ("float16", "TEST.PRECISION", "float16", ""),
+        ("float32, compiled", "MODEL.COMPILE", "on", ""),
     ):
-        yield Form(f"PyTorch {name}", "PyTorch", base.config_file, (*base.opts, key, value))
+        yield Form(
+            f"PyTorch {name}",
+            "PyTorch",
+            config_file=base.config_file,
+            opts=(*base.opts, key, value),
+            missing=missing,
+        )
 
 
 def _sizes(base: Form, scale: tuple[int, int], sizes: Iterable[int]) -> Iterator[Form]:

@@ -42,3 +42,8 @@ def test_the_longer_side_changes_as_much() -> None:
 def test_images_that_are_not_resized_have_no_other_sizes() -> None:
     forms = forms_of(scale=(0, 1024), sizes=None)
     assert not [form for form in forms if form.group == "input size"]
+
+
+def test_bfloat16_is_measured_unless_there_is_a_reason() -> None:
+    (form,) = [form for form in forms_of() if form.name == "PyTorch bfloat16"]
+    assert (form.opts[-2:], form.missing) == (("TEST.PRECISION", "bfloat16"), "")

@@ -39,6 +39,7 @@ def test_every_form_has_a_row_with_values_or_a_reason(
 ) -> None:
     # As where there is none: compiling takes half a minute.
     monkeypatch.setattr(torch, "compile", Mock(side_effect=RuntimeError("no C++ compiler")))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     done = tool(
         "tools/benchmark.py",
         *["deployment", "--config-file", trained / "config.yaml", "--score", VAL],
@@ -68,11 +69,13 @@ def test_every_form_has_a_row_with_values_or_a_reason(
     ]
     reasons = {name: row["note"] for name, row in rows.items() if row["ap"] is None}
     assert list(reasons) == [
+        "PyTorch bfloat16",
         "PyTorch float16",
         "PyTorch float32, compiled",
         "ONNX Runtime fp16",
         "ONNX Runtime int8",
     ]
+    assert reasons["PyTorch bfloat16"].startswith("without AVX-512 the processor emulates")
     assert reasons["PyTorch float16"].startswith("TEST.PRECISION 'float16': on MODEL.DEVICE cpu")
     assert reasons["PyTorch float32, compiled"].endswith("RuntimeError: no C++ compiler")
     assert reasons["ONNX Runtime int8"].startswith("none given: tools/compress_model.py quantize")
