@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -106,11 +107,10 @@ def test_every_call_is_noted_once(tmp_path: Path) -> None:
     for names in (["first", "second"], ["first"], ["first", "second"]):
         assert run(tmp_path, "0", *names).returncode == 0
     recipe = json.loads((tmp_path / "recipe.json").read_text())
+    # The checkout may lie in a folder with a space.
+    command = f"python {shlex.join([str(FAKE_CHAIN), str(tmp_path)])}"
     assert recipe == {
-        "commands": [
-            f"python {FAKE_CHAIN} {tmp_path} 0 first second",
-            f"python {FAKE_CHAIN} {tmp_path} 0 first",
-        ],
+        "commands": [f"{command} 0 first second", f"{command} 0 first"],
         "selected": ["first", "second"],
         "datasets": os.environ.get("DETECTRON2_DATASETS", "datasets"),
     }
