@@ -130,25 +130,7 @@ class SampledPredictions(DatasetEvaluator):
         return draw_captioned_predictions(image, found, self._metadata, self._score_thresh)
 
 
-class DrawnAtEnd(DatasetEvaluators):
-    """An evaluator of a dataset whose errors are not drawn whenever it has scored.
-
-    Args:
-        evaluator: scores the dataset.
-        others: see the same predictions.
-    """
-
-    def __init__(self, evaluator: DatasetEvaluator, *others: DatasetEvaluator) -> None:
-        super().__init__([evaluator, *others])
-
-    def draw_errors(self) -> None:
-        """Draw the errors of the last evaluation, see :class:`CityscapesInstanceEvaluator`."""
-        evaluator = self._evaluators[0]
-        if isinstance(evaluator, CityscapesInstanceEvaluator):
-            evaluator.draw_errors()
-
-
-class WatchedEvaluator(DrawnAtEnd):
+class WatchedEvaluator(DatasetEvaluators):
     """An evaluator of a dataset together with what draws its predictions.
 
     Args:
@@ -157,7 +139,7 @@ class WatchedEvaluator(DrawnAtEnd):
     """
 
     def __init__(self, evaluator: DatasetEvaluator, samples: SampledPredictions) -> None:
-        super().__init__(evaluator, samples)
+        super().__init__([evaluator, samples])
         self._samples = samples
 
     def put_events(self, storage: RunStorage, dataset: str = "") -> None:

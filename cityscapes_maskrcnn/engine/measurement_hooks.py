@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from detectron2.engine import HookBase
+from detectron2.evaluation import DatasetEvaluator
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
@@ -14,15 +14,12 @@ from torch.utils.data import DataLoader
 from cityscapes_maskrcnn.data.prefetch import PrefetchedLoader
 from cityscapes_maskrcnn.engine.best_checkpoint import BestCheckpoint
 from cityscapes_maskrcnn.engine.ema import SUFFIX, WeightAverage
-from cityscapes_maskrcnn.engine.evaluation_pictures import (
-    DrawnAtEnd,
-    SampledPredictions,
-    WatchedEvaluator,
-)
+from cityscapes_maskrcnn.engine.evaluation_pictures import SampledPredictions, WatchedEvaluator
 from cityscapes_maskrcnn.engine.hooks import Evaluation, StopOnSignal
 from cityscapes_maskrcnn.engine.seen_images import data_of_selection
 from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.validation import PREFIX, ValidationLoss, measured_in_training
+from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 
 
 def build_measurement_hooks(
@@ -40,13 +37,15 @@ def build_measurement_hooks(
     period = cfg.TEST.EVAL_PERIOD
     validation_loader: DataLoader[Any] | PrefetchedLoader | None = None
     samples: dict[str, SampledPredictions] = {}
-    drawn = DrawErrors()
+    drawing = DrawErrors()
 
     def evaluate() -> dict[str, Any]:
-        drawn.evaluators[""] = evaluators = []
+        evaluators = []
         for name in cfg.DATASETS.TEST:
-            sampled = samples.setdefault(name, SampledPredictions(cfg, name))
-            evaluators.append(WatchedEvaluator(trainer.build_evaluator(cfg, name), sampled))
+            if name not in samples:
+                samples[name] = SampledPredictions(cfg, name)
+            scoring = drawing.postpone(name, trainer.build_evaluator(cfg, name))
+            evaluators.append(WatchedEvaluator(scoring, samples[name]))
         with stop.measuring():
             trainer._last_eval_results = trainer.test(cfg, model, evaluators)
             for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
@@ -56,8 +55,14 @@ def build_measurement_hooks(
 
     def evaluate_average() -> dict[str, Any]:
         assert average is not None
-        evaluators = list(map(DrawnAtEnd, trainer.build_evaluators(cfg, SUFFIX)))
-        drawn.evaluators[SUFFIX] = evaluators
+        evaluators = [
+            drawing.postpone(f"{name}{SUFFIX}", scoring)
+            for name, scoring in zip(
+                cfg.DATASETS.TEST,
+                trainer.build_evaluators(cfg, SUFFIX),
+                strict=True,
+            )
+        ]
         with average.in_place(trainer.checkpointer), stop.measuring():
             results: dict[str, Any] = trainer.test_average(cfg, model, evaluators)
         return results
@@ -118,7 +123,7 @@ def build_measurement_hooks(
     if cfg.TEST.AUG.ENABLED and not cfg.DATASETS.VAL:
         # Period 0: at the end of training only.
         built.append(Evaluation(0, evaluate_augmented))
-    built.append(drawn)
+    built.append(drawing)
     return built
 
 
@@ -126,16 +131,28 @@ class DrawErrors(HookBase):
     """Draw the errors of a training's last evaluation, once it is through.
 
     An interrupted one should stop within seconds, and evaluates again when it is resumed.
-
-    Attributes:
-        evaluators: of the last evaluation, of the weights and of their average.
     """
 
     def __init__(self) -> None:
-        self.evaluators: dict[str, Sequence[DrawnAtEnd]] = {}
+        self._evaluators: dict[str, CityscapesInstanceEvaluator] = {}
+
+    def postpone(self, name: str, evaluator: DatasetEvaluator) -> DatasetEvaluator:
+        """Have an evaluator draw at the end, unless another one of the same name replaces it.
+
+        Args:
+            name: of what is evaluated.
+            evaluator: of any kind; those that draw nothing stay as they are.
+
+        Returns:
+            The evaluator.
+        """
+        if isinstance(evaluator, CityscapesInstanceEvaluator):
+            evaluator.draw_later = True
+            self._evaluators[name] = evaluator
+        return evaluator
 
     def after_train(self) -> None:
         """Draw, unless iterations are left."""
         if self.trainer.iter >= self.trainer.max_iter:
-            for evaluator in chain.from_iterable(self.evaluators.values()):
+            for evaluator in self._evaluators.values():
                 evaluator.draw_errors()

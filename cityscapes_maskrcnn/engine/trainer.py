@@ -63,7 +63,6 @@ from cityscapes_maskrcnn.engine.tracking_services import (
 )
 from cityscapes_maskrcnn.engine.validation import check_validation, measured_in_training
 from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
-from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.modeling.activation_checkpointing import checkpoint_activations
 from cityscapes_maskrcnn.modeling.compiling import compile_parts
 from cityscapes_maskrcnn.modeling.determinism import make_deterministic
@@ -426,21 +425,14 @@ class Trainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
-        """Score on ``DATASETS.TEST``, as Detectron2 does, and draw the errors.
-
-        Masks are pasted if an evaluator needs full frames.
-        """
+        """Score on ``DATASETS.TEST``, as Detectron2; masks are pasted where evaluators need it."""
         if evaluators is None:
             register_datasets_of(cfg)
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         elif isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         model = inference.for_inference(cfg, inference.fit_to_evaluators(cfg, model, evaluators))
-        results = super().test(cfg, model, evaluators)
-        for evaluator in evaluators:
-            if isinstance(evaluator, CityscapesInstanceEvaluator):
-                evaluator.draw_errors()
-        return results
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_TTA(  # noqa: N802

@@ -24,7 +24,7 @@ def convert_checkpoint(source: str, *, keep_names: bool) -> tuple[dict[str, Any]
 
     Args:
         source: a ``.pth`` or ``.safetensors`` file, or a name of :func:`.fetch_torchvision`.
-        keep_names: take all tensors, whatever the network, under the names that they have.
+        keep_names: take all tensors of any network, with unchanged names.
 
     Returns:
         ``model``, the tensors by name, with what Detectron2's checkpointer has to know of them and

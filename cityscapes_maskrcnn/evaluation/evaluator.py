@@ -225,7 +225,7 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         analysis_confidence: lowest confidence of the predictions in the error analysis, see
             :mod:`.error_analysis`; its tables are written to ``output_dir/analysis``. None: no
             analysis.
-        draw: a function that :meth:`draw_errors` calls with that folder.
+        draw: called in the main process with that folder when the tables are in it.
 
     Raises:
         InputError: the dataset has no labels, or has classes other than the 8 official ones; a
@@ -252,6 +252,8 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         self._coco = coco
         self._analysis_confidence = None if output_dir is None else analysis_confidence
         self._draw = draw
+        #: Whether ``draw``, which takes seconds, waits for :meth:`draw_errors`.
+        self.draw_later = False
         self._ground_truth: dict[str, GroundTruth] | None = None
         #: Of the last evaluation, in the main process; None without an analysis.
         self.error_summary: ErrorSummary | None = None
@@ -334,10 +336,7 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         )
 
     def draw_errors(self) -> None:
-        """Draw charts of the last evaluation's error tables, if it has written any.
-
-        This takes seconds, so it is left to the caller: training draws only its last evaluation.
-        """
+        """Draw the tables of the last evaluation, where it has written any."""
         if self.error_summary is None or self._output_dir is None or self._draw is None:
             return
         folder = self._output_dir / ANALYSIS_FOLDER
@@ -365,6 +364,9 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
             except (OSError, InputError) as error:
                 # The scores, and a training that is under way, are worth more than the tables.
                 logger.warning("%s: the error analysis is incomplete: %s", folder, error)
+            else:
+                if not self.draw_later:
+                    self.draw_errors()
         segm = {"AP": official["allAp"], "AP50": official["allAp50%"]}
         segm |= {f"AP-{name}": score["ap"] for name, score in official["classes"].items()}
         segm |= {f"AP50-{name}": score["ap50%"] for name, score in official["classes"].items()}

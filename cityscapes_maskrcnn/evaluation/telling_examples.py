@@ -109,7 +109,12 @@ class Example:
 
 #: All that :attr:`Example.reason` may be, in the order of a gallery.
 REASONS: Final = (
-    *("best", "median", "worst", "false_positives", "misses", "small"),
+    "best",
+    "median",
+    "worst",
+    "false_positives",
+    "misses",
+    "small",
     *(f"class:{name}" for name in THING_CLASSES),
 )
 

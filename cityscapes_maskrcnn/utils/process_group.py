@@ -304,7 +304,7 @@ class _Watch:
         """End this process when the main one, which holds the store, does not answer.
 
         Its process may be suspended, or its machine gone without closing the connection: then the
-        calls of the other thread wait for it whatever their timeout.
+        calls of the other thread do not return at their timeout.
         """
         silent, last = 0.0, -1
         while self._thread.is_alive():
