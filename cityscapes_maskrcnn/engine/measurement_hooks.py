@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase
@@ -20,6 +23,9 @@ from cityscapes_maskrcnn.engine.seen_images import data_of_selection
 from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.validation import PREFIX, ValidationLoss, measured_in_training
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+from cityscapes_maskrcnn.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def build_measurement_hooks(
@@ -44,7 +50,7 @@ def build_measurement_hooks(
         for name in cfg.DATASETS.TEST:
             if name not in samples:
                 samples[name] = SampledPredictions(cfg, name)
-            scoring = drawing.postpone(name, trainer.build_evaluator(cfg, name))
+            scoring = drawing.postpone(trainer.build_evaluator(cfg, name))
             evaluators.append(WatchedEvaluator(scoring, samples[name]))
         with stop.measuring():
             trainer._last_eval_results = trainer.test(cfg, model, evaluators)
@@ -55,14 +61,7 @@ def build_measurement_hooks(
 
     def evaluate_average() -> dict[str, Any]:
         assert average is not None
-        evaluators = [
-            drawing.postpone(f"{name}{SUFFIX}", scoring)
-            for name, scoring in zip(
-                cfg.DATASETS.TEST,
-                trainer.build_evaluators(cfg, SUFFIX),
-                strict=True,
-            )
-        ]
+        evaluators = [drawing.postpone(each) for each in trainer.build_evaluators(cfg, SUFFIX)]
         with average.in_place(trainer.checkpointer), stop.measuring():
             results: dict[str, Any] = trainer.test_average(cfg, model, evaluators)
         return results
@@ -130,29 +129,39 @@ def build_measurement_hooks(
 class DrawErrors(HookBase):
     """Draw the errors of a training's last evaluation, once it is through.
 
-    An interrupted one should stop within seconds, and evaluates again when it is resumed.
+    Drawing takes seconds. A training that is interrupted should stop within seconds, and evaluates
+    again when it is resumed.
     """
 
     def __init__(self) -> None:
-        self._evaluators: dict[str, CityscapesInstanceEvaluator] = {}
+        self._pending: dict[Path, Callable[[Path], object]] = {}
 
-    def postpone(self, name: str, evaluator: DatasetEvaluator) -> DatasetEvaluator:
-        """Have an evaluator draw at the end, unless another one of the same name replaces it.
+    def postpone(self, evaluator: DatasetEvaluator) -> DatasetEvaluator:
+        """Have an evaluator draw at the end, unless a later one writes to the same folder.
 
         Args:
-            name: of what is evaluated.
-            evaluator: of any kind; those that draw nothing stay as they are.
+            evaluator: of any kind; others than :class:`CityscapesInstanceEvaluator`, such as a
+                group of evaluators, stay as they are.
 
         Returns:
             The evaluator.
         """
-        if isinstance(evaluator, CityscapesInstanceEvaluator):
-            evaluator.draw_later = True
-            self._evaluators[name] = evaluator
+        if isinstance(evaluator, CityscapesInstanceEvaluator) and evaluator.draw is not None:
+            draw = evaluator.draw
+            # A build_evaluator of the user's own may return the same one again.
+            if not (isinstance(draw, partial) and draw.func == self._keep):
+                evaluator.draw = partial(self._keep, draw)
         return evaluator
+
+    def _keep(self, draw: Callable[[Path], object], folder: Path) -> None:
+        self._pending[folder] = draw
 
     def after_train(self) -> None:
         """Draw, unless iterations are left."""
-        if self.trainer.iter >= self.trainer.max_iter:
-            for evaluator in self._evaluators.values():
-                evaluator.draw_errors()
+        if self.trainer.iter < self.trainer.max_iter:
+            return
+        for folder, draw in self._pending.items():
+            try:
+                draw(folder)
+            except (OSError, InputError) as error:
+                logger.warning("%s: the error analysis is incomplete: %s", folder, error)

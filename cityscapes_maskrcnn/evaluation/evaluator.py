@@ -251,9 +251,8 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         self._image_suffix = image_suffix_of(dataset_name)
         self._coco = coco
         self._analysis_confidence = None if output_dir is None else analysis_confidence
-        self._draw = draw
-        #: Whether ``draw``, which takes seconds, waits for :meth:`draw_errors`.
-        self.draw_later = False
+        #: May be replaced before :meth:`evaluate`.
+        self.draw = draw
         self._ground_truth: dict[str, GroundTruth] | None = None
         #: Of the last evaluation, in the main process; None without an analysis.
         self.error_summary: ErrorSummary | None = None
@@ -335,16 +334,6 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
             for task, scores in results.items()
         )
 
-    def draw_errors(self) -> None:
-        """Draw the tables of the last evaluation, where it has written any."""
-        if self.error_summary is None or self._output_dir is None or self._draw is None:
-            return
-        folder = self._output_dir / ANALYSIS_FOLDER
-        try:
-            self._draw(folder)
-        except (OSError, InputError) as error:
-            logger.warning("%s: no pictures of the error analysis: %s", folder, error)
-
     def _score_masks(self, images: list[ImageResult]) -> dict[str, dict[str, float]]:
         """Score by the official protocol, as fractions, and analyse the errors."""
         matches = [image.matches for image in images if image.matches is not None]
@@ -361,12 +350,11 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
             )
             try:
                 write_error_tables(folder, summary, ap, self._scored)
+                if self.draw is not None:
+                    self.draw(folder)
             except (OSError, InputError) as error:
-                # The scores, and a training that is under way, are worth more than the tables.
+                # The scores, and a training that is under way, are worth more than the pictures.
                 logger.warning("%s: the error analysis is incomplete: %s", folder, error)
-            else:
-                if not self.draw_later:
-                    self.draw_errors()
         segm = {"AP": official["allAp"], "AP50": official["allAp50%"]}
         segm |= {f"AP-{name}": score["ap"] for name, score in official["classes"].items()}
         segm |= {f"AP50-{name}": score["ap50%"] for name, score in official["classes"].items()}

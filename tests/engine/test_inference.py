@@ -281,6 +281,8 @@ def test_augmented_scores_are_written_beside_plain_ones(
     options += ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", False]
     options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20]
     Trainer.evaluate_checkpoint(config(*options, "MODEL.RPN.POST_NMS_TOPK_TEST", 50))
+    for folder in ("inference", "inference_TTA"):
+        assert (tmp_path / folder / "analysis" / "confusion.png").exists()
     scores = json.loads((tmp_path / "scores.json").read_text())
     results = scores["datasets"][INSTANCE]["results"]
     plain = {name: results[name] for name in ("segm", "coco_segm", "coco_bbox")}
