@@ -29,6 +29,8 @@ from cityscapes_maskrcnn.utils.tool import one_line
 _INTERVAL: Final = 1.0
 # Without a sign for so many seconds a process is the one that broke a collective.
 _BROKEN_PATIENCE: Final = 4.0
+# Seconds in which the store has to answer a process that has something to tell.
+_ANSWER: Final = 5.0
 # Keys in the store: how all have to end, and the signal that the main process has to get.
 _VERDICT: Final = "verdict"
 _ASKED: Final = "asked"
@@ -159,26 +161,25 @@ def process_group(
         os._exit(1)
 
     # A suspended process lets others connect, and wait for its answer beyond their timeouts.
-    limit = threading.Timer(timeout + 3 * _INTERVAL, give_up)
-    limit.daemon = True
-    limit.start()
+    limit = timeout + 3 * _INTERVAL
     try:
-        store, rank, world_size = next(
-            rendezvous(place.url, place.rank, place.world_size, timeout=patience)
-        )
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=rank,
-            world_size=world_size,
-            # The main process may score alone for long while others wait for it.
-            timeout=max(patience, timedelta(minutes=30)),
-        )
-        watch = _Watch(place, timeout, report)
+        with _limited(limit, give_up):
+            store, rank, world_size = next(
+                rendezvous(place.url, place.rank, place.world_size, timeout=patience)
+            )
+        # Whoever came last may have used up most of the time.
+        with _limited(limit, give_up):
+            dist.init_process_group(
+                backend,
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                # The main process may score alone for long while others wait for it.
+                timeout=max(patience, timedelta(minutes=30)),
+            )
+            watch = _Watch(place, timeout, report)
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise InputError(f"{missed} ({str(error).splitlines()[0][:200]})") from error
-    finally:
-        limit.cancel()
     watch.start()
     try:
         yield
@@ -190,6 +191,18 @@ def process_group(
         raise
     finally:
         watch.leave()
+
+
+@contextmanager
+def _limited(seconds: float, give_up: Callable[[], object]) -> Iterator[None]:
+    """Call a function, in a thread, if a ``with`` block takes longer than so many seconds."""
+    limit = threading.Timer(seconds, give_up)
+    limit.daemon = True
+    limit.start()
+    try:
+        yield
+    finally:
+        limit.cancel()
 
 
 def end_all(status: int) -> None:
@@ -233,6 +246,7 @@ class _Watch:
         self._leaving = threading.Event()
         self._failed = False
         self._rounds = 0
+        self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
@@ -316,7 +330,8 @@ class _Watch:
 
     def _end(self, verdict: dict[str, Any]) -> None:
         """Report what has become of another process, and end as it did."""
-        if self._failed:
+        # Both threads may find it out; one line is enough.
+        if self._failed or not self._ending.acquire(blocking=False):
             return
         rank, problem = verdict["rank"], verdict["problem"]
         if verdict["status"] == 1:
@@ -341,16 +356,16 @@ def _own_connection(timeout: float) -> dist.Store:
     return store
 
 
-def _tell(message: Callable[[dist.Store], object], timeout: float = 5.0) -> None:
-    """Send something to the store, unless it does not answer in so many seconds."""
+def _tell(message: Callable[[dist.Store], object]) -> None:
+    """Send something to the store, unless it does not answer in time."""
 
     def send() -> None:
         with suppress(dist.DistError, RuntimeError):
-            message(_own_connection(timeout))
+            message(_own_connection(_ANSWER))
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
-    thread.join(timeout)
+    thread.join(_ANSWER)
 
 
 def _post(store: dist.Store, verdict: dict[str, Any]) -> bytes:
