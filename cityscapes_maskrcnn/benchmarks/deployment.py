@@ -86,7 +86,6 @@ def benchmark_deployment(
     cfg = build_config(config_file, list(opts))
     dataset = dataset or next(iter(cfg.DATASETS.TEST), "")
     check_dataset_names([dataset])
-    images = image_and_ground_truth_files(dataset)
     forms = list_forms(
         config_file,
         (*opts, "DATASETS.TEST", f"('{dataset}',)"),
@@ -98,6 +97,7 @@ def benchmark_deployment(
         onnx=onnx,
         no_bfloat16=_emulated_bfloat16(cfg.MODEL.DEVICE),
     )
+    images = image_and_ground_truth_files(dataset)
     setting = Setting(
         base=forms[0],
         dataset=dataset,

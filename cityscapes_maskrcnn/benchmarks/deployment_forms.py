@@ -48,7 +48,7 @@ def list_forms(
     proposals: Sequence[int],
     also: Sequence[Sequence[str]],
     onnx: Sequence[Path],
-    no_bfloat16: str = "",
+    no_bfloat16: str,
 ) -> list[Form]:
     """List the forms; the first one is PyTorch in float32.
 

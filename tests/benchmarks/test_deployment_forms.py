@@ -9,6 +9,7 @@ def forms_of(
     scale: tuple[int, int] = (512, 1024),
     sizes: Sequence[int] | None = (),
     also: Sequence[Sequence[str]] = (),
+    no_bfloat16: str = "",
 ) -> list[Form]:
     return list_forms(
         "a.yaml",
@@ -19,6 +20,7 @@ def forms_of(
         proposals=(),
         also=also,
         onnx=(),
+        no_bfloat16=no_bfloat16,
     )
 
 
@@ -47,3 +49,5 @@ def test_images_that_are_not_resized_have_no_other_sizes() -> None:
 def test_bfloat16_is_measured_unless_there_is_a_reason() -> None:
     (form,) = [form for form in forms_of() if form.name == "PyTorch bfloat16"]
     assert (form.opts[-2:], form.missing) == (("TEST.PRECISION", "bfloat16"), "")
+    emulated = [form for form in forms_of(no_bfloat16="too slow") if form.missing == "too slow"]
+    assert [form.name for form in emulated] == ["PyTorch bfloat16"]

@@ -39,7 +39,7 @@ def test_every_form_has_a_row_with_values_or_a_reason(
 ) -> None:
     # As where there is none: compiling takes half a minute.
     monkeypatch.setattr(torch, "compile", Mock(side_effect=RuntimeError("no C++ compiler")))
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     done = tool(
         "tools/benchmark.py",
         *["deployment", "--config-file", trained / "config.yaml", "--score", VAL],
@@ -69,13 +69,11 @@ def test_every_form_has_a_row_with_values_or_a_reason(
     ]
     reasons = {name: row["note"] for name, row in rows.items() if row["ap"] is None}
     assert list(reasons) == [
-        "PyTorch bfloat16",
         "PyTorch float16",
         "PyTorch float32, compiled",
         "ONNX Runtime fp16",
         "ONNX Runtime int8",
     ]
-    assert reasons["PyTorch bfloat16"].startswith("without AVX-512 the processor emulates")
     assert reasons["PyTorch float16"].startswith("TEST.PRECISION 'float16': on MODEL.DEVICE cpu")
     assert reasons["PyTorch float32, compiled"].endswith("RuntimeError: no C++ compiler")
     assert reasons["ONNX Runtime int8"].startswith("none given: tools/compress_model.py quantize")
@@ -112,6 +110,14 @@ def test_an_exported_file_is_measured_without_torch(
     assert 2**26 < measured.memory_bytes < 0.7 * peak_resident_bytes()
 
 
+def test_bfloat16_is_not_measured_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, reason in (("AVX512", ""), ("AVX2", "without AVX-512 the processor emulates")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
+        assert deployment._emulated_bfloat16("cpu").startswith(reason)
+        assert bool(deployment._emulated_bfloat16("cpu")) == bool(reason)
+        assert not deployment._emulated_bfloat16("cuda")
+
+
 def test_an_exported_file_is_named_by_its_folder(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +131,7 @@ def test_an_exported_file_is_named_by_its_folder(
         proposals=(),
         also=(),
         onnx=[Path(exported.name)],
+        no_bfloat16="",
     )
     assert "ONNX Runtime float32, onnx" in [form.name for form in forms]
 
