@@ -271,7 +271,8 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Probability that objects of another training image are pasted into an image, at their own
     # positions, after both were augmented (Ghiasi et al., CVPR 2021). Hidden parts are removed from
     # the outlines and boxes of the objects behind. Each time, a second image has to be loaded. Only
-    # for models with masks; crowd groups of the other image are not pasted. 0.0: never.
+    # for models that learn nothing but instances, with INPUT.MASK_FORMAT polygon; crowd groups of
+    # the other image are not pasted. 0.0: never.
     cfg.INPUT.COPY_PASTE = CfgNode()
     cfg.INPUT.COPY_PASTE.PROB = 0.0
     # The number of objects is random, from 1 to this number (at most all those of the other image).

@@ -21,7 +21,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.tool import check_score_thresh, count, run_tool
 
 EXAMPLES = """
-examples (a checkpoint needs the config.yaml beside it):
+examples (the config of a checkpoint is the config.yaml beside it):
   draw the detections into a video, and write them as JSON lines:
     tools/predict.py --model output/stage_3/model_final.pth --input drive.mp4 \\
         --output drawn.mp4 drive.jsonl --track

@@ -403,8 +403,9 @@ class SafeCheckpointer(DetectionCheckpointer):
             and not name.startswith(self._may_differ or ("\0",))
         ]
         if wrong:
-            advice = "; to start parts from scratch, see MODEL.WEIGHTS_MAY_DIFFER"
-            advice *= not self._require_all
+            advice = ""
+            if not self._require_all:
+                advice = "; to start parts from scratch, see MODEL.WEIGHTS_MAY_DIFFER"
             raise InputError(
                 f"{self.path}: weights of another model: {'; '.join(wrong[:4])}{advice}"
             )

@@ -100,7 +100,7 @@ def count_image(
         InputError: the shapes differ, or a pixel's value belongs to no official label.
     """
     for name, ids, advice in (
-        ("*_instanceIds.png: instance ids", instance_ids, "both are of the image's size"),
+        ("*_instanceIds.png: instance ids", instance_ids, "both must have the image's size"),
         ("prediction", predicted_ids, "predictions must come at the original size"),
     ):
         if ids.shape != label_ids.shape:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-#: Keys that may differ without making another model: where things lie, on what and how fast it is
-#: trained, and what is shown of it.
+#: Keys that may differ without making another model: where things lie, on which device and how fast
+#: it is trained, and what is shown of it.
 FREE_KEYS: Final = frozenset(
     {
         "OUTPUT_DIR",
