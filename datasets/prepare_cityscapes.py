@@ -41,7 +41,7 @@ def main() -> int:
     help_root = "the folder that contains cityscapes/ (default: %(default)s)"
     add("root", nargs="?", default=dataset_root(), help=help_root)
     add("--download", action="store_true", help="first download and unpack what is missing")
-    help_coarse = "with --download: download the coarse data too (46 GB more)"
+    help_coarse = "with --download: download the coarse data too (45 GB more)"
     add("--coarse", action="store_true", help=help_coarse)
     help_subset = "accept other image counts and sizes than the official ones"
     add("--allow-subset", action="store_true", help=help_subset)

@@ -71,6 +71,9 @@ def main() -> None:
     add("--num-workers", type=count, metavar="N", help=help_workers)
     add("--coco", action="store_true", help="print COCO-style scores too, from the same masks")
     args = parser.parse_args()
+    is_model = Path(args.results).suffix == ".onnx"
+    if args.image_dir is not None and not is_model:
+        parser.error("--image-dir: only a model, NAME.onnx, needs images; --results is none")
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
 
     categories: Sequence[int] = ALL_CATEGORIES
@@ -95,7 +98,7 @@ def main() -> None:
         num_workers=args.num_workers,
         categories=categories,
     )
-    if Path(args.results).suffix == ".onnx":
+    if is_model:
         from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
         from cityscapes_maskrcnn.deploy.scoring import (
             image_of,

@@ -80,6 +80,16 @@ def test_bad_input_is_one_line_and_exit_1(
     assert not (tmp_path / "out.json").exists()
 
 
+def test_images_without_a_model_are_a_mistake(
+    tmp_path: Path, case: list[str], tool: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = tool("tools/evaluate_results.py", *case, "--image-dir", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "--image-dir: only a model, NAME.onnx, needs images; --results is none"
+    )
+
+
 def test_train_ids_are_an_error(
     tmp_path: Path,
     case: list[str],
