@@ -10,6 +10,7 @@ from cityscapes_maskrcnn.modeling import (  # noqa: F401
     anchor_generator,
     backbone,
     convnext,
+    fused_mask_head,
     roi_heads,
     rpn,
     semantic_head,

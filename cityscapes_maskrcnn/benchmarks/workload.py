@@ -21,7 +21,14 @@ from cityscapes_maskrcnn.utils.errors import InputError
 Batch = list[dict[str, Any]]
 
 # Detectron2's own classes; the rest of a config is the same for both systems.
-STOCK = ("MODEL.PROPOSAL_GENERATOR.NAME", "RPN", "MODEL.ROI_HEADS.NAME", "StandardROIHeads")
+STOCK = (
+    "MODEL.PROPOSAL_GENERATOR.NAME",
+    "RPN",
+    "MODEL.ROI_HEADS.NAME",
+    "StandardROIHeads",
+    "MODEL.ROI_MASK_HEAD.NAME",
+    "MaskRCNNConvUpsampleHead",
+)
 _INSTANCES, _VERTICES = 16, 40  # per image, per instance: usual numbers of Cityscapes
 
 

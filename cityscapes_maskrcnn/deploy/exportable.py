@@ -27,6 +27,7 @@ from detectron2.modeling.roi_heads import (
 from torch import Tensor, nn
 
 from cityscapes_maskrcnn.modeling.folding import fold_for_good
+from cityscapes_maskrcnn.modeling.fused_mask_head import FusedMaskHead
 from cityscapes_maskrcnn.modeling.roi_heads import BatchedROIHeads
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -151,7 +152,9 @@ class ExportableMaskRCNN(nn.Module):
     ) -> Tensor:
         heads = self.roi_heads
         maps = [features[name] for name in heads.mask_in_features]
-        logits = heads.mask_head.layers(_pool(heads.mask_pooler, maps, boxes, image_indices))
+        pooled = _pool(heads.mask_pooler, maps, boxes, image_indices)
+        # Layer by layer, as the file's readers know it and quantization names it.
+        logits = MaskRCNNConvUpsampleHead.layers(heads.mask_head, pooled)
         num_classes = logits.shape[1]
         if num_classes == 1:
             return logits[:, 0].sigmoid()
@@ -191,7 +194,9 @@ def check_exportable(model: GeneralizedRCNN) -> None:
             getattr(heads, "soft_nms", "off") != "off"
         ),
         f"MODEL.ROI_MASK_HEAD.NAME {type(heads.mask_head).__name__}: only MaskRCNNConvUpsampleHead"
-        " can be exported": type(heads.mask_head) is not MaskRCNNConvUpsampleHead,
+        " and FusedMaskHead can be exported": (
+            type(heads.mask_head) not in (MaskRCNNConvUpsampleHead, FusedMaskHead)
+        ),
         "MODEL.ROI_BOX_HEAD: of box predictors that with softmax alone is exported": (
             type(heads.box_predictor) is not FastRCNNOutputLayers
             or heads.box_predictor.use_sigmoid_ce

@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import FPN
+from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from torch import Tensor, nn
 
 from cityscapes_maskrcnn.data.registration import register_datasets_of
@@ -192,5 +193,8 @@ class _Layers(nn.Module):
             *features.values(),
             self.rpn_head([images.new_zeros(1, channels, 8, 8)]),
             self.box_predictor(self.box_head(images.new_zeros(1, channels, *self._box_size))),
-            self.mask_head.layers(images.new_zeros(1, channels, *self._mask_size)),
+            # Of a FusedMaskHead too, the graph is that of its single layers.
+            MaskRCNNConvUpsampleHead.layers(
+                self.mask_head, images.new_zeros(1, channels, *self._mask_size)
+            ),
         ]

@@ -198,7 +198,8 @@ def test_pointrend_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         export_model(cfg, tmp_path)
     assert str(error.value) == (
-        "MODEL.ROI_MASK_HEAD.NAME PointRendMaskHead: only MaskRCNNConvUpsampleHead can be exported"
+        "MODEL.ROI_MASK_HEAD.NAME PointRendMaskHead: only MaskRCNNConvUpsampleHead and"
+        " FusedMaskHead can be exported"
     )
 
 

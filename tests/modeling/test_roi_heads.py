@@ -32,7 +32,9 @@ IOU = ["MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.2, 0.5]", "MODEL.ROI_HEADS.IOU_LABE
 
 def model(name: str, *options: object) -> nn.Module:
     """Build the tiny Mask R-CNN, always with the same random weights."""
-    words = [*TINY, *IOU, "MODEL.ROI_HEADS.NAME", name, *map(str, options)]
+    # Of both: another head rounds otherwise.
+    mask_head = ["MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"]
+    words = [*TINY, *IOU, *mask_head, "MODEL.ROI_HEADS.NAME", name, *map(str, options)]
     torch.manual_seed(5)
     return build_model(build_config("configs/stage_1_heads.yaml", words)).train()
 
