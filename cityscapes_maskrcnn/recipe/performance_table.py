@@ -27,7 +27,7 @@ THIS_RUN: Final = "this run"
 REFERENCE: Final = "reference study"
 PUBLISHED: Final = "published"
 GENERATED: Final = (
-    "This run: generated scenes, not Cityscapes. Its scores cannot be compared with published ones."
+    "Scores on generated scenes cannot be compared with published ones on Cityscapes."
 )
 
 _MAYBE: Final = (float, None)
@@ -282,7 +282,8 @@ def cell(row: Row, column: str) -> str:
 
 def _short(dataset: str) -> str:
     """``val parts 3-4 of 4`` for ``cityscapes_instance_val_part3and4of4``."""
-    name = dataset.removeprefix("cityscapes_instance_")
+    name = dataset.removeprefix("cityscapes_").removeprefix("instance_")
+    name = name.replace("coarse_semantic_", "coarse ")
     name = re.sub(r"_part(\d+)and(\d+)of(\d+)$", r" parts \1-\2 of \3", name)
     return re.sub(r"_part(\d+)of(\d+)$", r" part \1 of \2", name)
 

@@ -233,9 +233,10 @@ def loss_summary(stage: TrainedStage) -> str:
     gap = find_gap(without_imitation(stage.curves), stage.curves.get("validation/total_loss", {}))
     if gap is None:
         return ""
+    lowest = f"; the validation loss was lowest {gap.lowest_when}" if gap.lowest_when else ""
     return (
         f"The loss ended at {gap.training:.3g} in training and {gap.validation:.3g} in validation "
-        f"({gap.percent:+.0f} %); the validation loss was lowest {gap.lowest_when}."
+        f"({gap.percent:+.0f} %){lowest}."
     )
 
 

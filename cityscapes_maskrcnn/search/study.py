@@ -26,6 +26,8 @@ CONFIRMED_SCORES: Final = "confirmed_scores"
 WEIGHTS_CONTENT: Final = "content of MODEL.WEIGHTS"
 # Which images the names in DATASETS.TRAIN and DATASETS.TEST stand for.
 IMAGES_CONTENT: Final = "content of DATASETS"
+# There too: whether the trials are scored on generated scenes.
+GENERATED_SCENES: Final = "generated scenes"
 # Attributes of a trial.
 TRIAL_REASON: Final = "reason"
 TRIAL_ITERATIONS: Final = "iterations"

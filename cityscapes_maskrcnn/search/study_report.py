@@ -22,6 +22,7 @@ from tabulate import tabulate
 from cityscapes_maskrcnn.search.best_config import anchors_remark, best_config, fragment_text
 from cityscapes_maskrcnn.search.confirmation import confirmed_scores, describe_scores
 from cityscapes_maskrcnn.search.study import (
+    GENERATED_SCENES,
     STUDY_CONFIG,
     TRIAL_ITERATIONS,
     TRIAL_REASON,
@@ -209,6 +210,7 @@ def _draw_pictures(results: _Results, output: Path) -> list[str]:
         remark=results.remark,
         about=About(
             dataset=", ".join(map(str, datasets)) if isinstance(datasets, (list, tuple)) else "",
+            generated=config.get(GENERATED_SCENES) is True,
             model=f"study {study.study_name} in {results.where}",
             protocol=f"{len(results.ranked)} complete trials",
         ),
@@ -231,6 +233,8 @@ def _markdown(results: _Results, pictures: Sequence[str], use: Sequence[str]) ->
     iterations = sum(trial.user_attrs.get(TRIAL_ITERATIONS, 0) for trial in trials)
     if iterations:
         facts.append(f"Training iterations: {iterations:,}")
+    if mapping_attribute(results.study, STUDY_CONFIG).get(GENERATED_SCENES) is True:
+        facts.append("Data: **generated scenes, not Cityscapes**")
     rows = [
         [trial.number, trial.value, *(trial.params.get(name, "") for name in names)]
         for trial in ranked[:_TOP]

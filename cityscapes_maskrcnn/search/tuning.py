@@ -19,6 +19,7 @@ from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
 from cityscapes_maskrcnn.data.loaders import training_dicts
+from cityscapes_maskrcnn.data.registration import is_generated_dataset
 from cityscapes_maskrcnn.engine.inference import check_metric
 from cityscapes_maskrcnn.engine.solver import resolve_epochs
 from cityscapes_maskrcnn.search.confirmation import confirm
@@ -32,6 +33,7 @@ from cityscapes_maskrcnn.search.storage import (
     without_password,
 )
 from cityscapes_maskrcnn.search.study import (
+    GENERATED_SCENES,
     IMAGES_CONTENT,
     WEIGHTS_CONTENT,
     join_study,
@@ -108,6 +110,7 @@ def tune(
         **_shared(yaml.safe_load(text)),
         WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS),
         IMAGES_CONTENT: images_content([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]),
+        GENERATED_SCENES: any(map(is_generated_dataset, cfg.DATASETS.TEST)),
     }
     with database_errors(url), warnings.catch_warnings():
         # Heartbeats have been experimental since Optuna 2.8.

@@ -36,13 +36,13 @@ class Gap:
     Attributes:
         training: the smoothed training loss at the end, where the drawn line ends.
         validation: the last validation loss.
-        lowest: the iteration of the lowest validation loss.
+        lowest: the iteration of the lowest validation loss; None: there is only one.
         last: the iteration of the last one.
     """
 
     training: float
     validation: float
-    lowest: int
+    lowest: int | None
     last: int
 
     @property
@@ -52,7 +52,9 @@ class Gap:
 
     @property
     def lowest_when(self) -> str:
-        """When validation was lowest, in words."""
+        """When validation was lowest, in words; empty if it was measured once."""
+        if self.lowest is None:
+            return ""
         return "at the end" if self.lowest == self.last else f"at iteration {self.lowest:,}"
 
 
@@ -72,7 +74,9 @@ def find_gap(training: Curve, validation: Curve) -> Gap | None:
         return None
     last = max(validation)
     before = [loss for at, loss in training.items() if at <= last] or list(training.values())
-    lowest = min(validation, key=lambda at: (validation[at], at))
+    lowest = None
+    if len(validation) > 1:
+        lowest = min(validation, key=lambda at: (validation[at], at))
     return Gap(float(_smooth(np.array(before))[-1]), validation[last], lowest, last)
 
 
@@ -199,7 +203,8 @@ def _mark_gap(axis: Axes, gap: Gap) -> None:
         color=INK,
         bbox=_PAPER,
     )
-    _note(axis, 0.98, f"validation lowest {gap.lowest_when}", _VALIDATION)
+    if gap.lowest is not None:
+        _note(axis, 0.98, f"validation lowest {gap.lowest_when}", _VALIDATION)
 
 
 def _note(axis: Axes, height: float, text: str, color: str) -> None:

@@ -242,7 +242,7 @@ def _parallel(
     axis.set_yticks([])
     axis.spines[:].set_visible(False)
     axis.tick_params(axis="x", length=0)
-    text = f"red: the best of {len(by_score)} trials; the darker, the {label} closer to the largest"
+    text = f"red: the best of {len(by_score)} trials; darker lines: larger {label}"
     figure.supxlabel(_plain(text), fontsize=10, color=MUTED)
     return figure
 

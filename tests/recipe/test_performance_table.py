@@ -140,7 +140,7 @@ def test_generated_scenes_are_named_wherever_scores_are(
     """In all three files and on the terminal; files without the note are of real scenes."""
     for stage in ("stage_0", "stage_1"):
         write_stage(tmp_path, stage, **noted)
-    warning = "generated scenes, not Cityscapes. Its scores cannot be compared with published ones."
+    warning = "generated scenes cannot be compared with published ones on Cityscapes."
     printed = write_recipe_report(tmp_path)
     markdown = (tmp_path / "performance.md").read_text()
     table = (tmp_path / "performance.csv").read_text().splitlines()

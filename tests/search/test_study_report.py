@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import yaml
@@ -16,7 +17,12 @@ from PIL import Image
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.search.best_config import best_config
 from cityscapes_maskrcnn.search.storage import open_study, storage_url
-from cityscapes_maskrcnn.search.study import CONFIRMED_SCORES, STUDY_CONFIG, TRIAL_REASON
+from cityscapes_maskrcnn.search.study import (
+    CONFIRMED_SCORES,
+    GENERATED_SCENES,
+    STUDY_CONFIG,
+    TRIAL_REASON,
+)
 from cityscapes_maskrcnn.search.study_report import parameter_importances, write_study_report
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -157,6 +163,20 @@ def test_the_winner_by_mean_becomes_best_yaml(study: optuna.Study, tmp_path: Pat
     study.set_user_attr(CONFIRMED_SCORES, {"ten": 1})
     with pytest.raises(InputError, match="its attribute confirmed_scores holds no scores by trial"):
         write_study_report(study, "memory", tmp_path)
+
+
+def test_generated_scenes_are_named(study: optuna.Study, tmp_path: Path) -> None:
+    text = "- Data: **generated scenes, not Cityscapes**"
+    for generated in (False, True):
+        study.set_user_attr(STUDY_CONFIG, {GENERATED_SCENES: generated})
+        write_study_report(study, "memory", tmp_path)
+        assert (text in (tmp_path / "report.md").read_text()) == generated
+        for name in PICTURES:
+            # Only that warning below the title is red where there are no marks.
+            with Image.open(tmp_path / name) as image:
+                corner = np.asarray(image.convert("RGB"))[30:60, 10:250].reshape(-1, 3)
+            is_red = np.abs(corner - np.array([213, 94, 0])).max(axis=1) < 8
+            assert is_red.any() == generated, name
 
 
 def test_pictures_leave_nothing_behind(study: optuna.Study, tmp_path: Path) -> None:
