@@ -144,6 +144,23 @@ def key_value_pairs(words: list[str]) -> list[tuple[str, str]]:
     return list(zip(words[0::2], words[1::2], strict=True))
 
 
+def split_at_first_key(words: list[str]) -> tuple[list[str], list[str]]:
+    """Split the words of a flag with several values, if KEY VALUE pairs follow it directly.
+
+    Args:
+        words: of ``--input street.jpg MODEL.WEIGHTS model.pth``, all that follow the flag.
+
+    Returns:
+        The values, and the KEY VALUE pairs. Names of files that exist are values.
+    """
+    cfg = get_cfg()
+    add_cityscapes_maskrcnn_config(cfg)
+    for index, word in enumerate(words):
+        if word.partition(".")[0] in cfg and not Path(word).exists():
+            return words[:index], words[index:]
+    return words, []
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
     """Build the config for a training or evaluation run and start its log.
 

@@ -10,7 +10,13 @@ import pytest
 import yaml
 from detectron2.engine import default_argument_parser
 
-from cityscapes_maskrcnn.cli import argument_parser, build_config, launch, setup
+from cityscapes_maskrcnn.cli import (
+    argument_parser,
+    build_config,
+    launch,
+    setup,
+    split_at_first_key,
+)
 from cityscapes_maskrcnn.utils.errors import InputError
 
 STAGE_1 = str(Path(__file__).parents[1] / "configs" / "stage_1_heads.yaml")
@@ -174,6 +180,16 @@ def test_bad_includes_get_one_line(
     with pytest.raises(InputError) as caught:
         build_config(STAGE_1, opts or ["INCLUDE", "('best.yaml','bad.yaml')"])
     assert str(caught.value).startswith(message)
+
+
+def test_key_value_pairs_may_follow_a_flag_of_several_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("INPUT.PNG").touch()
+    images = ["street.jpg", "INPUT.PNG", "DSC001.JPG", "Model.d/*.png"]
+    for keys in ([], ["MODEL.WEIGHTS", "x.pth"], ["OUTPUT_DIR", "o", "SEED", "1"]):
+        assert split_at_first_key([*images, *keys]) == (images, keys)
 
 
 def test_typed_iterations_replace_the_epochs_of_the_file() -> None:

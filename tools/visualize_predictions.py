@@ -12,7 +12,7 @@ end_on_signals()  # before the slow imports
 
 from tqdm import tqdm
 
-from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.cli import build_config, split_at_first_key
 from cityscapes_maskrcnn.engine.predictor import Predictor
 from cityscapes_maskrcnn.utils.tool import run_tool
 from cityscapes_maskrcnn.visualization import image_files as files
@@ -51,8 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
     args = parser.parse_args(argv)
 
-    cfg = build_config(args.config_file, args.opts)
-    images = files.find_images(args.input)
+    inputs, opts = split_at_first_key(args.input)
+    cfg = build_config(args.config_file, [*opts, *args.opts])
+    images = files.find_images(inputs)
     predictor = Predictor(cfg, args.score_thresh)
     folder = files.make_folder(args.output)
     pictures = files.picture_files(images, folder, "_prediction")

@@ -53,7 +53,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         if not photographs:
             raise InputError(
                 f"--input {given}: no such file, and no image in or below a folder of this name or "
-                "matching it as a pattern (KEY VALUE pairs must not follow --input directly)"
+                "matching it as a pattern"
             )
         images.update(dict.fromkeys(photographs))
     return list(images)

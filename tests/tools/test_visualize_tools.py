@@ -71,7 +71,8 @@ def test_random_weights_are_not_drawn(root, predict):
 
 def test_predictions_beside_ground_truth(root, predict):
     inputs = ("cityscapes/leftImg8bit/val", "cityscapes/leftImg8bit/test/ulm/*.png")
-    done = predict("--input", *inputs, "--output", "new/pictures", "--score-thresh", "0.05")
+    # KEY VALUE pairs, which follow, may come directly after --input.
+    done = predict("--output", "new/pictures", "--score-thresh", "0.05", "--input", *inputs)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "3 pictures are in new/pictures\n"
     assert "3/3" in done.stderr  # the progress bar
