@@ -155,7 +155,7 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # from ~/.cache/cityscapes_maskrcnn/compiled (or TORCHINDUCTOR_CACHE_DIR) within a second. The
     # number of regions stays dynamic. The shapes are those to which Detectron2 pads batches anyway,
     # 8 for the sizes in INPUT.MIN_SIZE_TRAIN; there is no further padding, so results differ only
-    # by rounding. Off by default, because it has been verified on CPUs only.
+    # by rounding. Off by default, because the first run compiles for minutes.
     cfg.MODEL.COMPILE = "off"
 
     # At the end of training, report how far every stage of the backbone (ResNet or ConvNeXt) moved

@@ -28,14 +28,16 @@ def test_systems_that_a_cpu_can_compare(tmp_path: Path) -> None:
     batches = draw_batches(count=1, batch_size=2, height=64, width=96)
     state = random_weights(str(config))
     measured = training_speed._measure(str(config), "frozen", state, batches, small=True)
-    assert list(measured) == ["stock float32", "ours float32"]
-    stock, ours = measured.values()
+    assert list(measured) == ["stock float32", "ours float32", "ours fastest"]
+    stock, ours, fastest = measured.values()
     assert min(ours.memory, stock.memory) > 0
     assert 0 < ours.launches.operations < stock.launches.operations
     rows = {row.name: row for row in training_speed._rows("small", measured)}
     step = rows["small: step, both float32"]
     assert (step.ours, step.stock, step.unit) == (ours.ms, stock.ms, "ms")
     assert step.ratio == pytest.approx(stock.ms / ours.ms)
+    # Of a CPU, with channels-last memory.
+    assert rows["small: step, fastest and float32"].ours == fastest.ms
     missing = rows["small: step, fastest and AMP"]
     assert (missing.ours, missing.ratio, missing.note) == (None, None, "needs a GPU")
     (line,) = [each for each in table(rows.values()).splitlines() if "fastest and AMP" in each][:1]
