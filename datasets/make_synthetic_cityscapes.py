@@ -11,9 +11,9 @@ import argparse
 import shlex
 import sys
 
-from cityscapes_maskrcnn.utils.stop import end_on_signals
+from cityscapes_maskrcnn.utils.startup import start_tool
 
-end_on_signals()  # before the slow imports
+start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.synthetic.dataset import find_dataset, generate_dataset
 from cityscapes_maskrcnn.utils.tool import count, folder, run_tool

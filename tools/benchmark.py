@@ -10,9 +10,9 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from cityscapes_maskrcnn.utils.stop import end_on_signals
+from cityscapes_maskrcnn.utils.startup import start_tool
 
-end_on_signals()  # before the slow imports
+start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.utils.files import write_json
 from cityscapes_maskrcnn.utils.parallel import available_cores

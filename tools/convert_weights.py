@@ -11,9 +11,9 @@ import os
 import sys
 from pathlib import Path
 
-from cityscapes_maskrcnn.utils.stop import end_on_signals
+from cityscapes_maskrcnn.utils.startup import start_tool
 
-end_on_signals()  # before the slow imports
+start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.engine.checkpoint_average import average_checkpoints
 from cityscapes_maskrcnn.engine.weight_conversion import convert_checkpoint, take_as_named

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cityscapes_maskrcnn.utils.stop import end_on_signals
+from cityscapes_maskrcnn.utils.startup import start_tool
 
-end_on_signals()  # before the slow imports
+start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.evaluation.coco_ap import coco_scores, format_coco_scores, match_and_coco

@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from cityscapes_maskrcnn.utils.stop import end_on_signals
+from cityscapes_maskrcnn.utils.startup import start_tool
 
-end_on_signals()  # before the slow imports
+start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.tool import run_tool

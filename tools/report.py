@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from cityscapes_maskrcnn.utils.stop import end_on_signals
+from cityscapes_maskrcnn.utils.startup import start_tool
 
-end_on_signals()  # before the slow imports
+start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.report.page import write_report
 from cityscapes_maskrcnn.utils.tool import folder, run_tool

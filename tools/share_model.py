@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from cityscapes_maskrcnn.utils.stop import end_on_signals
+from cityscapes_maskrcnn.utils.startup import start_tool
 
-end_on_signals()  # before the slow imports
+start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.deploy.hub_upload import check_repository, upload_folder
 from cityscapes_maskrcnn.deploy.model_card import (

@@ -7,9 +7,9 @@ import argparse
 import sys
 from typing import Any
 
-from cityscapes_maskrcnn.utils.stop import end_on_signals
+from cityscapes_maskrcnn.utils.startup import start_tool
 
-end_on_signals()  # before the slow imports
+start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.cli import argument_parser, launch, setup
 from cityscapes_maskrcnn.engine.run_setup import discard_earlier_run, save_config

@@ -8,9 +8,9 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from cityscapes_maskrcnn.utils.stop import end_on_signals
+from cityscapes_maskrcnn.utils.startup import start_tool
 
-end_on_signals()  # before the slow imports
+start_tool()  # before the slow imports
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog

@@ -6,9 +6,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cityscapes_maskrcnn.utils.stop import end_on_signals
+from cityscapes_maskrcnn.utils.startup import start_tool
 
-end_on_signals()  # before the slow imports
+start_tool()  # before the slow imports
 
 from tqdm import tqdm
 
