@@ -26,6 +26,8 @@ from cityscapes_maskrcnn.visualization.training_curves import Curve, read_curves
 
 _ADVICE: Final = "another program or version wrote it; move it away to report the rest"
 _MAX_TABLE_BYTES: Final = 50_000_000
+# Of steps that were run by hand; that of a training is its checkpoint.
+_LAST_FILES: Final = {"anchors": "anchors.yaml", "search": "best.yaml"}
 _FIT: Final = {
     "sizes": [float],
     "ratios": [float],
@@ -305,9 +307,8 @@ def _steps(run: Path, selected: Collection[str]) -> Iterator[StepFolder]:
         folder = run / name
         inputs = _optional_json(folder / INPUTS_FILE, {"settings": {"*": str}, "commands?": [str]})
         state = StepState.NEW
-        # A training that the recipe did not start ends with its last checkpoint.
-        last = folder / (COMPLETE_FILE if is_recipe else "model_final.pth")
-        if last.is_file():
+        last = COMPLETE_FILE if is_recipe else _LAST_FILES.get(name, "model_final.pth")
+        if (folder / last).is_file():
             state = StepState.COMPLETE
         elif folder.is_dir():
             state = StepState.UNFINISHED

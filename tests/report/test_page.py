@@ -397,10 +397,12 @@ def test_stages_that_the_recipe_did_not_train(finished_run: Path, tmp_path: Path
     for name in ("config.yaml", "metrics.json", "model_final.pth"):
         (run / "stage_1").mkdir(parents=True, exist_ok=True)
         shutil.copy(finished_run / "stage_1" / name, run / "stage_1")
+    (run / "anchors").mkdir()
+    (run / "anchors" / "anchors.yaml").touch()
     page = report(run, tmp_path / "report.html")
     assert (
-        "Stages that were trained without tools/train_stages.py: the instance heads were trained. "
-        "Nothing is scored yet."
+        "Stages that were trained without tools/train_stages.py: the instance heads were trained "
+        "and anchors were fitted to the data. Nothing is scored yet."
     ) in " ".join(page.sections[""].split())
     assert "not complete" not in page.sections.get("warnings", "")
     assert "Finish the run" not in page.sections["next"]
