@@ -24,7 +24,12 @@ from cityscapes_maskrcnn.visualization.annotated_images import (
     sample_dataset,
     training_examples,
 )
-from cityscapes_maskrcnn.visualization.image_files import make_folder, picture_files, write_picture
+from cityscapes_maskrcnn.visualization.image_files import (
+    make_folder,
+    picture_files,
+    place_of_pictures,
+    write_picture,
+)
 
 EXAMPLES = """
 examples:
@@ -61,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = build_config(args.config_file, args.opts)
     draw = draw_augmented if args.augmented else draw_annotations
     number = draw(cfg, args)
-    print(f"{number} pictures are in {args.output}")
+    print(place_of_pictures(number, args.output))
 
 
 def draw_annotations(_cfg: CfgNode, args: argparse.Namespace) -> int:

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     progress = tqdm(images, desc="Drawing", unit="image")
     for image, picture, found in zip(progress, pictures, predictor(images), strict=True):
         files.write_picture(picture, predictor.draw(image, found))
-    print(f"{len(pictures)} pictures are in {folder}")
+    print(files.place_of_pictures(len(pictures), folder))
 
 
 if __name__ == "__main__":

@@ -332,7 +332,7 @@ def overview(datasets: Mapping[str, DatasetStatistics]) -> str:
                 "an image": f"{row['objects'] / row['of images']:.1f}",
                 "most": row["most in an image"],
                 **{name: _percent(row[name], row["objects"]) for name in SIZE_LIMITS},
-                "heavily hidden": _percent(row["heavy occlusion"], row["objects"]),
+                "heavily occluded": _percent(row["heavy occlusion"], row["objects"]),
             }
             for row in class_rows(datasets)
             if row["class"] == "all classes"

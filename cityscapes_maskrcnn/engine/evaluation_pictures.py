@@ -22,7 +22,7 @@ from cityscapes_maskrcnn.engine.event_writers import RunStorage
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.spread import spread
-from cityscapes_maskrcnn.visualization.annotated_images import draw_captioned
+from cityscapes_maskrcnn.visualization.annotated_images import draw_captioned, scene_mark
 from cityscapes_maskrcnn.visualization.drawing import (
     draw_captioned_predictions,
     draw_semantic_labels,
@@ -112,7 +112,7 @@ class SampledPredictions(DatasetEvaluator):
                 (caption, draw_semantic_labels(image, labels.astype(np.uint8), self._metadata))
                 for caption, labels in (("ground truth", gt_labels), ("prediction", found))
             ]
-        picture = side_by_side(panels)
+        picture = side_by_side(panels, scene_mark(record["file_name"]))
         height, width = picture.shape[:2]
         if width > _MAX_WIDTH:
             size = (_MAX_WIDTH, round(height * _MAX_WIDTH / width))

@@ -45,10 +45,10 @@ from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_json, write_text
 from cityscapes_maskrcnn.utils.object_limits import MIN_REGION_PIXELS
-from cityscapes_maskrcnn.utils.text import printable
+from cityscapes_maskrcnn.utils.text import counted, printable
 from cityscapes_maskrcnn.utils.tool import check_score_thresh
 from cityscapes_maskrcnn.visualization.annotated_images import check_size
-from cityscapes_maskrcnn.visualization.drawing import RgbImage
+from cityscapes_maskrcnn.visualization.drawing import GENERATED_SCENE, RgbImage
 from cityscapes_maskrcnn.visualization.image_files import write_picture
 from cityscapes_maskrcnn.visualization.outcome_drawing import (
     GROUND_TRUTH_EDGES,
@@ -216,9 +216,9 @@ def _draw(image: _Image, score_thresh: float) -> tuple[RgbImage, RgbImage]:
         )
         for detection, outcome in zip(examined.detections, examined.outcomes.tolist(), strict=True)
     ]
-    warning = "GENERATED SCENE" * is_generated_dataset(image.dataset)
+    warning = GENERATED_SCENE * is_generated_dataset(image.dataset)
     counts = examined.counts()
-    gt_title = f"Ground truth: {counts['found']} of {counts['objects']} objects found"
+    gt_title = f"Ground truth: {counts['found']} of {counted(counts['objects'], 'object')} found"
     if not counts["objects"]:
         gt_title = "Ground truth: no object to find"
     pred_title = f"Prediction: {len(detections) or 'nothing'} with score ≥ {score_thresh:g}"

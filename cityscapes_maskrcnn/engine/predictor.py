@@ -30,6 +30,7 @@ from cityscapes_maskrcnn.visualization.annotated_images import (
     check_size,
     draw_captioned,
     ground_truth_of,
+    scene_mark,
 )
 from cityscapes_maskrcnn.visualization.drawing import (
     draw_captioned_predictions,
@@ -210,7 +211,7 @@ class Predictor:
             panels.append(draw_captioned("ground truth", image, record, metadata))
         found = self(image_file) if instances is None else instances
         panels.append(draw_captioned_predictions(image, found, self.metadata, self._score_thresh))
-        return side_by_side(panels)
+        return side_by_side(panels, scene_mark(image_file))
 
 
 def _class_metadata(categories: Sequence[int]) -> Metadata:

@@ -81,8 +81,8 @@ class ImageErrors:
         areas: shape (G,), dtype int64: pixels.
         occlusions: shape (G,), dtype float64: share of the object's box taken by closer things.
         found: shape (G,), dtype bool.
-        pred_categories: shape (G,), dtype int64: class of the detection of the highest score that
-            matches the object, right or wrong; -1 if none does.
+        pred_categories: shape (G,), dtype int64: the object's own class if it is found; else the
+            class of the detection of the highest score that matches it; -1 if none does.
         false_categories: shape (F,), dtype int64: predicted classes of the false positives.
         causes: shape (F,), dtype int64: indices into :data:`CAUSES`.
     """
@@ -105,8 +105,9 @@ class ErrorSummary:
         curves: one per class; None for a class without objects.
         confusion: shape (9, 9), dtype int64, rows ground truth, columns prediction, 0 to 7 the
             classes. An object counts once, in the column of its
-            :attr:`ImageErrors.pred_categories`, in column 8 if nothing matches it. Row 8 has the
-            false positives that match no ground truth: poor masks and background.
+            :attr:`ImageErrors.pred_categories`, in column 8 if nothing matches it: the diagonal is
+            what is found, the rest of a row is missed. Row 8 has the false positives that match no
+            ground truth: poor masks and background.
         false_positives: shape (8, 4), dtype int64: by predicted class and :data:`CAUSES`.
         by_size: shape (8, 3, 2), dtype int64: by class and :data:`SIZE_LIMITS`, how many objects
             there are and how many of them are missed.
@@ -173,6 +174,8 @@ def analyse_image(
     pred_categories[matched[order]] = matches.categories[order]
     found = np.zeros(len(gt.ids), dtype=bool)
     found[matches.targets[is_detection & (verdicts == TRUE)]] = True
+    # What is found counts as such, even if a detection of another class has a higher score.
+    pred_categories[found] = gt.categories[found]
 
     objects = np.flatnonzero(gt.is_object)
     return ImageErrors(
@@ -242,8 +245,10 @@ def write_error_tables(
     * ``per_class.csv``: official AP and AP50 in percent; found and missed objects, false
       positives, precision and recall of the detections above ``confidence_threshold``.
     * ``precision_recall.csv``: the curves, a line per class and point.
-    * ``confusion.csv``: rows ground truth (``truth``), columns prediction; ``unmatched`` are
-      objects that nothing matches, and detections that match nothing, of any class.
+    * ``confusion.csv``: rows ground truth (``truth``), columns prediction; found objects are on
+      the diagonal, missed ones beside it, by the class of the detection that matches them;
+      ``unmatched`` are objects that nothing matches, and detections that match nothing, of any
+      class.
     * ``false_positives.csv``: by predicted class and cause.
     * ``misses.csv``: objects and missed ones by class and size, by class and occlusion.
 

@@ -36,6 +36,9 @@ GALLERY_FILE: Final = "gallery.json"
 #: Outcomes of a detection: found an object, does not count, or the cause of a false positive.
 OUTCOMES: Final = ("found", "not counted", *CAUSES)
 _FIRST_CAUSE: Final = 2
+_PLURALS: Final = dict(
+    zip(CAUSES, ("duplicates", "wrong classes", "poor masks", "background"), strict=True)
+)
 SMALL_SIDE: Final = round(SIZE_LIMITS["medium"] ** 0.5)
 
 
@@ -86,7 +89,11 @@ class ExaminedImage:
             parts = ["no object to find"]
         if not counts["detections"]:
             return f"{parts[0]}, nothing detected"
-        causes = ", ".join(f"{counts[cause]} {cause}" for cause in CAUSES if counts[cause])
+        causes = ", ".join(
+            f"{counts[cause]} {cause if counts[cause] == 1 else _PLURALS[cause]}"
+            for cause in CAUSES
+            if counts[cause]
+        )
         parts.append(counted(counts["false_positives"], "false positive"))
         return ", ".join(parts) + (f" ({causes})" if causes else "")
 

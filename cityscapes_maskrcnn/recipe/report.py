@@ -47,6 +47,9 @@ def write_recipe_report(output: Path) -> str:
     write_text(output / "performance.md", to_markdown(rows))
     write_text(output / "performance.csv", to_csv(rows))
     remarks = [f"{row.name}: {row.note}" for row in ours if row.note and row.coco]
+    by_size, without = _size_bars(ours)
+    if without:
+        remarks.append(f"There are no {' and no '.join(without)} objects in the scored images.")
     scored = [row for row in ours if row.official or row.coco]
     about = About(
         dataset=", ".join(dict.fromkeys(row.split for row in scored)),
@@ -61,7 +64,7 @@ def write_recipe_report(output: Path) -> str:
         cells=[[cell(row, column) for column in OUR_COLUMNS] for row in ours],
         official=_bars(rows, "official"),
         coco_style=_bars(rows, "COCO-style"),
-        by_size=_size_bars(ours),
+        by_size=by_size,
         caution=caution(ours),
         remark="\n".join(remarks),
         about=about,
@@ -80,7 +83,7 @@ def write_recipe_report(output: Path) -> str:
             for stage in stages
         },
         output / "overfitting.png",
-        replace(about, dataset="", num_images=None, protocol="total loss, in training smoothed"),
+        replace(about, dataset="", num_images=None, protocol="training loss smoothed"),
     )
     places = [
         ("Performance", "performance.md"),
@@ -130,13 +133,20 @@ def _bars(rows: list[Row], protocol: str) -> list[Bar]:
     return [*(bar for bar in bars if bar[2]), *published]
 
 
-def _size_bars(ours: list[Row]) -> list[Bar]:
-    """Bars for the picture: small, medium and large objects, in each the stages of this run."""
-    sizes = {"APs": "small", "APm": "medium", "APl": "large"}
-    return [
+def _size_bars(ours: list[Row]) -> tuple[list[Bar], list[str]]:
+    """Bars for the picture: small, medium and large objects, in each the stages of this run.
+
+    Returns:
+        The bars, and the sizes of which there are no objects, which have no bars.
+    """
+    scored = [row for row in ours if row.coco]
+    bars: list[Bar] = []
+    without = []
+    for name, size in {"APs": "small", "APm": "medium", "APl": "large"}.items():
         # A size without objects has no score.
-        (f"{size}: {row.name}", row.coco.get(name), True)
-        for name, size in sizes.items()
-        for row in ours
-        if row.coco
-    ]
+        of_size = [(f"{size}: {row.name}", row.coco.get(name), True) for row in scored]
+        if any(score is not None for _, score, _ in of_size):
+            bars += of_size
+        elif scored:
+            without.append(size)
+    return bars, without

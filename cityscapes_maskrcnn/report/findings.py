@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from cityscapes_maskrcnn.modeling.model_kind import model_kind
@@ -91,11 +92,15 @@ def summary(run: RunFolder) -> str:
     """What was run, and the result, in two sentences."""
     selected = [step for step in run.steps if step.selected]
     what = "A run of the recipe" if selected == run.steps else "A run of part of the recipe"
+    if not selected:
+        what = "Stages that were trained without tools/train_stages.py"
     done = [_DONE[step.name] for step in run.steps if _is_done(step) and step.name in _DONE]
     if done:
         what += f": {', '.join(done[:-1])}{' and ' * (len(done) > 1)}{done[-1]}"
     row = headline_row(run)
     if row is None:
+        if not selected:
+            return f"{what}. Nothing is scored yet."
         number = len(selected) - len(run.unfinished)
         return f"{what}. {number} of its {len(selected)} steps are done; nothing is scored yet."
     kind = "generated images" if row.generated else "images"
@@ -271,6 +276,7 @@ def anchors_summary(anchors: Mapping[str, Any]) -> str:
 def repeat_commands(run: RunFolder) -> list[Advice]:
     """The commands that make the run again, in order."""
     found = []
+    python = _python(run)
     root = shlex.quote(run.data_root or str(run.folder / "datasets"))
     if run.generator:
         arguments = run.generator
@@ -279,15 +285,15 @@ def repeat_commands(run: RunFolder) -> list[Advice]:
             **{key: arguments[key] for key in ("height", "width", "seed")},
         }
         words = " ".join(f"--{name} {value}" for name, value in flags.items())
-        command = f"python datasets/make_synthetic_cityscapes.py {root} {words}"
+        command = f"{python} datasets/make_synthetic_cityscapes.py {root} {words}"
         found.append(Advice("Generate the data", command))
     if run.data_root:
         found.append(Advice("Set the location of the data", f"export DETECTRON2_DATASETS={root}"))
-    return found + [Advice("Run the recipe", command) for command in run.commands]
+    return found + [Advice("Run the recipe", command) for command in _recipe_commands(run)]
 
 
 def step_commands(run: RunFolder) -> list[Advice]:
-    """The command of each step, as far as they were recorded."""
+    """The command of each step, as far as they were recorded, for a shell in the project."""
     by_stage = {stage.name: stage.checkpoint for stage in run.stages}
     found = []
     for step in run.steps:
@@ -295,17 +301,53 @@ def step_commands(run: RunFolder) -> list[Advice]:
         # Runs of earlier versions have it in the checkpoint only.
         if not commands and (description := by_stage.get(step.name)) and description["command"]:
             commands = [description["command"]]
-        found += [Advice(step.title, command) for command in commands]
+        found += [Advice(step.title, _in_project(command)) for command in commands]
     return found
+
+
+def _in_project(command: str) -> str:
+    """Write a command for people: paths as seen from the project, plain quotes."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    tools = (Path(word).parent for word in words if word.endswith(".py"))
+    project = next((f"{tool.parent}/" for tool in tools if tool.is_absolute()), "")
+    return " ".join(_quoted(word.removeprefix(project)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a shell, with double quotes if it has single ones."""
+    if "'" in word and not {*'"$`\\!'} & {*word}:
+        return f'"{word}"'
+    return shlex.quote(word)
+
+
+def _python(run: RunFolder) -> str:
+    """The interpreter of the run's steps if it is one of the project, such as .venv/bin/python."""
+    commands = [_in_project(command) for step in run.steps for command in step.commands]
+    interpreter = commands[0].partition(" ")[0] if commands else ""
+    is_inside = interpreter.endswith("/bin/python") and not interpreter.startswith("/")
+    return interpreter if is_inside else "python"
+
+
+def _recipe_commands(run: RunFolder) -> list[str]:
+    """The commands of the recipe, with the interpreter of its steps."""
+    python = _python(run)
+    return [
+        f"{python} {command.removeprefix('python ')}" if command.startswith("python ") else command
+        for command in run.commands
+    ]
 
 
 def next_steps(run: RunFolder) -> list[Advice]:
     """What to do with the run."""
     quoted = shlex.quote(str(run.folder))
+    python = _python(run)
     found = []
     if run.unfinished:
         text = "Finish the run: the same command continues where it stopped"
-        commands = run.commands or [f"python tools/train_stages.py --output {quoted}"]
+        commands = _recipe_commands(run) or [f"{python} tools/train_stages.py --output {quoted}"]
         found += [Advice(text, command) for command in commands]
     trained = [stage.name for stage in run.stages if stage.checkpoint and stage.name != "stage_0"]
     if trained:
@@ -316,11 +358,11 @@ def next_steps(run: RunFolder) -> list[Advice]:
         found += [
             Advice(
                 "Try the model on your own photographs",
-                f"python tools/predict.py --model {weights} --input photographs --output drawn",
+                f"{python} tools/predict.py --model {weights} --input FOLDER --output drawn",
             ),
             Advice(
                 "Export it for ONNX Runtime",
-                f"python tools/export_model.py --config-file {config} --output {exported} "
+                f"{python} tools/export_model.py --config-file {config} --output {exported} "
                 f"MODEL.WEIGHTS {weights}",
             ),
         ]
@@ -328,21 +370,21 @@ def next_steps(run: RunFolder) -> list[Advice]:
             found.append(
                 Advice(
                     "Draw its most informative images, such as the best and the worst",
-                    f"python tools/make_gallery.py --config-file {config} --output {gallery} "
+                    f"{python} tools/make_gallery.py --config-file {config} --output {gallery} "
                     f"MODEL.WEIGHTS {weights}",
                 )
             )
     found.append(
         Advice(
             "View the curves of all stages in TensorBoard",
-            f"python -m tensorboard.main --logdir {quoted}",
+            f"{python} -m tensorboard.main --logdir {quoted}",
         )
     )
     if is_generated(run):
         found.append(
             Advice(
                 "Train on real streets (datasets/README.md explains how to get the data)",
-                "DETECTRON2_DATASETS=/data python tools/train_stages.py --output output/recipe",
+                f"DETECTRON2_DATASETS=/data {python} tools/train_stages.py --output output/recipe",
             )
         )
     return found

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_file
+from cityscapes_maskrcnn.visualization.outcome_drawing import legend_height
 
 _MAX_BYTES: Final = 100_000_000
 # A drawing has fewer colours than any photograph. It is small without loss, and its letters keep
@@ -35,8 +36,13 @@ class InlinePicture:
     height: int
 
 
-def inline_picture(path: Path, max_width: int) -> InlinePicture:
+def inline_picture(path: Path, max_width: int, *, with_legend: bool = True) -> InlinePicture:
     """Encode a picture, scaled down if it is wider than ``max_width`` pixels.
+
+    Args:
+        path: the picture.
+        max_width: pixels.
+        with_legend: False: without the strip that :func:`.draw_outcomes` puts below it.
 
     Raises:
         InputError: the file is missing, too large, or no picture.
@@ -47,6 +53,9 @@ def inline_picture(path: Path, max_width: int) -> InlinePicture:
             image = opened.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: no picture that can be read: {error}") from error
+    if not with_legend:
+        height = max(1, image.height - legend_height(image.width))
+        image = image.crop((0, 0, image.width, height))
     if image.width > max_width:
         height = max(1, round(image.height * max_width / image.width))
         image = image.resize((max_width, height), Image.Resampling.LANCZOS)

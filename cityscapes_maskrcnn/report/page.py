@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cityscapes_maskrcnn.recipe.performance_table import other_rows, to_csv
 from cityscapes_maskrcnn.report import findings, report_tables
@@ -28,7 +29,9 @@ from cityscapes_maskrcnn.report.run_folder import (
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
+from cityscapes_maskrcnn.utils.object_limits import MIN_REGION_PIXELS
 from cityscapes_maskrcnn.utils.text import printable
+from cityscapes_maskrcnn.visualization.outcome_drawing import GROUND_TRUTH_EDGES, PREDICTION_EDGES
 from cityscapes_maskrcnn.visualization.training_curves import without_imitation
 
 MAX_BYTES: Final = 8_000_000
@@ -78,7 +81,9 @@ def render_page(run: RunFolder, picture_width: int) -> str:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.globals["frame"] = FRAME
+    environment.globals |= {"frame": FRAME, "min_pixels": MIN_REGION_PIXELS}
+    environment.filters["preformatted"] = _preformatted
+    environment.filters["breakable"] = _breakable
     style, script = _static("page.css"), _static("page.js")
     objective, others = _objective(run), other_rows()
     return environment.get_template("page.html").render(
@@ -88,7 +93,8 @@ def render_page(run: RunFolder, picture_width: int) -> str:
         style=style,
         script=script,
         policy=_policy(style, script),
-        picture=cache(lambda path: inline_picture(path, picture_width)),
+        picture=cache(partial(inline_picture, max_width=picture_width)),
+        outlines={"Ground truth": GROUND_TRUTH_EDGES, "Prediction": PREDICTION_EDGES},
         charts={stage.name: _stage_charts(stage) for stage in run.stages},
         history=_search_history(run.trials, objective),
         objective=objective,
@@ -103,6 +109,21 @@ def _visible(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Markup):
         return printable(value, max_length=len(value))
     return value
+
+
+def _preformatted(text: str) -> Markup:
+    """The lines of a text for ``<pre>``: spaces as they are, invisible characters as escapes."""
+    lines = (
+        " ".join(printable(word, max_length=len(word)) for word in line.split(" "))
+        for line in text.split("\n")
+    )
+    return Markup("\n").join(lines)
+
+
+def _breakable(text: str) -> Markup:
+    """Let a line break within names of files and datasets: after ``/`` and ``_``."""
+    escaped = str(escape(_visible(text)))
+    return Markup(re.sub(r"(?<=[/_])(?=\w)", "<wbr>", escaped))
 
 
 def _static(name: str) -> Markup:

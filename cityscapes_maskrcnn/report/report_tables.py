@@ -27,7 +27,7 @@ from cityscapes_maskrcnn.report.run_folder import (
     numbers_of,
 )
 from cityscapes_maskrcnn.utils.config_keys import names_at
-from cityscapes_maskrcnn.utils.object_limits import SIZE_RANGES
+from cityscapes_maskrcnn.utils.object_limits import OCCLUSION_NAMES, SIZE_RANGES
 from cityscapes_maskrcnn.visualization.style import class_color
 
 #: The most rows of a table that are shown.
@@ -46,11 +46,6 @@ _SIZES: Final = {
     "small": f"small ({SIZE_RANGES['small']})",
     "medium": "medium",
     "large": f"large ({SIZE_RANGES['large']})",
-}
-_OCCLUSIONS: Final = {
-    "none": "not occluded",
-    "partial": "partly occluded",
-    "heavy": "mostly occluded",
 }
 
 
@@ -251,7 +246,7 @@ def miss_table(errors: ErrorTables) -> Table:
     """Missed objects by size and by occlusion."""
     rows = []
     with numbers_of("misses.csv"):
-        for kind, names in (("size", _SIZES), ("occlusion", _OCCLUSIONS)):
+        for kind, names in (("size", _SIZES), ("occlusion", OCCLUSION_NAMES)):
             for group, text in names.items():
                 chosen = [
                     (int(row["objects"]), int(row["missed"]))

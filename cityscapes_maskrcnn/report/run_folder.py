@@ -26,6 +26,8 @@ from cityscapes_maskrcnn.visualization.training_curves import Curve, read_curves
 
 _ADVICE: Final = "another program or version wrote it; move it away to report the rest"
 _MAX_TABLE_BYTES: Final = 50_000_000
+# Of steps that were run by hand; that of a training is its checkpoint.
+_LAST_FILES: Final = {"anchors": "anchors.yaml", "search": "best.yaml"}
 _FIT: Final = {
     "sizes": [float],
     "ratios": [float],
@@ -59,7 +61,8 @@ class StepFolder:
         title: for people.
         folder: of its outputs.
         state: how far it is.
-        selected: whether it was asked for; so is every step of a run that did not record it.
+        selected: whether it was asked for; so is every step of a run that did not record it, but
+            none of trainings that the recipe did not start.
         commands: that ran, as a shell takes them.
         settings: config keys that define it, as text.
     """
@@ -214,7 +217,7 @@ def read_run(folder: Path) -> RunFolder:
     if not any((folder / name).is_dir() for name in STEPS):
         raise InputError(
             f"{folder}: no run of the recipe, which has folders such as stage_1; name the --output "
-            "of tools/train_stages.py"
+            f"of tools/train_stages.py{_advice_for_one_training(folder)}"
         )
     recipe = _optional_json(folder / COMMAND_FILE, COMMAND_FORM)
     data_root = recipe.get("datasets", "")
@@ -242,6 +245,12 @@ def read_run(folder: Path) -> RunFolder:
         data_root=data_root,
         generator=_generator(Path(data_root) if data_root else folder / "datasets"),
     )
+
+
+def _advice_for_one_training(folder: Path) -> str:
+    if not (folder / "metrics.json").is_file():
+        return ""
+    return "; it is a single training, whose curves tools/plot_training.py draws"
 
 
 def read_table(path: Path, columns: Iterable[str]) -> list[TextRow]:
@@ -282,6 +291,9 @@ def numbers_of(path: str) -> Iterator[None]:
 
 
 def _steps(run: Path, selected: Collection[str]) -> Iterator[StepFolder]:
+    is_recipe = (run / COMMAND_FILE).is_file() or any(
+        (run / name / file).is_file() for name in STEPS for file in (INPUTS_FILE, COMPLETE_FILE)
+    )
     titles = {"anchors": "anchors", "search": "search"} | {
         name: f"stage {title}" for name, title in STAGES.items()
     }
@@ -295,7 +307,8 @@ def _steps(run: Path, selected: Collection[str]) -> Iterator[StepFolder]:
         folder = run / name
         inputs = _optional_json(folder / INPUTS_FILE, {"settings": {"*": str}, "commands?": [str]})
         state = StepState.NEW
-        if (folder / COMPLETE_FILE).is_file():
+        last = COMPLETE_FILE if is_recipe else _LAST_FILES.get(name, "model_final.pth")
+        if (folder / last).is_file():
             state = StepState.COMPLETE
         elif folder.is_dir():
             state = StepState.UNFINISHED
@@ -304,7 +317,7 @@ def _steps(run: Path, selected: Collection[str]) -> Iterator[StepFolder]:
             title=title,
             folder=folder,
             state=state,
-            selected=not selected or name in selected,
+            selected=is_recipe and (not selected or name in selected),
             commands=tuple(inputs.get("commands", ())),
             settings=inputs.get("settings", {}),
         )

@@ -32,12 +32,18 @@ from cityscapes_maskrcnn.search.study import (
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
+from cityscapes_maskrcnn.utils.text import counted
 from cityscapes_maskrcnn.visualization.study_charts import ScoredTrial, plot_study
 from cityscapes_maskrcnn.visualization.style import About
 
 _TOP = 10
 # Importances of fewer complete trials are chance.
 _MIN_TRIALS: Final = 10
+# Of the objectives in pictures.
+_LABELS: Final = {
+    "segm/AP (%)": "official mask AP, %",
+    "coco_segm/AP (%)": "COCO-style mask AP, %",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,15 +210,15 @@ def _draw_pictures(results: _Results, output: Path) -> list[str]:
             for trial in results.ranked
         ],
         output,
-        label=results.label,
+        label=_LABELS.get(results.label, results.label),
         maximize=study.direction == StudyDirection.MAXIMIZE,
         importances=results.importances,
         remark=results.remark,
         about=About(
             dataset=", ".join(map(str, datasets)) if isinstance(datasets, (list, tuple)) else "",
             generated=config.get(GENERATED_SCENES) is True,
-            model=f"study {study.study_name} in {results.where}",
-            protocol=f"{len(results.ranked)} complete trials",
+            model=f"study {study.study_name} in {results.where.removeprefix('sqlite:///')}",
+            protocol=counted(len(results.ranked), "complete trial"),
         ),
     )
 

@@ -21,9 +21,10 @@ from cityscapes_maskrcnn.data.labels import train_id_lookup
 from cityscapes_maskrcnn.data.loaders import build_training_stream
 from cityscapes_maskrcnn.data.registration import check_dataset_names, image_suffix_of
 from cityscapes_maskrcnn.data.training_stream import TrainingStream
-from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
+from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, is_generated
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.drawing import (
+    GENERATED_SCENE,
     caption_of,
     draw_ground_truth,
     draw_semantic_labels,
@@ -102,6 +103,11 @@ def _annotation_of(image: Path, datasets: Iterable[str]) -> Path | None:
     return Path(*tree, "gtFine", split, city, name)
 
 
+def scene_mark(image_file: str | os.PathLike[str]) -> str:
+    """What a picture of an image of a generated set has to say; empty for other images."""
+    return GENERATED_SCENE * is_generated(Path(image_file).absolute().parent.parent)
+
+
 def draw_record(record: dict[str, Any], metadata: Any) -> npt.NDArray[np.uint8]:
     """Draw the instances of a record, or the semantic labels of one that has those instead.
 
@@ -118,11 +124,12 @@ def draw_record(record: dict[str, Any], metadata: Any) -> npt.NDArray[np.uint8]:
     image = read_image(record["file_name"], "RGB")
     check_size(record["file_name"], image, record)
     if "annotations" in record:
-        return side_by_side([draw_captioned("ground truth", image, record, metadata)])
+        captioned = draw_captioned("ground truth", image, record, metadata)
+        return side_by_side([captioned], scene_mark(record["file_name"]))
     label_ids = read_label_image(record["sem_seg_file_name"])
     check_size(record["sem_seg_file_name"], label_ids, record)
     picture = draw_semantic_labels(image, train_id_lookup()[label_ids], metadata)
-    return side_by_side([("semantic labels", picture)])
+    return side_by_side([("semantic labels", picture)], scene_mark(record["file_name"]))
 
 
 def draw_captioned(
@@ -188,10 +195,11 @@ def draw_example(
     """
     image = example["image"].permute(1, 2, 0).numpy()
     image = np.ascontiguousarray(image[..., ::-1] if image_format == "BGR" else image)
+    mark = scene_mark(example["file_name"])
     if "instances" not in example:
         labels = example["sem_seg"].numpy().astype(np.uint8)
         picture = draw_semantic_labels(image, labels, metadata)
-        return side_by_side([("training example: semantic labels", picture)])
+        return side_by_side([("training example: semantic labels", picture)], mark)
     instances = example["instances"]
     classes, boxes = instances.gt_classes.tolist(), instances.gt_boxes.tensor.tolist()
     annotations: list[dict[str, Any]] = [
@@ -208,7 +216,7 @@ def draw_example(
             parts = coco_mask.frPyObjects(polygons, *image.shape[:2])
             annotation["segmentation"] = coco_mask.merge(parts)
     record = {"annotations": annotations}
-    return side_by_side([draw_captioned("training example", image, record, metadata)])
+    return side_by_side([draw_captioned("training example", image, record, metadata)], mark)
 
 
 def check_size(file_name: str, pixels: npt.NDArray[np.uint8], record: dict[str, Any]) -> None:

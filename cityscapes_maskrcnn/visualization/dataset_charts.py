@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFor
 from cityscapes_maskrcnn.data.dataset_statistics import DatasetStatistics
 from cityscapes_maskrcnn.utils.object_limits import (
     OCCLUSION_LIMITS,
+    OCCLUSION_NAMES,
     OCCLUSION_RANGES,
     SIZE_LIMITS,
     SIZE_RANGES,
@@ -91,12 +92,12 @@ def _classes(datasets: Datasets, colors: Sequence[Sequence[int]], about: About) 
         rows = np.arange(len(names)) + _offset(index, datasets)
         counts = stats.objects_per_image.sum(axis=0)
         total = max(1, int(counts.sum()))
-        texts = [f"{count:,} ({100 * count / total:.1f}%)" for count in counts.tolist()]
+        texts = [f"{count:,} ({100 * count / total:.1f} %)" for count in counts.tolist()]
         bars = objects.barh(rows, counts, 0.92 * thickness, color=fill, label=dataset)
         objects.bar_label(bars, texts, padding=4, fontsize=9, color=INK)
         shares = (stats.objects_per_image > 0).mean(axis=0)
         bars = images.barh(rows, shares, 0.92 * thickness, color=fill)
-        texts = [f"{100 * share:.0f}%" for share in shares]
+        texts = [f"{100 * share:.0f} %" for share in shares]
         images.bar_label(bars, texts, padding=4, fontsize=9, color=INK)
     objects.set_yticks(range(len(names)), names)
     objects.invert_yaxis()
@@ -104,7 +105,7 @@ def _classes(datasets: Datasets, colors: Sequence[Sequence[int]], about: About) 
     objects.set_xlim(0, 1.35 * max(1, highest))
     objects.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     images.set_xlim(0, 1.12)
-    images.xaxis.set_major_formatter(PercentFormatter(1))
+    images.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     images.xaxis.set_major_locator(FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1]))
     objects.set_xlabel("objects (share of all objects)")
     images.set_xlabel("share of the images with an object of the class")
@@ -128,7 +129,7 @@ def _sizes(datasets: Datasets, about: About) -> Figure:
     curves.set_xscale("log")
     _plain_ticks(curves, 2.0 ** np.arange(16), low, high)
     _mark_limits(curves, limits, tuple(SIZE_LIMITS))
-    curves.set_xlabel("square root of the visible area in pixels (left end: and smaller)")
+    curves.set_xlabel("square root of the visible area in pixels (first bin: this size or smaller)")
     curves.set_ylabel("share of the objects")
     style_axes(curves, "All classes", grid="y")
     _stacked_shares(
@@ -202,7 +203,7 @@ def _aspect_ratios(datasets: Datasets, about: About) -> Figure:
         axis.set_xscale("log")
         _plain_ticks(axis, 2.0 ** np.arange(-3, 4), low, high)
         axis.axvline(1, color=INK, linewidth=0.8, linestyle=":")
-        axis.set_xlabel("height / width of the box (ends: and beyond)")
+        axis.set_xlabel("height / width of the box (at the ends: this ratio or beyond)")
         style_axes(axis, title, grid="x")
         axis.xaxis.set_major_formatter("{x:g}")
     boxes.tick_params(axis="y", length=0, labelsize=11)
@@ -217,18 +218,18 @@ def _visible_shares(datasets: Datasets, about: About) -> Figure:
     visible = [stats.visible for stats in datasets.values()]
     _histograms(curves, datasets, visible, np.linspace(0, 1, 21))
     curves.set_xlim(0, 1)
-    curves.xaxis.set_major_formatter(PercentFormatter(1))
+    curves.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     curves.set_xlabel("share of the box that no closer object covers")
     curves.set_ylabel("share of the objects")
     limits = [1 - limit for limit in list(OCCLUSION_LIMITS.values())[2:]]
-    _mark_limits(curves, limits, ("heavily hidden", "partly or not"))
+    _mark_limits(curves, limits, (OCCLUSION_NAMES["heavy"], "partly or not"))
     style_axes(curves, "All classes", grid="y")
     _stacked_shares(
         shares,
         datasets,
         lambda stats: stats.by_occlusion(),
         (
-            f"not hidden: {OCCLUSION_RANGES['none']}",
+            f"{OCCLUSION_NAMES['none']}: {OCCLUSION_RANGES['none']}",
             "partly",
             f"heavily: {OCCLUSION_RANGES['heavy']}",
         ),
@@ -253,7 +254,7 @@ def _positions(datasets: Datasets, about: About) -> Figure:
         # Relative coordinates, of images of the official shape.
         axis.imshow(share, cmap="Blues", vmin=0, vmax=share.max() or 1, extent=(0, 2, 1, 0))
         style_axes(axis, name, grid="")
-        most = f"dark: {100 * share.max():.3g}%" if share.any() else "no objects"
+        most = f"darkest: {100 * share.max():.3g} %" if share.any() else "no objects"
         axis.set_title(most, loc="right", fontsize=10, color=MUTED)
         axis.set_xticks([])
         axis.set_yticks([])
@@ -262,7 +263,7 @@ def _positions(datasets: Datasets, about: About) -> Figure:
     for axis in axes[len(panels) :]:
         axis.axis("off")
     figure.supxlabel(
-        "share of the images with an object at this position (white: none)",
+        "share of the images with an object at this position (white: none; darkest: as above)",
         fontsize=10.5,
         color=INK,
     )
@@ -302,7 +303,7 @@ def _histograms(
         else:
             axis.hist(each, bins, weights=weights, color=color, alpha=0.12)
             axis.hist(each, bins, weights=weights, color=color, histtype="step", lw=2, label=name)
-    axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
     axis.set_ylim(0, 1.15 * max(axis.get_ylim()[1], 1e-3))
 
 
@@ -357,16 +358,19 @@ def _mark_limits(axis: Axes, limits: Sequence[float], names: Sequence[str]) -> N
     ends = [low, *limits, high]
     is_log = axis.get_xscale() == "log"
     for name, start, stop in zip(names, ends, ends[1:], strict=False):
-        middle = np.sqrt(start * stop) if is_log else (start + stop) / 2
+        place = np.sqrt(start * stop) if is_log else (start + stop) / 2
+        position = axis.transAxes.inverted().transform(axis.transData.transform((place, 0)))[0]
         axis.text(
-            middle,
+            # Not over the edges of the panel, where the last limit is close to them.
+            min(max(position, 0.06), 0.94),
             0.99,
             name,
-            transform=axis.get_xaxis_transform(),
+            transform=axis.transAxes,
             ha="center",
             va="top",
             fontsize=10.5,
             color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
 
 

@@ -37,12 +37,14 @@ from cityscapes_maskrcnn.visualization.outlines import (
     mask_contours,
     signed_area,
 )
-from cityscapes_maskrcnn.visualization.style import INK
+from cityscapes_maskrcnn.visualization.style import INK, RED
 
 RgbImage = npt.NDArray[np.uint8]
 Colors = Sequence[Sequence[int]]
 
 MIN_PANEL_WIDTH = 1024
+#: What every picture of a generated scene says.
+GENERATED_SCENE = "GENERATED SCENE"
 # Of an outline that means something, in widths of one that does not.
 EDGE_WIDTH = 2.6
 
@@ -149,28 +151,34 @@ def draw_semantic_labels(
     return draw_objects(image_rgb, objects, metadata.stuff_colors)
 
 
-def side_by_side(panels: Sequence[tuple[str, RgbImage]]) -> RgbImage:
+def side_by_side(panels: Sequence[tuple[str, RgbImage]], warning: str = "") -> RgbImage:
     """Put captioned pictures in a row on white.
 
     Args:
         panels: pairs of a caption and a picture of shape (H, W, 3), uint8, RGB, from left to
             right, at least one. Pictures are aligned at the top.
+        warning: at the right end of the captions, in red; above them where they leave no room.
 
     Returns:
-        One picture, shape (H + caption, sum of W + gaps, 3), uint8, RGB.
+        One picture, shape (H + captions, sum of W + gaps, 3), uint8, RGB.
     """
     height = max(picture.shape[0] for _, picture in panels)
     text_height = max(14, round(max(picture.shape[1] for _, picture in panels) / 45))
     bar, gap = round(1.8 * text_height), round(text_height / 2)
     width = sum(picture.shape[1] for _, picture in panels) + gap * (len(panels) - 1)
-    canvas = Image.new("RGB", (width, bar + height), "white")
-    draw = ImageDraw.Draw(canvas)
     # The font that matplotlib brings along: the labels' own, and there on every machine.
     font = ImageFont.truetype(findfont("DejaVu Sans"), text_height)
+    bold = ImageFont.truetype(findfont("DejaVu Sans:bold"), text_height)
+    caption, picture = panels[-1]
+    needed = font.getlength(caption) + bold.getlength(warning) + 3 * gap
+    top = bar if warning and needed > picture.shape[1] else 0
+    canvas = Image.new("RGB", (width, top + bar + height), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((width - gap, bar / 2), warning, fill=RED, font=bold, anchor="rm")
     left = 0
     for caption, picture in panels:
-        draw.text((left + gap, bar / 2), caption, fill=INK, font=font, anchor="lm")
-        canvas.paste(Image.fromarray(np.ascontiguousarray(picture)), (left, bar))
+        draw.text((left + gap, top + bar / 2), caption, fill=INK, font=font, anchor="lm")
+        canvas.paste(Image.fromarray(np.ascontiguousarray(picture)), (left, top + bar))
         left += picture.shape[1] + gap
     return np.array(canvas)
 

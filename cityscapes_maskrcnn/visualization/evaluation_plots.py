@@ -16,7 +16,8 @@ from matplotlib.patches import Rectangle
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.object_limits import OCCLUSION_RANGES, SIZE_RANGES
+from cityscapes_maskrcnn.utils.object_limits import OCCLUSION_NAMES, OCCLUSION_RANGES, SIZE_RANGES
+from cityscapes_maskrcnn.utils.text import counted
 from cityscapes_maskrcnn.visualization.style import (
     EMPTY,
     INK,
@@ -92,7 +93,7 @@ def _precision_recall(
     for axis in axes[len(per_class) :]:
         axis.axis("off")
     figure.supxlabel(
-        f"recall (dot: detections with a score of at least {threshold:g}; the area is AP50)",
+        f"recall (dot: detections with a score of at least {threshold:g}; area: AP50; n: objects)",
         fontsize=10.5,
         color=INK,
     )
@@ -101,8 +102,6 @@ def _precision_recall(
 
 
 def _plot_curve(axis: Axes, rows: list[Row], scores: Row, threshold: float) -> None:
-    num_objects = int(scores["objects"])
-    objects = f"{num_objects:,} object{'s' * (num_objects != 1)}"
     if not rows:
         axis.text(0.5, 0.5, "no objects", ha="center", va="center", fontsize=11, color=MUTED)
         return
@@ -110,11 +109,20 @@ def _plot_curve(axis: Axes, rows: list[Row], scores: Row, threshold: float) -> N
     recall, precision, confidence = np.array(
         [(float(row["recall"]), float(row["precision"]), float(row["confidence"])) for row in rows]
     ).T
-    axis.set_title(f"AP50 {float(scores['AP50']):.1f}", loc="right", fontsize=10.5, color=INK)
+    objects = int(scores["objects"])
+    text = f"AP50 {float(scores['AP50']):.1f}, n = {objects:,}"
+    axis.set_title(text, loc="right", fontsize=10.5, color=INK)
     if not recall.any():
-        text = f"none of {objects}\nfound at any score"
+        text = f"none of {counted(objects, 'object')}\nfound at any score"
         axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=11, color=MUTED)
         return
+    # The first point from there upwards; the last one is at infinity: no predictions.
+    at = int(np.searchsorted(confidence, threshold))
+    dot = (recall[at], precision[at]) if at < len(confidence) - 1 else None
+    # Of the points at recall 0 only the last one has an area beside it; the first one, which the
+    # official code adds, has precision 1 even if the best detections are false.
+    end = np.flatnonzero(recall)[-1] + 2
+    recall, precision = recall[:end], precision[:end]
     # Between two points the official area takes the one for the first half of the way, the other
     # for the second. A straight line would be no data.
     order = slice(None, None, -1)
@@ -122,22 +130,8 @@ def _plot_curve(axis: Axes, rows: list[Row], scores: Row, threshold: float) -> N
     axis.fill_between(
         recall[order], precision[order], step="mid", color=color, alpha=0.12, linewidth=0
     )
-    # The first point from there upwards; the last one is at infinity: no predictions.
-    at = int(np.searchsorted(confidence, threshold))
-    if at < len(confidence) - 1:
-        axis.plot(
-            recall[at], precision[at], "o", color=color, markersize=8, markeredgecolor="white"
-        )
-    axis.text(
-        0.03,
-        0.04,
-        objects,
-        transform=axis.transAxes,
-        fontsize=9.5,
-        color=INK,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-        zorder=5,
-    )
+    if dot:
+        axis.plot(*dot, "o", color=color, markersize=8, markeredgecolor="white")
 
 
 def _confusion(rows: list[Row], threshold: float, about: About | None) -> Figure:
@@ -156,15 +150,16 @@ def _confusion(rows: list[Row], threshold: float, about: About | None) -> Figure
         counts,
         np.broadcast_to(totals[:, None], counts.shape),
         names,
-        [*columns[:-1], "not found"],
+        [*columns[:-1], "no match"],
         # Not part of the classes' square: objects and predictions without a partner of any class.
         row_gap=len(rows) - 1,
         column_gap=len(columns) - 1,
     )
     axis.set_ylabel("ground truth")
     axis.set_xlabel(
-        "prediction, % of the row (pale: 0, grey: no objects); a match has an IoU above 0.5\n"
-        "last row: false positives that match no ground truth, by their class."
+        "prediction, % of the row (pale: 0, grey: no objects); diagonal: found objects\n"
+        "beside it: missed objects, by the class that matches them with an IoU above 0.5\n"
+        "last row: false positives that match no ground truth, by their class"
     )
     return figure
 
@@ -218,7 +213,17 @@ def _misses(rows: list[Row], threshold: float, about: About | None) -> Figure:
             _with_total(np.array([int(row[key]) for row in chosen]).reshape(-1, len(groups)))
             for key in ("missed", "objects")
         )
-        columns = ["\n".join(filter(None, (group, _RANGES.get(group)))) for group in groups]
+        names = [OCCLUSION_NAMES.get(group, group) for group in groups]
+        columns = [
+            "\n".join(filter(None, (name, _RANGES.get(group))))
+            for name, group in zip(names, groups, strict=True)
+        ]
+        shown = np.flatnonzero(objects.any(axis=0))
+        if 0 < len(shown) < len(groups):
+            empty = [name for name, count in zip(names, objects[0], strict=True) if not count]
+            heading += f"\n(no objects: {', '.join(empty)})"
+            missed, objects = missed[:, shown], objects[:, shown]
+            columns = [columns[index] for index in shown.tolist()]
         _heat_map(
             axis, missed, objects, ["all classes", *classes], columns, with_numbers=True, row_gap=1
         )
@@ -267,7 +272,7 @@ def _heat_map(
         else:
             text = f"{100 * share:.0f}" if 100 * share >= 1 or not share else "<1"
         if with_numbers and not np.isnan(share):
-            text += f"%\n{counts[row, column]:,} of {totals[row, column]:,}"
+            text += f" %\n{counts[row, column]:,} of {totals[row, column]:,}"
         axis.text(x, y, text, ha="center", va="center", fontsize=9.5, color=ink)
     axis.set_xticks(middles_x, columns)
     axis.set_yticks(middles_y, rows)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.text import counted
 
 EXTENSIONS: Final = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 # Label images lie in the same trees as photographs, and earlier pictures may too.
@@ -97,6 +98,11 @@ class PictureNames:
         self._taken.add(name)
         self._numbers[stem] = number
         return f"{name}{self._suffix}.png"
+
+
+def place_of_pictures(number: int, folder: str | os.PathLike[str]) -> str:
+    """``1 picture is in folder``, ``2 pictures are in folder``."""
+    return f"{counted(number, 'picture')} {'is' if number == 1 else 'are'} in {folder}"
 
 
 def make_folder(folder: str) -> Path:

@@ -99,12 +99,22 @@ def draw_outcomes(
     return np.concatenate([picture, strip])
 
 
+def legend_height(width: int) -> int:
+    """Pixels of the strip below a picture of :func:`draw_outcomes` that is so wide."""
+    return round(4.2 * _letter_height(width))
+
+
+def _letter_height(width: int) -> float:
+    return float(np.clip(width / 72, 14, 28))
+
+
 def _legend_strip(width: int, edges: Mapping[str, Edge], title: str, warning: str) -> RgbImage:
     """Two lines on white: title and warning; a sample of each outline."""
-    letter = float(np.clip(width / 72, 14, 28))
+    letter = _letter_height(width)
     dpi = 100
     points = 72 / dpi
-    figure = Figure(figsize=(width / dpi, round(4.2 * letter) / dpi), dpi=dpi, facecolor="white")
+    size = (width / dpi, legend_height(width) / dpi)
+    figure = Figure(figsize=size, dpi=dpi, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     margin = letter / 2 / width
     text: dict[str, Any] = {"va": "center", "fontsize": letter * points}

@@ -196,7 +196,8 @@ def _mark_gap(axis: Axes, gap: Gap) -> None:
         axis.hlines(level, 0.97 * gap.last, 1.08 * gap.last, color=INK, lw=1)
     axis.text(
         1.11 * gap.last,
-        (gap.training + gap.validation) / 2,
+        # Three lines, which shall not lie over the axis.
+        max((gap.training + gap.validation) / 2, low + 0.12 * (high - low)),
         f"gap\n{difference:+.2g}\n({gap.percent:+.0f} %)",
         va="center",
         fontsize=9.5,

@@ -89,7 +89,7 @@ def plot_performance(
         top.suptitle(caution, x=0.01, ha="left", fontsize=13, fontweight="bold", color=RED)
     _draw_table(top.subplots(), headings, cells)
     for part, (title, bars) in zip(bottom.subfigures(1, 3), columns, strict=True):
-        _draw_column(part, title, bars, rows)
+        _draw_column(part, title, bars, rows, with_titles=has_others)
     figure.supxlabel("\n".join(remarks), x=0.01, ha="left", fontsize=10.5, color=MUTED)
     save_figure(figure, output)
 
@@ -107,7 +107,9 @@ def _rows(bars: Sequence[Bar]) -> float:
     return sum(max(1, len(part)) + _TITLE for part in _by_origin(bars).values())
 
 
-def _draw_column(figure: SubFigure, title: str, bars: Sequence[Bar], rows: float) -> None:
+def _draw_column(
+    figure: SubFigure, title: str, bars: Sequence[Bar], rows: float, *, with_titles: bool
+) -> None:
     """Draw a panel for this run and one for others, on one scale.
 
     A bar is as high in every column: what is left of ``rows`` stays empty at the bottom.
@@ -121,7 +123,7 @@ def _draw_column(figure: SubFigure, title: str, bars: Sequence[Bar], rows: float
     )[:, 0]
     highest = max([_LEAST_AXIS, *(score for _, score, _ in bars if score is not None)])
     for axis, length, (name, part) in zip(axes, lengths, parts.items(), strict=True):
-        _draw_bars(axis, name, part)
+        _draw_bars(axis, name if with_titles else "", part)
         axis.set_xlim(0, 1.15 * highest)
         axis.set_ylim(length - 0.4, -0.6)
 

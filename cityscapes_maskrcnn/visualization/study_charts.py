@@ -17,6 +17,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from cityscapes_maskrcnn.utils.text import counted
 from cityscapes_maskrcnn.visualization.style import (
     BLUE,
     INK,
@@ -108,7 +109,7 @@ def plot_study(
 def _history(
     trials: Sequence[ScoredTrial], best: ScoredTrial, label: str, maximize: bool, about: About
 ) -> Figure:
-    figure = new_figure(9, 4.2, _plain(f"{label} of every trial"), about)
+    figure = new_figure(9, 4.2, "Score of every trial", about)
     axis = figure.subplots()
     ordered = sorted(trials, key=lambda trial: trial.number)
     numbers = [trial.number for trial in ordered]
@@ -141,7 +142,7 @@ def _importances(importances: Mapping[str, float], remark: str, about: About) ->
     names = [_wrap(name, 26) for name in importances]
     shares = [100 * share for share in importances.values()]
     bars = axis.barh(range(len(names)), shares, color=BLUE, height=0.65)
-    axis.bar_label(bars, [f"{share:.0f}%" for share in shares], padding=4, fontsize=10, color=INK)
+    axis.bar_label(bars, [f"{share:.0f} %" for share in shares], padding=4, fontsize=10, color=INK)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlim(0, 112)
@@ -156,7 +157,7 @@ def _slices(by_score: Sequence[ScoredTrial], names: list[str], label: str, about
     """A panel a parameter: every trial's score over its value, the best marked."""
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    title = _plain(f"{label} over each parameter")
+    title = "Score over each parameter"
     figure = new_figure(max(7.0, 3.3 * columns), 0.9 + 3.1 * lines, title, about)
     axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
     for axis, name in zip(axes, names, strict=False):
@@ -176,7 +177,7 @@ def _slices(by_score: Sequence[ScoredTrial], names: list[str], label: str, about
         axis.set_ylabel(_plain(label))
     for axis in axes[len(names) :]:
         axis.axis("off")
-    text = f"{len(by_score)} complete trials; ring: the best"
+    text = f"{counted(len(by_score), 'complete trial')}; ring: the best"
     figure.supxlabel(text, fontsize=10, color=MUTED)
     return figure
 
@@ -242,8 +243,8 @@ def _parallel(
     axis.set_yticks([])
     axis.spines[:].set_visible(False)
     axis.tick_params(axis="x", length=0)
-    text = f"red: the best of {len(by_score)} trials; darker lines: larger {label}"
-    figure.supxlabel(_plain(text), fontsize=10, color=MUTED)
+    text = f"orange: the best of {counted(len(by_score), 'trial')}; darker lines: higher scores"
+    figure.supxlabel(text, fontsize=10, color=MUTED)
     return figure
 
 

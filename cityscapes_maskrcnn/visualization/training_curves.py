@@ -58,8 +58,8 @@ _DASHED: Final = {
     _PARTS_TITLE: "dashed, hollow: validation",
     "average precision": "dashed, hollow: AP50",
 }
-# Waiting that is of no account must not fill its row.
-_LEAST_WAITING: Final = 10.0
+# Percent that a row reaches at least: waiting, or scores, of no account must not fill it.
+_LEAST: Final = {_WAITING_TITLE: 10.0, _IOU_TITLE: 1.0, "average precision": 1.0}
 # What is computed here from Detectron2's seconds of an iteration and seconds of waiting in it.
 _SPEED, _WAITING = "images per second", "waiting"
 # What Detectron2's keys stand for.
@@ -149,7 +149,7 @@ def plot_runs(runs: Sequence[Run], output: str | os.PathLike[str]) -> None:
         )
     rows = _rows_of_one(runs[0]) if len(runs) == 1 else _rows_of_several(runs)
     heights = [_HEIGHTS.get(title, 1.5) for title in rows]
-    title = "Course of training" if len(runs) == 1 else f"Course of {len(runs)} trainings"
+    title = "Training curves" + f" of {len(runs)} runs" * (len(runs) > 1)
     figure = new_figure(10, sum(heights) + 0.8, title, _about_all(runs))
     axes = figure.subplots(len(rows), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for number, (axis, (title, lines)) in enumerate(zip(axes, rows.items(), strict=True)):
@@ -159,7 +159,8 @@ def plot_runs(runs: Sequence[Run], output: str | os.PathLike[str]) -> None:
         # Colours of runs are the same in all rows.
         if len(labels) > 1 if len(runs) == 1 else number == 0:
             axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=10)
-    axes[-1].set_xlim(left=0)
+    # Of a training of one iteration too, whose ticks would be fractions.
+    axes[-1].set_xlim(0, max(1, axes[-1].get_xlim()[1]))
     axes[-1].set_xlabel("iteration")
     save_figure(figure, output)
 
@@ -462,7 +463,7 @@ def _plot(axis: Axes, title: str, lines: Sequence[_Line]) -> None:
         )
         named.add(line.label)
     style_axes(axis, title)
-    axis.yaxis.set_major_formatter("{x:.4g}")
+    axis.yaxis.set_major_formatter(lambda value, _: _decimal(value))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     highest = [_finite(line.curve).max(initial=0) for line in lines]
     if title == _RATE_TITLE and min(highest) > 0 and max(highest) > 20 * min(highest):
@@ -473,7 +474,7 @@ def _plot(axis: Axes, title: str, lines: Sequence[_Line]) -> None:
     axis.yaxis.set_major_locator(MaxNLocator(5))
     finite = np.concatenate([_finite(line.curve) for line in lines])
     if len(finite):
-        least = _LEAST_WAITING if title == _WAITING_TITLE else 1e-12
+        least = next((low for kind, low in _LEAST.items() if title.startswith(kind)), 1e-12)
         axis.set_ylim(min(0.0, finite.min()), 1.08 * max(_top(title, lines), least))
 
 
@@ -495,6 +496,13 @@ def _note(axis: Axes, title: str, lines: Sequence[_Line]) -> None:
     highest = max((_finite(line.curve).max(initial=0) for line in lines), default=0)
     if highest > 1.08 * _top(title, lines):
         axis.set_title(f"up to {highest:.3g}, cut off", loc="center", fontsize=10, color=MUTED)
+
+
+def _decimal(value: float) -> str:
+    """Write a number with four digits, and without an exponent unless it is very small."""
+    if 0 < abs(value) < 1e-6:
+        return f"{value:.4g}"
+    return np.format_float_positional(float(f"{value:.4g}"), trim="-")
 
 
 def _finite(curve: Curve) -> np.ndarray[Any, np.dtype[np.float64]]:

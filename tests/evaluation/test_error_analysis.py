@@ -93,16 +93,23 @@ def test_every_cause(step: int) -> None:
     assert errors.pred_categories.tolist() == [-1, CAR, -1]
 
 
-def test_most_confident_one_finds_and_answers() -> None:
+def test_what_is_found_is_not_confused() -> None:
     _, errors = analyse(
         scene((26001, CAR_BOX)),
         (CAR, 0.6, (10, 10, 20, 15)),
         (CAR, 0.8, CAR_BOX),
         (TRUCK, 0.9, CAR_BOX),
     )
-    # Found by a car, although the model would rather call it a truck.
-    assert (errors.found.tolist(), errors.pred_categories.tolist()) == ([True], [TRUCK])
+    # Found as a car, although the truck has a higher score.
+    assert (errors.found.tolist(), errors.pred_categories.tolist()) == ([True], [CAR])
     assert causes(errors) == [("car", "duplicate"), ("truck", "wrong class")]
+
+
+def test_what_is_missed_counts_as_the_class_of_the_highest_score() -> None:
+    _, errors = analyse(
+        scene((26001, CAR_BOX)), (TRUCK, 0.7, CAR_BOX), (BUS, 0.9, CAR_BOX), (CAR, 0.4, CAR_BOX)
+    )
+    assert (errors.found.tolist(), errors.pred_categories.tolist()) == ([False], [BUS])
 
 
 @pytest.mark.parametrize(
@@ -176,6 +183,7 @@ def test_curves_and_counts_agree_with_the_official_ap50(seed: int) -> None:
         assert curve.recall[at] == found / objects[category]
         assert curve.precision[at] == found / detections
     np.testing.assert_array_equal(summary.confusion[:8].sum(axis=1), objects)
+    np.testing.assert_array_equal(summary.confusion[:8].diagonal(), objects - missed)
     np.testing.assert_array_equal(summary.by_size.sum(1), summary.by_occlusion.sum(1))
     on_nothing = summary.false_positives[:, [CAUSES.index("poor mask"), CAUSES.index("background")]]
     np.testing.assert_array_equal(summary.confusion[8, :8], on_nothing.sum(axis=1))

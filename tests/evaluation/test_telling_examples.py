@@ -76,6 +76,16 @@ IMAGES = {
 }
 
 
+def test_causes_have_plurals() -> None:
+    # Masks of a tenth to a half of the cars are poor ones.
+    halves = [(x, y, width, height // 2) for x, y, width, height in LARGE[:2]]
+    assert examine(cars(LARGE[:2]), car_detections(halves)).summary() == (
+        "0 of 2 objects found, 2 false positives (2 poor masks)"
+    )
+    people = [(PERSON, 0.9, box) for box in LARGE[:2]]
+    assert examine(cars(LARGE[:2]), people).summary().endswith("(2 wrong classes)")
+
+
 def test_choices() -> None:
     names = list(IMAGES)
     examples = choose_examples(list(IMAGES.values()))

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +127,23 @@ def test_the_report_writes_all_and_says_where(output: Path) -> None:
     assert "mean IoU 30.5 %" in printed
     assert "Swin-L" in (output / "performance.md").read_text()
     assert str(output / "stage_3") in printed
+
+
+def test_sizes_without_objects_have_a_note_and_no_bars(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in output.glob("scores/*/scores.json"):
+        content = json.loads(file.read_text())
+        for scored in content["datasets"].values():
+            scored["results"]["coco_segm"] |= {"APs": 3.0, "APm": 20.0, "APl": None}
+        file.write_text(json.dumps(content))
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "cityscapes_maskrcnn.recipe.report.plot_performance", lambda _, **given: drawn.update(given)
+    )
+    write_recipe_report(output)
+    assert {name.partition(":")[0] for name, *_ in drawn["by_size"]} == {"small", "medium"}
+    assert "There are no large objects in the scored images." in drawn["remark"]
 
 
 def colored(picture: Path, color: tuple[int, int, int]) -> int:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 from base64 import b64decode
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY
 from cityscapes_maskrcnn.report.inline_pictures import inline_picture
 from cityscapes_maskrcnn.report.page import MAX_BYTES, write_report
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.outcome_drawing import draw_outcomes
+from cityscapes_maskrcnn.visualization.outlines import Edge
 
 HOSTILE = "\"><script>alert('x')</script><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}\u202e"
 
@@ -38,7 +41,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "img", "input"):
+        if tag not in ("meta", "link", "img", "input", "wbr"):
             self._open.append(tag)
         if tag == "section":
             self._section = dict(attrs)["aria-labelledby"] or ""
@@ -206,7 +209,7 @@ def test_provenance_and_commands(page: Page, finished_run: Path) -> None:
     ) in repeat
     assert f"export DETECTRON2_DATASETS={finished_run}/data" in repeat
     assert f"python tools/train_stages.py --output '{finished_run}'" in repeat
-    assert f"python tools/train_net.py OUTPUT_DIR '{finished_run}/stage_1'" in repeat
+    assert f"python tools/train_net.py OUTPUT_DIR {finished_run}/stage_1" in repeat
     provenance = page.sections["provenance"]
     assert "trained on 1 image of cityscapes_instance_train" in provenance
     assert "torch 2.14.1; detectron2 0.6" in provenance
@@ -227,6 +230,26 @@ def test_the_page_needs_no_other_file(page: Page) -> None:
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert pictures
     assert all(each["alt"] and each["width"] and each["height"] for each in pictures)
+
+
+def test_what_is_not_counted_is_said_beside_the_examples(page: Page) -> None:
+    examples = page.sections["examples"]
+    assert (
+        "Objects below 100 pixels, groups, and detections on these or on void are not" in examples
+    )
+    assert "An image without counted objects has no AP." in examples
+    assert "Objects below 100 pixels and groups are not counted." in page.sections[""]
+    legend = " ".join(examples.split())
+    assert "Ground truth: found missed not counted Prediction: found duplicate wrong" in legend
+    # Three pictures, the first of them once more at the top: their own legend is cut off.
+    assert examples.count("GENERATED SCENE") == 2
+    assert page.sections[""].count("GENERATED SCENE") == 1
+
+
+def test_lines_break_within_long_names(finished_run: Path, tmp_path: Path) -> None:
+    write_report(finished_run, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "torchvision://<wbr>deeplabv3_<wbr>resnet50" in text
 
 
 def test_texts_from_outside_are_escaped(make_run: Callable[..., Path], tmp_path: Path) -> None:
@@ -301,6 +324,7 @@ def test_own_data_are_not_called_cityscapes(make_run: Callable[..., Path], tmp_p
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     """Of a run that has just begun."""
     (tmp_path / "run" / "stage_0").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.json").write_text('{"datasets": ""}')
     page = report(tmp_path / "run", tmp_path / "report.html")
     for section, expected in {
         "warnings": "The run is not complete. Not done: stage 0 backbone, stage 1 heads, anchors",
@@ -366,6 +390,68 @@ def test_a_run_of_a_part_is_complete_without_the_rest(finished_run: Path, tmp_pa
     ) in " ".join(page.sections[""].split())
     for call in calls:
         assert call in page.sections["next"]
+
+
+def test_stages_that_the_recipe_did_not_train(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("config.yaml", "metrics.json", "model_final.pth"):
+        (run / "stage_1").mkdir(parents=True, exist_ok=True)
+        shutil.copy(finished_run / "stage_1" / name, run / "stage_1")
+    (run / "anchors").mkdir()
+    (run / "anchors" / "anchors.yaml").touch()
+    page = report(run, tmp_path / "report.html")
+    assert (
+        "Stages that were trained without tools/train_stages.py: the instance heads were trained "
+        "and anchors were fitted to the data. Nothing is scored yet."
+    ) in " ".join(page.sections[""].split())
+    assert "not complete" not in page.sections.get("warnings", "")
+    assert "Finish the run" not in page.sections["next"]
+    assert page.tables["Training of each stage"][1][-1] == "complete"
+
+
+def test_a_single_training_is_no_run(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no run of the recipe.*tools/plot_training\.py draws$"):
+        write_report(finished_run / "stage_1", tmp_path / "report.html")
+    with pytest.raises(InputError, match=r"name the --output of tools/train_stages\.py$"):
+        write_report(tmp_path, tmp_path / "report.html")
+
+
+def test_yaml_and_commands_keep_their_spaces(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    best = "DATASETS:\n  TUNED_ON:\n    - val  # \u202etwo\u00a0spaces\n"
+    (run / "search" / "best.yaml").write_text(best, encoding="utf-8")
+    recipe = {"commands": ["python a.py 'my  run'"], "datasets": ""}
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    page = report(run, tmp_path / "report.html")
+    expected = "DATASETS:\n  TUNED_ON:\n    - val  # \\u202etwo\\xa0spaces\n"
+    assert expected in page.sections["search"]
+    assert "python a.py 'my  run'" in page.sections["repeat"]
+
+
+def test_commands_are_for_a_shell_in_the_project(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run")
+    words = ["/home/me/project/.venv/bin/python", "/home/me/project/tools/train_net.py"]
+    words += ["--resume", "INCLUDE", "('output/anchors.yaml',)", "NAME", "it's $5", "/home/data"]
+    for name in ("stage_0", "stage_1", "stage_2", "stage_3"):
+        file = run / name / "inputs.json"
+        content = {**json.loads(file.read_text()), "commands": [shlex.join(words)]}
+        file.write_text(json.dumps(content))
+    page = report(run, tmp_path / "report.html")
+    assert (
+        ".venv/bin/python tools/train_net.py --resume INCLUDE \"('output/anchors.yaml',)\" "
+        f"NAME {shlex.quote(words[-2])} /home/data"
+    ) in page.sections["repeat"]
+    assert ".venv/bin/python tools/train_stages.py --output" in page.sections["repeat"]
+    assert ".venv/bin/python tools/predict.py --model" in page.sections["next"]
+    # An interpreter of another place is none that a reader has.
+    other = [shlex.join(["/usr/bin/python3", *words[1:]])]
+    for name in ("stage_0", "stage_1", "stage_2", "stage_3"):
+        file = run / name / "inputs.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "commands": other}))
+    following = report(run, tmp_path / "report.html").sections["next"]
+    assert "\npython tools/predict.py --model" in following.replace("\n\n", "\n")
 
 
 def test_stage_0_alone_is_no_mask_r_cnn(finished_run: Path, tmp_path: Path) -> None:
@@ -467,3 +553,13 @@ def test_pictures_are_scaled_down_and_small(tmp_path: Path) -> None:
         assert (image.format, image.size) == ("WEBP", (500, 250))
         # A drawing loses nothing.
         assert image.convert("RGB").getpixel((3, 3)) == (10, 200, 30)
+
+
+def test_a_picture_without_its_legend(tmp_path: Path) -> None:
+    street = np.full((50, 100, 3), 90, np.uint8)
+    edges = {"found": Edge("#ffffff")}
+    drawn = draw_outcomes(street, [], edges, "Ground truth", "GENERATED SCENE")
+    Image.fromarray(drawn).save(tmp_path / "drawn.png")
+    picture = inline_picture(tmp_path / "drawn.png", 5000, with_legend=False)
+    # Enlarged to a width of 1,024.
+    assert (picture.width, picture.height) == (1024, 512)

@@ -179,6 +179,20 @@ def test_generated_scenes_are_named(study: optuna.Study, tmp_path: Path) -> None
             assert is_red.any() == generated, name
 
 
+def test_pictures_name_the_score_for_people(
+    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "cityscapes_maskrcnn.search.study_report.plot_study",
+        lambda *_, **given: drawn.update(given) or [],
+    )
+    study.set_user_attr(STUDY_CONFIG, {"SEARCH.OBJECTIVE": "segm/AP"})
+    write_study_report(study, "sqlite:///output/search.db", tmp_path)
+    assert drawn["label"] == "official mask AP, %"
+    assert str(drawn["about"]).startswith(f"study {study.study_name} in output/search.db · ")
+
+
 def test_pictures_leave_nothing_behind(study: optuna.Study, tmp_path: Path) -> None:
     before = dict(plt.rcParams), plt.get_fignums()
     write_study_report(study, "memory", tmp_path)

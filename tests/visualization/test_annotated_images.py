@@ -16,11 +16,14 @@ from PIL import Image
 from cityscapes_maskrcnn.data.annotations import load_instances
 from cityscapes_maskrcnn.data.copy_paste import Window, outline
 from cityscapes_maskrcnn.data.registration import register_dataset
+from cityscapes_maskrcnn.data.tree import MANIFEST
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.annotated_images import (
     draw_captioned,
     draw_example,
+    draw_record,
     ground_truth_of,
+    scene_mark,
 )
 from cityscapes_maskrcnn.visualization.drawing import side_by_side
 
@@ -107,7 +110,11 @@ def test_a_hole_of_a_training_example_is_drawn_without_its_seam(kind):
         if kind is BitMasks
         else PolygonMasks([outline(mask, Window(0, 0, 1024, 512))])
     )
-    example = {"image": torch.full((3, 512, 1024), 100, dtype=torch.uint8), "instances": instances}
+    example = {
+        "file_name": "street.png",
+        "image": torch.full((3, 512, 1024), 100, dtype=torch.uint8),
+        "instances": instances,
+    }
     metadata = SimpleNamespace(thing_classes=["car"], thing_colors=[(0, 0, 142)])
     # Below a caption: letters of 1024 / 45 = 23 pixels, 1.8 times that is 41.
     picture = draw_example(example, "RGB", metadata)[41:].astype(int)
@@ -142,3 +149,18 @@ def test_a_caption_says_how_many_objects_and_what_is_hatched(annotations, captio
     assert picture.shape == image.shape
     # It ends within its picture, and not over the next one.
     assert (side_by_side([(what, picture)])[:41, -20:] == 255).all()
+
+
+def test_pictures_of_generated_scenes_say_so(tmp_path, monkeypatch):
+    image = tmp_path / "leftImg8bit" / "val" / "lindau" / "street.png"
+    image.parent.mkdir(parents=True)
+    monkeypatch.chdir(image.parent)
+    assert scene_mark(image) == scene_mark(image.name) == ""
+    (tmp_path / MANIFEST).write_text("{}")
+    assert scene_mark(image) == scene_mark(image.name) == "GENERATED SCENE"
+    Image.fromarray(np.full((512, 1024, 3), 100, np.uint8)).save(image)
+    record = {"file_name": str(image), "height": 512, "width": 1024, "annotations": []}
+    picture = draw_record(record, SimpleNamespace(thing_classes=[], thing_colors=[]))
+    # The colour of warnings, (213, 94, 0), at the right end of the caption.
+    assert (picture[:41, -300:] == (213, 94, 0)).all(axis=2).any()
+    assert not (picture[:41, :-300] == (213, 94, 0)).all(axis=2).any()

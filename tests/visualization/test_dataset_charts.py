@@ -37,6 +37,23 @@ def make(num_objects: int, seed: int = 0) -> DatasetStatistics:
     return measure_dataset(images, THING_CLASSES)
 
 
+def test_names_of_sizes_are_within_their_panel(tmp_path: Path, figures: list[Figure]) -> None:
+    """Even if no object is large."""
+    box = {"bbox": (0, 0, 20, 20), "segmentation": [[0, 0, 20, 0, 20, 20, 0, 20]]}
+    size = {"height": 64, "width": 128}
+    annotations = [{**box, "category_id": 2, "iscrowd": False}]
+    small = measure_dataset(
+        [{"file_name": "x.png", **size, "annotations": annotations}], THING_CLASSES
+    )
+    plot_dataset({"some": small}, THING_COLORS, About(), tmp_path)
+    panel = figures[1].axes[0]
+    figures[1].draw_without_rendering()
+    names = {text.get_text(): text.get_window_extent() for text in panel.texts}
+    assert list(names) == ["small", "medium", "large"]
+    for place in names.values():
+        assert panel.bbox.x0 <= place.x0 < place.x1 <= panel.bbox.x1
+
+
 @pytest.mark.parametrize("counts", [[9], [6, 0]])
 def test_every_picture_is_readable(
     tmp_path: Path,

@@ -216,6 +216,17 @@ def test_pictures_stand_below_their_captions():
     assert side_by_side([("one", grey(10, 2048))]).shape == (83 + 10, 2048, 3)
 
 
+def test_a_warning_does_not_cover_the_caption():
+    red = (213, 94, 0)
+    beside = side_by_side([("one", grey(40, 200)), ("two", grey(40, 200))], "NO")
+    assert beside.shape == (25 + 40, 200 + 7 + 200, 3)
+    assert (beside[:25, -40:] == red).all(axis=2).any()
+    above = side_by_side([("a caption as wide as this", grey(40, 200))], "NO")
+    assert above.shape == (25 + 25 + 40, 200, 3)
+    assert (above[:25] == red).all(axis=2).any()
+    assert not (above[25:50] == red).all(axis=2).any()
+
+
 def test_semantic_labels_leave_out_what_has_no_class():
     train_ids = np.full((512, 1024), 255, dtype=np.uint8)
     train_ids[:, :512] = 0

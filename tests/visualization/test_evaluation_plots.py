@@ -116,7 +116,7 @@ def test_cells_are_separate_and_those_without_objects_grey(
     # Of the 9 rows of misses all classes and the cars have objects.
     texts = [text.get_text() for text in pictures["misses"].axes[0].texts]
     assert texts.count("no objects") == 7 * 3
-    assert texts.count("50%\n5 of 10") == 2 * 3
+    assert texts.count("50 %\n5 of 10") == 2 * 3
     labels = [label.get_text() for label in pictures["misses"].axes[0].get_xticklabels()]
     assert labels == ["small\n< 32² px", "medium\n32² to 96² px", "large\n≥ 96² px"]
 
@@ -140,12 +140,29 @@ def test_a_curve_is_drawn_in_steps_and_a_class_without_one_says_why(
     curve, dot = panels["car"].lines
     assert curve.get_drawstyle() == "steps-mid"
     assert to_hex(curve.get_color()) == "#00008e"
+    # Not from precision 1, which the official code adds at recall 0 and which has no area here.
+    assert curve.get_xydata().tolist() == [[0, 0], [0.5, 0.5]]
+    assert panels["car"].get_title("right") == "AP50 50.0, n = 10"
     assert dot.get_xydata().tolist() == [[0.0, 0.0]]  # at 0.6, the first point from 0.5 upwards
     (text,) = panels["bus"].texts
     assert text.get_text() == "none of 3 objects\nfound at any score"
     (text,) = panels["person"].texts
     assert text.get_text() == "no objects"
     assert not panels["person"].lines
+
+
+def test_misses_leave_out_a_size_without_objects(tmp_path: Path, figures: list[Figure]) -> None:
+    folder = write_tables(tmp_path / "tables", 10)
+    table = (folder / "misses.csv").read_text()
+    (folder / "misses.csv").write_text(table.replace("car,size,large,10,5", "car,size,large,0,0"))
+    plot_errors(folder)
+    sizes, occlusions = figures[-1].axes
+    labels = [label.get_text() for label in sizes.get_xticklabels()]
+    assert labels == ["small\n< 32² px", "medium\n32² to 96² px"]
+    assert sizes.get_title("left").endswith("(no objects: large)")
+    labels = [label.get_text() for label in occlusions.get_xticklabels()]
+    assert labels == ["not occluded\n< 1 %", "heavily occluded\n≥ 35 %"]
+    assert "no objects" not in occlusions.get_title("left")
 
 
 @pytest.mark.parametrize("name", ["per_class", "misses"])

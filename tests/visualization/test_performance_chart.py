@@ -115,6 +115,8 @@ def test_sizes_without_objects_say_so(
     official, coco, by_size = charts(figures[0])
     # This run alone.
     assert len(official) == len(coco) == len(by_size) == 1
+    # Nothing to tell it from.
+    assert {part[0].get_title("left") for part in (official, coco, by_size)} == {""}
     assert [text.get_text() for text in by_size[0].texts] == ["no such objects", "30.0"]
     assert [text.get_text() for text in coco[0].texts] == ["no scores"]
     assert not [text for text in figures[0].texts if "Published" in text.get_text()]

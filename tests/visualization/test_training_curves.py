@@ -161,6 +161,23 @@ def test_throughput_and_waiting(tmp_path, figures, assert_readable):
     assert_readable(figures[0])
 
 
+def test_ticks_are_plain_numbers(tmp_path, figures):
+    """As of a training of one iteration that finds nothing."""
+    row = {"iteration": 0, "total_loss": 2, "lr": 0.00012, "segm/AP": 0.0}
+    (tmp_path / "m.json").write_text(json.dumps(row))
+    plot_training_curves(tmp_path / "m.json", tmp_path / "m.png")
+    rows = {axis.get_title("left"): axis for axis in figures[0].axes}
+
+    def ticks(axis):
+        return [label.get_text() for label in axis.get_ticklabels()]
+
+    assert "0.00009" in ticks(rows["learning rate"].yaxis)
+    # Not 1e-12.
+    assert rows["average precision, %"].get_ylim() == (0, 1.08)
+    low, high = rows["learning rate"].get_xlim()
+    assert [tick for tick in rows["learning rate"].get_xticks() if low <= tick <= high] == [0, 1]
+
+
 def test_losses_of_imitation_are_no_part_of_the_total_beside_that_of_validation(tmp_path, figures):
     curves = {
         "total_loss": {9: 5.0, 19: 3.0, 29: 2.0},
