@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         num_gpus=args.num_gpus,
     )
     steps = recipe.steps()
-    print(f"Every step in a folder of its name in {args.output}:")
+    print(f"Each step writes to {args.output / 'STEP'}:")
     print(format_plan(steps, states := read_states(steps)), flush=True)
     require_inputs(steps, states)
     if args.dry_run:
