@@ -8,8 +8,10 @@ import sys
 from typing import Any
 
 from cityscapes_maskrcnn.utils.stop import end_on_signals
+from cityscapes_maskrcnn.utils.tool import announce_imports
 
 end_on_signals()  # before the slow imports
+announce_imports()
 
 from cityscapes_maskrcnn.cli import argument_parser, launch, setup
 from cityscapes_maskrcnn.engine.run_setup import discard_earlier_run, save_config

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 from cityscapes_maskrcnn.utils.stop import end_on_signals
+from cityscapes_maskrcnn.utils.tool import announce_imports
 
 end_on_signals()  # before the slow imports
+announce_imports()
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe.chain import (

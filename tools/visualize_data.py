@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = build_config(args.config_file, args.opts)
     draw = draw_augmented if args.augmented else draw_annotations
     number = draw(cfg, args)
-    print(f"{number} pictures are in {args.output}")
+    print(f"{number} picture{'s are' if number != 1 else ' is'} in {args.output}")
 
 
 def draw_annotations(_cfg: CfgNode, args: argparse.Namespace) -> int:

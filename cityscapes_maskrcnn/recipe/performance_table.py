@@ -237,7 +237,7 @@ def to_terminal(rows: Sequence[Row]) -> str:
         [[cell(row, column) for column in columns] for row in rows],
         [column.replace("official AP50", "AP50") for column in columns],
         disable_numparse=True,
-        maxcolwidths=[18 if column == "scored on" else None for column in columns],
+        maxcolwidths=[16 if column == "scored on" else None for column in columns],
     )
     notes = [printable(f"{row.name}: {row.note}", 10_000) for row in rows if row.note]
     below = [*notes, *filter(None, [caution(rows)])]

@@ -9,10 +9,20 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing import parent_process
 from pathlib import Path
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.text import printable
+
+
+def announce_imports() -> None:
+    """Say on a terminal what takes long now; call it before the slow imports of a tool.
+
+    Processes that the tool starts import it again, and say nothing.
+    """
+    if parent_process() is None and sys.stdout.isatty():
+        print("Loading PyTorch ...", flush=True)  # noqa: T201
 
 
 def run_tool(main: Callable[[], int | None]) -> int:

@@ -117,7 +117,7 @@ def test_dataset(root, draw_data):
     flags = ("--dataset", "cityscapes_instance_val", "--output", "pictures", "--num-images", "1")
     done = draw_data(*flags)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "1 pictures are in pictures\n"
+    assert done.stdout == "1 picture is in pictures\n"
     (picture,) = (root / "pictures").iterdir()
     assert picture.name in {f"ulm_{number:06d}_000019_ground_truth.png" for number in (0, 1)}
     # Below a caption, as above.
