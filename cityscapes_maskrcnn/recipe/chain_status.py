@@ -103,7 +103,7 @@ class ChainStatus:
         self._running: Step | None = None
         self._start = 0.0
         self._startup: float | None = None
-        # Of its commands, the one under way, and how many of its trainings had begun when looked at.
+        # Which of its commands is under way; how many of its trainings had begun at the last look.
         self._command = 0
         self._trainings = 0
         self._seconds: dict[str, float] = {}
