@@ -23,7 +23,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo deploy-demo test faults lint docs clean
 help:
 	@echo "make setup        create the virtual environment VENV only"
-	@echo "make demo         train, score and draw on generated street scenes, on CPU or GPU"
+	@echo "make demo         train, score and draw on generated street scenes, in about 10 minutes"
+	@echo "                  on two cores, after a set-up of 3 to 5"
 	@echo "make deploy-demo  export, quantise, prune and time what make demo trained, in about 10 minutes"
 	@echo "make test         run the test suite"
 	@echo "make faults       kill, interrupt, fill disks and feed damaged files, in 30 to 75 minutes"
@@ -38,39 +39,42 @@ setup:
 
 # The pictures are of val parts 3 and 4, on which no stage has trained: of the 32 images of each of
 # val's three cities, numbers 24 to 27.
-demo: setup
+demo:
+	@echo "make demo: about 10 minutes on two cores, after a set-up of 3 to 5 the first time"
+	@.ci/setup
 	@.ci/folder mark "$$DEMO"
-	"$$VENV/bin/python" datasets/make_synthetic_cityscapes.py "$$DEMO/datasets" \
+	@.ci/show "$$VENV/bin/python" datasets/make_synthetic_cityscapes.py "$$DEMO/datasets" \
 	  --train 240 --val 96 --test 0 --train-extra 0 --height 128 --width 256 --seed 7
-	DETECTRON2_DATASETS="$$DEMO/datasets" "$$VENV/bin/python" tools/train_stages.py \
+	@.ci/show env DETECTRON2_DATASETS="$$DEMO/datasets" "$$VENV/bin/python" tools/train_stages.py \
 	  --config-dir configs/demo --output "$$DEMO" --trials 2 --confirm 0
-	DETECTRON2_DATASETS="$$DEMO/datasets" "$$VENV/bin/python" tools/visualize_predictions.py \
+	@.ci/show env DETECTRON2_DATASETS="$$DEMO/datasets" "$$VENV/bin/python" tools/visualize_predictions.py \
 	  --config-file "$$DEMO/stage_3/config.yaml" \
 	  --input "$$DEMO"'/datasets/cityscapes/leftImg8bit/val/*/*_00002[4-7]_*.png' \
 	  --output "$$DEMO/pictures" --score-thresh 0.5 \
 	  MODEL.WEIGHTS "$$DEMO/stage_3/model_final.pth"
-	"$$VENV/bin/python" tools/report.py --run "$$DEMO" --output "$$DEMO/report.html"
+	@.ci/show "$$VENV/bin/python" tools/report.py --run "$$DEMO" --output "$$DEMO/report.html"
 	@echo
 	@echo "Report             $$DEMO/report.html"
 	@echo "Pictures           $$DEMO/pictures/"
+	@echo "Data               export DETECTRON2_DATASETS='$$DEMO/datasets'"
 	@echo "TensorBoard        $$VENV/bin/tensorboard --logdir '$$DEMO'"
 
 deploy-demo: setup
 	@.ci/deploy_demo
 
 test: setup
-	"$$VENV/bin/python" -m pytest -q -n 2 --dist loadfile
+	@.ci/show "$$VENV/bin/python" -m pytest -q -n 2 --dist loadfile
 
 faults: setup
-	"$$VENV/bin/python" tests/faults/run.py --seed "$$SEED" --table docs/reliability.md
+	@.ci/show "$$VENV/bin/python" tests/faults/run.py --seed "$$SEED" --table docs/reliability.md
 
 lint: setup
-	"$$VENV/bin/python" -m ruff check .
-	"$$VENV/bin/python" -m ruff format --check .
-	"$$VENV/bin/python" -m mypy
+	@.ci/show "$$VENV/bin/python" -m ruff check .
+	@.ci/show "$$VENV/bin/python" -m ruff format --check .
+	@.ci/show "$$VENV/bin/python" -m mypy
 
 docs: setup
-	NO_MKDOCS_2_WARNING=1 "$$VENV/bin/python" -m mkdocs build --strict
+	@.ci/show env NO_MKDOCS_2_WARNING=1 "$$VENV/bin/python" -m mkdocs build --strict
 
 clean:
 	@.ci/folder remove "$$DEMO"

@@ -51,7 +51,8 @@ from cityscapes_maskrcnn.utils.yaml_files import MAX_BYTES, check_yaml
 def argument_parser(description: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """Make a parser with exactly Detectron2's flags.
 
-    The only difference is the default of ``--dist-url``: ``auto``, a free port of this machine.
+    Only the default of ``--dist-url`` differs (``auto``, a free port of this machine), and the help
+    where Detectron2's speaks of its own code.
 
     Args:
         description: one sentence about what the tool does.
@@ -60,9 +61,14 @@ def argument_parser(description: str, epilog: str | None = None) -> argparse.Arg
     parser = default_argument_parser(epilog=epilog)
     parser.description = description
     parser.set_defaults(dist_url="auto")
+    actions = {action.dest: action for action in parser._actions}
     # Detectron2 describes its LazyConfig here.
-    (opts,) = (action for action in parser._actions if action.dest == "opts")
+    opts = actions["opts"]
     opts.metavar, opts.help = "KEY VALUE", "config keys and their values, after all flags"
+    actions["resume"].help = (
+        "continue the run in OUTPUT_DIR from its last checkpoint, for instance after an"
+        " interruption; where there is none, start"
+    )
     return parser
 
 

@@ -55,7 +55,7 @@ def main() -> int | None:
     look = {"height": args.height, "width": args.width, "seed": args.seed}
     found = find_dataset(args.root, counts, **look)
     tree = found or generate_dataset(args.root, counts, **look, num_workers=args.num_workers)
-    total = ", ".join(f"{split} {count}" for split, count in counts.items())
+    total = ", ".join(f"{split} {count}" for split, count in counts.items() if count)
     state = "already there" if found else "written"
     print(f"{tree}: {total} images of {args.height}x{args.width}, {state}")
     print(f"to use it: export DETECTRON2_DATASETS={shlex.quote(str(args.root))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,18 @@ def test_folders_with_spaces(checkout: Path) -> None:
     assert "my out/datasets/cityscapes/leftImg8bit/val/*/*_00002[4-7]_*.png" in words
     assert "my out/stage_3/model_final.pth" in words
     assert make(checkout, "test").stdout == "-m|pytest|-q|-n|2|--dist|loadfile|"
+
+
+def test_commands_are_shown_such_that_they_can_be_pasted(checkout: Path) -> None:
+    done = make(checkout, "test")
+    assert done.stderr == "$ my\\ venv/bin/python -m pytest -q -n 2 --dist loadfile\n"
+    done = make(checkout, "demo")
+    assert "about 10 minutes" in done.stdout.splitlines()[0]
+    shown = [shlex.split(line) for line in done.stderr.splitlines() if line.startswith("$ ")]
+    assert [words[-1] for words in shown if "tools/report.py" in words] == ["my out/report.html"]
+    (train,) = (words for words in shown if "tools/train_stages.py" in words)
+    assert train[1:4] == ["env", "DETECTRON2_DATASETS=my out/datasets", "my venv/bin/python"]
+    assert done.stdout.splitlines()[-2].endswith("export DETECTRON2_DATASETS='my out/datasets'")
 
 
 def test_deploy_demo_takes_what_the_demo_left(checkout: Path) -> None:

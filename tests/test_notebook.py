@@ -87,7 +87,7 @@ def test_nothing_is_installed_again(cells: dict[str, NotebookNode]) -> None:
 
 
 def test_it_trains_scores_and_exports(cells: dict[str, NotebookNode], output: Path) -> None:
-    assert "train 4, val 6, test 0, train_extra 0 images of 96x192" in text_of(cells["data"])
+    assert "train 4, val 6 images of 96x192" in text_of(cells["data"])
     assert "scores/stage_1: complete" in text_of(cells["train"])
     (table,) = (each.data["text/markdown"] for each in cells["score"].outputs[:1])
     assert "val parts 3-4 of 4" in table

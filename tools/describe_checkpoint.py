@@ -31,13 +31,14 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", metavar="FILE", help="a .pth, .ckpt, .safetensors or .pkl file")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--config", action="store_true", help="print the whole config too")
+    parser.add_argument("--json", action="store_true", help="print JSON, with the config")
     args = parser.parse_args(argv)
     description = describe_checkpoint(Path(args.file))
     if args.json:
         print(to_json(description, indent=1), end="")
     else:
-        print(format_description(description))
+        print(format_description(description, with_config=args.config))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import argparse
 import sys
 from typing import Any
 
-from cityscapes_maskrcnn.utils.startup import start_tool
+from cityscapes_maskrcnn.utils.startup import announce_imports, start_tool
 
 start_tool()  # before the slow imports
+announce_imports()
 
 from cityscapes_maskrcnn.cli import argument_parser, launch, setup
 from cityscapes_maskrcnn.engine.run_setup import discard_earlier_run, save_config

@@ -8,9 +8,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from cityscapes_maskrcnn.utils.startup import start_tool
+from cityscapes_maskrcnn.utils.startup import announce_imports, start_tool
 
 start_tool()  # before the slow imports
+announce_imports()
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe.chain import (
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         num_gpus=args.num_gpus,
     )
     steps = recipe.steps()
-    print(f"Every step in a folder of its name in {args.output}:")
+    print(f"Each step writes to {args.output / 'STEP'}:")
     print(format_plan(steps, states := read_states(steps)), flush=True)
     require_inputs(steps, states)
     if args.dry_run:

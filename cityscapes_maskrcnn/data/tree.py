@@ -79,7 +79,7 @@ def require_folder(path: str | Path) -> None:
     missing = path
     while not missing.parent.is_dir():
         missing = missing.parent
-    place = "" if missing == path else f", on the way to {path}"
+    place = "" if missing == path else f", so {path} cannot be read"
     raise InputError(f"{missing}: no such folder{place} ({_advice(path, missing)})")
 
 

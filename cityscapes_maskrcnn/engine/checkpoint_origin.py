@@ -261,8 +261,13 @@ def _short(value: object) -> str:
     return printable(reprlib.repr(value), 100)
 
 
-def format_description(description: Mapping[str, Any]) -> str:
-    """Write a description as text, the long config first: a terminal shows the end of it."""
+def format_description(description: Mapping[str, Any], *, with_config: bool = False) -> str:
+    """Write a description as text.
+
+    Args:
+        description: of :func:`describe_checkpoint`.
+        with_config: write the config too, hundreds of lines, and first: a terminal shows the end.
+    """
     tensors = description["tensors"]
     by_part = ", ".join(f"{part} {count}" for part, count in tensors["parts"].items())
     rows: dict[str, Sequence[str]] = {
@@ -298,7 +303,10 @@ def format_description(description: Mapping[str, Any]) -> str:
     config = description["config"]
     if config is None:
         return "\n".join([*lines, f"{'config':12}{_NOT_RECORDED}"])
-    return "\n".join(["config:", *(f"  {_indented(each)}" for each in config.splitlines()), *lines])
+    config_lines = config.splitlines()
+    if not with_config:
+        return "\n".join([*lines, f"{'config':12}{len(config_lines)} lines; --config shows them"])
+    return "\n".join(["config:", *(f"  {_indented(each)}" for each in config_lines), *lines])
 
 
 def _parent_rows(parents: Sequence[Mapping[str, str]] | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -23,18 +24,34 @@ _LOSSES: Final = {"total_loss": "loss", "validation/total_loss": "validation los
 
 
 def describe_run(summary: Mapping[str, Any]) -> list[str]:
-    """Describe a training that has ended in two short lines.
+    """Describe a training that has ended in a few short lines.
 
     Args:
-        summary: of :class:`.summary.RunSummary`.
+        summary: of :class:`.summary.RunSummary`; those of earlier versions have no
+            ``measured``.
     """
+    final = summary["final"]
+    scores = ", ".join(_scores(final))
+    measured = summary.get("measured", ())
+    if scores and len(measured) == 1:
+        scores += f" on {short_name(measured[0])}"
     epochs = f", {summary['epochs']:.3g} epochs," if summary["epochs"] else ""
     memory = f"{summary['peak_memory_bytes'] / 2**30:.1f} GB {summary['memory']}"
-    return [
+    lines = [
         f"{summary['iterations']:,} iterations{epochs} in {format_time(summary['seconds'])}, "
         f"of which evaluation {format_time(summary['evaluation_seconds'])}",
-        ", ".join([*outcome(summary["final"]), f"peak {memory}"]),
+        scores,
+        ", ".join([*_losses(final), f"peak {memory}"]),
     ]
+    return [line for line in lines if line]
+
+
+def short_name(dataset: str) -> str:
+    """``val parts 3-4 of 4`` for ``cityscapes_instance_val_part3and4of4``."""
+    name = dataset.removeprefix("cityscapes_").removeprefix("instance_")
+    name = name.replace("coarse_semantic_", "coarse ")
+    name = re.sub(r"_part(\d+)and(\d+)of(\d+)$", r" parts \1-\2 of \3", name)
+    return re.sub(r"_part(\d+)of(\d+)$", r" part \1 of \2", name)
 
 
 def outcome(latest: Mapping[str, float]) -> list[str]:
@@ -44,13 +61,19 @@ def outcome(latest: Mapping[str, float]) -> list[str]:
         latest: the last value of everything in ``metrics.json``. Of several scores, or datasets,
             the first is named.
     """
+    return _scores(latest) + _losses(latest)
+
+
+def _scores(latest: Mapping[str, float]) -> list[str]:
     found = [(name, end) for end in _SCORES for name in latest if f"/{name}".endswith(f"/{end}")]
     parts = [f"{_SCORES[end]} {latest[name]:.1f}" for name, end in found[:1]]
     if found and f"{found[0][0]}50" in latest:
         parts.append(f"AP50 {latest[f'{found[0][0]}50']:.1f}")
-    return parts + [
-        f"{text} {latest[name]:.3g}" for name, text in _LOSSES.items() if name in latest
-    ]
+    return parts
+
+
+def _losses(latest: Mapping[str, float]) -> list[str]:
+    return [f"{text} {latest[name]:.3g}" for name, text in _LOSSES.items() if name in latest]
 
 
 def final_values(latest: Mapping[str, float]) -> dict[str, float]:

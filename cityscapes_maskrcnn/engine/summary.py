@@ -27,7 +27,13 @@ from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.utils.files import file_digest, write_json
 from cityscapes_maskrcnn.utils.memory import peak_resident_bytes
 from cityscapes_maskrcnn.utils.process_identity import seconds_since_start
+from cityscapes_maskrcnn.visualization.overfitting import find_gap
 from cityscapes_maskrcnn.visualization.style import About
+from cityscapes_maskrcnn.visualization.training_curves import (
+    METRICS_FILE,
+    read_curves,
+    without_imitation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +41,15 @@ logger = logging.getLogger(__name__)
 class RunSummary(HookBase):
     """Write ``OUTPUT_DIR/summary.json`` when training got to its end; main process only.
 
-    It holds ``train`` (names of datasets), ``generated`` (whether one of them is of generated
-    scenes), ``images`` (trained on in an epoch), ``iterations``, ``epochs``, ``parameters``,
-    ``trainable_parameters``, ``seconds`` (training with its evaluations and checkpoints; what a
-    killed run did after its last checkpoint is not counted), ``startup_seconds`` (before them, of
-    the process that got to the end), ``evaluations`` and ``evaluation_seconds`` (of all of them),
-    ``peak_memory_bytes`` and ``memory`` (which: ``"GPU"``, allocated by the main process, or
-    ``"RAM"``, resident, of the main process), and ``final`` (:func:`.outcome.final_values`).
+    It holds ``train`` (names of datasets), ``measured`` (those that are scored during training),
+    ``generated`` (whether one of ``train`` is of generated scenes), ``images`` (trained on in an
+    epoch), ``iterations``, ``epochs``, ``parameters``, ``trainable_parameters``, ``seconds``
+    (training with its evaluations and checkpoints; what a killed run did after its last checkpoint
+    is not counted), ``startup_seconds`` (before them, of the process that got to the end),
+    ``evaluations`` and ``evaluation_seconds`` (of all of them), ``peak_memory_bytes`` and
+    ``memory`` (which: ``"GPU"``, allocated by the main process, or ``"RAM"``, resident, of the main
+    process), and ``final`` (:func:`.outcome.final_values`, the training loss smoothed as in
+    ``overfitting.png``).
 
     Args:
         cfg: the frozen config.
@@ -74,6 +82,7 @@ class RunSummary(HookBase):
         state = self.state_dict()
         summary = {
             "train": list(self._cfg.DATASETS.TRAIN),
+            "measured": list(self._cfg.DATASETS.VAL or self._cfg.DATASETS.TEST),
             "generated": any(map(is_generated_dataset, self._cfg.DATASETS.TRAIN)),
             "images": self._images,
             "iterations": iterations,
@@ -87,12 +96,22 @@ class RunSummary(HookBase):
             "evaluation_seconds": round(self._clock.evaluation_seconds, 1),
             "peak_memory_bytes": state["peak_memory_bytes"],
             "memory": "GPU" if _on_gpu(model) else "RAM",
-            "final": final_values(latest_values(self.trainer.storage)),
+            "final": final_values(latest_values(self.trainer.storage) | self._training_loss()),
         }
         write_json(Path(self._cfg.OUTPUT_DIR) / SUMMARY_FILE, summary)
         stage = Path(self._cfg.OUTPUT_DIR).resolve().name
         for line in describe_run(summary):
             logger.info("%s: %s", stage, line)
+
+    def _training_loss(self) -> dict[str, float]:
+        """Smooth the training loss as ``overfitting.png`` does, so that both say the same."""
+        file = Path(self._cfg.OUTPUT_DIR) / METRICS_FILE
+        if not file.is_file():  # of a writer of the user's own
+            return {}
+        curves = read_curves(file)
+        training = without_imitation(curves)
+        gap = find_gap(training, curves.get("validation/total_loss") or training)
+        return {"total_loss": gap.training} if gap else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what a resumed run adds to."""

@@ -62,7 +62,7 @@ def require_inputs(steps: Sequence[Step], states: Mapping[str, StepState]) -> No
     ]
     if missing:
         listed = "; ".join(f"{names}: {what} missing" for what, names in group_by_text(missing))
-        raise InputError(f"{listed}, see below the plan; nothing is done")
+        raise InputError(f"{listed}, see the list below the plan; nothing is done")
 
 
 def _note_call(steps: Sequence[Step], output: Path) -> None:
@@ -142,7 +142,8 @@ def _run_steps(
                 raise InputError(f"{step.name}: it starts from {path}, which is missing")
         step.begin()
         status.began(step)
-        for command in step.commands:
+        for number, command in enumerate(step.commands):
+            status.command(number)
             failure = run_child(
                 command,
                 step.folder / LOG_FILE,

@@ -17,6 +17,7 @@ from cityscapes_maskrcnn.engine.outcome import (
     SUMMARY_FILE,
     describe_run,
     outcome,
+    short_name,
 )
 from cityscapes_maskrcnn.recipe.step import Step, StepState
 from cityscapes_maskrcnn.utils.progress import (
@@ -36,13 +37,13 @@ _WIDTH: Final = 80
 def format_plan(steps: Sequence[Step], states: Mapping[str, StepState]) -> str:
     """Draw the plan: a row a step, and below it a line for all that is missing.
 
-    Names of datasets go without their common beginning.
+    Datasets have their short names.
     """
     without = steps_without_inputs(steps, states)
     rows = [
         (
             step.name,
-            step.data.replace("cityscapes_", ""),
+            " -> ".join(", ".join(map(short_name, side.split())) for side in step.data.split("->")),
             f"{step.images:,}" if step.images else "-",
             f"{step.iterations:,}" if step.iterations else "-",
             f"{' and '.join(step.missing)} missing" if step in without else states[step.name].value,
@@ -102,6 +103,9 @@ class ChainStatus:
         self._running: Step | None = None
         self._start = 0.0
         self._startup: float | None = None
+        # Which of its commands is under way; how many of its trainings had begun at the last look.
+        self._command = 0
+        self._trainings = 0
         self._seconds: dict[str, float] = {}
 
     def kept(self, step: Step) -> None:
@@ -119,6 +123,7 @@ class ChainStatus:
         self._states[step.name] = StepState.RUNNING
         self._running, self._start, self._progress = step, self._now(), None
         self._progress_file.unlink(missing_ok=True)
+        self._command, self._trainings = 0, self._begun(step)
         self._next_line = self._start + 60
         number = 1 + self._steps.index(step)
         amount = f"{step.iterations:,} iterations on " if step.iterations else ""
@@ -126,6 +131,10 @@ class ChainStatus:
         expected = self.remaining(step)
         about = f", about {format_time(expected)}" if expected else ""
         self._line.write(f"[{number}/{len(self._steps)}] {step.name}{images}{about}")
+
+    def command(self, number: int) -> None:
+        """Note which command of the step starts now, counted from 0."""
+        self._command = number
 
     def ended(self, step: Step) -> None:
         """Write what a step took, and what came of it."""
@@ -150,6 +159,10 @@ class ChainStatus:
         """Write the live line, or a plain one, if it is time."""
         if self._running is None:
             return
+        if self._begun(self._running) != self._trainings:
+            # What is noted there is of the training before.
+            self._trainings = self._begun(self._running)
+            self._progress_file.unlink(missing_ok=True)
         self._progress = read_progress(self._progress_file)
         if self._progress and self._startup is None:
             self._startup = self._now() - self._start
@@ -160,11 +173,13 @@ class ChainStatus:
 
     def parts(self, step: Step) -> list[str]:
         """Build the parts of the line: step, progress, remaining times, details."""
-        progress = self._progress or Progress(done="starting up")
+        activity = step.activities[self._command] if step.activities else ""
+        progress = self._progress or Progress(done=activity or "starting up")
         # What earlier steps took tells what evaluations will take.
         partial = progress.is_partial and self._image_seconds() is None
         eta = replace(progress, eta=self.remaining(step), is_partial=partial).eta_text()
-        done = f"training {self._begun(step)}/{step.processes}" if step.processes > 1 else ""
+        is_search = step.iterations and step.processes > 1 and not activity
+        done = f"training {self._begun(step)}/{step.processes}" if is_search else ""
         rest = self.remaining_of_all()
         more = "+" if rest is not None and self._image_seconds() is None else ""
         return [
@@ -204,7 +219,8 @@ class ChainStatus:
         alike = [each for each in self._steps if each.name in self._seconds and _only_scores(each)]
         if _only_scores(step) and alike:
             # Its own kind tells more than the evaluations of a training do.
-            return self._seconds[alike[-1].name] * step.images / max(1, alike[-1].images)
+            images = max(1, alike[-1].evaluated_images)
+            return self._seconds[alike[-1].name] * step.evaluated_images / images
         pace = self._pace()
         if pace is None:
             return None
@@ -248,7 +264,9 @@ class ChainStatus:
         return float(value) if isinstance(value, int | float) else None
 
     def _begun(self, step: Step) -> int:
-        """Count the trainings of a search that have begun."""
+        """Count the trainings of a search, or the commands of a scoring, that have begun."""
+        if _only_scores(step):
+            return 1 + self._command
         return min(step.processes, max(1, len(list(step.folder.glob("trials/*/console.txt")))))
 
 
@@ -271,13 +289,13 @@ def _results(step: Step) -> list[str]:
             return describe_run(_read_summary(step))
         if _only_scores(step):
             content = json.loads((step.folder / SCORES_FILE).read_text(encoding="utf-8"))
-            (scored,) = content["datasets"].values()
+            ((name, scored),) = content["datasets"].items()
             scores = {
-                f"{task}/{name}": value
+                f"{task}/{metric}": value
                 for task, values in scored["results"].items()
-                for name, value in values.items()
+                for metric, value in values.items()
             }
-            return [", ".join(outcome(scores))]
+            return [f"{', '.join(outcome(scores))} on {short_name(name)}"]
     return []
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -18,6 +18,7 @@ from typing import Any, Final
 import yaml
 from tabulate import tabulate
 
+from cityscapes_maskrcnn.engine.outcome import short_name
 from cityscapes_maskrcnn.recipe.stage_table import STAGES
 from cityscapes_maskrcnn.utils.files import read_json
 from cityscapes_maskrcnn.utils.text import printable
@@ -131,7 +132,7 @@ def stage_rows(output: Path) -> list[Row]:
         if not summary:
             continue
         cost = {
-            "trained_on": ", ".join(map(_short, summary.get("train", ()))),
+            "trained_on": ", ".join(map(short_name, summary.get("train", ()))),
             "trained_images": summary["images"],
             "epochs": summary["epochs"],
             "trainable": summary["trainable_parameters"],
@@ -148,7 +149,7 @@ def stage_rows(output: Path) -> list[Row]:
                 Row(
                     group=THIS_RUN,
                     name=name,
-                    split=_short(split),
+                    split=short_name(split),
                     dataset=split,
                     official=_chosen(results.get("segm", {}), ("AP", "AP50")),
                     coco=_chosen(results.get("coco_segm", {}), COCO_SCORES),
@@ -225,6 +226,25 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def to_terminal(rows: Sequence[Row]) -> str:
+    """Write the main scores of this run's stages for a terminal of 80 columns, and the notes."""
+    columns = ["stage", "official AP", "official AP50", "COCO-style AP", "time"]
+    places = dict.fromkeys(cell(row, "scored on") for row in rows if row.split)
+    if len(places) > 1:
+        columns.insert(1, "scored on")
+    where = f", on {next(iter(places))}" if len(places) == 1 else ""
+    table = tabulate(
+        [[cell(row, column) for column in columns] for row in rows],
+        [column.replace("official AP50", "AP50") for column in columns],
+        disable_numparse=True,
+        maxcolwidths=[16 if column == "scored on" else None for column in columns],
+    )
+    notes = [printable(f"{row.name}: {row.note}", 10_000) for row in rows if row.note]
+    below = [*notes, *filter(None, [caution(rows)])]
+    lines = [line for text in below for line in textwrap.wrap(text, 80)]
+    return "\n".join([f"Scores in percent{where}", "", table, "", *lines]).rstrip() + "\n"
+
+
 def to_csv(rows: Iterable[Row]) -> str:
     """Write the table for programs: one line a row, raw numbers, empty where nothing is known."""
     file = io.StringIO()
@@ -278,14 +298,6 @@ def cell(row: Row, column: str) -> str:
     }
     value, text = formats[column]
     return "-" if value in (None, "") else printable(text(value))
-
-
-def _short(dataset: str) -> str:
-    """``val parts 3-4 of 4`` for ``cityscapes_instance_val_part3and4of4``."""
-    name = dataset.removeprefix("cityscapes_").removeprefix("instance_")
-    name = name.replace("coarse_semantic_", "coarse ")
-    name = re.sub(r"_part(\d+)and(\d+)of(\d+)$", r" parts \1-\2 of \3", name)
-    return re.sub(r"_part(\d+)of(\d+)$", r" part \1 of \2", name)
 
 
 def _time(seconds: float) -> str:

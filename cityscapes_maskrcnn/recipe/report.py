@@ -17,6 +17,7 @@ from cityscapes_maskrcnn.recipe.performance_table import (
     stage_rows,
     to_csv,
     to_markdown,
+    to_terminal,
 )
 from cityscapes_maskrcnn.recipe.stage_table import GALLERY_FOLDER, STAGES
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -34,7 +35,7 @@ def write_recipe_report(output: Path) -> str:
         output: of :func:`.chain.run_chain`.
 
     Returns:
-        The table of this run and a line for every file and folder, for the terminal.
+        For a terminal: the main scores of this run, and a line for every file and folder.
 
     Raises:
         InputError: no stage is complete, or a file is damaged or cannot be written.
@@ -86,7 +87,7 @@ def write_recipe_report(output: Path) -> str:
         replace(about, dataset="", num_images=None, protocol="training loss smoothed"),
     )
     places = [
-        ("Performance", "performance.md"),
+        ("Whole table", "performance.md"),
         ("  as a picture", "performance.png"),
         ("  for programs", "performance.csv"),
         ("Overfitting", "overfitting.png"),
@@ -96,7 +97,7 @@ def write_recipe_report(output: Path) -> str:
         *((f"Stage {STAGES[stage]}", stage) for stage in stages),
     ]
     found = [f"{what:<18} {output / name}" for what, name in places if (output / name).exists()]
-    return "\n".join([to_markdown(ours), *found])
+    return "\n".join([to_terminal(ours), *found])
 
 
 def _with_semantic_score(row: Row, output: Path) -> Row:

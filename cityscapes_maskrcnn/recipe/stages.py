@@ -167,6 +167,7 @@ class Recipe:
             name="anchors",
             folder=folder,
             commands=(self._tool("cluster_anchors.py", flags, *self._opts),),
+            activities=("fitting",),
             settings={
                 **{key: value for key, value in _flat_texts(cfg).items() if key in _FIT_SETTINGS},
                 **self._images_setting(cfg.DATASETS.TRAIN),
@@ -197,6 +198,7 @@ class Recipe:
         return replace(
             step,
             commands=(tune, analyze),
+            activities=("", "analysing"),
             outputs=(best.name, matching.name),
             iterations=runs * step.iterations,
             processes=runs,
@@ -233,14 +235,17 @@ class Recipe:
             name=f"scores/{stage}",
             folder=folder,
             commands=tuple(commands),
+            activities=("", "drawing the gallery")[: len(commands)],
             settings={"DATASETS.TEST": str(names), **self._images_setting(names)},
             defaults=self._defaults,
             needs={f"{stage}/{WEIGHTS}": weights},
             outputs=(SCORES_FILE,),
             data=" ".join(names),
             images=0 if missing else _num_images(names),
-            evaluations=1,
-            evaluated_images=0 if missing else _num_images(names),
+            # The gallery takes as long as the scores: the model predicts once more.
+            processes=len(commands),
+            evaluations=len(commands),
+            evaluated_images=0 if missing else len(commands) * _num_images(names),
             missing=missing,
         )
 

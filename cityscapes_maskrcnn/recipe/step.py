@@ -48,6 +48,8 @@ class Step:
         name: ``stage_1``, ``search``, ``scores/stage_1``, ...
         folder: where everything it writes is.
         commands: run one after the other; all can be run again after an interruption.
+        activities: what each command does, for the status; empty for one that notes its progress.
+            Without any, all do.
         settings: config keys and values, as text, that make it what it is.
         ignored: config keys that are no settings, though earlier versions noted some of them.
         defaults: of all config keys, as text.
@@ -73,6 +75,7 @@ class Step:
     settings: Mapping[str, str]
     needs: Mapping[str, Path]
     outputs: tuple[str, ...]
+    activities: tuple[str, ...] = ()
     data: str = ""
     images: int = 0
     iterations: int = 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from multiprocessing import parent_process
 
 from cityscapes_maskrcnn.utils.stop import end_on_signals
 
@@ -19,3 +21,12 @@ def start_tool() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         # GNU's OpenMP, which torch comes with, reads it when it is loaded.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def announce_imports() -> None:
+    """Say on a terminal what takes long now; call it before the slow imports of a tool.
+
+    Processes that the tool starts import it again, and say nothing.
+    """
+    if parent_process() is None and sys.stdout.isatty():
+        print("Loading PyTorch ...", flush=True)  # noqa: T201

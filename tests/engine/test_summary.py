@@ -8,14 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 
+from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.engine.run_clock import RunClock
 from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
+from cityscapes_maskrcnn.visualization.overfitting import find_gap
+from cityscapes_maskrcnn.visualization.training_curves import read_curves
 
 
 def test_augmented_scores_stand_beside_plain_ones(small_root: Path, tmp_path: Path) -> None:
@@ -48,6 +52,7 @@ def test_generated_scenes_are_told_from_real_ones(small_root: Path, tmp_path: Pa
     # Taken for real: nothing beside its images says that they are generated.
     shutil.copytree(small_root, real, ignore=shutil.ignore_patterns("synthetic.json"))
     cfg = get_cfg()
+    add_cityscapes_maskrcnn_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path)
     cfg.DATASETS.TRAIN = ("cityscapes_coarse_semantic_train",)
     cfg.DATASETS.TEST = ("cityscapes_instance_val",)
@@ -66,6 +71,29 @@ def test_generated_scenes_are_told_from_real_ones(small_root: Path, tmp_path: Pa
     cfg.DATASETS.TRAIN = ("of_somebody_else",)
     summary.after_train()
     assert json.loads((tmp_path / "summary.json").read_text())["generated"] is False
+
+
+def test_the_training_loss_is_the_one_of_the_chart(tmp_path: Path) -> None:
+    """Not that of the last batch, which says little; with and without a validation loss."""
+    cfg = get_cfg()
+    add_cityscapes_maskrcnn_config(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    summary = RunSummary(cfg, images=1, clock=RunClock())
+    model = torch.nn.Linear(1, 1)
+    with EventStorage(100) as storage:
+        storage.put_scalar("total_loss", 9.0)
+    summary.trainer = SimpleNamespace(iter=100, max_iter=100, model=model, storage=storage)
+    losses = [{"iteration": at, "total_loss": 2 - at / 100} for at in range(100)]
+    for validation in ([], [{"iteration": 99, "validation/total_loss": 1.2}]):
+        lines = map(json.dumps, [*losses, *validation])
+        (tmp_path / "metrics.json").write_text("\n".join(lines))
+        curves = read_curves(tmp_path / "metrics.json")
+        summary.after_train()
+        said = json.loads((tmp_path / "summary.json").read_text())["final"]["total_loss"]
+        # The mean of the last three of a hundred.
+        assert said == pytest.approx(1.02)
+        gap = find_gap(curves["total_loss"], curves.get("validation/total_loss", {}))
+        assert gap is None or gap.training == said
 
 
 def test_a_summary_adds_up_over_resumes() -> None:

@@ -56,10 +56,15 @@ def test_the_plan_has_a_row_a_step(chain: list[Step]) -> None:
 
 
 def test_the_plan_fits_into_80_columns(chain: list[Step]) -> None:
-    long = "cityscapes_instance_val_part1of4 cityscapes_instance_val_part2of4 -> " + "x" * 25
+    long = (
+        "cityscapes_instance_val_part1of4 cityscapes_instance_val_part2of4 -> "
+        "cityscapes_coarse_semantic_pretrain_val"
+    )
     table = format_plan([replace(each, data=long) for each in chain], states(chain))
     assert max(map(len, table.splitlines())) <= 80
-    assert "instance_val_part1of4" in table
+    assert "val part 1 of 4, val" in table
+    # Whole: no word is broken.
+    assert "pretrain_val" in table
 
 
 def test_the_plan_lists_what_is_missing(chain: list[Step]) -> None:
@@ -79,7 +84,7 @@ def test_the_plan_lists_what_is_missing(chain: list[Step]) -> None:
         require_inputs(lost, states(chain))
     assert str(caught.value) == (
         "stage_1: data and weights missing; stage_2: weights missing; scores: data missing, see "
-        "below the plan; nothing is done"
+        "the list below the plan; nothing is done"
     )
     # A step that is complete needs none.
     assert "missing" not in format_plan(lost[:1], {"stage_1": DONE})
@@ -138,13 +143,15 @@ def test_later_steps_follow_what_was_measured(chain: list[Step]) -> None:
     summary = {"seconds": 330, "iterations": 1000, "evaluation_seconds": 80, "epochs": None}
     summary |= {"peak_memory_bytes": 2**30, "memory": "RAM"}
     summary["final"] = {"total_loss": 1.5, "segm/AP": 8.94, "segm/AP50": 20}
+    summary["measured"] = ["cityscapes_instance_val_part2of4"]
     (chain[0].folder / "summary.json").write_text(json.dumps(summary))
     status.ended(chain[0])
     assert status.lines() == [
         "[1/4] stage_1: 1,000 iterations on 1,500 images",
         "stage_1: complete after 6:40",
         "stage_1: 1,000 iterations in 5:30, of which evaluation 1:20",
-        "stage_1: AP 8.9, AP50 20.0, loss 1.5, peak 1.0 GB RAM",
+        "stage_1: AP 8.9, AP50 20.0 on val part 2 of 4",
+        "stage_1: loss 1.5, peak 1.0 GB RAM",
     ]
     status.began(chain[1])
     # Two trainings, each of which starts up: 2 x 5 s + 400 x 0.25 s
@@ -157,6 +164,11 @@ def test_later_steps_follow_what_was_measured(chain: list[Step]) -> None:
     status.at(440.0, done="10/200", eta=70.0, pace=0.25)
     assert status.remaining(chain[1]) == pytest.approx(70 + 110 / 2, abs=1)
     assert status.parts(chain[1])[:3] == ["search", "training 1/2", "10/200"]
+    # The second one starts up: what is noted is still of the first.
+    (chain[1].folder / "trials" / "0001").mkdir()
+    (chain[1].folder / "trials" / "0001" / "console.txt").touch()
+    status.tick()
+    assert status.parts(chain[1])[:3] == ["search", "training 2/2", "starting up"]
     status.pause()
     status.seconds = 900.0
     status.tick()
@@ -182,7 +194,7 @@ def test_a_log_gets_a_line_a_minute_without_control_characters(chain: list[Step]
 def test_scores_are_shown_at_the_end_of_scoring(chain: list[Step]) -> None:
     status = Status(chain)
     scores = {"segm": {"AP": 9.04, "AP50": 21.0, "AP-car": 40.0}}
-    content = {"datasets": {"some_val": {"images": 30, "results": scores}}}
+    content = {"datasets": {"cityscapes_instance_val": {"images": 30, "results": scores}}}
     (chain[3].folder / "scores.json").write_text(json.dumps(content))
     status.began(chain[3])
     status.seconds = 100.0
@@ -190,10 +202,36 @@ def test_scores_are_shown_at_the_end_of_scoring(chain: list[Step]) -> None:
     status.finished()
     assert status.lines()[1:] == [
         "scores: complete after 1:40",
-        "scores: AP 9.0, AP50 21.0",
+        "scores: AP 9.0, AP50 21.0 on val",
         "all steps complete after 1:40",
     ]
     # Scoring as many images again takes as long.
     other = replace(chain[3], name="scores/other")
     status._states[other.name] = NEW
-    assert status.remaining(replace(other, images=3000)) == pytest.approx(200)
+    assert status.remaining(replace(other, evaluated_images=60)) == pytest.approx(200)
+
+
+def test_what_notes_no_progress_is_named_and_counted(chain: list[Step]) -> None:
+    chain[1] = replace(chain[1], activities=("", "analysing"))
+    chain[2] = replace(chain[3], name="first scores")
+    changes = {"processes": 2, "evaluations": 2, "evaluated_images": 60}
+    chain[3] = replace(chain[3], activities=("", "drawing the gallery"), **changes)
+    status = Status(chain)
+    status.began(chain[1])
+    status.command(1)
+    status.tick()
+    assert status.parts(chain[1])[:2] == ["search", "analysing"]
+    status.ended(chain[1])
+    status.began(chain[2])
+    status.seconds = 20.0
+    status.ended(chain[2])
+    status.began(chain[3])
+    status.command(0)
+    # Scored after 15 s more; the gallery takes as long as the first scores did.
+    status.at(25.0, done="scoring 11/30", eta=10.0)
+    assert status.parts(chain[3])[:3] == ["scores", "scoring 11/30", "ETA 0:30"]
+    status.command(1)
+    status.pause()
+    status.seconds = 35.0
+    status.tick()
+    assert status.parts(chain[3])[:3] == ["scores", "drawing the gallery", "ETA 0:25"]

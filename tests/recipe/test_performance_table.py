@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cityscapes_maskrcnn.recipe.performance_table import (
     stage_rows,
     to_csv,
     to_markdown,
+    to_terminal,
 )
 from cityscapes_maskrcnn.recipe.report import write_recipe_report
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -119,12 +121,29 @@ def test_time(seconds: float, expected: str) -> None:
     assert cell(Row(group="this run", name="1 heads", seconds=seconds), "time") == expected
 
 
+def test_the_table_of_the_terminal_fits_into_80_columns(output: Path) -> None:
+    rows = stage_rows(output)
+    lines = to_terminal(rows).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "Scores in percent, on val parts 3-4 of 4 (250 images)"
+    assert lines[2].split() == ["stage", "official", "AP", "AP50", "COCO-style", "AP", "time"]
+    assert lines[5].split() == ["1", "heads", "20.0", "40.0", "27.1", "1", "h", "30", "min"]
+    assert "3 refined: not honest: 125 of the 250 images" in " ".join(lines)
+    # Scored on several parts: each row says on which.
+    rows.append(replace(rows[1], split="val part 1 of 4"))
+    lines = to_terminal(rows).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "Scores in percent"
+    assert lines[2].split()[:3] == ["stage", "scored", "on"]
+
+
 def test_the_report_writes_all_and_says_where(output: Path) -> None:
     printed = write_recipe_report(output)
     for name in ("performance.md", "performance.csv", "performance.png", "overfitting.png"):
         assert (output / name).stat().st_size > 300
         assert str(output / name) in printed
     assert "mean IoU 30.5 %" in printed
+    assert "|" not in printed
     assert "Swin-L" in (output / "performance.md").read_text()
     assert str(output / "stage_3") in printed
 

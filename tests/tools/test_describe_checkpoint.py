@@ -63,7 +63,7 @@ def test_a_checkpoint_says_how_it_was_made(
 
 def test_in_a_process_of_its_own(trained: Path, tool_process: Run) -> None:
     path = trained / "model_final.pth"
-    done = tool_process("tools/describe_checkpoint.py", path)
+    done = tool_process("tools/describe_checkpoint.py", "--config", path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     # Hundreds of lines of config come before what has to be seen at the end of a terminal.
@@ -74,6 +74,14 @@ def test_in_a_process_of_its_own(trained: Path, tool_process: Run) -> None:
     assert "parents     none: it began with random weights" in lines
     assert "seed        42" in lines
     assert "    IMS_PER_BATCH: 2" in lines
+
+
+def test_without_its_config_it_is_one_screen(trained: Path, tool: Run) -> None:
+    done = tool("tools/describe_checkpoint.py", trained / "model_final.pth")
+    lines = done.stdout.splitlines()
+    assert len(lines) < 40
+    assert lines[0].startswith("file  ")
+    assert re.fullmatch(r"config      \d+ lines; --config shows them", lines[-1])
 
 
 def mmdetection(path: Path) -> None:
@@ -162,7 +170,7 @@ def test_what_a_file_says_is_no_command_to_the_terminal(tmp_path: Path, tool: Ru
     data = [{"dataset": evil, "role": "trained", "images": 0, "digests": ""}]
     content = {"model": TENSORS, evil: evil, "x": doubled, "args": {"y": doubled, evil: evil}}
     torch.save({**content, ORIGIN_KEY: origin, SEEN_IMAGES_KEY: data}, tmp_path / "a.pth")
-    for flags in ((), ("--json",)):
+    for flags in ((), ("--config",), ("--json",)):
         done = tool("tools/describe_checkpoint.py", *flags, tmp_path / "a.pth")
         assert done.returncode == 0, done.stderr
         assert len(done.stdout) < 10_000

@@ -407,3 +407,5 @@ def test_help_lists_detectron2s_flags(tool: Run) -> None:
     assert done.returncode == 0
     flags = {"--config-file", "--num-gpus", "--num-machines", "--machine-rank", "--dist-url"}
     assert {*flags, "--resume", "--eval-only"} <= set(re.findall(r"--[a-z-]+", done.stdout))
+    help_text = " ".join(done.stdout.split())
+    assert "continue the run in OUTPUT_DIR from its last checkpoint" in help_text

@@ -52,7 +52,8 @@ def test_a_terminal_gets_one_line_and_ctrl_c_is_acknowledged(
     assert any(re.fullmatch(shape, line) for line in lives), "\n".join(lives)
     assert any("  8/4,000 scoring 0/6  ETA" in line for line in lives)
     stays = [line.rpartition("\x1b[K")[2].rstrip() for line in written.split("\n")]
-    assert any(re.fullmatch(r"iteration 8  AP 0\.0  AP50 .*validation loss .*", s) for s in stays)
+    assert stays[0] == "Loading PyTorch ..."
+    assert any(re.fullmatch(r"iteration 8  AP 0\.\d  AP50 .*validation loss .*", s) for s in stays)
     assert "stopping after this step; Ctrl-C again ends at once" in stays
     assert any(line.startswith("WARNING: SIGINT: stopping after iteration") for line in stays)
     # No dump, no library: all of it is a screen.
