@@ -236,7 +236,7 @@ def test_a_terminal_sees_what_pip_does(
     status, output = on_terminal(new_setup, cwd=checkout)
     assert status == 0, output
     lines = [line.rpartition("\x1b[K")[2].strip() for line in output.split("\r\n")]
-    assert lines[0].startswith("Setting up new venv: about 6 GB")
+    assert lines[0].startswith("Setting up new venv: about 7 GB")
     steps = ["pip: torch, torchvision", "building Detectron2 from", "pip: this project"]
     for number, step in enumerate(steps, 1):
         (begin,) = [line for line in lines if line.startswith(f"[{number}/3] {step}")]
