@@ -27,7 +27,7 @@ class FusedMaskHead(MaskRCNNConvUpsampleHead):
         Returns:
             (M, K, 2 * size, 2 * size) of K classes.
         """
-        *convs, deconv, _, predictor = self
+        *convs, deconv, relu, predictor = self
         if x.device.type == "cpu":
             # The convolutions of oneDNN are up to 1.3 times faster in this layout.
             x = x.contiguous(memory_format=torch.channels_last)
@@ -38,7 +38,7 @@ class FusedMaskHead(MaskRCNNConvUpsampleHead):
         upsampled = deconv.weight.shape[1]
         # From (C, D, 2, 2), the layout of a transposed convolution.
         weight = deconv.weight.permute(2, 3, 1, 0).reshape(4 * upsampled, channels)
-        features = F.linear(cells, weight, deconv.bias.repeat(4)).relu_()
+        features = relu(F.linear(cells, weight, deconv.bias.repeat(4)))
         logits = F.linear(
             features.view(-1, 4, upsampled),
             predictor.weight.flatten(1),
