@@ -94,17 +94,13 @@ class ConversionReport:
             "the backbone" if name in self.backbone else _part(name) for name in self.used
         )
         skipped, missing = Counter(self.skipped.values()), Counter(map(_part, self.missing))
-        return "\n".join(
-            [
-                f"{self.source}:",
-                *(f"  used    {count:4}  of {part}" for part, count in used.items()),
-                *(f"  skipped {count:4}  {reason}" for reason, count in skipped.items()),
-                *(
-                    f"  missing {count:4}  of {part}: start from scratch"
-                    for part, count in missing.items()
-                ),
-            ]
-        )
+        lines = [f"{self.source}:"]
+        lines += [f"  used    {count:4}  of {part}" for part, count in used.items()]
+        lines += [f"  skipped {count:4}  {reason}" for reason, count in skipped.items()]
+        lines += [
+            f"  missing {count:4}  of {part}: start from scratch" for part, count in missing.items()
+        ]
+        return "\n".join(lines)
 
 
 @cache

@@ -54,6 +54,7 @@ class _Results:
         study: of this project or another program.
         where: the database, as the report names it.
         label: name of the objective.
+        generated: whether the trials are scored on generated scenes, as far as is known.
         trials: the finished ones.
         ranked: of these the complete ones with a finite value, the best first.
         confirmed: scores by trial, the best mean first, and by seed.
@@ -67,6 +68,7 @@ class _Results:
     study: optuna.Study
     where: str
     label: str
+    generated: bool
     trials: list[FrozenTrial]
     ranked: list[FrozenTrial]
     confirmed: dict[int, dict[int, float]]
@@ -135,7 +137,8 @@ def _read_results(study: optuna.Study, where: str) -> _Results:
             f"study {study.study_name!r} has no complete trial ({_states(study.trials)}): there "
             f"is nothing to analyze{last}"
         )
-    objective = mapping_attribute(study, STUDY_CONFIG).get("SEARCH.OBJECTIVE")
+    config = mapping_attribute(study, STUDY_CONFIG)
+    objective = config.get("SEARCH.OBJECTIVE")
     label = str(objective or (study.metric_names or ["objective"])[0])
     confirmed = confirmed_scores(study)
     best = next((t for number in confirmed for t in ranked if t.number == number), ranked[0])
@@ -145,6 +148,7 @@ def _read_results(study: optuna.Study, where: str) -> _Results:
         study=study,
         where=where,
         label=f"{label} (%)" if objective and "AP" in label else label,
+        generated=config.get(GENERATED_SCENES) is True,
         trials=trials,
         ranked=ranked,
         confirmed=confirmed,
@@ -216,7 +220,7 @@ def _draw_pictures(results: _Results, output: Path) -> list[str]:
         remark=results.remark,
         about=About(
             dataset=", ".join(map(str, datasets)) if isinstance(datasets, (list, tuple)) else "",
-            generated=config.get(GENERATED_SCENES) is True,
+            generated=results.generated,
             model=f"study {study.study_name} in {results.where.removeprefix('sqlite:///')}",
             protocol=counted(len(results.ranked), "complete trial"),
         ),
@@ -239,7 +243,7 @@ def _markdown(results: _Results, pictures: Sequence[str], use: Sequence[str]) ->
     iterations = sum(trial.user_attrs.get(TRIAL_ITERATIONS, 0) for trial in trials)
     if iterations:
         facts.append(f"Training iterations: {iterations:,}")
-    if mapping_attribute(results.study, STUDY_CONFIG).get(GENERATED_SCENES) is True:
+    if results.generated:
         facts.append("Data: **generated scenes, not Cityscapes**")
     rows = [
         [trial.number, trial.value, *(trial.params.get(name, "") for name in names)]

@@ -333,8 +333,8 @@ def test_detections_are_detectron2_s(
 @pytest.mark.parametrize(
     ("method", "nms_thresh", "sigma", "hard_nms_thresh"),
     [
-        ("gaussian", 0.5, 1e-13, 0.0),  # whatever overlaps goes
-        ("linear", 1.1, 0.5, 1.0),  # nothing goes
+        ("gaussian", 0.5, 1e-13, 0.0),  # everything that overlaps is removed
+        ("linear", 1.1, 0.5, 1.0),  # nothing is removed
     ],
 )
 def test_soft_detections_are_detectron2_s_where_nothing_is_soft(

@@ -215,7 +215,7 @@ def allocating(path: Path) -> None:
 
 
 def allocating_a_tensor(path: Path) -> None:
-    # torch.Tensor(10**10), whose values are whatever was in memory
+    # torch.Tensor(10**10), whose values are uninitialised memory
     archive(path, b"\x80\x02}U\x08a.weightctorch\nTensor\n\x8a\x05\0\xe4\x0b\x54\x02\x85Rs.")
 
 

@@ -33,7 +33,7 @@ Done = subprocess.CompletedProcess[str]
 Process = subprocess.Popen[str]
 
 # A ResNet-50 with narrow layers, on images of 96x192: an iteration takes a fraction of a second.
-# It knows nothing, but whatever it finds is counted: the tables of two evaluations tell if they
+# It knows nothing, but everything it finds is counted: the tables of two evaluations tell if they
 # are of the same predictions, while both scores may be 0.
 TINY = (PROJECT / "tests" / "tiny_network.txt").read_text().split()
 TINY += ["TEST.ANALYSIS_CONFIDENCE", "0.0"]

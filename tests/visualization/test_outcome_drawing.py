@@ -58,6 +58,6 @@ def test_outline_and_strip() -> None:
     assert not (abs(found[border].astype(int) - YELLOW).max(axis=1) < 40).any()
     # A car is (0, 0, 142), half of it over the grey.
     np.testing.assert_allclose(wrong[8 * 46, 8 * 45].astype(int), (50, 50, 121), atol=2)
-    # The samples of the strip are the same, whatever is drawn; the title above them is not.
+    # The samples of the strip do not depend on what is drawn; the title above them is not.
     assert (wrong[-28:] == found[-28:]).all()
     assert (wrong[512:540] != found[512:540]).any()
