@@ -162,7 +162,8 @@ def split_at_first_key(words: list[str]) -> tuple[list[str], list[str]]:
     cfg = get_cfg()
     add_cityscapes_maskrcnn_config(cfg)
     for index, word in enumerate(words):
-        if word.partition(".")[0] in cfg and not Path(word).exists():
+        # The first word is a value in any case: a flag without one is a mistake to be named.
+        if index and word.partition(".")[0] in cfg and not Path(word).exists():
             return words[:index], words[index:]
     return words, []
 

@@ -190,6 +190,8 @@ def test_key_value_pairs_may_follow_a_flag_of_several_values(
     images = ["street.jpg", "INPUT.PNG", "DSC001.JPG", "Model.d/*.png"]
     for keys in ([], ["MODEL.WEIGHTS", "x.pth"], ["OUTPUT_DIR", "o", "SEED", "1"]):
         assert split_at_first_key([*images, *keys]) == (images, keys)
+    forgotten = ["MODEL.WEIGHTS", "x.pth"]
+    assert split_at_first_key(forgotten) == (forgotten, [])
 
 
 def test_typed_iterations_replace_the_epochs_of_the_file() -> None:

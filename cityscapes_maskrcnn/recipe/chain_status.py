@@ -134,7 +134,9 @@ class ChainStatus:
 
     def command(self, number: int) -> None:
         """Note which command of the step starts now, counted from 0."""
-        self._command = number
+        self._command, self._progress = number, None
+        # What is noted there is of the command before.
+        self._progress_file.unlink(missing_ok=True)
 
     def ended(self, step: Step) -> None:
         """Write what a step took, and what came of it."""

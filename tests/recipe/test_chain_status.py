@@ -218,6 +218,8 @@ def test_what_notes_no_progress_is_named_and_counted(chain: list[Step]) -> None:
     chain[3] = replace(chain[3], activities=("", "drawing the gallery"), **changes)
     status = Status(chain)
     status.began(chain[1])
+    # What the last trial noted is not of the command after it.
+    status.at(0.0, done="20/20", eta=0.0)
     status.command(1)
     status.tick()
     assert status.parts(chain[1])[:2] == ["search", "analysing"]
