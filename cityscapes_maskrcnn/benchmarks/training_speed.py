@@ -22,6 +22,7 @@ from cityscapes_maskrcnn.benchmarks.clock import (
 )
 from cityscapes_maskrcnn.benchmarks.rows import Row, device_name, launch_rows
 from cityscapes_maskrcnn.benchmarks.workload import (
+    CHANNELS_LAST,
     STOCK,
     Batch,
     check_machine,
@@ -39,9 +40,8 @@ from cityscapes_maskrcnn.engine.trainer import Trainer
 # Config keys and values in turn.
 _MIXED = ("SOLVER.AMP.ENABLED", "True")
 _BFLOAT16 = (*_MIXED, "SOLVER.AMP.PRECISION", "bfloat16")
-_CHANNELS_LAST = ("MODEL.CHANNELS_LAST", "True")
 # On a GPU; on a CPU the memory layout alone.
-_FASTEST = (*_BFLOAT16, *_CHANNELS_LAST, "MODEL.COMPILE", "auto")
+_FASTEST = (*_BFLOAT16, *CHANNELS_LAST, "MODEL.COMPILE", "auto")
 _CHECKPOINTED = ("MODEL.ACTIVATION_CHECKPOINTING", "('res2', 'res3', 'res4', 'res5', 'fpn')")
 _DEPTHS = {"frozen": "5", "all live": "0"}  # MODEL.BACKBONE.FREEZE_AT
 
@@ -91,7 +91,7 @@ def _systems(depth: str) -> dict[str, tuple[str, ...]]:
     systems: dict[str, tuple[str, ...]] = {
         "stock float32": STOCK,
         "ours float32": (),
-        "ours fastest": _FASTEST if on_gpu else _CHANNELS_LAST,
+        "ours fastest": _FASTEST if on_gpu else CHANNELS_LAST,
     }
     if on_gpu:
         systems["stock AMP"] = (*STOCK, *_MIXED)

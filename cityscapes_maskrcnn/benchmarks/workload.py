@@ -29,6 +29,7 @@ STOCK = (
     "MODEL.ROI_MASK_HEAD.NAME",
     "MaskRCNNConvUpsampleHead",
 )
+CHANNELS_LAST = ("MODEL.CHANNELS_LAST", "True")
 _INSTANCES, _VERTICES = 16, 40  # per image, per instance: usual numbers of Cityscapes
 
 

@@ -27,7 +27,7 @@ from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.utils.files import file_digest, write_json
 from cityscapes_maskrcnn.utils.memory import peak_resident_bytes
 from cityscapes_maskrcnn.utils.process_identity import seconds_since_start
-from cityscapes_maskrcnn.visualization.overfitting import find_gap
+from cityscapes_maskrcnn.visualization.overfitting import final_training_loss
 from cityscapes_maskrcnn.visualization.style import About
 from cityscapes_maskrcnn.visualization.training_curves import (
     METRICS_FILE,
@@ -109,9 +109,9 @@ class RunSummary(HookBase):
         if not file.is_file():  # of a writer of the user's own
             return {}
         curves = read_curves(file)
-        training = without_imitation(curves)
-        gap = find_gap(training, curves.get("validation/total_loss") or training)
-        return {"total_loss": gap.training} if gap else {}
+        validation = curves.get("validation/total_loss", {})
+        loss = final_training_loss(without_imitation(curves), validation)
+        return {} if loss is None else {"total_loss": loss}
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what a resumed run adds to."""

@@ -142,7 +142,7 @@ def _plot_ious(axis: Axes, before: Floats, after: Floats) -> None:
         axis.plot([ious.mean()] * 2, [0, highest], color=color, linewidth=1.4, linestyle="--")
     axis.plot([], [], color=INK, linewidth=1.4, linestyle="--", label="mean of each")
     axis.set_xlim(0, 1)
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axis.set_xlabel("IoU of a box with the anchor that fits it best")
     axis.set_ylabel("share of the boxes")
     style_axes(axis, "How well they fit", grid="both")

@@ -68,16 +68,33 @@ def find_gap(training: Curve, validation: Curve) -> Gap | None:
     Returns:
         None if one of them has no finite value.
     """
-    training = {at: loss for at, loss in training.items() if np.isfinite(loss)}
-    validation = {at: loss for at, loss in validation.items() if np.isfinite(loss)}
-    if not training or not validation:
+    smoothed, validation = final_training_loss(training, validation), _finite(validation)
+    if smoothed is None or not validation:
         return None
-    last = max(validation)
-    before = [loss for at, loss in training.items() if at <= last] or list(training.values())
-    lowest = None
+    last, lowest = max(validation), None
     if len(validation) > 1:
         lowest = min(validation, key=lambda at: (validation[at], at))
-    return Gap(float(_smooth(np.array(before))[-1]), validation[last], lowest, last)
+    return Gap(smoothed, validation[last], lowest, last)
+
+
+def final_training_loss(training: Curve, validation: Curve) -> float | None:
+    """Get the smoothed training loss at the last validation, or without one at the end.
+
+    Args:
+        training: loss by iteration.
+        validation: loss by iteration, measured now and then, or never.
+
+    Returns:
+        None if no training loss is finite.
+    """
+    training, validation = _finite(training), _finite(validation)
+    last = max(validation or training, default=0)
+    before = [loss for at, loss in training.items() if at <= last] or list(training.values())
+    return float(_smooth(np.array(before))[-1]) if before else None
+
+
+def _finite(losses: Curve) -> Curve:
+    return {at: loss for at, loss in losses.items() if np.isfinite(loss)}
 
 
 def plot_overfitting(
