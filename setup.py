@@ -10,6 +10,16 @@ DETECTRON2 = (
     or f"git+https://github.com/facebookresearch/detectron2.git@{DETECTRON2_COMMIT}"
 )
 
+ONNX_RUNTIME = "onnxruntime>=1.20"
+IMAGES_AND_MASKS = (
+    "Pillow>=12",
+    "kornia-rs>=0.2",
+    "isal>=1.7",
+    "pycocotools>=2.0.8",
+    "cityscapesscripts>=2.3",
+    "tqdm>=4.60",
+)
+
 # cityscapes-NAME runs the script of tools/ or datasets/.
 COMMANDS = {
     "analyze-data": "analyze_dataset",
@@ -61,39 +71,38 @@ setup(
     },
     python_requires=">=3.10,<3.13",
     # constraints.txt pins one whole set that was tested together.
-    install_requires=[
-        f"detectron2 @ {DETECTRON2}",
-        "torch>=2.10",
-        "torchvision>=0.25",
-        "numpy>=2.2",
-        "Pillow>=12",
-        # detectron2.model_zoo imports pkg_resources, which setuptools 81 and later no longer have.
-        "setuptools<81",
-        "opencv-python-headless>=4.11",
-        "pycocotools>=2.0.8",
-        "cityscapesscripts>=2.3",
-        "shapely>=2.0",
-        "fvcore>=0.1.5",
-        "matplotlib>=3.8",
-        "scikit-learn>=1.5",
-        "scipy>=1.11",
-        "contourpy>=1.2",
-        "tqdm>=4.60",
-        "tabulate>=0.9",
-        "safetensors>=0.4",
-        "kornia-rs>=0.2",
-        "isal>=1.7",
-        "faster-coco-eval>=1.8",
-        "PyYAML>=6",
-        "optuna>=4.9",
-        "Jinja2>=3.1",
-    ],
+    install_requires=["numpy>=2.2", "opencv-python-headless>=4.11"],
     extras_require={
+        # All tools.
+        "train": [
+            f"detectron2 @ {DETECTRON2}",
+            "torch>=2.10",
+            "torchvision>=0.25",
+            # detectron2.model_zoo imports pkg_resources, which setuptools 81 and later do not have.
+            "setuptools<81",
+            "fvcore>=0.1.5",
+            "shapely>=2.0",
+            "matplotlib>=3.8",
+            "scikit-learn>=1.5",
+            "scipy>=1.11",
+            "tabulate>=0.9",
+            "safetensors>=0.4",
+            "PyYAML>=6",
+            "optuna>=4.9",
+            "Jinja2>=3.1",
+            "contourpy>=1.2",
+            "faster-coco-eval>=1.8",
+            *IMAGES_AND_MASKS,
+        ],
+        # Without torch and Detectron2: OnnxPredictor; tools/predict.py with an exported model;
+        # tools/evaluate_results.py with result files.
+        "deploy": [ONNX_RUNTIME],
+        "predict": [ONNX_RUNTIME, "contourpy>=1.2", *IMAGES_AND_MASKS],
+        "score": ["faster-coco-eval>=1.8", *IMAGES_AND_MASKS],
         # A search by many workers on many machines; SQLite, for one machine, needs nothing.
         "postgres": ["psycopg[binary]>=3.1"],
-        # Predicting with an exported model. docs/deployment.md has the way without torch.
-        "deploy": ["onnxruntime>=1.20"],
-        "export": ["onnx>=1.17", "onnxruntime>=1.20"],
+        # Further tasks of an environment that trains.
+        "export": ["onnx>=1.17", ONNX_RUNTIME],
         # Tracking needs trackers too, without what it asks for: opencv-python would overwrite the
         # headless OpenCV above. So after this: pip install --no-deps trackers
         "track": ["supervision>=0.31", "rich>=13"],
@@ -107,20 +116,11 @@ setup(
         # The documentation site: `make docs`.
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1"],
         "dev": [
+            "cityscapes_maskrcnn[train,compress,track,postgres,wandb,mlflow,hub,docs]",
             "pytest",
             "pytest-xdist",
             "ruff",
             "mypy",
-            # The tests look at what a lost PostgreSQL server looks like.
-            "psycopg[binary]>=3.1",
-            "onnx>=1.17",
-            "onnxruntime>=1.32",
-            "torch-pruning>=1.6",
-            "wandb>=0.20",
-            "mlflow-skinny>=3",
-            "huggingface_hub>=1",
-            "mkdocs-material>=9.6",
-            "mkdocstrings[python]>=1",
             # The tests open the report page in the system's Chromium.
             "playwright>=1.50",
             "axe-playwright-python>=0.1.4",

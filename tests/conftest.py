@@ -11,7 +11,7 @@ import termios
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 
@@ -179,11 +180,16 @@ def deeplab() -> Any:
 
 
 @pytest.fixture(scope="session")
-def without_other_packages() -> Callable[[str], str]:
-    """Code for ``sitecustomize.py`` that hides all packages but some, as if not installed."""
+def without_other_packages() -> Callable[..., str]:
+    """Code for ``sitecustomize.py`` that hides what ``pip install -e '.[EXTRAS]'`` leaves out."""
 
-    def hide_others(listed: str) -> str:
-        packages = {*listed.split(), "cityscapes-maskrcnn"}
+    def hide_others(*extras: str) -> str:
+        packages = {"cityscapes-maskrcnn"}
+        for line in requires("cityscapes_maskrcnn") or ():
+            requirement = Requirement(line)
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
+                packages.add(requirement.name.lower().replace("_", "-"))
         others = [
             name
             for name, owners in packages_distributions().items()

@@ -237,10 +237,15 @@ def test_a_terminal_sees_what_pip_does(
     assert status == 0, output
     lines = [line.rpartition("\x1b[K")[2].strip() for line in output.split("\r\n")]
     assert lines[0].startswith("Setting up new venv: about 7 GB")
-    steps = ["pip: torch, torchvision", "building Detectron2 from", "pip: this project"]
+    steps = [
+        "pip: torch, torchvision",
+        "building Detectron2 from",
+        "pip: this project",
+        "pip: trackers",
+    ]
     for number, step in enumerate(steps, 1):
-        (begin,) = [line for line in lines if line.startswith(f"[{number}/3] {step}")]
-        assert lines[lines.index(begin) + 1].startswith(f"[{number}/3] done after")
+        (begin,) = [line for line in lines if line.startswith(f"[{number}/4] {step}")]
+        assert lines[lines.index(begin) + 1].startswith(f"[{number}/4] done after")
     shown = output.split("\r\x1b[K")
     assert "   0s  Collecting torch" in shown
     # Cut to the terminal's width, and counting on while nothing comes.
@@ -253,7 +258,7 @@ def test_a_terminal_sees_what_pip_does(
 def test_a_log_gets_lines_about_pip(checkout: Path, new_setup: list[str]) -> None:
     done = subprocess.run(new_setup, cwd=checkout, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 7
+    assert len(done.stdout.splitlines()) == 9
     assert "\r" not in done.stdout
     assert "Collecting torch" in (checkout / "new venv" / "setup.log").read_text()
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -21,21 +22,25 @@ from cityscapes_maskrcnn.deploy.prediction_stream import PredictionStream
 TOOL = Path(__file__).parents[2] / "tools" / "predict.py"
 
 
-def run_without_torch(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    code = (
-        "import runpy, sys\n"
-        "for name in ('torch', 'torchvision', 'detectron2', 'matplotlib'):\n"
-        "    sys.modules[name] = None\n"
-        f"sys.argv = {[str(TOOL), *map(str, arguments)]!r}\n"
-        f"runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(TOOL.parents[1])},
-    )
+@pytest.fixture
+def run_without_torch(
+    tmp_path: Path, without_other_packages: Callable[..., str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the tool with what the extra ``predict`` installs."""
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "sitecustomize.py").write_text(without_other_packages("predict"))
+    path = os.pathsep.join([str(tmp_path / "hidden"), str(TOOL.parents[1])])
+
+    def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(TOOL), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+
+    return run
 
 
 @pytest.fixture
@@ -49,7 +54,9 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def test_exported_model_finds_what_its_checkpoint_finds(exported, config, images, tmp_path):
+def test_exported_model_finds_what_its_checkpoint_finds(
+    exported, config, images, tmp_path, run_without_torch
+):
     thin = images / "3.png"
     cv2.imwrite(str(thin), np.zeros((1, 9000, 3), np.uint8))
     done = run_without_torch(

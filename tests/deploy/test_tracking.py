@@ -15,8 +15,6 @@ PERSON, CAR = 0, 2
 
 @pytest.fixture
 def tracker() -> ObjectTracker:
-    for package in ("supervision", "trackers"):
-        pytest.importorskip(package, reason="--track is an extra: see setup.py")
     return ObjectTracker(25, 0.5)
 
 

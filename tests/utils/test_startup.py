@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,20 @@ def test_every_tool_starts_so_before_its_slow_imports(script: Path) -> None:
     assert call
     slow = r"^(?:from|import) (?:torch|detectron2|cityscapes_maskrcnn(?!\.utils\.startup))"
     assert not re.search(slow, before, re.MULTILINE)
+
+
+def test_a_package_that_is_not_installed_is_named_in_a_line(
+    tmp_path: Path, without_other_packages: Callable[..., str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(without_other_packages("score"))
+    done = subprocess.run(
+        [sys.executable, PROJECT / "tools" / "train_net.py", "--help"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PROJECT)])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {sys.executable} has no package ")
+    assert "pip install -e '.[train]'" in line
