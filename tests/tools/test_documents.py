@@ -254,6 +254,25 @@ def test_a_reader_can_follow(page: Path, reader: Reader) -> None:
         assert Path(name).stat().st_size > 100
 
 
+@pytest.mark.parametrize("page", [*PAGES, PROJECT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_tables_begin_after_a_blank_line(page: Path) -> None:
+    """Python-Markdown shows others as text."""
+    lines = page.read_text().splitlines()
+    for number, (before, line) in enumerate(zip(["", *lines], lines, strict=False), 1):
+        assert not line.startswith("|") or before.strip() == "" or before.startswith(("|", "<!--")), (
+            f"{page}:{number}: a table needs a blank line before it"
+        )
+
+
+def test_no_line_begins_as_the_one_before() -> None:
+    """A paragraph's first line was once left where its new one was put."""
+    for page in PAGES:
+        lines = page.read_text().splitlines()
+        for number, (before, line) in enumerate(zip(lines, lines[1:], strict=False), 2):
+            same = len(os.path.commonprefix([before, line]))
+            assert line.startswith(("|", "#", " ")) or same < 60, f"{page}:{number}: twice?"
+
+
 def test_the_readme_is_short_and_its_table_has_every_tool() -> None:
     text = README.read_text()
     assert len(text.splitlines()) <= 150
