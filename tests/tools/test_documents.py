@@ -8,6 +8,7 @@ made is one of the tiny network's, and a file of INCLUDE sets thresholds alone.
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import shlex
@@ -18,8 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import cv2
 import pytest
 import yaml
 from detectron2.config import CfgNode
@@ -69,16 +72,18 @@ OUTPUTS = {
     ],
     "docs/faq.md": ["output/small_gpu/model_final.pth"],
     "docs/python.md": ["street_predictions.png", "output/python/model_final.pth"],
-    "docs/recipe.md": ["output/anchors/anchors.png"],
+    "docs/recipe.md": ["output/anchors/anchors.png", "report.html"],
+    "docs/tracking.md": ["output/shared/model.safetensors"],
     "docs/usage.md": [
         "output/stage_1/training_curves.png",
+        "output/people_and_cars/model_final.pth",
         "output/stage_1_val/inference/analysis/per_class.csv",
         "output/curves/stage_1.png",
         "output/gallery/index.md",
         "output/val.zip",
         "output/submission.zip",
     ],
-    "tools/README.md": ["output/data/report.md"],
+    "tools/README.md": ["output/data/report.md", "drawn.mp4"],
 }
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -189,6 +194,17 @@ class Reader:
         done = self.tool(script, *arguments, cwd=Path.cwd())
         assert done.returncode == 0, f"{block.place}: {done.stdout}{done.stderr}"
 
+    def mentioned(self, words: list[str], place: str) -> None:
+        """Parse a command of a sentence, or of a tool's --help."""
+        index = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        ends = (i for i, word in enumerate(words) if i > index and word in ("|", ">"))
+        script, arguments = words[index], words[index + 1 : next(ends, None)]
+        self.provide(arguments)
+        flags = vars(self.namespace(script, arguments))
+        if flags.get("opts"):
+            build_config(flags.get("config_file") or "", flags["opts"])
+        assert flags, place
+
     def config(self, script: str, arguments: list[str]) -> CfgNode:
         """Have the tool's own parser read the flags, and merge its KEY VALUE pairs."""
         flags = vars(self.namespace(script, arguments))
@@ -212,6 +228,11 @@ class Reader:
     def provide(self, words: list[str]) -> None:
         """Put what a command reads below output/ there, if it is not."""
         for before, word in zip(["", *words], words, strict=False):
+            if before == "--run":
+                # Of a recipe's stages, one.
+                shutil.copytree(self.trained, Path(word, "stage_1"), dirs_exist_ok=True)
+            if before == "--input" and word.endswith(".mp4"):
+                write_video(Path(word), "street.png")
             if before == "--output":
                 continue
             for name in re.findall(r"output/[\w./-]+\.(?:pth|yaml)\b", word):
@@ -228,6 +249,16 @@ class Reader:
             for name in re.findall(r"output/[\w./-]+_leftImg8bit\.png", word):
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy("street.png", name)
+
+
+def write_video(path: Path, image: str) -> None:
+    """Show the image for three frames."""
+    frame = cv2.imread(image)
+    codec = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, codec, 25.0, frame.shape[1::-1])
+    for _ in range(3):
+        writer.write(frame)
+    writer.release()
 
 
 @pytest.fixture
@@ -275,6 +306,70 @@ def test_no_line_begins_as_the_one_before() -> None:
         for number, (before, line) in enumerate(pairwise(lines), 2):
             same = len(line) >= 60 and line[:60] == before[:60]
             assert line.startswith("|") or not same, f"{page}:{number}: twice?"
+
+
+def examples_of(script: Path) -> list[str]:
+    """The commands in the examples of a tool's --help, each on one line."""
+    commands = []
+    for node in ast.walk(ast.parse(script.read_text())):
+        text = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(text, str) and re.search(r"^examples?\b.*:$", text, re.MULTILINE):
+            # Commands are indented; what introduces them ends with a colon.
+            pattern = r"^ +((?:torchrun .*|.*\| )?(?:tools|datasets)/\w+\.py(?: .*)?[^:\n])$"
+            commands += re.findall(pattern, re.sub(r"\\\n *", "", text), re.MULTILINE)
+    # Three dots stand for what cannot be parsed.
+    return [command for command in commands if " ... " not in command]
+
+
+def test_every_example_of_a_tools_help_is_parsed(reader: Reader) -> None:
+    scripts = [PROJECT / script for script in COMMANDS.values()]
+    for name in ("my_data.yaml", "my.pth"):
+        Path(name).touch()
+    for script in scripts:
+        examples = examples_of(script)
+        assert examples, script
+        for line in examples:
+            reader.mentioned(shlex.split(line, comments=True), f"{script.name}: {line}")
+
+
+def mentions_of(page: Path) -> list[str]:
+    """The commands in the sentences of a page: `tools/NAME.py --flag`, `NAME.py --flag`."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    names = "|".join(Path(script).name for script in COMMANDS.values())
+    pattern = rf"`((?:python )?(?:tools/|datasets/)?(?:{names})\s[^`]+)`"
+    return [" ".join(words.split()) for words in re.findall(pattern, text)]
+
+
+def test_every_command_in_a_sentence_is_parsed(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Required flags and values may be left out or be capitals; flags and choices must exist."""
+    folders = {Path(script).name: script for script in COMMANDS.values()}
+    add_argument, checked = argparse.ArgumentParser.add_argument, 0
+
+    def add_optional(parser: argparse.ArgumentParser, *names: str, **options: Any) -> Any:
+        options.pop("type", None)
+        if names[0].startswith("-"):
+            options.pop("required", None)
+            if "action" not in options and "nargs" not in options:
+                options["nargs"] = "?"
+        elif options.get("nargs") in (None, "+"):
+            options["nargs"] = "*" if "nargs" in options else "?"
+        return add_argument(parser, *names, **options)
+
+    group = argparse.ArgumentParser.add_mutually_exclusive_group
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_optional)
+    monkeypatch.setattr(
+        argparse.ArgumentParser, "add_mutually_exclusive_group", lambda parser, **_: group(parser)
+    )
+    for page in [*PAGES, PROJECT / "CHANGELOG.md"]:
+        for line in mentions_of(page):
+            words = shlex.split(line)
+            index = next(i for i, word in enumerate(words) if word.endswith(".py"))
+            words[index] = folders[Path(words[index]).name]
+            reader.mentioned(words, f"{page.name}: {line}")
+            checked += 1
+    assert checked > 15
 
 
 def test_the_readme_is_short_and_its_table_has_every_tool() -> None:
