@@ -30,6 +30,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import cityscapes_maskrcnn
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.recipe.stage_table import STEPS
 
 PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
@@ -397,21 +398,107 @@ def test_every_place_gives_the_demo_the_same_time() -> None:
         assert not re.search(r"(3 to 5|ten) minutes|set-up of 3|10 to 15", text), name
 
 
+def recipe_tables() -> dict[str, dict[str, str]]:
+    """What docs/recipe.md says of each config: value by key."""
+    text = (PROJECT / "docs/recipe.md").read_text()
+    sections = re.split(r"^\[(configs/\S+\.yaml)\]\(\.\./\1\)(?=[,:])", text, flags=re.M)
+    # The config's own table ends where its section does.
+    return {
+        config: dict(re.findall(r"^\| `(\S+)` \| `(.*?)` \|", table.split("\n## ")[0], re.M))
+        for config, table in zip(sections[1::2], sections[2::2], strict=True)
+    }
+
+
+def leaves_of(node: dict[str, Any], prefix: str = "") -> set[str]:
+    keys: set[str] = set()
+    for name, value in node.items():
+        if isinstance(value, dict):
+            keys |= leaves_of(value, f"{prefix}{name}.")
+        elif name != "_BASE_":
+            keys.add(prefix + name)
+    return keys
+
+
 def test_the_recipes_numbers_are_those_of_the_configs() -> None:
-    sections = re.split(
-        r"^\[(configs/\S+)\].*:$", (PROJECT / "docs/recipe.md").read_text(), flags=re.M
-    )
-    checked = 0
-    for config, text in zip(sections[1::2], sections[2::2], strict=True):
+    for config, rows in recipe_tables().items():
         cfg = build_config(str(PROJECT / config), [])
-        # The config's own table ends where its section does.
-        for key, value in re.findall(r"^\| `(\S+)` \| `(.*?)` \|", text.split("\n## ")[0], re.M):
+        for key, value in rows.items():
             expected = cfg
             for part in key.split("."):
                 expected = expected[part]
             assert literal_eval(value) == expected, f"{config}: {key}"
-            checked += 1
-    assert checked > 50
+
+
+def test_every_value_of_the_recipes_configs_has_a_reason() -> None:
+    tables = recipe_tables()
+    names = [f"configs/{row.config}" for row in STEPS.values()]
+    bases = [f"configs/{path.name}" for path in (PROJECT / "configs").glob("Base-*.yaml")]
+    assert tables.keys() == {*names, *bases}
+    for config, rows in tables.items():
+        keys = leaves_of(yaml.safe_load((PROJECT / config).read_text()))
+        assert sorted(keys - rows.keys()) == [], config
+
+
+def test_the_recipes_schedules_are_those_of_the_configs() -> None:
+    text = (PROJECT / "docs/recipe.md").read_text()
+    header, _, *rows = text[text.index("| stage | starts from") :].split("\n\n")[0].splitlines()
+    assert header.endswith("| trains | schedule |")
+    images = {
+        "coarse labels of five cities, 4,120 images": "cityscapes_coarse_semantic_pretrain",
+        "fine train": "cityscapes_instance_train",
+        "train part 1 of 8, 372 images": "cityscapes_instance_train_part1of8",
+        "val parts 1 and 2, 250 images": (
+            "cityscapes_instance_val_part1of4",
+            "cityscapes_instance_val_part2of4",
+        ),
+        "scored on val part 1 of 4": "cityscapes_instance_val_part1of4",
+        "monitored on val part 2": "cityscapes_instance_val_part2of4",
+        "reported on parts 3 and 4": "cityscapes_instance_val_part3and4of4",
+    }
+    stages = ["stage_0", "stage_1", "search", "stage_2", "stage_3"]
+    rates = []
+    for stage, row in zip(stages, rows, strict=True):
+        _, _, _, data, trains, schedule, _ = (cell.strip() for cell in row.split("|"))
+        cfg = build_config(str(PROJECT / "configs" / STEPS[stage].config), [])
+        solver = cfg.SOLVER
+        trained, *scored = data.split("; ")
+        named = images[trained.replace("fine train, 2,975 images", "fine train")]
+        assert ((named,) if isinstance(named, str) else named) == cfg.DATASETS.TRAIN, stage
+        assert [cfg.DATASETS.TEST[0]] * len(scored) == [images[each] for each in scored], stage
+        assert f"{solver.EPOCHS} epochs" in schedule
+        if (rate := re.search(r"(AdamW?) ([\d.e-]+)", schedule)) is not None:
+            assert (rate[1], float(rate[2])) == (solver.OPTIMIZER, solver.BASE_LR), stage
+        else:
+            assert "a tenth of the rate" in schedule
+            assert pytest.approx(rates[-1] / 10) == solver.BASE_LR
+        rates.append(solver.BASE_LR)
+        if (end := re.search(r"cosine to ([\d.e-]+)", schedule)) is not None:
+            assert (
+                "WarmupCosineLR",
+                float(end[1]),
+            ) == (solver.LR_SCHEDULER_NAME, solver.BASE_LR_END)
+        plateau = "lowered on a plateau, early stopping" in schedule
+        assert plateau == (solver.LR_SCHEDULER_NAME == "ReduceLROnPlateau")
+        assert plateau == solver.EARLY_STOPPING.ENABLED
+        whole = trains in ("everything", "the whole DeepLabv3")
+        assert (0 if whole else 5) == cfg.MODEL.BACKBONE.FREEZE_AT, stage
+    space = build_config("", []).SEARCH.PARAMETERS
+    for name, words in (
+        ("fg_iou_thresh", "for the box head ({} to {};"),
+        ("rpn_positive_iou_thresh", "foreground from {} to {},"),
+        ("rpn_negative_iou_thresh", "background below {} to {})"),
+    ):
+        expected = words.format(space[name].LOW, space[name].HIGH)
+        assert expected in " ".join(text.split()), expected
+    (trials,) = re.findall(r"(\d+) trials of", rows[2])
+    assert f"default={trials}" in (PROJECT / "tools/train_stages.py").read_text()
+
+
+def test_every_page_gives_the_recipe_the_same_hours() -> None:
+    for name in ("recipe", "cards", "accuracy"):
+        text = (PROJECT / f"docs/{name}.md").read_text()
+        assert "5 to 8" in text, name
+        assert "11 to 17" in text, name
 
 
 def test_extras_exist() -> None:
