@@ -1,9 +1,9 @@
 """Put the table and a picture of a finished `make demo` into the README.
 
-    python docs/update_demo.py output/demo frankfurt_000013_000019
+    python docs/update_demo.py output/demo frankfurt_000026_000019
 
-The picture shows the image of that name; choose one where the model does well, and say in the
-README what it missed.
+The picture shows the image of that name, one of those that the demo draws; choose one where the
+model does well, and say in the README what it missed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,12 @@ def main(demo: Path, image: str, project: Path = PROJECT) -> None:
     text, count = re.subn(marked, lambda _: table, readme.read_text(), flags=re.DOTALL)
     if count != 1:
         raise SystemExit(f"error: {readme}: the marks <!-- demo --> and <!-- end of demo --> once")
-    shutil.copy(demo / "pictures" / f"{image}_prediction.png", project / "docs/images/demo.png")
+    picture = demo / "pictures" / f"{image}_prediction.png"
+    if not picture.is_file():
+        raise SystemExit(
+            f"error: {picture}: no such picture; the demo draws val/*/*_00002[4-7]_*.png"
+        )
+    shutil.copy(picture, project / "docs/images/demo.png")
     readme.write_text(text)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import runpy
+from fnmatch import fnmatch
 from pathlib import Path
+
+import pytest
 
 PROJECT = Path(__file__).parents[2]
 PERFORMANCE = """\
@@ -41,3 +45,29 @@ def test_table_and_picture(tmp_path: Path) -> None:
         update(demo, "ulm", tmp_path)
         assert readme.read_text() == TABLE
     assert (tmp_path / "docs/images/demo.png").read_bytes() == b"a picture"
+
+
+def test_a_picture_that_the_demo_has_not_drawn_gets_one_line(tmp_path: Path) -> None:
+    (tmp_path / "performance.csv").write_text(PERFORMANCE)
+    before = "<!-- demo -->\nold\n<!-- end of demo -->\n"
+    (tmp_path / "README.md").write_text(before)
+    update = runpy.run_path(str(PROJECT / "docs/update_demo.py"))["main"]
+    with pytest.raises(
+        SystemExit, match=r"^error: .*/pictures/ulm_prediction\.png: no such picture"
+    ):
+        update(tmp_path, "ulm", tmp_path)
+    assert (tmp_path / "README.md").read_text() == before
+
+
+def test_the_image_that_documents_name_is_one_that_the_demo_draws() -> None:
+    (pattern,) = re.findall(r"/val/(\S+\.png)'", (PROJECT / "Makefile").read_text())
+    script = (PROJECT / "docs/update_demo.py").read_text()
+    assert f"val/{pattern}" in script
+    places = [script, (PROJECT / "CONTRIBUTING.md").read_text()]
+    named = [re.findall(r"update_demo\.py output/demo (\w+)", text) for text in places]
+    assert named[0] == named[1]
+    ((name,), _) = named
+    city = name.partition("_")[0]
+    assert fnmatch(f"{city}/{name}_leftImg8bit.png", pattern)
+    # The one that the README shows and predicts on.
+    assert f"{city}/{name}_leftImg8bit.png" in (PROJECT / "README.md").read_text()
