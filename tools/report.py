@@ -20,7 +20,8 @@ example:
 
 The page shows what was trained on what, scores, curves, anchors, search, errors, examples, the
 commands to repeat the run, and its limitations. If the run is incomplete, the page covers what
-there is. The examples are those of tools/make_gallery.py --output RUN/gallery; run it first.
+there is. Its examples are those in RUN/gallery, which tools/train_stages.py draws; for stages that
+were trained by hand, run tools/make_gallery.py --output RUN/gallery first.
 """
 
 

@@ -20,10 +20,12 @@ EXAMPLES = """
 examples:
   search on this machine; run the same command again to continue, or to add a worker:
     tools/tune.py --config-file configs/stage_2_search.yaml --study thresholds --trials 42 \\
-        OUTPUT_DIR output/search MODEL.WEIGHTS output/stage_1/model_final.pth
+        INCLUDE "('output/anchors/anchors.yaml',)" OUTPUT_DIR output/search \\
+        MODEL.WEIGHTS output/stage_1/model_final.pth
   a worker of a search on many machines:
     tools/tune.py --config-file configs/stage_2_search.yaml --study thresholds --trials 42 \\
-        --storage postgresql://user:password@host/optuna OUTPUT_DIR output/search \\
+        --storage postgresql://user:password@host/optuna \\
+        INCLUDE "('output/anchors/anchors.yaml',)" OUTPUT_DIR output/search \\
         MODEL.WEIGHTS output/stage_1/model_final.pth
   search the learning rate too, in a separate study:
     tools/tune.py --config-file configs/stage_2_search.yaml --study with_rate \\
