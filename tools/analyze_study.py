@@ -22,7 +22,8 @@ examples:
         --output output/search
   then train with the best values:
     tools/train_net.py --config-file configs/stage_2_tuned.yaml \\
-        INCLUDE "('output/anchors/anchors.yaml', 'output/search/best.yaml')" OUTPUT_DIR output/stage_2
+        INCLUDE "('output/anchors/anchors.yaml', 'output/search/best.yaml')" \\
+        OUTPUT_DIR output/stage_2
 
 It also reads Optuna studies of other programs, and never changes a study. If the parameters of the
 best trial are not config keys, it writes everything except best.yaml.
