@@ -22,10 +22,10 @@ from cityscapes_maskrcnn.recipe.performance_table import (
 from cityscapes_maskrcnn.recipe.stage_table import GALLERY_FOLDER, STAGES
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
+from cityscapes_maskrcnn.utils.training_metrics import METRICS_FILE, read_curves
 from cityscapes_maskrcnn.visualization.overfitting import plot_overfitting
 from cityscapes_maskrcnn.visualization.performance_chart import Bar, plot_performance
 from cityscapes_maskrcnn.visualization.style import About
-from cityscapes_maskrcnn.visualization.training_curves import read_curves
 
 
 def write_recipe_report(output: Path) -> str:
@@ -70,7 +70,7 @@ def write_recipe_report(output: Path) -> str:
         remark="\n".join(remarks),
         about=about,
     )
-    stages = [stage for stage in STAGES if (output / stage / "metrics.json").is_file()]
+    stages = [stage for stage in STAGES if (output / stage / METRICS_FILE).is_file()]
     trained = {
         row.name: f"{row.trained_images:,} images of {row.trained_on}"
         for row in ours
@@ -79,7 +79,7 @@ def write_recipe_report(output: Path) -> str:
     plot_overfitting(
         {
             "\n".join([STAGES[stage], *textwrap.wrap(trained.get(STAGES[stage], ""), 36)]): (
-                read_curves(output / stage / "metrics.json")
+                read_curves(output / stage / METRICS_FILE)
             )
             for stage in stages
         },
@@ -104,7 +104,7 @@ def _with_semantic_score(row: Row, output: Path) -> Row:
     """Give stage 0, which has no masks to score, its mean IoU as a note."""
     if row.name != STAGES["stage_0"]:
         return row
-    curve = read_curves(output / "stage_0" / "metrics.json").get("sem_seg/IoU", {})
+    curve = read_curves(output / "stage_0" / METRICS_FILE).get("sem_seg/IoU", {})
     if not curve:
         return row
     note = f"no masks; mean IoU {list(curve.values())[-1]:.1f} % on its validation images"

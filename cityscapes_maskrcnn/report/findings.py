@@ -23,8 +23,7 @@ from cityscapes_maskrcnn.report.run_folder import (
 )
 from cityscapes_maskrcnn.utils.config_keys import names_at
 from cityscapes_maskrcnn.utils.text import counted
-from cityscapes_maskrcnn.visualization.overfitting import find_gap
-from cityscapes_maskrcnn.visualization.training_curves import without_imitation
+from cityscapes_maskrcnn.utils.training_metrics import VALIDATION_LOSS, find_gap, without_imitation
 
 # Of Cityscapes val, which published scores are of.
 _VAL_IMAGES: Final = 500
@@ -235,7 +234,7 @@ def error_summary(errors: ErrorTables) -> str:
 
 def loss_summary(stage: TrainedStage) -> str:
     """How training and validation loss ended; empty without them."""
-    gap = find_gap(without_imitation(stage.curves), stage.curves.get("validation/total_loss", {}))
+    gap = find_gap(without_imitation(stage.curves), stage.curves.get(VALIDATION_LOSS, {}))
     if gap is None:
         return ""
     lowest = f"; the validation loss was lowest {gap.lowest_when}" if gap.lowest_when else ""

@@ -31,8 +31,8 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.utils.object_limits import MIN_REGION_PIXELS
 from cityscapes_maskrcnn.utils.text import printable
+from cityscapes_maskrcnn.utils.training_metrics import VALIDATION_LOSS, without_imitation
 from cityscapes_maskrcnn.visualization.outcome_drawing import GROUND_TRUTH_EDGES, PREDICTION_EDGES
-from cityscapes_maskrcnn.visualization.training_curves import without_imitation
 
 MAX_BYTES: Final = 8_000_000
 #: Of the examples, and of the pictures where there are none, so many are shown.
@@ -156,7 +156,7 @@ def _stage_charts(stage: TrainedStage) -> list[LineChart]:
             "Total loss",
             {
                 "training": without_imitation(curves),
-                "validation": curves.get("validation/total_loss", {}),
+                "validation": curves.get(VALIDATION_LOSS, {}),
             },
         ),
         (

@@ -21,8 +21,8 @@ from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, INPUTS_FILE, StepStat
 from cityscapes_maskrcnn.utils.config_keys import names_at, value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_file, read_json
+from cityscapes_maskrcnn.utils.training_metrics import METRICS_FILE, Curve, read_curves
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
-from cityscapes_maskrcnn.visualization.training_curves import Curve, read_curves
 
 _ADVICE: Final = "another program or version wrote it; move it away to report the rest"
 _MAX_TABLE_BYTES: Final = 50_000_000
@@ -248,7 +248,7 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def _advice_for_one_training(folder: Path) -> str:
-    if not (folder / "metrics.json").is_file():
+    if not (folder / METRICS_FILE).is_file():
         return ""
     return "; it is a single training, whose curves tools/plot_training.py draws"
 
@@ -325,7 +325,7 @@ def _steps(run: Path, selected: Collection[str]) -> Iterator[StepFolder]:
 
 def _stage(run: Path, name: str) -> TrainedStage:
     folder = run / name
-    metrics, config = folder / "metrics.json", folder / "config.yaml"
+    metrics, config = folder / METRICS_FILE, folder / "config.yaml"
     weights = folder / "model_final.pth"
     content = read_yaml(config) if config.is_file() else {}
     return TrainedStage(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +16,13 @@ from matplotlib.ticker import MaxNLocator
 from cityscapes_maskrcnn.utils.config_keys import names_at, value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_json
+from cityscapes_maskrcnn.utils.training_metrics import (
+    METRICS_FILE,
+    TOTAL_LOSS,
+    Curve,
+    read_curves,
+    without_imitation,
+)
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 from cityscapes_maskrcnn.visualization.style import (
     BLUE,
@@ -30,19 +35,11 @@ from cityscapes_maskrcnn.visualization.style import (
     style_axes,
 )
 
-logger = logging.getLogger(__name__)
-
-# Iteration -> value, in order of iterations. As everywhere in Detectron2 the first one is 0: what
-# is measured after 100 iterations is at 99, except for the scores at the end of training: at 100.
-Curve = dict[int, float]
-
-METRICS_FILE: Final = "metrics.json"
 # Runs in one picture: as many as there are colours.
 MAX_RUNS: Final = len(PALETTE)
 
 # This project's name for the mean over the classes, and that of Detectron2's own evaluator.
 _MEAN_IOUS: Final = ("IoU", "mIoU")
-_TOTAL: Final = "total_loss"
 _TOTAL_TITLE, _PARTS_TITLE, _RATE_TITLE = "total loss", "parts of the loss", "learning rate"
 _AP_TITLE, _IOU_TITLE = "average precision, %", "mean IoU, %"
 _SPEED_TITLE, _WAITING_TITLE = "throughput, images/s", "waiting for data, % of an iteration"
@@ -85,7 +82,7 @@ class Run:
 
     Attributes:
         name: in the legend.
-        curves: of :func:`read_curves`.
+        curves: of :func:`.training_metrics.read_curves`.
         batch_size: images an iteration; None, if it is unknown: no throughput is drawn.
         about: the run.
     """
@@ -264,43 +261,6 @@ def _about_all(runs: Sequence[Run]) -> About:
     )
 
 
-def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
-    """Read Detectron2's ``metrics.json``.
-
-    Args:
-        metrics_json: a JSON object a line, with ``iteration`` and any metrics. An iteration may
-            come twice, after a resume: the later value counts. Values may be a bare ``NaN``. Lines
-            that are no JSON object, as an interruption leaves behind, are skipped with a warning.
-
-    Returns:
-        For every metric its values by iteration, in order of iterations.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    try:
-        lines = Path(metrics_json).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise InputError(f"{metrics_json}: cannot be read: {error.strerror}") from error
-    values: dict[str, Curve] = {}
-    broken = 0
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            iteration = int(entry.pop("iteration"))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            broken += bool(line.strip())
-            continue
-        for name, value in entry.items():
-            # A float cannot hold larger whole numbers.
-            if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
-                values.setdefault(name, {})[iteration] = float(value)
-    if broken:
-        what = "a line is" if broken == 1 else f"{broken} lines are"
-        logger.warning("%s: %s no metrics: skipped", metrics_json, what)
-    return {name: dict(sorted(curve.items())) for name, curve in values.items()}
-
-
 def _curves_to_draw(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
     """Read the file of a training that has got somewhere."""
     curves = read_curves(metrics_json)
@@ -309,24 +269,6 @@ def _curves_to_draw(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
             f"{metrics_json}: no loss, score or learning rate in it; did training start?"
         )
     return curves
-
-
-def without_imitation(curves: Mapping[str, Curve]) -> Curve:
-    """Subtract the losses of ``MODEL.DISTILLATION`` from the total loss of training.
-
-    The validation loss is without them, so that only the rest can be compared with it.
-
-    Args:
-        curves: of :func:`read_curves`.
-
-    Returns:
-        The total loss by iteration; empty without one.
-    """
-    imitation = [curve for name, curve in curves.items() if name.startswith("loss_distill_")]
-    return {
-        at: total - sum(curve.get(at, 0.0) for curve in imitation)
-        for at, total in curves.get(_TOTAL, {}).items()
-    }
 
 
 def _rows_of_one(run: Run) -> dict[str, list[_Line]]:
@@ -383,24 +325,24 @@ def _select(run: Run) -> dict[str, dict[str, Curve]]:
         (name for name in curves if "loss" in _metric(name)),
         key=lambda name: ("/" in name, name),
     )
-    parts = [name for name in losses if _metric(name) != _TOTAL]
+    parts = [name for name in losses if _metric(name) != TOTAL_LOSS]
     # A single loss, as of stage 0, is the total under another name.
-    if len({_metric(name) for name in parts}) == 1 and _TOTAL in losses:
+    if len({_metric(name) for name in parts}) == 1 and TOTAL_LOSS in losses:
         parts = []
     precisions = sorted(
         (name for name in curves if _metric(name) in ("AP", "AP50")),
         key=lambda name: ([*_TASKS, _task(name)].index(_task(name)), name),
     )
     names = {
-        _TOTAL_TITLE: [name for name in losses if _metric(name) == _TOTAL],
+        _TOTAL_TITLE: [name for name in losses if _metric(name) == TOTAL_LOSS],
         _PARTS_TITLE: parts,
         _AP_TITLE: precisions,
         _IOU_TITLE: [name for name in curves if _metric(name) in _MEAN_IOUS],
         _RATE_TITLE: [name for name in curves if name == "lr"],
     }
     rows = {title: {name: curves[name] for name in found} for title, found in names.items()}
-    if _TOTAL in losses:
-        rows[_TOTAL_TITLE][_TOTAL] = without_imitation(curves)
+    if TOTAL_LOSS in losses:
+        rows[_TOTAL_TITLE][TOTAL_LOSS] = without_imitation(curves)
     seconds = {at: value for at, value in curves.get("time", {}).items() if value > 0}
     waited = curves.get("data_time", {})
     if run.batch_size:
@@ -437,7 +379,7 @@ def _label(name: str) -> str:
     if metric in ("AP", "AP50"):
         dataset = name.rpartition("/")[0].rpartition("/")[0]
         return " ".join(filter(None, (dataset, _TASKS.get(task, task))))
-    if metric == _TOTAL:
+    if metric == TOTAL_LOSS:
         return "validation" if task else "training"
     if "loss" in metric:
         return _LOSSES.get(metric) or metric.removeprefix("loss_").replace("_", " ")

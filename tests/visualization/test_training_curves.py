@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import json
-import logging
-import math
 
 import numpy as np
 import pytest
-from detectron2.utils.events import EventStorage, JSONWriter
 from PIL import Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -18,43 +15,7 @@ from cityscapes_maskrcnn.visualization.training_curves import (
     plot_each_run,
     plot_runs,
     plot_training_curves,
-    read_curves,
-    without_imitation,
 )
-
-
-def test_reads_what_detectron2_writes(tmp_path):
-    path = tmp_path / "metrics.json"
-    writer = JSONWriter(str(path), window_size=1)
-    with EventStorage() as storage:
-        for iteration, loss in enumerate([4.0, 2.0, math.nan]):
-            storage.iter = iteration
-            storage.put_scalar("total_loss", loss)
-            if iteration == 1:
-                storage.put_scalar("segm/AP", 12.5, smoothing_hint=False)
-            writer.write()
-    writer.close()
-    curves = read_curves(path)
-    assert curves["segm/AP"] == {1: 12.5}
-    assert list(curves["total_loss"]) == [0, 1, 2]
-    assert list(curves["total_loss"].values())[:2] == [4.0, 2.0]
-    assert math.isnan(curves["total_loss"][2])
-
-
-def test_resumed_and_interrupted_files(tmp_path, caplog):
-    path = tmp_path / "metrics.json"
-    path.write_text(
-        '{"iteration": 19, "lr": 1.0}\n{"iteration": 39, "lr": 2.0}\n'
-        '{"iteration": 39, "segm/AP": 5}\n'
-        # After the resume the later value counts.
-        '{"iteration": 59, "lr": 3.0}\n{"iteration": 39, "lr": 2.5}\n'
-        '{"iteration": 79, "l\n[1]\n\n{"lr": 7}\n'
-    )
-    with caplog.at_level(logging.WARNING):
-        curves = read_curves(path)
-    assert list(curves["lr"].items()) == [(19, 1.0), (39, 2.5), (59, 3.0)]
-    assert curves["segm/AP"] == {39: 5.0}
-    assert "3 lines are no metrics: skipped" in caplog.text
 
 
 def test_draws_a_picture(tmp_path):
@@ -186,8 +147,6 @@ def test_losses_of_imitation_are_no_part_of_the_total_beside_that_of_validation(
         "loss_mask": {9: 3.25},
         "validation/total_loss": {19: 2.75},
     }
-    assert without_imitation(curves) == {9: 3.25, 19: 2.5, 29: 2.0}
-    assert without_imitation({"lr": {9: 1.0}}) == {}
     plot_runs([Run(name="", curves=curves)], tmp_path / "a.png")
     drawn = [line.get_xydata().tolist() for line in figures[0].axes[0].lines]
     assert drawn == [[[9, 3.25], [19, 2.5], [29, 2.0]], [[19, 2.75]]]
