@@ -173,7 +173,7 @@ def write_scores(
 
 
 def about_run(
-    cfg: CfgNode, datasets: Iterable[str], num_images: int | None, protocol: str = ""
+    cfg: CfgNode, datasets: Iterable[str], num_images: int | None, protocol: str
 ) -> About:
     """Describe the model of a run, and images that it is trained or scored on, for a picture.
 

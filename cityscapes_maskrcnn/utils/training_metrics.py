@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from cityscapes_maskrcnn.utils.config_keys import names_at
 from cityscapes_maskrcnn.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,15 @@ def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
         what = "a line is" if broken == 1 else f"{broken} lines are"
         logger.warning("%s: %s no metrics: skipped", metrics_json, what)
     return {name: dict(sorted(curve.items())) for name, curve in values.items()}
+
+
+def measured_on(config: object) -> list[str]:
+    """Name the datasets that a training measures its validation loss and scores on.
+
+    Args:
+        config: of the run, or what its file holds.
+    """
+    return names_at(config, "DATASETS.VAL") or names_at(config, "DATASETS.TEST")
 
 
 def without_imitation(curves: Mapping[str, Curve]) -> Curve:

@@ -22,7 +22,9 @@ from cityscapes_maskrcnn.utils.training_metrics import (
 from cityscapes_maskrcnn.visualization.style import (
     BLUE,
     INK,
+    MIN_FONT,
     MUTED,
+    PAPER,
     RED,
     About,
     new_figure,
@@ -31,8 +33,6 @@ from cityscapes_maskrcnn.visualization.style import (
 )
 
 _TRAINING, _VALIDATION = BLUE, RED
-# Behind notes, which the lines of the grid would cross.
-_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 
 
 def plot_overfitting(
@@ -85,7 +85,9 @@ def plot_overfitting(
     handles, labels = max(
         (axis.get_legend_handles_labels() for axis in axes), key=lambda h: len(h[1])
     )
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=MIN_FONT
+    )
     save_figure(figure, output)
     return gaps
 
@@ -148,9 +150,9 @@ def _mark_gap(axis: Axes, gap: Gap) -> None:
         max((gap.training + gap.validation) / 2, low + 0.12 * (high - low)),
         f"gap\n{difference:+.2g}\n({gap.percent:+.0f} %)",
         va="center",
-        fontsize=9.5,
+        fontsize=MIN_FONT,
         color=INK,
-        bbox=_PAPER,
+        bbox=PAPER,
     )
     if gap.lowest is not None:
         _note(axis, 0.98, f"validation lowest {gap.lowest_when}", _VALIDATION)
@@ -165,7 +167,7 @@ def _note(axis: Axes, height: float, text: str, color: str) -> None:
         transform=axis.transAxes,
         ha="right",
         va="top",
-        fontsize=9.5,
+        fontsize=MIN_FONT,
         color=color,
-        bbox=_PAPER,
+        bbox=PAPER,
     )

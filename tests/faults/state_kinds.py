@@ -63,7 +63,7 @@ def start_quietly(context: Context) -> None:
     """
     os.environ["DETECTRON2_DATASETS"] = str(context.data)
     torch.set_num_threads(1)
-    trainer_module.plot_training_curves = lambda *_: None
+    trainer_module.plot_training_curves = lambda *_, **__: None
 
 
 def write_checkpoint(rng: random.Random, file: Path, content: Any) -> None:

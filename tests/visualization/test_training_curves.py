@@ -11,6 +11,7 @@ from cityscapes_maskrcnn.visualization.overfitting import plot_overfitting
 from cityscapes_maskrcnn.visualization.style import About
 from cityscapes_maskrcnn.visualization.training_curves import (
     Run,
+    about_runs,
     find_runs,
     plot_each_run,
     plot_runs,
@@ -174,6 +175,9 @@ def test_several_runs_have_a_colour_each_in_all_rows(tmp_path, figures, assert_r
         "mean IoU, %": [(orange, "-")],
         "learning rate": [(blue, "-"), (orange, "-")],
     }
+    # Colours alone tell nothing to those who do not see them.
+    markers = {line.get_color(): line.get_marker() for axis in figure.axes for line in axis.lines}
+    assert markers == {blue: "o", orange: "s"}
     legends = [axis.get_legend() for axis in figure.axes]
     assert [text.get_text() for text in legends[0].get_texts()] == ["one", "two"]
     assert legends[1:] == [None] * 3
@@ -181,6 +185,38 @@ def test_several_runs_have_a_colour_each_in_all_rows(tmp_path, figures, assert_r
     assert figure.axes[-1].get_yscale() == "log"
     with pytest.raises(InputError, match="9 runs: at most 8 can be told apart"):
         plot_runs([runs[0]] * 9, tmp_path / "x.png")
+
+
+def test_long_curves_of_several_runs_have_a_few_markers(tmp_path, figures):
+    curves = {"total_loss": dict.fromkeys(range(100), 1.0)}
+    plot_runs([Run(name=name, curves=curves) for name in "ab"], tmp_path / "both.png")
+    plot_runs([Run(name="a", curves=curves)], tmp_path / "one.png")
+    both, one = ([len(line.get_markevery()) for line in each.axes[0].lines] for each in figures)
+    assert (one, both) == ([0], [8, 8])
+
+
+def test_a_picture_of_several_runs_names_what_they_are(tmp_path):
+    for name, train, images, meta in (
+        ("stage_0", "coarse_train", 40, "SemanticSegmentor"),
+        ("stage_1", "some_train", 8, "GeneralizedRCNN"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text('{"iteration": 3, "total_loss": 1.0}\n')
+        (tmp_path / name / "summary.json").write_text(f'{{"images": {images}}}')
+        (tmp_path / name / "config.yaml").write_text(
+            f"DATASETS: {{TRAIN: [{train}], TEST: [some_test], VAL: [some_val]}}\n"
+            f"MODEL: {{META_ARCHITECTURE: {meta}, MASK_ON: true, RESNETS: {{DEPTH: 50}}, "
+            "SEM_SEG_HEAD: {NAME: DeepLabV3}, BACKBONE: {NAME: build_resnet_backbone}}\n"
+        )
+    runs = find_runs([tmp_path])
+    protocol = "training loss of the batches, validation and scores on some_val"
+    assert str(runs[1].about) == (
+        f"some_train · 8 images · Mask R-CNN ResNet-50, {tmp_path}/stage_1 · {protocol}"
+    )
+    assert str(about_runs(runs)) == (
+        "coarse_train: 40 images; some_train: 8 images · "
+        f"DeepLabv3 ResNet-50 (stage_0), Mask R-CNN ResNet-50 (stage_1) · {protocol}"
+    )
 
 
 def test_the_picture_of_all_runs_replaces_that_of_none(tmp_path):
@@ -207,7 +243,8 @@ def test_runs_are_named_by_their_folders(tmp_path):
     assert [run.name for run in runs] == ["a/stage_1", "stage_2", "b/stage_1"]
     assert [run.batch_size for run in runs] == [4, None, None]
     assert str(runs[1].about) == (
-        f"GENERATED SCENES, not Cityscapes · some_train · 8 images · {tmp_path}/a/stage_2"
+        f"GENERATED SCENES, not Cityscapes · some_train · 8 images · {tmp_path}/a/stage_2 · "
+        "training loss of the batches"
     )
 
 
