@@ -50,9 +50,8 @@ def write_dataset_report(names: Sequence[str], folder: str) -> tuple[str, list[P
     # Of real and generated data together the names say which is which, as the report does.
     is_mixed = 0 < len(generated) < len(names)
     marked = {name: f"{name} (generated scenes)" for name in generated if is_mixed}
-    dataset, num_images = name_images(
-        (marked.get(name, name), stats.num_images) for name, stats in datasets.items()
-    )
+    drawn = {marked.get(name, name): stats for name, stats in datasets.items()}
+    dataset, num_images = name_images((name, stats.num_images) for name, stats in drawn.items())
     about = About(
         dataset=dataset,
         num_images=num_images,
@@ -60,7 +59,7 @@ def write_dataset_report(names: Sequence[str], folder: str) -> tuple[str, list[P
         protocol="annotated objects without groups",
     )
     pictures = plot_dataset(
-        datasets, MetadataCatalog.get(names[0]).thing_colors, about=about, folder=output
+        drawn, MetadataCatalog.get(names[0]).thing_colors, about=about, folder=output
     )
     texts = {
         "report.md": to_markdown(datasets, generated, [picture.name for picture in pictures]),

@@ -86,7 +86,7 @@ def write_recipe_report(output: Path) -> str:
             about,
             dataset=dataset,
             num_images=num_images,
-            protocol="training loss of the batches, smoothed; validation loss not augmented",
+            protocol="training loss of the batches, smoothed; validation loss without augmentation",
         ),
     )
     places = [

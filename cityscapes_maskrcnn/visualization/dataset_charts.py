@@ -335,7 +335,7 @@ def _stacked_shares(
             if not index:
                 bars.set_label(label)
             texts = [f"{width:.0f}" if width >= 6 else "" for width in widths]
-            axis.bar_label(bars, texts, label_type="center", color=ink, fontsize=9)
+            axis.bar_label(bars, texts, label_type="center", color=ink, fontsize=MIN_FONT)
             left += widths
         for row, count in zip(rows, counts.sum(axis=1).tolist(), strict=True):
             text = f"n = {count:,}" if count else "no objects"
