@@ -125,7 +125,8 @@ def _legend_strip(width: int, edges: Mapping[str, Edge], title: str, warning: st
     line = EDGE_WIDTH * letter / 13 * points
     samples = [
         Patch(
-            facecolor="#bbbbbb",
+            # Hatching has the colour of the edge, which has to stand out.
+            facecolor="#777777" if edge.is_hatched else "#bbbbbb",
             label=name,
             hatch=HATCH if edge.is_hatched else None,
             **({"edgecolor": "#dddddd"} if edge is _NO_EDGE else edge_look(edge, line)),
