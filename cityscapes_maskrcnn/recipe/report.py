@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cityscapes_maskrcnn.engine.outcome import short_name
+from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.recipe.performance_table import (
     OUR_COLUMNS,
     REFERENCE,
@@ -53,6 +57,8 @@ def write_recipe_report(output: Path) -> str:
     by_size, without = _size_bars(ours)
     if without:
         remarks.append(f"There are no {' and no '.join(without)} objects in the scored images.")
+    stages = [stage for stage in STAGES if (output / stage / METRICS_FILE).is_file()]
+    configs = {stage: _config(output / stage / "config.yaml") for stage in stages}
     dataset, num_images = name_images(
         (row.split, row.scored_images) for row in ours if row.official or row.coco
     )
@@ -60,8 +66,8 @@ def write_recipe_report(output: Path) -> str:
         dataset=dataset,
         num_images=num_images,
         generated=bool(caution(ours)),
-        model=f"stages in {output}",
-        protocol="mask AP",
+        model=", ".join([*_architectures(configs.values()), f"stages in {output}"]),
+        protocol="official and COCO-style mask AP",
     )
     plot_performance(
         output / "performance.png",
@@ -74,12 +80,11 @@ def write_recipe_report(output: Path) -> str:
         remark="\n".join(remarks),
         about=about,
     )
-    stages = [stage for stage in STAGES if (output / stage / METRICS_FILE).is_file()]
     dataset, num_images = name_images((row.trained_on, row.trained_images) for row in ours)
     plot_overfitting(
         {
-            _panel_title(ours, stage, output): read_curves(output / stage / METRICS_FILE)
-            for stage in stages
+            _panel_title(ours, stage, config): read_curves(output / stage / METRICS_FILE)
+            for stage, config in configs.items()
         },
         output / "overfitting.png",
         replace(
@@ -114,12 +119,26 @@ def _with_semantic_score(row: Row, output: Path) -> Row:
     return replace(row, note=note)
 
 
-def _panel_title(ours: list[Row], stage: str, output: Path) -> str:
+def _config(file: Path) -> Any:
+    """What the config of a stage holds; nothing without one."""
+    return read_yaml(file) if file.is_file() else {}
+
+
+def _architectures(configs: Iterable[Any]) -> list[str]:
+    """Name the networks of the stages, each once."""
+    kinds: dict[str, None] = {}
+    for config in configs:
+        # It may be damaged, or of another program.
+        with suppress(KeyError, TypeError, AttributeError):
+            kinds[model_kind(config)] = None
+    return list(kinds)
+
+
+def _panel_title(ours: list[Row], stage: str, config: Any) -> str:
     """Name a stage, the images that it is trained on, and those of its validation loss."""
     trained = [row for row in ours if row.name == STAGES[stage] and row.trained_images]
     texts = [f"{row.trained_images:,} images of {row.trained_on}" for row in trained[:1]]
-    config = output / stage / "config.yaml"
-    measured = measured_on(read_yaml(config)) if config.is_file() else []
+    measured = measured_on(config)
     if measured:
         texts.append(f"validation: {', '.join(map(short_name, measured))}")
     return "\n".join([STAGES[stage], *(line for text in texts for line in textwrap.wrap(text, 36))])
