@@ -44,11 +44,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, metavar="FILE.png|DIR", help=help_output)
     args = parser.parse_args(argv)
     output = Path(args.output)
-    is_file = output.suffix == ".png"
-    if not args.output or (not is_file and output.is_file()):
+    is_png = output.suffix.lower() == ".png"
+    if not args.output or (not is_png and output.is_file()):
         raise InputError(f"--output {args.output or 'is empty'}: name a PNG file or a folder")
     runs = find_runs(args.runs)
-    if is_file:
+    if is_png:
         plot_runs(runs, output)
         print(output)
     else:

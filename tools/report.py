@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     output = args.output or args.run / "report.html"
     write_report(args.run, output)
-    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, open it in a browser")
+    size = output.stat().st_size
+    text = f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1000:.0f} kB"
+    print(f"{output}: {text}, open it in a browser")
 
 
 if __name__ == "__main__":

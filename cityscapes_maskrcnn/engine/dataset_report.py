@@ -21,7 +21,7 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.visualization.dataset_charts import MAX_DATASETS, plot_dataset
 from cityscapes_maskrcnn.visualization.image_files import make_folder
-from cityscapes_maskrcnn.visualization.style import About
+from cityscapes_maskrcnn.visualization.style import About, name_images
 
 
 def write_dataset_report(names: Sequence[str], folder: str) -> tuple[str, list[Path]]:
@@ -47,15 +47,19 @@ def write_dataset_report(names: Sequence[str], folder: str) -> tuple[str, list[P
     output = make_folder(folder)
     datasets = {name: _measure(name) for name in names}
     generated = [name for name in names if is_generated_dataset(name)]
+    # Of real and generated data together the names say which is which, as the report does.
+    is_mixed = 0 < len(generated) < len(names)
+    marked = {name: f"{name} (generated scenes)" for name in generated if is_mixed}
+    drawn = {marked.get(name, name): stats for name, stats in datasets.items()}
+    dataset, num_images = name_images((name, stats.num_images) for name, stats in drawn.items())
     about = About(
-        dataset=", ".join(
-            f"{name}: {stats.num_images:,} images" for name, stats in datasets.items()
-        ),
-        generated=bool(generated),
+        dataset=dataset,
+        num_images=num_images,
+        generated=bool(generated) and not is_mixed,
         protocol="annotated objects without groups",
     )
     pictures = plot_dataset(
-        datasets, MetadataCatalog.get(names[0]).thing_colors, about=about, folder=output
+        drawn, MetadataCatalog.get(names[0]).thing_colors, about=about, folder=output
     )
     texts = {
         "report.md": to_markdown(datasets, generated, [picture.name for picture in pictures]),

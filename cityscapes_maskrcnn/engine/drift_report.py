@@ -70,7 +70,12 @@ class DriftReport(HookBase):
                 "No drift.png: training started from random weights, so it would mean nothing"
             )
             return
-        about = about_run(self._cfg, self._cfg.DATASETS.TRAIN, self._images)
+        about = about_run(
+            self._cfg,
+            self._cfg.DATASETS.TRAIN,
+            num_images=self._images,
+            protocol="weights at the end compared with those at the start",
+        )
         plot_drift(drift, self._folder / "drift.png", about)
 
     def _weights(self) -> dict[str, Tensor]:

@@ -236,7 +236,8 @@ def _page(content: dict[str, Any], score_thresh: float) -> str:
         f"{content['model']}; {content['images']} images of {content['dataset']}. Image AP is the "
         "official AP of a single image.",
         f"Detections with a score of {score_thresh:g} or more are shown. An object is found if a "
-        "detection of its class has an IoU above 0.5 with it. Groups, objects below "
+        "detection of its class has an IoU above 0.5 with it. Groups (hatched: several objects in "
+        "one outline), objects below "
         f"{MIN_REGION_PIXELS} pixels, and detections on these or on void are not counted.",
     ]
     by_image: dict[str, list[dict[str, Any]]] = {}

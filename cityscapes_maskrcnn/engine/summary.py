@@ -27,13 +27,15 @@ from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.utils.files import file_digest, write_json
 from cityscapes_maskrcnn.utils.memory import peak_resident_bytes
 from cityscapes_maskrcnn.utils.process_identity import seconds_since_start
-from cityscapes_maskrcnn.visualization.overfitting import final_training_loss
-from cityscapes_maskrcnn.visualization.style import About
-from cityscapes_maskrcnn.visualization.training_curves import (
+from cityscapes_maskrcnn.utils.training_metrics import (
     METRICS_FILE,
+    TOTAL_LOSS,
+    VALIDATION_LOSS,
+    final_training_loss,
     read_curves,
     without_imitation,
 )
+from cityscapes_maskrcnn.visualization.style import About
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +111,9 @@ class RunSummary(HookBase):
         if not file.is_file():  # of a writer of the user's own
             return {}
         curves = read_curves(file)
-        validation = curves.get("validation/total_loss", {})
+        validation = curves.get(VALIDATION_LOSS, {})
         loss = final_training_loss(without_imitation(curves), validation)
-        return {} if loss is None else {"total_loss": loss}
+        return {} if loss is None else {TOTAL_LOSS: loss}
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what a resumed run adds to."""
@@ -171,7 +173,7 @@ def write_scores(
 
 
 def about_run(
-    cfg: CfgNode, datasets: Iterable[str], num_images: int | None, protocol: str = ""
+    cfg: CfgNode, datasets: Iterable[str], num_images: int | None, protocol: str
 ) -> About:
     """Describe the model of a run, and images that it is trained or scored on, for a picture.
 

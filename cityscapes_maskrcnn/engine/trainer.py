@@ -70,7 +70,11 @@ from cityscapes_maskrcnn.modeling.folding import activate_in_place, fold_frozen_
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
 from cityscapes_maskrcnn.modeling.narrowing import narrow_layers
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.visualization.training_curves import plot_training_curves
+from cityscapes_maskrcnn.utils.training_metrics import METRICS_FILE, measured_on
+from cityscapes_maskrcnn.visualization.training_curves import (
+    plot_training_curves,
+    training_protocol,
+)
 
 
 class Trainer(DefaultTrainer):
@@ -250,10 +254,15 @@ class Trainer(DefaultTrainer):
             folder = Path(self.cfg.OUTPUT_DIR)
             try:
                 plot_training_curves(
-                    folder / "metrics.json",
+                    folder / METRICS_FILE,
                     folder / "training_curves.png",
-                    about_run(self.cfg, self.cfg.DATASETS.TRAIN, self._num_images),
-                    self.cfg.SOLVER.IMS_PER_BATCH,
+                    about=about_run(
+                        self.cfg,
+                        self.cfg.DATASETS.TRAIN,
+                        num_images=self._num_images,
+                        protocol=training_protocol(measured_on(self.cfg)),
+                    ),
+                    batch_size=self.cfg.SOLVER.IMS_PER_BATCH,
                 )
             except InputError as error:
                 logging.getLogger(__name__).warning("No training curves: %s", error)

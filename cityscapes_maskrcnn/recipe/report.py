@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from cityscapes_maskrcnn.engine.outcome import short_name
+from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.recipe.performance_table import (
     OUR_COLUMNS,
     REFERENCE,
@@ -22,10 +27,11 @@ from cityscapes_maskrcnn.recipe.performance_table import (
 from cityscapes_maskrcnn.recipe.stage_table import GALLERY_FOLDER, STAGES
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
+from cityscapes_maskrcnn.utils.training_metrics import METRICS_FILE, measured_on, read_curves
+from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 from cityscapes_maskrcnn.visualization.overfitting import plot_overfitting
 from cityscapes_maskrcnn.visualization.performance_chart import Bar, plot_performance
-from cityscapes_maskrcnn.visualization.style import About
-from cityscapes_maskrcnn.visualization.training_curves import read_curves
+from cityscapes_maskrcnn.visualization.style import About, name_images
 
 
 def write_recipe_report(output: Path) -> str:
@@ -51,13 +57,17 @@ def write_recipe_report(output: Path) -> str:
     by_size, without = _size_bars(ours)
     if without:
         remarks.append(f"There are no {' and no '.join(without)} objects in the scored images.")
-    scored = [row for row in ours if row.official or row.coco]
+    stages = [stage for stage in STAGES if (output / stage / METRICS_FILE).is_file()]
+    configs = {stage: _config(output / stage / "config.yaml") for stage in stages}
+    dataset, num_images = name_images(
+        (row.split, row.scored_images) for row in ours if row.official or row.coco
+    )
     about = About(
-        dataset=", ".join(dict.fromkeys(row.split for row in scored)),
-        num_images=scored[0].scored_images if len({row.split for row in scored}) == 1 else None,
+        dataset=dataset,
+        num_images=num_images,
         generated=bool(caution(ours)),
-        model=f"stages in {output}",
-        protocol="mask AP",
+        model=", ".join([*_architectures(configs.values()), f"stages in {output}"]),
+        protocol="official and COCO-style mask AP",
     )
     plot_performance(
         output / "performance.png",
@@ -70,21 +80,19 @@ def write_recipe_report(output: Path) -> str:
         remark="\n".join(remarks),
         about=about,
     )
-    stages = [stage for stage in STAGES if (output / stage / "metrics.json").is_file()]
-    trained = {
-        row.name: f"{row.trained_images:,} images of {row.trained_on}"
-        for row in ours
-        if row.trained_images
-    }
+    dataset, num_images = name_images((row.trained_on, row.trained_images) for row in ours)
     plot_overfitting(
         {
-            "\n".join([STAGES[stage], *textwrap.wrap(trained.get(STAGES[stage], ""), 36)]): (
-                read_curves(output / stage / "metrics.json")
-            )
-            for stage in stages
+            _panel_title(ours, stage, config): read_curves(output / stage / METRICS_FILE)
+            for stage, config in configs.items()
         },
         output / "overfitting.png",
-        replace(about, dataset="", num_images=None, protocol="training loss smoothed"),
+        replace(
+            about,
+            dataset=dataset,
+            num_images=num_images,
+            protocol="training loss of the batches, smoothed; validation loss without augmentation",
+        ),
     )
     places = [
         ("Whole table", "performance.md"),
@@ -104,11 +112,36 @@ def _with_semantic_score(row: Row, output: Path) -> Row:
     """Give stage 0, which has no masks to score, its mean IoU as a note."""
     if row.name != STAGES["stage_0"]:
         return row
-    curve = read_curves(output / "stage_0" / "metrics.json").get("sem_seg/IoU", {})
+    curve = read_curves(output / "stage_0" / METRICS_FILE).get("sem_seg/IoU", {})
     if not curve:
         return row
     note = f"no masks; mean IoU {list(curve.values())[-1]:.1f} % on its validation images"
     return replace(row, note=note)
+
+
+def _config(file: Path) -> Any:
+    """What the config of a stage holds; nothing without one."""
+    return read_yaml(file) if file.is_file() else {}
+
+
+def _architectures(configs: Iterable[Any]) -> list[str]:
+    """Name the networks of the stages, each once."""
+    kinds: dict[str, None] = {}
+    for config in configs:
+        # It may be damaged, or of another program.
+        with suppress(KeyError, TypeError, AttributeError):
+            kinds[model_kind(config)] = None
+    return list(kinds)
+
+
+def _panel_title(ours: list[Row], stage: str, config: Any) -> str:
+    """Name a stage, the images that it is trained on, and those of its validation loss."""
+    trained = [row for row in ours if row.name == STAGES[stage] and row.trained_images]
+    texts = [f"{row.trained_images:,} images of {row.trained_on}" for row in trained[:1]]
+    measured = measured_on(config)
+    if measured:
+        texts.append(f"validation: {', '.join(map(short_name, measured))}")
+    return "\n".join([STAGES[stage], *(line for text in texts for line in textwrap.wrap(text, 36))])
 
 
 def _bars(rows: list[Row], protocol: str) -> list[Bar]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.recipe.performance_table import Row, caution, cell
-from cityscapes_maskrcnn.recipe.stage_table import GALLERY_FOLDER
+from cityscapes_maskrcnn.recipe.stage_table import GALLERY_FOLDER, STAGES
 from cityscapes_maskrcnn.recipe.step import StepState
 from cityscapes_maskrcnn.report.report_tables import mean_iou, scored_images
 from cityscapes_maskrcnn.report.run_folder import (
@@ -19,12 +19,12 @@ from cityscapes_maskrcnn.report.run_folder import (
     RunFolder,
     StepFolder,
     TrainedStage,
+    main_row,
     numbers_of,
 )
 from cityscapes_maskrcnn.utils.config_keys import names_at
 from cityscapes_maskrcnn.utils.text import counted
-from cityscapes_maskrcnn.visualization.overfitting import find_gap
-from cityscapes_maskrcnn.visualization.training_curves import without_imitation
+from cityscapes_maskrcnn.utils.training_metrics import VALIDATION_LOSS, find_gap, without_imitation
 
 # Of Cityscapes val, which published scores are of.
 _VAL_IMAGES: Final = 500
@@ -58,9 +58,8 @@ class Advice:
 
 
 def headline_row(run: RunFolder) -> Row | None:
-    """The row of the last stage with a score by the official protocol."""
-    scored = [row for row in run.rows if "AP" in row.official]
-    return scored[-1] if scored else None
+    """The row that the headline is of, see :func:`.run_folder.main_row`."""
+    return main_row(run.rows)
 
 
 def is_generated(run: RunFolder) -> bool:
@@ -106,9 +105,16 @@ def summary(run: RunFolder) -> str:
     kind = "generated images" if row.generated else "images"
     honest = "which the model had seen before" if row.note else "none of which it had seen before"
     return (
-        f"{what}. The final model, stage {row.name}, reaches an official mask AP of "
+        f"{what}. The {_which_model(run, row)}, stage {row.name}, reaches an official mask AP of "
         f"{row.official['AP']:.1f} % on {scored_images(row)} {kind}, {honest}."
     )
+
+
+def _which_model(run: RunFolder, row: Row) -> str:
+    """Whether a row is of the last stage of a run, or only the last that has a score."""
+    asked = [step.name for step in run.steps if step.selected and step.name in STAGES]
+    names = asked or [stage.name for stage in run.stages]
+    return "final model" if names and STAGES[names[-1]] == row.name else "last scored model"
 
 
 def _is_done(step: StepFolder) -> bool:
@@ -171,8 +177,8 @@ def warnings(run: RunFolder) -> list[str]:
     complete = [trial for trial in run.trials if trial["state"] == "complete"]
     if run.trials and len(complete) < _FEW_TRIALS:
         found.append(
-            f"The search completed {len(complete)} trial{'s' * (len(complete) != 1)}, too few to "
-            "tell a good setting from a lucky one."
+            f"The search completed {counted(len(complete), 'trial')}, too few to tell a good "
+            "setting from a lucky one."
         )
     if any(stage.setting("MODEL.WEIGHTS") == "" for stage in run.stages):
         found.append(
@@ -235,7 +241,7 @@ def error_summary(errors: ErrorTables) -> str:
 
 def loss_summary(stage: TrainedStage) -> str:
     """How training and validation loss ended; empty without them."""
-    gap = find_gap(without_imitation(stage.curves), stage.curves.get("validation/total_loss", {}))
+    gap = find_gap(without_imitation(stage.curves), stage.curves.get(VALIDATION_LOSS, {}))
     if gap is None:
         return ""
     lowest = f"; the validation loss was lowest {gap.lowest_when}" if gap.lowest_when else ""
@@ -325,8 +331,8 @@ def _quoted(word: str) -> str:
 
 def _python(run: RunFolder) -> str:
     """The interpreter of the run's steps if it is one of the project, such as .venv/bin/python."""
-    commands = [_in_project(command) for step in run.steps for command in step.commands]
-    interpreter = commands[0].partition(" ")[0] if commands else ""
+    first = next((command for step in run.steps for command in step.commands), "")
+    interpreter = _in_project(first).partition(" ")[0]
     is_inside = interpreter.endswith("/bin/python") and not interpreter.startswith("/")
     return interpreter if is_inside else "python"
 

@@ -56,10 +56,11 @@ def inline_picture(path: Path, max_width: int, *, with_legend: bool = True) -> I
     if not with_legend:
         height = max(1, image.height - legend_height(image.width))
         image = image.crop((0, 0, image.width, height))
+    # Before it is scaled, which mixes colours.
+    is_drawing = image.getcolors(_MAX_COLORS) is not None
     if image.width > max_width:
         height = max(1, round(image.height * max_width / image.width))
         image = image.resize((max_width, height), Image.Resampling.LANCZOS)
-    is_drawing = image.getcolors(_MAX_COLORS) is not None
     file = io.BytesIO()
     image.save(file, "WEBP", lossless=is_drawing, quality=_QUALITY)
     address = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -72,19 +72,24 @@ def line_chart(
     title: str,
     curves: Mapping[str, Mapping[int, float]],
     *,
-    kinds: Sequence[str] = ("first", "second"),
+    kinds: Sequence[str] = (),
     x_label: str = "iteration",
+    clip: bool = False,
 ) -> LineChart | None:
     """Lay out a chart whose vertical axis begins at 0.
 
     Args:
         title: what the lines show, with its unit.
         curves: by label, values by place; of a long one, means of neighbours are drawn.
-        kinds: style of each curve.
+        kinds: style of each curve; empty: the first is ``first``, the second ``second``.
         x_label: what the places are.
+        clip: cut off what is far above all other values, as losses that explode.
 
     Returns:
         None if there is no finite value.
+
+    Raises:
+        ValueError: there are more curves than kinds.
     """
     finite = {
         label: {x: y for x, y in curve.items() if math.isfinite(y)}
@@ -92,15 +97,19 @@ def line_chart(
     }
     shown = {
         label: (kind, _thinned(curve))
-        for (label, curve), kind in zip(finite.items(), kinds, strict=False)
+        for (label, curve), kind in zip(
+            finite.items(), kinds or ("first", "second")[: len(finite)], strict=True
+        )
         if curve
     }
     if not shown:
         return None
     values = np.array([y for _, points in shown.values() for _, y in points])
     places = np.array([x for _, points in shown.values() for x, _ in points])
-    # A few exploding losses must not flatten all others.
-    top = min(float(values.max()), 4 * float(np.percentile(values, 90)))
+    top = float(values.max())
+    if clip:
+        # A few exploding losses must not flatten all others.
+        top = min(top, 4 * float(np.percentile(values, 90)))
     top = top if top > 0 else max(float(values.max()), 1e-9)
     note = f"values up to {values.max():.3g} are cut off" if values.max() > top else ""
     low = min(0.0, float(values.min()))

@@ -31,16 +31,19 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.utils.object_limits import MIN_REGION_PIXELS
 from cityscapes_maskrcnn.utils.text import printable
+from cityscapes_maskrcnn.utils.training_metrics import VALIDATION_LOSS, without_imitation
+from cityscapes_maskrcnn.visualization.drawing import GENERATED_SCENE
 from cityscapes_maskrcnn.visualization.outcome_drawing import GROUND_TRUTH_EDGES, PREDICTION_EDGES
-from cityscapes_maskrcnn.visualization.training_curves import without_imitation
 
 MAX_BYTES: Final = 8_000_000
 #: Of the examples, and of the pictures where there are none, so many are shown.
 MAX_EXAMPLES: Final = 16
 
-# Pixels: what a large screen shows, and what nothing can be seen on.
-_PICTURE_WIDTH: Final = 1400
+# Pixels: what a large screen shows, and most charts have; and what nothing can be seen on.
+_PICTURE_WIDTH: Final = 1440
 _LEAST_WIDTH: Final = 100
+
+_LOSS: Final = "Total loss"
 
 
 def write_report(folder: Path, output: Path) -> None:
@@ -81,7 +84,11 @@ def render_page(run: RunFolder, picture_width: int) -> str:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.globals |= {"frame": FRAME, "min_pixels": MIN_REGION_PIXELS}
+    environment.globals |= {
+        "frame": FRAME,
+        "min_pixels": MIN_REGION_PIXELS,
+        "generated_scene": GENERATED_SCENE,
+    }
     environment.filters["preformatted"] = _preformatted
     environment.filters["breakable"] = _breakable
     style, script = _static("page.css"), _static("page.js")
@@ -153,10 +160,10 @@ def _stage_charts(stage: TrainedStage) -> list[LineChart]:
     curves = stage.curves
     groups: list[tuple[str, Mapping[str, Any]]] = [
         (
-            "Total loss",
+            _LOSS,
             {
                 "training": without_imitation(curves),
-                "validation": curves.get("validation/total_loss", {}),
+                "validation": curves.get(VALIDATION_LOSS, {}),
             },
         ),
         (
@@ -168,7 +175,7 @@ def _stage_charts(stage: TrainedStage) -> list[LineChart]:
         ),
         ("Mean IoU, %", {"mean IoU": curves.get("sem_seg/IoU", {})}),
     ]
-    charts = (line_chart(title, lines) for title, lines in groups)
+    charts = (line_chart(title, lines, clip=title == _LOSS) for title, lines in groups)
     return [chart for chart in charts if chart]
 
 

@@ -84,6 +84,12 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
 
+    @property
+    def notes(self) -> str:
+        """The note, and the remarks of the columns, which a keyboard or a finger does not reach."""
+        remarks = (f"{each.label}: {each.remark}." for each in self.columns if each.remark)
+        return " ".join(filter(None, (self.note, *remarks)))
+
 
 def words(text: str) -> Cell:
     """A cell of text."""
@@ -212,8 +218,8 @@ def class_table(errors: ErrorTables) -> Table:
         columns,
         cells,
         "Found, missed and false positives are counted at IoU 0.5, with detections whose score is "
-        f"at least {', '.join(thresholds)}. AP uses detections of any score, so a class may have "
-        "an AP although none is found.",
+        f"at least {', '.join(sorted(thresholds))}. AP uses detections of any score, so a class "
+        "may have an AP although none is found.",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,8 @@ from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, INPUTS_FILE, StepStat
 from cityscapes_maskrcnn.utils.config_keys import names_at, value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_file, read_json
+from cityscapes_maskrcnn.utils.training_metrics import METRICS_FILE, Curve, read_curves
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
-from cityscapes_maskrcnn.visualization.training_curves import Curve, read_curves
 
 _ADVICE: Final = "another program or version wrote it; move it away to report the rest"
 _MAX_TABLE_BYTES: Final = 50_000_000
@@ -173,7 +173,7 @@ class RunFolder:
         best: text of the search's ``best.yaml``.
         tuned_on: names of the datasets that its values, and those of the anchors, were chosen by.
         search_pictures: of the search.
-        errors: of the last stage that was scored; None without an analysis.
+        errors: of :func:`main_row`; None without an analysis.
         gallery: None if none was made.
         pictures: of predictions, beside the ground truth.
         commands: that ran the recipe or parts of it; empty if they were not recorded.
@@ -221,10 +221,11 @@ def read_run(folder: Path) -> RunFolder:
         )
     recipe = _optional_json(folder / COMMAND_FILE, COMMAND_FORM)
     data_root = recipe.get("datasets", "")
+    rows = stage_rows(folder)
     return RunFolder(
         folder=folder,
         steps=list(_steps(folder, recipe.get("selected", ()))),
-        rows=stage_rows(folder),
+        rows=rows,
         stages=[_stage(folder, name) for name in STAGES if (folder / name).is_dir()],
         anchors=_optional_json(
             folder / "anchors" / "anchors.json", {"boxes": str, "default": _FIT, "fitted": _FIT}
@@ -238,7 +239,7 @@ def read_run(folder: Path) -> RunFolder:
         search_pictures=[
             path for path in sorted((folder / "search").glob("*.png")) if path.stem != "history"
         ],
-        errors=_errors(folder),
+        errors=_errors(folder, rows),
         gallery=_gallery(folder / GALLERY_FOLDER),
         pictures=sorted((folder / "pictures").glob("*.png")),
         commands=recipe.get("commands", []),
@@ -248,7 +249,7 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def _advice_for_one_training(folder: Path) -> str:
-    if not (folder / "metrics.json").is_file():
+    if not (folder / METRICS_FILE).is_file():
         return ""
     return "; it is a single training, whose curves tools/plot_training.py draws"
 
@@ -268,13 +269,12 @@ def read_table(path: Path, columns: Iterable[str]) -> list[TextRow]:
         raise InputError(f"{path}: cannot be read: {error}; {_ADVICE}") from error
     for row in rows:
         # Too short a line has None, and too long a one has None among its names.
-        missing = [name for name in columns if row.get(name) is None]
-        if missing or None in row or None in row.values():
-            raise InputError(f"{path}: a line without {' and '.join(missing)}".rstrip() + _DAMAGED)
+        if None in row:
+            raise InputError(f"{path}: a line has more columns than the first; {_ADVICE}")
+        missing = [name for name in {**dict.fromkeys(columns), **row} if row.get(name) is None]
+        if missing:
+            raise InputError(f"{path}: a line without {' and '.join(missing)}; {_ADVICE}")
     return rows
-
-
-_DAMAGED: Final = f", or with other columns than its first; {_ADVICE}"
 
 
 @contextmanager
@@ -325,7 +325,7 @@ def _steps(run: Path, selected: Collection[str]) -> Iterator[StepFolder]:
 
 def _stage(run: Path, name: str) -> TrainedStage:
     folder = run / name
-    metrics, config = folder / "metrics.json", folder / "config.yaml"
+    metrics, config = folder / METRICS_FILE, folder / "config.yaml"
     weights = folder / "model_final.pth"
     content = read_yaml(config) if config.is_file() else {}
     return TrainedStage(
@@ -339,26 +339,44 @@ def _stage(run: Path, name: str) -> TrainedStage:
     )
 
 
-def _errors(run: Path) -> ErrorTables | None:
-    for name in reversed(STAGES):
-        inference = run / "scores" / name / "inference"
-        # Of several datasets each has a folder; the first one is reported.
-        for path in sorted(inference.rglob(PER_CLASS_FILE)):
-            folder = path.parent
-            counted = ("objects", "found", "missed", "false_positives")
-            return ErrorTables(
-                stage=STAGES[name],
-                per_class=read_table(
-                    path, ("class", "AP", "AP50", "confidence_threshold", *counted)
-                ),
-                confusion=read_table(folder / "confusion.csv", ("truth", "unmatched")),
-                false_positives=read_table(folder / "false_positives.csv", ("class",)),
-                misses=read_table(
-                    folder / "misses.csv", ("class", "by", "group", "objects", "missed")
-                ),
-                pictures=sorted(folder.glob("*.png")),
-            )
-    return None
+def main_row(rows: Sequence[Row]) -> Row | None:
+    """The row that a report is of: the last stage with an official score, its first dataset.
+
+    Args:
+        rows: of the performance table.
+
+    Returns:
+        None if nothing is scored.
+    """
+    scored = [row for row in rows if "AP" in row.official]
+    return next((row for row in scored if row.name == scored[-1].name), None)
+
+
+def _errors(run: Path, rows: Sequence[Row]) -> ErrorTables | None:
+    """The errors of the main row or, if they were not analysed, of the last stage with some."""
+    main = main_row(rows)
+    analysed = [
+        (STAGES[name], path)
+        for name in reversed(STAGES)
+        for path in sorted((run / "scores" / name / "inference").rglob(PER_CLASS_FILE))
+    ]
+    # Of several datasets each has a folder of its name.
+    of_main = (
+        each for each in analysed if main and each[0] == main.name and main.dataset in each[1].parts
+    )
+    stage, path = next(of_main, next(iter(analysed), ("", None)))
+    if path is None:
+        return None
+    folder = path.parent
+    counted = ("objects", "found", "missed", "false_positives")
+    return ErrorTables(
+        stage=stage,
+        per_class=read_table(path, ("class", "AP", "AP50", "confidence_threshold", *counted)),
+        confusion=read_table(folder / "confusion.csv", ("truth", "unmatched")),
+        false_positives=read_table(folder / "false_positives.csv", ("class",)),
+        misses=read_table(folder / "misses.csv", ("class", "by", "group", "objects", "missed")),
+        pictures=sorted(folder.glob("*.png")),
+    )
 
 
 def _gallery(folder: Path) -> Gallery | None:

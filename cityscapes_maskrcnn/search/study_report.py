@@ -7,6 +7,7 @@ import io
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import optuna
+from detectron2.data import DatasetCatalog
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -32,7 +34,6 @@ from cityscapes_maskrcnn.search.study import (
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
-from cityscapes_maskrcnn.utils.text import counted
 from cityscapes_maskrcnn.visualization.study_charts import ScoredTrial, plot_study
 from cityscapes_maskrcnn.visualization.style import About
 
@@ -207,24 +208,37 @@ def parameter_importances(study: optuna.Study) -> tuple[dict[str, float], str]:
 def _draw_pictures(results: _Results, output: Path) -> list[str]:
     """Draw a study; returns the names of the files."""
     study, config = results.study, mapping_attribute(results.study, STUDY_CONFIG)
-    datasets = config.get("DATASETS.TEST")
+    given = config.get("DATASETS.TEST")
+    datasets = list(map(str, given)) if isinstance(given, (list, tuple)) else []
+    label = _LABELS.get(results.label, results.label)
     return plot_study(
         [
             ScoredTrial(number=trial.number, score=trial.values[0], params=trial.params)
             for trial in results.ranked
         ],
         output,
-        label=_LABELS.get(results.label, results.label),
+        label=label,
         maximize=study.direction == StudyDirection.MAXIMIZE,
         importances=results.importances,
         remark=results.remark,
         about=About(
-            dataset=", ".join(map(str, datasets)) if isinstance(datasets, (list, tuple)) else "",
+            dataset=", ".join(datasets),
+            num_images=_num_images(datasets),
             generated=results.generated,
             model=f"study {study.study_name} in {results.where.removeprefix('sqlite:///')}",
-            protocol=counted(len(results.ranked), "complete trial"),
+            protocol=f"{label.removesuffix(', %')} of each trial",
         ),
     )
+
+
+def _num_images(datasets: Sequence[str]) -> int | None:
+    """Count the images of datasets; None where they are not known here, as of others' studies."""
+    if not datasets or not {*datasets} <= {*DatasetCatalog.list()}:
+        return None
+    # A study may be analysed on a machine without its data.
+    with suppress(InputError):
+        return sum(len(DatasetCatalog.get(name)) for name in datasets)
+    return None
 
 
 def _markdown(results: _Results, pictures: Sequence[str], use: Sequence[str]) -> str:

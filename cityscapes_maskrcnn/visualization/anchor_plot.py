@@ -15,6 +15,7 @@ from cityscapes_maskrcnn.modeling.anchors import DETECTRON2_DEFAULT, Anchors, Fl
 from cityscapes_maskrcnn.visualization.style import (
     GRID,
     INK,
+    MIN_FONT,
     RED,
     About,
     new_figure,
@@ -74,9 +75,9 @@ def _plot_shapes(axis: Axes, boxes: Floats, anchors: Anchors) -> None:
     bar = axis.figure.colorbar(cells, ax=axis, pad=0.01, aspect=35, format="{x:g}")
     bar.set_ticks(_counts(*cells.get_clim()))
     bar.minorticks_off()
-    bar.set_label("boxes in a cell", color=INK, fontsize=9)
+    bar.set_label("boxes in a cell", color=INK, fontsize=MIN_FONT)
     bar.ax.spines["outline"].set_visible(False)
-    bar.ax.tick_params(colors=INK, labelsize=8)
+    bar.ax.tick_params(colors=INK, labelsize=MIN_FONT)
     axis.plot([low, high], [low, high], color=INK, linewidth=0.7, linestyle=(0, (1, 4)))
     axis.plot(
         *default.T, "x", color=INK, markersize=7, markeredgewidth=1.4, label="Detectron2's default"
@@ -91,7 +92,7 @@ def _plot_shapes(axis: Axes, boxes: Floats, anchors: Anchors) -> None:
             xytext=(7, -4),
             textcoords="offset points",
             color=_AFTER,
-            fontsize=10,
+            fontsize=MIN_FONT,
             fontweight="bold",
             bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.75, "lw": 0},
             zorder=5,
@@ -117,7 +118,9 @@ def _plot_shapes(axis: Axes, boxes: Floats, anchors: Anchors) -> None:
     axis.set_xlabel("width, pixels of the network's input")
     axis.set_ylabel("height, pixels of the network's input")
     style_axes(axis, f"{len(boxes):,} boxes and the anchors", grid="both")
-    axis.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
+    axis.legend(
+        loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=MIN_FONT
+    )
 
 
 def _counts(low: float, high: float) -> list[int]:
@@ -147,4 +150,4 @@ def _plot_ious(axis: Axes, before: Floats, after: Floats) -> None:
     axis.set_ylabel("share of the boxes")
     style_axes(axis, "How well they fit", grid="both")
     axis.set_ylim(0, 1.22 * highest)
-    axis.legend(loc="upper left", framealpha=1, edgecolor=GRID, fontsize=10)
+    axis.legend(loc="upper left", framealpha=1, edgecolor=GRID, fontsize=MIN_FONT)

@@ -25,6 +25,7 @@ from cityscapes_maskrcnn.visualization.style import (
     BLUE,
     GREEN,
     INK,
+    MIN_FONT,
     MUTED,
     ORANGE,
     PINK,
@@ -94,11 +95,11 @@ def _classes(datasets: Datasets, colors: Sequence[Sequence[int]], about: About) 
         total = max(1, int(counts.sum()))
         texts = [f"{count:,} ({100 * count / total:.1f} %)" for count in counts.tolist()]
         bars = objects.barh(rows, counts, 0.92 * thickness, color=fill, label=dataset)
-        objects.bar_label(bars, texts, padding=4, fontsize=9, color=INK)
+        objects.bar_label(bars, texts, padding=4, fontsize=MIN_FONT, color=INK)
         shares = (stats.objects_per_image > 0).mean(axis=0)
         bars = images.barh(rows, shares, 0.92 * thickness, color=fill)
         texts = [f"{100 * share:.0f} %" for share in shares]
-        images.bar_label(bars, texts, padding=4, fontsize=9, color=INK)
+        images.bar_label(bars, texts, padding=4, fontsize=MIN_FONT, color=INK)
     objects.set_yticks(range(len(names)), names)
     objects.invert_yaxis()
     highest = max(stats.objects_per_image.sum(axis=0).max() for stats in datasets.values())
@@ -167,8 +168,8 @@ def _objects_per_image(datasets: Datasets, about: About) -> Figure:
     style_axes(axis, grid="y")
     axis.set_xlim(edges[0], edges[-1])
     handles = axis.get_legend_handles_labels()[0]
-    figure.legend(handles, texts, loc="outside lower left", frameon=False, fontsize=10)
-    axis.set_title("dashed: mean", loc="right", fontsize=9.5, color=MUTED)
+    figure.legend(handles, texts, loc="outside lower left", frameon=False, fontsize=MIN_FONT)
+    axis.set_title("dashed: mean", loc="right", fontsize=MIN_FONT, color=MUTED)
     return figure
 
 
@@ -188,7 +189,7 @@ def _aspect_ratios(datasets: Datasets, about: About) -> Figure:
             place = row + _offset(index, datasets)
             if not len(of_class):
                 boxes.text(
-                    1, place, "no objects", va="center", ha="center", fontsize=9, color=MUTED
+                    1, place, "no objects", va="center", ha="center", fontsize=MIN_FONT, color=MUTED
                 )
                 continue
             ends = np.clip(np.percentile(of_class, [5, 25, 50, 75, 95]), low, high)
@@ -207,7 +208,9 @@ def _aspect_ratios(datasets: Datasets, about: About) -> Figure:
         style_axes(axis, title, grid="x")
         axis.xaxis.set_major_formatter("{x:g}")
     boxes.tick_params(axis="y", length=0, labelsize=11)
-    boxes.set_title("dot: median, bar: half, line: 90 %", loc="right", fontsize=9.5, color=MUTED)
+    boxes.set_title(
+        "dot: median, bar: half, line: 90 %", loc="right", fontsize=MIN_FONT, color=MUTED
+    )
     _legend(figure, curves, datasets)
     return figure
 
@@ -246,24 +249,29 @@ def _positions(datasets: Datasets, about: About) -> Figure:
         panels = list(zip(stats.classes, stats.coverage / stats.num_images, strict=False))
     else:
         panels = [(name, stats.coverage[-1] / stats.num_images) for name, stats in datasets.items()]
+    # Classes differ by a hundredfold: each has its own scale. Datasets are compared on one.
+    together = max(share.max() for _, share in panels) if len(datasets) > 1 else 0
     columns, panel_height = (4, 2.0) if len(datasets) == 1 else (2, 3.6)
     rows = -(-len(panels) // columns)
     figure = new_figure(13, 0.9 + rows * panel_height, "Positions of the objects", about)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (name, share) in zip(axes, panels, strict=False):
         # Relative coordinates, of images of the official shape.
-        axis.imshow(share, cmap="Blues", vmin=0, vmax=share.max() or 1, extent=(0, 2, 1, 0))
+        axis.imshow(
+            share, cmap="Blues", vmin=0, vmax=together or share.max() or 1, extent=(0, 2, 1, 0)
+        )
         style_axes(axis, name, grid="")
-        most = f"darkest: {100 * share.max():.3g} %" if share.any() else "no objects"
-        axis.set_title(most, loc="right", fontsize=10, color=MUTED)
+        most = f"most: {100 * share.max():.3g} %" if share.any() else "no objects"
+        axis.set_title(most, loc="right", fontsize=MIN_FONT, color=MUTED)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(True)
         axis.spines[:].set_color("#bbbbbb")
     for axis in axes[len(panels) :]:
         axis.axis("off")
+    most = f"{100 * together:.3g} %" if together else "the most of the class"
     figure.supxlabel(
-        "share of the images with an object at this position (white: none; darkest: as above)",
+        f"share of the images with an object at this position (white: none; darkest: {most})",
         fontsize=10.5,
         color=INK,
     )
@@ -327,11 +335,11 @@ def _stacked_shares(
             if not index:
                 bars.set_label(label)
             texts = [f"{width:.0f}" if width >= 6 else "" for width in widths]
-            axis.bar_label(bars, texts, label_type="center", color=ink, fontsize=9)
+            axis.bar_label(bars, texts, label_type="center", color=ink, fontsize=MIN_FONT)
             left += widths
         for row, count in zip(rows, counts.sum(axis=1).tolist(), strict=True):
             text = f"n = {count:,}" if count else "no objects"
-            axis.text(101, row, text, va="center", fontsize=9, color=INK)
+            axis.text(101, row, text, va="center", fontsize=MIN_FONT, color=INK)
             if len(datasets) > 1:
                 axis.plot(-1.2, row, "s", color=_COLORS[index], markersize=6, clip_on=False)
     axis.set_yticks(range(len(names)), names)
@@ -344,7 +352,7 @@ def _stacked_shares(
         bbox_to_anchor=(1, 1),
         ncols=3,
         frameon=False,
-        fontsize=9.5,
+        fontsize=MIN_FONT,
         columnspacing=1.2,
         handlelength=1.2,
     )

@@ -29,6 +29,7 @@ from cityscapes_maskrcnn.utils.text import counted
 from cityscapes_maskrcnn.visualization.label_layout import place_labels
 from cityscapes_maskrcnn.visualization.outlines import (
     FILL_ALPHA,
+    HATCH,
     SHADES,
     DrawnObject,
     Edge,
@@ -45,6 +46,8 @@ Colors = Sequence[Sequence[int]]
 MIN_PANEL_WIDTH = 1024
 #: What every picture of a generated scene says.
 GENERATED_SCENE = "GENERATED SCENE"
+#: Pixels: height of the smallest letters, which can be read also at half a picture's size.
+MIN_LETTERS = 18
 # Of an outline that means something, in widths of one that does not.
 EDGE_WIDTH = 2.6
 
@@ -269,8 +272,7 @@ class StreetVisualizer(Visualizer):
         self.output.ax.images[0].remove()
         self.output.fig.figimage(self.img, origin="upper", zorder=-1)
         self._points_per_pixel = 72 / self.output.dpi
-        # Readable also where the picture is shown at half its size.
-        self._text_height = float(np.clip(self.output.width / 76, 13, 27))
+        self._text_height = float(np.clip(self.output.width / 76, MIN_LETTERS, 27))
         self._line_width = float(np.clip(self.output.width / 1000, 1.0, 1.6))
 
     def draw_objects(self, objects: Sequence[DrawnObject]) -> None:
@@ -305,7 +307,7 @@ class StreetVisualizer(Visualizer):
             linewidth=self._line_width * self._points_per_pixel,
             linestyle="--" if item.is_group else "-",
             joinstyle="round",
-            hatch="///" if item.is_group else None,
+            hatch=HATCH if item.is_group else None,
         )
         self.output.ax.add_patch(patch)
         if item.edge is not None:

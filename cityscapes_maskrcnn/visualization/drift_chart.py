@@ -10,6 +10,7 @@ from cityscapes_maskrcnn.modeling.drift import WHOLE, GroupDrift, format_percent
 from cityscapes_maskrcnn.visualization.style import (
     BLUE,
     INK,
+    MIN_FONT,
     ORANGE,
     About,
     new_figure,
@@ -47,7 +48,7 @@ def plot_drift(
         heights = [100 * each if math.isfinite(each) else 0.0 for each in fractions]
         bars = axis.bar([row.group for row in groups], heights, color=color, width=0.62)
         texts = [format_percent(each) for each in fractions]
-        axis.bar_label(bars, texts, padding=3, color=INK, fontsize=10)
+        axis.bar_label(bars, texts, padding=3, color=INK, fontsize=MIN_FONT)
         style_axes(axis, title)
         # Without any movement the axis would reach below zero.
         axis.set_ylim(0, 1.12 * max(heights) or 1.0)

@@ -21,6 +21,7 @@ from cityscapes_maskrcnn.utils.text import counted
 from cityscapes_maskrcnn.visualization.style import (
     EMPTY,
     INK,
+    MIN_FONT,
     MUTED,
     ORANGE,
     PINK,
@@ -178,20 +179,20 @@ def _false_positives(rows: list[Row], threshold: float, about: About | None) -> 
     for cause, (color, ink), widths in zip(causes, _CAUSE_COLORS, shares.T, strict=True):
         bars = axis.barh(names, widths, left=left, color=color, height=0.68, label=cause)
         texts = [f"{width:.0f}" if width >= 6 else "" for width in widths]
-        axis.bar_label(bars, texts, label_type="center", color=ink, fontsize=10)
+        axis.bar_label(bars, texts, label_type="center", color=ink, fontsize=MIN_FONT)
         left += widths
     for row, total in enumerate(totals):
-        axis.text(101, row, f"{total:,}", va="center", fontsize=10, color=INK)
+        axis.text(101, row, f"{total:,}", va="center", fontsize=MIN_FONT, color=INK)
         if not total:
-            axis.text(1, row, "no false positives", va="center", fontsize=10, color=MUTED)
-    axis.text(101, -0.68, "number", va="bottom", fontsize=10, color=INK)
+            axis.text(1, row, "no false positives", va="center", fontsize=MIN_FONT, color=MUTED)
+    axis.text(101, -0.68, "number", va="bottom", fontsize=MIN_FONT, color=INK)
     axis.axhline(0.5, color=INK, linewidth=0.8)
     axis.set(xlim=(0, 100), xlabel="% of the class's false positives")
     axis.invert_yaxis()
     style_axes(axis, grid="")
     axis.tick_params(axis="y", length=0)
     axis.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=len(causes), frameon=False, fontsize=10
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=len(causes), frameon=False, fontsize=MIN_FONT
     )
     return figure
 
@@ -273,7 +274,7 @@ def _heat_map(
             text = f"{100 * share:.0f}" if 100 * share >= 1 or not share else "<1"
         if with_numbers and not np.isnan(share):
             text += f" %\n{counts[row, column]:,} of {totals[row, column]:,}"
-        axis.text(x, y, text, ha="center", va="center", fontsize=9.5, color=ink)
+        axis.text(x, y, text, ha="center", va="center", fontsize=MIN_FONT, color=ink)
     axis.set_xticks(middles_x, columns)
     axis.set_yticks(middles_y, rows)
     axis.set_xlim(-0.5, middles_x[-1] + 0.5)

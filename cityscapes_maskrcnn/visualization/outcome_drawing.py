@@ -17,7 +17,7 @@ from cityscapes_maskrcnn.visualization.drawing import (
     draw_objects,
     edge_look,
 )
-from cityscapes_maskrcnn.visualization.outlines import DrawnObject, Edge, frame_contours
+from cityscapes_maskrcnn.visualization.outlines import HATCH, DrawnObject, Edge, frame_contours
 from cityscapes_maskrcnn.visualization.style import INK, ORANGE, PINK, RED, SKY
 
 _NO_EDGE: Final = Edge("#ffffff")
@@ -37,6 +37,7 @@ GROUND_TRUTH_EDGES: Final[Mapping[str, Edge]] = {
     "found": _NO_EDGE,
     "missed": Edge("#F0E442"),
     "not counted": _IGNORED,
+    "group, not counted": Edge(_IGNORED.color, _IGNORED.dashes, is_hatched=True),
 }
 
 
@@ -105,7 +106,8 @@ def legend_height(width: int) -> int:
 
 
 def _letter_height(width: int) -> float:
-    return float(np.clip(width / 72, 14, 28))
+    # The outlines of predictions fill the width: larger letters have no room.
+    return float(np.clip(width / 72, 16, 28))
 
 
 def _legend_strip(width: int, edges: Mapping[str, Edge], title: str, warning: str) -> RgbImage:
@@ -123,8 +125,10 @@ def _legend_strip(width: int, edges: Mapping[str, Edge], title: str, warning: st
     line = EDGE_WIDTH * letter / 13 * points
     samples = [
         Patch(
-            facecolor="#bbbbbb",
+            # Hatching has the colour of the edge, which has to stand out.
+            facecolor="#777777" if edge.is_hatched else "#bbbbbb",
             label=name,
+            hatch=HATCH if edge.is_hatched else None,
             **({"edgecolor": "#dddddd"} if edge is _NO_EDGE else edge_look(edge, line)),
         )
         for name, edge in edges.items()

@@ -12,6 +12,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 
 FILL_ALPHA: Final = 0.5
+#: Of groups: several objects in one outline.
+HATCH: Final = "///"
 #: Shares of white mixed into the class colour of neighbouring instances, from left to right.
 SHADES: Final = (0.0, 0.24, 0.1, 0.32)
 
@@ -23,10 +25,12 @@ class Edge:
     Attributes:
         color: ``#rrggbb``.
         dashes: lengths of dashes and gaps in turn, in widths of the line; empty for none.
+        is_hatched: whether what it surrounds is hatched.
     """
 
     color: str
     dashes: tuple[float, ...] = ()
+    is_hatched: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,97 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.training_metrics import (
+    TOTAL_LOSS,
+    VALIDATION_LOSS,
+    Curve,
+    Gap,
+    find_gap,
+    smooth,
+    without_imitation,
+)
 from cityscapes_maskrcnn.visualization.style import (
     BLUE,
     INK,
+    MIN_FONT,
     MUTED,
+    PAPER,
     RED,
     About,
     new_figure,
     save_figure,
     style_axes,
 )
-from cityscapes_maskrcnn.visualization.training_curves import Curve, without_imitation
 
 _TRAINING, _VALIDATION = BLUE, RED
-# Behind notes, which the lines of the grid would cross.
-_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-
-
-@dataclass(frozen=True)
-class Gap:
-    """How far validation lies above training at the end of a run.
-
-    Attributes:
-        training: the smoothed training loss at the end, where the drawn line ends.
-        validation: the last validation loss.
-        lowest: the iteration of the lowest validation loss; None: there is only one.
-        last: the iteration of the last one.
-    """
-
-    training: float
-    validation: float
-    lowest: int | None
-    last: int
-
-    @property
-    def percent(self) -> float:
-        """How far validation lies above training, in percent of training."""
-        return 100 * (self.validation - self.training) / max(self.training, 1e-12)
-
-    @property
-    def lowest_when(self) -> str:
-        """When validation was lowest, in words; empty if it was measured once."""
-        if self.lowest is None:
-            return ""
-        return "at the end" if self.lowest == self.last else f"at iteration {self.lowest:,}"
-
-
-def find_gap(training: Curve, validation: Curve) -> Gap | None:
-    """Compare the two losses of a run at its end.
-
-    Args:
-        training: loss by iteration.
-        validation: loss by iteration, measured now and then.
-
-    Returns:
-        None if one of them has no finite value.
-    """
-    smoothed, validation = final_training_loss(training, validation), _finite(validation)
-    if smoothed is None or not validation:
-        return None
-    last, lowest = max(validation), None
-    if len(validation) > 1:
-        lowest = min(validation, key=lambda at: (validation[at], at))
-    return Gap(smoothed, validation[last], lowest, last)
-
-
-def final_training_loss(training: Curve, validation: Curve) -> float | None:
-    """Get the smoothed training loss at the last validation, or without one at the end.
-
-    Args:
-        training: loss by iteration.
-        validation: loss by iteration, measured now and then, or never.
-
-    Returns:
-        None if no training loss is finite.
-    """
-    training, validation = _finite(training), _finite(validation)
-    last = max(validation or training, default=0)
-    before = [loss for at, loss in training.items() if at <= last] or list(training.values())
-    return float(_smooth(np.array(before))[-1]) if before else None
-
-
-def _finite(losses: Curve) -> Curve:
-    return {at: loss for at, loss in losses.items() if np.isfinite(loss)}
 
 
 def plot_overfitting(
@@ -111,7 +49,7 @@ def plot_overfitting(
     falls is overfitting.
 
     Args:
-        runs: by title, the curves of :func:`.training_curves.read_curves`; ``total_loss`` and
+        runs: by title, the curves of :func:`.training_metrics.read_curves`; ``total_loss`` and
             ``validation/total_loss`` are drawn, the former without losses of imitation.
         output: the PNG file; it appears only when it is complete.
         about: the runs.
@@ -123,9 +61,9 @@ def plot_overfitting(
         InputError: no run has a loss, or ``output`` cannot be written.
     """
     drawn = {
-        title: (without_imitation(curves), curves.get("validation/total_loss", {}))
+        title: (without_imitation(curves), curves.get(VALIDATION_LOSS, {}))
         for title, curves in runs.items()
-        if curves.get("total_loss")
+        if curves.get(TOTAL_LOSS)
     }
     if not drawn:
         raise InputError(f"{output}: there is no loss to draw")
@@ -147,7 +85,9 @@ def plot_overfitting(
     handles, labels = max(
         (axis.get_legend_handles_labels() for axis in axes), key=lambda h: len(h[1])
     )
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=MIN_FONT
+    )
     save_figure(figure, output)
     return gaps
 
@@ -165,7 +105,7 @@ def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap |
     steps, losses = list(training), np.array(list(training.values()))
     axis.plot(steps, losses, color=_TRAINING, lw=0.8, alpha=0.35)
     marker = "o" if len(steps) == 1 else ""
-    smoothed = _smooth(losses)
+    smoothed = smooth(losses)
     axis.plot(steps, smoothed, color=_TRAINING, lw=2, marker=marker, label="training (smoothed)")
     if validation:
         axis.plot(
@@ -190,13 +130,6 @@ def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap |
     _mark_gap(axis, gap)
 
 
-def _smooth(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Average each value with its neighbours, a twentieth of the whole in all."""
-    half = len(values) // 40
-    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return np.array([window.mean() for window in windows])
-
-
 def _mark_gap(axis: Axes, gap: Gap) -> None:
     """Draw an arrow from the training loss up (or down) to the validation loss, with its length."""
     place, difference = 1.05 * gap.last, gap.validation - gap.training
@@ -217,9 +150,9 @@ def _mark_gap(axis: Axes, gap: Gap) -> None:
         max((gap.training + gap.validation) / 2, low + 0.12 * (high - low)),
         f"gap\n{difference:+.2g}\n({gap.percent:+.0f} %)",
         va="center",
-        fontsize=9.5,
+        fontsize=MIN_FONT,
         color=INK,
-        bbox=_PAPER,
+        bbox=PAPER,
     )
     if gap.lowest is not None:
         _note(axis, 0.98, f"validation lowest {gap.lowest_when}", _VALIDATION)
@@ -234,7 +167,7 @@ def _note(axis: Axes, height: float, text: str, color: str) -> None:
         transform=axis.transAxes,
         ha="right",
         va="top",
-        fontsize=9.5,
+        fontsize=MIN_FONT,
         color=color,
-        bbox=_PAPER,
+        bbox=PAPER,
     )

@@ -14,6 +14,7 @@ from cityscapes_maskrcnn.visualization.style import (
     BLUE,
     GREY,
     INK,
+    MIN_FONT,
     MUTED,
     RED,
     About,
@@ -151,7 +152,7 @@ def _draw_table(axis: Axes, headings: Sequence[str], cells: Sequence[Sequence[st
         bbox=Bbox.unit(),
     )
     table.auto_set_font_size(False)
-    table.set_fontsize(10)
+    table.set_fontsize(MIN_FONT)
     for (row, _), cell in table.get_celld().items():
         cell.set_edgecolor("#cccccc")
         cell.set_text_props(color=INK, weight="bold" if row == 0 else "normal")
@@ -168,7 +169,7 @@ def _draw_bars(axis: Axes, title: str, bars: Sequence[Bar]) -> None:
         height=0.7,
     )
     texts = ["no such objects" if score is None else f"{score:.1f}" for _, score, _ in bars]
-    axis.bar_label(drawn, texts, padding=4, fontsize=10, color=INK)
+    axis.bar_label(drawn, texts, padding=4, fontsize=MIN_FONT, color=INK)
     if not bars:
         axis.text(0, 0, "no scores", va="center", fontsize=10.5, color=MUTED)
     axis.set_yticks(range(len(bars)), [name for name, _, _ in bars])

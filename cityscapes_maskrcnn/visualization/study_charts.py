@@ -21,15 +21,15 @@ from cityscapes_maskrcnn.utils.text import counted
 from cityscapes_maskrcnn.visualization.style import (
     BLUE,
     INK,
+    MIN_FONT,
     MUTED,
+    PAPER,
     RED,
     About,
     new_figure,
     save_figure,
     style_axes,
 )
-
-_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,13 @@ def plot_study(
         figures["importances.png"] = _importances(importances, remark, about)
     if names:
         figures["slices.png"] = _slices(by_score, names, label, about)
-        figures["parallel_coordinates.png"] = _parallel(by_score, names, label, about)
+        figures["parallel_coordinates.png"] = _parallel(
+            by_score,
+            names,
+            label=label,
+            maximize=maximize,
+            about=about,
+        )
     for name, figure in figures.items():
         save_figure(figure, Path(folder, name))
     return list(figures)
@@ -116,7 +122,9 @@ def _history(
     scores = np.array([trial.score for trial in ordered])
     so_far = np.maximum.accumulate(scores) if maximize else np.minimum.accumulate(scores)
     axis.step(numbers, so_far, where="post", color=INK, linewidth=1.5, label="best so far")
-    axis.plot(numbers, scores, "o", color=BLUE, markersize=6, label="a complete trial")
+    axis.plot(
+        numbers, scores, "o", color=BLUE, markersize=6, label=counted(len(trials), "complete trial")
+    )
     axis.plot(
         best.number,
         best.score,
@@ -132,7 +140,7 @@ def _history(
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.margins(0.05, 0.1)
     style_axes(axis, grid="y")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=MIN_FONT)
     return figure
 
 
@@ -142,7 +150,9 @@ def _importances(importances: Mapping[str, float], remark: str, about: About) ->
     names = [_wrap(name, 26) for name in importances]
     shares = [100 * share for share in importances.values()]
     bars = axis.barh(range(len(names)), shares, color=BLUE, height=0.65)
-    axis.bar_label(bars, [f"{share:.0f} %" for share in shares], padding=4, fontsize=10, color=INK)
+    axis.bar_label(
+        bars, [f"{share:.0f} %" for share in shares], padding=4, fontsize=MIN_FONT, color=INK
+    )
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlim(0, 112)
@@ -178,14 +188,16 @@ def _slices(by_score: Sequence[ScoredTrial], names: list[str], label: str, about
     for axis in axes[len(names) :]:
         axis.axis("off")
     text = f"{counted(len(by_score), 'complete trial')}; ring: the best"
-    figure.supxlabel(text, fontsize=10, color=MUTED)
+    figure.supxlabel(text, fontsize=MIN_FONT, color=MUTED)
     return figure
 
 
 def _set_ticks(axis: Axes, scale: _Scale, places: npt.NDArray[np.float64]) -> None:
     if scale.choices:
         axis.set_xticks(
-            range(len(scale.choices)), [_wrap(choice, 12) for choice in scale.choices], fontsize=9
+            range(len(scale.choices)),
+            [_wrap(choice, 10) for choice in scale.choices],
+            fontsize=MIN_FONT,
         )
         axis.set_xlim(-0.6, len(scale.choices) - 0.4)
         return
@@ -202,7 +214,12 @@ def _set_ticks(axis: Axes, scale: _Scale, places: npt.NDArray[np.float64]) -> No
 
 
 def _parallel(
-    by_score: Sequence[ScoredTrial], names: list[str], label: str, about: About
+    by_score: Sequence[ScoredTrial],
+    names: list[str],
+    *,
+    label: str,
+    maximize: bool,
+    about: About,
 ) -> Figure:
     """A line a trial through an axis a parameter, the best one marked and on top."""
     # A parameter that only some trials have would leave gaps in the lines.
@@ -216,11 +233,12 @@ def _parallel(
         scale = _scale(by_score, name)
         columns.append((scale, scale.numbers([trial.params[name] for trial in by_score])))
     heights = np.array([_relative(scale, values) for scale, values in columns])
-    shade = Normalize(*_span(scores))
+    # Dark is good.
+    shade = Normalize(*_span(scores if maximize else -scores))
     # Without the palest third, which would not be seen on white.
     blues = colormaps["Blues"]
     for trial in range(len(by_score))[::-1]:
-        color = blues(0.3 + 0.7 * shade(scores[trial]))
+        color = blues(0.3 + 0.7 * shade(scores[trial] if maximize else -scores[trial]))
         axis.plot(heights[:, trial], color=color, linewidth=1.4, zorder=2)
     axis.plot(heights[:, 0], color=RED, linewidth=2.4, zorder=3)
     for place, (scale, values) in enumerate(columns):
@@ -231,9 +249,9 @@ def _parallel(
                 height,
                 text,
                 va="center",
-                fontsize=9.5,
+                fontsize=MIN_FONT,
                 color=INK,
-                bbox=_PAPER,
+                bbox=PAPER,
                 zorder=5,
             )
     axis.set_xticks(range(len(columns)), [_wrap(name, 20) for name in (label, *names)])
@@ -243,8 +261,8 @@ def _parallel(
     axis.set_yticks([])
     axis.spines[:].set_visible(False)
     axis.tick_params(axis="x", length=0)
-    text = f"orange: the best of {counted(len(by_score), 'trial')}; darker lines: higher scores"
-    figure.supxlabel(text, fontsize=10, color=MUTED)
+    text = f"orange: the best of {counted(len(by_score), 'trial')}; darker lines: better scores"
+    figure.supxlabel(text, fontsize=MIN_FONT, color=MUTED)
     return figure
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,8 +24,14 @@ EMPTY: Final = "#ececec"
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, RED, PURPLE, GREY = "#56B4E9", "#D55E00", "#8C6BB1", "#999999"
 PALETTE: Final = (BLUE, ORANGE, GREEN, PINK, SKY, RED, PURPLE, GREY)
+#: Markers of as many lines, for those who see no colours.
+MARKERS: Final = "osD^vP*X"
+#: Points: the smallest letters that can be read where a picture is shown at half its size.
+MIN_FONT: Final = 10
+#: Behind notes that lines would cross.
+PAPER: Final[dict[str, Any]] = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 _TITLE_SIZE: Final = 14
-_ABOUT_SIZE: Final = 10
+_ABOUT_SIZE: Final = MIN_FONT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +53,35 @@ class About:
     protocol: str = ""
 
     def __str__(self) -> str:
-        images = ""
-        if self.num_images is not None:
-            images = f"{self.num_images:,} image{'s' * (self.num_images != 1)}"
         parts = (
             "GENERATED SCENES, not Cityscapes" * self.generated,
             self.dataset,
-            images,
+            "" if self.num_images is None else _images(self.num_images),
             self.model,
             self.protocol,
         )
         return " · ".join(filter(None, parts))
+
+
+def name_images(datasets: Iterable[tuple[str, int | None]]) -> tuple[str, int | None]:
+    """Name datasets for a picture of all of them, each once, with their numbers of images.
+
+    Args:
+        datasets: names and numbers of images; None: not known. Those without a name are left out.
+
+    Returns:
+        The ``dataset`` and ``num_images`` of an :class:`About`. Of several datasets the name holds
+        the numbers, as their sum would say nothing.
+    """
+    named = [each for each in dict.fromkeys(datasets) if each[0]]
+    if len(named) == 1:
+        return named[0]
+    texts = (name if n is None else f"{name}: {_images(n)}" for name, n in named)
+    return "; ".join(texts), None
+
+
+def _images(number: int) -> str:
+    return f"{number:,} image{'s' * (number != 1)}"
 
 
 def new_figure(width: float, height: float, title: str = "", about: About | None = None) -> Figure:
@@ -114,7 +138,7 @@ def style_axes(axis: Axes, title: str = "", grid: Literal["both", "x", "y", ""] 
         axis.grid(axis=grid, color=GRID, linewidth=0.8)
         axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(colors=INK, labelsize=10)
+    axis.tick_params(colors=INK, labelsize=MIN_FONT)
     for label in (axis.xaxis.label, axis.yaxis.label):
         label.set_color(INK)
         label.set_fontsize(10.5)

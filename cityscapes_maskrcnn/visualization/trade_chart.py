@@ -14,6 +14,8 @@ from matplotlib.patheffects import withStroke
 from cityscapes_maskrcnn.visualization.style import (
     GREY,
     INK,
+    MARKERS,
+    MIN_FONT,
     MUTED,
     PALETTE,
     About,
@@ -24,11 +26,10 @@ from cityscapes_maskrcnn.visualization.style import (
 
 # Points nearer to each other than this part of the axes share a label.
 _NEAR: Final = (0.08, 0.045)
-_MARKERS: Final = "osD^vP*X"
 # Right ends of the key's columns, in parts of its width.
-_COLUMNS: Final = (0.68, 0.77, 0.87, 1.0)
+_COLUMNS: Final = (0.755, 0.825, 0.9, 1.0)
 # Letters of a name; longer ones are smaller, so that they end before the values.
-_LONGEST: Final = 42
+_LONGEST: Final = 56
 
 
 class TradePoint(NamedTuple):
@@ -72,8 +73,8 @@ def plot_trade(
         InputError: ``output`` cannot be written.
     """
     title = "Accuracy and cost of the model in several forms"
-    figure = new_figure(17, max(5.2, 1.4 + 0.27 * len(points)), title, about)
-    panels = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.75])
+    figure = new_figure(19, max(5.2, 1.4 + 0.27 * len(points)), title, about)
+    panels = figure.subplots(1, 4, width_ratios=[1, 1, 1, 2.25])
     ap = np.array([point.ap for point in points])
     for axis, name, costs in (
         (panels[0], "time per image, ms", [point.milliseconds for point in points]),
@@ -121,7 +122,7 @@ def undominated(costs: npt.NDArray[np.float64], ap: npt.NDArray[np.float64]) -> 
 def _styles(points: Sequence[TradePoint]) -> dict[str, tuple[str, str]]:
     """Colour and marker by group."""
     groups = dict.fromkeys(point.group for point in points)
-    return dict(zip(groups, zip(PALETTE, _MARKERS, strict=True), strict=False))
+    return dict(zip(groups, zip(PALETTE, MARKERS, strict=True), strict=False))
 
 
 def _draw_panel(
@@ -150,7 +151,7 @@ def _draw_panel(
             textcoords="offset points",
             xytext=(0, 6),
             ha="right" if middle > 0.85 * right and len(members) > 2 else "center",
-            fontsize=9.5,
+            fontsize=MIN_FONT,
             color=INK,
             path_effects=[withStroke(linewidth=3, foreground="white")],
         )
@@ -178,14 +179,16 @@ def _draw_key(axis: Axes, points: Sequence[TradePoint]) -> None:
     styles = _styles(points)
     columns = ("AP,\n%", "time,\nms", "file,\nMB", "memory,\nMB")
     for place, heading in zip(_COLUMNS, columns, strict=True):
-        axis.text(place, -1, heading, ha="right", va="center", fontsize=9.5, color=MUTED)
+        axis.text(place, -1, heading, ha="right", va="center", fontsize=MIN_FONT, color=MUTED)
     for index, point in enumerate(points):
         color, marker = styles[point.group]
         axis.plot(0.015, index, marker, color=color, markersize=8, markeredgecolor="white")
-        axis.text(0.07, index, f"{index + 1}", ha="right", va="center", fontsize=10, color=INK)
-        size = 10 * min(1.0, _LONGEST / len(point.name))
+        axis.text(
+            0.07, index, f"{index + 1}", ha="right", va="center", fontsize=MIN_FONT, color=INK
+        )
+        size = MIN_FONT * min(1.0, _LONGEST / len(point.name))
         axis.text(0.085, index, point.name, va="center", fontsize=size, color=INK)
         costs = (point.milliseconds, point.file_megabytes, point.memory_megabytes)
         values = (f"{point.ap:.1f}", *(f"{cost:,.{0 if cost >= 100 else 1}f}" for cost in costs))
         for place, value in zip(_COLUMNS, values, strict=True):
-            axis.text(place, index, value, ha="right", va="center", fontsize=10, color=INK)
+            axis.text(place, index, value, ha="right", va="center", fontsize=MIN_FONT, color=INK)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,34 +14,38 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.utils.config_keys import names_at, value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_json
+from cityscapes_maskrcnn.utils.training_metrics import (
+    METRICS_FILE,
+    TOTAL_LOSS,
+    Curve,
+    measured_on,
+    read_curves,
+    without_imitation,
+)
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 from cityscapes_maskrcnn.visualization.style import (
     BLUE,
+    MARKERS,
+    MIN_FONT,
     MUTED,
     PALETTE,
     RED,
     About,
+    name_images,
     new_figure,
     save_figure,
     style_axes,
 )
 
-logger = logging.getLogger(__name__)
-
-# Iteration -> value, in order of iterations. As everywhere in Detectron2 the first one is 0: what
-# is measured after 100 iterations is at 99, except for the scores at the end of training: at 100.
-Curve = dict[int, float]
-
-METRICS_FILE: Final = "metrics.json"
-# Runs in one picture: as many as there are colours.
-MAX_RUNS: Final = len(PALETTE)
+# Runs in one picture: as many as there are colours and markers.
+MAX_RUNS: Final = min(len(PALETTE), len(MARKERS))
 
 # This project's name for the mean over the classes, and that of Detectron2's own evaluator.
 _MEAN_IOUS: Final = ("IoU", "mIoU")
-_TOTAL: Final = "total_loss"
 _TOTAL_TITLE, _PARTS_TITLE, _RATE_TITLE = "total loss", "parts of the loss", "learning rate"
 _AP_TITLE, _IOU_TITLE = "average precision, %", "mean IoU, %"
 _SPEED_TITLE, _WAITING_TITLE = "throughput, images/s", "waiting for data, % of an iteration"
@@ -85,25 +88,33 @@ class Run:
 
     Attributes:
         name: in the legend.
-        curves: of :func:`read_curves`.
+        curves: of :func:`.training_metrics.read_curves`.
         batch_size: images an iteration; None, if it is unknown: no throughput is drawn.
         about: the run.
+        kind: its architecture; empty, if it is unknown.
+        measured_on: the datasets of its validation loss and scores.
     """
 
     name: str
     curves: Mapping[str, Curve]
     batch_size: int | None = None
     about: About = field(default_factory=About)
+    kind: str = ""
+    measured_on: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """A curve as it is drawn; lines of one label have one colour and one entry in the legend."""
+    """A curve as it is drawn.
+
+    Lines of one label have one colour and marker, and one entry in the legend.
+    """
 
     label: str
     curve: Curve
     color: str
     is_dashed: bool = False
+    marker: str = "o"
 
 
 def plot_training_curves(
@@ -150,15 +161,17 @@ def plot_runs(runs: Sequence[Run], output: str | os.PathLike[str]) -> None:
     rows = _rows_of_one(runs[0]) if len(runs) == 1 else _rows_of_several(runs)
     heights = [_HEIGHTS.get(title, 1.5) for title in rows]
     title = "Training curves" + f" of {len(runs)} runs" * (len(runs) > 1)
-    figure = new_figure(10, sum(heights) + 0.8, title, _about_all(runs))
+    figure = new_figure(10, sum(heights) + 0.8, title, about_runs(runs))
     axes = figure.subplots(len(rows), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for number, (axis, (title, lines)) in enumerate(zip(axes, rows.items(), strict=True)):
-        _plot(axis, title, lines)
+        _plot(axis, title, lines, is_alone=len(runs) == 1)
         _note(axis, title, lines)
         labels = {line.label for line in lines}
         # Colours of runs are the same in all rows.
         if len(labels) > 1 if len(runs) == 1 else number == 0:
-            axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=10)
+            axis.legend(
+                loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=MIN_FONT
+            )
     # Of a training of one iteration too, whose ticks would be fractions.
     axes[-1].set_xlim(0, max(1, axes[-1].get_xlim()[1]))
     axes[-1].set_xlabel("iteration")
@@ -239,66 +252,54 @@ def _read_run(folder: Path, name: str) -> Run:
         form = {"images?": (int, None), "generated?": bool}
         summary = read_json(folder / "summary.json", form=form, advice="remove it")
     batch_size = value_at(content, "SOLVER.IMS_PER_BATCH")
+    kind = ""
+    # The config may be damaged, or of another program.
+    with suppress(KeyError, TypeError, AttributeError):
+        kind = model_kind(content)
     about = About(
         dataset=", ".join(names_at(content, "DATASETS.TRAIN")),
         num_images=summary.get("images"),
         generated=bool(summary.get("generated")),
-        model=str(folder),
+        model=", ".join(filter(None, (kind, str(folder)))),
+        protocol=training_protocol(measured_on(content)),
     )
     return Run(
         name=name,
         curves=curves,
         batch_size=batch_size if isinstance(batch_size, int) else None,
         about=about,
+        kind=kind,
+        measured_on=measured_on(content),
     )
 
 
-def _about_all(runs: Sequence[Run]) -> About:
-    if len(runs) == 1:
-        return runs[0].about
-    datasets = dict.fromkeys(run.about.dataset for run in runs if run.about.dataset)
-    return About(
-        dataset="; ".join(datasets),
-        generated=any(run.about.generated for run in runs),
-        model=", ".join(dict.fromkeys(str(Path(run.about.model).parent) for run in runs)),
-    )
-
-
-def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
-    """Read Detectron2's ``metrics.json``.
+def training_protocol(measured: Sequence[str]) -> str:
+    """Say how the numbers of a training are measured.
 
     Args:
-        metrics_json: a JSON object a line, with ``iteration`` and any metrics. An iteration may
-            come twice, after a resume: the later value counts. Values may be a bare ``NaN``. Lines
-            that are no JSON object, as an interruption leaves behind, are skipped with a warning.
-
-    Returns:
-        For every metric its values by iteration, in order of iterations.
-
-    Raises:
-        InputError: the file cannot be read.
+        measured: the datasets of its validation loss and scores; empty for none.
     """
-    try:
-        lines = Path(metrics_json).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise InputError(f"{metrics_json}: cannot be read: {error.strerror}") from error
-    values: dict[str, Curve] = {}
-    broken = 0
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            iteration = int(entry.pop("iteration"))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            broken += bool(line.strip())
-            continue
-        for name, value in entry.items():
-            # A float cannot hold larger whole numbers.
-            if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
-                values.setdefault(name, {})[iteration] = float(value)
-    if broken:
-        what = "a line is" if broken == 1 else f"{broken} lines are"
-        logger.warning("%s: %s no metrics: skipped", metrics_json, what)
-    return {name: dict(sorted(curve.items())) for name, curve in values.items()}
+    text = "training loss of the batches"
+    return f"{text}, validation and scores on {', '.join(measured)}" if measured else text
+
+
+def about_runs(runs: Sequence[Run]) -> About:
+    """Describe one or several runs for a picture of all of them."""
+    if len(runs) == 1:
+        return runs[0].about
+    dataset, num_images = name_images((run.about.dataset, run.about.num_images) for run in runs)
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        names.setdefault(run.kind, []).append(run.name)
+    models = (f"{kind} ({', '.join(of_kind)})" for kind, of_kind in names.items() if kind)
+    measured = dict.fromkeys(name for run in runs for name in run.measured_on)
+    return About(
+        dataset=dataset,
+        num_images=num_images,
+        generated=any(run.about.generated for run in runs),
+        model=", ".join(models),
+        protocol=training_protocol(list(measured)),
+    )
 
 
 def _curves_to_draw(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
@@ -309,24 +310,6 @@ def _curves_to_draw(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
             f"{metrics_json}: no loss, score or learning rate in it; did training start?"
         )
     return curves
-
-
-def without_imitation(curves: Mapping[str, Curve]) -> Curve:
-    """Subtract the losses of ``MODEL.DISTILLATION`` from the total loss of training.
-
-    The validation loss is without them, so that only the rest can be compared with it.
-
-    Args:
-        curves: of :func:`read_curves`.
-
-    Returns:
-        The total loss by iteration; empty without one.
-    """
-    imitation = [curve for name, curve in curves.items() if name.startswith("loss_distill_")]
-    return {
-        at: total - sum(curve.get(at, 0.0) for curve in imitation)
-        for at, total in curves.get(_TOTAL, {}).items()
-    }
 
 
 def _rows_of_one(run: Run) -> dict[str, list[_Line]]:
@@ -350,7 +333,7 @@ def _rows_of_one(run: Run) -> dict[str, list[_Line]]:
 
 
 def _rows_of_several(runs: Sequence[Run]) -> dict[str, list[_Line]]:
-    """Get the rows of the picture of several runs: title -> lines, a colour a run."""
+    """Get the rows of the picture of several runs: title -> lines, a colour and marker a run."""
     selected = [_select(run) for run in runs]
     tasks = [_task(name) for rows in selected for name in rows.get(_AP_TITLE, ())]
     # One score of each run: of the most important protocol that any of them has.
@@ -365,8 +348,14 @@ def _rows_of_several(runs: Sequence[Run]) -> dict[str, list[_Line]]:
         _WAITING_TITLE,
     ):
         lines = [
-            _Line(label=run.name, curve=curve, color=color, is_dashed=_is_dashed(name))
-            for run, color, of_run in zip(runs, PALETTE, selected, strict=False)
+            _Line(
+                label=run.name,
+                curve=curve,
+                color=color,
+                is_dashed=_is_dashed(name),
+                marker=marker,
+            )
+            for run, color, marker, of_run in zip(runs, PALETTE, MARKERS, selected, strict=False)
             for name, curve in of_run.get(title, {}).items()
             if title != _AP_TITLE or _task(name) == task
         ]
@@ -383,24 +372,24 @@ def _select(run: Run) -> dict[str, dict[str, Curve]]:
         (name for name in curves if "loss" in _metric(name)),
         key=lambda name: ("/" in name, name),
     )
-    parts = [name for name in losses if _metric(name) != _TOTAL]
+    parts = [name for name in losses if _metric(name) != TOTAL_LOSS]
     # A single loss, as of stage 0, is the total under another name.
-    if len({_metric(name) for name in parts}) == 1 and _TOTAL in losses:
+    if len({_metric(name) for name in parts}) == 1 and TOTAL_LOSS in losses:
         parts = []
     precisions = sorted(
         (name for name in curves if _metric(name) in ("AP", "AP50")),
         key=lambda name: ([*_TASKS, _task(name)].index(_task(name)), name),
     )
     names = {
-        _TOTAL_TITLE: [name for name in losses if _metric(name) == _TOTAL],
+        _TOTAL_TITLE: [name for name in losses if _metric(name) == TOTAL_LOSS],
         _PARTS_TITLE: parts,
         _AP_TITLE: precisions,
         _IOU_TITLE: [name for name in curves if _metric(name) in _MEAN_IOUS],
         _RATE_TITLE: [name for name in curves if name == "lr"],
     }
     rows = {title: {name: curves[name] for name in found} for title, found in names.items()}
-    if _TOTAL in losses:
-        rows[_TOTAL_TITLE][_TOTAL] = without_imitation(curves)
+    if TOTAL_LOSS in losses:
+        rows[_TOTAL_TITLE][TOTAL_LOSS] = without_imitation(curves)
     seconds = {at: value for at, value in curves.get("time", {}).items() if value > 0}
     waited = curves.get("data_time", {})
     if run.batch_size:
@@ -437,14 +426,25 @@ def _label(name: str) -> str:
     if metric in ("AP", "AP50"):
         dataset = name.rpartition("/")[0].rpartition("/")[0]
         return " ".join(filter(None, (dataset, _TASKS.get(task, task))))
-    if metric == _TOTAL:
+    if metric == TOTAL_LOSS:
         return "validation" if task else "training"
     if "loss" in metric:
         return _LOSSES.get(metric) or metric.removeprefix("loss_").replace("_", " ")
     return "mean" if metric in _MEAN_IOUS else name
 
 
-def _plot(axis: Axes, title: str, lines: Sequence[_Line]) -> None:
+def _marked(length: int, is_alone: bool) -> Sequence[int]:
+    """Choose the points of a curve that get a marker.
+
+    Few points, as of evaluations, would be invisible as a line. Of many, some tell the runs apart
+    without their colours.
+    """
+    if length <= 30:
+        return range(length)
+    return [] if is_alone else range(length // 16, length, length // 8)
+
+
+def _plot(axis: Axes, title: str, lines: Sequence[_Line], is_alone: bool) -> None:
     named = set()
     for line in lines:
         axis.plot(
@@ -455,8 +455,8 @@ def _plot(axis: Axes, title: str, lines: Sequence[_Line]) -> None:
             color=line.color,
             linewidth=2.0 if title != _PARTS_TITLE else 1.5,
             linestyle="--" if line.is_dashed else "-",
-            # Few points, as of evaluations, would be invisible as a line.
-            marker="o" if len(line.curve) <= 30 else "",
+            marker=line.marker,
+            markevery=_marked(len(line.curve), is_alone),
             markersize=4.5,
             # A single point has no line that could be dashed.
             markerfacecolor="white" if line.is_dashed else line.color,
@@ -492,10 +492,12 @@ def _note(axis: Axes, title: str, lines: Sequence[_Line]) -> None:
     """Write to the right of a title what dashes mean, and in the middle what is not visible."""
     dashed = next((text for kind, text in _DASHED.items() if title.startswith(kind)), "")
     if dashed and any(line.is_dashed for line in lines):
-        axis.set_title(dashed, loc="right", fontsize=10, color=MUTED)
+        axis.set_title(dashed, loc="right", fontsize=MIN_FONT, color=MUTED)
     highest = max((_finite(line.curve).max(initial=0) for line in lines), default=0)
     if highest > 1.08 * _top(title, lines):
-        axis.set_title(f"up to {highest:.3g}, cut off", loc="center", fontsize=10, color=MUTED)
+        axis.set_title(
+            f"up to {highest:.3g}, cut off", loc="center", fontsize=MIN_FONT, color=MUTED
+        )
 
 
 def _decimal(value: float) -> str:

@@ -63,6 +63,18 @@ def test_writes_numbers_table_and_picture(tmp_path: Path, caplog: pytest.LogCapt
     assert (tmp_path / "drift.csv").read_text().splitlines()[1].startswith("stem,9536,0.5,")
 
 
+def test_the_picture_names_what_it_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[object] = []
+    monkeypatch.setattr(
+        "cityscapes_maskrcnn.engine.drift_report.plot_drift",
+        lambda _, __, about: drawn.append(about),
+    )
+    train(report(tmp_path), 2.0, 2.5)
+    (about,) = drawn
+    assert str(about).startswith("8 images · Faster R-CNN ResNet-50, ")
+    assert f"{tmp_path} · weights at the end compared with those at the start" in str(about)
+
+
 def test_no_report_without_a_start_or_finite_weights(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -48,7 +48,7 @@ def write_weights(path: Path, cfg: CfgNode) -> dict[str, torch.Tensor]:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save more than half of the time; pictures have tests of their own."""
     monkeypatch.setattr(inference, "plot_errors", lambda *_: [])
-    monkeypatch.setattr(trainer, "plot_training_curves", lambda *_: None)
+    monkeypatch.setattr(trainer, "plot_training_curves", lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -18,8 +18,7 @@ from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.engine.run_clock import RunClock
 from cityscapes_maskrcnn.engine.summary import RunSummary, write_scores
-from cityscapes_maskrcnn.visualization.overfitting import find_gap
-from cityscapes_maskrcnn.visualization.training_curves import read_curves
+from cityscapes_maskrcnn.utils.training_metrics import find_gap, read_curves
 
 
 def test_augmented_scores_stand_beside_plain_ones(small_root: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from cityscapes_maskrcnn.search.study import progress, ranked_trials
 from cityscapes_maskrcnn.search.study_report import parameter_importances
 from cityscapes_maskrcnn.utils.config_keys import flat_config
 from cityscapes_maskrcnn.utils.files import write_json
-from cityscapes_maskrcnn.visualization.training_curves import read_curves
+from cityscapes_maskrcnn.utils.training_metrics import read_curves
 
 ODD_TENSORS = (
     *(torch.zeros(()), torch.zeros(0), torch.zeros(3), torch.full((8,), float("nan"))),
@@ -63,7 +63,7 @@ def start_quietly(context: Context) -> None:
     """
     os.environ["DETECTRON2_DATASETS"] = str(context.data)
     torch.set_num_threads(1)
-    trainer_module.plot_training_curves = lambda *_: None
+    trainer_module.plot_training_curves = lambda *_, **__: None
 
 
 def write_checkpoint(rng: random.Random, file: Path, content: Any) -> None:

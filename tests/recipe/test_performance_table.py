@@ -165,6 +165,35 @@ def test_sizes_without_objects_have_a_note_and_no_bars(
     assert "There are no large objects in the scored images." in drawn["remark"]
 
 
+def test_pictures_name_the_images_of_training_and_of_validation(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "cityscapes_maskrcnn.recipe.report.plot_performance",
+        lambda _, **given: drawn.update(performance=given["about"]),
+    )
+    monkeypatch.setattr(
+        "cityscapes_maskrcnn.recipe.report.plot_overfitting",
+        lambda runs, _, about: drawn.update(panels=list(runs), overfitting=about),
+    )
+    (output / "stage_1" / "config.yaml").write_text(
+        "DATASETS: {VAL: [cityscapes_instance_val_part2of4], TEST: [cityscapes_instance_val]}\n"
+        "MODEL: {META_ARCHITECTURE: GeneralizedRCNN, MASK_ON: true, RESNETS: {DEPTH: 50}, "
+        "BACKBONE: {NAME: build_resnet_fpn_backbone}}\n"
+    )
+    write_recipe_report(output)
+    model = f"Mask R-CNN ResNet-50, stages in {output}"
+    assert str(drawn["performance"]) == (
+        f"val parts 3-4 of 4 · 250 images · {model} · official and COCO-style mask AP"
+    )
+    assert str(drawn["overfitting"]) == (
+        f"train · 2,965 images · {model} · training loss of the batches, smoothed; "
+        "validation loss without augmentation"
+    )
+    assert "1 heads\n2,965 images of train\nvalidation: val part 2 of 4" in drawn["panels"]
+
+
 def colored(picture: Path, color: tuple[int, int, int]) -> int:
     with Image.open(picture) as image:
         return int((np.asarray(image.convert("RGB")) == color).all(axis=2).sum())

@@ -235,12 +235,13 @@ def test_the_page_needs_no_other_file(page: Page) -> None:
 def test_what_is_not_counted_is_said_beside_the_examples(page: Page) -> None:
     examples = page.sections["examples"]
     assert (
-        "Objects below 100 pixels, groups, and detections on these or on void are not" in examples
-    )
+        "Objects below 100 pixels, groups (hatched: several objects in one outline), and "
+        "detections on these or on void are not"
+    ) in examples
     assert "An image without counted objects has no AP." in examples
     assert "Objects below 100 pixels and groups are not counted." in page.sections[""]
     legend = " ".join(examples.split())
-    assert "Ground truth: found missed not counted Prediction: found duplicate wrong" in legend
+    assert "Ground truth: found missed not counted group, not counted Prediction: found" in legend
     # Three pictures, the first of them once more at the top: their own legend is cut off.
     assert examples.count("GENERATED SCENE") == 2
     assert page.sections[""].count("GENERATED SCENE") == 1
@@ -486,7 +487,17 @@ def test_random_weights_have_no_drift(finished_run: Path, tmp_path: Path) -> Non
     [
         ("gallery/gallery.json", "{", "cannot be read"),
         ("anchors/anchors.json", '{"boxes": 3}', "has no default and fitted"),
-        ("search/trials.csv", "trial,state\n1,complete\n", "a line without value"),
+        ("search/trials.csv", "trial,state\n1,complete\n", "a line without value; another"),
+        (
+            "search/trials.csv",
+            "trial,state,value,seconds\n1,complete,3\n",
+            "a line without seconds; another",
+        ),
+        (
+            "search/trials.csv",
+            "trial,state,value\n1,complete,3,4\n",
+            "a line has more columns than the first; another",
+        ),
         (
             "search/trials.csv",
             "trial,state,value,seconds\n1,complete,many,3\n",
@@ -516,6 +527,45 @@ def test_a_gallery_shows_no_files_of_other_folders(finished_run: Path, tmp_path:
     gallery.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"\.\./anchors/anchors\.png is not a file beside it"):
         write_report(run, tmp_path / "report.html")
+
+
+def test_headline_and_errors_are_of_the_same_dataset(finished_run: Path, tmp_path: Path) -> None:
+    """Of the first one, wherever its name is in the alphabet."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    file = run / "scores" / "stage_3" / "scores.json"
+    content = json.loads(file.read_text())
+    (scored,) = content["datasets"].values()
+    better = {"segm": {"AP": 77.0}}
+    content["datasets"] = {"z_val": scored, "a_val": {**scored, "results": better}}
+    file.write_text(json.dumps(content))
+    analysis = run / "scores" / "stage_3" / "inference" / "analysis"
+    for name, count in (("z_val", "7"), ("a_val", "8")):
+        folder = analysis.parent / name / "analysis"
+        shutil.copytree(analysis, folder)
+        table = (folder / "per_class.csv").read_text()
+        (folder / "per_class.csv").write_text(table.replace(",10,0,10,", f",{count},0,{count},"))
+    shutil.rmtree(analysis)
+    page = report(run, tmp_path / "report.html")
+    assert "official mask AP of 13.0 %" in " ".join(page.sections[""].split())
+    assert page.tables["Stage 3 refined by class"][1][3] == "7"
+
+
+def test_a_model_is_final_only_if_it_is_of_the_last_stage(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(run / "scores" / "stage_3")
+    page = report(run, tmp_path / "report.html")
+    assert "The last scored model, stage 2 tuned, reaches" in " ".join(page.sections[""].split())
+
+
+def test_what_only_a_mouse_would_show_is_said(page: Page) -> None:
+    assert (
+        "Official AP: mean over IoU 0.50 to 0.95 and classes. Official AP50: at IoU 0.50."
+    ) in page.sections["results"]
+    sliders = [attributes for tag, attributes in page.tags if tag == "input"]
+    assert sliders
+    assert all(each["aria-valuetext"] == "50 % ground truth" for each in sliders)
 
 
 def test_many_pictures_fit(
@@ -553,6 +603,19 @@ def test_pictures_are_scaled_down_and_small(tmp_path: Path) -> None:
         assert (image.format, image.size) == ("WEBP", (500, 250))
         # A drawing loses nothing.
         assert image.convert("RGB").getpixel((3, 3)) == (10, 200, 30)
+
+
+def test_a_drawing_that_is_scaled_down_loses_nothing(tmp_path: Path) -> None:
+    """Whether it is one is decided before its colours are mixed."""
+    y, x = np.mgrid[:300, :900]
+    # 216 colours, whose mixtures are more than 4,096.
+    places = (x // 2 * 7 + y // 2 * 13) % 216
+    colors = np.stack([places % 6, places // 6 % 6, places // 36], axis=2) * 51
+    Image.fromarray(colors.astype(np.uint8)).save(tmp_path / "drawn.png")
+    picture = inline_picture(tmp_path / "drawn.png", 700)
+    content = b64decode(picture.src.removeprefix("data:image/webp;base64,"))
+    # A lossless file has a part of this name.
+    assert b"VP8L" in content[:40]
 
 
 def test_a_picture_without_its_legend(tmp_path: Path) -> None:

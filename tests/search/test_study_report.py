@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from detectron2.data import DatasetCatalog
 from matplotlib import pyplot as plt
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
@@ -190,7 +191,17 @@ def test_pictures_name_the_score_for_people(
     study.set_user_attr(STUDY_CONFIG, {"SEARCH.OBJECTIVE": "segm/AP"})
     write_study_report(study, "sqlite:///output/search.db", tmp_path)
     assert drawn["label"] == "official mask AP, %"
-    assert str(drawn["about"]).startswith(f"study {study.study_name} in output/search.db · ")
+    rest = f"study {study.study_name} in output/search.db · official mask AP of each trial"
+    assert str(drawn["about"]) == rest
+    # Where the data are, their images are counted.
+    DatasetCatalog.register("val_of_a_study", lambda: [{}] * 7)
+    try:
+        config = {"SEARCH.OBJECTIVE": "segm/AP", "DATASETS.TEST": ["val_of_a_study"]}
+        study.set_user_attr(STUDY_CONFIG, config)
+        write_study_report(study, "sqlite:///output/search.db", tmp_path)
+    finally:
+        DatasetCatalog.remove("val_of_a_study")
+    assert str(drawn["about"]) == f"val_of_a_study · 7 images · {rest}"
 
 
 def test_pictures_leave_nothing_behind(study: optuna.Study, tmp_path: Path) -> None:

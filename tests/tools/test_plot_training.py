@@ -39,6 +39,10 @@ def test_a_folder_gets_a_picture_of_every_run_and_one_of_all(
     assert all((output / name).stat().st_size > 1000 for name in names)
     done = tool(TOOL, recipe / "stage_0", "--output", recipe / "one.png")
     assert done.stdout == f"{recipe}/one.png\n"
+    # Whatever the case, a picture is no folder.
+    done = tool(TOOL, recipe / "stage_0", "--output", recipe / "two.PNG")
+    assert done.stdout == f"{recipe}/two.PNG\n"
+    assert (recipe / "two.PNG").is_file()
     # A training that was killed leaves half a line; the picture is of all others.
     with (recipe / "stage_1" / "metrics.json").open("a") as file:
         file.write('{"iteration": 59, "tot')

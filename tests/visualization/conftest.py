@@ -8,6 +8,8 @@ from matplotlib.axis import Axis, Tick
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from cityscapes_maskrcnn.visualization.style import MIN_FONT
+
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
@@ -27,7 +29,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 @pytest.fixture
 def assert_readable() -> Callable[[Figure], None]:
-    """Check that every text of a figure is within it, and that none lies over another."""
+    """Check a figure's texts: within it, large enough at half its size, none over another."""
 
     def check(figure: Figure) -> None:
         hidden = {text for axis in figure.findobj(Axis) for text in _outside(axis)}
@@ -43,6 +45,7 @@ def assert_readable() -> Callable[[Figure], None]:
         for number, (text, box) in enumerate(zip(drawn, boxes, strict=True)):
             low, high = figure.bbox.min - 1, figure.bbox.max + 1
             assert (box.min > low).all() and (box.max < high).all(), text
+            assert text.get_fontsize() >= MIN_FONT, text
             for other, other_box in zip(drawn[:number], boxes[:number], strict=True):
                 if title not in (text, other):
                     assert not _overlap(box, other_box), (text, other)

@@ -54,6 +54,17 @@ def test_names_of_sizes_are_within_their_panel(tmp_path: Path, figures: list[Fig
         assert panel.bbox.x0 <= place.x0 < place.x1 <= panel.bbox.x1
 
 
+def test_positions_of_datasets_have_one_scale(tmp_path: Path, figures: list[Figure]) -> None:
+    """The same blue is the same share in both."""
+    datasets = {name: make(9, seed) for seed, name in enumerate("ab")}
+    for coverage, most in zip((each.coverage for each in datasets.values()), (2, 6), strict=True):
+        coverage[-1] = most
+    plot_dataset(datasets, THING_COLORS, About(), tmp_path)
+    panels = [axis for axis in figures[-1].axes if axis.images]
+    assert [axis.images[0].get_clim() for axis in panels] == [(0, 6 / 12)] * 2
+    assert "darkest: 50 %)" in figures[-1]._supxlabel.get_text()
+
+
 @pytest.mark.parametrize("counts", [[9], [6, 0]])
 def test_every_picture_is_readable(
     tmp_path: Path,

@@ -183,9 +183,9 @@ def labels(visualizer):
 
 
 def test_labels_name_class_and_score_and_tiny_objects_have_none(visualizers):
-    # At a width of 1024 letters are 1024 / 92 = 11.1 pixels high; 1.2 times that is 13.4.
+    # At a width of 1024 letters are 18 pixels high, 9 at half the size.
     found = predictions(
-        512, 1024, (CAR, 0.934, (500, 300, 520, 314)), (PERSON, 0.8, (500, 50, 520, 63))
+        512, 1024, (CAR, 0.934, (500, 300, 520, 318)), (PERSON, 0.8, (500, 50, 520, 67))
     )
     draw_predictions(grey(), found, METADATA)
     assert labels(visualizers[0]) == ["car 93%"]

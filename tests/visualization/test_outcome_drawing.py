@@ -27,7 +27,14 @@ def draw(outcome: str, title: str = "Prediction") -> RgbImage:
 
 def test_every_outcome_has_an_outline_of_its_own() -> None:
     assert set(PREDICTION_EDGES) == set(OUTCOMES)
-    assert set(GROUND_TRUTH_EDGES) == {"found", "missed", "not counted"}
+    assert set(GROUND_TRUTH_EDGES) == {
+        "found",
+        "missed",
+        "not counted",
+        "group, not counted",
+    }
+    hatched = [name for name, edge in GROUND_TRUTH_EDGES.items() if edge.is_hatched]
+    assert hatched == ["group, not counted"]
     assert len({edge.color for edge in PREDICTION_EDGES.values()}) == len(OUTCOMES)
     assert len({edge.dashes for edge in list(PREDICTION_EDGES.values())[1:]}) == len(OUTCOMES) - 1
 
@@ -50,8 +57,8 @@ def test_groups_are_named() -> None:
 
 def test_outline_and_strip() -> None:
     wrong, found = draw("background"), draw("found", "Another title")
-    # Enlarged eight times; the strip has 4.2 letters of 1024 / 72 pixels.
-    assert wrong.shape == found.shape == (512 + 60, 1024, 3)
+    # Enlarged eight times; the strip has 4.2 letters of 16 pixels.
+    assert wrong.shape == found.shape == (512 + 67, 1024, 3)
     # On the lower border, away from the label.
     border = (slice(8 * 50 - 4, 8 * 50 + 4), 8 * 45)
     assert (abs(wrong[border].astype(int) - YELLOW).max(axis=1) < 40).any()

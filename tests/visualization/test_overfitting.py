@@ -11,34 +11,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.visualization.overfitting import Gap, find_gap, plot_overfitting
+from cityscapes_maskrcnn.visualization.overfitting import plot_overfitting
 from cityscapes_maskrcnn.visualization.style import About
-from cityscapes_maskrcnn.visualization.training_curves import Curve
 
 TRAINING = {0: 9.0, 20: 5.0, 40: 3.0, 60: 2.0, 80: 1.0, 95: 1.4}
 VALIDATION = {49: 2.5, 99: 3.0}
-
-
-@pytest.mark.parametrize(
-    ("training", "validation", "expected"),
-    [
-        # Six values are smoothed over 6 // 40 = 0 neighbours, so the last one is as it is.
-        (TRAINING, VALIDATION, Gap(training=1.4, validation=3.0, lowest=49, last=99)),
-        ({0: 4.0, 9: 2.0}, {9: 2.5}, Gap(training=2.0, validation=2.5, lowest=None, last=9)),
-        # 80 // 40 = 2 neighbours on each side; at the end there are the two before: (1 + 0 + 1) / 3
-        (
-            {at: float(at % 2) for at in range(80)},
-            {79: 2.0},
-            Gap(training=2 / 3, validation=2.0, lowest=None, last=79),
-        ),
-        ({}, VALIDATION, None),
-        (TRAINING, {9: math.nan}, None),
-    ],
-)
-def test_the_gap_is_between_the_ends_of_the_drawn_lines(
-    training: Curve, validation: Curve, expected: Gap | None
-) -> None:
-    assert find_gap(training, validation) == expected
 
 
 def count(path: Path, color: tuple[int, int, int]) -> int:

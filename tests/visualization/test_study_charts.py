@@ -51,6 +51,18 @@ def test_every_picture_is_readable(
         assert any("some_val · study s in" in text.get_text() for text in figure.texts)
 
 
+@pytest.mark.parametrize("maximize", [False, True])
+def test_darker_lines_are_better(tmp_path: Path, figures: list[Figure], maximize: bool) -> None:
+    """A loss of 1 is better than one of 9: dark is what is good, not what is high."""
+    trials = [trial(n, float(n), rate=n / 10) for n in range(10)]
+    figure = draw(tmp_path, figures, trials, maximize=maximize)["parallel_coordinates.png"]
+    assert "darker lines: better scores" in figure._supxlabel.get_text()
+    lines = [line for line in figure.axes[0].lines if line.get_linewidth() == 1.4]
+    # The best is drawn last.
+    brightness = [sum(line.get_color()[:3]) for line in lines]
+    assert brightness == sorted(brightness, reverse=True)
+
+
 def test_numbers_of_parallel_axes_are_not_crossed(tmp_path: Path, figures: list[Figure]) -> None:
     trials = [trial(n, 20 + n, fg=0.3 + n / 100, flow=bool(n % 2)) for n in range(9)]
     axis = draw(tmp_path, figures, trials)["parallel_coordinates.png"].axes[0]

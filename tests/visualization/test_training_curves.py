@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import json
-import logging
-import math
 
 import numpy as np
 import pytest
-from detectron2.utils.events import EventStorage, JSONWriter
 from PIL import Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -14,47 +11,12 @@ from cityscapes_maskrcnn.visualization.overfitting import plot_overfitting
 from cityscapes_maskrcnn.visualization.style import About
 from cityscapes_maskrcnn.visualization.training_curves import (
     Run,
+    about_runs,
     find_runs,
     plot_each_run,
     plot_runs,
     plot_training_curves,
-    read_curves,
-    without_imitation,
 )
-
-
-def test_reads_what_detectron2_writes(tmp_path):
-    path = tmp_path / "metrics.json"
-    writer = JSONWriter(str(path), window_size=1)
-    with EventStorage() as storage:
-        for iteration, loss in enumerate([4.0, 2.0, math.nan]):
-            storage.iter = iteration
-            storage.put_scalar("total_loss", loss)
-            if iteration == 1:
-                storage.put_scalar("segm/AP", 12.5, smoothing_hint=False)
-            writer.write()
-    writer.close()
-    curves = read_curves(path)
-    assert curves["segm/AP"] == {1: 12.5}
-    assert list(curves["total_loss"]) == [0, 1, 2]
-    assert list(curves["total_loss"].values())[:2] == [4.0, 2.0]
-    assert math.isnan(curves["total_loss"][2])
-
-
-def test_resumed_and_interrupted_files(tmp_path, caplog):
-    path = tmp_path / "metrics.json"
-    path.write_text(
-        '{"iteration": 19, "lr": 1.0}\n{"iteration": 39, "lr": 2.0}\n'
-        '{"iteration": 39, "segm/AP": 5}\n'
-        # After the resume the later value counts.
-        '{"iteration": 59, "lr": 3.0}\n{"iteration": 39, "lr": 2.5}\n'
-        '{"iteration": 79, "l\n[1]\n\n{"lr": 7}\n'
-    )
-    with caplog.at_level(logging.WARNING):
-        curves = read_curves(path)
-    assert list(curves["lr"].items()) == [(19, 1.0), (39, 2.5), (59, 3.0)]
-    assert curves["segm/AP"] == {39: 5.0}
-    assert "3 lines are no metrics: skipped" in caplog.text
 
 
 def test_draws_a_picture(tmp_path):
@@ -186,8 +148,6 @@ def test_losses_of_imitation_are_no_part_of_the_total_beside_that_of_validation(
         "loss_mask": {9: 3.25},
         "validation/total_loss": {19: 2.75},
     }
-    assert without_imitation(curves) == {9: 3.25, 19: 2.5, 29: 2.0}
-    assert without_imitation({"lr": {9: 1.0}}) == {}
     plot_runs([Run(name="", curves=curves)], tmp_path / "a.png")
     drawn = [line.get_xydata().tolist() for line in figures[0].axes[0].lines]
     assert drawn == [[[9, 3.25], [19, 2.5], [29, 2.0]], [[19, 2.75]]]
@@ -215,6 +175,9 @@ def test_several_runs_have_a_colour_each_in_all_rows(tmp_path, figures, assert_r
         "mean IoU, %": [(orange, "-")],
         "learning rate": [(blue, "-"), (orange, "-")],
     }
+    # Colours alone tell nothing to those who do not see them.
+    markers = {line.get_color(): line.get_marker() for axis in figure.axes for line in axis.lines}
+    assert markers == {blue: "o", orange: "s"}
     legends = [axis.get_legend() for axis in figure.axes]
     assert [text.get_text() for text in legends[0].get_texts()] == ["one", "two"]
     assert legends[1:] == [None] * 3
@@ -222,6 +185,38 @@ def test_several_runs_have_a_colour_each_in_all_rows(tmp_path, figures, assert_r
     assert figure.axes[-1].get_yscale() == "log"
     with pytest.raises(InputError, match="9 runs: at most 8 can be told apart"):
         plot_runs([runs[0]] * 9, tmp_path / "x.png")
+
+
+def test_long_curves_of_several_runs_have_a_few_markers(tmp_path, figures):
+    curves = {"total_loss": dict.fromkeys(range(100), 1.0)}
+    plot_runs([Run(name=name, curves=curves) for name in "ab"], tmp_path / "both.png")
+    plot_runs([Run(name="a", curves=curves)], tmp_path / "one.png")
+    both, one = ([len(line.get_markevery()) for line in each.axes[0].lines] for each in figures)
+    assert (one, both) == ([0], [8, 8])
+
+
+def test_a_picture_of_several_runs_names_what_they_are(tmp_path):
+    for name, train, images, meta in (
+        ("stage_0", "coarse_train", 40, "SemanticSegmentor"),
+        ("stage_1", "some_train", 8, "GeneralizedRCNN"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text('{"iteration": 3, "total_loss": 1.0}\n')
+        (tmp_path / name / "summary.json").write_text(f'{{"images": {images}}}')
+        (tmp_path / name / "config.yaml").write_text(
+            f"DATASETS: {{TRAIN: [{train}], TEST: [some_test], VAL: [some_val]}}\n"
+            f"MODEL: {{META_ARCHITECTURE: {meta}, MASK_ON: true, RESNETS: {{DEPTH: 50}}, "
+            "SEM_SEG_HEAD: {NAME: DeepLabV3}, BACKBONE: {NAME: build_resnet_backbone}}\n"
+        )
+    runs = find_runs([tmp_path])
+    protocol = "training loss of the batches, validation and scores on some_val"
+    assert str(runs[1].about) == (
+        f"some_train · 8 images · Mask R-CNN ResNet-50, {tmp_path}/stage_1 · {protocol}"
+    )
+    assert str(about_runs(runs)) == (
+        "coarse_train: 40 images; some_train: 8 images · "
+        f"DeepLabv3 ResNet-50 (stage_0), Mask R-CNN ResNet-50 (stage_1) · {protocol}"
+    )
 
 
 def test_the_picture_of_all_runs_replaces_that_of_none(tmp_path):
@@ -248,7 +243,8 @@ def test_runs_are_named_by_their_folders(tmp_path):
     assert [run.name for run in runs] == ["a/stage_1", "stage_2", "b/stage_1"]
     assert [run.batch_size for run in runs] == [4, None, None]
     assert str(runs[1].about) == (
-        f"GENERATED SCENES, not Cityscapes · some_train · 8 images · {tmp_path}/a/stage_2"
+        f"GENERATED SCENES, not Cityscapes · some_train · 8 images · {tmp_path}/a/stage_2 · "
+        "training loss of the batches"
     )
 
 
