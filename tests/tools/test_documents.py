@@ -8,6 +8,7 @@ made is one of the tiny network's, and a file of INCLUDE sets thresholds alone.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import shlex
@@ -252,6 +253,37 @@ def test_a_reader_can_follow(page: Path, reader: Reader) -> None:
         reader.follow(block)
     for name in OUTPUTS.get(page.relative_to(PROJECT).as_posix(), ()):
         assert Path(name).stat().st_size > 100
+
+
+def documented_commands() -> Iterator[tuple[str, list[str]]]:
+    """The commands of all pages, and of what the tools' ``--help`` shows."""
+    for page in PAGES:
+        for block in blocks_of(page):
+            if block.language == "bash":
+                yield from ((block.place, words) for words in block.commands())
+    for script in sorted(PROJECT.glob("tools/*.py")):
+        text = script.read_text().replace("\\\\\n", " ")
+        for command in re.findall(r"^ *(tools/\w+\.py .*)", text, re.MULTILINE):
+            yield script.name, shlex.split(command)
+
+
+def test_stage_3_is_scored_on_images_that_it_has_not_seen() -> None:
+    """It trains on parts 1 and 2 of val, and so have its exports."""
+    checked = []
+    for place, words in documented_commands():
+        command = shlex.join(words)
+        if not re.search(r"output/(stage_3|onnx|int8|weights|pruned)\b", command):
+            continue
+        for flag, value in itertools.pairwise(words):
+            if flag in ("--score", "--dataset"):
+                assert re.fullmatch(r"cityscapes_instance_val_part(3|4|3and4)of4", value), (
+                    f"{place}: {command}"
+                )
+                checked.append(place)
+        # All images of a folder, unless a list chooses some.
+        assert "--gt-dir" not in words or "--image-list" in words, f"{place}: {command}"
+    assert {"compress_model.py", "export_model.py"} < set(checked)
+    assert len(checked) >= 8
 
 
 def test_the_readme_is_short_and_its_table_has_every_tool() -> None:
