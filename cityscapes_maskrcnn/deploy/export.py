@@ -34,7 +34,7 @@ from cityscapes_maskrcnn.deploy.runtime import (
     OnnxPredictor,
     open_session,
     resize,
-    test_size,
+    resized_size,
 )
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.checkpoint_origin import describe_checkpoint
@@ -399,10 +399,10 @@ def _batches(
         for file in images:
             image = read_image(file, cfg.INPUT.FORMAT)
             height, width = image.shape[:2]
-            size = test_size(height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+            size = resized_size(height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
             named.append((str(file), resize(image, *size).transpose(2, 0, 1)[None]))
         return named
-    height, width = test_size(1024, 2048, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    height, width = resized_size(1024, 2048, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     rng = np.random.default_rng(0)
 
     def scene(part: float) -> npt.NDArray[np.uint8]:
@@ -493,9 +493,7 @@ def format_check(check: dict[str, Any]) -> str:
     )
 
 
-def _compare(
-    expected: Detections, found: Detections, cfg: CfgNode
-) -> tuple[dict[str, float], int]:
+def _compare(expected: Detections, found: Detections, cfg: CfgNode) -> tuple[dict[str, float], int]:
     """Compare the detections of an image, the masks not pasted.
 
     What only one of both has is accepted if its score is, up to rounding, that at which the list

@@ -176,9 +176,7 @@ def test_a_new_detection_is_a_difference(config: CfgNode, exported: Path) -> Non
         compare_with_pytorch(model, changed(exported, with_first_twice), batches, config)
 
 
-def test_detections_at_the_end_of_the_list_are_not_counted(
-    config: CfgNode, exported: Path
-) -> None:
+def test_detections_at_the_end_of_the_list_are_not_counted(config: CfgNode, exported: Path) -> None:
     """Of ten detections the last is missing in the file; another one would be as good."""
     check = compare(config, exported, lambda outputs: [each[:-1] for each in outputs])
     assert check["detections"] == 9
