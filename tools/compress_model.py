@@ -129,6 +129,10 @@ def quantize_exported(args: argparse.Namespace) -> None:
 
     if args.form == "int8" and not args.calibration:
         raise InputError("--form int8 needs --calibration, a dataset of training images")
+    if args.form != "int8" and args.calibration:
+        raise InputError(
+            f"--calibration {args.calibration}: --form {args.form} needs none; leave it out"
+        )
     build_config(args.config_file, [])
     check_dataset_names(filter(None, [args.calibration, args.score]))
     calibrated = []

@@ -174,7 +174,7 @@ def test_images_that_are_none(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not an image"):
         next(found)
     thin = np.zeros((9000, 1, 3), dtype=np.uint8)
-    with pytest.raises(InputError, match="^1x9000 pixels cannot be resized to 0x192"):
+    with pytest.raises(InputError, match=r"^1x9000 pixels cannot be resized to 0x192"):
         predict(thin)
     cv2.imwrite(str(tmp_path / "thin.png"), thin)
     with pytest.raises(InputError, match=r"/thin\.png: 1x9000 pixels cannot be resized to 0x192"):
