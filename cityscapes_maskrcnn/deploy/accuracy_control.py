@@ -240,8 +240,8 @@ def choose_float_groups(
     best = min((trial for trial in trials if not trial.few_images), key=lambda trial: trial.loss)
     in_float = ", ".join(best.float_groups) or "nothing"
     raise InputError(
-        f"no quantised file is within --budget {budget:g}: the best one loses {best.loss:.2f} points"
-        f" of AP, with {in_float} in float; raise the budget, or use the float file"
+        f"no quantised file is within --budget {budget:g}: the best one loses {best.loss:.2f}"
+        f" points of AP, with {in_float} in float; raise the budget, or use the float file"
     )
 
 

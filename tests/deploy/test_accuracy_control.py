@@ -82,7 +82,8 @@ def test_what_was_chosen_is_in_the_file_and_its_card(
     alone = dict.fromkeys((group for group in groups if group != "backbone"), 21.0)
     alone["mask head"] = 28.0
     alone["FPN"] = 24.0
-    # The float file and int8 weights on all images; the float file and the groups on few; two groups.
+    # The float file and int8 weights on all images; then on few images the float file and each
+    # group; then two groups on all.
     scores = [30.0, 20.0, 31.0, *alone.values(), 29.0, 29.75]
     num_images = []
 
