@@ -11,6 +11,7 @@ import termios
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 # As many threads as processes of pytest-xdist slow each other down; read when NumPy is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import cv2
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
@@ -132,6 +134,40 @@ def on_terminal() -> Callable[..., tuple[int, str]]:
             os.close(ours)
 
     return run
+
+
+@contextmanager
+def serve_camera(num_frames: int) -> Iterator[str]:
+    """Serve so many grey images of 64x32 as a camera does, and then no more; gives the URL."""
+    _, jpeg = cv2.imencode(".jpg", np.full((32, 64, 3), 200, np.uint8))
+
+    class Camera(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+            self.end_headers()
+            for _ in range(num_frames):
+                self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: ")
+                self.wfile.write(b"%d\r\n\r\n" % len(jpeg) + jpeg.tobytes() + b"\r\n")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Camera)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/video.mjpg"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="session")
+def camera_on_the_network() -> Callable[[int], AbstractContextManager[str]]:
+    """``with camera_on_the_network(num_frames) as url:``."""
+    return serve_camera
 
 
 def randomise(network: Any, seed: int = 0) -> None:

@@ -25,7 +25,7 @@ examples:
   tools/benchmark.py recipe --output output/ablation --json recipe.json
   tools/benchmark.py deployment --config-file output/stage_3/config.yaml \\
       --onnx output/onnx/model.onnx output/int8/model.onnx \\
-      --also pruned output/pruned/config.yaml output/pruned/model_final.pth \\
+      --also pruned output/pruned/fine_tuned/config.yaml output/pruned/fine_tuned/model_final.pth \\
       --json trade.json --picture trade.png MODEL.WEIGHTS output/stage_3/model_final.pth
   tools/benchmark.py stage-0 --steps 6 SOLVER.IMS_PER_BATCH 2 INPUT.CROP.SIZE "[256,512]"
 """

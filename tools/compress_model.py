@@ -24,10 +24,10 @@ every tool accepts like an exported model. Calibration images count as seen, and
 
 examples:
   tools/compress_model.py quantize --model output/onnx/model.onnx --output output/int8 \\
-      --calibration cityscapes_instance_train --score cityscapes_instance_val_part1of4
+      --calibration cityscapes_instance_train --score cityscapes_instance_val_part3of4
   only the weights in int8, which needs no calibration:
     tools/compress_model.py quantize --model output/onnx/model.onnx --output output/weights \\
-        --form weights --score cityscapes_instance_val_part1of4
+        --form weights --score cityscapes_instance_val_part3of4
 """
 PRUNE = """
 The same fraction of channels is removed from every layer, those with the smallest weights; the
@@ -129,6 +129,10 @@ def quantize_exported(args: argparse.Namespace) -> None:
 
     if args.form == "int8" and not args.calibration:
         raise InputError("--form int8 needs --calibration, a dataset of training images")
+    if args.form != "int8" and args.calibration:
+        raise InputError(
+            f"--calibration {args.calibration}: --form {args.form} needs none; leave it out"
+        )
     build_config(args.config_file, [])
     check_dataset_names(filter(None, [args.calibration, args.score]))
     calibrated = []

@@ -37,8 +37,9 @@ EXAMPLES = """
 examples:
     tools/evaluate_results.py --results results/ --gt-dir gtFine/val --coco --json scores.json
     tools/evaluate_results.py --results stage_1.zip --dataset cityscapes_instance_val_part3and4of4
-  the predictions of an exported model, without torch:
-    tools/evaluate_results.py --results output/onnx/model.onnx --gt-dir cityscapes/gtFine/val
+  the predictions of an exported model, without torch, on images that it was not trained on:
+    tools/evaluate_results.py --results output/onnx/model.onnx --gt-dir cityscapes/gtFine/val \\
+        --image-list unseen.txt
 """
 
 

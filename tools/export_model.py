@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     from cityscapes_maskrcnn.cli import build_config
     from cityscapes_maskrcnn.data.registration import check_dataset_names
     from cityscapes_maskrcnn.deploy.export import (
+        check_scores,
         compare_scores,
         export_model,
         format_check,
@@ -89,9 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.score:
         scores = compare_scores(cfg, path, args.score)
         print(format_scores(scores))
-        difference = abs(scores["exported"]["AP"] - scores["pytorch"]["AP"])
-        if difference > 0.1:
-            raise InputError(f"{path}: its AP differs from PyTorch's by {difference:.2f} points")
+        check_scores(scores, path)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,8 @@ def benchmark_deployment(
 
 def _emulated_bfloat16(device: str) -> str:
     """Why bfloat16 cannot gain anything on a device; empty where it can."""
-    if device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+    # DEFAULT: not even AVX2.
+    if device == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT"):
         return "without AVX-512 the processor emulates bfloat16, several times slower than float32"
     return ""
 

@@ -240,8 +240,8 @@ def choose_float_groups(
     best = min((trial for trial in trials if not trial.few_images), key=lambda trial: trial.loss)
     in_float = ", ".join(best.float_groups) or "nothing"
     raise InputError(
-        f"nothing can be quantised within --budget {budget:g}: the best file loses {best.loss:.2f}"
-        f" points of AP, with {in_float} in float"
+        f"no quantised file is within --budget {budget:g}: the best one loses {best.loss:.2f}"
+        f" points of AP, with {in_float} in float; raise the budget, or use the float file"
     )
 
 
@@ -283,8 +283,10 @@ def _describe(predictor: OnnxPredictor, target: Path, quantized: dict[str, Any])
     import onnxruntime
 
     card = dict(predictor.card)
-    of_float = ("file", "scores", "compared_with_pytorch")
-    source = {name: card.pop(name) for name in of_float if name in card}
+    source = dict(card.pop("file"))
+    for name in ("scores", "compared_with_pytorch"):
+        if name in card:
+            source[name] = card.pop(name)
     file = _describe_file(predictor, target)
     return {
         **card,
@@ -292,7 +294,7 @@ def _describe(predictor: OnnxPredictor, target: Path, quantized: dict[str, Any])
         "quantized": {
             **quantized,
             "bytes": file["bytes"],
-            "from": {**source.pop("file"), **source},
+            "from": source,
             "versions": {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
         },
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -33,7 +34,7 @@ from cityscapes_maskrcnn.deploy.runtime import (
     OnnxPredictor,
     open_session,
     resize,
-    test_size,
+    resized_size,
 )
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.checkpoint_origin import describe_checkpoint
@@ -59,6 +60,8 @@ FILES: Final = {
 #: RoIAlign with aligned corners came with 16; what the exporter of torch knows ends with 20.
 OPSETS: Final = range(16, 21)
 OUTPUTS: Final = ("boxes", "classes", "scores", "masks", "image_indices")
+#: AP points by which the scores of the file and of PyTorch may differ.
+MAX_AP_DIFFERENCE: Final = 0.1
 # Largest differences to PyTorch: pixels of the network's input, and probabilities.
 _TOLERANCES: Final = {"box": 0.05, "score": 1e-3, "mask": 1e-3}
 # In smaller images the last level of the pyramid has one row or column, for which torch.export
@@ -268,6 +271,28 @@ def score_checkpoint(
     return scores
 
 
+def check_scores(scores: dict[str, Any], path: Path) -> None:
+    """Verify that both APs in what :func:`compare_scores` returns agree.
+
+    Args:
+        scores: what it returns.
+        path: the exported file, for the message.
+
+    Raises:
+        InputError: they differ by more than :data:`MAX_AP_DIFFERENCE` points, or one is NaN.
+    """
+    expected = scores["pytorch"]["AP"]
+    found = scores["exported"]["AP"]
+    if math.isnan(expected) and math.isnan(found):
+        raise InputError(f"--score {scores['dataset']}: has no object that counts")
+    # A comparison with NaN is false.
+    if not abs(found - expected) <= MAX_AP_DIFFERENCE:
+        raise InputError(
+            f"{path}: its AP on {scores['dataset']} is {found:.2f}, PyTorch's {expected:.2f}; more"
+            f" than {MAX_AP_DIFFERENCE:g} points apart"
+        )
+
+
 def format_scores(scores: dict[str, Any]) -> str:
     """Lay out what :func:`compare_scores` returns."""
     rows = [
@@ -374,10 +399,10 @@ def _batches(
         for file in images:
             image = read_image(file, cfg.INPUT.FORMAT)
             height, width = image.shape[:2]
-            size = test_size(height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+            size = resized_size(height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
             named.append((str(file), resize(image, *size).transpose(2, 0, 1)[None]))
         return named
-    height, width = test_size(1024, 2048, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    height, width = resized_size(1024, 2048, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     rng = np.random.default_rng(0)
 
     def scene(part: float) -> npt.NDArray[np.uint8]:
@@ -410,42 +435,51 @@ def compare_with_pytorch(
         cfg: reads the score threshold and the number of detections.
 
     Returns:
-        Numbers of images and detections, shapes of the batches, and the largest differences of
-        boxes (pixels of the input), scores and masks.
+        Numbers of images and of detections that both found, shapes of the batches, and the largest
+        differences of boxes (pixels of the input), scores and masks.
 
     Raises:
-        InputError: where they part; or nothing is found at all.
+        InputError: where they differ; or nothing is found that could be compared.
     """
     largest = dict.fromkeys(_TOLERANCES, 0.0)
-    images, found = 0, 0
+    images = 0
+    num_matched = 0
+    num_found = 0
     for name, batch in batches:
         inputs = [{"image": torch.from_numpy(image)} for image in batch]
         with torch.no_grad():
-            expected = model.inference(inputs, do_postprocess=False)
+            of_model = model.inference(inputs, do_postprocess=False)
         *outputs, image_indices = exported(batch)
-        for index, instances in enumerate(expected):
-            ours = Detections(
+        for index, instances in enumerate(of_model):
+            expected = Detections(
                 instances.pred_boxes.tensor.numpy(),
                 instances.pred_classes.numpy(),
                 instances.scores.numpy(),
                 instances.pred_masks[:, 0].numpy(),
             )
-            theirs = Detections(*(each[image_indices == index] for each in outputs))
+            found = Detections(*(each[image_indices == index] for each in outputs))
             try:
-                differences = _compare(ours, theirs, cfg)
+                differences, matched = _compare(expected, found, cfg)
             except InputError as error:
                 raise InputError(f"{name}, image {index}: {error}") from error
             largest = {kind: max(value, differences[kind]) for kind, value in largest.items()}
-            images, found = images + 1, found + len(ours.boxes)
-    if not found:
+            images += 1
+            num_matched += matched
+            num_found += len(expected.boxes)
+    if not num_found:
         raise InputError(
             f"the model finds nothing in {images} images, so that nothing could be compared; give"
             " photographs by --image"
         )
+    if not num_matched:
+        raise InputError(
+            f"the exported model differs from PyTorch: it finds none of the {num_found} detections"
+            f" in {images} images; give photographs by --image, in which the model is surer"
+        )
     return {
         "images": images,
         "shapes": [list(batch.shape) for _, batch in batches],
-        "detections": found,
+        "detections": num_matched,
         **{f"largest_{kind}_difference": value for kind, value in largest.items()},
     }
 
@@ -459,54 +493,62 @@ def format_check(check: dict[str, Any]) -> str:
     )
 
 
-def _compare(expected: Detections, found: Detections, cfg: CfgNode) -> dict[str, float]:
+def _compare(expected: Detections, found: Detections, cfg: CfgNode) -> tuple[dict[str, float], int]:
     """Compare the detections of an image, the masks not pasted.
 
     What only one of both has is accepted if its score is, up to rounding, that at which the list
     ends: the threshold, or the last one of a full list.
 
     Returns:
-        The largest differences.
+        The largest differences, and the number of detections that both have.
 
     Raises:
-        InputError: where they part.
+        InputError: where they differ.
     """
     largest = dict.fromkeys(_TOLERANCES, 0.0)
+    for kind, values in (("boxes", found.boxes), ("scores", found.scores), ("masks", found.masks)):
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"the exported model differs from PyTorch: some of its {kind} are NaN or infinite"
+            )
     left = list(range(len(found.boxes)))
-    lonely = []
+    unmatched = []
     for index, category in enumerate(expected.classes):
         # Nearly equal scores may change places.
         same = [other for other in left if found.classes[other] == category]
         distances = [_difference(expected.boxes[index], found.boxes[other]) for other in same]
-        if min(distances, default=np.inf) > _TOLERANCES["box"]:
-            nearest = f"{min(distances):.3g} pixels away" if same else "missing"
-            lonely.append((expected.scores[index], f"the box of detection {index} is {nearest}"))
+        nearest = min(distances, default=math.inf)
+        # Also where PyTorch's are NaN: a comparison with NaN is false.
+        if not nearest <= _TOLERANCES["box"]:
+            place = f"{nearest:.3g} pixels away" if same else "missing"
+            unmatched.append((expected.scores[index], f"the box of detection {index} is {place}"))
             continue
-        other = same[int(np.argmin(distances))]
+        other = same[distances.index(nearest)]
         left.remove(other)
         differences = {
-            "box": min(distances),
+            "box": nearest,
             "score": _difference(expected.scores[index], found.scores[other]),
             "mask": _difference(expected.masks[index], found.masks[other]),
         }
-        largest = {kind: max(value, differences[kind]) for kind, value in largest.items()}
         for kind, tolerance in _TOLERANCES.items():
-            if differences[kind] > tolerance:
+            if not differences[kind] <= tolerance:
                 raise InputError(
-                    f"the exported model parts from PyTorch: the {kind} of detection {index}"
+                    f"the exported model differs from PyTorch: the {kind} of detection {index}"
                     f" differs by {differences[kind]:.3g}, more than {tolerance:g}"
                 )
-    lonely += [(found.scores[other], f"detection {other} is a new one") for other in left]
+        largest = {kind: max(value, differences[kind]) for kind, value in largest.items()}
+    num_matched = len(expected.boxes) - len(unmatched)
+    unmatched += [(found.scores[other], f"detection {other} is a new one") for other in left]
     ends = [cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST]
     for each in (expected, found):
         if len(each.scores) == cfg.TEST.DETECTIONS_PER_IMAGE:
             ends += each.scores[-1:].tolist()
-    for score, problem in lonely:
-        if min(_difference(score, end) for end in ends) > _TOLERANCES["score"]:
+    for score, problem in unmatched:
+        if not min(_difference(score, end) for end in ends) <= _TOLERANCES["score"]:
             raise InputError(
-                f"the exported model parts from PyTorch: {problem} (score {score:.4f})"
+                f"the exported model differs from PyTorch: {problem} (score {score:.4f})"
             )
-    return largest
+    return largest, num_matched
 
 
 def _difference(one: Any, other: Any) -> float:

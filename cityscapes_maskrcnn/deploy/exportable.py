@@ -188,35 +188,48 @@ def check_exportable(model: GeneralizedRCNN) -> None:
         raise InputError("MODEL.MASK_ON False: an exported model has masks; set MODEL.MASK_ON True")
     poolers = [heads.box_pooler, heads.mask_pooler]
     transforms = [rpn.box2box_transform, heads.box_predictor.box2box_transform]
-    problems = {
-        "MODEL.KEYPOINT_ON True: keypoints are not exported": heads.keypoint_on,
-        "MODEL.ROI_HEADS.SOFT_NMS.METHOD: soft-NMS is not exported, set it to off": (
-            getattr(heads, "soft_nms", "off") != "off"
+    pools_by_align = all(
+        isinstance(each, ROIPooler) and isinstance(each.level_poolers[0], ROIAlign)
+        for each in poolers
+    )
+    needs_square = getattr(model.backbone, "padding_constraints", {}).get("square_size", 0)
+    problems = [
+        (heads.keypoint_on, "MODEL.KEYPOINT_ON True: keypoints are not exported"),
+        (
+            getattr(heads, "soft_nms", "off") != "off",
+            "MODEL.ROI_HEADS.SOFT_NMS.METHOD: soft-NMS is not exported, set it to off",
         ),
-        f"MODEL.ROI_MASK_HEAD.NAME {type(heads.mask_head).__name__}: only MaskRCNNConvUpsampleHead"
-        " and FusedMaskHead can be exported": (
-            type(heads.mask_head) not in (MaskRCNNConvUpsampleHead, FusedMaskHead)
+        (
+            type(heads.mask_head) not in (MaskRCNNConvUpsampleHead, FusedMaskHead),
+            f"MODEL.ROI_MASK_HEAD.NAME {type(heads.mask_head).__name__}: only"
+            " MaskRCNNConvUpsampleHead and FusedMaskHead can be exported",
         ),
-        "MODEL.ROI_BOX_HEAD: of box predictors that with softmax alone is exported": (
+        (
             type(heads.box_predictor) is not FastRCNNOutputLayers
-            or heads.box_predictor.use_sigmoid_ce
+            or heads.box_predictor.use_sigmoid_ce,
+            "MODEL.ROI_BOX_HEAD: only the box predictor with softmax can be exported",
         ),
-        "MODEL.ANCHOR_GENERATOR.NAME: rotated anchors are not exported": (
-            not isinstance(rpn.anchor_generator, DefaultAnchorGenerator)
+        (
+            not isinstance(rpn.anchor_generator, DefaultAnchorGenerator),
+            "MODEL.ANCHOR_GENERATOR.NAME: rotated anchors are not exported",
         ),
-        "POOLER_TYPE: of poolers ROIAlignV2 and ROIAlign alone are exported": not all(
-            isinstance(each, ROIPooler) and isinstance(each.level_poolers[0], ROIAlign)
-            for each in poolers
+        (
+            not pools_by_align,
+            "MODEL.ROI_BOX_HEAD.POOLER_TYPE and MODEL.ROI_MASK_HEAD.POOLER_TYPE: only ROIAlignV2"
+            " and ROIAlign can be exported",
         ),
-        "the boxes are no offsets of anchors": any(
-            type(each) is not Box2BoxTransform for each in transforms
+        (
+            any(type(each) is not Box2BoxTransform for each in transforms),
+            "the model predicts boxes in another way than as offsets of anchors, which is not"
+            " exported",
         ),
-        "the backbone needs square images": bool(
-            getattr(model.backbone, "padding_constraints", {}).get("square_size", 0)
+        (
+            needs_square > 0,
+            "MODEL.BACKBONE.NAME: a backbone that needs square images cannot be exported",
         ),
-    }
-    for problem, present in problems.items():
-        if present:
+    ]
+    for is_present, problem in problems:
+        if is_present:
             raise InputError(problem)
 
 

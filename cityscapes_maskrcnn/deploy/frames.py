@@ -146,6 +146,7 @@ class VideoFrames(FrameSource):
         self.rate = rate / every if 0 < rate < 1000 else None
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._count = int(count) if 0 < count < 1e9 else None
+        self._exact_count = self._count if path.lower().endswith(_COUNTED) else None
         if self._count is not None:
             self.length = -(-self._count // every)
 
@@ -185,11 +186,12 @@ class VideoFrames(FrameSource):
         """
         before = elapsed = 0.0
         number = failed = 0
-        while number + failed < (self._count or 1e9):
+        # An estimate may be too low: then the video goes on until nothing comes.
+        while self._exact_count is None or number + failed < self._exact_count:
             if not self._capture.grab():
                 # The end, unless there should be more: then perhaps a damaged frame.
                 failed += 1
-                if self._count is None or failed > _MAX_DAMAGED:
+                if number + failed > (self._count or 0) or failed > _MAX_DAMAGED:
                     return
                 continue
             number += 1
@@ -204,8 +206,8 @@ class VideoFrames(FrameSource):
         if not number:
             raise InputError(f"--input {self.name}: none of its frames can be read")
         missing = (self._count or 0) - number
-        is_counted = str(self.name).lower().endswith(_COUNTED)
-        if missing > (0 if is_counted else 2 * (self.rate or 25) * self._every):
+        tolerance = 2 * (self.rate or 25) * self._every if self._exact_count is None else 0
+        if missing > tolerance:
             logger.warning(
                 "%s: %d of its %d frames could be read; the others are damaged or cut off",
                 self.name, number, self._count,

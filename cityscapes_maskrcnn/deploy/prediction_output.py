@@ -192,18 +192,19 @@ class PictureFolder:
 
     def __init__(self, path: str, layout: Layout, source_name: str | None) -> None:
         self.path = make_folder(path)
-        self._name_of = PictureNames("_overlay" if layout == "overlay" else "_prediction")
-        self._source_name = source_name
+        self._suffix = "_overlay" if layout == "overlay" else "_prediction"
+        self._name_of = PictureNames(self._suffix)
+        self._frame_stem = None if source_name is None else _frame_stem(source_name)
 
     def write(self, frame: Frame, picture: Any) -> None:
         """Write a picture."""
-        name = Path(frame.name)
-        if self._source_name is not None:
-            stem = Path(self._source_name).stem
-            name = Path(f"camera_{stem}" if stem.isdigit() else stem)
-            name = name.with_name(f"{name.name}_{frame.number:06d}")
+        if self._frame_stem is None:
+            name = self._name_of(Path(frame.name))
+        else:
+            # The numbers differ, so that no name need be remembered of a stream without end.
+            name = f"{self._frame_stem}_{frame.number:06d}{self._suffix}.png"
         order = cv2.COLOR_BGR2RGB if picture.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-        write_picture(self.path / self._name_of(name), cv2.cvtColor(picture, order))
+        write_picture(self.path / name, cv2.cvtColor(picture, order))
 
     def close(self) -> None:
         """Nothing is left to do."""
@@ -295,8 +296,8 @@ def coco_entries(
             half a pixel, without holes; ``none``: boxes only.
 
     Returns:
-        For each detection ``image``, ``image_id`` and ``frame`` (the frame's number), of a video
-        ``seconds``, ``category_id``, ``category``, ``bbox`` (x, y, width, height), ``score``,
+        For each detection ``image``, ``image_id`` (the frame's number), of a video ``seconds``,
+        ``category_id``, ``category``, ``bbox`` (x, y, width, height), ``score``,
         ``segmentation``, and ``track_id`` of tracked ones (null as long as there is none).
     """
     masks = detections.masks
@@ -341,6 +342,12 @@ def mask_polygons(mask: RunMask) -> list[list[float]]:
         if len(simple) >= 3:
             polygons.append(np.round(simple.astype(np.float64), 1).ravel().tolist())
     return polygons
+
+
+def _frame_stem(source_name: str) -> str:
+    """Find how the names of pictures of a video or camera begin."""
+    stem = Path(source_name).stem
+    return f"camera_{stem}" if stem.isdigit() else stem
 
 
 def _partial(path: Path) -> Path:

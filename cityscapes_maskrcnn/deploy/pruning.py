@@ -33,7 +33,8 @@ from cityscapes_maskrcnn.utils.files import write_text
 #: Without the extension.
 _NAME: Final = "model_pruned"
 # Kernels compute channels by eights, so that others would cost as much; narrower layers are small.
-_STEP, _NARROW = 8, 32
+_STEP: Final = 8
+_NARROW: Final = 32
 
 
 def prune_checkpoint(cfg: CfgNode, ratio: float, folder: Path) -> tuple[Path, int, int]:
@@ -80,7 +81,8 @@ def prune_checkpoint(cfg: CfgNode, ratio: float, folder: Path) -> tuple[Path, in
     pruned.MODEL.DISTILLATION.TEACHER = cfg.MODEL.WEIGHTS
     pruned.MODEL.PRUNED_WIDTHS = CfgNode(layer_widths(model), new_allowed=True)
     # Every layer has to make up for what is gone.
-    pruned.MODEL.BACKBONE.FREEZE_AT, pruned.MODEL.FPN.FREEZE = 0, False
+    pruned.MODEL.BACKBONE.FREEZE_AT = 0
+    pruned.MODEL.FPN.FREEZE = False
     pruned.OUTPUT_DIR = str(folder / "fine_tuned")
     folder.mkdir(parents=True)
     written = WeightsOnlyCheckpointer(model, str(folder))

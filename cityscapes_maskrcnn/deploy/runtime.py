@@ -79,7 +79,8 @@ class OnnxPredictor:
         model: the ONNX file from ``tools/export_model.py``.
         score_thresh: detections have a score above this; not below the file's own threshold. None:
             the file's threshold.
-        device: ``"cpu"``, ``"cuda"``, or ``"cuda:1"`` for the second GPU.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` for the second GPU, or a name of ONNX Runtime's
+            execution providers.
         batch_size: maximum number of images of the same size that are predicted together.
         num_threads: number of threads of ONNX Runtime on the CPU; None: one per core.
 
@@ -91,7 +92,7 @@ class OnnxPredictor:
 
     Raises:
         InputError: a file is missing or damaged, they do not belong together, ONNX Runtime is
-            missing or has no such device, or ``score_thresh`` is out of range.
+            missing or has no such device, or ``score_thresh`` or ``batch_size`` is out of range.
     """
 
     def __init__(
@@ -114,6 +115,8 @@ class OnnxPredictor:
             )
         self.classes: list[str] = [each["name"] for each in self.card["classes"]]
         self.colors: list[tuple[int, ...]] = [tuple(each["color"]) for each in self.card["classes"]]
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size}: it must be at least 1")
         self.batch_size = batch_size
         self.session = open_session(read_file(path), str(path), device, num_threads)
 
@@ -159,12 +162,11 @@ class OnnxPredictor:
         pixels = _pixels(image)
         height, width = pixels.shape[:2]
         rules = self.card["input"]
-        size = test_size(height, width, rules["min_size"], rules["max_size"])
+        size = resized_size(height, width, rules["min_size"], rules["max_size"])
         if min(size) < 1:
-            name = "an array" if isinstance(image, np.ndarray) else image
-            raise InputError(
-                f"{name}: {width}x{height} pixels cannot be resized to {size[1]}x{size[0]}"
-            )
+            problem = f"{width}x{height} pixels cannot be resized to {size[1]}x{size[0]}"
+            # Who gives an array knows its name.
+            raise InputError(problem if isinstance(image, np.ndarray) else f"{image}: {problem}")
         resized = resize(pixels, *size)
         if rules["channels"] == "RGB":
             resized = resized[..., ::-1]
@@ -234,8 +236,9 @@ def open_session(data: bytes, name: str, device: str, num_threads: int | None) -
     Args:
         data: of the file.
         name: of the file, for messages.
-        device: see :class:`OnnxPredictor`.
-        num_threads: see there.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` for the GPU with number N, or a name of ONNX
+            Runtime's execution providers, such as ``"CoreMLExecutionProvider"``.
+        num_threads: see :class:`OnnxPredictor`.
 
     Raises:
         InputError: ONNX Runtime is missing, has no such device, or cannot load the model.
@@ -272,7 +275,7 @@ def open_session(data: bytes, name: str, device: str, num_threads: int | None) -
     return session
 
 
-def test_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
     """Find the size that an image is resized to, as Detectron2's ``ResizeShortestEdge`` does.
 
     Args:

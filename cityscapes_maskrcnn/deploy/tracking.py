@@ -45,7 +45,9 @@ class ObjectTracker:
         self._rate = rate
         self._activation = score_thresh + 0.2 * (1 - score_thresh)
         self._trackers: dict[int, Any] = {}
+        # By category and the tracker's own number; of living tracks only.
         self._numbers: dict[tuple[int, int], int] = {}
+        self._num_tracks = 0
 
     def update(self, detections: FrameDetections) -> FrameDetections:
         """Number the detections of the next frame.
@@ -67,9 +69,24 @@ class ObjectTracker:
                 tracked.data.get("index", ()), tracked.tracker_id, strict=True
             ):
                 if number >= 0:
-                    key = (category, int(number))
-                    track_ids[index] = self._numbers.setdefault(key, len(self._numbers) + 1)
+                    track_ids[index] = self._number_of((category, int(number)))
+        self._forget_ended()
         return replace(detections, track_ids=track_ids)
+
+    def _number_of(self, key: tuple[int, int]) -> int:
+        if key not in self._numbers:
+            self._num_tracks += 1
+            self._numbers[key] = self._num_tracks
+        return self._numbers[key]
+
+    def _forget_ended(self) -> None:
+        """Drop the numbers of tracks that ended: a stream may last for days."""
+        living = {
+            (category, track.tracker_id)
+            for category, tracker in self._trackers.items()
+            for track in tracker.tracks
+        }
+        self._numbers = {key: self._numbers[key] for key in self._numbers if key in living}
 
     def _tracker_of(self, category: int) -> Any:
         if category not in self._trackers:

@@ -79,6 +79,8 @@ def picture_files(images: Sequence[Path], folder: Path, suffix: str) -> list[Pat
 class PictureNames:
     """Names pictures, one after the other; see :func:`picture_files`.
 
+    It remembers every name, to give none twice: not for the frames of a stream without end.
+
     Args:
         suffix: what distinguishes them from photographs.
     """

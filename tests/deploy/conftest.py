@@ -115,3 +115,26 @@ def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ``model.onnx``; do not change it."""
     folder = tmp_path_factory.mktemp("exported")
     return export_model(tiny_config("MODEL.WEIGHTS", weights), folder)[0]
+
+
+def read_types_of_weights(path: Path, nodes: list[str]) -> set[str]:
+    """Find the types in which layers' weights are stored, behind what makes them float."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    stored = {each.name: each.data_type for each in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node}
+    found = set()
+    for node in graph.node:
+        if node.name in nodes:
+            weight = node.input[1]
+            while weight in makers:
+                weight = makers[weight].input[0]
+            found.add(onnx.TensorProto.DataType.Name(stored[weight]))
+    return found
+
+
+@pytest.fixture(scope="session")
+def types_of_weights() -> Callable[[Path, list[str]], set[str]]:
+    """The function above."""
+    return read_types_of_weights

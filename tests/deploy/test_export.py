@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -114,28 +117,107 @@ def test_the_card_says_what_the_file_needs(weights: Path, exported: Path) -> Non
     assert card["compared_with_pytorch"]["detections"] == 50
 
 
-def test_where_a_model_parts_from_pytorch_is_said(config: CfgNode, exported: Path) -> None:
+Change = Callable[[list[Any]], list[Any]]
+
+
+def changed(exported: Path, change: Change) -> Callable[[np.ndarray], list[Any]]:
+    """An exported model whose outputs are changed."""
     session = onnxruntime.InferenceSession(exported)
+    return lambda images: change(session.run(None, {"images": images}))
+
+
+def compare(config: CfgNode, exported: Path, change: Change) -> dict[str, Any]:
+    batches = [("scene", random_batch(1, 3, 64, 96))]
+    return compare_with_pytorch(model_of(config), changed(exported, change), batches, config)
+
+
+@pytest.mark.parametrize(
+    ("output", "difference", "problem"),
+    [
+        (0, 0.1, "the box of detection 0 is 0.1 pixels away"),
+        (1, 1, "the box of detection [0-9] is "),
+        (2, 0.01, "the score of detection 0 differs by 0.01, more than 0.001"),
+        (3, 0.01, "the mask of detection 0 differs by 0.01, more than 0.001"),
+        (0, math.nan, "some of its boxes are NaN or infinite"),
+        (2, math.nan, "some of its scores are NaN or infinite"),
+        (3, math.nan, "some of its masks are NaN or infinite"),
+    ],
+)
+def test_where_a_model_differs_from_pytorch_is_said(
+    config: CfgNode, exported: Path, output: int, difference: float, problem: str
+) -> None:
+    def change(outputs: list[Any]) -> list[Any]:
+        outputs[output] = outputs[output] + outputs[output].dtype.type(difference)
+        return outputs
+
+    with pytest.raises(InputError, match=problem) as error:
+        compare(config, exported, change)
+    assert str(error.value).startswith("scene, image 0: the exported model differs from PyTorch:")
+
+
+def test_nan_in_pytorch_alone_is_a_difference(
+    config: CfgNode, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    difference = export._difference
+    monkeypatch.setattr(export, "_difference", lambda *each: difference(*each) * math.nan)
+    with pytest.raises(InputError, match="the box of detection 0 is nan pixels away"):
+        compare(config, exported, lambda outputs: outputs)
+
+
+def test_a_new_detection_is_a_difference(config: CfgNode, exported: Path) -> None:
+    def with_first_twice(outputs: list[Any]) -> list[Any]:
+        return [np.concatenate([each[:1], each]) for each in outputs]
+
     model = model_of(config)
-    changes = {
-        0: (0.1, "the box of detection 0 is 0.1 pixels away"),
-        1: (1, "the box of detection [0-9] is "),
-        2: (0.01, "the score of detection 0 differs by 0.01, more than 0.001"),
-        3: (0.01, "the mask of detection 0 differs by 0.01, more than 0.001"),
-    }
-    for output, (change, problem) in changes.items():
-
-        def run(images: np.ndarray, output: int = output, change: float = change) -> list[Any]:
-            outputs = session.run(None, {"images": images})
-            outputs[output] = outputs[output] + outputs[output].dtype.type(change)
-            return outputs
-
-        with pytest.raises(InputError, match=problem) as error:
-            compare_with_pytorch(model, run, [("scene", random_batch(1, 3, 64, 96))], config)
-        assert str(error.value).startswith("scene, image 0: the exported model parts from PyTorch:")
+    config.defrost()
+    config.TEST.DETECTIONS_PER_IMAGE = 20  # a full list could end with another detection
+    batches = [("scene", random_batch(1, 3, 64, 96))]
+    with pytest.raises(InputError, match=r"detection \d+ is a new one \(score 0\."):
+        compare_with_pytorch(model, changed(exported, with_first_twice), batches, config)
 
 
-def test_a_model_that_parts_from_pytorch_is_not_written(
+def test_detections_at_the_end_of_the_list_are_not_counted(config: CfgNode, exported: Path) -> None:
+    """Of ten detections the last is missing in the file; another one would be as good."""
+    check = compare(config, exported, lambda outputs: [each[:-1] for each in outputs])
+    assert check["detections"] == 9
+
+
+def test_a_comparison_of_nothing_is_refused(
+    config: CfgNode, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.defrost()
+    threshold = config.MODEL.ROI_HEADS
+    threshold.SCORE_THRESH_TEST = 0.99
+    with pytest.raises(InputError, match="the model finds nothing in 1 images, so that nothing"):
+        compare(config, exported, lambda outputs: [each[:0] for each in outputs])
+    # All scores are near the threshold, so that whatever is missing may be missing.
+    threshold.SCORE_THRESH_TEST = 0.0
+    monkeypatch.setitem(export._TOLERANCES, "score", 1.0)
+    with pytest.raises(InputError, match="it finds none of the 10 detections in 1 images"):
+        compare(config, exported, lambda outputs: [each[:0] for each in outputs])
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "problem"),
+    [
+        (12.0, 12.3, "model.onnx: its AP on val is 12.30, PyTorch's 12.00; more than 0.1 points"),
+        (12.0, math.nan, "model.onnx: its AP on val is nan, PyTorch's 12.00; more than 0.1 points"),
+        (math.nan, math.nan, "--score val: has no object that counts"),
+    ],
+)
+def test_scores_that_differ(expected: float, found: float, problem: str) -> None:
+    scores = {"dataset": "val", "pytorch": {"AP": expected}, "exported": {"AP": found}}
+    with pytest.raises(InputError) as error:
+        export.check_scores(scores, Path("model.onnx"))
+    assert str(error.value).startswith(problem)
+
+
+def test_scores_that_agree() -> None:
+    scores = {"dataset": "val", "pytorch": {"AP": 12.0}, "exported": {"AP": 11.95}}
+    export.check_scores(scores, Path("model.onnx"))
+
+
+def test_a_model_that_differs_from_pytorch_is_not_written(
     config: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exportable = export.ExportableMaskRCNN
@@ -149,6 +231,14 @@ def test_a_model_that_parts_from_pytorch_is_not_written(
     with pytest.raises(InputError, match=r"^generated 193x97 batch 1, image 0: the exported model"):
         export_model(config, tmp_path, file_format="torchscript")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("opset", [16, 18, 19, 20])
+def test_other_opsets(config: CfgNode, tmp_path: Path, opset: int) -> None:
+    """The other tests export with 17."""
+    path, check = export_model(config, tmp_path, opset=opset)
+    assert check["detections"] == 50
+    assert onnx.load(path).opset_import[0].version == opset
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import cv2
@@ -129,6 +127,12 @@ def test_every_third_frame_of_a_video(tmp_path, make_video):
     assert frames[-1].seconds == pytest.approx(18 / 25)
 
 
+def test_a_length_that_is_estimated_too_low_cuts_nothing(tmp_path, make_video):
+    source = open_source([str(make_video(tmp_path / "v.mkv", 20))])
+    source._count = 12
+    assert [frame.number for frame in source] == list(range(20))
+
+
 def test_damaged_frames_are_left_out_and_counted(tmp_path, make_video, caplog):
     path = make_video(tmp_path / "v.avi", 40, "MJPG")
     data = bytearray(path.read_bytes())
@@ -177,35 +181,7 @@ def test_what_is_no_video(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-@contextmanager
-def camera_on_the_network(num_frames: int) -> Iterator[str]:
-    """Serve so many images as a camera does, and then no more."""
-    _, jpeg = cv2.imencode(".jpg", np.full((32, 64, 3), 200, np.uint8))
-
-    class Camera(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-            self.end_headers()
-            for _ in range(num_frames):
-                self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: ")
-                self.wfile.write(b"%d\r\n\r\n" % len(jpeg) + jpeg.tobytes() + b"\r\n")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Camera)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/video.mjpg"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def test_camera_that_vanishes():
+def test_camera_that_vanishes(camera_on_the_network):
     with camera_on_the_network(30) as url:
         source = open_source([url])
         assert (source.live, source.length) == (True, None)

@@ -64,7 +64,7 @@ def test_exported_model_finds_what_its_checkpoint_finds(
         "--score-thresh", 0.1, "--batch-size", 2, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert f"warning: {thin}: an array: 9000x1 pixels cannot be resized to 192x0;" in done.stderr
+    assert f"warning: {thin}: 9000x1 pixels cannot be resized to 192x0;" in done.stderr
     assert done.stderr.splitlines()[-1] == "error: images that could not be read, see above: 1"
     assert done.stdout.startswith("3 images are in a.jsonl and pictures (")
     assert len(list((tmp_path / "pictures").iterdir())) == 3

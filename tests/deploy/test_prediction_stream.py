@@ -41,8 +41,8 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_memory_does_not_grow_with_the_video(tmp_path, make_video, square_model):
-    """300 frames of 640x360 are 207 MB; what is in memory grows by less than 20 of them."""
-    path = make_video(tmp_path / "v.mp4", 300, height=360, width=640)
+    """Of the last 240 frames, 11 MB, less than a fifth stays: the noise of the allocator."""
+    path = make_video(tmp_path / "v.mp4", 300)
     outputs = StreamOutputs(
         detections_to=[JsonLines(tmp_path / "a.jsonl", square_model.class_names)],
         pictures_to=[VideoFile(tmp_path / "a.mp4", 25)],
@@ -61,8 +61,8 @@ def test_memory_does_not_grow_with_the_video(tmp_path, make_video, square_model)
     stream.run(measure)
     assert outputs.close() == []
     assert outputs.num_frames == 300
-    assert (tmp_path / "a.mp4").stat().st_size > 100_000
-    assert resident[1] - resident[0] < 14_000_000
+    assert (tmp_path / "a.mp4").stat().st_size > 50_000
+    assert resident[1] - resident[0] < 2_000_000
 
 
 def test_reading_and_writing_go_on_while_the_model_works(tmp_path, make_video, square_model):

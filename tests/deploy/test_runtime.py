@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -20,8 +21,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.layers.mask_ops import paste_masks_in_image
 from PIL import Image
 
-from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor, resize
-from cityscapes_maskrcnn.deploy.runtime import test_size as size_of_test
+from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor, resize, resized_size
 from cityscapes_maskrcnn.engine.predictor import Predictor
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -50,12 +50,12 @@ def test_resizes_as_pillow_bit_for_bit() -> None:
 
 
 def test_sizes_are_detectron2s() -> None:
-    assert size_of_test(1024, 2048, 800, 1333) == (667, 1333)
-    assert size_of_test(1024, 2048, 0, 1333) == (1024, 2048)
+    assert resized_size(1024, 2048, 800, 1333) == (667, 1333)
+    assert resized_size(1024, 2048, 0, 1333) == (1024, 2048)
     rng = np.random.default_rng(0)
     for height, width, shorter, more in rng.integers(1, 3000, (3000, 4)).tolist():
         rule = ResizeShortestEdge.get_output_shape
-        assert size_of_test(height, width, shorter, shorter + more) == rule(
+        assert resized_size(height, width, shorter, shorter + more) == rule(
             height, width, shorter, shorter + more
         )
 
@@ -123,7 +123,9 @@ assert not sys.modules.get("torch") and not sys.modules.get("detectron2")
             np.testing.assert_array_equal(found[name], value)
 
 
-def test_what_cannot_be_loaded_is_one_line(exported: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_one_line(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def message(path: Path, **settings: object) -> str:
         with pytest.raises(InputError) as error:
             OnnxPredictor(path, **settings)
@@ -145,10 +147,12 @@ def test_what_cannot_be_loaded_is_one_line(exported: Path, tmp_path: Path) -> No
     shutil.copy(exported.with_suffix(".json"), tmp_path)
     copy.write_bytes(exported.read_bytes()[:-1])
     assert "not the file that model.json describes" in message(copy)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert message(exported, device="cuda").startswith(
         "device cuda: this ONNX Runtime has no CUDAExecutionProvider, only "
     )
     assert "CPUExecutionProvider" in message(exported, device="TensorrtExecutionProvider")
+    assert message(exported, batch_size=0) == "batch_size 0: it must be at least 1"
     assert message(exported, score_thresh=1.5).startswith("score_thresh 1.5: it must lie between 0")
 
 
@@ -166,5 +170,24 @@ def test_images_that_are_none(exported: Path, tmp_path: Path) -> None:
     assert len(next(found).scores) == 10
     with pytest.raises(InputError, match="is not an image"):
         next(found)
-    with pytest.raises(InputError, match="an array: 1x9000 pixels cannot be resized to 0x192"):
-        predict(np.zeros((9000, 1, 3), dtype=np.uint8))
+    thin = np.zeros((9000, 1, 3), dtype=np.uint8)
+    with pytest.raises(InputError, match=r"^1x9000 pixels cannot be resized to 0x192"):
+        predict(thin)
+    cv2.imwrite(str(tmp_path / "thin.png"), thin)
+    with pytest.raises(InputError, match=r"/thin\.png: 1x9000 pixels cannot be resized to 0x192"):
+        predict(tmp_path / "thin.png")
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_what_the_cpu_finds(exported: Path) -> None:
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDAExecutionProvider: needs onnxruntime-gpu")
+    images = [random_image(seed, *size) for seed, size in enumerate([(96, 192), (150, 70)])]
+    on_cpu = OnnxPredictor(exported)
+    on_gpu = OnnxPredictor(exported, device="cuda")
+    for expected, found in zip(on_cpu(images), on_gpu(images), strict=True):
+        assert len(expected.scores) == len(found.scores) > 0
+        np.testing.assert_array_equal(found.classes, expected.classes)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.05)
+        assert (found.masks != expected.masks).mean() < 1e-3

@@ -61,6 +61,21 @@ def test_hidden_object_keeps_its_number(tracker, square_model):
     assert before.tolist() == after.tolist() == [1]
 
 
+def test_numbers_of_ended_tracks_are_forgotten_and_not_given_again(tracker, square_model):
+    """Objects that are seen for three frames, one after the other, far from each other."""
+    found = []
+    for number in range(20):
+        image = np.zeros((96, 160), np.uint8)
+        image[20:40, 10 + 60 * (number % 2) : 30 + 60 * (number % 2)] = 255
+        for _ in range(3):
+            detections = tracker.update(square_model.detections(image, 96, 160))
+        found += detections.track_ids.tolist()
+        for _ in range(40):  # longer than a track waits
+            tracker.update(square_model.detections(np.zeros_like(image), 96, 160))
+        assert len(tracker._numbers) <= 1
+    assert found == list(range(1, 21))
+
+
 def test_weak_detections_continue_tracks_but_begin_none(tracker, square_model):
     image = np.zeros((96, 160), np.uint8)
     image[20:40, 10:30] = 255

@@ -75,6 +75,11 @@ def test_int8_scores_predicts_and_remembers(
         (["--score", TRAIN], "the model has seen images that it is to be scored on: 8 of the 8"),
         (["--calibration", VAL], f"--score {VAL}: 6 of its images are calibrated on ("),
         (["--calibration", ""], "--form int8 needs --calibration, a dataset of training images"),
+        (
+            ["--form", "weights"],
+            f"--calibration {TRAIN}: --form weights needs none; leave it out",
+        ),
+        (["--form", "fp16"], f"--calibration {TRAIN}: --form fp16 needs none; leave it out"),
         (["--calibration", "EMPTY"], "--calibration EMPTY: has no images to calibrate on"),
         (
             ["--config-file", "TWO"],

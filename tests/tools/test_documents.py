@@ -373,6 +373,36 @@ def test_every_command_in_a_sentence_is_parsed(
     assert checked > 15
 
 
+def documented_commands() -> Iterator[tuple[str, list[str]]]:
+    """The commands of all pages, and of what the tools' ``--help`` shows."""
+    for page in PAGES:
+        for block in blocks_of(page):
+            if block.language == "bash":
+                yield from ((block.place, words) for words in block.commands())
+    for script in COMMANDS.values():
+        for command in examples_of(PROJECT / script):
+            yield Path(script).name, shlex.split(command, comments=True)
+
+
+def test_stage_3_is_scored_on_images_that_it_has_not_seen() -> None:
+    """It trains on parts 1 and 2 of val, and so have its exports."""
+    checked = []
+    for place, words in documented_commands():
+        command = shlex.join(words)
+        if not re.search(r"output/(stage_3|onnx|int8|weights|pruned)\b", command):
+            continue
+        for flag, value in pairwise(words):
+            if flag in ("--score", "--dataset"):
+                assert re.fullmatch(r"cityscapes_instance_val_part(3|4|3and4)of4", value), (
+                    f"{place}: {command}"
+                )
+                checked.append(place)
+        # All images of a folder, unless a list chooses some.
+        assert "--gt-dir" not in words or "--image-list" in words, f"{place}: {command}"
+    assert {"compress_model.py", "export_model.py"} < set(checked)
+    assert len(checked) >= 8
+
+
 def test_the_readme_is_short_and_its_table_has_every_tool() -> None:
     text = README.read_text()
     assert len(text.splitlines()) <= 150

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
+from cityscapes_maskrcnn.deploy import export
 from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
 
 PROJECT = Path(__file__).parents[2]
@@ -38,9 +40,7 @@ def test_export_scores_and_predicts(
     card = json.loads((tmp_path / "model.json").read_text())
     assert card["scores"]["images"] == 6
     assert card["checkpoint"]["data"][0]["dataset"] == "cityscapes_instance_train"
-    assert (
-        card["checkpoint"]["code"].startswith("cityscapes_maskrcnn") or card["checkpoint"]["code"]
-    )
+    assert re.fullmatch(r"[\w.]+, sources [0-9a-f]{12,64}", card["checkpoint"]["code"])
 
     gt_dir = small_root / "cityscapes" / "gtFine" / "val"
     script = PROJECT / "tools" / "evaluate_results.py"
@@ -86,6 +86,28 @@ def test_a_dataset_of_other_classes(
     assert done.stderr.splitlines()[-1] == (
         "error: --score two_classes: its classes are person, car, the model's person, rider, car,"
         " truck, bus, train, motorcycle, bicycle; name a dataset with the model's classes"
+    )
+
+
+def test_scores_that_differ_are_an_error(
+    trained: Path, tool: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {
+        "dataset": "val",
+        "images": 6,
+        "pytorch": {"AP": 12.0, "AP50": 20.0},
+        "exported": {"AP": 11.0, "AP50": 20.0},
+    }
+    monkeypatch.setattr(export, "compare_scores", lambda *_: scores)
+    done = tool(
+        "tools/export_model.py",
+        *["--config-file", trained / "config.yaml", "--output", tmp_path],
+        *["--score", "cityscapes_instance_val", "MODEL.WEIGHTS", trained / "model_final.pth"],
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {tmp_path}/model.onnx: its AP on val is 11.00, PyTorch's 12.00; more than 0.1"
+        " points apart"
     )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,6 +158,12 @@ def test_layouts(predict, street, tmp_path):
         ("--model none.onnx", "error: --model none.onnx: no such file"),
         ("--model x.onnx", "error: x.json: missing; it belongs beside x.onnx"),
         ("--model x.onnx --resize 9 A.B 1", "error: A.B: an exported model has no config; export"),
+        (
+            "--model x.torchscript",
+            "error: --model x.torchscript: TorchScript and torch.export files cannot be used here;"
+            " give the checkpoint, or a model.onnx of tools/export_model.py --format onnx",
+        ),
+        ("--model x.pt2", "error: --model x.pt2: TorchScript and torch.export files cannot be"),
         ("--model notes.txt", "error: --model notes.txt: no config.yaml beside it"),
         ("--output a.txt", "error: --output a.txt: neither .jsonl nor a video's extension (.mp4"),
         ("--output a.mp4 --codec XXXX", "error: --codec XXXX: this OpenCV cannot write it into"),
@@ -176,7 +183,8 @@ def test_bad_input(predict, street, tmp_path, arguments, message):
     cv2.imwrite(str(tmp_path / "street.png"), street)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("notes")
-    (tmp_path / "x.onnx").touch()
+    for name in ("x.onnx", "x.torchscript", "x.pt2"):
+        (tmp_path / name).touch()
     done = predict("--input", "street.png", "--output", "a.jsonl", *arguments.split())
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(message)
@@ -230,6 +238,24 @@ def test_no_names_on_standard_input(predict, tmp_path):
         os.close(before)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: --input: there was no image to predict"
+
+
+def test_camera_that_vanishes(predict, camera_on_the_network, tmp_path):
+    with camera_on_the_network(30) as url:
+        done = predict("--input", url, "--output", "a.jsonl")
+    assert done.returncode == 1
+    match = re.fullmatch(
+        rf"error: --input {re.escape(url)}: the camera gave no more frames after (\d+);"
+        r" (\d+) frames are in a\.jsonl",
+        done.stderr.splitlines()[-1],
+    )
+    assert match, done.stderr
+    num_given, num_written = map(int, match.groups())
+    assert 25 <= num_given <= 30  # some are needed to learn what they are
+    assert 0 < num_written <= num_given
+    entries = read_lines(tmp_path / "a.jsonl")
+    assert len({entry["image_id"] for entry in entries}) == num_written
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_interrupted_in_the_middle(start_tool, model, street, tmp_path):
