@@ -119,6 +119,21 @@ def test_outlines_end_where_the_image_does(cfg: CfgNode, tmp_path: Path) -> None
     assert instances.gt_masks.area().tolist() == [20 * 20]
 
 
+def test_padding_stays_grey_beside_jittered_colours(cfg: CfgNode, tmp_path: Path) -> None:
+    """At half the scale, 60 x 120 fits into 24 x 40 as 20 x 40, in the upper left corner."""
+    record = write_record(tmp_path, np.random.default_rng(1))
+    cfg.INPUT.LSJ.ENABLED, cfg.INPUT.RANDOM_FLIP = True, "none"
+    cfg.INPUT.LSJ.MIN_SCALE = cfg.INPUT.LSJ.MAX_SCALE = 0.5
+    plain = CityscapesMapper(cfg, True)(record)["image"]
+    cfg.INPUT.COLOR_JITTER.BRIGHTNESS = cfg.INPUT.COLOR_JITTER.SATURATION = 0.9
+    jittered = seeded(CityscapesMapper(cfg, True), record, 3)["image"]
+    inside = (slice(None), slice(20), slice(40))
+    assert not torch.equal(jittered[inside], plain[inside])
+    for image in (plain, jittered):
+        image[inside] = 128
+        assert (image == 128).all()
+
+
 def test_padding_has_no_semantic_label(cfg: CfgNode, tmp_path: Path) -> None:
     record = write_record(tmp_path, np.random.default_rng(1))
     Image.fromarray(np.full((HEIGHT, WIDTH), 26, np.uint8)).save(tmp_path / "labels.png")
