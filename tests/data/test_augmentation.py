@@ -66,10 +66,14 @@ def seeded(mapper: DatasetMapper, record: dict[str, Any], seed: int) -> dict[str
     return mapper(record)
 
 
-def test_large_scale_jitter_equals_detectron2s(cfg: CfgNode, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_large_scale_jitter_equals_detectron2s(
+    cfg: CfgNode, tmp_path: Path, mask_format: str
+) -> None:
     """80 examples, smaller and larger than their crop."""
     rng = np.random.default_rng(0)
     cfg.INPUT.LSJ.ENABLED = True
+    cfg.INPUT.MASK_FORMAT = mask_format
     mapper = CityscapesMapper(cfg, True)
     lsj = [T.ResizeScale(0.1, 2.0, 48, 80), T.FixedSizeCrop((48, 80)), T.RandomFlip()]
     padded = gone = 0
