@@ -85,6 +85,7 @@ def test_no_stage_reports_on_what_it_or_an_ancestor_saw(small_root: Path) -> Non
 def test_the_coco_schedule_is_that_of_the_zoo() -> None:
     ours, zoo = load("coco_mask_rcnn_R_50_FPN"), load_zoo()
     keys = (
+        "MODEL.WEIGHTS",
         "SOLVER.BASE_LR",
         "SOLVER.STEPS",
         "SOLVER.MAX_ITER",
