@@ -42,7 +42,7 @@ class PatchDCTHead(BaseMaskRCNNHead):
 
     Layers start as those of Detectron2's mask heads do: convolutions by He's rule (MSRA), hidden
     linear layers by Xavier's, outputs from a normal distribution with a standard deviation of
-    0.001. The paper does not give its own, and the authors' code may start from other values.
+    0.001. The authors' code initialises its layers differently.
 
     Args:
         in_features: names of the levels, the finest first.
