@@ -11,6 +11,7 @@ from cityscapes_maskrcnn.modeling import (  # noqa: F401
     backbone,
     convnext,
     fused_mask_head,
+    patch_dct_head,
     roi_heads,
     rpn,
     semantic_head,
@@ -273,7 +274,8 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # positions, after both were augmented (Ghiasi et al., CVPR 2021). Hidden parts are removed from
     # the outlines and boxes of the objects behind. Each time, a second image has to be loaded. Only
     # for models that learn nothing but instances, with INPUT.MASK_FORMAT polygon; crowd groups of
-    # the other image are not pasted. 0.0: never.
+    # the other image are not pasted. An image that draws itself stays as it is, so the share of
+    # changed images is a little lower. 0.0: never.
     cfg.INPUT.COPY_PASTE = CfgNode()
     cfg.INPUT.COPY_PASTE.PROB = 0.0
     # The number of objects is random, from 1 to this number (at most all those of the other image).

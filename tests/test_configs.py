@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.registration import register_all
+from cityscapes_maskrcnn.utils.config_keys import value_at
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = ["stage_0_backbone", "stage_1_heads", "stage_2_tuned", "stage_3_refine"]
@@ -79,3 +80,56 @@ def test_no_stage_reports_on_what_it_or_an_ancestor_saw(small_root: Path) -> Non
     # 6 images of val are 2 2 1 1 in its parts.
     assert len(reported) == 2
     assert not used & reported
+
+
+def test_the_coco_schedule_is_that_of_the_zoo() -> None:
+    ours, zoo = load("coco_mask_rcnn_R_50_FPN"), load_zoo()
+    keys = (
+        "MODEL.WEIGHTS",
+        "SOLVER.BASE_LR",
+        "SOLVER.STEPS",
+        "SOLVER.MAX_ITER",
+        "SOLVER.IMS_PER_BATCH",
+        "SOLVER.GAMMA",
+        "SOLVER.MOMENTUM",
+        "SOLVER.WEIGHT_DECAY",
+        "INPUT.MIN_SIZE_TRAIN",
+        "INPUT.MAX_SIZE_TRAIN",
+        "INPUT.MIN_SIZE_TEST",
+        "INPUT.MAX_SIZE_TEST",
+        "MODEL.BACKBONE.FREEZE_AT",
+        "MODEL.ROI_HEADS.NUM_CLASSES",
+    )
+    assert {key: value_at(ours, key) for key in keys} == {key: value_at(zoo, key) for key in keys}
+    assert (ours.SOLVER.ACCUMULATE, zoo.SOLVER.ACCUMULATE) == (2, 1)
+
+
+def load_zoo() -> CfgNode:
+    return build_config("model_zoo://Cityscapes/mask_rcnn_R_50_FPN.yaml", [])
+
+
+def test_the_staged_pair_is_the_single_schedule() -> None:
+    single, first, second = map(
+        load, ("coco_mask_rcnn_R_50_FPN", "coco_staged_1_heads", "coco_staged_2_all")
+    )
+    assert first.SOLVER.MAX_ITER + second.SOLVER.MAX_ITER == single.SOLVER.MAX_ITER == 24_000
+    assert first.SOLVER.STEPS == ()
+    (step,) = second.SOLVER.STEPS
+    assert first.SOLVER.MAX_ITER + step == single.SOLVER.STEPS[0] == 18_000
+    assert second.MODEL.WEIGHTS == "output/coco_staged_1/model_final.pth"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*coco_*.yaml")))
+def test_configs_that_start_from_coco_choose_and_report_apart(name: str, small_root: Path) -> None:
+    cfg = load(name)
+    assert cfg.MODEL.WEIGHTS_CLASSES == ("coco",) or name == "coco_staged_2_all"
+    assert 0.9 < cfg.SOLVER.EMA_DECAY < 1
+    assert cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE == 4
+    register_all(str(small_root))
+    chosen, reported = (
+        {image["image_id"] for dataset in names for image in DatasetCatalog.get(dataset)}
+        for names in (cfg.DATASETS.VAL, cfg.DATASETS.TEST)
+    )
+    assert chosen
+    assert reported
+    assert not chosen & reported

@@ -22,7 +22,7 @@ EXAMPLES = """
 examples:
   tools/benchmark.py training --json training.json
   tools/benchmark.py inference --small
-  tools/benchmark.py recipe --output output/ablation --json recipe.json
+  tools/benchmark.py recipe --workers 2 --output output/ablation --json recipe.json
   tools/benchmark.py deployment --config-file output/stage_3/config.yaml \\
       --onnx output/onnx/model.onnx output/int8/model.onnx \\
       --also pruned output/pruned/fine_tuned/config.yaml output/pruned/fine_tuned/model_final.pth \\
@@ -89,6 +89,8 @@ def main() -> None:
     output = "folder for trainings and scores; the same command continues there, also in several"
     output += " processes"
     recipe.add_argument("--output", default="output/recipe_ablation", dest="folder", help=output)
+    help_workers = "number of processes that share the work"
+    recipe.add_argument("--workers", type=int, default=1, help=help_workers)
     help_json = "write the results to this file"
     recipe.add_argument("--json", metavar="FILE", dest="json_file", help=help_json)
     trade = new("deployment", help="AP, time, file size and memory of a model in several forms")

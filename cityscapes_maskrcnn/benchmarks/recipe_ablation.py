@@ -10,7 +10,8 @@ The scenes are cut in three: all arms train on the same ones, val parts 1 and 2 
 are put together in the end, and the reported scores are of val parts 3 and 4, which choose nothing.
 Learning rates are those of the configs; the demo's were chosen on its own scenes, of another seed.
 
-Several processes may work in one folder: each trains what nobody else does.
+Several processes may work in one folder: each trains what nobody else does. What its results hold
+for stands in ``settings.json`` there, and a command with other settings is refused.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -45,12 +47,14 @@ from cityscapes_maskrcnn.benchmarks.ablation_arms import (
     Stage,
     combined,
 )
+from cityscapes_maskrcnn.benchmarks.ablation_settings import claim_folder, digest_of, machine
 from cityscapes_maskrcnn.benchmarks.ablation_table import (
     SIZE_LIMITS,
     SIZES,
     format_tables,
     summarise,
 )
+from cityscapes_maskrcnn.benchmarks.ablation_workers import helpers
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.registration import register_all
@@ -109,6 +113,7 @@ def benchmark_recipe(
     pieces: Sequence[str] | None,
     json_file: str | None,
     report: Callable[[str], object],
+    workers: int = 1,
 ) -> str:
     """Train and score all arms with all seeds, or what is missing of them in the folder.
 
@@ -119,21 +124,22 @@ def benchmark_recipe(
         pieces: names of :data:`PIECES` to measure; None: all.
         json_file: where the table's numbers go too; None: nowhere.
         report: called with a line for every result.
+        workers: processes that share the work.
 
     Returns:
-        The tables, as Markdown.
+        The tables, as Markdown, and the sum of the times.
 
     Raises:
-        InputError: a piece is unknown, or the folder holds something else.
+        InputError: a piece is unknown, ``workers`` is less than 1, or the folder holds something
+            else, such as results of other settings.
     """
+    if workers < 1:
+        raise InputError(f"--workers {workers}: it must be at least 1")
     unknown = sorted(set(pieces or ()) - {piece.name for piece in PIECES})
     if unknown:
         names = ", ".join(piece.name for piece in PIECES)
         raise InputError(f"--pieces {unknown[0]}: it must be one of {names}")
     chosen = [piece for piece in PIECES if pieces is None or piece.name in pieces]
-    # What the loggers of training and scoring say is not about the benchmark.
-    logging.getLogger("cityscapes_maskrcnn").setLevel(logging.ERROR)
-    logging.getLogger("detectron2").setLevel(logging.ERROR)
     ablation = Ablation(
         config_dir=Path(config_dir),
         folder=Path(folder).resolve() / ("small" if small else "full"),
@@ -141,18 +147,50 @@ def benchmark_recipe(
         pieces=chosen,
         report=report,
     )
-    ablation.run()
+    ablation.claim()
+    with _quiet(), helpers(workers, _help, {"ablation": replace(ablation, report=_say_nothing)}):
+        ablation.run()
     rows = summarise(ablation.reported(), base=STAGED)
     if json_file is not None:
         write_json(
-            json_file, {"compute": ablation.compute(), "rows": [row.as_json() for row in rows]}
+            json_file,
+            {
+                "settings": ablation.settings(),
+                "seconds": ablation.seconds(),
+                "compute": ablation.compute(),
+                "rows": [row.as_json() for row in rows],
+            },
         )
-    return format_tables(
+    tables = format_tables(
         rows,
         base=STAGED,
         num_train=ablation.size.train,
         num_reported=ablation.size.val // 2,
     )
+    return f"{tables}\n\n{ablation.time_taken()}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence training and scoring, which say nothing about the benchmark, in a ``with`` block."""
+    loggers = [logging.getLogger(name) for name in ("cityscapes_maskrcnn", "detectron2")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _help(ablation: Ablation) -> None:
+    with _quiet():
+        ablation.run()
+
+
+def _say_nothing(_: str) -> None:
+    """The first process reports what all of them have done."""
 
 
 @dataclass
@@ -172,7 +210,62 @@ class Ablation:
     size: Size
     pieces: Sequence[Arm]
     report: Callable[[str], object]
-    _flop: dict[str, list[int]] = field(default_factory=dict)
+    _flop: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False)
+
+    def claim(self) -> None:
+        """Write the settings into the folder, or verify that its results are of the same.
+
+        Raises:
+            InputError: see :func:`.claim_folder`.
+        """
+        start = self._config("stage_0_backbone.yaml", UNWATCHED)
+        common = {
+            **asdict(self.size),
+            "seeds": list(self.size.seeds),
+            "scenes": SCENES,
+            "start config": digest_of([start]),
+        }
+        claim_folder(
+            self.folder,
+            common,
+            {arm.name: self._digest(arm) for arm in (*MAIN, *self.pieces)},
+        )
+
+    def _digest(self, arm: Arm) -> str:
+        configs = [self._stage_config(arm, stage, {}) for stage in arm.stages]
+        return digest_of(configs, sorted(arm.inference.items()), arm.weights, arm.of)
+
+    def settings(self) -> dict[str, Any]:
+        """Get what the results hold for: sizes, seeds, and what trained them, as they say."""
+        found = [each["machine"] for each in self._contents() if "machine" in each]
+        return {
+            **asdict(self.size),
+            "seeds": list(self.size.seeds),
+            "scenes": SCENES,
+            "machines": [each for index, each in enumerate(found) if each not in found[:index]],
+        }
+
+    def seconds(self) -> dict[str, dict[str, float]]:
+        """Get the seconds of training and scoring by arm and seed, where they were measured."""
+        return {
+            name: {
+                str(seed): content["seconds"]
+                for seed in self.size.seeds
+                for file in [self._scores_file(name, seed)]
+                if file.exists() and "seconds" in (content := _read(file))
+            }
+            for name in self._all_names()
+        }
+
+    def time_taken(self) -> str:
+        """Say the sum of the times of all processes."""
+        times = [each for by_seed in self.seconds().values() for each in by_seed.values()]
+        unknown = len(self._contents()) - len(times)
+        rest = f"; not counted: {unknown} without a time" if unknown else ""
+        return (
+            f"Time of {len(times)} trainings and scorings, summed over the processes: "
+            f"{sum(times) / 60:.1f} min{rest}"
+        )
 
     def run(self) -> None:
         """Do what is missing, together with other processes that work in the folder."""
@@ -189,14 +282,17 @@ class Ablation:
         self._run_all(self._together())
 
     def _run_all(self, arms: Sequence[Arm]) -> None:
-        """Train and score arms with all seeds; what other processes work on, they do."""
+        """Train and score arms with all seeds; what other processes work on, they do.
+
+        All that was missing at the beginning is reported, whoever did it.
+        """
         todo = [
             (arm, seed)
             for seed in self.size.seeds
             for arm in arms
             if not self._scores_file(arm.name, seed).exists()
         ]
-        begun, here = time.monotonic(), 0
+        begun, done = time.monotonic(), 0
         while todo:
             for arm, seed in list(todo):
                 file = self._scores_file(arm.name, seed)
@@ -205,22 +301,22 @@ class Ablation:
                 try:
                     with file_lock(file.with_name("lock"), timeout=0):
                         if not file.exists():
-                            start = time.monotonic()
                             self._run_arm(arm, seed)
-                            here += 1
-                            left = (time.monotonic() - begun) / here * (len(todo) - 1)
-                            self._report(arm, seed, time.monotonic() - start, left)
+                        done += 1
+                        left = (time.monotonic() - begun) / done * (len(todo) - 1)
+                        self._report(arm, seed, left)
                 except LockTimeoutError:
                     continue
                 todo.remove((arm, seed))
             if todo:
                 time.sleep(1)
 
-    def _report(self, arm: Arm, seed: int, seconds: float, left: float) -> None:
-        scores = _read(self._scores_file(arm.name, seed))["report"]
+    def _report(self, arm: Arm, seed: int, left: float) -> None:
+        content = _read(self._scores_file(arm.name, seed))
+        scores = content["report"]
         self.report(
             f"{arm.name}, seed {seed}: AP {scores['AP']:.2f}, AP50 {scores['AP50']:.2f}, in"
-            f" {seconds / 60:.1f} min; at most {left / 60:.0f} min left"
+            f" {content['seconds'] / 60:.1f} min; about {left / 60:.0f} min left"
         )
 
     def _scores_file(self, arm: str, seed: int) -> Path:
@@ -244,7 +340,7 @@ class Ablation:
         scale: dict[str, object] = {}
         if "://" in stage.config:
             demo = self._config("stage_1_heads.yaml", {})
-            scale = {key: value_at(demo, key) for key in SCALE}
+            scale = {key: value_at(demo, key) for key in (*SCALE, *arm.of_demo)}
         return self._config(
             stage.config, {**scale, **TRAINING, **UNWATCHED, **stage.opts, **arm.opts, **opts}
         )
@@ -256,6 +352,15 @@ class Ablation:
 
     def _names(self) -> list[str]:
         return [arm.name for arm in (*MAIN, *self.pieces)]
+
+    def _all_names(self) -> list[str]:
+        return [*self._names(), *[arm.name for arm in self._together()]]
+
+    def _contents(self) -> list[Any]:
+        files = [
+            self._scores_file(name, seed) for name in self._all_names() for seed in self.size.seeds
+        ]
+        return [_read(file) for file in files if file.exists()]
 
     def compute(self) -> dict[str, Any]:
         """Get, of each arm, operations of a step and iterations by stage, and all operations."""
@@ -278,13 +383,17 @@ class Ablation:
 
     def _run_arm(self, arm: Arm, seed: int) -> None:
         """Train an arm, unless it is a variant, score it, and write its scores."""
+        begun = time.monotonic()
         file = self._scores_file(arm.name, seed)
         content: dict[str, Any] = {} if arm.of else {"compute": self._train_arm(arm, seed)}
         trained = self._scores_file(arm.of or arm.name, seed).parent
         last = trained / f"stage_{len(arm.stages)}"
         # Written by the training, with its anchors.
         cfg = self._config(str(last / "config.yaml"), {})
-        write_json(file, {**content, **score(cfg, arm.inference, last / arm.weights)})
+        content |= score(cfg, arm.inference, last / arm.weights)
+        # Of an interrupted training, the time since it went on.
+        content |= {"seconds": time.monotonic() - begun, "machine": machine()}
+        write_json(file, content)
         if trained == file.parent and arm.name != STAGED:
             for path in trained.glob("stage_*/*.pth"):
                 path.unlink()
@@ -323,8 +432,7 @@ class Ablation:
 
     def reported(self) -> dict[str, dict[int, dict[str, float]]]:
         """Get the scores of val parts 3 and 4, by arm and seed."""
-        together = [arm.name for arm in self._together()]
-        return self._scores("report", [*self._names(), *together])
+        return self._scores("report", self._all_names())
 
     def _scores(self, part: str, names: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
         found: dict[str, dict[int, dict[str, float]]] = {}

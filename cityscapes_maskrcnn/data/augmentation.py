@@ -42,13 +42,15 @@ def training_augmentations(
     flip = [each for each in augmentations if isinstance(each, T.RandomFlip)]
     jitter = _color_jitter(cfg)
     if cfg.INPUT.LSJ.ENABLED:
-        return [*_large_scale_jitter(cfg), *jitter, *flip]
+        resize, fixed_crop = _large_scale_jitter(cfg)
+        # Colours before the crop, whose padding keeps its grey.
+        return [resize, *jitter, fixed_crop, *flip]
     if cfg.INPUT.CROP.AFTER_RESIZE:
         return [resize, *jitter, *flip, *crop]
     return [*crop, resize, *jitter, *flip]
 
 
-def _large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
+def _large_scale_jitter(cfg: CfgNode) -> tuple[T.Augmentation, T.Augmentation]:
     """Build a resize by a random scale and a crop that pads."""
     scales, size = (cfg.INPUT.LSJ.MIN_SCALE, cfg.INPUT.LSJ.MAX_SCALE), tuple(cfg.INPUT.LSJ.SIZE)
     if cfg.INPUT.CROP.ENABLED:
@@ -67,7 +69,7 @@ def _large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
             f"INPUT.LSJ.MIN_SCALE {scales[0]} of SIZE {size}: nothing is seen on less than "
             f"{_SMALLEST_SIDE} pixels"
         )
-    return [T.ResizeScale(*scales, *size), FixedSizeCrop(size)]
+    return T.ResizeScale(*scales, *size), CropAndPad(size)
 
 
 def _color_jitter(cfg: CfgNode) -> list[T.Augmentation]:
@@ -91,8 +93,8 @@ def _color_jitter(cfg: CfgNode) -> list[T.Augmentation]:
     ]
 
 
-class FixedSizeCrop(T.FixedSizeCrop):
-    """Detectron2's, except that outlines end where the image does, not in the padding."""
+class CropAndPad(T.FixedSizeCrop):
+    """Detectron2's ``FixedSizeCrop``, but outlines end where the image does, not in the padding."""
 
     def _get_crop(self, image: Array) -> T.CropTransform:
         crop = super()._get_crop(image)

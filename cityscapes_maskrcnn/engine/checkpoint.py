@@ -650,7 +650,7 @@ def check_weights_file(path: str) -> None:
     """
     if not path or "://" in path or os.path.isfile(path.partition("?")[0]):  # noqa: PTH113
         return
-    stage = re.fullmatch(r"stage_\d+", Path(path).parent.name)
+    stage = re.fullmatch(r"(?:stage|coco_staged)_\d+", Path(path).parent.name)
     if not stage or Path(path).is_dir():
         what = "a folder" if Path(path).is_dir() else "no such file"
         raise InputError(f"{path}: {what}; MODEL.WEIGHTS must name a checkpoint")

@@ -77,6 +77,7 @@ class Predictor:
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score_thresh
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = score_thresh
         self.metadata = _class_metadata(categories)
+        self._categories = frozenset(categories)
         self._score_thresh = score_thresh
         self._own_datasets = tuple(cfg.DATASETS.OWN)
         # Without INPUT.CACHE: they are anybody's images, and each is read once.
@@ -191,6 +192,8 @@ class Predictor:
     ) -> npt.NDArray[np.uint8]:
         """Draw the detections in an image, to the right of its ground truth if it is annotated.
 
+        Both panels show the model's classes alone.
+
         Args:
             image_file: the image.
             instances: its predictions; None: predict them now.
@@ -206,9 +209,14 @@ class Predictor:
         record = ground_truth_of(image_file, self._own_datasets)
         if record is not None:
             check_size(str(image_file), image, record)
-            # All official classes, not only those that the model predicts.
+            # What the model does not know is background to it.
+            known = [
+                each for each in record["annotations"] if each["category_id"] in self._categories
+            ]
             metadata = _class_metadata(ALL_CATEGORIES)
-            panels.append(draw_captioned("ground truth", image, record, metadata))
+            panels.append(
+                draw_captioned("ground truth", image, {**record, "annotations": known}, metadata)
+            )
         found = self(image_file) if instances is None else instances
         panels.append(draw_captioned_predictions(image, found, self.metadata, self._score_thresh))
         return side_by_side(panels, scene_mark(image_file))

@@ -22,13 +22,14 @@ class _Layer:
 
     Attributes:
         name: in Detectron2's model, without ``.weight``; a cascade numbers its predictors.
-        others: its names in files of torchvision and MMDetection.
+        others: its names in files of torchvision and MMDetection, a regular expression; None: it
+            has none.
         values: rows of a class.
         has_background: whether one row for the background follows.
     """
 
     name: str
-    others: str
+    others: str | None
     values: int
     has_background: bool
 
@@ -43,8 +44,8 @@ _LAYERS: Final = (
         False,
     ),
     # PatchDCT's, which only this project names so.
-    _Layer("roi_heads.mask_head.patch_kind", r"(?!)", 3, False),
-    _Layer("roi_heads.mask_head.patch_vector", r"(?!)", 6, False),
+    _Layer("roi_heads.mask_head.patch_kind", None, 3, False),
+    _Layer("roi_heads.mask_head.patch_vector", None, 6, False),
 )
 
 # PointRend's: what it makes of one class also follows from the coarse masks of all others.
@@ -66,7 +67,8 @@ def class_layers(state: Mapping[str, Any]) -> Iterator[tuple[str, str, int, bool
     """
     for layer in _LAYERS:
         own = re.escape(layer.name).replace(r"box_predictor\.", r"box_predictor\.(?:\d+\.)?")
-        pattern = re.compile(rf"(?:.*\.)?(?:({own})|{layer.others})\.(weight|bias)")
+        others = "" if layer.others is None else f"|{layer.others}"
+        pattern = re.compile(rf"(?:.*\.)?(?:({own}){others})\.(weight|bias)")
         for name, value in state.items():
             match = pattern.fullmatch(name)
             if match and torch.is_tensor(value) and value.dim():

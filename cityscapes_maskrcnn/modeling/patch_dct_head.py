@@ -40,6 +40,10 @@ class PatchDCTHead(BaseMaskRCNNHead):
     whether the patch is background, foreground or mixed, and the lowest 6 frequencies of a mixed
     one.
 
+    Layers start as those of Detectron2's mask heads do: convolutions by He's rule (MSRA), hidden
+    linear layers by Xavier's, outputs from a normal distribution with a standard deviation of
+    0.001. The authors' code initialises its layers differently.
+
     Args:
         in_features: names of the levels, the finest first.
         in_channels: of each level.
@@ -54,6 +58,9 @@ class PatchDCTHead(BaseMaskRCNNHead):
             probability on, also if it is more probably mixed.
         loss_weight: of all losses.
     """
+
+    # It samples features at the proposals of the foreground, which BatchedROIHeads has at hand.
+    takes_foreground = True
 
     dct: Tensor
     patch_dct: Tensor

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from cityscapes_maskrcnn.modeling import matching
 from cityscapes_maskrcnn.modeling.nms import BatchedNMS, soft_nms
-from cityscapes_maskrcnn.modeling.patch_dct_head import PatchDCTHead
 from cityscapes_maskrcnn.modeling.polygon_masks import FlatPolygons, mask_targets
 from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler, pool_regions
 from cityscapes_maskrcnn.modeling.step_metrics import StepMetrics
@@ -42,8 +41,9 @@ _MOST_PAIRS = 2**28
 class BatchedROIHeads(StepMetrics, StandardROIHeads):
     """``StandardROIHeads`` whose training step hardly waits for a GPU; on CPUs it is no slower.
 
-    Keypoint heads, ``MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES`` and mask heads without a pooler, but
-    :class:`PatchDCTHead`, train as in Detectron2, except for the sampling.
+    Keypoint heads, ``MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES`` and mask heads without a pooler train
+    as in Detectron2, except for the sampling. A mask head without a pooler whose class has
+    ``takes_foreground = True`` gets all features and the foreground, as :class:`.PatchDCTHead`.
 
     Args:
         soft_nms: the method of :func:`.nms.soft_nms`, or ``"off"``: detections that overlap better
@@ -94,7 +94,7 @@ class BatchedROIHeads(StepMetrics, StandardROIHeads):
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """Compute losses or detections, see :meth:`StandardROIHeads.forward`."""
         takes_own_samples = self.mask_on and self.mask_pooler is None
-        pooled_later = takes_own_samples and not isinstance(self.mask_head, PatchDCTHead)
+        pooled_later = takes_own_samples and not getattr(self.mask_head, "takes_foreground", False)
         if not self.training or self.train_on_pred_boxes or pooled_later or self.keypoint_on:
             result: tuple[list[Instances], dict[str, Tensor]] = super().forward(
                 images, features, proposals, targets

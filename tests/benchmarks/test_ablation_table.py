@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 
 import pytest
 
 from cityscapes_maskrcnn.benchmarks.ablation_arms import STAGED
-from cityscapes_maskrcnn.benchmarks.ablation_table import format_tables, summarise
+from cityscapes_maskrcnn.benchmarks.ablation_table import Result, format_tables, summarise
+from cityscapes_maskrcnn.utils.files import to_json
 
 # By name, AP of the seeds 1, 2 and 3.
 AP = {
@@ -60,6 +62,9 @@ def test_table_has_the_numbers() -> None:
         num_train=240,
         num_reported=80,
     ).splitlines()
+    rows = json.loads(to_json([row.as_json() for row in summarise(scores, base=STAGED)]))
+    again = [Result.of_json(row) for row in rows]
+    assert table == (format_tables(again, base=STAGED, num_train=240, num_reported=80).splitlines())
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
     assert cells[2][5:] == ["pays", "< 100 px", "between", "> 400 px"]
     assert cells[5] == ["steady", "3", "7.00 ± 2.00", "-", "+2.00 ± 1.00", "yes", "-", "-", "-"]

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cityscapes_maskrcnn.benchmarks.ablation_arms import PIECES, STAGED, STRONGEST, combined
+import pytest
+
+from cityscapes_maskrcnn.benchmarks import recipe_ablation
+from cityscapes_maskrcnn.benchmarks.ablation_arms import (
+    AVERAGE,
+    MAIN,
+    PIECES,
+    STAGED,
+    STRONGEST,
+    Arm,
+    Stage,
+    combined,
+)
+from cityscapes_maskrcnn.benchmarks.ablation_workers import helpers
 from cityscapes_maskrcnn.benchmarks.recipe_ablation import (
     FULL,
     SMALL,
@@ -13,8 +31,124 @@ from cityscapes_maskrcnn.benchmarks.recipe_ablation import (
     Size,
     equal_iterations,
 )
+from cityscapes_maskrcnn.utils.config_keys import value_at
+from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo")
+
+
+ARMS = (*MAIN, *PIECES)
+
+
+def ablation_in(folder: Path, size: Size = SMALL, pieces: tuple[Arm, ...] = PIECES) -> Ablation:
+    return Ablation(
+        config_dir=Path(DEMO),
+        folder=folder,
+        size=size,
+        pieces=pieces,
+        report=print,
+    )
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+def test_every_arm_has_a_config(arm: Arm, tmp_path: Path) -> None:
+    for stage in arm.stages:
+        cfg = ablation_in(tmp_path)._stage_config(arm, stage, arm.inference)
+        for key, value in {**stage.opts, **arm.opts, **arm.inference}.items():
+            found = value_at(cfg, key)
+            assert type(found)(value) == found  # type: ignore[call-arg]
+        assert cfg.SOLVER.IMS_PER_BATCH == 2
+        if arm.of_demo:
+            demo = read_yaml(Path(DEMO) / "stage_1_heads.yaml")
+            assert demo["SOLVER"]["BASE_LR"] == cfg.SOLVER.BASE_LR
+            assert cfg.SOLVER.OPTIMIZER == "AdamW"
+
+
+def test_the_strongest_arm_is_the_strongest_config() -> None:
+    def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in node.items():
+            is_node = isinstance(value, dict)
+            found |= flat(value, f"{prefix}{key}.") if is_node else {f"{prefix}{key}": value}
+        return found
+
+    changes = flat(read_yaml(Path(DEMO).parent / "coco_strongest.yaml"))
+    (arm,) = (piece for piece in PIECES if piece.name == STRONGEST)
+    # Start and backbone, which all arms share; a norm that the demo's heads do not have; and which
+    # weights are chosen, which the arm says by the file that it scores.
+    shared = {"_BASE_", "MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH", "MODEL.ROI_MASK_HEAD.NORM"}
+    assert changes.pop("SOLVER.BEST_CHECKPOINT_METRIC").startswith("segm_EMA")
+    assert arm.weights == "model_final_ema.pth"
+    # The heads' sizes, in proportion to the demo's other layers.
+    smaller = {
+        "MODEL.ROI_MASK_HEAD.FC_DIM",
+        "MODEL.POINT_HEAD.FC_DIM",
+        "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK",
+    }
+    assert shared <= changes.keys()
+    assert changes.keys() - shared == arm.opts.keys() - smaller
+    different = {key for key in changes.keys() - shared if changes[key] != arm.opts[key]}
+    # The arm's says why.
+    assert different == {"DATALOADER.REPEAT_THRESHOLD"}
+
+
+def test_a_folder_is_for_one_kind_of_results(tmp_path: Path) -> None:
+    ablation = ablation_in(tmp_path, pieces=PIECES[:1])
+    ablation.claim()
+    # Again, and with other pieces.
+    ablation.claim()
+    ablation_in(tmp_path, pieces=PIECES[1:]).claim()
+    arms = json.loads((tmp_path / "settings.json").read_text())["arms"]
+    assert list(arms) == [arm.name for arm in ARMS]
+    assert len(set(arms.values())) == len(arms)
+    with pytest.raises(InputError, match=r"are of other settings \(val, iterations\): choose"):
+        ablation_in(tmp_path, replace(SMALL, val=12, iterations=13)).claim()
+    jitter = next(piece for piece in PIECES if piece.name == "colour jitter")
+    other = replace(jitter, opts={**jitter.opts, "INPUT.COLOR_JITTER.CONTRAST": 0.3})
+    with pytest.raises(InputError, match=r"other settings \(colour jitter\): choose another --out"):
+        ablation_in(tmp_path, pieces=(other,)).claim()
+    assert json.loads((tmp_path / "settings.json").read_text())["arms"] == arms
+
+
+def test_results_without_settings_are_not_reused(tmp_path: Path) -> None:
+    (tmp_path / "start").mkdir()
+    with pytest.raises(InputError, match=r"has results but no settings\.json: choose another"):
+        ablation_in(tmp_path).claim()
+
+
+def touch(folder: Path) -> None:
+    """What a helper does in the test below."""
+    (folder / str(os.getpid())).touch()
+
+
+def test_helpers_do_the_same_work(tmp_path: Path) -> None:
+    with helpers(3, touch, {"folder": tmp_path}):
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert not (tmp_path / str(os.getpid())).exists()
+    with helpers(1, touch, {"folder": tmp_path}):
+        pass
+    assert not (tmp_path / str(os.getpid())).exists()
+
+
+def test_what_cannot_be_put_together() -> None:
+    own = Arm(name="own", stages=(Stage("stage_1_heads.yaml", 1),))
+    with pytest.raises(ValueError, match="pieces with stages of their own"):
+        combined([own, PIECES[1]])
+    average = Arm(name="average", of=STAGED, weights=AVERAGE)
+    with pytest.raises(ValueError, match=r"the weights of both average\.pth and model_final_ema"):
+        combined([PIECES[1], average])
+
+
+def test_loggers_are_as_before() -> None:
+    logger = logging.getLogger("detectron2")
+    before = logger.level
+    with recipe_ablation._quiet():
+        assert logger.level == logging.ERROR
+    assert logger.level == before != logging.ERROR
 
 
 def test_equal_compute() -> None:
@@ -29,9 +163,7 @@ def test_equal_compute() -> None:
 
 def test_best_of_each_group_is_chosen_where_it_pays(tmp_path: Path) -> None:
     size = Size(train=1, val=4, start=1, iterations=1, seeds=(1, 2, 3), counted=1)
-    ablation = Ablation(
-        config_dir=Path(DEMO), folder=tmp_path, size=size, pieces=PIECES, report=print
-    )
+    ablation = ablation_in(tmp_path, size)
     gains = {
         STAGED: 0.0,
         STRONGEST: 3.0,  # not a piece, but several

@@ -66,10 +66,14 @@ def seeded(mapper: DatasetMapper, record: dict[str, Any], seed: int) -> dict[str
     return mapper(record)
 
 
-def test_large_scale_jitter_equals_detectron2s(cfg: CfgNode, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_large_scale_jitter_equals_detectron2s(
+    cfg: CfgNode, tmp_path: Path, mask_format: str
+) -> None:
     """80 examples, smaller and larger than their crop."""
     rng = np.random.default_rng(0)
     cfg.INPUT.LSJ.ENABLED = True
+    cfg.INPUT.MASK_FORMAT = mask_format
     mapper = CityscapesMapper(cfg, True)
     lsj = [T.ResizeScale(0.1, 2.0, 48, 80), T.FixedSizeCrop((48, 80)), T.RandomFlip()]
     padded = gone = 0
@@ -117,6 +121,21 @@ def test_outlines_end_where_the_image_does(cfg: CfgNode, tmp_path: Path) -> None
     assert instances.image_size == (80, 60)
     assert instances.gt_boxes.tensor.tolist() == [[40.0, 10.0, 60.0, 30.0]]
     assert instances.gt_masks.area().tolist() == [20 * 20]
+
+
+def test_padding_stays_grey_beside_jittered_colours(cfg: CfgNode, tmp_path: Path) -> None:
+    """At half the scale, 60 x 120 fits into 24 x 40 as 20 x 40, in the upper left corner."""
+    record = write_record(tmp_path, np.random.default_rng(1))
+    cfg.INPUT.LSJ.ENABLED, cfg.INPUT.RANDOM_FLIP = True, "none"
+    cfg.INPUT.LSJ.MIN_SCALE = cfg.INPUT.LSJ.MAX_SCALE = 0.5
+    plain = CityscapesMapper(cfg, True)(record)["image"]
+    cfg.INPUT.COLOR_JITTER.BRIGHTNESS = cfg.INPUT.COLOR_JITTER.SATURATION = 0.9
+    jittered = seeded(CityscapesMapper(cfg, True), record, 3)["image"]
+    inside = (slice(None), slice(20), slice(40))
+    assert not torch.equal(jittered[inside], plain[inside])
+    for image in (plain, jittered):
+        image[inside] = 128
+        assert (image == 128).all()
 
 
 def test_padding_has_no_semantic_label(cfg: CfgNode, tmp_path: Path) -> None:

@@ -436,9 +436,10 @@ def test_without_last_checkpoint_the_newest_whole_one_is_resumed(
         checkpointer.resume_or_load("", resume=True)
 
 
-def test_missing_weights_of_a_stage_say_how_they_are_made(tmp_path: Path) -> None:
-    path = tmp_path / "stage_0" / "model_final.pth"
-    with pytest.raises(InputError, match=rf"what stage_0 ends with: .*OUTPUT_DIR {path.parent}"):
+@pytest.mark.parametrize("stage", ["stage_0", "coco_staged_1"])
+def test_missing_weights_of_a_stage_say_how_they_are_made(tmp_path: Path, stage: str) -> None:
+    path = tmp_path / stage / "model_final.pth"
+    with pytest.raises(InputError, match=rf"what {stage} ends with: .*OUTPUT_DIR {path.parent}"):
         SafeCheckpointer(net()).load(str(path))
 
 

@@ -243,16 +243,19 @@ def counted(folder: Path) -> tuple[list[str], list[float]]:
     return [row["class"] for row in rows], [float(row["confidence"]) for row in rows]
 
 
-@pytest.fixture
-def scored_model(build: Callable[..., nn.Module], tmp_path: Path) -> list[object]:
+def random_model(model: nn.Module, folder: Path) -> list[object]:
     """Options of a model with random weights, whose predictions differ, and of what scores it."""
-    model = build("stage_1_heads")
     with torch.no_grad():
         # Random heads predict nearly the same everywhere.
         model.roi_heads.box_predictor.cls_score.weight.mul_(8)
-    weights = tmp_path / "random.pth"
+    weights = folder / "random.pth"
     torch.save({"model": model.state_dict()}, weights)
     return ["MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('{INSTANCE}',)"]
+
+
+@pytest.fixture
+def scored_model(build: Callable[..., nn.Module], tmp_path: Path) -> list[object]:
+    return random_model(build("stage_1_heads"), tmp_path)
 
 
 def test_batches_change_no_score(
@@ -273,26 +276,35 @@ def test_batches_change_no_score(
     assert curves[1] == (curves[0][0], pytest.approx(curves[0][1], rel=1e-5))
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(
+    "stage", ["stage_1_heads", "pointrend_rcnn_R_50_FPN", "patchdct_rcnn_R_50_FPN"]
+)
 def test_augmented_scores_are_written_beside_plain_ones(
-    config: Config, scored_model: list[object], tmp_path: Path
+    config: Config, build: Callable[..., nn.Module], tmp_path: Path, stage: str, flip: bool
 ) -> None:
     """The image as it is, alone, is no augmentation: the scores are the plain ones."""
-    options = [*scored_model]
-    options += ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", False]
+    small = ["MODEL.POINT_HEAD.FC_DIM", 8, "MODEL.ROI_MASK_HEAD.FC_DIM", 8]
+    options = [*small, *random_model(build(stage, *small), tmp_path)]
+    options += ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", flip]
     options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20]
-    Trainer.evaluate_checkpoint(config(*options, "MODEL.RPN.POST_NMS_TOPK_TEST", 50))
+    Trainer.evaluate_checkpoint(config(*options, "MODEL.RPN.POST_NMS_TOPK_TEST", 50, stage=stage))
     for folder in ("inference", "inference_TTA"):
         assert (tmp_path / folder / "analysis" / "confusion.png").exists()
     scores = json.loads((tmp_path / "scores.json").read_text())
     results = scores["datasets"][INSTANCE]["results"]
     plain = {name: results[name] for name in ("segm", "coco_segm", "coco_bbox")}
     assert results.keys() == {*plain, *(f"{name}_TTA" for name in plain)}
-    for name in plain:
-        assert results[f"{name}_TTA"] == pytest.approx(plain[name], abs=0.01)
-    # Those may be zeros. The confidences show which predictions were counted.
+    # Scores may be zeros. The confidences show which predictions were counted.
     classes, confidences = counted(tmp_path / "inference")
     assert len(classes) > 10
     augmented = counted(tmp_path / "inference_TTA")
+    assert len(augmented[0]) > 10
+    if flip:
+        assert augmented[1] != pytest.approx(confidences, rel=1e-4)
+        return
+    for name in plain:
+        assert results[f"{name}_TTA"] == pytest.approx(plain[name], abs=0.01)
     assert augmented == (classes, pytest.approx(confidences, rel=1e-4))
 
 

@@ -21,7 +21,11 @@ from cityscapes_maskrcnn.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("remove_files")
 
-# mask_rcnn_r50_fpn: name in its file -> shape, and name in Detectron2. Each has a bias.
+# mask_rcnn_r50_fpn: name in its file -> shape, and name in Detectron2. Each has a bias. Transcribed
+# from the modules of MMDetection v3.3.0: mmdet/models/necks/fpn.py,
+# mmdet/models/dense_heads/rpn_head.py, mmdet/models/roi_heads/bbox_heads/convfc_bbox_head.py and
+# mmdet/models/roi_heads/mask_heads/fcn_mask_head.py, as
+# configs/_base_/models/mask-rcnn_r50_fpn.py builds them.
 FPN, RPN, ROI = "backbone.fpn_", "proposal_generator.rpn_head.", "roi_heads."
 HEADS: dict[str, tuple[tuple[int, ...], str]] = {
     "neck.lateral_convs.0.conv": ((256, 256, 1, 1), f"{FPN}lateral2"),

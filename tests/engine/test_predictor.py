@@ -17,8 +17,12 @@ from PIL import Image
 from torch import nn
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.data.registration import register_all
+from cityscapes_maskrcnn.engine import predictor
 from cityscapes_maskrcnn.engine.predictor import Predictor
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.visualization.annotated_images import ground_truth_of
+from cityscapes_maskrcnn.visualization.drawing import caption_of
 
 # Mask R-CNN on a narrow ResNet-50 that needs a fraction of a second for an image.
 TINY = """
@@ -212,6 +216,37 @@ def test_a_picture_without_ground_truth_is_one_panel(tiny_config, photograph):
     picture = Predictor(tiny_config, 1.0).draw(photograph)
     # 128 wide, enlarged to 1024: 512 high; caption letters 1024 / 45 = 23, bar 1.8 * 23 = 41
     assert picture.shape == (512 + 41, 1024, 3)
+
+
+def test_ground_truth_of_the_models_classes_alone_is_drawn(
+    small_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its caption counts what it shows; otherwise the model seems to miss what it never learnt."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
+    register_all(str(small_root))
+    classes = ["DATASETS.CLASSES", "('person','car')", "MODEL.ROI_HEADS.NUM_CLASSES", "2"]
+    cfg = build_config("configs/stage_1_heads.yaml", [*TINY.split(), *classes])
+    torch.manual_seed(0)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    torch.save({"model": build_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+    panels: list[str] = []
+
+    def note(found: list[tuple[str, Any]], _warning: str = "") -> npt.NDArray[np.uint8]:
+        panels.extend(caption for caption, _ in found)
+        return np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr(predictor, "side_by_side", note)
+    drawn = Predictor(cfg, 1.0)
+    others = 0
+    for image in (small_root / "cityscapes/leftImg8bit/val").glob("*/*.png"):
+        record = ground_truth_of(image)
+        assert record is not None
+        objects = [each for each in record["annotations"] if each["category_id"] in (0, 2)]
+        others += len(record["annotations"]) - len(objects)
+        groups = sum(each.get("iscrowd", 0) for each in objects)
+        drawn.draw(image)
+        assert panels[-2] == caption_of("ground truth", len(objects) - groups, groups)
+    assert others > 0
 
 
 @pytest.mark.parametrize("score_thresh", [-0.1, 1.1, float("nan")])

@@ -117,6 +117,56 @@ def test_outputs_are_torchvisions(
     assert_close(masks, others.mask_predictor(others.mask_head(other_regions))[:, 1:])
 
 
+@torch.no_grad()
+def test_detections_are_torchvisions(tmp_path: Path) -> None:
+    """Boxes, scores, classes and masks of its whole forward pass, with its rounded anchors."""
+    torch.manual_seed(1)
+    size = (128, 192)
+    # It normalises and resizes by itself: here to the size that the image has.
+    theirs: Any = maskrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=9,
+        min_size=size[0],
+        max_size=size[1],
+    )
+    random_statistics(theirs)
+    pixels = torch.randint(256, (3, *size), dtype=torch.uint8)
+    # Outputs of random layers are alike or huge.
+    heads = theirs.roi_heads
+    for layer, deviation in (
+        (theirs.rpn.head.cls_logits, 2.0),
+        (theirs.rpn.head.bbox_pred, 0.3),
+        (heads.box_predictor.cls_score, 1.5),
+        (heads.box_predictor.bbox_pred, 0.5),
+        (heads.mask_predictor.mask_fcn_logits, 2.0),
+    ):
+        outputs: list[Tensor] = []
+        note = layer.register_forward_hook(lambda *each, to=outputs: to.append(each[2].flatten()))
+        theirs([pixels / 255])
+        note.remove()
+        layer.weight.mul_(deviation / torch.cat(outputs).std())
+    path = tmp_path / "weights.pth"
+    torch.save({"model": theirs.state_dict()}, path)
+    ours: Any = load(config("coco_torchvision_R_50_FPN"), path)
+    # Masks as they are before they are pasted, which both do in their own way.
+    theirs.transform.postprocess = lambda result, *_: result
+    cells = ours.proposal_generator.anchor_generator.cell_anchors
+    for cell, rounded in zip(cells, theirs.rpn.anchor_generator.cell_anchors, strict=True):
+        assert 0 < (cell - rounded).abs().max() <= 0.5
+        cell.copy_(rounded)
+
+    (expected,) = theirs([pixels / 255])
+    (found,) = ours.inference([{"image": pixels}], do_postprocess=False)
+    assert len(found) == len(expected["boxes"]) == 100
+    assert len(set(expected["labels"].tolist())) > 2
+    # The background is its first class.
+    assert torch.equal(found.pred_classes, expected["labels"] - 1)
+    assert_close(found.scores, expected["scores"])
+    assert_close(found.pred_boxes.tensor, expected["boxes"])
+    assert_close(found.pred_masks, expected["masks"])
+
+
 def test_the_names_of_older_files() -> None:
     """As in the published file of the first version."""
     older = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,36 @@ def test_same_bits_as_the_official_function(
     assert np.isnan(values).any()
     assert {0, 1} < set(np.ravel(values))
     assert ((np.array(values) > 0) & (np.array(values) < 1)).sum() > 100
+
+
+def test_calibration_of_each_class_changes_no_bit(tmp_path: Path) -> None:
+    """A strictly increasing function of a class's confidences, another one for each class."""
+    changed = 0
+    for seed in range(20):
+        folder = tmp_path / str(seed)
+        matches = match_case(*write_case(folder, seed))
+        calibrated = [
+            replace(
+                each,
+                confidences=(0.1 + 0.05 * each.categories)
+                * each.confidences ** (0.3 + 0.4 * each.categories),
+            )
+            for each in matches
+        ]
+        for before, after in zip(matches, calibrated, strict=True):
+            for category in set(before.categories.tolist()):
+                mine = before.categories == category
+                pairs = before.confidences[mine], after.confidences[mine]
+                # As many different ones in the same order: nothing was rounded away.
+                np.testing.assert_array_equal(
+                    *(np.unique(each, return_inverse=True)[1] for each in pairs)
+                )
+            changed += not np.array_equal(
+                before.confidences.argsort(kind="stable"), after.confidences.argsort(kind="stable")
+            )
+        np.testing.assert_array_equal(average_precision(matches), average_precision(calibrated))
+    # Across the classes, the order is another one.
+    assert changed > 10
 
 
 def test_one_true_positive_one_false_positive_one_miss() -> None:

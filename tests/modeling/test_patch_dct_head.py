@@ -71,6 +71,7 @@ def features() -> dict[str, Tensor]:
 
 
 def test_parameters_are_those_of_the_authors_model() -> None:
+    """That of patchdct_mask_head.py in the authors' repository, github.com/olivia-w12/PatchDCT."""
     cfg = build_config(CONFIG, ["MODEL.DEVICE", "cpu"])
     levels = {name: ShapeSpec(channels=256, stride=each.stride) for name, each in LEVELS.items()}
     with torch.device("meta"):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cityscapes_maskrcnn.benchmarks import evaluation, loading, recipe_ablation
 from cityscapes_maskrcnn.benchmarks.determinism_cost import benchmark_determinism
@@ -102,7 +103,17 @@ def test_recipe_trains_for_equal_compute_and_not_twice(
     names = ["Detectron2's config", "Detectron2's config, AdamW", "staged recipe", "EMA"]
     assert [line.split(", seed 1: AP ")[0] for line in results] == names
     assert all(f"| {name} " in done.stdout for name in names)
-    compute = json.loads(json_file.read_text())["compute"]
+    content = json.loads(json_file.read_text())
+    settings, seconds, compute = content["settings"], content["seconds"], content["compute"]
+    assert (settings["train"], settings["iterations"], settings["seeds"]) == (4, 6, [1])
+    (machine,) = settings["machines"]
+    assert machine["torch"] == torch.__version__
+    assert machine["device"]
+    assert list(seconds) == names
+    total = sum(each["1"] for each in seconds.values())
+    assert f"Time of 4 trainings and scorings, summed over the processes: {total / 60:.1f} min" in (
+        done.stdout
+    )
     assert compute["staged recipe"]["iterations"] == [2, 3, 1]  # 4 : 6 : 2 epochs
     frozen, _, live = compute["staged recipe"]["operations of a step"]
     assert live > 1.3 * frozen
@@ -114,6 +125,12 @@ def test_recipe_trains_for_equal_compute_and_not_twice(
     assert again.stdout.splitlines() == [
         line for line in done.stdout.splitlines() if line not in results
     ]
+
+
+def test_no_process_for_the_recipe(tool: Run, tmp_path: Path) -> None:
+    done = tool("tools/benchmark.py", "recipe", "--workers", 0, "--output", tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: --workers 0: it must be at least 1\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_piece_of_the_recipe(tool: Run, tmp_path: Path) -> None:

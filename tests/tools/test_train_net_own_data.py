@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.data.registration import register_dataset
 from cityscapes_maskrcnn.engine.submission import expected_images
 
 PROJECT = Path(__file__).parents[2]
@@ -95,6 +96,38 @@ def test_trained_on_fog_and_scored_in_rain_and_on_photographs(
         scores = json.loads((tmp_path / f"inference/{name}/cityscapes_results.json").read_text())
         assert scores["averages"]["allAp"] is not None
     tables(tmp_path)
+
+
+def test_trained_on_a_city_of_ones_own_that_is_registered_from_python(
+    small_root: Path,
+    train_net: Callable[..., Done],
+    tiny: list[str],
+    tmp_path: Path,
+) -> None:
+    """No official city has this name; nothing but ``register_dataset`` knows the folder."""
+    name = "mytown_train"
+    for kind, end in (("leftImg8bit", "png"), ("gtFine", "*")):
+        for city in (small_root / "cityscapes" / kind / "train").iterdir():
+            for file in city.glob(f"*.{end}"):
+                new = tmp_path / "mine" / kind / "mytown" / file.name.replace(city.name, "mytown")
+                new.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, new)
+    register_dataset(
+        name,
+        str(tmp_path / "mine" / "leftImg8bit"),
+        str(tmp_path / "mine" / "gtFine"),
+    )
+    assert {Path(each["file_name"]).parent.name for each in DatasetCatalog.get(name)} == {"mytown"}
+    done = train_net(
+        *tiny,
+        *("SOLVER.MAX_ITER", 1, "SOLVER.EPOCHS", 0, "TEST.EVAL_EPOCHS", 0, "TEST.EVAL_PERIOD", 1),
+        *("DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"),
+        *("TEST.ALLOW_SEEN_IMAGES", True, "OUTPUT_DIR", tmp_path / "run"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model_final.pth").exists()
+    scores = json.loads((tmp_path / "run/inference/cityscapes_results.json").read_text())
+    assert scores["averages"]["allAp"] is not None
 
 
 def test_other_tools_find_them_by_the_same_config(

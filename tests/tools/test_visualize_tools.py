@@ -135,11 +135,13 @@ def test_semantic_dataset(root, draw_data):
     np.testing.assert_allclose(pixels[500, 20].astype(int), (114, 82, 114), atol=2)
 
 
-def test_augmented_examples(root, draw_data):
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_augmented_examples(root, draw_data, mask_format):
     """Repeated, as training sees them: at half their size in a corner, the rest is grey."""
     flags = ("--augmented", "--dataset", "cityscapes_instance_val", "--output", "pictures")
     lsj = ["INPUT.LSJ.ENABLED", "True", "INPUT.LSJ.SIZE", "[64,128]", "INPUT.RANDOM_FLIP", "none"]
     lsj += ["INPUT.LSJ.MIN_SCALE", "0.5", "INPUT.LSJ.MAX_SCALE", "0.5"]
+    lsj += ["INPUT.MASK_FORMAT", mask_format]
     done = draw_data(*flags, "--num-images", "3", *lsj)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "3 pictures are in pictures\n"
@@ -154,6 +156,60 @@ def test_augmented_examples(root, draw_data):
         # The car is from 10 to 50, 10 to 25, times 8.
         np.testing.assert_allclose(pixels[8 * 23, 8 * 12], CAR_OVER_GREY, atol=2)
         np.testing.assert_array_equal(pixels[8 * 40, 8 * 12], (128, 128, 128))
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        ("INPUT.COPY_PASTE.PROB", "1.0", "INPUT.COPY_PASTE.MIN_AREA", "1"),
+        ("INPUT.COLOR_JITTER.BRIGHTNESS", "0.9"),
+    ],
+)
+def test_each_augmentation_is_drawn(root, draw_data, augmentation):
+    """The cars of a green image and of a grey one are at different places."""
+    image = root / "cityscapes/leftImg8bit/val/ulm/ulm_000001_000019_leftImg8bit.png"
+    Image.fromarray(np.full((64, 128, 3), (0, 200, 0), np.uint8)).save(image)
+    annotation = root / "cityscapes/gtFine/val/ulm/ulm_000001_000019_gtFine_polygons.json"
+    car = {"label": "car", "polygon": [[20, 52], [99, 52], [99, 62], [20, 62]]}
+    annotation.write_text(json.dumps({"imgHeight": 64, "imgWidth": 128, "objects": [car]}))
+    flags = ("--augmented", "--dataset", "cityscapes_instance_val", "--num-images", "6")
+    plain = ("INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN", "(64,)", "MODEL.MASK_ON", "True")
+    for folder, options in (("plain", plain), ("changed", (*plain, *augmentation))):
+        done = draw_data(*flags, "--output", folder, *options)
+        assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in (root / "plain").iterdir())
+    assert names == sorted(path.name for path in (root / "changed").iterdir())
+    differences = [
+        np.asarray(Image.open(root / "plain" / name)).astype(int)[41:]
+        - np.asarray(Image.open(root / "changed" / name)).astype(int)[41:]
+        for name in names
+    ]
+    changed = [abs(each).max() > 20 for each in differences]
+    assert any(changed)
+    if augmentation[0] == "INPUT.COPY_PASTE.PROB":
+        # The other image's car, at its place; nothing changes beside both cars. An image that draws
+        # itself stays as it is.
+        assert all(abs(each[:, : 8 * 15]).max() == 0 for each in differences)
+    else:
+        assert all(abs(each[8 * 5, 8 * 5]).max() > 0 for each in differences)
+
+
+def test_repeated_images_are_drawn_as_often_as_training_sees_them(root, draw_data):
+    """Cars are in both images, a train in one, which is repeated sqrt(1 / 0.5) = 1.41 times."""
+    annotation = root / "cityscapes/gtFine/val/ulm/ulm_000001_000019_gtFine_polygons.json"
+    content = json.loads(annotation.read_text())
+    train = {"label": "train", "polygon": [[2, 2], [19, 2], [19, 19], [2, 19]]}
+    annotation.write_text(json.dumps({**content, "objects": [*content["objects"], train]}))
+    flags = ("--augmented", "--dataset", "cityscapes_instance_val", "--num-images", "24")
+    counts = {}
+    for sampler in ("TrainingSampler", "RepeatFactorTrainingSampler"):
+        options = ("DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", "1.0")
+        done = draw_data(*flags, "--output", sampler, "INPUT.MIN_SIZE_TRAIN", "(64,)", *options)
+        assert done.returncode == 0, done.stderr
+        counts[sampler] = len(list((root / sampler).glob("*_000001_*")))
+    assert counts["TrainingSampler"] == 12
+    # 24 x 1.41 / 2.41 = 14.
+    assert 13 <= counts["RepeatFactorTrainingSampler"] <= 15
 
 
 def test_augmented_semantic_labels(root, draw_data):
