@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cityscapes_maskrcnn.engine.dry_run import dry_run
+from cityscapes_maskrcnn.modeling.step_metrics import collect_step_metrics
 from cityscapes_maskrcnn.utils.errors import InputError
 
 #: What a micro-batch has how many of; tensors, where that is known on the model's device only.
@@ -136,6 +137,7 @@ class LossShares:
         exactly: bool,
         note: Callable[[Sequence[Any]], object],
     ) -> None:
+        self._model = model
         self._parts = parts
         self._note = note
         self._ignored = getattr(getattr(model, "sem_seg_head", None), "ignore_value", None)
@@ -160,7 +162,9 @@ class LossShares:
     def weigh(self, number: int, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply the losses of micro-batch ``number`` by their shares, right after its pass."""
         if self._samples_regions and not number:
-            self.counts[0] = self.counts[0] | _regions(get_event_storage(), self._parts[0])
+            self.counts[0] = self.counts[0] | _regions(
+                self._model, get_event_storage(), self._parts[0]
+            )
         return {name: loss * self._share(number, name) for name, loss in losses.items()}
 
     def _share(self, number: int, loss: str) -> float | Tensor:
@@ -187,17 +191,21 @@ class LossShares:
         with dry_run(model) as storage:
             torch.manual_seed(self._seed + number)
             model(part)
-            return _regions(storage, part)
+            return _regions(model, storage, part)
 
 
-def _regions(storage: EventStorage, part: Sequence[Any]) -> Counts:
-    """Get how many regions were sampled, from the means over images that RoI heads report."""
+def _regions(model: nn.Module, storage: EventStorage, part: Sequence[Any]) -> Counts:
+    """Get how many regions were sampled, from the means over images that RoI heads report.
+
+    PatchDCT's patches stay on the device.
+    """
     names = ("roi_head/num_fg_samples", "roi_head/num_bg_samples")
     latest = storage.latest()
     if not all(name in latest for name in names):
         return {}
     objects, background = (round(latest[name][0] * len(part)) for name in names)
     counts: Counts = {"objects": objects, "regions": objects + background}
-    if mixed := latest.get("patch_dct/num_mixed_patches"):
-        counts["patches"] = round(mixed[0] * len(part))
+    mixed = collect_step_metrics(model).get("patch_dct/num_mixed_patches")
+    if mixed is not None:
+        counts["patches"] = mixed * len(part)
     return counts

@@ -13,12 +13,12 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import BaseMaskRCNNHead
 from detectron2.structures import Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from cityscapes_maskrcnn.modeling.dct import dct_matrix, join_patches, split_patches
 from cityscapes_maskrcnn.modeling.polygon_masks import mask_targets
 from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler
+from cityscapes_maskrcnn.modeling.step_metrics import StepMetrics
 
 # The paper's sizes. 42 = 3 x 14: a convolution with stride 3 makes a cell of each patch.
 _MASK_SIZE: Final = 112
@@ -31,7 +31,7 @@ _BACKGROUND, _MIXED, _FOREGROUND = range(3)
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class PatchDCTHead(BaseMaskRCNNHead):
+class PatchDCTHead(StepMetrics, BaseMaskRCNNHead):
     """A mask head that takes its own samples, as PointRend's does, from the features of all levels.
 
     From 14x14 samples of a region, convolutions and linear layers predict the lowest 300
@@ -231,8 +231,8 @@ class PatchDCTHead(BaseMaskRCNNHead):
         gt_kinds = _BACKGROUND + (filled > 0).long() + (filled == 1).long()
         is_mixed = gt_kinds == _MIXED
         num_mixed = is_mixed.sum()
-        # What the gradients of micro-batches are weighed by.
-        get_event_storage().put_scalar("patch_dct/num_mixed_patches", num_mixed.item() / num_images)
+        # The gradients of micro-batches are weighed by it; the host does not wait for it.
+        self.step_metrics = {"patch_dct/num_mixed_patches": num_mixed / num_images}
         vector_errors = (vectors - masks.flatten(1) @ self.dct.T).abs()
         kind_logits = self._of_classes(kinds, classes).permute(0, 2, 3, 1)
         kind_losses = F.cross_entropy(

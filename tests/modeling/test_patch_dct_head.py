@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from scipy.fft import dctn
 from torch import Tensor
 
+from cityscapes_maskrcnn.benchmarks.operation_count import OperationCounter
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.evaluation.instances import (
     compact_instances,
@@ -107,7 +108,7 @@ def test_losses() -> None:
     corners = np.array([[0.0, 0, 56, 0, 56, 60, 0, 60]])
     one = objects([[0.0, 0.0, 112.0, 112.0]], [2])
     one.gt_masks = FlatPolygons.from_polygons([list(corners)])
-    with EventStorage() as storage:
+    with EventStorage():
         losses = head(features(), [one])
     mask = np.zeros((112, 112))
     mask[:60, :56] = 1
@@ -123,7 +124,7 @@ def test_losses() -> None:
         },
         rel=1e-5,
     )
-    assert storage.latest()["patch_dct/num_mixed_patches"][0] == 7
+    assert head.step_metrics["patch_dct/num_mixed_patches"].item() == 7
     # Kinds: 7 x 7 foreground, 7 mixed, the others background, of the object's class alone.
     with torch.no_grad():
         head.patch_kind.bias.view(8, 3)[2] = torch.tensor([1.0, 2.0, 3.0])
@@ -131,6 +132,14 @@ def test_losses() -> None:
         loss = head(features(), [one])["loss_mask_patch_kind"].item()
     denominator = math.log(math.e + math.e**2 + math.e**3)
     assert loss == pytest.approx(denominator - (49 * 3 + 7 * 2 + 140 * 1) / 196, rel=1e-5)
+
+
+def test_no_value_is_asked_of_a_gpu_for_the_losses() -> None:
+    head = PatchDCTHead(config(), LEVELS).train()
+    one = objects([[0.0, 0.0, 112.0, 90.0]], [2])
+    with EventStorage(), OperationCounter() as counter:
+        head(features(), [one])
+    assert counter.waiting["aten::_local_scalar_dense"] == 0
 
 
 def test_without_objects_losses_are_zero_and_all_parameters_have_gradients() -> None:
