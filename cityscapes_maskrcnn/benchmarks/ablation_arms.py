@@ -207,7 +207,7 @@ PIECES: Final = (
 
 
 def combined(pieces: Sequence[Arm]) -> Arm:
-    """Put pieces together: one arm, which trains unless all of them are variants.
+    """Put pieces together in one arm: a variant, unless several of them train.
 
     Raises:
         ValueError: a piece has stages of its own, or two score different weights.
@@ -217,10 +217,12 @@ def combined(pieces: Sequence[Arm]) -> Arm:
     weights = sorted({piece.weights for piece in pieces} - {Arm.weights})
     if len(weights) > 1:
         raise ValueError(f"no model has the weights of both {weights[0]} and {weights[1]}")
+    trained = [piece.name for piece in pieces if not piece.of]
+    scored = trained[0] if trained else STAGED
     return Arm(
         name=" + ".join(piece.name for piece in pieces),
         opts={key: value for piece in pieces for key, value in piece.opts.items()},
         inference={key: value for piece in pieces for key, value in piece.inference.items()},
         weights=weights[0] if weights else Arm.weights,
-        of=STAGED if all(piece.of for piece in pieces) else "",
+        of=scored if len(trained) <= 1 else "",
     )

@@ -394,9 +394,11 @@ class Ablation:
         # Of an interrupted training, the time since it went on.
         content |= {"seconds": time.monotonic() - begun, "machine": machine()}
         write_json(file, content)
-        if trained == file.parent and arm.name != STAGED:
+        if trained == file.parent:
+            # Variants need the weights at the end, and nobody what led to them.
             for path in trained.glob("stage_*/*.pth"):
-                path.unlink()
+                if path.parent != last or path.name.startswith("model_0"):
+                    path.unlink()
 
     def _train_arm(self, arm: Arm, seed: int) -> dict[str, Any]:
         """Train all stages of an arm; returns what :meth:`compute` gives of it."""

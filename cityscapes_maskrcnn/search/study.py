@@ -28,6 +28,8 @@ WEIGHTS_CONTENT: Final = "content of MODEL.WEIGHTS"
 IMAGES_CONTENT: Final = "content of DATASETS"
 # There too: whether the trials are scored on generated scenes.
 GENERATED_SCENES: Final = "generated scenes"
+# And on how many images.
+SCORED_IMAGES: Final = "scored images"
 # Attributes of a trial.
 TRIAL_REASON: Final = "reason"
 TRIAL_ITERATIONS: Final = "iterations"

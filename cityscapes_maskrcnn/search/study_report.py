@@ -7,7 +7,6 @@ import io
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 import optuna
-from detectron2.data import DatasetCatalog
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -25,6 +23,7 @@ from cityscapes_maskrcnn.search.best_config import anchors_remark, best_config, 
 from cityscapes_maskrcnn.search.confirmation import confirmed_scores, describe_scores
 from cityscapes_maskrcnn.search.study import (
     GENERATED_SCENES,
+    SCORED_IMAGES,
     STUDY_CONFIG,
     TRIAL_ITERATIONS,
     TRIAL_REASON,
@@ -210,6 +209,7 @@ def _draw_pictures(results: _Results, output: Path) -> list[str]:
     study, config = results.study, mapping_attribute(results.study, STUDY_CONFIG)
     given = config.get("DATASETS.TEST")
     datasets = list(map(str, given)) if isinstance(given, (list, tuple)) else []
+    images = config.get(SCORED_IMAGES)
     label = _LABELS.get(results.label, results.label)
     return plot_study(
         [
@@ -223,22 +223,12 @@ def _draw_pictures(results: _Results, output: Path) -> list[str]:
         remark=results.remark,
         about=About(
             dataset=", ".join(datasets),
-            num_images=_num_images(datasets),
+            num_images=images if isinstance(images, int) else None,
             generated=results.generated,
             model=f"study {study.study_name} in {results.where.removeprefix('sqlite:///')}",
             protocol=f"{label.removesuffix(', %')} of each trial",
         ),
     )
-
-
-def _num_images(datasets: Sequence[str]) -> int | None:
-    """Count the images of datasets; None where they are not known here, as of others' studies."""
-    if not datasets or not {*datasets} <= {*DatasetCatalog.list()}:
-        return None
-    # A study may be analysed on a machine without its data.
-    with suppress(InputError):
-        return sum(len(DatasetCatalog.get(name)) for name in datasets)
-    return None
 
 
 def _markdown(results: _Results, pictures: Sequence[str], use: Sequence[str]) -> str:

@@ -35,6 +35,7 @@ from cityscapes_maskrcnn.search.storage import (
 from cityscapes_maskrcnn.search.study import (
     GENERATED_SCENES,
     IMAGES_CONTENT,
+    SCORED_IMAGES,
     WEIGHTS_CONTENT,
     join_study,
     progress,
@@ -111,6 +112,7 @@ def tune(
         WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS),
         IMAGES_CONTENT: images_content([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]),
         GENERATED_SCENES: any(map(is_generated_dataset, cfg.DATASETS.TEST)),
+        SCORED_IMAGES: sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST),
     }
     with database_errors(url), warnings.catch_warnings():
         # Heartbeats have been experimental since Optuna 2.8.

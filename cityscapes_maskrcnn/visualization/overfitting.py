@@ -144,12 +144,15 @@ def _mark_gap(axis: Axes, gap: Gap) -> None:
         )
     for level in (gap.training, gap.validation):
         axis.hlines(level, 0.97 * gap.last, 1.08 * gap.last, color=INK, lw=1)
-    axis.text(
-        1.11 * gap.last,
-        # Three lines, which shall not lie over the axis.
-        max((gap.training + gap.validation) / 2, low + 0.12 * (high - low)),
+    middle = (gap.training + gap.validation) / 2
+    # Three lines, of which none shall lie over the axis.
+    is_low = middle < low + 0.2 * (high - low)
+    axis.annotate(
         f"gap\n{difference:+.2g}\n({gap.percent:+.0f} %)",
-        va="center",
+        xy=(1.11 * gap.last, low if is_low else middle),
+        xytext=(0, 4 if is_low else 0),
+        textcoords="offset points",
+        va="bottom" if is_low else "center",
         fontsize=MIN_FONT,
         color=INK,
         bbox=PAPER,

@@ -190,6 +190,8 @@ def test_best_of_each_group_is_chosen_where_it_pays(tmp_path: Path) -> None:
     assert paying.opts["INPUT.COLOR_JITTER.CONTRAST"] == 0.4
     assert (paying.inference, paying.weights, paying.of) == ({}, "average.pth", "")
     assert combined(best[2:]).of == STAGED
+    # Its training is there already.
+    assert combined([best[0], best[2]]).of == "PointRend"
 
 
 def test_sizes() -> None:

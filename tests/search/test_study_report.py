@@ -9,7 +9,6 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from detectron2.data import DatasetCatalog
 from matplotlib import pyplot as plt
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
@@ -21,6 +20,7 @@ from cityscapes_maskrcnn.search.storage import open_study, storage_url
 from cityscapes_maskrcnn.search.study import (
     CONFIRMED_SCORES,
     GENERATED_SCENES,
+    SCORED_IMAGES,
     STUDY_CONFIG,
     TRIAL_REASON,
 )
@@ -193,14 +193,9 @@ def test_pictures_name_the_score_for_people(
     assert drawn["label"] == "official mask AP, %"
     rest = f"study {study.study_name} in output/search.db · official mask AP of each trial"
     assert str(drawn["about"]) == rest
-    # Where the data are, their images are counted.
-    DatasetCatalog.register("val_of_a_study", lambda: [{}] * 7)
-    try:
-        config = {"SEARCH.OBJECTIVE": "segm/AP", "DATASETS.TEST": ["val_of_a_study"]}
-        study.set_user_attr(STUDY_CONFIG, config)
-        write_study_report(study, "sqlite:///output/search.db", tmp_path)
-    finally:
-        DatasetCatalog.remove("val_of_a_study")
+    config = {"SEARCH.OBJECTIVE": "segm/AP", "DATASETS.TEST": ["val_of_a_study"], SCORED_IMAGES: 7}
+    study.set_user_attr(STUDY_CONFIG, config)
+    write_study_report(study, "sqlite:///output/search.db", tmp_path)
     assert str(drawn["about"]) == f"val_of_a_study · 7 images · {rest}"
 
 
