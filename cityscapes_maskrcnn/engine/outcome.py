@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from cityscapes_maskrcnn.utils.progress import format_time
@@ -52,6 +52,14 @@ def short_name(dataset: str) -> str:
     name = name.replace("coarse_semantic_", "coarse ")
     name = re.sub(r"_part(\d+)and(\d+)of(\d+)$", r" parts \1-\2 of \3", name)
     return re.sub(r"_part(\d+)of(\d+)$", r" part \1 of \2", name)
+
+
+def short_names(datasets: Iterable[str]) -> str:
+    """``train, val parts 1 and 2 of 4`` for three datasets; see :func:`short_name`."""
+    text = ", ".join(map(short_name, datasets))
+    return re.sub(
+        r"(\S+) part (\d+) of (\d+), \1 part (\d+) of \3$", r"\1 parts \2 and \4 of \3", text
+    )
 
 
 def outcome(latest: Mapping[str, float]) -> list[str]:

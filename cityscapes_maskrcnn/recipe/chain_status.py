@@ -18,6 +18,7 @@ from cityscapes_maskrcnn.engine.outcome import (
     describe_run,
     outcome,
     short_name,
+    short_names,
 )
 from cityscapes_maskrcnn.recipe.step import Step, StepState
 from cityscapes_maskrcnn.utils.progress import (
@@ -43,7 +44,7 @@ def format_plan(steps: Sequence[Step], states: Mapping[str, StepState]) -> str:
     rows = [
         (
             step.name,
-            " -> ".join(", ".join(map(short_name, side.split())) for side in step.data.split("->")),
+            " -> ".join(short_names(side.split()) for side in step.data.split("->")),
             f"{step.images:,}" if step.images else "-",
             f"{step.iterations:,}" if step.iterations else "-",
             f"{' and '.join(step.missing)} missing" if step in without else states[step.name].value,

@@ -18,7 +18,7 @@ from typing import Any, Final
 import yaml
 from tabulate import tabulate
 
-from cityscapes_maskrcnn.engine.outcome import short_name
+from cityscapes_maskrcnn.engine.outcome import short_name, short_names
 from cityscapes_maskrcnn.recipe.stage_table import STAGES
 from cityscapes_maskrcnn.utils.files import read_json
 from cityscapes_maskrcnn.utils.text import printable
@@ -132,7 +132,7 @@ def stage_rows(output: Path) -> list[Row]:
         if not summary:
             continue
         cost = {
-            "trained_on": ", ".join(map(short_name, summary.get("train", ()))),
+            "trained_on": short_names(summary.get("train", ())),
             "trained_images": summary["images"],
             "epochs": summary["epochs"],
             "trainable": summary["trainable_parameters"],

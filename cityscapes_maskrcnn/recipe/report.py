@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cityscapes_maskrcnn.engine.outcome import short_name
+from cityscapes_maskrcnn.engine.outcome import short_names
 from cityscapes_maskrcnn.modeling.model_kind import model_kind
 from cityscapes_maskrcnn.recipe.performance_table import (
     OUR_COLUMNS,
@@ -140,7 +140,7 @@ def _panel_title(ours: list[Row], stage: str, config: Any) -> str:
     texts = [f"{row.trained_images:,} images of {row.trained_on}" for row in trained[:1]]
     measured = measured_on(config)
     if measured:
-        texts.append(f"validation: {', '.join(map(short_name, measured))}")
+        texts.append(f"validation: {short_names(measured)}")
     return "\n".join([STAGES[stage], *(line for text in texts for line in textwrap.wrap(text, 36))])
 
 

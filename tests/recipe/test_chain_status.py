@@ -62,7 +62,7 @@ def test_the_plan_fits_into_80_columns(chain: list[Step]) -> None:
     )
     table = format_plan([replace(each, data=long) for each in chain], states(chain))
     assert max(map(len, table.splitlines())) <= 80
-    assert "val part 1 of 4, val" in table
+    assert "val parts 1 and 2 of 4" in table
     # Whole: no word is broken.
     assert "pretrain_val" in table
 
