@@ -98,13 +98,13 @@ setup(
         # tools/evaluate_results.py with result files.
         "deploy": [ONNX_RUNTIME],
         "predict": [ONNX_RUNTIME, "contourpy>=1.2", *IMAGES_AND_MASKS],
-        "score": ["faster-coco-eval>=1.8", *IMAGES_AND_MASKS],
+        "score": ["faster-coco-eval>=1.8", "safetensors>=0.4", *IMAGES_AND_MASKS],
         # A search by many workers on many machines; SQLite, for one machine, needs nothing.
         "postgres": ["psycopg[binary]>=3.1"],
         # Further tasks of an environment that trains.
         "export": ["onnx>=1.17", ONNX_RUNTIME],
         # Tracking needs trackers too, without what it asks for: opencv-python would overwrite the
-        # headless OpenCV above. So after this: pip install --no-deps trackers
+        # headless OpenCV above. So after this: pip install --no-deps 'trackers>=2.6'
         "track": ["supervision>=0.31", "rich>=13"],
         # Before 1.32 nobody tried quantize_static with ranges that are kept.
         "compress": ["onnx>=1.17", "onnxruntime>=1.32", "torch-pruning>=1.6"],

@@ -137,7 +137,7 @@ def load_model(args: argparse.Namespace) -> FrameModel:
             device=args.device or "cpu",
             batch_size=args.batch_size or 1,
         )
-    if Path(args.model).suffix in (".torchscript", ".pt2"):
+    if Path(args.model).suffix.lower() in (".torchscript", ".pt2"):
         raise InputError(
             f"--model {args.model}: TorchScript and torch.export files cannot be used here; give"
             " the checkpoint, or a model.onnx of tools/export_model.py --format onnx"

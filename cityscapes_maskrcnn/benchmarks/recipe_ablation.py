@@ -366,7 +366,7 @@ class Ablation:
         """Get, of each arm, operations of a step and iterations by stage, and all operations."""
         return {
             name: content["compute"]
-            for name in self._names()
+            for name in self._all_names()
             for file in [self._scores_file(name, self.size.seeds[0])]
             if file.exists() and "compute" in (content := _read(file))
         }
@@ -469,7 +469,7 @@ def _total(steps: Sequence[int], iterations: Sequence[int]) -> int:
 
 
 def _read(file: Path) -> Any:
-    return read_json(file, advice="remove it, and the same command trains this again")
+    return read_json(file, advice="remove its folder, and the same command trains this again")
 
 
 def equal_iterations(budget: int, steps: Sequence[int], epochs: Sequence[int]) -> list[int]:

@@ -38,7 +38,7 @@ class ObjectTracker:
             # trackers asks for opencv-python, which would overwrite the OpenCV that is here.
             raise InputError(
                 f"--track: {error.name} is not installed: pip install -e '.[track]' && pip"
-                " install --no-deps trackers"
+                " install --no-deps 'trackers>=2.6'"
             ) from error
         self._detections_class = supervision.Detections
         self._tracker_class = trackers.ByteTrackTracker

@@ -207,5 +207,5 @@ def _regions(model: nn.Module, storage: EventStorage, part: Sequence[Any]) -> Co
     counts: Counts = {"objects": objects, "regions": objects + background}
     mixed = collect_step_metrics(model).get("patch_dct/num_mixed_patches")
     if mixed is not None:
-        counts["patches"] = mixed * len(part)
+        counts["patches"] = (mixed * len(part)).round()
     return counts

@@ -120,8 +120,10 @@ def _with_semantic_score(row: Row, output: Path) -> Row:
 
 
 def _config(file: Path) -> Any:
-    """What the config of a stage holds; nothing without one."""
-    return read_yaml(file) if file.is_file() else {}
+    """What the config of a stage holds; nothing without one that can be read."""
+    with suppress(InputError):
+        return read_yaml(file) if file.is_file() else {}
+    return {}
 
 
 def _architectures(configs: Iterable[Any]) -> list[str]:

@@ -89,7 +89,7 @@ def line_chart(
         None if there is no finite value.
 
     Raises:
-        ValueError: there are more curves than kinds.
+        ValueError: there are not as many kinds as curves.
     """
     finite = {
         label: {x: y for x, y in curve.items() if math.isfinite(y)}

@@ -364,9 +364,10 @@ def _errors(run: Path, rows: Sequence[Row]) -> ErrorTables | None:
     of_main = (
         each for each in analysed if main and each[0] == main.name and main.dataset in each[1].parts
     )
-    stage, path = next(of_main, next(iter(analysed), ("", None)))
-    if path is None:
+    found = next(of_main, None) or next(iter(analysed), None)
+    if found is None:
         return None
+    stage, path = found
     folder = path.parent
     counted = ("objects", "found", "missed", "false_positives")
     return ErrorTables(

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing import parent_process
 from types import TracebackType
 
@@ -35,7 +36,8 @@ def _report_missing_package(
 ) -> None:
     """Print one line where an import fails because its package is not installed."""
     name = (getattr(error, "name", None) or "").partition(".")[0]
-    if not isinstance(error, ModuleNotFoundError) or name in ("", "cityscapes_maskrcnn"):
+    # A part that an installed package lacks is another matter.
+    if not isinstance(error, ModuleNotFoundError) or not name or find_spec(name):
         otherwise(kind, error, traceback)
         return
     print(  # noqa: T201

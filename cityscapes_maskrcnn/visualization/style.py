@@ -74,6 +74,8 @@ def name_images(datasets: Iterable[tuple[str, int | None]]) -> tuple[str, int | 
         the numbers, as their sum would say nothing.
     """
     named = [each for each in dict.fromkeys(datasets) if each[0]]
+    counted = {name for name, number in named if number is not None}
+    named = [each for each in named if each[1] is not None or each[0] not in counted]
     if len(named) == 1:
         return named[0]
     texts = (name if n is None else f"{name}: {_images(n)}" for name, n in named)

@@ -25,7 +25,7 @@ def test_not_installed(monkeypatch):
         ObjectTracker(25, 0.5)
     assert str(error.value) == (
         "--track: supervision is not installed: pip install -e '.[track]' && pip install --no-deps"
-        " trackers"
+        " 'trackers>=2.6'"
     )
 
 

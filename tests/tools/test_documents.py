@@ -31,6 +31,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 import cityscapes_maskrcnn
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe.stage_table import STEPS
+from cityscapes_maskrcnn.utils.errors import InputError
 
 PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
@@ -202,9 +203,11 @@ class Reader:
         script, arguments = words[index], words[index + 1 : next(ends, None)]
         self.provide(arguments)
         flags = vars(self.namespace(script, arguments))
-        if flags.get("opts"):
-            build_config(flags.get("config_file") or "", flags["opts"])
-        assert flags, place
+        try:
+            if flags.get("opts"):
+                build_config(flags.get("config_file") or "", flags["opts"])
+        except InputError as error:
+            pytest.fail(f"{place}: {error}")
 
     def config(self, script: str, arguments: list[str]) -> CfgNode:
         """Have the tool's own parser read the flags, and merge its KEY VALUE pairs."""

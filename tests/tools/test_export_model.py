@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,11 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_export_scores_and_predicts(
-    trained: Path, tool: Run, small_root: Path, tmp_path: Path
+    trained: Path,
+    tool: Run,
+    small_root: Path,
+    tmp_path: Path,
+    without_other_packages: Callable[..., str],
 ) -> None:
     weights = ["MODEL.WEIGHTS", trained / "model_final.pth"]
     config = ["--config-file", trained / "config.yaml"]
@@ -44,12 +49,10 @@ def test_export_scores_and_predicts(
 
     gt_dir = small_root / "cityscapes" / "gtFine" / "val"
     script = PROJECT / "tools" / "evaluate_results.py"
-    without_torch = (
-        "import runpy, sys; sys.modules.update(torch=None, detectron2=None);"
-        f" runpy.run_path({str(script)!r}, run_name='__main__')"
-    )
+    (tmp_path / "sitecustomize.py").write_text(without_other_packages("score", "deploy"))
     scored = subprocess.run(
-        [sys.executable, "-c", without_torch, "--results", model, "--gt-dir", gt_dir],
+        [sys.executable, script, "--results", model, "--gt-dir", gt_dir],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PROJECT)])},
         capture_output=True,
         text=True,
     )
