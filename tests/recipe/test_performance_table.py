@@ -192,6 +192,10 @@ def test_pictures_name_the_images_of_training_and_of_validation(
         "validation loss without augmentation"
     )
     assert "1 heads\n2,965 images of train\nvalidation: val part 2 of 4" in drawn["panels"]
+    # A damaged one costs its names alone.
+    (output / "stage_1" / "config.yaml").write_text("DATASETS: {VAL: [")
+    write_recipe_report(output)
+    assert "1 heads\n2,965 images of train" in drawn["panels"]
 
 
 def colored(picture: Path, color: tuple[int, int, int]) -> int:

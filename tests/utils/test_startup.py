@@ -70,3 +70,11 @@ def test_a_package_that_is_not_installed_is_named_in_a_line(
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {sys.executable} has no package ")
     assert "pip install -e '.[train]'" in line
+
+
+def test_a_part_that_an_installed_package_lacks_keeps_its_traceback() -> None:
+    code = "from cityscapes_maskrcnn.utils.startup import start_tool; start_tool(); import json.none"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("ModuleNotFoundError: No module named 'json.none'\n")
