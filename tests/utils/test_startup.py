@@ -73,7 +73,9 @@ def test_a_package_that_is_not_installed_is_named_in_a_line(
 
 
 def test_a_part_that_an_installed_package_lacks_keeps_its_traceback() -> None:
-    code = "from cityscapes_maskrcnn.utils.startup import start_tool; start_tool(); import json.none"
+    code = (
+        "from cityscapes_maskrcnn.utils.startup import start_tool\nstart_tool()\nimport json.none\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback")
