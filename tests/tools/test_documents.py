@@ -309,7 +309,9 @@ def test_no_line_begins_as_the_one_before() -> None:
         lines = page.read_text().splitlines()
         for number, (before, line) in enumerate(pairwise(lines), 2):
             same = len(line) >= 60 and line[:60] == before[:60]
-            assert line.startswith("|") or not same, f"{page}:{number}: twice?"
+            # Rows of a table and commands may.
+            allowed = line.startswith(("|", "python "))
+            assert allowed or not same, f"{page}:{number}: twice?"
 
 
 def examples_of(script: Path) -> list[str]:
@@ -530,7 +532,8 @@ def test_the_recipes_schedules_are_those_of_the_configs() -> None:
 def test_every_page_gives_the_recipe_the_same_hours() -> None:
     for name in ("recipe", "cards", "accuracy"):
         text = (PROJECT / f"docs/{name}.md").read_text()
-        assert "5 to 8" in text, name
+        # The cards have a digit more.
+        assert ("5.2 to 7.9" if name == "cards" else "5 to 8") in text, name
         assert "11 to 17" in text, name
 
 

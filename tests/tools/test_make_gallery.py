@@ -47,8 +47,8 @@ def assert_complete(folder: Path) -> dict:
     for example in content["examples"]:
         assert set(example) == KEYS
         sizes = [Image.open(folder / example[key]).size for key in ("gt", "pred")]
-        # Enlarged to 1024 x 512; the strip below has 4.2 lines of 14.2 pixels.
-        assert sizes == [(1024, 512 + 60)] * 2
+        # Enlarged to 1024 x 512; the strip below has 4.2 lines of 16 pixels.
+        assert sizes == [(1024, 512 + 67)] * 2
         assert example["caption"] in page
     named = {example[key] for example in content["examples"] for key in ("gt", "pred")}
     assert {path.name for path in folder.glob("*.png")} == named
