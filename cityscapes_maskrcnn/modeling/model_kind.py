@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 
@@ -25,3 +26,10 @@ def model_kind(config: Mapping[str, Any]) -> str:
     if "resnet" in backbone:
         backbone = f"ResNet-{model['RESNETS']['DEPTH']}"
     return f"{architecture} {backbone}"
+
+
+def known_model_kind(config: Any) -> str:
+    """Name a config as :func:`model_kind` does; empty if it is damaged, or of another program."""
+    with suppress(KeyError, TypeError, AttributeError):
+        return model_kind(config)
+    return ""

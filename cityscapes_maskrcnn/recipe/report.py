@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cityscapes_maskrcnn.engine.outcome import short_names
-from cityscapes_maskrcnn.modeling.model_kind import model_kind
+from cityscapes_maskrcnn.modeling.model_kind import known_model_kind
 from cityscapes_maskrcnn.recipe.performance_table import (
     OUR_COLUMNS,
     REFERENCE,
@@ -59,6 +58,8 @@ def write_recipe_report(output: Path) -> str:
         remarks.append(f"There are no {' and no '.join(without)} objects in the scored images.")
     stages = [stage for stage in STAGES if (output / stage / METRICS_FILE).is_file()]
     configs = {stage: _config(output / stage / "config.yaml") for stage in stages}
+    # Of networks each once.
+    kinds = filter(None, dict.fromkeys(map(known_model_kind, configs.values())))
     dataset, num_images = name_images(
         (row.split, row.scored_images) for row in ours if row.official or row.coco
     )
@@ -66,7 +67,7 @@ def write_recipe_report(output: Path) -> str:
         dataset=dataset,
         num_images=num_images,
         generated=bool(caution(ours)),
-        model=", ".join([*_architectures(configs.values()), f"stages in {output}"]),
+        model=", ".join([*kinds, f"stages in {output}"]),
         protocol="official and COCO-style mask AP",
     )
     plot_performance(
@@ -124,16 +125,6 @@ def _config(file: Path) -> Any:
     with suppress(InputError):
         return read_yaml(file) if file.is_file() else {}
     return {}
-
-
-def _architectures(configs: Iterable[Any]) -> list[str]:
-    """Name the networks of the stages, each once."""
-    kinds: dict[str, None] = {}
-    for config in configs:
-        # It may be damaged, or of another program.
-        with suppress(KeyError, TypeError, AttributeError):
-            kinds[model_kind(config)] = None
-    return list(kinds)
 
 
 def _panel_title(ours: list[Row], stage: str, config: Any) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cityscapes_maskrcnn.modeling.model_kind import model_kind
+from cityscapes_maskrcnn.modeling.model_kind import known_model_kind
 from cityscapes_maskrcnn.recipe.performance_table import Row, caution, cell
 from cityscapes_maskrcnn.recipe.stage_table import GALLERY_FOLDER, STAGES
 from cityscapes_maskrcnn.recipe.step import StepState
@@ -81,10 +80,8 @@ def data_name(run: RunFolder) -> str:
 
 def model_name(run: RunFolder) -> str:
     """The network of the last stage that has a config."""
-    for stage in reversed(run.stages):
-        with suppress(KeyError, TypeError, AttributeError):
-            return model_kind(stage.config)
-    return "Mask R-CNN"
+    kinds = (known_model_kind(stage.config) for stage in reversed(run.stages))
+    return next(filter(None, kinds), "Mask R-CNN")
 
 
 def summary(run: RunFolder) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from cityscapes_maskrcnn.modeling.model_kind import model_kind
+from cityscapes_maskrcnn.modeling.model_kind import known_model_kind
 from cityscapes_maskrcnn.utils.config_keys import names_at, value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_json
@@ -252,10 +251,7 @@ def _read_run(folder: Path, name: str) -> Run:
         form = {"images?": (int, None), "generated?": bool}
         summary = read_json(folder / "summary.json", form=form, advice="remove it")
     batch_size = value_at(content, "SOLVER.IMS_PER_BATCH")
-    kind = ""
-    # The config may be damaged, or of another program.
-    with suppress(KeyError, TypeError, AttributeError):
-        kind = model_kind(content)
+    kind = known_model_kind(content)
     about = About(
         dataset=", ".join(names_at(content, "DATASETS.TRAIN")),
         num_images=summary.get("images"),

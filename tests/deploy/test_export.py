@@ -190,7 +190,7 @@ def test_a_comparison_of_nothing_is_refused(
     threshold.SCORE_THRESH_TEST = 0.99
     with pytest.raises(InputError, match="the model finds nothing in 1 images, so that nothing"):
         compare(config, exported, lambda outputs: [each[:0] for each in outputs])
-    # All scores are near the threshold, so that whatever is missing may be missing.
+    # With this tolerance all scores are near the threshold, so any detection may be missing.
     threshold.SCORE_THRESH_TEST = 0.0
     monkeypatch.setitem(export._TOLERANCES, "score", 1.0)
     with pytest.raises(InputError, match="it finds none of the 10 detections in 1 images"):

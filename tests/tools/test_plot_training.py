@@ -39,7 +39,7 @@ def test_a_folder_gets_a_picture_of_every_run_and_one_of_all(
     assert all((output / name).stat().st_size > 1000 for name in names)
     done = tool(TOOL, recipe / "stage_0", "--output", recipe / "one.png")
     assert done.stdout == f"{recipe}/one.png\n"
-    # Whatever the case, a picture is no folder.
+    # A suffix in capitals names a picture too.
     done = tool(TOOL, recipe / "stage_0", "--output", recipe / "two.PNG")
     assert done.stdout == f"{recipe}/two.PNG\n"
     assert (recipe / "two.PNG").is_file()
