@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo deploy-demo test faults lint docs clean
 help:
 	@echo "make setup        create the virtual environment VENV only"
-	@echo "make demo         train, score and draw on generated street scenes: 12 to 13 minutes in all"
+	@echo "make demo         train, score and draw on generated street scenes: about 12 minutes in all"
 	@echo "                  on two cores, 3 of them for the set-up"
 	@echo "make deploy-demo  export, quantise, prune and time what make demo trained, in about 10 minutes"
 	@echo "make test         run the test suite"
@@ -40,7 +40,7 @@ setup:
 # The pictures are of val part 4 of 4, on which no stage has trained: of the 32 images of each of
 # val's three cities, numbers 24 to 27.
 demo:
-	@echo "make demo: 12 to 13 minutes in all on two cores, 3 of them for the set-up, the first time"
+	@echo "make demo: about 12 minutes in all on two cores, 3 of them for the set-up, the first time"
 	@.ci/setup
 	@.ci/folder mark "$$DEMO"
 	@.ci/show "$$VENV/bin/python" datasets/make_synthetic_cityscapes.py "$$DEMO/datasets" \

@@ -169,7 +169,7 @@ def test_commands_are_shown_such_that_they_can_be_pasted(checkout: Path) -> None
     done = make(checkout, "test")
     assert done.stderr == "$ my\\ venv/bin/python -m pytest -q -n 2 --dist loadfile\n"
     done = make(checkout, "demo")
-    assert "12 to 13 minutes in all" in done.stdout.splitlines()[0]
+    assert "about 12 minutes in all" in done.stdout.splitlines()[0]
     shown = [shlex.split(line) for line in done.stderr.splitlines() if line.startswith("$ ")]
     assert [words[-1] for words in shown if "tools/report.py" in words] == ["my out/report.html"]
     (train,) = (words for words in shown if "tools/train_stages.py" in words)
