@@ -85,6 +85,7 @@ WITHOUT_DETECTRON2 = [
     "modeling.step_metrics",
     "visualization.anchor_plot",
     "visualization.image_files",
+    "visualization.outcome_legend",
     "visualization.outlines",
     "deploy.frame_detections",
     "deploy.frame_drawing",
@@ -99,6 +100,7 @@ WITHOUT_DETECTRON2 = [
     "deploy.tracking",
     "search.space",
     "recipe.performance_table",
+    "report.page",
     "deploy.runtime",
 ]
 

@@ -48,14 +48,11 @@ from cityscapes_maskrcnn.utils.object_limits import MIN_REGION_PIXELS
 from cityscapes_maskrcnn.utils.text import counted, printable
 from cityscapes_maskrcnn.utils.tool import check_score_thresh
 from cityscapes_maskrcnn.visualization.annotated_images import check_size
-from cityscapes_maskrcnn.visualization.drawing import GENERATED_SCENE, RgbImage
+from cityscapes_maskrcnn.visualization.drawing import RgbImage
 from cityscapes_maskrcnn.visualization.image_files import write_picture
-from cityscapes_maskrcnn.visualization.outcome_drawing import (
-    GROUND_TRUTH_EDGES,
-    PREDICTION_EDGES,
-    draw_outcomes,
-    outcome_object,
-)
+from cityscapes_maskrcnn.visualization.outcome_drawing import draw_outcomes, outcome_object
+from cityscapes_maskrcnn.visualization.outcome_legend import GROUND_TRUTH_EDGES, PREDICTION_EDGES
+from cityscapes_maskrcnn.visualization.style import GENERATED_SCENE
 
 PAGE_FILE: Final = "index.md"
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_file
-from cityscapes_maskrcnn.visualization.outcome_drawing import legend_height
+from cityscapes_maskrcnn.visualization.outcome_legend import legend_height
 
 _MAX_BYTES: Final = 100_000_000
 # A drawing has fewer colours than any photograph. It is small without loss, and its letters keep

@@ -32,8 +32,8 @@ from cityscapes_maskrcnn.utils.files import write_text
 from cityscapes_maskrcnn.utils.object_limits import MIN_REGION_PIXELS
 from cityscapes_maskrcnn.utils.text import printable
 from cityscapes_maskrcnn.utils.training_metrics import VALIDATION_LOSS, without_imitation
-from cityscapes_maskrcnn.visualization.drawing import GENERATED_SCENE
-from cityscapes_maskrcnn.visualization.outcome_drawing import GROUND_TRUTH_EDGES, PREDICTION_EDGES
+from cityscapes_maskrcnn.visualization.outcome_legend import GROUND_TRUTH_EDGES, PREDICTION_EDGES
+from cityscapes_maskrcnn.visualization.style import GENERATED_SCENE
 
 MAX_BYTES: Final = 8_000_000
 #: Of the examples, and of the pictures where there are none, so many are shown.

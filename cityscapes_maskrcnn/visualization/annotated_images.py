@@ -24,12 +24,12 @@ from cityscapes_maskrcnn.data.training_stream import TrainingStream
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, is_generated
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.drawing import (
-    GENERATED_SCENE,
     caption_of,
     draw_ground_truth,
     draw_semantic_labels,
     side_by_side,
 )
+from cityscapes_maskrcnn.visualization.style import GENERATED_SCENE
 
 
 def sample_dataset(name: str, size: int | None, seed: int) -> tuple[list[dict[str, Any]], Any]:

@@ -22,17 +22,16 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.font_manager import findfont
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
-from matplotlib.patheffects import withStroke
 from PIL import Image, ImageDraw, ImageFont
 
 from cityscapes_maskrcnn.utils.text import counted
 from cityscapes_maskrcnn.visualization.label_layout import place_labels
+from cityscapes_maskrcnn.visualization.outcome_legend import EDGE_WIDTH, edge_look
 from cityscapes_maskrcnn.visualization.outlines import (
     FILL_ALPHA,
     HATCH,
     SHADES,
     DrawnObject,
-    Edge,
     FloatArray,
     box_contour,
     mask_contours,
@@ -44,12 +43,8 @@ RgbImage = npt.NDArray[np.uint8]
 Colors = Sequence[Sequence[int]]
 
 MIN_PANEL_WIDTH = 1024
-#: What every picture of a generated scene says.
-GENERATED_SCENE = "GENERATED SCENE"
 #: Pixels: height of the smallest letters, which can be read also at half a picture's size.
 MIN_LETTERS = 18
-# Of an outline that means something, in widths of one that does not.
-EDGE_WIDTH = 2.6
 
 
 def draw_ground_truth(image_rgb: RgbImage, dataset_dict: dict[str, Any], metadata: Any) -> RgbImage:
@@ -238,23 +233,6 @@ def draw_objects(image: RgbImage, objects: Sequence[DrawnObject], colors: Colors
     visualizer = StreetVisualizer(image, colors)
     visualizer.draw_objects(scaled)
     return visualizer.get_output().get_image()
-
-
-def edge_look(edge: Edge, width: float) -> dict[str, Any]:
-    """Describe an outline for matplotlib's patches: with a dark rim, to stand out anywhere.
-
-    Args:
-        edge: the outline.
-        width: of its line, in points.
-    """
-    rim = withStroke(linewidth=1.7 * width, foreground="black")
-    return {
-        "edgecolor": edge.color,
-        "linewidth": width,
-        "linestyle": (0, edge.dashes) if edge.dashes else "-",
-        "capstyle": "butt",
-        "path_effects": [rim],
-    }
 
 
 class StreetVisualizer(Visualizer):

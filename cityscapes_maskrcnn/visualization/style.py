@@ -26,6 +26,8 @@ SKY, RED, PURPLE, GREY = "#56B4E9", "#D55E00", "#8C6BB1", "#999999"
 PALETTE: Final = (BLUE, ORANGE, GREEN, PINK, SKY, RED, PURPLE, GREY)
 #: Markers of as many lines, for those who see no colours.
 MARKERS: Final = "osD^vP*X"
+#: What every picture of a generated scene says.
+GENERATED_SCENE: Final = "GENERATED SCENE"
 #: Points: the smallest letters that can be read where a picture is shown at half its size.
 MIN_FONT: Final = 10
 #: Behind notes that lines would cross.
