@@ -117,6 +117,8 @@ class Recipe:
         self._weights = pairs.pop("MODEL.WEIGHTS", None)
         self._opts = _words(pairs)
         self._defaults = _flat_texts(self.build_config("", []))
+        # Reading a config takes a fifth of a second.
+        self._configs: dict[str, CfgNode] = {}
         # Why a dataset cannot be loaded, by name; loading takes up to a second.
         self._problems: dict[str, str] = {}
         # Which images a dataset that can be loaded has, by name.
@@ -352,7 +354,10 @@ class Recipe:
         return {IMAGES_CONTENT: " ".join(self._images[name] for name in datasets)}
 
     def _config(self, name: str) -> CfgNode:
-        return self.build_config(str(self.config_dir / STEPS[name].config), list(self._opts))
+        if name not in self._configs:
+            file = str(self.config_dir / STEPS[name].config)
+            self._configs[name] = self.build_config(file, list(self._opts))
+        return self._configs[name].clone()
 
     def _has(self, name: str) -> bool:
         """Whether a step is done in this chain, or was done before."""
