@@ -307,7 +307,8 @@ def find_config(config_file: str) -> Path:
         raise InputError(problem)
     shipped = _shipped_config(path)
     if not shipped.is_file():
-        raise InputError(f"{problem} in {Path.cwd()}, and no {shipped}")
+        elsewhere = "" if shipped == Path.cwd() / path else f", and no {shipped}"
+        raise InputError(f"{problem} in {Path.cwd()}{elsewhere}")
     return shipped
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,12 @@ from cityscapes_maskrcnn.recipe.performance_table import (
 from cityscapes_maskrcnn.recipe.stage_table import GALLERY_FOLDER, STAGES
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
-from cityscapes_maskrcnn.utils.training_metrics import METRICS_FILE, measured_on, read_curves
+from cityscapes_maskrcnn.utils.training_metrics import (
+    METRICS_FILE,
+    VALIDATION_LOSS,
+    measured_on,
+    read_curves,
+)
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 from cityscapes_maskrcnn.visualization.overfitting import plot_overfitting
 from cityscapes_maskrcnn.visualization.performance_chart import Bar, plot_performance
@@ -82,11 +88,13 @@ def write_recipe_report(output: Path) -> str:
         about=about,
     )
     dataset, num_images = name_images((row.trained_on, row.trained_images) for row in ours)
+    panels = {}
+    for stage, config in configs.items():
+        curves = read_curves(output / stage / METRICS_FILE)
+        validated_on = measured_on(config) if VALIDATION_LOSS in curves else []
+        panels[_panel_title(ours, stage, validated_on)] = curves
     plot_overfitting(
-        {
-            _panel_title(ours, stage, config): read_curves(output / stage / METRICS_FILE)
-            for stage, config in configs.items()
-        },
+        panels,
         output / "overfitting.png",
         replace(
             about,
@@ -127,13 +135,12 @@ def _config(file: Path) -> Any:
     return {}
 
 
-def _panel_title(ours: list[Row], stage: str, config: Any) -> str:
-    """Name a stage, the images that it is trained on, and those of its validation loss."""
+def _panel_title(ours: list[Row], stage: str, validated_on: Sequence[str]) -> str:
+    """Name a stage, the images that it is trained on, and those of its validation loss, if any."""
     trained = [row for row in ours if row.name == STAGES[stage] and row.trained_images]
     texts = [f"{row.trained_images:,} images of {row.trained_on}" for row in trained[:1]]
-    measured = measured_on(config)
-    if measured:
-        texts.append(f"validation: {short_names(measured)}")
+    if validated_on:
+        texts.append(f"validation: {short_names(validated_on)}")
     return "\n".join([STAGES[stage], *(line for text in texts for line in textwrap.wrap(text, 36))])
 
 

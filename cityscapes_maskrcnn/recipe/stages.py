@@ -105,7 +105,9 @@ class Recipe:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.selected) - STEPS.keys())
         if unknown:
-            raise InputError(f"--stages {unknown[0]}: there is no such step, only {list(STEPS)}")
+            raise InputError(
+                f"--stages {unknown[0]}: there is no such step, only {', '.join(STEPS)}"
+            )
         if self.trials < 1:
             raise InputError(f"--trials {self.trials}: at least 1")
         if self.confirm < 0:
@@ -117,7 +119,7 @@ class Recipe:
         self._weights = pairs.pop("MODEL.WEIGHTS", None)
         self._opts = _words(pairs)
         self._defaults = _flat_texts(self.build_config("", []))
-        # Reading a config takes a fifth of a second.
+        # Each is read once, which takes a fifth of a second.
         self._configs: dict[str, CfgNode] = {}
         # Why a dataset cannot be loaded, by name; loading takes up to a second.
         self._problems: dict[str, str] = {}

@@ -134,7 +134,7 @@ def figures(run: RunFolder) -> list[Figure]:
     seconds = [each for each in {row.name: row.seconds for row in run.rows}.values() if each]
     if seconds:
         total = Row(group="", name="", seconds=sum(seconds))
-        stages = f"{counted(len(seconds), 'stage')}, without search and scoring"
+        stages = f"{counted(len(seconds), 'stage')} with their evaluations, without the search"
         found.append(Figure(cell(total, "time"), "of training", stages))
     return found
 

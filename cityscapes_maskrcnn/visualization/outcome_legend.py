@@ -56,7 +56,7 @@ def edge_look(edge: Edge, width: float) -> dict[str, Any]:
 
 
 def legend_height(width: int) -> int:
-    """Pixels of the strip below a picture of :func:`draw_outcomes` that is so wide."""
+    """Pixels of the strip below a picture of :func:`.draw_outcomes` that is so wide."""
     return round(4.2 * _letter_height(width))
 
 

@@ -121,7 +121,7 @@ def _plot(axis: Axes, title: str, training: Curve, validation: Curve, gap: Gap |
     axis.set_xlabel("iteration")
     end = max(*training, *validation, 1) + 1
     # To the right of the end is the gap's label, as wide as "(+1,000 %)".
-    axis.set_xlim(0, 1.55 * end)
+    axis.set_xlim(0, (1.05 if gap is None else 1.55) * end)
     ticks = MaxNLocator(4, integer=True).tick_values(0, end)
     axis.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= end]))
     if gap is None:

@@ -276,7 +276,7 @@ def training_protocol(measured: Sequence[str]) -> str:
         measured: the datasets of its validation loss and scores; empty for none.
     """
     text = "training loss of the batches"
-    return f"{text}, validation and scores on {', '.join(measured)}" if measured else text
+    return f"{text}, evaluated on {', '.join(measured)}" if measured else text
 
 
 def about_runs(runs: Sequence[Run]) -> About:

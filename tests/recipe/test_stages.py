@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from detectron2.config import CfgNode
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.recipe import stage_table
@@ -54,6 +55,23 @@ def options(command: tuple[str, ...]) -> dict[str, str]:
     """The words after the tool's name, in pairs, but for flags without a value."""
     words = [word for word in command[2:] if word not in ("--resume", "--eval-only")]
     return dict(zip(words[0::2], words[1::2], strict=True))
+
+
+def test_configs_are_read_once(tmp_path: Path) -> None:
+    files = []
+
+    def counting(file: str, opts: list[str]) -> CfgNode:
+        files.append(file)
+        return build_config(file, opts)
+
+    whole = recipe(tmp_path)
+    whole.build_config = counting
+    first, second = whole.steps(), whole.steps()
+    # The anchors are fitted with stage 1's.
+    assert len(files) == len(STEPS) == len(set(files)) + 1
+    # No step has changed what the next one reads.
+    assert [step.settings for step in first] == [step.settings for step in second]
+    assert {step.name: step.iterations for step in first}["stage_3"] > 0
 
 
 def test_every_step_hands_on(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_the_headline_is_the_last_scored_stage(page: Page) -> None:
     assert "official mask AP 13.0 % val parts 3-4 of 4, 24 images" in top
     assert "COCO-style AP 18.2 %" in top
     # 4 x 400 s.
-    assert "27 min 4 stages, without search and scoring" in top
+    assert "27 min 4 stages with their evaluations, without the search" in top
 
 
 def test_warnings_in_plain_words(page: Page) -> None:

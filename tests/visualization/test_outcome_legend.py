@@ -4,8 +4,6 @@ from cityscapes_maskrcnn.evaluation.telling_examples import OUTCOMES
 from cityscapes_maskrcnn.visualization.outcome_legend import (
     GROUND_TRUTH_EDGES,
     PREDICTION_EDGES,
-    legend_height,
-    legend_strip,
 )
 
 
@@ -21,9 +19,3 @@ def test_every_outcome_has_an_outline_of_its_own() -> None:
     assert hatched == ["group, not counted"]
     assert len({edge.color for edge in PREDICTION_EDGES.values()}) == len(OUTCOMES)
     assert len({edge.dashes for edge in list(PREDICTION_EDGES.values())[1:]}) == len(OUTCOMES) - 1
-
-
-def test_the_strip_is_as_high_as_reports_cut_off() -> None:
-    for width in (640, 1024, 2048):
-        strip = legend_strip(width, PREDICTION_EDGES, "Prediction", "")
-        assert strip.shape == (legend_height(width), width, 3)

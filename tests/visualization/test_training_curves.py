@@ -209,7 +209,7 @@ def test_a_picture_of_several_runs_names_what_they_are(tmp_path):
             "SEM_SEG_HEAD: {NAME: DeepLabV3}, BACKBONE: {NAME: build_resnet_backbone}}\n"
         )
     runs = find_runs([tmp_path])
-    protocol = "training loss of the batches, validation and scores on some_val"
+    protocol = "training loss of the batches, evaluated on some_val"
     assert str(runs[1].about) == (
         f"some_train · 8 images · Mask R-CNN ResNet-50, {tmp_path}/stage_1 · {protocol}"
     )
