@@ -124,7 +124,7 @@ def test_another_config_is_refused_and_nothing_is_overwritten(
     assert {"stage_2/model_final.pth", "scores/stage_3/scores.json"} <= before.keys()
     words = ["--stages", "stage_2", "MODEL.WEIGHTS", "", *TINY.split(), "SOLVER.BASE_LR", "0.5"]
     error = error_of(train_stages(chain, *words))
-    assert f"{chain / 'stage_2'}: was made with SOLVER.BASE_LR 0.002, now 0.5; choose" in error
+    assert f"{chain / 'stage_2'}: was made with SOLVER.BASE_LR 0.003, now 0.5; choose" in error
     assert fingerprint(chain) == before
 
 
