@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cityscapes_maskrcnn.modeling.detector_names import MMDETECTION_RULES, TORCHVISION_RULES
+from cityscapes_maskrcnn.modeling.detector_names import (
+    MMDETECTION_RULES,
+    TORCHVISION_RULES,
+    Rule,
+)
 from cityscapes_maskrcnn.modeling.weight_files import check_values
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -297,7 +301,7 @@ def canonical_names(state: Mapping[str, Any], source: str) -> dict[str, str]:
     is_convnext = any(name.endswith(".layer_scale") for name in tensors)
     backbone_rules = _CONVNEXT_RULES if is_convnext else _BACKBONE_RULES
     # Some of Detectron2's names of heads are torchvision's of other layers.
-    rules = TORCHVISION_RULES if of_detector else (*_HEAD_RULES, *MMDETECTION_RULES)
+    rules: Sequence[Rule] = TORCHVISION_RULES if of_detector else (*_HEAD_RULES, *MMDETECTION_RULES)
     if is_convnext:
         # Its classifier has some of a DeepLabv3's names.
         rules = ()
@@ -318,7 +322,7 @@ def _prefixes(names: Iterable[str]) -> set[str]:
     return {match[1] for match in map(_FIRST_BLOCK.fullmatch, names) if match}
 
 
-def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
+def _rename(name: str, rules: Iterable[Rule]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

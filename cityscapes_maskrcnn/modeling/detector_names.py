@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 import torch
 
@@ -14,15 +14,22 @@ _FPN: Final = "backbone.fpn"
 _RPN: Final = "proposal_generator.rpn_head"
 _BOX, _MASK = "roi_heads.box_head", "roi_heads.mask_head"
 
+# A pattern, and what replaces it: a text, or a function of the match.
+Rule: TypeAlias = tuple[str, str | Callable[[re.Match[str]], str]]
+
+
+def _renumbered(name: str, first: int, end: str = ".") -> Callable[[re.Match[str]], str]:
+    """Replace a match by ``name``, a number and ``end``: the match's number 0 becomes ``first``."""
+    return lambda match: f"{name}{int(match[1]) + first}{end}"
+
+
 # torchvision's Faster and Mask R-CNN, the first and second version of each, but for the ResNet.
 # Layers are Sequentials of a convolution (0) and BatchNorm (1), whose 0 older files do not name.
-TORCHVISION_RULES: Final = (
-    *(
-        (rf"^backbone\.fpn\.{theirs}\.{i}\.{layer}", f"{_FPN}_{ours}{i + 2}.{part}")
-        for theirs, ours in (("inner_blocks", "lateral"), ("layer_blocks", "output"))
-        for layer, part in ((r"(0\.)?(?!1\.)", ""), (r"1\.", "norm."))
-        for i in range(4)
-    ),
+TORCHVISION_RULES: Final[Sequence[Rule]] = (
+    (r"^backbone\.fpn\.inner_blocks\.([0-3])\.(0\.)?(?!1\.)", _renumbered(f"{_FPN}_lateral", 2)),
+    (r"^backbone\.fpn\.inner_blocks\.([0-3])\.1\.", _renumbered(f"{_FPN}_lateral", 2, ".norm.")),
+    (r"^backbone\.fpn\.layer_blocks\.([0-3])\.(0\.)?(?!1\.)", _renumbered(f"{_FPN}_output", 2)),
+    (r"^backbone\.fpn\.layer_blocks\.([0-3])\.1\.", _renumbered(f"{_FPN}_output", 2, ".norm.")),
     # Only one convolution: Detectron2 numbers several.
     (r"^rpn\.head\.conv\.(\d)\.0\.", rf"{_RPN}.conv.conv\1."),
     (r"^rpn\.head\.conv\.", f"{_RPN}.conv."),
@@ -30,30 +37,30 @@ TORCHVISION_RULES: Final = (
     (r"^rpn\.head\.bbox_pred\.", f"{_RPN}.anchor_deltas."),
     (r"^roi_heads\.box_head\.fc6\.", f"{_BOX}.fc1."),
     (r"^roi_heads\.box_head\.fc7\.", f"{_BOX}.fc2."),
-    *((rf"^roi_heads\.box_head\.{i}\.0\.", f"{_BOX}.conv{i + 1}.") for i in range(4)),
-    *((rf"^roi_heads\.box_head\.{i}\.1\.", f"{_BOX}.conv{i + 1}.norm.") for i in range(4)),
+    (r"^roi_heads\.box_head\.([0-3])\.0\.", _renumbered(f"{_BOX}.conv", 1)),
+    (r"^roi_heads\.box_head\.([0-3])\.1\.", _renumbered(f"{_BOX}.conv", 1, ".norm.")),
     # Number 4 flattens.
     (r"^roi_heads\.box_head\.5\.", f"{_BOX}.fc1."),
-    *((rf"^roi_heads\.mask_head\.{i}\.0\.", f"{_MASK}.mask_fcn{i + 1}.") for i in range(4)),
-    *((rf"^roi_heads\.mask_head\.{i}\.1\.", f"{_MASK}.mask_fcn{i + 1}.norm.") for i in range(4)),
+    (r"^roi_heads\.mask_head\.([0-3])\.0\.", _renumbered(f"{_MASK}.mask_fcn", 1)),
+    (r"^roi_heads\.mask_head\.([0-3])\.1\.", _renumbered(f"{_MASK}.mask_fcn", 1, ".norm.")),
     (r"^roi_heads\.mask_predictor\.conv5_mask\.", f"{_MASK}.deconv."),
     (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", f"{_MASK}.predictor."),
 )
 # MMDetection 2 and 3; a convolution with normalisation is .conv and .bn (or .gn) there.
-MMDETECTION_RULES: Final = (
+MMDETECTION_RULES: Final[Sequence[Rule]] = (
     (r"^((?:neck|rpn_head|roi_head)\..+)\.conv\.(?=weight|bias)", r"\1."),
     (r"^((?:neck|rpn_head|roi_head)\..+)\.(?:bn|gn)\.", r"\1.norm."),
-    *((rf"^neck\.lateral_convs\.{i}\.", f"{_FPN}_lateral{i + 2}.") for i in range(4)),
-    *((rf"^neck\.fpn_convs\.{i}\.", f"{_FPN}_output{i + 2}.") for i in range(4)),
+    (r"^neck\.lateral_convs\.([0-3])\.", _renumbered(f"{_FPN}_lateral", 2)),
+    (r"^neck\.fpn_convs\.([0-3])\.", _renumbered(f"{_FPN}_output", 2)),
     (r"^rpn_head\.rpn_conv\.(\d)\.", rf"{_RPN}.conv.conv\1."),
     (r"^rpn_head\.rpn_conv\.", f"{_RPN}.conv."),
     (r"^rpn_head\.rpn_cls\.", f"{_RPN}.objectness_logits."),
     (r"^rpn_head\.rpn_reg\.", f"{_RPN}.anchor_deltas."),
-    *((rf"^roi_head\.bbox_head\.shared_convs\.{i}\.", f"{_BOX}.conv{i + 1}.") for i in range(4)),
-    *((rf"^roi_head\.bbox_head\.shared_fcs\.{i}\.", f"{_BOX}.fc{i + 1}.") for i in range(2)),
+    (r"^roi_head\.bbox_head\.shared_convs\.([0-3])\.", _renumbered(f"{_BOX}.conv", 1)),
+    (r"^roi_head\.bbox_head\.shared_fcs\.([01])\.", _renumbered(f"{_BOX}.fc", 1)),
     (r"^roi_head\.bbox_head\.fc_cls\.", "roi_heads.box_predictor.cls_score."),
     (r"^roi_head\.bbox_head\.fc_reg\.", "roi_heads.box_predictor.bbox_pred."),
-    *((rf"^roi_head\.mask_head\.convs\.{i}\.", f"{_MASK}.mask_fcn{i + 1}.") for i in range(4)),
+    (r"^roi_head\.mask_head\.convs\.([0-3])\.", _renumbered(f"{_MASK}.mask_fcn", 1)),
     (r"^roi_head\.mask_head\.upsample\.", f"{_MASK}.deconv."),
     (r"^roi_head\.mask_head\.conv_logits\.", f"{_MASK}.predictor."),
 )
