@@ -101,7 +101,7 @@ class Size:
     counted: int
 
 
-FULL: Final = Size(train=240, val=160, start=200, iterations=300, seeds=(1, 2, 3), counted=8)
+FULL: Final = Size(train=240, val=160, start=200, iterations=250, seeds=(1, 2, 3), counted=8)
 SMALL: Final = Size(train=8, val=8, start=4, iterations=12, seeds=(1, 2), counted=1)
 
 
