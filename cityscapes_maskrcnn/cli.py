@@ -301,8 +301,8 @@ def find_config(config_file: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise InputError(f"--config-file {config_file}: is a folder")
-    problem = f"--config-file {config_file}: no such file"
+        raise InputError(f"config file {config_file}: is a folder")
+    problem = f"config file {config_file}: no such file"
     if path.is_absolute() or ".." in path.parts:
         raise InputError(problem)
     shipped = _shipped_config(path)

@@ -86,7 +86,17 @@ def test_a_missing_config_says_where_it_was_looked_for(files: Path, name: str, p
     with pytest.raises(InputError) as caught:
         build_config(name, [])
     places = places.format(here=files, configs=Path(STAGE_1).parent)
-    assert str(caught.value) == f"--config-file {name}: {places}"
+    assert str(caught.value) == f"config file {name}: {places}"
+
+
+def test_a_missing_config_is_looked_for_once_where_both_places_are_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    project = Path(STAGE_1).parents[1]
+    monkeypatch.chdir(project)
+    with pytest.raises(InputError) as caught:
+        build_config("configs/gone.yaml", [])
+    assert str(caught.value) == f"config file configs/gone.yaml: no such file in {project}"
 
 
 @pytest.mark.usefixtures("files")
@@ -327,8 +337,3 @@ def test_several_processes_leave_the_caller_as_it_was(tmp_path: Path) -> None:
 
 def refuse(_args: object) -> None:
     raise InputError("refused")
-
-
-def test_a_folder_is_no_config(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"--config-file {tmp_path}: is a folder"):
-        build_config(str(tmp_path), [])
