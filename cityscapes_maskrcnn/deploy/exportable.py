@@ -59,6 +59,7 @@ class ExportableMaskRCNN(nn.Module):
         self.backbone = model.backbone
         self.proposal_generator = model.proposal_generator
         self.roi_heads = model.roi_heads
+        self.roi_heads.mask_head = _MaskHead(model.roi_heads.mask_head)
         self.register_buffer("pixel_mean", model.pixel_mean[None])
         self.register_buffer("pixel_std", model.pixel_std[None])
 
@@ -153,13 +154,52 @@ class ExportableMaskRCNN(nn.Module):
         heads = self.roi_heads
         maps = [features[name] for name in heads.mask_in_features]
         pooled = _pool(heads.mask_pooler, maps, boxes, image_indices)
-        # Layer by layer, as the file's readers know it and quantization names it.
-        logits = MaskRCNNConvUpsampleHead.layers(heads.mask_head, pooled)
-        num_classes = logits.shape[1]
-        if num_classes == 1:
-            return logits[:, 0].sigmoid()
-        rows = torch.arange(boxes.shape[0], device=boxes.device) * num_classes + classes
-        return logits.flatten(0, 1).index_select(0, rows).sigmoid()
+        logits: Tensor = heads.mask_head(pooled, classes)
+        return logits.sigmoid()
+
+
+class _MaskHead(nn.Module):
+    """``MaskRCNNConvUpsampleHead`` whose only layers are convolutions, all at half the size.
+
+    The transposed convolution has a 2x2 kernel and a stride of 2, and the predictor a 1x1 kernel: a
+    cell alone determines the logits of four pixels. So both are 1x1 convolutions with four times
+    the channels, and only logits are moved to where the pixels are. The result differs by rounding.
+    ONNX Runtime computes this faster, and has no transposed convolution in int8.
+
+    Args:
+        head: of a model that does not need it any more.
+    """
+
+    def __init__(self, head: MaskRCNNConvUpsampleHead) -> None:
+        super().__init__()
+        *convs, deconv, relu, predictor = head
+        channels, upsampled = deconv.weight.shape[:2]
+        self.num_classes = predictor.out_channels
+        self.convs = nn.Sequential(*convs)
+        self.deconv = nn.Conv2d(channels, 4 * upsampled, kernel_size=1)
+        # From (C, D, 2, 2), the layout of a transposed convolution.
+        self.deconv.weight = _fixed(deconv.weight.permute(2, 3, 1, 0).reshape(-1, channels, 1, 1))
+        self.deconv.bias = _fixed(deconv.bias.repeat(4))
+        self.relu = relu
+        self.predictor = nn.Conv2d(4 * upsampled, 4 * self.num_classes, kernel_size=1, groups=4)
+        self.predictor.weight = _fixed(predictor.weight.repeat(4, 1, 1, 1))
+        self.predictor.bias = _fixed(predictor.bias.repeat(4))
+
+    def forward(self, pooled: Tensor, classes: Tensor) -> Tensor:
+        """Compute the logits (M, 2S, 2S) of classes (M,) from pooled features (M, C, S, S)."""
+        logits = self.predictor(self.relu(self.deconv(self.convs(pooled))))
+        number, size = classes.shape[0], pooled.shape[-1]
+        pixels = torch.arange(4 * number, device=pooled.device).reshape(number, 4)
+        rows = pixels * self.num_classes
+        if self.num_classes > 1:
+            rows = rows + classes[:, None]
+        chosen = logits.reshape(-1, size, size).index_select(0, rows.flatten())
+        chosen = chosen.reshape(number, 2, 2, size, size)
+        return chosen.permute(0, 3, 1, 4, 2).reshape(number, 2 * size, 2 * size)
+
+
+def _fixed(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.contiguous(), requires_grad=False)
 
 
 def plain_config(cfg: CfgNode) -> CfgNode:
@@ -318,8 +358,12 @@ def _pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor, image_indices: T
     sizes = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     levels = pooler.canonical_level + torch.log2(sizes / pooler.canonical_box_size + 1e-8)
     levels = levels.floor().clamp(min=pooler.min_level, max=pooler.max_level) - pooler.min_level
-    pooled = maps[0].new_zeros(boxes.shape[0], maps[0].shape[1], *pooler.output_size)
+    of_levels, pooled = [], []
     for level, (features, level_pooler) in enumerate(zip(maps, pooler.level_poolers, strict=True)):
         (indices,) = (levels == level).nonzero().unbind(dim=1)
-        pooled = pooled.index_put((indices,), level_pooler(features, regions[indices]))
-    return pooled
+        of_levels.append(indices)
+        pooled.append(level_pooler(features, regions[indices]))
+    order = torch.cat(of_levels)
+    positions = torch.arange(order.shape[0], device=order.device)
+    places = torch.zeros_like(image_indices).index_put((order,), positions)
+    return torch.cat(pooled).index_select(0, places)

@@ -1,18 +1,20 @@
-"""Models whose heads compute what no exported file does."""
+"""Mask heads as exported files compute them, and models whose heads no exported file computes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
+import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import RotatedAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransformLinear, Box2BoxTransformRotated
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, MaskRCNNConvUpsampleHead
 
-from cityscapes_maskrcnn.deploy.exportable import check_exportable
+from cityscapes_maskrcnn.deploy.exportable import _MaskHead, check_exportable
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -82,3 +84,30 @@ def test_what_cannot_be_exported_is_one_line(
     with pytest.raises(InputError) as error:
         check_exportable(model)
     assert str(error.value).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "conv_dims", "number"),
+    [(8, [16, 12], 5), (8, [12], 5), (1, [12, 12], 5), (8, [16, 12], 0)],
+)
+def test_masks_are_those_of_the_transposed_convolution(
+    num_classes: int, conv_dims: list[int], number: int
+) -> None:
+    torch.manual_seed(0)
+    # The last of conv_dims is of the transposed convolution.
+    head = MaskRCNNConvUpsampleHead(
+        ShapeSpec(channels=6),
+        num_classes=num_classes,
+        conv_dims=conv_dims,
+    ).eval()
+    # Detectron2 starts them from 0 and from 0.001.
+    for name, parameter in head.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.3 if name.endswith("weight") else 1.0)
+    pooled = torch.randn(number, 6, 7, 7)
+    classes = torch.randint(0, 8, (number,))
+    with torch.no_grad():
+        logits = head.layers(pooled)
+        expected = logits[torch.arange(number), classes if num_classes > 1 else 0]
+        found = _MaskHead(head)(pooled, classes)
+    assert found.shape == (number, 14, 14)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
