@@ -21,7 +21,7 @@ from cityscapes_maskrcnn.utils.files import atomic_write, read_file, read_json
 #: weights, which become float when they are used. fp16: float16 weights and activations.
 FORMS: Final = ("int8", "weights", "fp16")
 
-_LAYERS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_LAYERS: Final = ("Conv", "Gemm", "MatMul")
 # Their weights have these names; the first that fits counts.
 _GROUPS: Final = {
     "backbone.bottom_up.": "backbone",
@@ -123,14 +123,16 @@ class QuantizableModel:
             with atomic_write(source) as file:
                 file.write(self._model.SerializeToString())
         ranges = target.with_name("ranges.json")
+        # The range of what a ReLU returns starts at 0, so that rounding to it computes the ReLU.
+        relus = [node.name for node in self._model.graph.node if node.op_type == "Relu"]
         # With all arguments but the nodes the same, so are the tensors that are calibrated.
         quantize_static(
             source,
             target,
             _CalibrationImages(self._predictor, images),
             per_channel=True,
-            op_types_to_quantize=list(_LAYERS),
-            nodes_to_quantize=nodes,
+            op_types_to_quantize=[*_LAYERS, "Relu"],
+            nodes_to_quantize=[*nodes, *relus],
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             # Seven bits of weights: processors without VNNI add two products in 16 bits, where
@@ -146,6 +148,12 @@ class QuantizableModel:
                 f"the model finds nothing in the {len(images)} calibration images, so its mask head"
                 " cannot be calibrated; use other images, or more with --num-images"
             )
+        model = type(self._model).FromString(read_file(target))
+        # Shapes of tensors, which ONNX Runtime infers when it loads the file.
+        del model.graph.value_info[:]
+        _drop_zero_points(model)
+        with atomic_write(target) as file:
+            file.write(model.SerializeToString())
 
     def _int8_weights(self, nodes: Collection[str]) -> bytes:
         from onnx import helper, numpy_helper
@@ -248,10 +256,22 @@ def _resolve_copies(model: Any) -> None:
     add_pre_process_metadata(model)
 
 
+def _drop_zero_points(model: Any) -> None:
+    """Remove the zero points of biases, one per channel, which are 0, the default."""
+    from onnx import TensorProto
+
+    biases = {each.name for each in model.graph.initializer if each.data_type == TensorProto.INT32}
+    dropped = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in biases:
+            dropped.add(node.input.pop())
+    kept = [each for each in model.graph.initializer if each.name not in dropped]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
 def _output_axis(node: Any, num_axes: int) -> int:
     """Find the axis of a layer's weights that is its output channels."""
-    if node.op_type == "ConvTranspose":
-        return 1
     if node.op_type == "Gemm":
         return 0 if any(each.name == "transB" and each.i for each in node.attribute) else 1
     return num_axes - 1 if node.op_type == "MatMul" else 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -131,11 +133,29 @@ def test_groups_are_all_layers(model: QuantizableModel, exported: Path) -> None:
         "/box_predictor/bbox_pred/Gemm",
     ]
     layers = [
-        node.name
-        for node in onnx.load(exported).graph.node
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm")
+        node.name for node in onnx.load(exported).graph.node if node.op_type in ("Conv", "Gemm")
     ]
     assert sorted(name for names in model.groups.values() for name in names) == sorted(layers)
+
+
+def test_all_layers_compute_in_int8(
+    model: QuantizableModel, exported: Path, images: list[Path], tmp_path: Path
+) -> None:
+    """Where ONNX Runtime cannot merge a layer with the nodes around it, it computes in float."""
+    path = tmp_path / "model.onnx"
+    model.write(path, form="int8", float_groups=[], images=images)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    counts = [
+        Counter(node.op_type for node in onnx.load(file).graph.node)
+        for file in (exported, tmp_path / "optimized.onnx")
+    ]
+    assert counts[0]["Relu"] > 0
+    assert counts[1]["QLinearConv"] == counts[0]["Conv"] > 50
+    assert counts[1]["QGemm"] == counts[0]["Gemm"] == 4
+    floats = {"Conv", "ConvTranspose", "Gemm", "FusedConv", "FusedGemm", "Relu"}
+    assert not counts[1].keys() & floats
 
 
 def test_rounding() -> None:
