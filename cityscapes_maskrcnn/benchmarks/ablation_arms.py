@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 STOCK: Final = "Detectron2's config"
@@ -96,7 +96,7 @@ class Arm:
 
     Attributes:
         name: as in the table.
-        group: of the arms of one group, only the best is put together with others; empty: no group.
+        group: of ways to score: only the best of a group is put together with others.
         stages: trained one after the other.
         opts: values by config key, of every stage.
         of_demo: keys that a config of Detectron2's takes from the demo's stage 1, besides SCALE.
@@ -173,10 +173,9 @@ PIECES: Final = (
         group="detections",
         inference={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (160,)},
     ),
-    Arm(name="PointRend", group="masks", opts=_POINT_REND),
+    Arm(name="PointRend", opts=_POINT_REND),
     Arm(
         name="copy-paste",
-        group="masks",  # PointRend's are bitmasks, and copy-paste cuts along polygons
         opts={
             "INPUT.COPY_PASTE.PROB": 0.5,
             "INPUT.COPY_PASTE.PREFER_RARE": True,
@@ -207,22 +206,22 @@ PIECES: Final = (
 
 
 def combined(pieces: Sequence[Arm]) -> Arm:
-    """Put pieces together in one arm: a variant, unless several of them train.
+    """Put pieces together in one arm, which trains nothing: the model of one, scored in all ways.
 
     Raises:
-        ValueError: a piece has stages of its own, or two score different weights.
+        ValueError: several of them train, or two score different weights.
     """
-    if any(piece.stages != _STAGES for piece in pieces):
-        raise ValueError("pieces with stages of their own cannot be put together")
+    trained = [piece for piece in pieces if not piece.of]
+    if len(trained) > 1:
+        raise ValueError(f"both {trained[0].name} and {trained[1].name} train a model")
     weights = sorted({piece.weights for piece in pieces} - {Arm.weights})
     if len(weights) > 1:
         raise ValueError(f"no model has the weights of both {weights[0]} and {weights[1]}")
-    trained = [piece.name for piece in pieces if not piece.of]
-    scored = trained[0] if trained else STAGED
-    return Arm(
+    base = trained[0] if trained else BASE
+    return replace(
+        base,
         name=" + ".join(piece.name for piece in pieces),
-        opts={key: value for piece in pieces for key, value in piece.opts.items()},
         inference={key: value for piece in pieces for key, value in piece.inference.items()},
         weights=weights[0] if weights else Arm.weights,
-        of=scored if len(trained) <= 1 else "",
+        of=base.name,
     )

@@ -101,7 +101,7 @@ class Size:
     counted: int
 
 
-FULL: Final = Size(train=240, val=160, start=200, iterations=250, seeds=(1, 2, 3), counted=8)
+FULL: Final = Size(train=240, val=144, start=200, iterations=220, seeds=(1, 2, 3), counted=8)
 SMALL: Final = Size(train=8, val=8, start=4, iterations=12, seeds=(1, 2), counted=1)
 
 
@@ -148,6 +148,8 @@ def benchmark_recipe(
         report=report,
     )
     ablation.claim()
+    with _quiet():
+        ablation.prepare()
     with _quiet(), helpers(workers, _help, {"ablation": replace(ablation, report=_say_nothing)}):
         ablation.run()
     rows = summarise(ablation.reported(), base=STAGED)
@@ -267,8 +269,8 @@ class Ablation:
             f"{sum(times) / 60:.1f} min{rest}"
         )
 
-    def run(self) -> None:
-        """Do what is missing, together with other processes that work in the folder."""
+    def prepare(self) -> None:
+        """Generate the scenes and train what all arms start from, where that is missing."""
         with file_lock(self.folder / "start.lock"):
             generate_dataset(
                 self.folder / "datasets",
@@ -278,6 +280,9 @@ class Ablation:
                 seed=SCENES,
             )
             self._train_start()
+
+    def run(self) -> None:
+        """Do what is missing, together with other processes that work in the folder."""
         self._run_all([*MAIN, *self.pieces])
         self._run_all(self._together())
 
@@ -449,7 +454,11 @@ class Ablation:
         return found
 
     def best_pieces(self) -> list[Arm]:
-        """Choose the pieces that pay on val parts 1 and 2, of each group the best one."""
+        """Choose among the pieces that pay on val parts 1 and 2.
+
+        Returns:
+            Of those that train, and of each group of ways to score, the best one; by falling gain.
+        """
         gains = {
             row.name: row.gain
             for row in summarise(self._scores("choice", self._names()), base=STAGED)
@@ -457,11 +466,10 @@ class Ablation:
         }
         paying = [piece for piece in self.pieces if piece.name in gains and piece.name != STRONGEST]
         paying.sort(key=lambda piece: gains[piece.name], reverse=True)
-        best: list[Arm] = []
+        best: dict[str, Arm] = {}
         for piece in paying:
-            if not piece.group or piece.group not in [other.group for other in best]:
-                best.append(piece)
-        return best
+            best.setdefault(piece.group if piece.of else "training", piece)
+        return list(best.values())
 
 
 def _total(steps: Sequence[int], iterations: Sequence[int]) -> int:

@@ -20,7 +20,6 @@ from cityscapes_maskrcnn.benchmarks.ablation_arms import (
     STAGED,
     STRONGEST,
     Arm,
-    Stage,
     combined,
 )
 from cityscapes_maskrcnn.benchmarks.ablation_workers import helpers
@@ -39,6 +38,9 @@ DEMO = str(Path(__file__).parents[2] / "configs" / "demo")
 
 
 ARMS = (*MAIN, *PIECES)
+
+
+PIECE = {piece.name: piece for piece in PIECES}
 
 
 def ablation_in(folder: Path, size: Size = SMALL, pieces: tuple[Arm, ...] = PIECES) -> Ablation:
@@ -104,7 +106,7 @@ def test_a_folder_is_for_one_kind_of_results(tmp_path: Path) -> None:
     assert len(set(arms.values())) == len(arms)
     with pytest.raises(InputError, match=r"are of other settings \(val, iterations\): choose"):
         ablation_in(tmp_path, replace(SMALL, val=12, iterations=13)).claim()
-    jitter = next(piece for piece in PIECES if piece.name == "colour jitter")
+    jitter = PIECE["colour jitter"]
     other = replace(jitter, opts={**jitter.opts, "INPUT.COLOR_JITTER.CONTRAST": 0.3})
     with pytest.raises(InputError, match=r"other settings \(colour jitter\): choose another --out"):
         ablation_in(tmp_path, pieces=(other,)).claim()
@@ -135,12 +137,11 @@ def test_helpers_do_the_same_work(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_put_together() -> None:
-    own = Arm(name="own", stages=(Stage("stage_1_heads.yaml", 1),))
-    with pytest.raises(ValueError, match="pieces with stages of their own"):
-        combined([own, PIECES[1]])
+    with pytest.raises(ValueError, match="both PointRend and copy-paste train a model"):
+        combined([PIECE["PointRend"], PIECE["copy-paste"]])
     average = Arm(name="average", of=STAGED, weights=AVERAGE)
     with pytest.raises(ValueError, match=r"the weights of both average\.pth and model_final_ema"):
-        combined([PIECES[1], average])
+        combined([PIECE["EMA"], average])
 
 
 def test_loggers_are_as_before() -> None:
@@ -183,15 +184,16 @@ def test_best_of_each_group_is_chosen_where_it_pays(tmp_path: Path) -> None:
             content = {"choice": {"AP": 4.0 + seed + gain}, "report": {"AP": 9.0 - gain}}
             file.write_text(json.dumps(content))
     best = ablation.best_pieces()
-    assert [piece.name for piece in best] == ["PointRend", "colour jitter", "checkpoint average"]
+    # Of those that train only one is chosen, so that nothing is trained for it.
+    assert [piece.name for piece in best] == ["PointRend", "checkpoint average"]
     paying = combined(best)
-    assert paying.name == "PointRend + colour jitter + checkpoint average"
+    assert paying.name == "PointRend + checkpoint average"
     assert paying.opts["MODEL.ROI_MASK_HEAD.NAME"] == "PointRendMaskHead"
-    assert paying.opts["INPUT.COLOR_JITTER.CONTRAST"] == 0.4
-    assert (paying.inference, paying.weights, paying.of) == ({}, "average.pth", "")
-    assert combined(best[2:]).of == STAGED
-    # Its training is there already.
-    assert combined([best[0], best[2]]).of == "PointRend"
+    assert (paying.inference, paying.weights, paying.of) == ({}, "average.pth", "PointRend")
+    flipped = PIECE["TTA, flip"]
+    ways = combined([best[1], flipped])
+    assert (ways.opts, ways.weights, ways.of) == ({}, "average.pth", STAGED)
+    assert ways.inference == flipped.inference
 
 
 def test_sizes() -> None:
