@@ -149,9 +149,7 @@ class QuantizableModel:
                 " cannot be calibrated; use other images, or more with --num-images"
             )
         model = type(self._model).FromString(read_file(target))
-        # Shapes of tensors, which ONNX Runtime infers when it loads the file.
-        del model.graph.value_info[:]
-        _drop_zero_points(model)
+        _drop_defaults(model)
         with atomic_write(target) as file:
             file.write(model.SerializeToString())
 
@@ -256,10 +254,11 @@ def _resolve_copies(model: Any) -> None:
     add_pre_process_metadata(model)
 
 
-def _drop_zero_points(model: Any) -> None:
-    """Remove the zero points of biases, one per channel, which are 0, the default."""
+def _drop_defaults(model: Any) -> None:
+    """Remove what readers know: shapes of tensors, and zero points of biases, which are 0."""
     from onnx import TensorProto
 
+    del model.graph.value_info[:]
     biases = {each.name for each in model.graph.initializer if each.data_type == TensorProto.INT32}
     dropped = set()
     for node in model.graph.node:
