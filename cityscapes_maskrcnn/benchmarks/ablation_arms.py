@@ -96,7 +96,7 @@ class Arm:
 
     Attributes:
         name: as in the table.
-        group: of ways to score: only the best of a group is put together with others.
+        group: of arms with ``of``: only the best of a group is combined with others.
         stages: trained one after the other.
         opts: values by config key, of every stage.
         of_demo: keys that a config of Detectron2's takes from the demo's stage 1, besides SCALE.
@@ -206,7 +206,7 @@ PIECES: Final = (
 
 
 def combined(pieces: Sequence[Arm]) -> Arm:
-    """Put pieces together in one arm, which trains nothing: the model of one, scored in all ways.
+    """Combine pieces in a variant of the one that trains, or else of the staged recipe.
 
     Raises:
         ValueError: several of them train, or two score different weights.

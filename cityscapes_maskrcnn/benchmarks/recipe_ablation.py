@@ -148,6 +148,7 @@ def benchmark_recipe(
         report=report,
     )
     ablation.claim()
+    # Before the helpers share the cores.
     with _quiet():
         ablation.prepare()
     with _quiet(), helpers(workers, _help, {"ablation": replace(ablation, report=_say_nothing)}):
@@ -468,7 +469,7 @@ class Ablation:
         paying.sort(key=lambda piece: gains[piece.name], reverse=True)
         best: dict[str, Arm] = {}
         for piece in paying:
-            best.setdefault(piece.group if piece.of else "training", piece)
+            best.setdefault((piece.group or piece.name) if piece.of else "", piece)
         return list(best.values())
 
 

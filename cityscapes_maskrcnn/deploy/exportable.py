@@ -159,15 +159,16 @@ class ExportableMaskRCNN(nn.Module):
 
 
 class _MaskHead(nn.Module):
-    """``MaskRCNNConvUpsampleHead`` whose only layers are convolutions, all at half the size.
+    """``MaskRCNNConvUpsampleHead`` with convolutions only, at the size of its input.
 
     The transposed convolution has a 2x2 kernel and a stride of 2, and the predictor a 1x1 kernel: a
-    cell alone determines the logits of four pixels. So both are 1x1 convolutions with four times
-    the channels, and only logits are moved to where the pixels are. The result differs by rounding.
-    ONNX Runtime computes this faster, and has no transposed convolution in int8.
+    cell of the features alone determines the logits of four pixels. So both are 1x1 convolutions
+    with four times the channels, and only logits are moved to where the pixels are. The result
+    differs by rounding.
+    ONNX Runtime computes this faster on CPUs, and has no transposed convolution in int8.
 
     Args:
-        head: of a model that does not need it any more.
+        head: in evaluation mode; its convolutions are shared, not copied.
     """
 
     def __init__(self, head: MaskRCNNConvUpsampleHead) -> None:
@@ -176,18 +177,24 @@ class _MaskHead(nn.Module):
         channels, upsampled = deconv.weight.shape[:2]
         self.num_classes = predictor.out_channels
         self.convs = nn.Sequential(*convs)
-        self.deconv = nn.Conv2d(channels, 4 * upsampled, kernel_size=1)
+        self.upsample = nn.Conv2d(channels, 4 * upsampled, kernel_size=1, device="meta")
         # From (C, D, 2, 2), the layout of a transposed convolution.
-        self.deconv.weight = _fixed(deconv.weight.permute(2, 3, 1, 0).reshape(-1, channels, 1, 1))
-        self.deconv.bias = _fixed(deconv.bias.repeat(4))
+        self.upsample.weight = _fixed(deconv.weight.permute(2, 3, 1, 0).reshape(-1, channels, 1, 1))
+        self.upsample.bias = _fixed(deconv.bias.repeat(4))
         self.relu = relu
-        self.predictor = nn.Conv2d(4 * upsampled, 4 * self.num_classes, kernel_size=1, groups=4)
+        self.predictor = nn.Conv2d(
+            4 * upsampled,
+            4 * self.num_classes,
+            kernel_size=1,
+            groups=4,
+            device="meta",
+        )
         self.predictor.weight = _fixed(predictor.weight.repeat(4, 1, 1, 1))
         self.predictor.bias = _fixed(predictor.bias.repeat(4))
 
     def forward(self, pooled: Tensor, classes: Tensor) -> Tensor:
         """Compute the logits (M, 2S, 2S) of classes (M,) from pooled features (M, C, S, S)."""
-        logits = self.predictor(self.relu(self.deconv(self.convs(pooled))))
+        logits = self.predictor(self.relu(self.upsample(self.convs(pooled))))
         number, size = classes.shape[0], pooled.shape[-1]
         pixels = torch.arange(4 * number, device=pooled.device).reshape(number, 4)
         rows = pixels * self.num_classes
@@ -349,7 +356,7 @@ class _ListsNMS(torch.autograd.Function):
 
 
 def _pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor, image_indices: Tensor) -> Tensor:
-    """Pool boxes (R, 4) of images (R,), each from its level; (R, C, S, S)."""
+    """Pool finite boxes (R, 4) of images (R,), each from its level; (R, C, S, S)."""
     regions = torch.cat([image_indices[:, None].to(boxes.dtype), boxes], dim=1)
     if len(maps) == 1:
         only: Tensor = pooler.level_poolers[0](maps[0], regions)
@@ -364,6 +371,7 @@ def _pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor, image_indices: T
         of_levels.append(indices)
         pooled.append(level_pooler(features, regions[indices]))
     order = torch.cat(of_levels)
+    # Back from the order of levels to that of the boxes.
     positions = torch.arange(order.shape[0], device=order.device)
     places = torch.zeros_like(image_indices).index_put((order,), positions)
     return torch.cat(pooled).index_select(0, places)

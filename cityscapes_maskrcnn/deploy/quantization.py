@@ -263,7 +263,8 @@ def _drop_defaults(model: Any) -> None:
     dropped = set()
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in biases:
-            dropped.add(node.input.pop())
+            dropped.update(node.input[2:])
+            del node.input[2:]
     kept = [each for each in model.graph.initializer if each.name not in dropped]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

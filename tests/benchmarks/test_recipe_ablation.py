@@ -35,12 +35,8 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo")
-
-
 ARMS = (*MAIN, *PIECES)
-
-
-PIECE = {piece.name: piece for piece in PIECES}
+BY_NAME = {piece.name: piece for piece in PIECES}
 
 
 def ablation_in(folder: Path, size: Size = SMALL, pieces: tuple[Arm, ...] = PIECES) -> Ablation:
@@ -106,7 +102,7 @@ def test_a_folder_is_for_one_kind_of_results(tmp_path: Path) -> None:
     assert len(set(arms.values())) == len(arms)
     with pytest.raises(InputError, match=r"are of other settings \(val, iterations\): choose"):
         ablation_in(tmp_path, replace(SMALL, val=12, iterations=13)).claim()
-    jitter = PIECE["colour jitter"]
+    jitter = BY_NAME["colour jitter"]
     other = replace(jitter, opts={**jitter.opts, "INPUT.COLOR_JITTER.CONTRAST": 0.3})
     with pytest.raises(InputError, match=r"other settings \(colour jitter\): choose another --out"):
         ablation_in(tmp_path, pieces=(other,)).claim()
@@ -138,10 +134,10 @@ def test_helpers_do_the_same_work(tmp_path: Path) -> None:
 
 def test_what_cannot_be_put_together() -> None:
     with pytest.raises(ValueError, match="both PointRend and copy-paste train a model"):
-        combined([PIECE["PointRend"], PIECE["copy-paste"]])
+        combined([BY_NAME["PointRend"], BY_NAME["copy-paste"]])
     average = Arm(name="average", of=STAGED, weights=AVERAGE)
     with pytest.raises(ValueError, match=r"the weights of both average\.pth and model_final_ema"):
-        combined([PIECE["EMA"], average])
+        combined([BY_NAME["EMA"], average])
 
 
 def test_loggers_are_as_before() -> None:
@@ -190,7 +186,7 @@ def test_best_of_each_group_is_chosen_where_it_pays(tmp_path: Path) -> None:
     assert paying.name == "PointRend + checkpoint average"
     assert paying.opts["MODEL.ROI_MASK_HEAD.NAME"] == "PointRendMaskHead"
     assert (paying.inference, paying.weights, paying.of) == ({}, "average.pth", "PointRend")
-    flipped = PIECE["TTA, flip"]
+    flipped = BY_NAME["TTA, flip"]
     ways = combined([best[1], flipped])
     assert (ways.opts, ways.weights, ways.of) == ({}, "average.pth", STAGED)
     assert ways.inference == flipped.inference

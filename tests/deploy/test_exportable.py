@@ -100,7 +100,7 @@ def test_masks_are_those_of_the_transposed_convolution(
         num_classes=num_classes,
         conv_dims=conv_dims,
     ).eval()
-    # Detectron2 starts them from 0 and from 0.001.
+    # Detectron2's initial values, 0 and a deviation of 0.001, would hide errors.
     for name, parameter in head.named_parameters():
         torch.nn.init.normal_(parameter, std=0.3 if name.endswith("weight") else 1.0)
     pooled = torch.randn(number, 6, 7, 7)

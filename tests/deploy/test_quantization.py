@@ -151,6 +151,12 @@ def test_all_layers_compute_in_int8(
         Counter(node.op_type for node in onnx.load(file).graph.node)
         for file in (exported, tmp_path / "optimized.onnx")
     ]
+    graph = onnx.load(path).graph
+    assert not graph.value_info
+    biases = {each.name for each in graph.initializer if each.data_type == onnx.TensorProto.INT32}
+    readers = [node for node in graph.node if node.input and node.input[0] in biases]
+    assert len(readers) == counts[0]["Conv"] + counts[0]["Gemm"]
+    assert all(len(node.input) == 2 for node in readers)
     assert counts[0]["Relu"] > 0
     assert counts[1]["QLinearConv"] == counts[0]["Conv"] > 50
     assert counts[1]["QGemm"] == counts[0]["Gemm"] == 4
