@@ -69,8 +69,8 @@ def test_torchscript(config: CfgNode, tmp_path: Path) -> None:
     assert found[4].tolist() == [0] * 10 + [1] * 10 + [2] * 10
 
 
-def test_torch_export(tmp_path: Path) -> None:
-    # To follow a ResNet-50 and five levels takes three times as long.
+def shallow_config(folder: Path, *opts: str) -> CfgNode:
+    """To follow a ResNet-50 and five levels takes ``torch.export`` three times as long."""
     shallow = [
         "MODEL.RESNETS.DEPTH",
         "18",
@@ -83,23 +83,28 @@ def test_torch_export(tmp_path: Path) -> None:
         "MODEL.ANCHOR_GENERATOR.SIZES",
         "[[16],[32]]",
     ]
-    cfg = build_config("configs/stage_1_heads.yaml", [*TINY, *shallow])
-    cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
+    cfg = build_config("configs/stage_1_heads.yaml", [*TINY, *shallow, *opts])
+    cfg.MODEL.WEIGHTS = str(folder / "weights.pth")
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
-    path, check = export_model(cfg, tmp_path, file_format="torch_export")
+    return cfg
+
+
+def test_torch_export(tmp_path: Path) -> None:
+    path, check = export_model(shallow_config(tmp_path), tmp_path, file_format="torch_export")
     assert path == tmp_path / "model.pt2"
     assert check["images"] == 5 and check["detections"] == 50
     assert len({tuple(shape) for shape in check["shapes"]}) == 4
 
 
-def test_images_without_detections(config: CfgNode) -> None:
-    config.defrost()
-    config.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.99
-    network = export.ExportableMaskRCNN(model_of(config))
-    session = onnxruntime.InferenceSession(export._to_onnx(network, 17))
-    boxes, classes, scores, masks, indices = session.run(
-        None, {"images": random_batch(2, 3, 64, 96)}
+@pytest.mark.parametrize("file_format", export.FILES)
+def test_images_without_detections(tmp_path: Path, file_format: str) -> None:
+    """No level has a region for a mask then."""
+    cfg = shallow_config(tmp_path, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.99")
+    network = export.ExportableMaskRCNN(model_of(cfg))
+    data = export._EXPORTERS[file_format](network, 17)
+    boxes, classes, scores, masks, indices = export._OPENERS[file_format](data)(
+        random_batch(2, 3, 66, 96)
     )
     assert boxes.shape == (0, 4) and masks.shape == (0, 28, 28)
     assert classes.shape == scores.shape == indices.shape == (0,)
