@@ -38,22 +38,17 @@ _PLAIN: Final = frozenset(
         "torch.nn.parameter.Parameter",
         "torch.storage.UntypedStorage",
         "torch.serialization._get_layout",
-        *(
-            f"torch._utils._rebuild_{kind}"
-            for kind in (
-                "tensor",
-                "tensor_v2",
-                "tensor_v3",
-                "parameter",
-                "qtensor",
-                "sparse_tensor",
-                "meta_tensor_no_storage",
-            )
-        ),
-        *(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
-        *(str(scheme) for scheme in (torch.per_tensor_affine, torch.per_channel_affine)),
+        "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_tensor_v3",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_qtensor",
+        "torch._utils._rebuild_sparse_tensor",
+        "torch._utils._rebuild_meta_tensor_no_storage",
+        "torch.per_tensor_affine",
+        "torch.per_channel_affine",
     }
-)
+).union(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype))
 _STORAGES: Final = {
     f"{name}Storage": dtype
     for name, dtype in (

@@ -111,8 +111,8 @@ def write_recipe_report(output: Path) -> str:
         ("Gallery", f"{GALLERY_FOLDER}/index.md"),
         ("Anchors", "anchors"),
         ("Search", "search"),
-        *((f"Stage {STAGES[stage]}", stage) for stage in stages),
     ]
+    places += [(f"Stage {STAGES[stage]}", stage) for stage in stages]
     found = [f"{what:<18} {output / name}" for what, name in places if (output / name).exists()]
     return "\n".join([to_terminal(ours), *found])
 

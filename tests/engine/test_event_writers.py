@@ -58,8 +58,11 @@ def test_tensorboard_has_one_run_with_its_hyperparameters(cfg: CfgNode, tmp_path
     # A folder of its own, as SummaryWriter.add_hparams makes, would be another run.
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
-    assert [(each.step, each.value) for each in events.Scalars("segm/AP")] == [(9, 11), (19, 12.5)]
-    assert [each.step for each in events.Tensors("precision_recall/car")] == [9, 19]
+    # Files of one second are read in the order of their numbers as text: 10 before 9.
+    scores = sorted(events.Scalars("segm/AP"), key=lambda each: each.wall_time)
+    assert [(each.step, each.value) for each in scores] == [(9, 11), (19, 12.5)]
+    curves = sorted(events.Tensors("precision_recall/car"), key=lambda each: each.wall_time)
+    assert [each.step for each in curves] == [9, 19]
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
     content = events.PluginTagToContent("hparams")
