@@ -7,7 +7,7 @@ backward, are counted, and a cheaper step (a frozen backbone) gives an arm more 
 scores what an arm has trained in another way, which costs no training.
 
 The scenes are cut in three: all arms train on the same ones, val parts 1 and 2 choose which pieces
-are put together in the end, and the reported scores are of val parts 3 and 4, which choose nothing.
+are combined in the end, and the reported scores are of val parts 3 and 4, which choose nothing.
 Learning rates are those of the configs; the demo's were chosen on its own scenes, of another seed.
 
 Several processes may work in one folder: each trains what nobody else does. What its results hold
@@ -148,11 +148,11 @@ def benchmark_recipe(
         report=report,
     )
     ablation.claim()
-    # Before the helpers share the cores.
     with _quiet():
+        # Before the helpers share the cores.
         ablation.prepare()
-    with _quiet(), helpers(workers, _help, {"ablation": replace(ablation, report=_say_nothing)}):
-        ablation.run()
+        with helpers(workers, _help, {"ablation": replace(ablation, report=_say_nothing)}):
+            ablation.run()
     rows = summarise(ablation.reported(), base=STAGED)
     if json_file is not None:
         write_json(
@@ -285,7 +285,7 @@ class Ablation:
     def run(self) -> None:
         """Do what is missing, together with other processes that work in the folder."""
         self._run_all([*MAIN, *self.pieces])
-        self._run_all(self._together())
+        self._run_all(self._combination())
 
     def _run_all(self, arms: Sequence[Arm]) -> None:
         """Train and score arms with all seeds; what other processes work on, they do.
@@ -351,8 +351,8 @@ class Ablation:
             stage.config, {**scale, **TRAINING, **UNWATCHED, **stage.opts, **arm.opts, **opts}
         )
 
-    def _together(self) -> list[Arm]:
-        """Get the arm of all pieces that pay, if there are several."""
+    def _combination(self) -> list[Arm]:
+        """Get the arm that combines :meth:`best_pieces`, if there are several."""
         best = self.best_pieces()
         return [combined(best)] if len(best) > 1 else []
 
@@ -360,7 +360,7 @@ class Ablation:
         return [arm.name for arm in (*MAIN, *self.pieces)]
 
     def _all_names(self) -> list[str]:
-        return [*self._names(), *[arm.name for arm in self._together()]]
+        return [*self._names(), *[arm.name for arm in self._combination()]]
 
     def _contents(self) -> list[Any]:
         files = [
@@ -469,7 +469,9 @@ class Ablation:
         paying.sort(key=lambda piece: gains[piece.name], reverse=True)
         best: dict[str, Arm] = {}
         for piece in paying:
-            best.setdefault((piece.group or piece.name) if piece.of else "", piece)
+            scored_only = bool(piece.of)
+            # One key for all that train, of which only one model can be scored.
+            best.setdefault((piece.group or piece.name) if scored_only else "", piece)
         return list(best.values())
 
 

@@ -27,7 +27,7 @@ from detectron2.modeling.roi_heads import (
 from torch import Tensor, nn
 
 from cityscapes_maskrcnn.modeling.folding import fold_for_good
-from cityscapes_maskrcnn.modeling.fused_mask_head import FusedMaskHead
+from cityscapes_maskrcnn.modeling.fused_mask_head import FusedMaskHead, weights_of_cells
 from cityscapes_maskrcnn.modeling.roi_heads import BatchedROIHeads
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -168,22 +168,26 @@ class _MaskHead(nn.Module):
     ONNX Runtime computes this faster on CPUs, and has no transposed convolution in int8.
 
     Args:
-        head: in evaluation mode; its convolutions are shared, not copied.
+        head: in evaluation mode. Its first convolutions are shared, the last two layers copied.
     """
 
     def __init__(self, head: MaskRCNNConvUpsampleHead) -> None:
         super().__init__()
         *convs, deconv, relu, predictor = head
-        channels, upsampled = deconv.weight.shape[:2]
         self.num_classes = predictor.out_channels
         self.convs = nn.Sequential(*convs)
-        self.upsample = nn.Conv2d(channels, 4 * upsampled, kernel_size=1, device="meta")
-        # From (C, D, 2, 2), the layout of a transposed convolution.
-        self.upsample.weight = _fixed(deconv.weight.permute(2, 3, 1, 0).reshape(-1, channels, 1, 1))
-        self.upsample.bias = _fixed(deconv.bias.repeat(4))
+        weight, bias = weights_of_cells(deconv)
+        self.upsample = nn.Conv2d(
+            deconv.in_channels,
+            4 * deconv.out_channels,
+            kernel_size=1,
+            device="meta",
+        )
+        self.upsample.weight = _fixed(weight[:, :, None, None])
+        self.upsample.bias = _fixed(bias)
         self.relu = relu
         self.predictor = nn.Conv2d(
-            4 * upsampled,
+            4 * deconv.out_channels,
             4 * self.num_classes,
             kernel_size=1,
             groups=4,

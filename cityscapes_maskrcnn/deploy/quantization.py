@@ -149,7 +149,7 @@ class QuantizableModel:
                 " cannot be calibrated; use other images, or more with --num-images"
             )
         model = type(self._model).FromString(read_file(target))
-        _drop_defaults(model)
+        _drop_redundant(model)
         with atomic_write(target) as file:
             file.write(model.SerializeToString())
 
@@ -254,7 +254,7 @@ def _resolve_copies(model: Any) -> None:
     add_pre_process_metadata(model)
 
 
-def _drop_defaults(model: Any) -> None:
+def _drop_redundant(model: Any) -> None:
     """Remove what readers know: shapes of tensors, and zero points of biases, which are 0."""
     from onnx import TensorProto
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -35,15 +35,27 @@ class FusedMaskHead(MaskRCNNConvUpsampleHead):
             x = conv(x)
         number, channels, height, width = x.shape
         cells = x.permute(0, 2, 3, 1).reshape(-1, channels)
-        upsampled = deconv.weight.shape[1]
-        # From (C, D, 2, 2), the layout of a transposed convolution.
-        weight = deconv.weight.permute(2, 3, 1, 0).reshape(4 * upsampled, channels)
-        features = relu(F.linear(cells, weight, deconv.bias.repeat(4)))
+        features = relu(F.linear(cells, *weights_of_cells(deconv)))
         logits = F.linear(
-            features.view(-1, 4, upsampled),
+            features.view(-1, 4, deconv.out_channels),
             predictor.weight.flatten(1),
             predictor.bias,
         )
         classes = logits.shape[-1]
         logits = logits.view(number, height, width, 2, 2, classes)
         return logits.permute(0, 5, 1, 3, 2, 4).reshape(number, classes, 2 * height, 2 * width)
+
+
+def weights_of_cells(deconv: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+    """Get the matrix product by which an upsampling layer computes four pixels from a cell.
+
+    Args:
+        deconv: from C to D channels, with a 2x2 kernel, a stride of 2 and a bias.
+
+    Returns:
+        Weight (4 * D, C) and bias (4 * D,), of the pixels of a cell row by row.
+    """
+    # From (C, D, 2, 2), the layout of a transposed convolution.
+    weight = deconv.weight.permute(2, 3, 1, 0).reshape(-1, deconv.in_channels)
+    assert deconv.bias is not None
+    return weight, deconv.bias.repeat(4)
