@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
+
+from cityscapes_maskrcnn.modeling.cpu_roi_align import cpu_roi_align
 
 # Of features in half precision no more is held in float32 at a time, and in the backward pass as
 # much of a gradient for each head: half of the finest level of four 1024x2048 images.
@@ -19,9 +22,10 @@ _MOST_BYTES = 2**28
 class BatchedROIPooler(ROIPooler):
     """Detectron2's pooler with one synchronisation and with boxes that stay in float32.
 
-    Results in float32 are equal to those of :class:`ROIPooler`, which finds the boxes of each
-    level by ``nonzero`` and rounds boxes to the type of the features: to 8 pixels at the right
-    border of an image 2048 pixels wide, in bfloat16.
+    Results in float32 are equal to those of :class:`ROIPooler` (on a CPU up to rounding, see
+    :func:`.cpu_roi_align`), which finds the boxes of each level by ``nonzero`` and rounds boxes to
+    the type of the features: to 8 pixels at the right border of an image 2048 pixels wide, in
+    bfloat16.
     """
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
@@ -89,7 +93,9 @@ def pool_regions(
                 memory_format=torch.contiguous_format,
             )
             for parts, pooler, rows in zip(of_heads, poolers, chosen, strict=True):
-                parts.append(pooler.level_poolers[level](exact, rows).to(feature.dtype))
+                parts.append(
+                    _pool_level(pooler.level_poolers[level], exact, rows).to(feature.dtype)
+                )
             del exact  # before the next one is converted
         for levels, parts in zip(pooled, of_heads, strict=True):
             levels.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
@@ -100,6 +106,20 @@ def pool_regions(
             rows = torch.cat([rows, rows.new_zeros(len(order) - len(rows), *rows.shape[1:])])
         results.append(_InOrder.apply(rows, order))
     return results
+
+
+def _pool_level(pooler: nn.Module, feature: Tensor, regions: Tensor) -> Tensor:
+    if not isinstance(pooler, ROIAlign) or feature.device.type != "cpu":
+        pooled: Tensor = pooler(feature, regions)
+        return pooled
+    return cpu_roi_align(
+        feature,
+        regions,
+        output_size=pooler.output_size,
+        spatial_scale=pooler.spatial_scale,
+        sampling_ratio=pooler.sampling_ratio,
+        aligned=pooler.aligned,
+    )
 
 
 def _parts_to_convert(feature: Tensor) -> Sequence[Tensor]:
