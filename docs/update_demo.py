@@ -1,6 +1,6 @@
 """Put the table and a picture of a finished `make demo` into the README.
 
-    python docs/update_demo.py output/demo lindau_000027_000019
+    python docs/update_demo.py output/demo frankfurt_000026_000019
 
 The picture shows the image of that name, one of those that the demo draws; choose one where the
 model does well, and say in the README what it missed.

@@ -58,7 +58,7 @@ class _CpuROIAlign(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, rois: Tensor, *settings: Any) -> Tensor:
         ctx.save_for_backward(rois)
         ctx.shape, ctx.settings = features.shape, settings
-        matrix = sampling_matrix(_numbers(rois, features), features.shape, *settings)
+        matrix = sampling_matrix(_array_of(rois, features), features.shape, *settings)
         bins = matrix.multiply(_pixels_first(features))
         return _channels_second(bins, (len(rois), features.shape[1], *settings[0]))
 
@@ -66,12 +66,12 @@ class _CpuROIAlign(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (rois,) = ctx.saved_tensors
-        matrix = sampling_matrix(_numbers(rois, grad), ctx.shape, *ctx.settings)
+        matrix = sampling_matrix(_array_of(rois, grad), ctx.shape, *ctx.settings)
         pixels = matrix.transposed().multiply(_pixels_first(grad))
         return _channels_second(pixels, ctx.shape).contiguous(), None, None, None, None, None
 
 
-def _numbers(rois: Tensor, features: Tensor) -> Floats:
+def _array_of(rois: Tensor, features: Tensor) -> Floats:
     return rois.detach().to(features.dtype).numpy()
 
 
@@ -156,8 +156,8 @@ def sampling_matrix(
     number, _, height, width = shape
     num_rows, num_columns = output_size
     corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)
-    # torchvision finds no sample in them.
-    corners[~np.isfinite(corners).all(axis=1)] = 0
+    is_finite = np.isfinite(corners).all(axis=1)
+    corners[~is_finite] = 0
     x0, y0, x1, y1 = corners.T
     tops, num_down, down = _windows(
         y0, y1, bins=num_rows, length=height, sampling_ratio=sampling_ratio, aligned=aligned
@@ -176,6 +176,8 @@ def sampling_matrix(
     images = rois[:, 0].astype(np.int64).repeat(num_rows)
     y = np.minimum(tops.ravel()[row] + below, height - 1)
     x = np.minimum(lefts.ravel()[column] + beside, width - 1)
+    # torchvision finds no sample in a region that is not finite.
+    down[~is_finite.repeat(num_rows)] = 0
     weights = down[row, below] * right[column, beside]
     return SparseMatrix(
         starts=starts,

@@ -75,13 +75,13 @@ def test_float32_equals_torchvision_up_to_rounding() -> None:
     torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_regions_that_are_not_finite_give_zeros(value: float) -> None:
+def test_regions_that_are_not_finite_give_zeros(value: float, aligned: bool) -> None:
     rois = random_rois(3, 1)
     rois[1, 3] = value
-    pooled = cpu_roi_align(
-        torch.ones(1, 2, 64, 128, dtype=torch.float64), rois, (7, 7), 1 / 4, 0, True
-    )
+    features = torch.ones(1, 2, 64, 128, dtype=torch.float64)
+    pooled = cpu_roi_align(features, rois, (7, 7), 1 / 4, 0, aligned)
     assert pooled.flatten(1).any(dim=1).tolist() == [True, False, True]
 
 
