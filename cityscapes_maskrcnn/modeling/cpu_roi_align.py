@@ -36,15 +36,17 @@ def cpu_roi_align(
     Args:
         features: shape (N, C, H, W), float32 or float64, on the CPU.
         rois: index of the image and corners x0, y0, x1, y1; shape (K, 5). Gradients do not reach
-            them, as in torchvision.
+            them, as in torchvision. Memory grows with the largest region: clip them to the image,
+            as Detectron2 does. Those that are not finite give zeros.
         output_size: rows and columns of bins.
         spatial_scale: of the features to the coordinates of ``rois``.
-        sampling_ratio: samples in a bin along each axis; 0: as many as it has pixels.
+        sampling_ratio: samples in a bin along each axis; 0: as many as it has pixels, rounded up.
         aligned: whether coordinates are those of Detectron2's ROIAlignV2.
 
     Returns:
         Shape (K, C, *output_size), in channels-last layout.
     """
+    assert features.dtype in (torch.float32, torch.float64)
     pooled: Tensor = _CpuROIAlign.apply(
         features, rois, output_size, spatial_scale, sampling_ratio, aligned
     )
@@ -154,30 +156,30 @@ def sampling_matrix(
         Shape (K * rows * columns, N * H * W), the weight of every pixel in every bin.
     """
     number, _, height, width = shape
-    num_rows, num_columns = output_size
+    bins_down, bins_across = output_size
     corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)
     is_finite = np.isfinite(corners).all(axis=1)
     corners[~is_finite] = 0
     x0, y0, x1, y1 = corners.T
     tops, num_down, down = _windows(
-        y0, y1, bins=num_rows, length=height, sampling_ratio=sampling_ratio, aligned=aligned
+        y0, y1, bins=bins_down, length=height, sampling_ratio=sampling_ratio, aligned=aligned
     )
     lefts, num_right, right = _windows(
-        x0, x1, bins=num_columns, length=width, sampling_ratio=sampling_ratio, aligned=aligned
+        x0, x1, bins=bins_across, length=width, sampling_ratio=sampling_ratio, aligned=aligned
     )
     numbers = (num_down[:, :, None] * num_right[:, None, :]).ravel()
     starts = _starts(numbers)
     # Of every entry: its bin's index among the rows, and among the columns, of all regions.
-    bins = np.arange(len(rois) * num_rows * num_columns)
-    row = np.repeat(bins // num_columns, numbers)
-    column = np.repeat(bins // (num_rows * num_columns) * num_columns + bins % num_columns, numbers)
+    region, bin_down, bin_across = np.indices((len(rois), bins_down, bins_across)).reshape(3, -1)
+    row = np.repeat(region * bins_down + bin_down, numbers)
+    column = np.repeat(region * bins_across + bin_across, numbers)
     rank = np.arange(starts[-1]) - np.repeat(starts[:-1], numbers)
     below, beside = np.divmod(rank, num_right.ravel()[column])
-    images = rois[:, 0].astype(np.int64).repeat(num_rows)
+    images = rois[:, 0].astype(np.int64).repeat(bins_down)
     y = np.minimum(tops.ravel()[row] + below, height - 1)
     x = np.minimum(lefts.ravel()[column] + beside, width - 1)
-    # torchvision finds no sample in a region that is not finite.
-    down[~is_finite.repeat(num_rows)] = 0
+    # torchvision's for sampling_ratio 0; for others its kernel reads outside the features.
+    down[~is_finite.repeat(bins_down)] = 0
     weights = down[row, below] * right[column, beside]
     return SparseMatrix(
         starts=starts,
@@ -207,19 +209,19 @@ def _windows(
         aligned: as of :func:`cpu_roi_align`.
 
     Returns:
-        Shape (K, bins) the first pixel and how many there are, one of which may be behind the last
-        pixel with a weight of 0; shape (K * bins, most) their weights.
+        Shape (K, bins) the first pixel and how many there are, the last of which may lie outside
+        the features, with a weight of 0; shape (K * bins, most) their weights.
     """
     size = end - start if aligned else np.maximum(end - start, 1)
     bin_size = size / bins
     samples = np.ceil(bin_size) if sampling_ratio <= 0 else np.full_like(size, sampling_ratio)
-    number = np.arange(max(1, int(samples.max(initial=0))), dtype=start.dtype)
-    step = (bin_size / np.maximum(samples, 1))[:, None, None]
+    index = np.arange(max(1, int(samples.max(initial=0))), dtype=start.dtype)
+    divisor = np.maximum(samples, 1)[:, None, None]
     bin_start = start[:, None] + np.arange(bins, dtype=start.dtype) * bin_size[:, None]
-    # In torchvision's order of operations, so that no sample falls on the other side of a pixel.
-    position = bin_start[:, :, None] + (number + 0.5) * step
-    exists = number < samples[:, None, None]
-    counts = exists & (position >= -1) & (position <= length)
+    # In torchvision's order of operations, so that no sample falls on the other side of a border.
+    position = bin_start[:, :, None] + (index + 0.5) * bin_size[:, None, None] / divisor
+    exists = index < samples[:, None, None]
+    inside = exists & (position >= -1) & (position <= length)
     position = position.clip(0, length - 1)
     pixel = position.astype(np.int64)
     fraction = position - pixel
@@ -229,9 +231,9 @@ def _windows(
     numbers = used.max(axis=2) - first + 2
     most = int(numbers.max(initial=2))
     windows = np.arange(len(start) * bins).reshape(-1, bins, 1) * most
-    chosen = (windows + pixel - first[:, :, None])[counts]
-    share = fraction[counts]
+    chosen = (windows + pixel - first[:, :, None])[inside]
+    share = fraction[inside]
     total = len(start) * bins * most
     weights = np.bincount(chosen, 1 - share, total) + np.bincount(chosen + 1, share, total)
-    weights = weights.reshape(-1, bins, most) / np.maximum(samples, 1)[:, None, None]
+    weights = weights.reshape(-1, bins, most) / divisor
     return first, numbers, weights.reshape(-1, most).astype(start.dtype)

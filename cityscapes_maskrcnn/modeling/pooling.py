@@ -9,7 +9,7 @@ import torch
 from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from cityscapes_maskrcnn.modeling.cpu_roi_align import cpu_roi_align
@@ -53,11 +53,12 @@ def pool_regions(
 
     torchvision's kernel takes boxes in the type of the features, has no variant for bfloat16 and
     computes coordinates in half precision for float16. So features are converted to float32: a
-    level at a time, large ones some channels at a time, once for all heads together, to contiguous
-    memory in the same copy. Kernels that read half precision at exact boxes would need a compiled
-    extension.
+    level at a time, large ones some channels at a time, once for all heads together, and in the
+    same copy to the layout that the kernels read. Kernels that read half precision at exact boxes
+    would need a compiled extension.
 
-    Boxes whose corners are exchanged, or NaN, give zeros, as in Detectron2.
+    Boxes whose corners are exchanged, or NaN, give zeros, as in Detectron2. Forward hooks of the
+    levels' layers are not called on a CPU.
 
     Args:
         features: a level each, shape (N, C, H, W).
@@ -68,6 +69,8 @@ def pool_regions(
         For every head shape (K, C, *output_size) in the type of the features, K boxes in the
         order in which they were given.
     """
+    on_cpu = features[0].device.type == "cpu"
+    layout = torch.channels_last if on_cpu else torch.contiguous_format
     regions = [_regions(each) for each in boxes]
     if len(features) == 1:
         orders = [torch.arange(len(each), device=each.device) for each in regions]
@@ -90,7 +93,7 @@ def pool_regions(
         for part in _parts_to_convert(used):
             exact = part.to(
                 torch.promote_types(feature.dtype, torch.float32),
-                memory_format=torch.contiguous_format,
+                memory_format=layout,
             )
             for parts, pooler, rows in zip(of_heads, poolers, chosen, strict=True):
                 parts.append(
@@ -108,18 +111,20 @@ def pool_regions(
     return results
 
 
-def _pool_level(pooler: nn.Module, feature: Tensor, regions: Tensor) -> Tensor:
-    if not isinstance(pooler, ROIAlign) or feature.device.type != "cpu":
-        pooled: Tensor = pooler(feature, regions)
-        return pooled
-    return cpu_roi_align(
-        feature,
-        regions,
-        output_size=pooler.output_size,
-        spatial_scale=pooler.spatial_scale,
-        sampling_ratio=pooler.sampling_ratio,
-        aligned=pooler.aligned,
-    )
+def _pool_level(pooler: Any, feature: Tensor, regions: Tensor) -> Tensor:
+    """Call the layer of a level, or on a CPU what computes the same in less time."""
+    # Subclasses may compute something else.
+    if type(pooler) is ROIAlign and feature.device.type == "cpu":
+        return cpu_roi_align(
+            feature,
+            regions,
+            output_size=pooler.output_size,
+            spatial_scale=pooler.spatial_scale,
+            sampling_ratio=pooler.sampling_ratio,
+            aligned=pooler.aligned,
+        )
+    pooled: Tensor = pooler(feature, regions)
+    return pooled
 
 
 def _parts_to_convert(feature: Tensor) -> Sequence[Tensor]:

@@ -66,6 +66,26 @@ def test_equals_torchvision(
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sampling_ratio", [3, 5, 6])
+def test_samples_at_the_borders(sampling_ratio: int, dtype: torch.dtype) -> None:
+    """One pixel outside of the features is the last place where a sample counts."""
+    features = 1 + torch.rand(1, 1, 8, 10, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    rois = []
+    for size in torch.arange(1, 40, dtype=dtype) / 3:
+        # The first sample at -1, or the last one at the features' width or height.
+        before = -0.5 - size / sampling_ratio / 2
+        rois.append([0, before, before, before + size, before + size])
+        behind = [length + 0.5 + size / sampling_ratio / 2 for length in (10, 8)]
+        rois.append([0, *(end - size for end in behind), *behind])
+    regions = torch.tensor(rois, dtype=dtype)
+    results = [
+        function(features, regions, (1, 1), 1.0, sampling_ratio, True)
+        for function in (roi_align, cpu_roi_align)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-4)
+
+
 def test_float32_equals_torchvision_up_to_rounding() -> None:
     rois = random_rois(200, 2, torch.float32)
     features = torch.randn(2, 8, 64, 128, generator=torch.Generator().manual_seed(1))
@@ -76,12 +96,15 @@ def test_float32_equals_torchvision_up_to_rounding() -> None:
 
 
 @pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_regions_that_are_not_finite_give_zeros(value: float, aligned: bool) -> None:
+def test_regions_that_are_not_finite_give_zeros(
+    value: float, sampling_ratio: int, aligned: bool
+) -> None:
     rois = random_rois(3, 1)
     rois[1, 3] = value
     features = torch.ones(1, 2, 64, 128, dtype=torch.float64)
-    pooled = cpu_roi_align(features, rois, (7, 7), 1 / 4, 0, aligned)
+    pooled = cpu_roi_align(features, rois, (7, 7), 1 / 4, sampling_ratio, aligned)
     assert pooled.flatten(1).any(dim=1).tolist() == [True, False, True]
 
 

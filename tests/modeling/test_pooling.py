@@ -195,6 +195,26 @@ def test_deterministic_gradients_are_used(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def test_what_pools_on_which_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = []
+
+    def noted(features: Tensor, rois: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        devices.append(features.device.type)
+        return features.new_zeros(len(rois), 5, 7, 7)
+
+    monkeypatch.setattr(importlib.import_module(ROI_ALIGN_MODULE), "roi_align", noted)
+    # "meta" stands for a GPU: all that is not a CPU.
+    (feature,) = (each.to("meta") for each in pyramid(1, (16,)))
+    BatchedROIPooler(**settings((16,)))([feature], [Boxes(SMALL.tensor.to("meta"))])
+    assert devices == ["meta"]
+    monkeypatch.setattr(pooling, "cpu_roi_align", noted)
+    features = pyramid(1)
+    poolers = [BatchedROIPooler(**settings()) for _ in range(2)]
+    boxes = [random_boxes(9, seed=6)]
+    pool_regions(features, poolers, [boxes, boxes])
+    assert devices[1:] == ["cpu"] * 2 * len(features)
+
+
 def test_keeps_no_features_for_the_backward_pass() -> None:
     features = pyramid(1)
     pooler = BatchedROIPooler(**settings())
