@@ -115,6 +115,10 @@ def both_from_the_same_samples(
     inputs: list[dict[str, Any]], options: list[object]
 ) -> tuple[Step, Step]:
     stock, batched = model(STOCK, *options), model(BATCHED, *options)
+    # On a CPU this project's pooling rounds in another way, which has tests of its own.
+    stock.roi_heads.box_pooler = batched.roi_heads.box_pooler
+    if batched.roi_heads.mask_on:
+        stock.roi_heads.mask_pooler = batched.roi_heads.mask_pooler
     samples: list[Any] = []
     draw = batched.roi_heads._label_and_sample
 
@@ -160,7 +164,7 @@ def test_a_step_has_the_losses_metrics_and_gradients_of_detectron2(
     assert counts["fg"] + counts["bg"] == 16
     assert own_metrics == pytest.approx(metrics, rel=1e-5)
     for expected, actual in zip(gradients, own_gradients, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", [FlatPolygons, BitMasks])
