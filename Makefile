@@ -25,7 +25,7 @@ help:
 	@echo "make setup        create the virtual environment VENV only"
 	@echo "make demo         train, score and draw on generated street scenes: about 12 minutes in all"
 	@echo "                  on two cores, 3 of them for the set-up"
-	@echo "make deploy-demo  export, quantise, prune and time what make demo trained, in about 10 minutes"
+	@echo "make deploy-demo  export, quantise, prune and time what make demo trained, in 8 to 9 minutes"
 	@echo "make test         run the test suite"
 	@echo "make faults       kill, interrupt, fill disks and feed damaged files, in 30 to 75 minutes"
 	@echo "make lint         check style and types"
