@@ -124,6 +124,8 @@ setup(
             # The tests open the report page in the system's Chromium.
             "playwright>=1.50",
             "axe-playwright-python>=0.1.4",
+            # They compare with timm's own ConvNeXts.
+            "timm>=1.0.20",
             # They run the notebook.
             "nbclient>=0.10",
             "ipykernel>=6",

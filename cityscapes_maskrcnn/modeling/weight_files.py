@@ -1,4 +1,4 @@
-"""Weight files: downloaded with a hash check, read without running code from them."""
+"""Weight files: downloaded once and checked, read without running code from them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import argparse
 import hashlib
 import http.client
 import json
-from collections.abc import Collection, Mapping
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlparse
 
 import torch
@@ -22,11 +25,13 @@ from cityscapes_maskrcnn.modeling.safe_pickles import (
     scan_pickles,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import atomic_write, read_file
 from cityscapes_maskrcnn.utils.locks import file_lock
 from cityscapes_maskrcnn.utils.text import printable
 
-TORCHVISION_SCHEME = "torchvision://"
+TORCHVISION_SCHEME, TIMM_SCHEME = "torchvision://", "timm://"
+# What the names of :func:`fetch_published` begin with.
+PUBLISHED_SCHEMES = (TORCHVISION_SCHEME, TIMM_SCHEME)
 TORCHVISION_DEEPLAB = "torchvision://deeplabv3_resnet50"
 # Name -> torchvision's name of the weights.
 _TORCHVISION_NAMES = {
@@ -39,6 +44,13 @@ _TORCHVISION_NAMES = {
     "torchvision://maskrcnn_resnet50_fpn": "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
     "torchvision://maskrcnn_resnet50_fpn_v2": "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
 }
+_TIMM_NAME = re.compile(r"timm://(convnext_(?:tiny|small|base))(\.[A-Za-z0-9_]+)?")
+# What timm takes for a name without a tag.
+_TIMM_TAGS = {
+    "convnext_tiny": ".in12k_ft_in1k",
+    "convnext_small": ".in12k_ft_in1k",
+    "convnext_base": ".fb_in22k_ft_in1k",
+}
 
 # A .safetensors file's: 100 bytes for each of 40,000 tensors.
 _MAX_HEADER = 4_000_000
@@ -49,6 +61,64 @@ _METADATA_KEY = "cityscapes_maskrcnn"
 
 # Under which key a training script puts the weights beside optimizer, epoch and so on.
 _NESTING_KEYS = ("model", "model_state_dict", "model_state", "state_dict")
+
+
+def fetch_published(name: str) -> Path:
+    """Get the file of weights that torchvision or timm publish, from its cache or by a download.
+
+    Args:
+        name: of :func:`fetch_torchvision` or :func:`fetch_timm`.
+
+    Raises:
+        InputError: see there.
+    """
+    return fetch_timm(name) if name.startswith(TIMM_SCHEME) else fetch_torchvision(name)
+
+
+def fetch_timm(name: str) -> Path:
+    """Find or download timm's weights of a ConvNeXt; neither timm nor huggingface_hub is needed.
+
+    Args:
+        name: ``timm://convnext_tiny``, ``_small`` or ``_base``, with the tag of the weights as in
+            ``timm://convnext_tiny.in12k_ft_in1k``, or without for timm's default.
+
+    Returns:
+        ``<torch.hub.get_dir()>/checkpoints/<the name with its tag>.safetensors``; ``TORCH_HOME``
+        moves it. The environment variable ``HF_ENDPOINT`` names a mirror of the Hugging Face hub.
+
+    Raises:
+        InputError: another name; the hub has no such weights; they cannot be downloaded or stored.
+    """
+    match = _TIMM_NAME.fullmatch(name)
+    if match is None:
+        raise InputError(
+            f"{name}: unknown; the names of this kind are timm://convnext_tiny, _small and _base, "
+            "with one of timm's tags, such as timm://convnext_tiny.in12k_ft_in1k"
+        )
+    weights = match[1] + (match[2] or _TIMM_TAGS[match[1]])
+    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    url = f"{hub.rstrip('/')}/timm/{weights}/resolve/main/model.safetensors"
+    path = _cache_folder() / f"{weights}.safetensors"
+
+    def fetch() -> None:
+        part = path.with_suffix(".part")
+        try:
+            torch.hub.download_url_to_file(url, str(part))
+            # A connection that breaks leaves a part, and nobody says so.
+            _read_safetensors(part, url)
+            part.replace(path)
+        except HTTPError as error:
+            # The hub answers 401, too, where there is nothing.
+            if error.code in (401, 403, 404):
+                raise InputError(
+                    f"{name}: not on the Hugging Face hub, or not public there: {url}: {error}"
+                ) from error
+            raise
+        finally:
+            part.unlink(missing_ok=True)
+
+    _fetch_once(path, url, fetch)
+    return path
 
 
 def fetch_torchvision(name: str) -> Path:
@@ -88,20 +158,14 @@ def download(weights: Any) -> Path:
     Raises:
         InputError: it cannot be downloaded or stored, or its content does not fit its hash.
     """
-    path = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urlparse(weights.url).path).name)
-    try:
-        if not path.is_file():
-            # Inheritable locks are those that hold between the threads of a process, too.
-            with file_lock(path.with_suffix(".lock"), inheritable=True):
-                if not path.is_file():
-                    weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-        # torchvision checks the hash of what it downloads, but not of what lies in the cache.
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        raise InputError(
-            f"{weights.url}: cannot be downloaded: {error}; without a connection, download it "
-            f"elsewhere and put it at {path}"
-        ) from error
+    path = _cache_folder() / PurePosixPath(urlparse(weights.url).path).name
+    _fetch_once(
+        path,
+        weights.url,
+        lambda: weights.get_state_dict(progress=True, check_hash=True, weights_only=True),
+    )
+    # torchvision checks the hash of what it downloads, but not of what lies in the cache.
+    digest = hashlib.sha256(read_file(path)).hexdigest()
     expected = path.stem.rpartition("-")[2]
     if not digest.startswith(expected):
         raise InputError(
@@ -109,6 +173,25 @@ def download(weights: Any) -> Path:
             "damaged or another file; delete it and it is downloaded again"
         )
     return path
+
+
+def _cache_folder() -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints")
+
+
+def _fetch_once(path: Path, url: str, fetch: Callable[[], object]) -> None:
+    """Let one of many processes that ask at the same time download a file, unless it is there."""
+    try:
+        if not path.is_file():
+            # Inheritable locks are those that hold between the threads of a process, too.
+            with file_lock(path.with_suffix(".lock"), inheritable=True):
+                if not path.is_file():
+                    fetch()
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+        raise InputError(
+            f"{url}: cannot be downloaded: {error}; without a connection, download it elsewhere "
+            f"and put it at {path}"
+        ) from error
 
 
 def read_checkpoint(

@@ -3,10 +3,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torchvision.models import Weights, WeightsEnum
@@ -14,6 +18,8 @@ from torchvision.models import Weights, WeightsEnum
 from cityscapes_maskrcnn.modeling.weight_files import (
     TORCHVISION_DEEPLAB,
     download,
+    fetch_published,
+    fetch_timm,
     fetch_torchvision,
     read_checkpoint,
     read_pickle,
@@ -100,6 +106,126 @@ def test_no_connection_is_one_line(monkeypatch: pytest.MonkeyPatch, torch_home: 
     message = str(caught.value)
     assert str(torch_home / "deeplabv3_resnet50_coco-cd0a2569.pth") in message
     assert "\n" not in message
+
+
+class Hub(ThreadingHTTPServer):
+    """A folder as the Hugging Face hub gives its files.
+
+    Attributes:
+        asked: the path of every request.
+        missing_bytes: how many the connection loses at the end of every file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+        self.missing_bytes = 0
+        super().__init__(("127.0.0.1", 0), HubHandler)
+
+    def publish(self, name: str, value: float) -> None:
+        path = self.folder / "timm" / name / "resolve" / "main" / "model.safetensors"
+        path.parent.mkdir(parents=True)
+        save_file({"layer.weight": torch.full((99,), value)}, path)
+
+
+class HubHandler(SimpleHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        file = self.server.folder / self.path.lstrip("/")
+        if not file.is_file():
+            self.send_error(401)
+            return
+        content = file.read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) - self.server.missing_bytes])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    server = Hub(tmp_path / "hub")
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_timms_weights_are_downloaded_once(hub: Hub, torch_home: Path) -> None:
+    """All files of the hub have the same name, and stay apart in the cache."""
+    names = ["convnext_tiny.in12k_ft_in1k", "convnext_base.fb_in1k"]
+    for value, name in enumerate(names):
+        hub.publish(name, value)
+    with ThreadPoolExecutor(4) as pool:
+        paths = [*pool.map(fetch_published, [f"timm://{name}" for name in names] * 4)]
+    assert paths == [torch_home / f"{name}.safetensors" for name in names] * 4
+    for value, path in enumerate(paths[:2]):
+        weight = read_checkpoint(path)["model"]["layer.weight"]
+        assert torch.equal(weight, torch.full((99,), float(value)))
+    assert sorted(hub.asked) == sorted(
+        f"/timm/{name}/resolve/main/model.safetensors" for name in names
+    )
+    assert {path.suffix for path in torch_home.iterdir()} == {".lock", ".safetensors"}
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_timms_name_without_a_tag_is_timms_default(size: str, hub: Hub, torch_home: Path) -> None:
+    tag = timm.get_pretrained_cfg(f"convnext_{size}").tag
+    hub.publish(f"convnext_{size}.{tag}", 0)
+    path = fetch_timm(f"timm://convnext_{size}")
+    assert path == torch_home / f"convnext_{size}.{tag}.safetensors"
+
+
+def test_half_a_file_of_timms_does_not_reach_the_cache(hub: Hub, torch_home: Path) -> None:
+    hub.publish("convnext_tiny.fb_in1k", 1)
+    hub.missing_bytes = 8
+    with pytest.raises(InputError, match=r"^http.*: not a \.safetensors file, or damaged"):
+        fetch_timm("timm://convnext_tiny.fb_in1k")
+    assert [path.suffix for path in torch_home.iterdir()] == [".lock"]
+    hub.missing_bytes = 0
+    assert fetch_timm("timm://convnext_tiny.fb_in1k").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm://convnext_tiny.of_nobody", "not on the Hugging Face hub, .*: HTTP Error 401: "),
+        ("timm://convnext_tiny_hnf.a2h_in1k", r"unknown; the names of this kind are timm://convn"),
+        ("timm://convnextv2_tiny.fcmae_ft_in1k", "unknown; the names of this kind are timm://conv"),
+        ("timm://convnext_tiny.", "unknown; "),
+        ("timm://convnext_tiny.a/../b", "unknown; "),
+        ("timm://", "unknown; "),
+    ],
+)
+def test_wrong_names_of_timms_weights_get_one_line(
+    name: str, message: str, hub: Hub, torch_home: Path
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        fetch_published(name)
+    assert str(caught.value).startswith(f"{name}: ")
+    assert "\n" not in str(caught.value)
+    assert not [*torch_home.glob("*.safetensors")]
+    assert len(hub.asked) == ("of_nobody" in name)
+
+
+def test_no_connection_to_the_hub_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, torch_home: Path
+) -> None:
+    for address in ("http://127.0.0.1:9", "nonsense"):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(InputError, match=rf"^{address}/timm/.*cannot be downloaded") as caught:
+            fetch_timm("timm://convnext_tiny.fb_in1k")
+        assert str(caught.value).endswith(f"{torch_home / 'convnext_tiny.fb_in1k.safetensors'}")
+        assert "\n" not in str(caught.value)
 
 
 TENSORS = {"a.weight": torch.arange(4.0), "a.bias": torch.zeros(2)}
