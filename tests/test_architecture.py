@@ -55,6 +55,7 @@ WITHOUT_DETECTRON2 = [
     "modeling.class_rows",
     "modeling.deeplab_weights",
     "modeling.detector_names",
+    "modeling.timm_names",
     "modeling.weight_files",
     "modeling.safe_pickles",
     "engine.checkpoint_average",

@@ -24,7 +24,7 @@ class ConvNeXt(Backbone):
     Of an (N, 3, H, W) input with sides that 32 divides, ``"res2"`` to ``"res5"`` have the sides
     H / 4 and W / 4 to H / 32 and W / 32; they are named as a ResNet's. A stage is its downsampling
     (none in ``res2``) followed by its blocks. No normalisation follows a stage.
-    :mod:`.deeplab_weights` has torchvision's names of the tensors.
+    :mod:`.deeplab_weights` has torchvision's names of the tensors, :mod:`.timm_names` timm's.
 
     Args:
         depths: number of blocks of each stage.

@@ -1,4 +1,4 @@
-"""torchvision's names of a backbone's and a DeepLabv3's tensors -> the model's, with a report."""
+"""Other programs' names of a backbone's and a DeepLabv3's tensors -> the model's, with a report."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from cityscapes_maskrcnn.modeling.detector_names import (
     TORCHVISION_RULES,
     Rule,
 )
+from cityscapes_maskrcnn.modeling.timm_names import TIMM_RULES, from_timm
 from cityscapes_maskrcnn.modeling.weight_files import check_values
 from cityscapes_maskrcnn.utils.errors import InputError
 
 Shape = tuple[int, ...]
 
 _COUNTER = "num_batches_tracked"
-# The first block of a ResNet or ConvNeXt, by torchvision's name or the model's; what stands before
-# it is the prefix of the whole backbone.
+# The first block of a ResNet or (group 2) ConvNeXt, by torchvision's name, timm's or the model's;
+# what stands before it (group 1) is the prefix of the whole backbone.
 _FIRST_BLOCK = re.compile(
-    r"((?:.*\.)?)(?:(?:layer1|res2)\.0\.conv1\.weight|(?:features\.1|res2)\.0\.block\.0\.weight)"
+    r"((?:.*\.)?)(?:(?:layer1|res2)\.0\.conv1\.weight"
+    r"|((?:features\.1|res2)\.0\.block\.0\.weight|stages\.0\.blocks\.0\.conv_dw\.weight))"
 )
 _BACKBONE = re.compile(r"(stem|res[2-5])\.(?!fc\.)")
 
@@ -51,6 +53,7 @@ _CONVNEXT_RULES = (
     (r"^features\.5\.", "res4."),
     (r"^features\.6\.", "res5.downsample."),
     (r"^features\.7\.", "res5."),
+    *TIMM_RULES,
 )
 _HEAD_RULES = (
     (r"^classifier\.0\.convs\.([0-3])\.0\.", r"sem_seg_head.aspp.convs.\1."),
@@ -67,8 +70,8 @@ _HEAD_RULES = (
 # Where torchvision's Faster and Mask R-CNN have their ResNet.
 _DETECTOR = "backbone.body."
 _RPN_CONV = "proposal_generator.rpn_head.conv."
-# A ConvNeXt's first convolution.
-_STEM = "stem.0.weight"
+# A ConvNeXt's first convolutions.
+_STEM, _BLOCK = "stem.0.weight", "res2.0.block.0.weight"
 _PREDICTOR = "sem_seg_head.predictor.weight"
 _ASPP = "sem_seg_head.aspp.convs.0.weight"
 
@@ -182,9 +185,10 @@ def translate(
     """Give the tensors of a file the names that a Detectron2 model has for them.
 
     Args:
-        state: the file's tensors by name: torchvision's names, MMDetection's or Detectron2's, under
-            any prefix (``module.``, ``net.module.``); a whole network or its backbone. Of a
-            detector of torchvision's, what :func:`.from_torchvision` returns.
+        state: the file's tensors by name: torchvision's names, MMDetection's, timm's (of a
+            ConvNeXt) or Detectron2's, under any prefix (``module.``, ``net.module.``); a whole
+            network or its backbone. Of a detector of torchvision's, what :func:`.from_torchvision`
+            returns.
         source: the file, for messages.
         target: names and shapes of the model's tensors, among them a backbone
             (:func:`find_backbone`). None: torchvision's DeepLabv3 of the file's depth, or ConvNeXt
@@ -204,6 +208,7 @@ def translate(
         raise InputError(
             f"{source}: cannot be loaded: the model has no ResNet with BatchNorm and no ConvNeXt"
         )
+    state = from_timm(state)
     names = canonical_names(state, source)
     if target is None:
         target = _nearest_network({name: tuple(state[old].shape) for name, old in names.items()})
@@ -264,7 +269,7 @@ def is_of_backbone(name: str) -> bool:
 def _nearest_network(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
     """Get torchvision's network that a file is to be compared with, by its depth and width."""
     # A tensor without dimensions is refused later, by its shape.
-    if any(name.endswith(".layer_scale") for name in shapes):
+    if _BLOCK in shapes:
         deep = any(re.match(r"res4\.(9|\d\d)\.", name) for name in shapes)
         width = max([0, *shapes.get(_STEM, ())[:1]])
         return convnext_shapes({128: "base", 192: "large"}.get(width, "small" if deep else "tiny"))
@@ -298,12 +303,12 @@ def canonical_names(state: Mapping[str, Any], source: str) -> dict[str, str]:
     # What torchvision and Detectron2 put between the network's own prefix and the ResNet.
     of_detector = prefix.endswith(_DETECTOR)
     outer = prefix.removesuffix(_DETECTOR).removesuffix("bottom_up.").removesuffix("backbone.")
-    is_convnext = any(name.endswith(".layer_scale") for name in tensors)
+    is_convnext = any(match[2] for match in map(_FIRST_BLOCK.fullmatch, tensors) if match)
     backbone_rules = _CONVNEXT_RULES if is_convnext else _BACKBONE_RULES
     # Some of Detectron2's names of heads are torchvision's of other layers.
     rules: Sequence[Rule] = TORCHVISION_RULES if of_detector else (*_HEAD_RULES, *MMDETECTION_RULES)
     if is_convnext:
-        # Its classifier has some of a DeepLabv3's names.
+        # torchvision's classifier has some of a DeepLabv3's names.
         rules = ()
     names = {}
     for old in tensors:
@@ -332,12 +337,16 @@ def _require_same(subject: str, expected: set[str], found: set[str]) -> None:
     """Raise unless exactly the expected tensors are there, BatchNorm's counters apart."""
     expected = {name for name in expected if not name.endswith(_COUNTER)}
     found = {name for name in found if not name.endswith(_COUNTER)}
-    for names, problem in ((expected - found, "lacks"), (found - expected, "adds")):
-        if names:
-            raise InputError(
-                f"{subject} is not the expected one of {len(expected)} tensors: it {problem} "
-                f"{len(names)}, such as {min(names)}"
-            )
+    different = [
+        f"{problem} {len(names)}, such as {min(names)}"
+        for names, problem in ((expected - found, "lacks"), (found - expected, "adds"))
+        if names
+    ]
+    if different:
+        raise InputError(
+            f"{subject} is not the expected one of {len(expected)} tensors: it "
+            f"{', and it '.join(different)}"
+        )
 
 
 def _why_skipped(name: str) -> str:

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names, is_of_backbone
+from cityscapes_maskrcnn.modeling.timm_names import from_timm
 from cityscapes_maskrcnn.utils.errors import InputError
 
 GROUPS: Final = ("stem", "res2", "res3", "res4", "res5")
@@ -51,8 +52,8 @@ def measure_drift(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[Grou
     """Compare the backbones of two networks: ResNets of any depth and width, or ConvNeXts.
 
     Args:
-        start: tensors by name: torchvision's names or Detectron2's, under any prefix, of a whole
-            network or its backbone. Of a model that is still to be trained, a copy: its
+        start: tensors by name: torchvision's names, timm's or Detectron2's, under any prefix, of a
+            whole network or its backbone. Of a model that is still to be trained, a copy: its
             ``state_dict()`` would move along.
         end: the same; the names may be of the other kind.
 
@@ -145,6 +146,7 @@ def format_percent(fraction: float) -> str:
 def _backbone(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """Get a backbone in float64, by the model's names without a prefix."""
     tensors = {}
+    state = from_timm(state)
     for name, old in canonical_names(state, source).items():
         if not is_of_backbone(name) or name.endswith("num_batches_tracked"):
             continue
