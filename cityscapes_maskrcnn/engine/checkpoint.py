@@ -43,10 +43,10 @@ from cityscapes_maskrcnn.modeling.deeplab_weights import (
 )
 from cityscapes_maskrcnn.modeling.detector_names import from_torchvision
 from cityscapes_maskrcnn.modeling.weight_files import (
-    TORCHVISION_SCHEME,
+    PUBLISHED_SCHEMES,
     check_tensors,
     check_values,
-    fetch_torchvision,
+    fetch_published,
     read_checkpoint,
     read_pickle,
     write_tensors,
@@ -75,10 +75,10 @@ class SafeCheckpointer(DetectionCheckpointer):
       moved only after that.
     * ``.pth`` files are read with ``weights_only=True``; the ``.pkl`` files of Detectron2's model
       zoo with an unpickler that knows arrays and nothing else, and other ``.pkl`` files not at all.
-    * A ResNet comes from ``torchvision://deeplabv3_resnet50``, a file of torchvision's, a
-      ``.safetensors`` file or this project's own checkpoints; the log lists what was loaded
-      (:mod:`cityscapes_maskrcnn.modeling.deeplab_weights`). So does a whole Mask R-CNN of
-      torchvision or MMDetection (:mod:`cityscapes_maskrcnn.modeling.detector_names`).
+    * A ResNet or ConvNeXt comes from ``torchvision://deeplabv3_resnet50`` and the like, ``timm://``,
+      a file of theirs, ``.pth`` or ``.safetensors``, or this project's own checkpoints; the log
+      lists what was loaded (:mod:`cityscapes_maskrcnn.modeling.deeplab_weights`). So does a whole
+      Mask R-CNN of torchvision or MMDetection (:mod:`cityscapes_maskrcnn.modeling.detector_names`).
     * Rows of the heads are matched by the names of their classes, where the file's are known
       (:mod:`cityscapes_maskrcnn.modeling.class_rows`).
     * A tensor of another shape is an error, except for the parameters named in
@@ -215,7 +215,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Load a checkpoint into the model and the checkpointables.
 
         Args:
-            path: a file, a URL that Detectron2 knows, or a name of :func:`fetch_torchvision`;
+            path: a file, a URL that Detectron2 knows, or a name of :func:`fetch_published`;
                 empty: nothing is loaded.
             checkpointables: names to restore besides the model; None: all.
 
@@ -236,8 +236,8 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{path}: pickle files can hold code and are refused; save the weights as .pth, or "
                 "add the name to MODEL.WEIGHTS_ALLOW_PICKLE to have the arrays in it read"
             )
-        if path.startswith(TORCHVISION_SCHEME):
-            path = str(fetch_torchvision(path))
+        if path.startswith(PUBLISHED_SCHEMES):
+            path = str(fetch_published(path))
         check_weights_file(path)
         self._fetch(path)
         try:

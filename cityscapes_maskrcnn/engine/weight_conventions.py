@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from cityscapes_maskrcnn.engine.checkpoint_origin import config_in
-from cityscapes_maskrcnn.modeling.weight_files import TORCHVISION_SCHEME
+from cityscapes_maskrcnn.modeling.timm_names import has_timm_names
+from cityscapes_maskrcnn.modeling.weight_files import TIMM_SCHEME, TORCHVISION_SCHEME
 from cityscapes_maskrcnn.utils.config_keys import value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.text import printable
@@ -32,6 +33,19 @@ _TORCHVISION: Final = {
     _NORM: "BN",
 }
 _TORCHVISION_FILE: Final = re.compile(r"\w*(?:resnet\d+|convnext_)\w*-[0-9a-f]{8}\.pth")
+# timm's ConvNeXts take the same images, but for those with a tag that begins with clip_.
+_CLIP: Final = {
+    _FORMAT: "RGB",
+    "MODEL.PIXEL_MEAN": [122.771, 116.746, 104.094],
+    "MODEL.PIXEL_STD": [68.501, 66.632, 70.323],
+}
+_TIMM_FILE: Final = re.compile(r"convnext_[a-z]+\.\w+\.safetensors")
+# What :func:`author_of` says.
+_BY_AUTHOR: Final[Mapping[str, dict[str, Any]]] = {
+    "torchvision": _TORCHVISION,
+    "timm": _TORCHVISION,
+    "timm, CLIP": _CLIP,
+}
 # The ResNets of ImageNet that Detectron2's models began with, but for those of other training code.
 _MSRA: Final = {
     _FORMAT: "BGR",
@@ -79,8 +93,8 @@ def check_conventions(path: str, content: Mapping[str, Any], ours: Mapping[str, 
         ours: :func:`conventions_of` the config.
 
     Raises:
-        InputError: a file whose conventions are known (torchvision's, those of Detectron2's zoo,
-            MMDetection's and this project's checkpoints) has others than the config.
+        InputError: a file whose conventions are known (torchvision's, timm's, those of Detectron2's
+            zoo, MMDetection's and this project's checkpoints) has others than the config.
     """
     theirs = _conventions_of_file(path, content)
     different = [key for key in theirs if key in ours and not _same(theirs[key], ours[key])]
@@ -98,10 +112,22 @@ def check_conventions(path: str, content: Mapping[str, Any], ours: Mapping[str, 
         )
 
 
-def is_of_torchvision(path: str) -> bool:
-    """Whether weights are torchvision's own, by their name or that of the file."""
+def author_of(path: str) -> str | None:
+    """Find out whose own weights these are, by their name or that of the file.
+
+    Args:
+        path: what ``MODEL.WEIGHTS`` names.
+
+    Returns:
+        ``"torchvision"``, ``"timm"`` or, where the images are CLIP's, ``"timm, CLIP"``; None: it is
+        not known.
+    """
     name = PurePosixPath(path.partition("?")[0]).name
-    return path.startswith(TORCHVISION_SCHEME) or bool(_TORCHVISION_FILE.fullmatch(name))
+    if path.startswith(TORCHVISION_SCHEME) or _TORCHVISION_FILE.fullmatch(name):
+        return "torchvision"
+    if path.startswith(TIMM_SCHEME) or _TIMM_FILE.fullmatch(name):
+        return "timm, CLIP" if ".clip_" in name else "timm"
+    return None
 
 
 def _conventions_of_file(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,8 +138,9 @@ def _conventions_of_file(path: str, content: Mapping[str, Any]) -> dict[str, Any
     if isinstance(meta, Mapping):
         # MMDetection 3 and 2.
         return _conventions_of_mmdetection(str(meta.get("cfg", meta.get("config"))))
-    if is_of_torchvision(path) or content.get("__author__") == "torchvision":
-        return _TORCHVISION
+    author = author_of(path) or content.get("__author__")
+    if isinstance(author, str) and author in _BY_AUTHOR:
+        return _BY_AUTHOR[author]
     file = PurePosixPath(path.partition("?")[0])
     for part, conventions in _BY_ADDRESS.items():
         if part in path:
@@ -121,6 +148,8 @@ def _conventions_of_file(path: str, content: Mapping[str, Any]) -> dict[str, Any
     # Caffe2's names of tensors: one of the zoo's files of ImageNet, perhaps renamed.
     if "res2_0_branch2a_w" in content["model"]:
         return {_FORMAT: _MSRA[_FORMAT]}
+    if has_timm_names(content["model"]):
+        return {_FORMAT: _TORCHVISION[_FORMAT]}
     return _conventions_of_zoo(file.name) if file.suffix == ".pkl" else {}
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, read_history, to_plain
-from cityscapes_maskrcnn.engine.weight_conventions import is_of_torchvision
+from cityscapes_maskrcnn.engine.weight_conventions import author_of
 from cityscapes_maskrcnn.modeling.deeplab_weights import ConversionReport, translate
 from cityscapes_maskrcnn.modeling.weight_files import (
-    TORCHVISION_SCHEME,
-    fetch_torchvision,
+    PUBLISHED_SCHEMES,
+    fetch_published,
     read_checkpoint,
 )
 
@@ -23,7 +23,7 @@ def convert_checkpoint(source: str, *, keep_names: bool) -> tuple[dict[str, Any]
     """Read a file of weights, running no code from it, and name its tensors as Detectron2 does.
 
     Args:
-        source: a ``.pth`` or ``.safetensors`` file, or a name of :func:`.fetch_torchvision`.
+        source: a ``.pth`` or ``.safetensors`` file, or a name of :func:`.fetch_published`.
         keep_names: take all tensors of any network, with unchanged names.
 
     Returns:
@@ -33,8 +33,8 @@ def convert_checkpoint(source: str, *, keep_names: bool) -> tuple[dict[str, Any]
     Raises:
         InputError: the file cannot be fetched or read, or see :func:`.translate`.
     """
-    is_name = source.startswith(TORCHVISION_SCHEME)
-    path = fetch_torchvision(source) if is_name else Path(source)
+    is_name = source.startswith(PUBLISHED_SCHEMES)
+    path = fetch_published(source) if is_name else Path(source)
     checkpoint = read_checkpoint(path, skip_objects=True)
     convert = take_as_named if keep_names else translate
     tensors, report = convert(checkpoint["model"], source)
@@ -43,7 +43,7 @@ def convert_checkpoint(source: str, *, keep_names: bool) -> tuple[dict[str, Any]
         # Detectron2 looks for names that end in these, wherever the model keeps its backbone.
         content["matching_heuristics"] = True
         # What the network expects of images is known then, see check_conventions.
-        content["__author__"] = "torchvision" if is_of_torchvision(source) else "convert_weights.py"
+        content["__author__"] = author_of(source) or "convert_weights.py"
     if history := read_history(checkpoint, source):
         content[SEEN_IMAGES_KEY] = to_plain(history)
     return content, report

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
@@ -63,6 +64,18 @@ STRIDE = r"MODEL\.RESNETS\.STRIDE_IN_1X1 True, not False; set what it was traine
         ("/my/resnet50-0676ba61.pth", "coco_mask_rcnn_R_50_FPN", "RGB, not BGR"),
         ("/my/convnext_tiny-983f1562.pth", "coco_mask_rcnn_R_50_FPN", "RGB, not BGR"),
         (
+            "timm://convnext_tiny.in12k_ft_in1k",
+            "coco_mask_rcnn_R_50_FPN",
+            r"FORMAT RGB, not BGR; .*PIXEL_STD \[58\.395, 57\.12, 57\.375\], not \[1\.0, 1",
+        ),
+        ("timm://convnext_small", "coco_mask_rcnn_R_50_FPN", "RGB, not BGR"),
+        ("/my/convnext_base.fb_in1k.safetensors", "coco_mask_rcnn_R_50_FPN", "RGB, not BGR"),
+        (
+            "timm://convnext_base.clip_laion2b_augreg_ft_in12k_in1k",
+            "convnext_t/stage_1_heads",
+            r"with MODEL\.PIXEL_STD \[68\.501, 66\.632, 70\.323\], not \[58\.395, ",
+        ),
+        (
             "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
             "coco_staged_1_heads",
             "RGB, not BGR",
@@ -103,6 +116,23 @@ def test_group_normalisation_does_not_take_the_weights_of_batch_normalisation(
         )
 
 
+def test_timms_weights_get_the_images_that_timm_names() -> None:
+    names = [
+        name
+        for size in ("tiny", "small", "base")
+        for name in timm.list_pretrained(f"convnext_{size}.*")
+    ]
+    assert len(names) > 20
+    for name in names:
+        published = timm.get_pretrained_cfg(name)
+        theirs = {
+            "INPUT.FORMAT": "RGB",
+            "MODEL.PIXEL_MEAN": [255 * each for each in published.mean],
+            "MODEL.PIXEL_STD": [255 * each for each in published.std],
+        }
+        check_conventions(f"timm://{name}", NOTHING, theirs)
+
+
 def test_signs_in_the_file() -> None:
     ours = conventions_of(config("coco_mask_rcnn_R_50_FPN"))
     torchvisions = {"model": {}, "__author__": "torchvision"}
@@ -113,6 +143,12 @@ def test_signs_in_the_file() -> None:
     check_conventions("/my/R-50.pkl", of_caffe2, ours)
     with pytest.raises(InputError, match="BGR, not RGB"):
         check_conventions("/my/R-50.pkl", of_caffe2, conventions_of(config("stage_1_heads")))
+    of_timm = {"model": {"stages.0.blocks.0.gamma": torch.zeros(1)}}
+    with pytest.raises(InputError, match=r"with INPUT\.FORMAT RGB, not BGR; set"):
+        check_conventions("/my/model.safetensors", of_timm, ours)
+    converted = {"model": {}, "__author__": "timm, CLIP"}
+    with pytest.raises(InputError, match=r"with MODEL\.PIXEL_STD \[68\.501"):
+        check_conventions("/my/x.pth", converted, conventions_of(config("stage_1_heads")))
 
 
 def test_own_checkpoints_carry_theirs() -> None:
