@@ -22,6 +22,7 @@ from cityscapes_maskrcnn.cli import key_value_pairs
 from cityscapes_maskrcnn.data.loaders import training_dicts
 from cityscapes_maskrcnn.engine.outcome import SCORES_FILE
 from cityscapes_maskrcnn.engine.solver import resolve_epochs
+from cityscapes_maskrcnn.modeling.weight_files import TIMM_SCHEME
 from cityscapes_maskrcnn.recipe.stage_table import GALLERY_FOLDER, STEPS
 from cityscapes_maskrcnn.recipe.step import COMPLETE_FILE, Step
 from cityscapes_maskrcnn.search.confirmation import OTHER_SEEDS
@@ -31,7 +32,8 @@ from cityscapes_maskrcnn.utils.config_keys import FREE_KEYS, flat_config
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_text
 
-# What stage 0 starts from -> the same backbone of ImageNet, for a stage 1 without a stage 0.
+# What stage 0 starts from -> the same backbone of ImageNet, for a stage 1 without a stage 0. timm's
+# names stand for themselves.
 IMAGENET_WEIGHTS: Final = {
     "torchvision://deeplabv3_resnet50": "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
     "torchvision://deeplabv3_resnet101": "torchvision://resnet101",
@@ -335,7 +337,8 @@ class Recipe:
         """
         others = [name for name in self.selected if name != "stage_0"]
         start, _ = self._start("stage_0")
-        if "stage_1" not in others or start not in IMAGENET_WEIGHTS:
+        weights = start if start.startswith(TIMM_SCHEME) else IMAGENET_WEIGHTS.get(start)
+        if "stage_1" not in others or weights is None:
             return ""
         flags = {
             "--config-dir": self.config_dir,
@@ -345,7 +348,7 @@ class Recipe:
             "--num-gpus": self.num_gpus,
         }
         words = [*_words(flags), "--stages", *others, *self._opts]
-        words += ["MODEL.WEIGHTS", IMAGENET_WEIGHTS[start]]
+        words += ["MODEL.WEIGHTS", weights]
         command = shlex.join(["python", str(self.tools / "train_stages.py"), *words])
         return f"; to start from ImageNet weights instead, without coarse data: {command}"
 

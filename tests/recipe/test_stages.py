@@ -364,6 +364,10 @@ def test_without_coarse_data_each_backbone_starts_from_its_own_weights_of_imagen
         tmp_path / "output", "MODEL.WEIGHTS", weights, stages=STEPS[1:], config_dir=config_dir
     ).steps()[0]
     assert options(stage_1.commands[0])["MODEL.WEIGHTS"] == weights
+    # timm's stand for themselves.
+    timms = "timm://convnext_tiny.in12k_ft_in1k"
+    stage_0 = recipe(tmp_path / "output", "MODEL.WEIGHTS", timms, config_dir=config_dir).steps()[0]
+    assert stage_0.missing["data"].endswith(f"MODEL.WEIGHTS {timms}")
     # Of weights of one's own it is not known which network they are of.
     own = recipe(tmp_path / "output", "MODEL.WEIGHTS", "my.pth", config_dir=config_dir)
     assert "ImageNet" not in own.steps()[0].missing["data"]
