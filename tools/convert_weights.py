@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("inputs", metavar="IN", nargs="+", help="a .pth or .safetensors file, or torchvision://...")
+    help_inputs = "a .pth or .safetensors file, torchvision://... or timm://..."
+    add("inputs", metavar="IN", nargs="+", help=help_inputs)
     add("output", metavar="OUT", help="the .pth file to write")
     add(
         "--keep-names",

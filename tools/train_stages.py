@@ -33,6 +33,9 @@ examples:
     tools/train_stages.py --output output/recipe
   with another backbone:
     tools/train_stages.py --config-dir configs/convnext_t --output output/convnext_t
+  with timm's weights of it:
+    tools/train_stages.py --config-dir configs/convnext_t --output output/convnext_t \\
+        MODEL.WEIGHTS timm://convnext_tiny.in12k_ft_in1k
   without coarse data, from ImageNet weights instead of stage 0 (the plan names them):
     tools/train_stages.py --output output/recipe --stages stage_1 anchors search stage_2 stage_3 \\
         MODEL.WEIGHTS detectron2://ImageNetPretrained/torchvision/R-50.pkl
