@@ -89,30 +89,33 @@ class ExportableMaskRCNN(nn.Module):
         rpn = self.proposal_generator
         maps = [features[name] for name in rpn.in_features]
         most = rpn.pre_nms_topk[False]
-        all_scores, all_boxes = [], []
-        for anchors, logit_map, delta_map in zip(
-            rpn.anchor_generator(maps), *rpn.rpn_head(maps), strict=True
-        ):
+        level_scores, level_deltas, level_anchors = [], [], []
+        for level, (logit_map, delta_map) in enumerate(zip(*rpn.rpn_head(maps), strict=True)):
             logits = logit_map.permute(0, 2, 3, 1).flatten(1)  # (N, R) of R anchors
             deltas = delta_map.permute(0, 2, 3, 1).reshape(logits.shape[0], -1, 4)
             # So that there are as many as are asked for, however small the image.
             scores, indices = F.pad(logits, (0, most), value=-torch.inf).topk(most, dim=1)
             indices = torch.where(scores.isfinite(), indices, 0)
-            boxes = _decode(
-                rpn.box2box_transform,
-                deltas.gather(1, indices[..., None].expand(-1, -1, 4)),
-                anchors.tensor[indices],
+            level_scores.append(scores)
+            level_deltas.append(deltas.gather(1, indices[..., None].expand(-1, -1, 4)))
+            level_anchors.append(
+                _anchors(rpn.anchor_generator, level, indices, width=logit_map.shape[3])
             )
-            is_box = boxes.isfinite().all(dim=2) & scores.isfinite()
-            boxes = _clip(boxes, height, width)
-            is_box = is_box & (boxes[..., 2:] - boxes[..., :2] > rpn.min_box_size).all(dim=2)
-            scores = scores.masked_fill(~is_box, -torch.inf)
-            keep = _suppress(boxes, scores, rpn.nms_thresh)
-            all_scores.append(scores.masked_fill(~keep, -torch.inf))
-            all_boxes.append(boxes)
-        number = min(rpn.post_nms_topk[False], most * len(maps))
-        scores, indices = torch.cat(all_scores, dim=1).topk(number, dim=1)
-        boxes = torch.cat(all_boxes, dim=1).gather(1, indices[..., None].expand(-1, -1, 4))
+        # Each level of each image is a list of its own, (NL, T) of L levels and T anchors.
+        scores = torch.stack(level_scores, dim=1).flatten(0, 1)
+        boxes = rpn.box2box_transform.apply_deltas(
+            torch.stack(level_deltas, dim=1).reshape(-1, 4),
+            torch.stack(level_anchors, dim=1).reshape(-1, 4),
+        ).reshape(-1, most, 4)
+        is_box = boxes.isfinite().all(dim=2) & scores.isfinite()
+        boxes = _clip(boxes, height, width)
+        is_box = is_box & (boxes[..., 2:] - boxes[..., :2] > rpn.min_box_size).all(dim=2)
+        scores = scores.masked_fill(~is_box, -torch.inf)
+        keep = _suppress(boxes, scores, rpn.nms_thresh)
+        of_image = most * len(maps)
+        scores = scores.masked_fill(~keep, -torch.inf).reshape(-1, of_image)
+        scores, indices = scores.topk(min(rpn.post_nms_topk[False], of_image), dim=1)
+        boxes = boxes.reshape(-1, of_image, 4).gather(1, indices[..., None].expand(-1, -1, 4))
         return boxes.masked_fill(~scores.isfinite()[..., None], 0)
 
     def _detect(
@@ -124,8 +127,8 @@ class ExportableMaskRCNN(nn.Module):
         image_indices = torch.arange(num_images, device=proposals.device)
         image_indices = image_indices[:, None].expand(-1, number).flatten()
         maps = [features[name] for name in heads.in_features]
-        pooled = _pool(heads.box_pooler, maps, proposals.flatten(0, 1), image_indices)
-        logits, deltas = predictor(heads.box_head(pooled))
+        pooled, places = _pool(heads.box_pooler, maps, proposals.flatten(0, 1), image_indices)
+        logits, deltas = predictor(heads.box_head(pooled).index_select(0, places))
         scores = logits.softmax(dim=1).reshape(num_images, number, -1)
         num_classes = logits.shape[1] - 1
         # (NP, 4K), or (NP, 4) for all classes
@@ -153,8 +156,8 @@ class ExportableMaskRCNN(nn.Module):
     ) -> Tensor:
         heads = self.roi_heads
         maps = [features[name] for name in heads.mask_in_features]
-        pooled = _pool(heads.mask_pooler, maps, boxes, image_indices)
-        logits: Tensor = heads.mask_head(pooled, classes)
+        pooled, places = _pool(heads.mask_pooler, maps, boxes, image_indices)
+        logits: Tensor = heads.mask_head(pooled, classes, places)
         return logits.sigmoid()
 
 
@@ -190,23 +193,31 @@ class _MaskHead(nn.Module):
             4 * deconv.out_channels,
             4 * self.num_classes,
             kernel_size=1,
-            groups=4,
             device="meta",
         )
-        self.predictor.weight = _fixed(predictor.weight.repeat(4, 1, 1, 1))
+        # Each pixel has its own channels. Runtimes are slower with groups than with these zeros.
+        of_pixel = predictor.weight[:, :, 0, 0]
+        weight = torch.block_diag(of_pixel, of_pixel, of_pixel, of_pixel)
+        self.predictor.weight = _fixed(weight[:, :, None, None])
         self.predictor.bias = _fixed(predictor.bias.repeat(4))
 
-    def forward(self, pooled: Tensor, classes: Tensor) -> Tensor:
-        """Compute the logits (M, 2S, 2S) of classes (M,) from pooled features (M, C, S, S)."""
+    def forward(self, pooled: Tensor, classes: Tensor, places: Tensor) -> Tensor:
+        """Compute the logits (M, 2S, 2S) of classes (M,).
+
+        Args:
+            pooled: features (M, C, S, S) of the detections, in another order.
+            classes: of the detections.
+            places: of the detections in ``pooled``, (M,).
+        """
         logits = self.predictor(self.relu(self.upsample(self.convs(pooled))))
-        number, size = classes.shape[0], pooled.shape[-1]
-        pixels = torch.arange(4 * number, device=pooled.device).reshape(number, 4)
-        rows = pixels * self.num_classes
+        size = logits.shape[-1]
+        # (M, 4, K, S, S): the four pixels of a cell are the outer part of the channels.
+        rows = places * self.num_classes
         if self.num_classes > 1:
-            rows = rows + classes[:, None]
-        chosen = logits.reshape(-1, size, size).index_select(0, rows.flatten())
-        chosen = chosen.reshape(number, 2, 2, size, size)
-        return chosen.permute(0, 3, 1, 4, 2).reshape(number, 2 * size, 2 * size)
+            rows = rows + classes
+        logits = logits.unflatten(1, (4, self.num_classes)).transpose(1, 2).flatten(0, 1)
+        chosen = logits.index_select(0, rows).unflatten(1, (2, 2))
+        return chosen.permute(0, 3, 1, 4, 2).reshape(-1, 2 * size, 2 * size)
 
 
 def _fixed(values: Tensor) -> nn.Parameter:
@@ -284,10 +295,26 @@ def check_exportable(model: GeneralizedRCNN) -> None:
             raise InputError(problem)
 
 
-def _decode(transform: Box2BoxTransform, deltas: Tensor, boxes: Tensor) -> Tensor:
-    """Apply offsets to boxes, both of shape (N, R, 4)."""
-    moved: Tensor = transform.apply_deltas(deltas.flatten(0, 1), boxes.flatten(0, 1))
-    return moved.reshape(deltas.shape)
+def _anchors(
+    generator: DefaultAnchorGenerator, level: int, indices: Tensor, *, width: Any
+) -> Tensor:
+    """Compute the anchors with the indices (N, T) among those of a level; (N, T, 4).
+
+    There are as many as Detectron2 computes for the whole level, and it is no less exact: shifts
+    are multiples of half a pixel.
+
+    Args:
+        generator: of the network.
+        level: whose anchors.
+        indices: by row, by column, by shape.
+        width: of the level's features; may be a number that the exporter traces.
+    """
+    shapes = list(generator.cell_anchors)[level]
+    cells = indices.div(len(shapes), rounding_mode="floor")
+    columns, rows = cells % width, cells.div(width, rounding_mode="floor")
+    corners = torch.stack([columns, rows, columns, rows], dim=-1)
+    shifts = (corners + generator.offset) * generator.strides[level]
+    return shapes[indices % len(shapes)] + shifts
 
 
 def _clip(boxes: Tensor, height: Any, width: Any) -> Tensor:
@@ -359,12 +386,19 @@ class _ListsNMS(torch.autograd.Function):
         return columns[0], columns[1]
 
 
-def _pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor, image_indices: Tensor) -> Tensor:
-    """Pool finite boxes (R, 4) of images (R,), each from its level; (R, C, S, S)."""
+def _pool(
+    pooler: ROIPooler, maps: list[Tensor], boxes: Tensor, image_indices: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Pool finite boxes (R, 4) of images (R,), each from its level.
+
+    Returns:
+        Features (R, C, S, S) in the order of levels, and the place of each box among them, (R,):
+        what heads make of the features is smaller and faster to move.
+    """
     regions = torch.cat([image_indices[:, None].to(boxes.dtype), boxes], dim=1)
+    positions = torch.arange(boxes.shape[0], device=boxes.device)
     if len(maps) == 1:
-        only: Tensor = pooler.level_poolers[0](maps[0], regions)
-        return only
+        return pooler.level_poolers[0](maps[0], regions), positions
     # As Detectron2's assign_boxes_to_levels, whose Boxes ask whether there are any.
     sizes = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     levels = pooler.canonical_level + torch.log2(sizes / pooler.canonical_box_size + 1e-8)
@@ -374,8 +408,5 @@ def _pool(pooler: ROIPooler, maps: list[Tensor], boxes: Tensor, image_indices: T
         (indices,) = (levels == level).nonzero().unbind(dim=1)
         of_levels.append(indices)
         pooled.append(level_pooler(features, regions[indices]))
-    order = torch.cat(of_levels)
-    # Back from the order of levels to that of the boxes.
-    positions = torch.arange(order.shape[0], device=order.device)
-    places = torch.zeros_like(image_indices).index_put((order,), positions)
-    return torch.cat(pooled).index_select(0, places)
+    places = torch.zeros_like(positions).index_put((torch.cat(of_levels),), positions)
+    return torch.cat(pooled), places

@@ -8,13 +8,13 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import RotatedAnchorGenerator
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, RotatedAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransformLinear, Box2BoxTransformRotated
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, MaskRCNNConvUpsampleHead
 
-from cityscapes_maskrcnn.deploy.exportable import _MaskHead, check_exportable
+from cityscapes_maskrcnn.deploy.exportable import _anchors, _MaskHead, check_exportable
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -108,6 +108,22 @@ def test_masks_are_those_of_the_transposed_convolution(
     with torch.no_grad():
         logits = head.layers(pooled)
         expected = logits[torch.arange(number), classes if num_classes > 1 else 0]
-        found = _MaskHead(head)(pooled, classes)
+        # Detections lie in another order than their features.
+        order = torch.randperm(number)
+        found = _MaskHead(head)(pooled[order], classes, order.argsort())
     assert found.shape == (number, 14, 14)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_chosen_anchors_are_those_of_detectron2() -> None:
+    generator = DefaultAnchorGenerator(
+        sizes=[[10.3, 21.7], [48.9]],
+        aspect_ratios=[[0.5, 1.0, 2.0]],
+        strides=[4, 8],
+        offset=0.5,
+    )
+    maps = [torch.zeros(1, 1, 5, 7), torch.zeros(1, 1, 3, 4)]
+    for level, (features, expected) in enumerate(zip(maps, generator(maps), strict=True)):
+        indices = torch.randperm(len(expected)).reshape(2, -1)
+        found = _anchors(generator, level, indices, width=features.shape[3])
+        torch.testing.assert_close(found, expected.tensor[indices], rtol=0, atol=0)
