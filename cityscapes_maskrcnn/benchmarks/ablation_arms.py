@@ -149,10 +149,17 @@ _REPEAT: Final = {
     # the rarest class, is in 44 of 240 scenes: 0.2 would repeat them 1.04 times, 0.5 does 1.65.
     "DATALOADER.REPEAT_THRESHOLD": 0.5,
 }
+_SOFT_NMS: Final = {"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "gaussian"}
 # What is added to the staged recipe, one at a time; all of it is off by default.
 PIECES: Final = (
     # The pieces of configs/coco_strongest.yaml; its backbone and start are those of all arms.
-    Arm(name=STRONGEST, opts={**_POINT_REND, **_REPEAT}, weights="model_final_ema.pth"),
+    Arm(
+        name=STRONGEST,
+        opts={**_POINT_REND, **_REPEAT},
+        inference=_SOFT_NMS,
+        weights="model_final_ema.pth",
+    ),
+    Arm(name=f"{STRONGEST}, NMS", of=STRONGEST, weights="model_final_ema.pth"),
     Arm(name="EMA", of=STAGED, group="weights", weights="model_final_ema.pth"),
     Arm(name="checkpoint average", of=STAGED, group="weights", weights=AVERAGE),
     Arm(
@@ -165,7 +172,7 @@ PIECES: Final = (
         name="soft-NMS, gaussian",
         of=STAGED,
         group="detections",
-        inference={"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "gaussian"},
+        inference=_SOFT_NMS,
     ),
     Arm(
         name="TTA, flip",

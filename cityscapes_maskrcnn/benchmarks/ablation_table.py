@@ -27,7 +27,7 @@ class Result:
 
     Attributes:
         name: of the arm or variant.
-        seeds: how many trainings.
+        ap_by_seed: official AP of each training, in percent.
         mean: of every score over the seeds; NaN where a seed has none.
         spread: their standard deviation; None with one seed.
         gain: mean difference of AP to the base of the same seed; None for the base.
@@ -35,7 +35,7 @@ class Result:
     """
 
     name: str
-    seeds: int
+    ap_by_seed: Mapping[int, float]
     mean: Mapping[str, float]
     spread: Mapping[str, float] | None
     gain: float | None
@@ -52,7 +52,7 @@ class Result:
         """The row as the benchmark's JSON file holds it."""
         return {
             "name": self.name,
-            "seeds": self.seeds,
+            "ap_by_seed": {str(seed): ap for seed, ap in self.ap_by_seed.items()},
             "mean": dict(self.mean),
             "spread": None if self.spread is None else dict(self.spread),
             "gain": self.gain,
@@ -69,7 +69,7 @@ class Result:
 
         return cls(
             name=row["name"],
-            seeds=row["seeds"],
+            ap_by_seed={int(seed): ap for seed, ap in row["ap_by_seed"].items()},
             mean=numbers(row["mean"]),
             spread=None if row["spread"] is None else numbers(row["spread"]),
             gain=row["gain"],
@@ -96,7 +96,7 @@ def summarise(scores: Scores, base: str) -> list[Result]:
         rows.append(
             Result(
                 name=name,
-                seeds=len(by_seed),
+                ap_by_seed={seed: each["AP"] for seed, each in by_seed.items()},
                 mean={key: float(np.mean(each)) for key, each in values.items()},
                 spread={key: float(np.std(each, ddof=1)) for key, each in values.items()}
                 if len(by_seed) > 1
@@ -136,7 +136,7 @@ def format_tables(rows: Sequence[Result], *, base: str, num_train: int, num_repo
     main = [
         [
             row.name,
-            row.seeds,
+            len(row.ap_by_seed),
             cell(row, "AP"),
             cell(row, "AP50"),
             *gain(row),

@@ -101,7 +101,7 @@ class Size:
     counted: int
 
 
-FULL: Final = Size(train=240, val=144, start=200, iterations=220, seeds=(1, 2, 3), counted=8)
+FULL: Final = Size(train=240, val=144, start=200, iterations=300, seeds=(1, 2, 3), counted=8)
 SMALL: Final = Size(train=8, val=8, start=4, iterations=12, seeds=(1, 2), counted=1)
 
 
@@ -465,7 +465,11 @@ class Ablation:
             for row in summarise(self._scores("choice", self._names()), base=STAGED)
             if row.pays and row.gain is not None
         }
-        paying = [piece for piece in self.pieces if piece.name in gains and piece.name != STRONGEST]
+        paying = [
+            piece
+            for piece in self.pieces
+            if piece.name in gains and STRONGEST not in (piece.name, piece.of)
+        ]
         paying.sort(key=lambda piece: gains[piece.name], reverse=True)
         best: dict[str, Arm] = {}
         for piece in paying:

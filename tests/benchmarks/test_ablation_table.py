@@ -44,7 +44,7 @@ def test_gain_is_of_common_seeds_and_one_seed_has_no_spread() -> None:
     del scores["steady"][1]
     scores["erratic"] = {3: {"AP": 10.0}}
     _, steady, erratic = summarise(scores, base=STAGED)
-    assert (steady.seeds, steady.gain) == (2, 2.5)
+    assert (steady.ap_by_seed, steady.gain) == ({2: 7.0, 3: 9.0}, 2.5)
     assert (erratic.spread, erratic.gain, erratic.gain_spread) == (None, 4.0, None)
     assert not erratic.pays
 

@@ -85,8 +85,9 @@ def test_the_strongest_arm_is_the_strongest_config() -> None:
         "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK",
     }
     assert shared <= changes.keys()
-    assert changes.keys() - shared == arm.opts.keys() - smaller
-    different = {key for key in changes.keys() - shared if changes[key] != arm.opts[key]}
+    of_arm = {**arm.opts, **arm.inference}
+    assert changes.keys() - shared == of_arm.keys() - smaller
+    different = {key for key in changes.keys() - shared if changes[key] != of_arm[key]}
     # The arm's says why.
     assert different == {"DATALOADER.REPEAT_THRESHOLD"}
 
@@ -164,6 +165,7 @@ def test_best_of_each_group_is_chosen_where_it_pays(tmp_path: Path) -> None:
     gains = {
         STAGED: 0.0,
         STRONGEST: 3.0,  # not a piece, but several
+        f"{STRONGEST}, NMS": 2.5,
         "copy-paste": 1.0,
         "PointRend": 2.0,
         "colour jitter": 0.5,
