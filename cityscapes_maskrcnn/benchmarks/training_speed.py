@@ -115,14 +115,15 @@ def _measure(
         step, forward = _build(
             config_file, (*opts, "MODEL.BACKBONE.FREEZE_AT", _DEPTHS[depth]), state, batches
         )
-        for _ in range(1 if small else 4):
+        # On a CPU a step takes seconds, and the median leaves out the first one.
+        for _ in range(0 if small else 4):
             step()
         memory[name] = (
             peak_gigabytes(step, already) if torch.cuda.is_available() else saved_gigabytes(forward)
         )
         steps[name] = step
-    launches = {name: count_launches(step) for name, step in steps.items()}
     ms = median_times(steps, blocks=3 if small else 5, calls=1 if small else 5)
+    launches = {name: count_launches(step) for name, step in steps.items()}
     return {str(name): _Measured(ms[name], memory[name], launches[name]) for name in steps}
 
 
