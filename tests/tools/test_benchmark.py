@@ -117,6 +117,9 @@ def test_recipe_trains_for_equal_compute_and_not_twice(
     assert compute["staged recipe"]["iterations"] == [2, 3, 1]  # 4 : 6 : 2 epochs
     frozen, _, live = compute["staged recipe"]["operations of a step"]
     assert live > 1.3 * frozen
+    # EMA is another way to score what the staged recipe has trained.
+    assert list(compute) == names[:3]
+    assert not list((tmp_path / "small" / "EMA" / "seed_1").glob("stage_*"))
     for arm in compute.values():
         assert arm["budget"] == compute["staged recipe"]["operations"]
         difference = abs(arm["operations"] - arm["budget"])
