@@ -210,14 +210,12 @@ class _MaskHead(nn.Module):
             places: of the detections in ``pooled``, (M,).
         """
         logits = self.predictor(self.relu(self.upsample(self.convs(pooled))))
-        size = logits.shape[-1]
-        # (M, 4, K, S, S): the four pixels of a cell are the outer part of the channels.
         rows = places * self.num_classes
         if self.num_classes > 1:
             rows = rows + classes
-        logits = logits.unflatten(1, (4, self.num_classes)).transpose(1, 2).flatten(0, 1)
-        chosen = logits.index_select(0, rows).unflatten(1, (2, 2))
-        return chosen.permute(0, 3, 1, 4, 2).reshape(-1, 2 * size, 2 * size)
+        # (MK, 4, S, S); in the channels of a cell, the class was inside the pixel.
+        cells = logits.unflatten(1, (4, self.num_classes)).transpose(1, 2).flatten(0, 1)
+        return F.pixel_shuffle(cells.index_select(0, rows), 2)[:, 0]
 
 
 def _fixed(values: Tensor) -> nn.Parameter:
