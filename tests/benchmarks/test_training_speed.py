@@ -28,8 +28,10 @@ def test_systems_that_a_cpu_can_compare(tmp_path: Path) -> None:
     batches = draw_batches(count=1, batch_size=2, height=64, width=96)
     state = random_weights(str(config))
     measured = training_speed._measure(str(config), "frozen", state, batches, small=True)
-    assert list(measured) == ["stock float32", "ours float32", "ours fastest"]
-    stock, ours, fastest = measured.values()
+    names = ["stock float32", "ours float32", "ours fastest", "ours checkpointed"]
+    assert list(measured) == names
+    stock, ours, fastest, checkpointed = measured.values()
+    assert checkpointed.memory < ours.memory
     assert min(ours.memory, stock.memory) > 0
     assert 0 < ours.launches.operations < stock.launches.operations
     rows = {row.name: row for row in training_speed._rows("small", measured)}
