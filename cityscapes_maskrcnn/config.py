@@ -166,8 +166,8 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
 
     # ---- ConvNeXt: MODEL.BACKBONE.NAME "build_convnext_fpn_backbone" --------------------------
     # Its features are named res2 to res5, and MODEL.BACKBONE.FREEZE_AT counts its stages, as a
-    # ResNet's. MODEL.WEIGHTS takes the ImageNet weights of torchvision, "torchvision://convnext_tiny",
-    # and of timm, "timm://convnext_tiny.in12k_ft_in1k"; of both, tiny, small and base.
+    # ResNet's. MODEL.WEIGHTS takes the ImageNet weights of torchvision and timm, of tiny, small and
+    # base: "torchvision://convnext_tiny", "timm://convnext_tiny.in12k_ft_in1k".
     cfg.MODEL.CONVNEXT = CfgNode()
     # Blocks of each stage: [3, 3, 9, 3] is torchvision's tiny, [3, 3, 27, 3] its small and base.
     cfg.MODEL.CONVNEXT.DEPTHS = [3, 3, 9, 3]

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from cityscapes_maskrcnn.utils.errors import InputError
+
 STOCK: Final = "Detectron2's config"
 STAGED: Final = "staged recipe"
 STRONGEST: Final = "strongest config"
@@ -210,6 +212,26 @@ PIECES: Final = (
         inference={"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (125, 160, 200)},
     ),
 )
+
+
+def choose_pieces(names: Sequence[str] | None) -> list[Arm]:
+    """Find pieces by name, and those whose models they score.
+
+    Args:
+        names: of :data:`PIECES`; None: all.
+
+    Raises:
+        InputError: there is no such piece.
+    """
+    if names is None:
+        return list(PIECES)
+    known = [piece.name for piece in PIECES]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        all_names = ", ".join(f'"{name}"' for name in known)
+        raise InputError(f'--pieces "{unknown[0]}": it must be one of {all_names}')
+    wanted = {*names, *(piece.of for piece in PIECES if piece.name in names)}
+    return [piece for piece in PIECES if piece.name in wanted]
 
 
 def combined(pieces: Sequence[Arm]) -> Arm:

@@ -69,7 +69,7 @@ class Result:
 
         return cls(
             name=row["name"],
-            ap_by_seed={int(seed): ap for seed, ap in row["ap_by_seed"].items()},
+            ap_by_seed={int(seed): ap for seed, ap in numbers(row["ap_by_seed"]).items()},
             mean=numbers(row["mean"]),
             spread=None if row["spread"] is None else numbers(row["spread"]),
             gain=row["gain"],

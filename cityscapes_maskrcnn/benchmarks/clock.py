@@ -27,7 +27,7 @@ def median_times(
     """Time several computations in turn, so that a busy machine slows all of them alike.
 
     Args:
-        works: warmed up, by name.
+        works: by name; warmed up, where the first call does more than the others.
         blocks: how often each is measured; the median counts.
         calls: of a computation in a block. On a GPU the host waits for it after each block only.
         warm_up: calls before each block that are not counted: threads of another runtime may spin

@@ -69,8 +69,8 @@ def benchmark_inference(*, config_file: str, small: bool) -> list[Row]:
         predict = _build(config_of(config_file, *opts), state)
         for size in (1, batch_size):
             works[name, size] = partial(predict, images[:size])
-            # On a CPU a call takes seconds, and the median leaves out the first one.
-            for _ in range(0 if small else 3):
+            # On a CPU a call takes seconds, and nothing is compiled: the first one is measured.
+            for _ in range(3 if on_gpu else 0):
                 works[name, size]()
         if on_gpu:
             memory[name] = peak_gigabytes(works[name, 1], already)

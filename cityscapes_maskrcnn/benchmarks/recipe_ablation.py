@@ -37,7 +37,6 @@ from cityscapes_maskrcnn.benchmarks.ablation_arms import (
     AVERAGE,
     BASE,
     MAIN,
-    PIECES,
     SCALE,
     STAGED,
     STRONGEST,
@@ -45,6 +44,7 @@ from cityscapes_maskrcnn.benchmarks.ablation_arms import (
     UNWATCHED,
     Arm,
     Stage,
+    choose_pieces,
     combined,
 )
 from cityscapes_maskrcnn.benchmarks.ablation_settings import claim_folder, digest_of, machine
@@ -121,7 +121,7 @@ def benchmark_recipe(
         config_dir: folder of the demo's configs.
         folder: for scenes, trainings and scores; an interrupted benchmark goes on from them.
         small: few scenes and iterations: everything runs, and the scores mean nothing.
-        pieces: names of :data:`PIECES` to measure; None: all.
+        pieces: see :func:`.choose_pieces`.
         json_file: where the table's numbers go too; None: nowhere.
         report: called with a line for every result.
         workers: processes that share the work.
@@ -135,11 +135,7 @@ def benchmark_recipe(
     """
     if workers < 1:
         raise InputError(f"--workers {workers}: it must be at least 1")
-    unknown = sorted(set(pieces or ()) - {piece.name for piece in PIECES})
-    if unknown:
-        names = ", ".join(piece.name for piece in PIECES)
-        raise InputError(f"--pieces {unknown[0]}: it must be one of {names}")
-    chosen = [piece for piece in PIECES if pieces is None or piece.name in pieces]
+    chosen = choose_pieces(pieces)
     ablation = Ablation(
         config_dir=Path(config_dir),
         folder=Path(folder).resolve() / ("small" if small else "full"),

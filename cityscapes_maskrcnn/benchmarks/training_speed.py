@@ -119,8 +119,8 @@ def _measure(
         step, forward = _build(
             config_file, (*opts, "MODEL.BACKBONE.FREEZE_AT", _DEPTHS[depth]), state, batches
         )
-        # On a CPU a step takes seconds, and the median leaves out the first one.
-        for _ in range(0 if small else 4):
+        # On a CPU a step takes seconds, and nothing is compiled: the first one is measured.
+        for _ in range(4 if torch.cuda.is_available() else 0):
             step()
         memory[name] = (
             peak_gigabytes(step, already) if torch.cuda.is_available() else saved_gigabytes(forward)

@@ -26,6 +26,7 @@ from detectron2.modeling.roi_heads import (
 )
 from torch import Tensor, nn
 
+from cityscapes_maskrcnn.modeling.anchor_generator import KMeansAnchorGenerator
 from cityscapes_maskrcnn.modeling.folding import fold_for_good
 from cityscapes_maskrcnn.modeling.fused_mask_head import FusedMaskHead, weights_of_cells
 from cityscapes_maskrcnn.modeling.roi_heads import BatchedROIHeads
@@ -112,10 +113,10 @@ class ExportableMaskRCNN(nn.Module):
         is_box = is_box & (boxes[..., 2:] - boxes[..., :2] > rpn.min_box_size).all(dim=2)
         scores = scores.masked_fill(~is_box, -torch.inf)
         keep = _suppress(boxes, scores, rpn.nms_thresh)
-        of_image = most * len(maps)
-        scores = scores.masked_fill(~keep, -torch.inf).reshape(-1, of_image)
-        scores, indices = scores.topk(min(rpn.post_nms_topk[False], of_image), dim=1)
-        boxes = boxes.reshape(-1, of_image, 4).gather(1, indices[..., None].expand(-1, -1, 4))
+        per_image = most * len(maps)
+        scores = scores.masked_fill(~keep, -torch.inf).reshape(-1, per_image)
+        scores, indices = scores.topk(min(rpn.post_nms_topk[False], per_image), dim=1)
+        boxes = boxes.reshape(-1, per_image, 4).gather(1, indices[..., None].expand(-1, -1, 4))
         return boxes.masked_fill(~scores.isfinite()[..., None], 0)
 
     def _detect(
@@ -213,7 +214,7 @@ class _MaskHead(nn.Module):
         rows = places * self.num_classes
         if self.num_classes > 1:
             rows = rows + classes
-        # (MK, 4, S, S); in the channels of a cell, the class was inside the pixel.
+        # (M, 4K, S, S), by pixel and then by class, become (MK, 4, S, S).
         cells = logits.unflatten(1, (4, self.num_classes)).transpose(1, 2).flatten(0, 1)
         return F.pixel_shuffle(cells.index_select(0, rows), 2)[:, 0]
 
@@ -256,10 +257,6 @@ def check_exportable(model: GeneralizedRCNN) -> None:
     problems = [
         (heads.keypoint_on, "MODEL.KEYPOINT_ON True: keypoints are not exported"),
         (
-            getattr(heads, "soft_nms", "off") != "off",
-            "MODEL.ROI_HEADS.SOFT_NMS.METHOD: soft-NMS is not exported, set it to off",
-        ),
-        (
             type(heads.mask_head) not in (MaskRCNNConvUpsampleHead, FusedMaskHead),
             f"MODEL.ROI_MASK_HEAD.NAME {type(heads.mask_head).__name__}: only"
             " MaskRCNNConvUpsampleHead and FusedMaskHead can be exported",
@@ -270,8 +267,9 @@ def check_exportable(model: GeneralizedRCNN) -> None:
             "MODEL.ROI_BOX_HEAD: only the box predictor with softmax can be exported",
         ),
         (
-            not isinstance(rpn.anchor_generator, DefaultAnchorGenerator),
-            "MODEL.ANCHOR_GENERATOR.NAME: rotated anchors are not exported",
+            type(rpn.anchor_generator) not in (DefaultAnchorGenerator, KMeansAnchorGenerator),
+            "MODEL.ANCHOR_GENERATOR.NAME: only DefaultAnchorGenerator and KMeansAnchorGenerator can"
+            " be exported",
         ),
         (
             not pools_by_align,
@@ -287,6 +285,10 @@ def check_exportable(model: GeneralizedRCNN) -> None:
             needs_square > 0,
             "MODEL.BACKBONE.NAME: a backbone that needs square images cannot be exported",
         ),
+        (
+            getattr(heads, "soft_nms", "off") != "off",
+            "MODEL.ROI_HEADS.SOFT_NMS.METHOD: soft-NMS is not exported, set it to off",
+        ),
     ]
     for is_present, problem in problems:
         if is_present:
@@ -298,8 +300,7 @@ def _anchors(
 ) -> Tensor:
     """Compute the anchors with the indices (N, T) among those of a level; (N, T, 4).
 
-    There are as many as Detectron2 computes for the whole level, and it is no less exact: shifts
-    are multiples of half a pixel.
+    Detectron2 computes all of the level, which are equal.
 
     Args:
         generator: of the network.
@@ -345,9 +346,12 @@ def _suppress(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
 
 def _nms_of_lists(boxes: Tensor, scores: Tensor, iou_thresh: float) -> tuple[Tensor, Tensor]:
     """List what is kept: indices of lists, and of the boxes in them."""
-    rows, indices = scores.isfinite().nonzero().unbind(dim=1)
+    is_box = scores.isfinite()
+    rows, indices = is_box.nonzero().unbind(dim=1)
+    # What is no box may be NaN.
+    farthest = boxes.masked_fill(~is_box[..., None], 0).double().amax()
     # Lists are moved apart. In float32 that would round the boxes.
-    candidates = boxes[rows, indices].double() + (rows * (boxes.double().amax() + 1))[:, None]
+    candidates = boxes[rows, indices].double() + (rows * (farthest + 1))[:, None]
     # torch.export takes it that two boxes are kept at least: these, far from all others and last.
     more = candidates.new_tensor([[-9.0, -9.0, -8.0, -8.0], [-7.0, -7.0, -6.0, -6.0]])
     lowest = torch.finfo(torch.float64).min

@@ -75,10 +75,11 @@ class SafeCheckpointer(DetectionCheckpointer):
       moved only after that.
     * ``.pth`` files are read with ``weights_only=True``; the ``.pkl`` files of Detectron2's model
       zoo with an unpickler that knows arrays and nothing else, and other ``.pkl`` files not at all.
-    * A ResNet or ConvNeXt comes from ``torchvision://deeplabv3_resnet50`` and the like, ``timm://``,
-      a file of theirs, ``.pth`` or ``.safetensors``, or this project's own checkpoints; the log
-      lists what was loaded (:mod:`cityscapes_maskrcnn.modeling.deeplab_weights`). So does a whole
-      Mask R-CNN of torchvision or MMDetection (:mod:`cityscapes_maskrcnn.modeling.detector_names`).
+    * A ResNet comes from torchvision (``torchvision://deeplabv3_resnet50`` and the like, or a
+      file), a ConvNeXt from torchvision or timm (``timm://``, or a file), and both from this
+      project's own checkpoints; the log lists what was loaded
+      (:mod:`cityscapes_maskrcnn.modeling.deeplab_weights`). So does a whole Mask R-CNN of
+      torchvision or MMDetection (:mod:`cityscapes_maskrcnn.modeling.detector_names`).
     * Rows of the heads are matched by the names of their classes, where the file's are known
       (:mod:`cityscapes_maskrcnn.modeling.class_rows`).
     * A tensor of another shape is an error, except for the parameters named in

@@ -251,7 +251,9 @@ def check_inference(cfg: CfgNode) -> None:
             f"MODEL.ROI_HEADS.NAME {heads.NAME} has none; BatchedROIHeads has": (
                 heads.NAME != "BatchedROIHeads"
             ),
-            "TEST.AUG.ENABLED merges detections in its own way": cfg.TEST.AUG.ENABLED,
+            "TEST.AUG.ENABLED merges detections in its own way; set METHOD off with it": (
+                cfg.TEST.AUG.ENABLED
+            ),
         }
         for problem, present in others.items():
             if present:

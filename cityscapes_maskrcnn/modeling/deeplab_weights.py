@@ -17,7 +17,7 @@ from cityscapes_maskrcnn.modeling.detector_names import (
     TORCHVISION_RULES,
     Rule,
 )
-from cityscapes_maskrcnn.modeling.timm_names import TIMM_RULES, from_timm
+from cityscapes_maskrcnn.modeling.timm_names import TIMM_RULES, reshape_layer_scales
 from cityscapes_maskrcnn.modeling.weight_files import check_values
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -208,7 +208,7 @@ def translate(
         raise InputError(
             f"{source}: cannot be loaded: the model has no ResNet with BatchNorm and no ConvNeXt"
         )
-    state = from_timm(state)
+    state = reshape_layer_scales(state)
     names = canonical_names(state, source)
     if target is None:
         target = _nearest_network({name: tuple(state[old].shape) for name, old in names.items()})

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from cityscapes_maskrcnn.modeling.deeplab_weights import canonical_names, is_of_backbone
-from cityscapes_maskrcnn.modeling.timm_names import from_timm
+from cityscapes_maskrcnn.modeling.timm_names import reshape_layer_scales
 from cityscapes_maskrcnn.utils.errors import InputError
 
 GROUPS: Final = ("stem", "res2", "res3", "res4", "res5")
@@ -146,7 +146,7 @@ def format_percent(fraction: float) -> str:
 def _backbone(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """Get a backbone in float64, by the model's names without a prefix."""
     tensors = {}
-    state = from_timm(state)
+    state = reshape_layer_scales(state)
     for name, old in canonical_names(state, source).items():
         if not is_of_backbone(name) or name.endswith("num_batches_tracked"):
             continue

@@ -24,7 +24,7 @@ TIMM_RULES: Final[Sequence[Rule]] = (
 _GAMMA: Final = re.compile(r"(?:.*\.)?stages\.\d\.blocks\.\d+\.gamma")
 
 
-def from_timm(state: Mapping[str, Any]) -> dict[str, Any]:
+def reshape_layer_scales(state: Mapping[str, Any]) -> dict[str, Any]:
     """Give the layer scales of timm's ConvNeXt, (C,), the model's shape, (C, 1, 1).
 
     Args:

@@ -44,12 +44,12 @@ _TORCHVISION_NAMES = {
     "torchvision://maskrcnn_resnet50_fpn": "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
     "torchvision://maskrcnn_resnet50_fpn_v2": "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
 }
-_TIMM_NAME = re.compile(r"timm://(convnext_(?:tiny|small|base))(\.[A-Za-z0-9_]+)?")
+_TIMM_NAME = re.compile(r"timm://(convnext_(?:tiny|small|base))(?:\.([A-Za-z0-9_]+))?")
 # What timm takes for a name without a tag.
 _TIMM_TAGS = {
-    "convnext_tiny": ".in12k_ft_in1k",
-    "convnext_small": ".in12k_ft_in1k",
-    "convnext_base": ".fb_in22k_ft_in1k",
+    "convnext_tiny": "in12k_ft_in1k",
+    "convnext_small": "in12k_ft_in1k",
+    "convnext_base": "fb_in22k_ft_in1k",
 }
 
 # A .safetensors file's: 100 bytes for each of 40,000 tensors.
@@ -85,6 +85,7 @@ def fetch_timm(name: str) -> Path:
     Returns:
         ``<torch.hub.get_dir()>/checkpoints/<the name with its tag>.safetensors``; ``TORCH_HOME``
         moves it. The environment variable ``HF_ENDPOINT`` names a mirror of the Hugging Face hub.
+        A download must be a whole file; unlike torchvision's, its address holds no hash.
 
     Raises:
         InputError: another name; the hub has no such weights; they cannot be downloaded or stored.
@@ -95,7 +96,7 @@ def fetch_timm(name: str) -> Path:
             f"{name}: unknown; the names of this kind are timm://convnext_tiny, _small and _base, "
             "with one of timm's tags, such as timm://convnext_tiny.in12k_ft_in1k"
         )
-    weights = match[1] + (match[2] or _TIMM_TAGS[match[1]])
+    weights = f"{match[1]}.{match[2] or _TIMM_TAGS[match[1]]}"
     hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     url = f"{hub.rstrip('/')}/timm/{weights}/resolve/main/model.safetensors"
     path = _cache_folder() / f"{weights}.safetensors"

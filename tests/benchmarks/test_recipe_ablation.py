@@ -20,6 +20,7 @@ from cityscapes_maskrcnn.benchmarks.ablation_arms import (
     STAGED,
     STRONGEST,
     Arm,
+    choose_pieces,
     combined,
 )
 from cityscapes_maskrcnn.benchmarks.ablation_workers import helpers
@@ -131,6 +132,12 @@ def test_helpers_do_the_same_work(tmp_path: Path) -> None:
     with helpers(1, touch, {"folder": tmp_path}):
         pass
     assert not (tmp_path / str(os.getpid())).exists()
+
+
+def test_a_piece_comes_with_the_one_whose_models_it_scores() -> None:
+    assert choose_pieces(None) == list(PIECES)
+    other = f"{STRONGEST}, NMS"
+    assert [piece.name for piece in choose_pieces([other, "EMA"])] == [STRONGEST, other, "EMA"]
 
 
 def test_what_cannot_be_put_together() -> None:

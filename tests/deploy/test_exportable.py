@@ -13,8 +13,16 @@ from detectron2.modeling.box_regression import Box2BoxTransformLinear, Box2BoxTr
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, MaskRCNNConvUpsampleHead
+from detectron2.structures import Boxes
+from torchvision.ops import nms
 
-from cityscapes_maskrcnn.deploy.exportable import _anchors, _MaskHead, check_exportable
+from cityscapes_maskrcnn.deploy.exportable import (
+    _anchors,
+    _MaskHead,
+    _pool,
+    _suppress,
+    check_exportable,
+)
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -68,7 +76,10 @@ def with_square_images(model: GeneralizedRCNN) -> None:
         (with_keypoints, "MODEL.KEYPOINT_ON True: keypoints are not exported"),
         (with_sigmoid, "MODEL.ROI_BOX_HEAD: only the box predictor with softmax can be exported"),
         (with_another_box_predictor, "MODEL.ROI_BOX_HEAD: only the box predictor with softmax"),
-        (with_rotated_anchors, "MODEL.ANCHOR_GENERATOR.NAME: rotated anchors are not exported"),
+        (
+            with_rotated_anchors,
+            "MODEL.ANCHOR_GENERATOR.NAME: only DefaultAnchorGenerator and KMeansAnchorGenerator",
+        ),
         (with_pooled_masks, "MODEL.ROI_BOX_HEAD.POOLER_TYPE and MODEL.ROI_MASK_HEAD.POOLER_TYPE:"),
         (with_linear_offsets, "the model predicts boxes in another way than as offsets of anchors"),
         (with_rotated_boxes, "the model predicts boxes in another way than as offsets of anchors"),
@@ -115,15 +126,52 @@ def test_masks_are_those_of_the_transposed_convolution(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_chosen_anchors_are_those_of_detectron2() -> None:
+@pytest.mark.parametrize("offset", [0.0, 0.3, 0.5])
+def test_chosen_anchors_are_those_of_detectron2(offset: float) -> None:
     generator = DefaultAnchorGenerator(
         sizes=[[10.3, 21.7], [48.9]],
         aspect_ratios=[[0.5, 1.0, 2.0]],
         strides=[4, 8],
-        offset=0.5,
+        offset=offset,
     )
     maps = [torch.zeros(1, 1, 5, 7), torch.zeros(1, 1, 3, 4)]
     for level, (features, expected) in enumerate(zip(maps, generator(maps), strict=True)):
         indices = torch.randperm(len(expected)).reshape(2, -1)
         found = _anchors(generator, level, indices, width=features.shape[3])
         torch.testing.assert_close(found, expected.tensor[indices], rtol=0, atol=0)
+
+
+def test_what_is_no_box_suppresses_nothing() -> None:
+    torch.manual_seed(0)
+    corners = torch.rand(3, 20, 2) * 20
+    boxes = torch.cat([corners, corners + 10], dim=2)
+    scores = torch.rand(3, 20)
+    scores[:, ::4] = -torch.inf
+    boxes[1, 0] = torch.nan
+    keep = _suppress(boxes, scores, 0.4)
+    for each, of_list, kept in zip(boxes, scores, keep, strict=True):
+        (candidates,) = of_list.isfinite().nonzero().unbind(dim=1)
+        expected = candidates[nms(each[candidates], of_list[candidates], 0.4)]
+        assert 0 < len(expected) < len(candidates)
+        assert kept.nonzero()[:, 0].tolist() == sorted(expected.tolist())
+
+
+@pytest.mark.parametrize("num_levels", [1, 3])
+def test_regions_are_pooled_as_detectron2_does(num_levels: int) -> None:
+    torch.manual_seed(0)
+    strides = [4, 8, 16][:num_levels]
+    pooler = ROIPooler(
+        output_size=3,
+        scales=[1 / stride for stride in strides],
+        sampling_ratio=0,
+        pooler_type="ROIAlignV2",
+        canonical_box_size=32,
+        canonical_level=3,
+    )
+    maps = [torch.randn(2, 5, 128 // stride, 128 // stride) for stride in strides]
+    corners = torch.rand(2, 9, 2) * 64
+    boxes = torch.cat([corners, corners + 4 + torch.rand(2, 9, 2) * 60], dim=2)
+    expected = pooler(maps, [Boxes(each) for each in boxes])
+    image_indices = torch.arange(2).repeat_interleave(9)
+    pooled, places = _pool(pooler, maps, boxes.flatten(0, 1), image_indices)
+    torch.testing.assert_close(pooled[places], expected, rtol=0, atol=0)

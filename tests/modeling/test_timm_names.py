@@ -78,7 +78,10 @@ def test_features_equal_timms(theirs: nn.Module, ours: nn.Module) -> None:
 def test_a_file_under_any_name_loads(theirs: nn.Module, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     state = theirs.state_dict()
-    save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state}, path)
     model = build()
     SafeCheckpointer(model).load(str(path), checkpointables=[])
     path.unlink()

@@ -139,7 +139,9 @@ def test_no_process_for_the_recipe(tool: Run, tmp_path: Path) -> None:
 def test_unknown_piece_of_the_recipe(tool: Run, tmp_path: Path) -> None:
     done = tool("tools/benchmark.py", "recipe", "--pieces", "mixup", "--output", tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: --pieces mixup: it must be one of strongest config, EMA,")
+    assert done.stderr.startswith(
+        'error: --pieces "mixup": it must be one of "strongest config", "strongest config, NMS", "E'
+    )
     assert not list(tmp_path.iterdir())
 
 
