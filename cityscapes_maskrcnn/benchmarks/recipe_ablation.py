@@ -101,8 +101,10 @@ class Size:
     counted: int
 
 
-FULL: Final = Size(train=240, val=144, start=200, iterations=300, seeds=(1, 2, 3), counted=8)
+FULL: Final = Size(train=240, val=144, start=200, iterations=220, seeds=(1, 2, 3), counted=8)
 SMALL: Final = Size(train=8, val=8, start=4, iterations=12, seeds=(1, 2), counted=1)
+# 4, 6 and 2 epochs: 2, 3 and 1 iterations.
+_FEWEST: Final = 6
 
 
 def benchmark_recipe(
@@ -114,6 +116,7 @@ def benchmark_recipe(
     json_file: str | None,
     report: Callable[[str], object],
     workers: int = 1,
+    iterations: int | None = None,
 ) -> str:
     """Train and score all arms with all seeds, or what is missing of them in the folder.
 
@@ -125,21 +128,30 @@ def benchmark_recipe(
         json_file: where the table's numbers go too; None: nowhere.
         report: called with a line for every result.
         workers: processes that share the work.
+        iterations: of the staged recipe; None: those of the size.
 
     Returns:
         The tables, as Markdown, and the sum of the times.
 
     Raises:
-        InputError: a piece is unknown, ``workers`` is less than 1, or the folder holds something
-            else, such as results of other settings.
+        InputError: a piece is unknown, ``workers`` or ``iterations`` are too few, or the folder
+            holds something else, such as results of other settings.
     """
     if workers < 1:
         raise InputError(f"--workers {workers}: it must be at least 1")
+    size = SMALL if small else FULL
+    if iterations is not None:
+        if iterations < _FEWEST:
+            raise InputError(
+                f"--iterations {iterations}: it must be at least {_FEWEST}, so that each of the"
+                " three stages has some"
+            )
+        size = replace(size, iterations=iterations)
     chosen = choose_pieces(pieces)
     ablation = Ablation(
         config_dir=Path(config_dir),
         folder=Path(folder).resolve() / ("small" if small else "full"),
-        size=SMALL if small else FULL,
+        size=size,
         pieces=chosen,
         report=report,
     )

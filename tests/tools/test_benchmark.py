@@ -93,11 +93,11 @@ def test_bad_numbers(tool: Run) -> None:
 def test_recipe_trains_for_equal_compute_and_not_twice(
     tool: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    size = recipe_ablation.Size(train=4, val=4, start=1, iterations=6, seeds=(1,), counted=1)
+    size = recipe_ablation.Size(train=4, val=4, start=1, iterations=12, seeds=(1,), counted=1)
     monkeypatch.setattr(recipe_ablation, "SMALL", size)
     json_file = tmp_path / "recipe.json"
-    command = ("recipe", "--small", "--pieces", "EMA", "--output", tmp_path, "--json", json_file)
-    done = tool("tools/benchmark.py", *command)
+    options = ("--iterations", 6, "--pieces", "EMA", "--output", tmp_path, "--json", json_file)
+    done = tool("tools/benchmark.py", "recipe", "--small", *options)
     assert done.returncode == 0, done.stderr
     _, *results = done.stdout.split("Generated scenes")[0].splitlines()
     names = ["Detectron2's config", "Detectron2's config, AdamW", "staged recipe", "EMA"]
@@ -124,15 +124,24 @@ def test_recipe_trains_for_equal_compute_and_not_twice(
         assert arm["budget"] == compute["staged recipe"]["operations"]
         difference = abs(arm["operations"] - arm["budget"])
         assert difference <= max(arm["operations of a step"]) / 2
-    again = tool("tools/benchmark.py", *command)
+    again = tool("tools/benchmark.py", "recipe", "--small", *options)
     assert again.stdout.splitlines() == [
         line for line in done.stdout.splitlines() if line not in results
     ]
 
 
-def test_no_process_for_the_recipe(tool: Run, tmp_path: Path) -> None:
-    done = tool("tools/benchmark.py", "recipe", "--workers", 0, "--output", tmp_path)
-    assert (done.returncode, done.stderr) == (1, "error: --workers 0: it must be at least 1\n")
+@pytest.mark.parametrize(
+    ("flag", "number", "problem"),
+    [
+        ("--workers", 0, "it must be at least 1"),
+        ("--iterations", 5, "it must be at least 6, so that each of the three stages has some"),
+    ],
+)
+def test_too_few_for_the_recipe(
+    tool: Run, tmp_path: Path, flag: str, number: int, problem: str
+) -> None:
+    done = tool("tools/benchmark.py", "recipe", flag, number, "--output", tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"error: {flag} {number}: {problem}\n")
     assert not list(tmp_path.iterdir())
 
 
