@@ -147,8 +147,8 @@ _POINT_REND: Final = {
 }
 _REPEAT: Final = {
     "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
-    # On Cityscapes, the 0.2 of coco_strongest.yaml repeats images with a train twice. Here a train,
-    # the rarest class, is in 44 of 240 scenes: 0.2 would repeat them 1.04 times, 0.5 does 1.65.
+    # On Cityscapes, 0.2 repeats images with a train twice. Here a train, the rarest class, is in 44
+    # of 240 scenes: 0.2 would repeat them 1.04 times, 0.5 does 1.65.
     "DATALOADER.REPEAT_THRESHOLD": 0.5,
 }
 _SOFT_NMS: Final = {"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "gaussian"}
@@ -157,11 +157,17 @@ PIECES: Final = (
     # The pieces of configs/coco_strongest.yaml; its backbone and start are those of all arms.
     Arm(
         name=STRONGEST,
+        of="PointRend",
+        inference=_SOFT_NMS,
+        weights="model_final_ema.pth",
+    ),
+    Arm(name=f"{STRONGEST}, NMS", of="PointRend", weights="model_final_ema.pth"),
+    Arm(
+        name=f"{STRONGEST}, repeat factors",
         opts={**_POINT_REND, **_REPEAT},
         inference=_SOFT_NMS,
         weights="model_final_ema.pth",
     ),
-    Arm(name=f"{STRONGEST}, NMS", of=STRONGEST, weights="model_final_ema.pth"),
     Arm(name="EMA", of=STAGED, group="weights", weights="model_final_ema.pth"),
     Arm(name="checkpoint average", of=STAGED, group="weights", weights=AVERAGE),
     Arm(

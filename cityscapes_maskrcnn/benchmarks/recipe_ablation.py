@@ -476,7 +476,7 @@ class Ablation:
         paying = [
             piece
             for piece in self.pieces
-            if piece.name in gains and STRONGEST not in (piece.name, piece.of)
+            if piece.name in gains and not piece.name.startswith(STRONGEST)
         ]
         paying.sort(key=lambda piece: gains[piece.name], reverse=True)
         best: dict[str, Arm] = {}
