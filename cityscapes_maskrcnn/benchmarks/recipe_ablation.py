@@ -170,6 +170,7 @@ def benchmark_recipe(
                 "seconds": ablation.seconds(),
                 "compute": ablation.compute(),
                 "rows": [row.as_json() for row in rows],
+                "choice": [row.as_json() for row in summarise(ablation.choosing(), base=STAGED)],
             },
         )
     tables = format_tables(
@@ -449,6 +450,10 @@ class Ablation:
     def reported(self) -> dict[str, dict[int, dict[str, float]]]:
         """Get the scores of val parts 3 and 4, by arm and seed."""
         return self._scores("report", self._all_names())
+
+    def choosing(self) -> dict[str, dict[int, dict[str, float]]]:
+        """Get the scores of val parts 1 and 2, by arm and seed."""
+        return self._scores("choice", self._all_names())
 
     def _scores(self, part: str, names: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
         found: dict[str, dict[int, dict[str, float]]] = {}

@@ -110,6 +110,8 @@ def test_recipe_trains_for_equal_compute_and_not_twice(
     assert machine["torch"] == torch.__version__
     assert machine["device"]
     assert list(seconds) == names
+    for part in ("rows", "choice"):
+        assert [row["name"] for row in content[part]] == names
     total = sum(each["1"] for each in seconds.values())
     assert f"Time of 4 trainings and scorings, summed over the processes: {total / 60:.1f} min" in (
         done.stdout
