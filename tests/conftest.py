@@ -137,6 +137,25 @@ def on_terminal() -> Callable[..., tuple[int, str]]:
 
 
 @contextmanager
+def served(server: HTTPServer) -> Iterator[str]:
+    """Have a server answer in a thread during a ``with`` block; gives its URL."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[[HTTPServer], AbstractContextManager[str]]:
+    """``with serve(server) as url:``."""
+    return served
+
+
+@contextmanager
 def serve_camera(num_frames: int) -> Iterator[str]:
     """Serve so many grey images of 64x32 as a camera does, and then no more; gives the URL."""
     _, jpeg = cv2.imencode(".jpg", np.full((32, 64, 3), 200, np.uint8))
@@ -153,15 +172,8 @@ def serve_camera(num_frames: int) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Camera)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/video.mjpg"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(HTTPServer(("127.0.0.1", 0), Camera)) as url:
+        yield f"{url}/video.mjpg"
 
 
 @pytest.fixture(scope="session")
@@ -198,6 +210,25 @@ def randomise(network: Any, seed: int = 0) -> None:
 def randomised() -> Callable[..., None]:
     """The function above."""
     return randomise
+
+
+def randomise_convnext(network: Any) -> None:
+    """Do the same to a ConvNeXt of torchvision or timm, whose layer scales would hide all else."""
+    import torch
+
+    randomise(network)
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if name.endswith(("layer_scale", "gamma")):
+                value.uniform_(0.1, 0.5)
+            elif value.ndim == 1:
+                value.add_(torch.rand_like(value) - 0.5)
+
+
+@pytest.fixture(scope="session")
+def randomised_convnext() -> Callable[[Any], None]:
+    """The function above."""
+    return randomise_convnext
 
 
 @pytest.fixture(scope="session")

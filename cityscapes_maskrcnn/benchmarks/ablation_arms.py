@@ -105,6 +105,7 @@ class Arm:
         inference: values by config key, of scoring.
         weights: file that is scored, of those of the last stage.
         of: name of the arm whose models are scored; empty: it trains its own.
+        is_whole: it has several pieces already, and is not combined with others.
     """
 
     name: str
@@ -115,9 +116,11 @@ class Arm:
     inference: Mapping[str, object] = field(default_factory=dict)
     weights: str = "model_final.pth"
     of: str = ""
+    is_whole: bool = False
 
 
 AVERAGE: Final = "average.pth"
+_EMA: Final = "model_final_ema.pth"
 BASE: Final = Arm(name=STAGED)
 MAIN: Final = (
     Arm(name=STOCK, stages=_STOCK),
@@ -159,16 +162,18 @@ PIECES: Final = (
         name=STRONGEST,
         of="PointRend",
         inference=_SOFT_NMS,
-        weights="model_final_ema.pth",
+        weights=_EMA,
+        is_whole=True,
     ),
-    Arm(name=f"{STRONGEST}, NMS", of="PointRend", weights="model_final_ema.pth"),
+    Arm(name=f"{STRONGEST}, NMS", of="PointRend", weights=_EMA, is_whole=True),
     Arm(
         name=f"{STRONGEST}, repeat factors",
         opts={**_POINT_REND, **_REPEAT},
         inference=_SOFT_NMS,
-        weights="model_final_ema.pth",
+        weights=_EMA,
+        is_whole=True,
     ),
-    Arm(name="EMA", of=STAGED, group="weights", weights="model_final_ema.pth"),
+    Arm(name="EMA", of=STAGED, group="weights", weights=_EMA),
     Arm(name="checkpoint average", of=STAGED, group="weights", weights=AVERAGE),
     Arm(
         name="soft-NMS, linear",

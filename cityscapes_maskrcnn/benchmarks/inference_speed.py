@@ -69,9 +69,10 @@ def benchmark_inference(*, config_file: str, small: bool) -> list[Row]:
         predict = _build(config_of(config_file, *opts), state)
         for size in (1, batch_size):
             works[name, size] = partial(predict, images[:size])
-            # On a CPU a call takes seconds, and nothing is compiled: the first one is measured.
-            for _ in range(3 if on_gpu else 0):
-                works[name, size]()
+            # No warm-up on a CPU: a call takes seconds, and nothing is compiled.
+            if on_gpu:
+                for _ in range(3):
+                    works[name, size]()
         if on_gpu:
             memory[name] = peak_gigabytes(works[name, 1], already)
     ms = median_times(works, blocks=3, calls=1 if small else 10)

@@ -39,7 +39,6 @@ from cityscapes_maskrcnn.benchmarks.ablation_arms import (
     MAIN,
     SCALE,
     STAGED,
-    STRONGEST,
     TRAINING,
     UNWATCHED,
     Arm,
@@ -478,11 +477,7 @@ class Ablation:
             for row in summarise(self._scores("choice", self._names()), base=STAGED)
             if row.pays and row.gain is not None
         }
-        paying = [
-            piece
-            for piece in self.pieces
-            if piece.name in gains and not piece.name.startswith(STRONGEST)
-        ]
+        paying = [piece for piece in self.pieces if piece.name in gains and not piece.is_whole]
         paying.sort(key=lambda piece: gains[piece.name], reverse=True)
         best: dict[str, Arm] = {}
         for piece in paying:

@@ -119,12 +119,13 @@ def _measure(
         step, forward = _build(
             config_file, (*opts, "MODEL.BACKBONE.FREEZE_AT", _DEPTHS[depth]), state, batches
         )
-        # On a CPU a step takes seconds, and nothing is compiled: the first one is measured.
-        for _ in range(4 if torch.cuda.is_available() else 0):
-            step()
-        memory[name] = (
-            peak_gigabytes(step, already) if torch.cuda.is_available() else saved_gigabytes(forward)
-        )
+        if torch.cuda.is_available():
+            for _ in range(4):
+                step()
+            memory[name] = peak_gigabytes(step, already)
+        else:
+            # No warm-up: a step takes seconds, and nothing is compiled.
+            memory[name] = saved_gigabytes(forward)
         steps[name] = step
     ms = median_times(steps, blocks=3 if small else 5, calls=1 if small else 5)
     launches = {name: count_launches(step) for name, step in steps.items()}

@@ -300,7 +300,7 @@ def _anchors(
 ) -> Tensor:
     """Compute the anchors with the indices (N, T) among those of a level; (N, T, 4).
 
-    Detectron2 computes all of the level, which are equal.
+    They equal Detectron2's, which computes all of the level.
 
     Args:
         generator: of the network.

@@ -41,17 +41,11 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.fixture(scope="module")
-def theirs(randomised: Callable[..., None]) -> nn.Module:
-    """torchvision's own convnext_tiny; its layer scales would hide all else at their start."""
+def theirs(randomised_convnext: Callable[[nn.Module], None]) -> nn.Module:
+    """torchvision's own convnext_tiny."""
     torch.manual_seed(0)
     network = convnext_tiny(weights=None)
-    randomised(network)
-    with torch.no_grad():
-        for name, value in network.named_parameters():
-            if name.endswith("layer_scale"):
-                value.uniform_(0.1, 0.5)
-            elif value.ndim == 1:
-                value.add_(torch.rand_like(value) - 0.5)
+    randomised_convnext(network)
     return network.eval()
 
 

@@ -4,8 +4,8 @@ import json
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -182,14 +182,9 @@ class Refusal(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def refusing_hub() -> Iterator[int]:
-    server = HTTPServer(("127.0.0.1", 0), Refusal)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.server_port
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def refusing_hub(serve: Callable[[HTTPServer], AbstractContextManager[str]]) -> Iterator[str]:
+    with serve(HTTPServer(("127.0.0.1", 0), Refusal)) as url:
+        yield url
 
 
 @pytest.mark.parametrize("online", [True, False])
@@ -197,12 +192,12 @@ def test_an_upload_that_fails_loses_nothing(
     shared: Path,
     tool: Run,
     tmp_path: Path,
-    refusing_hub: int,
+    refusing_hub: str,
     monkeypatch: pytest.MonkeyPatch,
     online: bool,
 ) -> None:
     # What HF_ENDPOINT sets when the package is first imported. Nobody listens on port 9.
-    address = f"http://127.0.0.1:{refusing_hub if online else 9}"
+    address = refusing_hub if online else "http://127.0.0.1:9"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     done = tool(
