@@ -89,7 +89,10 @@ def main() -> None:
     output = "folder for trainings and scores; the same command continues there, also in several"
     output += " processes"
     recipe.add_argument("--output", default="output/recipe_ablation", dest="folder", help=output)
-    help_iterations = "of the staged recipe (None: 220); the other trainings get as much compute"
+    help_iterations = (
+        "of the staged recipe (None: 220, with --small 12); the other trainings get as"
+    )
+    help_iterations += " much compute"
     recipe.add_argument("--iterations", type=int, metavar="N", help=help_iterations)
     help_workers = "number of processes that share the work"
     recipe.add_argument("--workers", type=int, default=1, help=help_workers)

@@ -157,7 +157,8 @@ _REPEAT: Final = {
 _SOFT_NMS: Final = {"MODEL.ROI_HEADS.SOFT_NMS.METHOD": "gaussian"}
 # What is added to the staged recipe, one at a time; all of it is off by default.
 PIECES: Final = (
-    # The pieces of configs/coco_strongest.yaml; its backbone and start are those of all arms.
+    # The pieces of configs/coco_strongest.yaml; its backbone and start are those of all arms. Two
+    # arms show what soft-NMS gives there, and what repeat factors would give.
     Arm(
         name=STRONGEST,
         of="PointRend",

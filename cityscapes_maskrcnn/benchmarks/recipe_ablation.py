@@ -160,7 +160,7 @@ def benchmark_recipe(
         ablation.prepare()
         with helpers(workers, _help, {"ablation": replace(ablation, report=_say_nothing)}):
             ablation.run()
-    rows = summarise(ablation.reported(), base=STAGED)
+    rows = summarise(ablation.scores("report"), base=STAGED)
     if json_file is not None:
         write_json(
             json_file,
@@ -169,7 +169,9 @@ def benchmark_recipe(
                 "seconds": ablation.seconds(),
                 "compute": ablation.compute(),
                 "rows": [row.as_json() for row in rows],
-                "choice": [row.as_json() for row in summarise(ablation.choosing(), base=STAGED)],
+                "choice": [
+                    row.as_json() for row in summarise(ablation.scores("choice"), base=STAGED)
+                ],
             },
         )
     tables = format_tables(
@@ -446,13 +448,13 @@ class Ablation:
             "budget": budget,
         }
 
-    def reported(self) -> dict[str, dict[int, dict[str, float]]]:
-        """Get the scores of val parts 3 and 4, by arm and seed."""
-        return self._scores("report", self._all_names())
+    def scores(self, part: str) -> dict[str, dict[int, dict[str, float]]]:
+        """Get the scores by arm and seed.
 
-    def choosing(self) -> dict[str, dict[int, dict[str, float]]]:
-        """Get the scores of val parts 1 and 2, by arm and seed."""
-        return self._scores("choice", self._all_names())
+        Args:
+            part: ``"choice"``, val parts 1 and 2, or ``"report"``, parts 3 and 4.
+        """
+        return self._scores(part, self._all_names())
 
     def _scores(self, part: str, names: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
         found: dict[str, dict[int, dict[str, float]]] = {}
