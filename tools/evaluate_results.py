@@ -75,18 +75,25 @@ def main() -> None:
     is_model = Path(args.results).suffix == ".onnx"
     if args.image_dir is not None and not is_model:
         parser.error("--image-dir: only a model, NAME.onnx, needs images; --results is none")
+    if args.image_dir is not None and args.dataset is not None:
+        parser.error("--image-dir: a dataset has its own images; it is for --gt-dir")
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
 
     categories: Sequence[int] = ALL_CATEGORIES
     if args.dataset is not None:
         from cityscapes_maskrcnn.cli import build_config
         from cityscapes_maskrcnn.data.registration import check_dataset_names
-        from cityscapes_maskrcnn.evaluation.evaluator import dataset_categories, ground_truth_files
+        from cityscapes_maskrcnn.evaluation.evaluator import (
+            dataset_categories,
+            ground_truth_files,
+            image_and_ground_truth_files,
+        )
 
         build_config(args.config_file, [])
         check_dataset_names([args.dataset])
         categories = sorted(dataset_categories(args.dataset))
         gt_files = ground_truth_files(args.dataset)
+        image_files = {gt: image for image, gt in image_and_ground_truth_files(args.dataset)}
     else:
         gt_files = find_ground_truth(args.gt_dir)
     if args.image_list:
@@ -108,7 +115,10 @@ def main() -> None:
         )
 
         predictor = OnnxPredictor(args.results, num_threads=args.num_workers)
-        pairs = [(image_of(gt, name, args.image_dir), gt) for name, gt in gt_files.items()]
+        if args.dataset is not None:
+            pairs = [(image_files[gt], gt) for gt in gt_files.values()]
+        else:
+            pairs = [(image_of(gt, name, args.image_dir), gt) for name, gt in gt_files.items()]
         refuse_seen_by_exported(
             predictor,
             args.results,

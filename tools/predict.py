@@ -50,7 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     size = None if args.resize is None else parse_size(args.resize)
     source = open_source(args.input, every=args.every, size=size)
     plan.refuse_inputs(args.input)
-    tracker = ObjectTracker(plan.rate(source), args.score_thresh) if args.track else None
+    tracker = None
+    if args.track:
+        # --fps repeats frames in the video; the tracker gets each of the source once.
+        tracker = ObjectTracker(source.rate or plan.rate(source), args.score_thresh)
     model = load_model(args)
     result = predict_stream(source, model, plan, classes=args.classes, tracker=tracker)
     for line in result.lines:

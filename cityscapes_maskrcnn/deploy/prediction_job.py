@@ -102,7 +102,7 @@ class OutputPlan:
                 raise InputError(f"--output {path}: is the input")
 
     def rate(self, source: FrameSource) -> float:
-        """Choose the frames a second of videos and tracks."""
+        """Choose the frames a second of videos."""
         return self._rate or source.rate or DEFAULT_RATE
 
     def open(self, source: FrameSource, model: FrameModel) -> StreamOutputs:

@@ -108,7 +108,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
             num_workers=cfg.TEST.NUM_WORKERS,
             masks=cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE not in _BOXES_ONLY,
             analysis_confidence=cfg.TEST.ANALYSIS_CONFIDENCE,
-            draw=partial(_draw_errors, cfg, dataset_name),
+            draw=partial(_draw_errors, cfg, dataset_name) if cfg.TEST.ANALYSIS_PICTURES else None,
         ),
         "cityscapes_sem_seg": partial(
             CityscapesSemanticEvaluator, num_workers=cfg.TEST.NUM_WORKERS

@@ -19,6 +19,7 @@ FREE_KEYS: Final = frozenset(
         "INPUT.CACHE",
         "VIS_PERIOD",
         "TEST.ANALYSIS_CONFIDENCE",
+        "TEST.ANALYSIS_PICTURES",
         "TEST.BATCH_SIZE",
         "TEST.NUM_WORKERS",
     }

@@ -223,5 +223,5 @@ def test_errors_are_drawn_once_at_the_end(train: Train, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         inference, "plot_errors", lambda folder, _: drawn.append(folder.parent.name)
     )
-    train(*OPTIONS)
+    train(*OPTIONS, "TEST.ANALYSIS_PICTURES", True)
     assert sorted(drawn) == ["inference", "inference_EMA"]

@@ -290,7 +290,9 @@ def test_augmented_scores_are_written_beside_plain_ones(
     options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20]
     Trainer.evaluate_checkpoint(config(*options, "MODEL.RPN.POST_NMS_TOPK_TEST", 50, stage=stage))
     for folder in ("inference", "inference_TTA"):
-        assert (tmp_path / folder / "analysis" / "confusion.png").exists()
+        analysis = tmp_path / folder / "analysis"
+        assert (analysis / "confusion.csv").exists()
+        assert not (analysis / "confusion.png").exists()  # TEST.ANALYSIS_PICTURES
     scores = json.loads((tmp_path / "scores.json").read_text())
     results = scores["datasets"][INSTANCE]["results"]
     plain = {name: results[name] for name in ("segm", "coco_segm", "coco_bbox")}

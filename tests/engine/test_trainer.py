@@ -529,6 +529,7 @@ def test_a_kill_of_the_last_measurement_is_made_up_for(train: Train, tmp_path: P
 
     options = ["DATASETS.TEST", "('cityscapes_instance_val_part3of4',)", "TEST.EVAL_PERIOD", 1]
     options += ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48,64)"]
+    options += ["TEST.ANALYSIS_PICTURES", True]
     with pytest.raises(KeyboardInterrupt):
         train(*options, kind=Killed)
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
+from PIL import Image
 
 from cityscapes_maskrcnn.deploy import export
 from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
@@ -70,6 +71,31 @@ def test_export_scores_and_predicts(
     assert done.returncode == 1
     assert "error: the model has seen images that it is to be scored on" in done.stderr
     assert "Name others by --score, or set TEST.ALLOW_SEEN_IMAGES True" in done.stderr
+
+
+def test_a_dataset_of_ones_own_brings_its_images(
+    trained: Path, tool: Run, small_root: Path, tmp_path: Path
+) -> None:
+    """Those of the same names in the official tree, beside the ground truth, are not read."""
+    weights = ["MODEL.WEIGHTS", trained / "model_final.pth"]
+    config = ["--config-file", trained / "config.yaml"]
+    done = tool("tools/export_model.py", *config, "--output", tmp_path, *weights)
+    assert done.returncode == 0, done.stderr
+    images = tmp_path / "night"
+    for each in (small_root / "cityscapes" / "leftImg8bit" / "val").glob("*/*.png"):
+        (images / each.parent.name).mkdir(parents=True, exist_ok=True)
+        smaller = images / each.parent.name / each.name.replace("leftImg8bit", "night")
+        Image.new("RGB", (96, 48)).save(smaller)
+    own = tmp_path / "own.yaml"
+    node = f"IMAGE_DIR: {images}, GT_DIR: cityscapes/gtFine/val, IMAGE_SUFFIX: _night.png"
+    own.write_text(f"DATASETS: {{OWN: {{night_val: {{{node}}}}}}}")
+    score = ["--results", tmp_path / "model.onnx", "--dataset", "night_val", "--config-file", own]
+    done = tool("tools/evaluate_results.py", *score)
+    assert done.returncode == 1
+    assert f"{smaller.parents[1]}" in done.stderr
+    assert "_night.png is 96x48 pixels, its ground truth 192x96" in done.stderr
+    done = tool("tools/evaluate_results.py", *score, "--image-dir", images)
+    assert done.returncode == 2 and "--image-dir: a dataset has its own images" in done.stderr
 
 
 def test_a_dataset_of_other_classes(

@@ -17,6 +17,7 @@ import torch
 from detectron2.modeling import build_model
 
 from cityscapes_maskrcnn.cli import build_config
+from cityscapes_maskrcnn.deploy import tracking
 from cityscapes_maskrcnn.synthetic.scene import render_scene
 
 STAGE_1 = Path(__file__).parents[2] / "configs" / "stage_1_heads.yaml"
@@ -99,6 +100,24 @@ def test_video_to_video_and_json_lines(predict, street, tmp_path):
         for polygon in entry["segmentation"]:
             assert max(polygon[0::2]) <= 96
             assert max(polygon[1::2]) <= 48
+
+
+@pytest.mark.parametrize(("source", "rate"), [("v.mp4", 25), ("street.png", 60)])
+def test_tracks_go_by_the_rate_of_the_source(predict, street, tmp_path, monkeypatch, source, rate):
+    """--fps repeats frames in the written video only; images have no rate but this one."""
+    rates = []
+
+    class Recorded(tracking.ObjectTracker):
+        def __init__(self, rate: float, score_thresh: float) -> None:
+            rates.append(rate)
+            super().__init__(rate, score_thresh)
+
+    monkeypatch.setattr(tracking, "ObjectTracker", Recorded)
+    write_video(tmp_path / "v.mp4", street, 3)
+    cv2.imwrite(str(tmp_path / "street.png"), street)
+    done = predict("--input", source, "--output", "a.jsonl", "b.mp4", "--track", "--fps", 60)
+    assert done.returncode == 0, done.stderr
+    assert rates == [rate]
 
 
 def test_one_unreadable_image_among_many(predict, street, tmp_path):
