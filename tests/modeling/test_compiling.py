@@ -144,7 +144,7 @@ def test_results_of_inference_outlive_the_next_calls(
     inputs = [
         (turn + 1) * torch.rand(number, 3, height, 96, device=device)
         for turn in range(5)
-        for height, number in ((64, 1), (128, 1), (64, 3))
+        for height, number in ((64, 1), (128, 3))
     ]
     kept = [predict(pixels) for pixels in inputs]
     # Weights that change reach what was recorded.
