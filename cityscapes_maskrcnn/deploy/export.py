@@ -14,8 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import Tensor, nn
 
 import cityscapes_maskrcnn
@@ -36,6 +34,7 @@ from cityscapes_maskrcnn.deploy.runtime import (
     resize,
     resized_size,
 )
+from cityscapes_maskrcnn.deploy.scoring import exported_scores
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.checkpoint_origin import describe_checkpoint
 from cityscapes_maskrcnn.engine.inference import model_categories
@@ -44,6 +43,7 @@ from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import (
     CityscapesInstanceEvaluator,
     dataset_categories,
+    image_and_ground_truth_files,
 )
 from cityscapes_maskrcnn.evaluation.instance_ap import PROTOCOL
 from cityscapes_maskrcnn.evaluation.pasting import THRESHOLD
@@ -188,8 +188,7 @@ def export_model(
 def compare_scores(cfg: CfgNode, model: Path, dataset_name: str) -> dict[str, Any]:
     """Score an exported ONNX file and the checkpoint that it comes from, and note it in the card.
 
-    Both go through this project's evaluator; the exported one starts from the files of the images
-    and needs no torch until its predictions are scored.
+    The exported one is predicted and scored without torch, from the files of the images.
 
     Args:
         cfg: the model's config, with ``MODEL.WEIGHTS``.
@@ -202,7 +201,7 @@ def compare_scores(cfg: CfgNode, model: Path, dataset_name: str) -> dict[str, An
 
     Raises:
         InputError: no such dataset, or one without labels or of other classes; or as
-            :func:`.seen_images.refuse_seen_images`.
+            :func:`.seen_images.refuse_seen_images` and :func:`.scoring.exported_scores`.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -211,30 +210,16 @@ def compare_scores(cfg: CfgNode, model: Path, dataset_name: str) -> dict[str, An
     check_dataset_names([dataset_name])
     evaluator = CityscapesInstanceEvaluator(dataset_name, None, cfg.TEST.NUM_WORKERS, coco=False)
     network = Trainer.build_model(cfg).eval()
-    scores = {"pytorch": score_checkpoint(cfg, network, evaluator)}
-    evaluator.reset()
-    predict = OnnxPredictor(model)
-    dicts = DatasetCatalog.get(dataset_name)
-    found = predict((each["file_name"] for each in dicts), paste_masks=False)
-    for image, detections in zip(dicts, found, strict=True):
-        instances = Instances(
-            (image["height"], image["width"]),
-            pred_boxes=Boxes(torch.from_numpy(detections.boxes)),
-            pred_classes=torch.from_numpy(detections.classes),
-            scores=torch.from_numpy(detections.scores),
-            pred_masks=ROIMasks(torch.from_numpy(detections.masks)),
-        )
-        evaluator.process([image], [{"instances": instances}])
-    scores["exported"] = evaluator.evaluate()["segm"]
+    of_checkpoint = score_checkpoint(cfg, network, evaluator)
+    predictor = OnnxPredictor(model)
+    images = image_and_ground_truth_files(dataset_name)
     result = {
         "dataset": dataset_name,
-        "images": len(dicts),
-        **{
-            name: {metric: float(values[metric]) for metric in ("AP", "AP50")}
-            for name, values in scores.items()
-        },
+        "images": len(images),
+        "pytorch": {metric: of_checkpoint[metric] for metric in ("AP", "AP50")},
+        "exported": exported_scores(predictor, images),
     }
-    write_json(model.with_suffix(".json"), {**predict.card, "scores": result})
+    write_json(model.with_suffix(".json"), {**predictor.card, "scores": result})
     return result
 
 
