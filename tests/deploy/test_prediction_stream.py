@@ -200,3 +200,21 @@ def test_write_behind_waits_for_room():
     blocked.join(5)
     behind.close()
     assert done == [0, 1, 2]
+
+
+def test_write_behind_keeps_raising_what_a_write_raised():
+    tried = []
+
+    def write(item: int) -> None:
+        tried.append(item)
+        time.sleep(0.05)
+        raise InputError(f"item {item}")
+
+    behind = WriteBehind(write, depth=1)
+    behind.put(0)
+    for _ in range(3):  # the first waits for room
+        with pytest.raises(InputError, match="item 0"):
+            behind.put(1)
+    with pytest.raises(InputError, match="item 0"):
+        behind.close()
+    assert tried == [0]
