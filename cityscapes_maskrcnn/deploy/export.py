@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,12 +51,6 @@ from cityscapes_maskrcnn.synthetic.scene import render_scene
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write, file_digest, write_json
 
-#: Formats and the names of their files.
-FILES: Final = {
-    "onnx": "model.onnx",
-    "torchscript": "model.torchscript",
-    "torch_export": "model.pt2",
-}
 #: RoIAlign with aligned corners came with 16; what the exporter of torch knows ends with 20.
 OPSETS: Final = range(16, 21)
 OUTPUTS: Final = ("boxes", "classes", "scores", "masks", "image_indices")
@@ -64,9 +58,6 @@ OUTPUTS: Final = ("boxes", "classes", "scores", "masks", "image_indices")
 MAX_AP_DIFFERENCE: Final = 0.1
 # Largest differences to PyTorch: pixels of the network's input, and probabilities.
 _TOLERANCES: Final = {"box": 0.05, "score": 1e-3, "mask": 1e-3}
-# In smaller images the last level of the pyramid has one row or column, for which torch.export
-# would write another graph.
-_SMALLEST: Final = {"torch_export": 65}
 
 # Takes uint8 of shape (N, 3, H, W) and returns what ExportableMaskRCNN does.
 Exported = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[Any]]]
@@ -88,7 +79,7 @@ def export_model(
     Args:
         cfg: the model's config.
         folder: for the two files.
-        file_format: of :data:`FILES`.
+        file_format: of :data:`FORMATS`.
         opset: of ONNX, of :data:`OPSETS`.
         images: files to compare on; none: generated street scenes.
 
@@ -99,8 +90,8 @@ def export_model(
         InputError: there are no weights, or not all; the model cannot be exported, or not in this
             format; the two disagree, or find nothing in the images; the folder cannot be written.
     """
-    if file_format not in FILES:
-        raise InputError(f"--format {file_format}: it must be one of {', '.join(FILES)}")
+    if file_format not in FORMATS:
+        raise InputError(f"--format {file_format}: it must be one of {', '.join(FORMATS)}")
     if file_format == "onnx" and opset not in OPSETS:
         raise InputError(f"--opset {opset}: it must be between {OPSETS[0]} and {OPSETS[-1]}")
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
@@ -108,9 +99,11 @@ def export_model(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: only GeneralizedRCNN, with"
             " StandardROIHeads or BatchedROIHeads, can be exported"
         )
-    path = folder / FILES[file_format]
+    chosen = FORMATS[file_format]
+    path = folder / chosen.file
     card_file = path.with_suffix(".json")
-    others = [each for each in FILES.values() if each != path.name and (folder / each).exists()]
+    files = [each.file for each in FORMATS.values()]
+    others = [each for each in files if each != path.name and (folder / each).exists()]
     if others:
         raise InputError(
             f"{folder}: holds {others[0]}, which {card_file.name} describes; name another --output"
@@ -118,14 +111,15 @@ def export_model(
     cfg = plain_config(cfg)
     register_datasets_of(cfg)
     categories = model_categories(cfg)
-    batches = _batches(cfg, images, _SMALLEST.get(file_format, 1))
+    batches = _batches(cfg, images, chosen.smallest)
     model = Trainer.build_model(cfg).eval()
     check_exportable(model)
     checkpointer = load_for_inference(model, cfg)
     network = ExportableMaskRCNN(model).eval()
     weights = checkpointer.path_manager.get_local_path(checkpointer.path.partition("?")[0])
-    data = _EXPORTERS[file_format](network, opset)
-    check = compare_with_pytorch(model, _OPENERS[file_format](data), batches, cfg)
+    options = {"opset": opset} if file_format == "onnx" else {}
+    data = chosen.export(network, **options)
+    check = compare_with_pytorch(model, chosen.open(data), batches, cfg)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(data)
@@ -135,16 +129,34 @@ def export_model(
         "file": {
             "name": path.name,
             "format": file_format,
-            **({"opset": opset} if file_format == "onnx" else {}),
+            **options,
             "sha256": file_digest(path),
             "bytes": len(data),
         },
+        **_interface(cfg, categories, chosen.smallest),
+        "compared_with_pytorch": check,
+        "checkpoint": {**describe_checkpoint(Path(weights)), "file": checkpointer.path},
+        SEEN_IMAGES_KEY: to_plain(checkpointer.history),
+    }
+    write_json(card_file, card)
+    return path, check
+
+
+def _interface(cfg: CfgNode, categories: Sequence[int], smallest: int) -> dict[str, Any]:
+    """Describe what goes into an exported model and what comes out, for the card.
+
+    Args:
+        cfg: the model's config.
+        categories: contiguous ids, 0 to 7, of its classes.
+        smallest: see :class:`Format`.
+    """
+    return {
         "input": {
             "name": "images",
             "shape": ["images", 3, "height", "width"],
             "dtype": "uint8",
             "channels": cfg.INPUT.FORMAT,
-            "smallest": _SMALLEST.get(file_format, 1),
+            "smallest": smallest,
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
             "resize": "Pillow's bilinear filter; the shorter side to min_size, the longer one to at"
@@ -177,12 +189,7 @@ def export_model(
             "proposals": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
             "mask": THRESHOLD,
         },
-        "compared_with_pytorch": check,
-        "checkpoint": {**describe_checkpoint(Path(weights)), "file": checkpointer.path},
-        SEEN_IMAGES_KEY: to_plain(checkpointer.history),
     }
-    write_json(card_file, card)
-    return path, check
 
 
 def compare_scores(cfg: CfgNode, model: Path, dataset_name: str) -> dict[str, Any]:
@@ -325,7 +332,7 @@ def _to_onnx(network: nn.Module, opset: int) -> bytes:
     return data
 
 
-def _to_torchscript(network: nn.Module, _opset: int) -> bytes:
+def _to_torchscript(network: nn.Module) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -333,7 +340,7 @@ def _to_torchscript(network: nn.Module, _opset: int) -> bytes:
     return buffer.getvalue()
 
 
-def _to_torch_export(network: nn.Module, _opset: int) -> bytes:
+def _to_torch_export(network: nn.Module) -> bytes:
     buffer = io.BytesIO()
     size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     with torch.no_grad():
@@ -363,15 +370,28 @@ def _of_torch(module: Any) -> Exported:
     return run
 
 
-_EXPORTERS: Final[dict[str, Callable[[nn.Module, int], bytes]]] = {
-    "onnx": _to_onnx,
-    "torchscript": _to_torchscript,
-    "torch_export": _to_torch_export,
-}
-_OPENERS: Final[dict[str, Callable[[bytes], Exported]]] = {
-    "onnx": _open_onnx,
-    "torchscript": _open_torchscript,
-    "torch_export": _open_torch_export,
+class Format(NamedTuple):
+    """A format of exported files.
+
+    Attributes:
+        file: name of the file.
+        export: gives its bytes for a network; ONNX also takes ``opset``.
+        open: makes of them what can be called.
+        smallest: pixels that both sides of an image must have, at network scale.
+    """
+
+    file: str
+    export: Callable[..., bytes]
+    open: Callable[[bytes], Exported]
+    smallest: int = 1
+
+
+FORMATS: Final = {
+    "onnx": Format("model.onnx", _to_onnx, _open_onnx),
+    "torchscript": Format("model.torchscript", _to_torchscript, _open_torchscript),
+    # In smaller images the last level of the pyramid has one row or column, for which torch.export
+    # would write another graph.
+    "torch_export": Format("model.pt2", _to_torch_export, _open_torch_export, smallest=65),
 }
 
 
