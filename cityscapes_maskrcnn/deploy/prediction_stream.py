@@ -28,7 +28,6 @@ class PredictionStream:
         depth: number of frames that may wait before the model, and as many behind it.
 
     Attributes:
-        num_frames: predicted so far.
         num_dropped: frames of a camera that came while the model was busy.
     """
 
@@ -45,7 +44,6 @@ class PredictionStream:
         self._depth = depth
         # Of a camera the newest frames count.
         self._ahead = ReadAhead(self._prepared(), depth, newest=source.live)
-        self.num_frames = 0
 
     @property
     def num_dropped(self) -> int:
@@ -74,7 +72,6 @@ class PredictionStream:
         try:
             for output in self._model.predict(images()):
                 behind.put((waiting.popleft(), output))
-                self.num_frames += 1
                 on_frame()
         finally:
             self._ahead.stop()
