@@ -15,7 +15,7 @@ from cityscapes_maskrcnn.utils.startup import start_tool
 
 start_tool()  # before the slow imports
 
-from cityscapes_maskrcnn.synthetic.dataset import find_dataset, generate_dataset
+from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 from cityscapes_maskrcnn.utils.tool import count, folder, run_tool
 
 EXAMPLES = """
@@ -52,12 +52,16 @@ def main() -> int | None:
         "test": args.test,
         "train_extra": args.train_extra,
     }
-    look = {"height": args.height, "width": args.width, "seed": args.seed}
-    found = find_dataset(args.root, counts, **look)
-    tree = found or generate_dataset(args.root, counts, **look, num_workers=args.num_workers)
+    tree = generate_dataset(
+        args.root,
+        counts,
+        height=args.height,
+        width=args.width,
+        seed=args.seed,
+        num_workers=args.num_workers,
+    )
     total = ", ".join(f"{split} {count}" for split, count in counts.items() if count)
-    state = "already there" if found else "written"
-    print(f"{tree}: {total} images of {args.height}x{args.width}, {state}")
+    print(f"{tree}: {total} images of {args.height}x{args.width}")
     print(f"to use it: export DETECTRON2_DATASETS={shlex.quote(str(args.root))}")
     return None
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from cityscapes_maskrcnn.benchmarks.deployment_forms import Form
 from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
-from cityscapes_maskrcnn.deploy.scoring import exported_ap, refuse_seen_by_exported
+from cityscapes_maskrcnn.deploy.scoring import exported_scores, refuse_seen_by_exported
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.memory import peak_resident_bytes
 
@@ -193,7 +193,7 @@ class _OnnxForm:
             images=images,
             flag="--score",
         )
-        return exported_ap(self._predictor, setting.images)
+        return exported_scores(self._predictor, setting.images)["AP"]
 
 
 class _TorchForm:

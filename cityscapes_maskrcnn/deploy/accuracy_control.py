@@ -23,8 +23,8 @@ from cityscapes_maskrcnn.data.provenance import (
 from cityscapes_maskrcnn.deploy.quantization import FORMS, QuantizableModel
 from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
 from cityscapes_maskrcnn.deploy.scoring import (
-    exported_ap,
     exported_categories,
+    exported_scores,
     refuse_seen_by_exported,
 )
 from cityscapes_maskrcnn.evaluation.instance_ap import PROTOCOL
@@ -148,7 +148,7 @@ def quantize(
             )
 
     few = spread(scoring.images, min(_NUM_FEW, len(scoring.images)))
-    floats = {False: exported_ap(predictor, scoring.images)}
+    floats = {False: exported_scores(predictor, scoring.images)["AP"]}
     if not math.isfinite(floats[False]):
         raise InputError(f"--score {scoring.dataset}: has no object that counts")
 
@@ -161,13 +161,14 @@ def quantize(
 
         def score(float_groups: Sequence[str], few_images: bool) -> Trial:
             if few_images not in floats:
-                floats[few_images] = exported_ap(predictor, few)
+                floats[few_images] = exported_scores(predictor, few)["AP"]
             model.write(
                 target, form=form, float_groups=float_groups, images=list(calibration.images)
             )
             card = {**predictor.card, "file": _describe_file(predictor, target)}
             write_json(target.with_suffix(".json"), card)
-            ap = exported_ap(OnnxPredictor(target), few if few_images else scoring.images)
+            images = few if few_images else scoring.images
+            ap = exported_scores(OnnxPredictor(target), images)["AP"]
             return Trial(tuple(float_groups), few_images, ap, floats[few_images] - ap)
 
         # With the backbone in float nearly nothing would be gained.

@@ -8,14 +8,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import Tensor, nn
 
 import cityscapes_maskrcnn
@@ -36,6 +34,7 @@ from cityscapes_maskrcnn.deploy.runtime import (
     resize,
     resized_size,
 )
+from cityscapes_maskrcnn.deploy.scoring import exported_scores
 from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.checkpoint_origin import describe_checkpoint
 from cityscapes_maskrcnn.engine.inference import model_categories
@@ -44,6 +43,7 @@ from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import (
     CityscapesInstanceEvaluator,
     dataset_categories,
+    image_and_ground_truth_files,
 )
 from cityscapes_maskrcnn.evaluation.instance_ap import PROTOCOL
 from cityscapes_maskrcnn.evaluation.pasting import THRESHOLD
@@ -51,12 +51,6 @@ from cityscapes_maskrcnn.synthetic.scene import render_scene
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write, file_digest, write_json
 
-#: Formats and the names of their files.
-FILES: Final = {
-    "onnx": "model.onnx",
-    "torchscript": "model.torchscript",
-    "torch_export": "model.pt2",
-}
 #: RoIAlign with aligned corners came with 16; what the exporter of torch knows ends with 20.
 OPSETS: Final = range(16, 21)
 OUTPUTS: Final = ("boxes", "classes", "scores", "masks", "image_indices")
@@ -64,9 +58,6 @@ OUTPUTS: Final = ("boxes", "classes", "scores", "masks", "image_indices")
 MAX_AP_DIFFERENCE: Final = 0.1
 # Largest differences to PyTorch: pixels of the network's input, and probabilities.
 _TOLERANCES: Final = {"box": 0.05, "score": 1e-3, "mask": 1e-3}
-# In smaller images the last level of the pyramid has one row or column, for which torch.export
-# would write another graph.
-_SMALLEST: Final = {"torch_export": 65}
 
 # Takes uint8 of shape (N, 3, H, W) and returns what ExportableMaskRCNN does.
 Exported = Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[Any]]]
@@ -88,7 +79,7 @@ def export_model(
     Args:
         cfg: the model's config.
         folder: for the two files.
-        file_format: of :data:`FILES`.
+        file_format: of :data:`FORMATS`.
         opset: of ONNX, of :data:`OPSETS`.
         images: files to compare on; none: generated street scenes.
 
@@ -99,8 +90,8 @@ def export_model(
         InputError: there are no weights, or not all; the model cannot be exported, or not in this
             format; the two disagree, or find nothing in the images; the folder cannot be written.
     """
-    if file_format not in FILES:
-        raise InputError(f"--format {file_format}: it must be one of {', '.join(FILES)}")
+    if file_format not in FORMATS:
+        raise InputError(f"--format {file_format}: it must be one of {', '.join(FORMATS)}")
     if file_format == "onnx" and opset not in OPSETS:
         raise InputError(f"--opset {opset}: it must be between {OPSETS[0]} and {OPSETS[-1]}")
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
@@ -108,9 +99,11 @@ def export_model(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: only GeneralizedRCNN, with"
             " StandardROIHeads or BatchedROIHeads, can be exported"
         )
-    path = folder / FILES[file_format]
+    chosen = FORMATS[file_format]
+    path = folder / chosen.file
     card_file = path.with_suffix(".json")
-    others = [each for each in FILES.values() if each != path.name and (folder / each).exists()]
+    files = [each.file for each in FORMATS.values()]
+    others = [each for each in files if each != path.name and (folder / each).exists()]
     if others:
         raise InputError(
             f"{folder}: holds {others[0]}, which {card_file.name} describes; name another --output"
@@ -118,14 +111,15 @@ def export_model(
     cfg = plain_config(cfg)
     register_datasets_of(cfg)
     categories = model_categories(cfg)
-    batches = _batches(cfg, images, _SMALLEST.get(file_format, 1))
+    batches = _batches(cfg, images, chosen.smallest)
     model = Trainer.build_model(cfg).eval()
     check_exportable(model)
     checkpointer = load_for_inference(model, cfg)
     network = ExportableMaskRCNN(model).eval()
     weights = checkpointer.path_manager.get_local_path(checkpointer.path.partition("?")[0])
-    data = _EXPORTERS[file_format](network, opset)
-    check = compare_with_pytorch(model, _OPENERS[file_format](data), batches, cfg)
+    options = {"opset": opset} if file_format == "onnx" else {}
+    data = chosen.export(network, **options)
+    check = compare_with_pytorch(model, chosen.open(data), batches, cfg)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(data)
@@ -135,16 +129,34 @@ def export_model(
         "file": {
             "name": path.name,
             "format": file_format,
-            **({"opset": opset} if file_format == "onnx" else {}),
+            **options,
             "sha256": file_digest(path),
             "bytes": len(data),
         },
+        **_interface(cfg, categories, chosen.smallest),
+        "compared_with_pytorch": check,
+        "checkpoint": {**describe_checkpoint(Path(weights)), "file": checkpointer.path},
+        SEEN_IMAGES_KEY: to_plain(checkpointer.history),
+    }
+    write_json(card_file, card)
+    return path, check
+
+
+def _interface(cfg: CfgNode, categories: Sequence[int], smallest: int) -> dict[str, Any]:
+    """Describe what goes into an exported model and what comes out, for the card.
+
+    Args:
+        cfg: the model's config.
+        categories: contiguous ids, 0 to 7, of its classes.
+        smallest: see :class:`Format`.
+    """
+    return {
         "input": {
             "name": "images",
             "shape": ["images", 3, "height", "width"],
             "dtype": "uint8",
             "channels": cfg.INPUT.FORMAT,
-            "smallest": _SMALLEST.get(file_format, 1),
+            "smallest": smallest,
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
             "resize": "Pillow's bilinear filter; the shorter side to min_size, the longer one to at"
@@ -177,19 +189,13 @@ def export_model(
             "proposals": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
             "mask": THRESHOLD,
         },
-        "compared_with_pytorch": check,
-        "checkpoint": {**describe_checkpoint(Path(weights)), "file": checkpointer.path},
-        SEEN_IMAGES_KEY: to_plain(checkpointer.history),
     }
-    write_json(card_file, card)
-    return path, check
 
 
 def compare_scores(cfg: CfgNode, model: Path, dataset_name: str) -> dict[str, Any]:
     """Score an exported ONNX file and the checkpoint that it comes from, and note it in the card.
 
-    Both go through this project's evaluator; the exported one starts from the files of the images
-    and needs no torch until its predictions are scored.
+    The exported one is predicted and scored without torch, from the files of the images.
 
     Args:
         cfg: the model's config, with ``MODEL.WEIGHTS``.
@@ -202,7 +208,7 @@ def compare_scores(cfg: CfgNode, model: Path, dataset_name: str) -> dict[str, An
 
     Raises:
         InputError: no such dataset, or one without labels or of other classes; or as
-            :func:`.seen_images.refuse_seen_images`.
+            :func:`.seen_images.refuse_seen_images` and :func:`.scoring.exported_scores`.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -211,30 +217,16 @@ def compare_scores(cfg: CfgNode, model: Path, dataset_name: str) -> dict[str, An
     check_dataset_names([dataset_name])
     evaluator = CityscapesInstanceEvaluator(dataset_name, None, cfg.TEST.NUM_WORKERS, coco=False)
     network = Trainer.build_model(cfg).eval()
-    scores = {"pytorch": score_checkpoint(cfg, network, evaluator)}
-    evaluator.reset()
-    predict = OnnxPredictor(model)
-    dicts = DatasetCatalog.get(dataset_name)
-    found = predict((each["file_name"] for each in dicts), paste_masks=False)
-    for image, detections in zip(dicts, found, strict=True):
-        instances = Instances(
-            (image["height"], image["width"]),
-            pred_boxes=Boxes(torch.from_numpy(detections.boxes)),
-            pred_classes=torch.from_numpy(detections.classes),
-            scores=torch.from_numpy(detections.scores),
-            pred_masks=ROIMasks(torch.from_numpy(detections.masks)),
-        )
-        evaluator.process([image], [{"instances": instances}])
-    scores["exported"] = evaluator.evaluate()["segm"]
+    of_checkpoint = score_checkpoint(cfg, network, evaluator)
+    predictor = OnnxPredictor(model)
+    images = image_and_ground_truth_files(dataset_name)
     result = {
         "dataset": dataset_name,
-        "images": len(dicts),
-        **{
-            name: {metric: float(values[metric]) for metric in ("AP", "AP50")}
-            for name, values in scores.items()
-        },
+        "images": len(images),
+        "pytorch": {metric: of_checkpoint[metric] for metric in ("AP", "AP50")},
+        "exported": exported_scores(predictor, images),
     }
-    write_json(model.with_suffix(".json"), {**predict.card, "scores": result})
+    write_json(model.with_suffix(".json"), {**predictor.card, "scores": result})
     return result
 
 
@@ -340,7 +332,7 @@ def _to_onnx(network: nn.Module, opset: int) -> bytes:
     return data
 
 
-def _to_torchscript(network: nn.Module, _opset: int) -> bytes:
+def _to_torchscript(network: nn.Module) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -348,7 +340,7 @@ def _to_torchscript(network: nn.Module, _opset: int) -> bytes:
     return buffer.getvalue()
 
 
-def _to_torch_export(network: nn.Module, _opset: int) -> bytes:
+def _to_torch_export(network: nn.Module) -> bytes:
     buffer = io.BytesIO()
     size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     with torch.no_grad():
@@ -378,15 +370,28 @@ def _of_torch(module: Any) -> Exported:
     return run
 
 
-_EXPORTERS: Final[dict[str, Callable[[nn.Module, int], bytes]]] = {
-    "onnx": _to_onnx,
-    "torchscript": _to_torchscript,
-    "torch_export": _to_torch_export,
-}
-_OPENERS: Final[dict[str, Callable[[bytes], Exported]]] = {
-    "onnx": _open_onnx,
-    "torchscript": _open_torchscript,
-    "torch_export": _open_torch_export,
+class Format(NamedTuple):
+    """A format of exported files.
+
+    Attributes:
+        file: name of the file.
+        export: gives its bytes for a network; ONNX also takes ``opset``.
+        open: makes of them what can be called.
+        smallest: pixels that both sides of an image must have, at network scale.
+    """
+
+    file: str
+    export: Callable[..., bytes]
+    open: Callable[[bytes], Exported]
+    smallest: int = 1
+
+
+FORMATS: Final = {
+    "onnx": Format("model.onnx", _to_onnx, _open_onnx),
+    "torchscript": Format("model.torchscript", _to_torchscript, _open_torchscript),
+    # In smaller images the last level of the pyramid has one row or column, for which torch.export
+    # would write another graph.
+    "torch_export": Format("model.pt2", _to_torch_export, _open_torch_export, smallest=65),
 }
 
 

@@ -26,7 +26,11 @@ from cityscapes_maskrcnn.deploy.frames import Frame, quiet_opencv
 from cityscapes_maskrcnn.evaluation.masks import RunMask, coco_rles
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, acquire_lock
-from cityscapes_maskrcnn.visualization.image_files import PictureNames, make_folder, write_picture
+from cityscapes_maskrcnn.visualization.image_files import (
+    PictureNames,
+    make_folder,
+    write_bgr_picture,
+)
 from cityscapes_maskrcnn.visualization.outlines import frame_contours, signed_area
 
 Segmentation: TypeAlias = Literal["rle", "polygons", "none"]
@@ -196,15 +200,14 @@ class PictureFolder:
         self._name_of = PictureNames(self._suffix)
         self._frame_stem = None if source_name is None else _frame_stem(source_name)
 
-    def write(self, frame: Frame, picture: Any) -> None:
-        """Write a picture."""
+    def write(self, frame: Frame, picture: BgrImage) -> None:
+        """Write a picture, also one with opacity."""
         if self._frame_stem is None:
             name = self._name_of(Path(frame.name))
         else:
             # The numbers differ, so that no name need be remembered of a stream without end.
             name = f"{self._frame_stem}_{frame.number:06d}{self._suffix}.png"
-        order = cv2.COLOR_BGR2RGB if picture.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-        write_picture(self.path / name, cv2.cvtColor(picture, order))
+        write_bgr_picture(self.path / name, picture)
 
     def close(self) -> None:
         """Nothing is left to do."""

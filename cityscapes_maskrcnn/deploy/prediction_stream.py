@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from cityscapes_maskrcnn.deploy.frame_detections import FrameDetections, FrameModel
@@ -27,7 +28,6 @@ class PredictionStream:
         depth: number of frames that may wait before the model, and as many behind it.
 
     Attributes:
-        num_frames: predicted so far.
         num_dropped: frames of a camera that came while the model was busy.
     """
 
@@ -44,7 +44,6 @@ class PredictionStream:
         self._depth = depth
         # Of a camera the newest frames count.
         self._ahead = ReadAhead(self._prepared(), depth, newest=source.live)
-        self.num_frames = 0
 
     @property
     def num_dropped(self) -> int:
@@ -73,7 +72,6 @@ class PredictionStream:
         try:
             for output in self._model.predict(images()):
                 behind.put((waiting.popleft(), output))
-                self.num_frames += 1
                 on_frame()
         finally:
             self._ahead.stop()
@@ -182,13 +180,10 @@ class WriteBehind(Generic[Item]):
 
     def __init__(self, function: Callable[[Item], None], depth: int) -> None:
         self._function = function
-        self._depth = depth
-        self._queue: deque[Item] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._work)
-        self._thread.start()
+        # An item counts as waiting until it is done.
+        self._room = threading.BoundedSemaphore(depth)
+        self._executor = ThreadPoolExecutor(1)
+        self._error: BaseException | None = None
 
     def put(self, item: Item) -> None:
         """Hand over an item, as soon as there is room.
@@ -196,12 +191,11 @@ class WriteBehind(Generic[Item]):
         Raises:
             Exception: what the function raised for an earlier one.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._queue) < self._depth or self._error)
-            if self._error is not None:
-                raise self._error
-            self._queue.append(item)
-            self._changed.notify_all()
+        self._room.acquire()
+        if self._error is not None:
+            self._room.release()
+            raise self._error
+        self._executor.submit(self._call, item)
 
     def close(self) -> None:
         """Wait until all items are done, and end the thread.
@@ -209,28 +203,15 @@ class WriteBehind(Generic[Item]):
         Raises:
             Exception: what the function raised.
         """
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join()
+        self._executor.shutdown()
         if self._error is not None:
             raise self._error
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closed)
-                if not self._queue:
-                    return
-                # It counts as waiting until it is done.
-                item = self._queue[0]
-            try:
+    def _call(self, item: Item) -> None:
+        try:
+            if self._error is None:
                 self._function(item)
-            except Exception as error:
-                with self._changed:
-                    self._error = error
-                    self._changed.notify_all()
-                return
-            with self._changed:
-                self._queue.popleft()
-                self._changed.notify_all()
+        except BaseException as error:  # the executor would keep it in a future
+            self._error = error
+        finally:
+            self._room.release()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from cityscapes_maskrcnn.synthetic.label_images import (
 )
 from cityscapes_maskrcnn.synthetic.scene import render_scene
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import write_text
+from cityscapes_maskrcnn.utils.files import read_json, write_json
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 VERSION: Final = 1
@@ -81,35 +81,13 @@ def generate_dataset(
     if _is_finished(folder, arguments):
         return folder
     _write_manifest(folder, arguments, finished=False)
-    jobs = [
-        _Job(str(folder), split, index, height, width, seed)
-        for split, count in arguments["counts"].items()
-        for index in range(count)
+    write = partial(_write_image, folder=folder, height=height, width=width, seed=seed)
+    images = [
+        (split, index) for split, count in arguments["counts"].items() for index in range(count)
     ]
-    map_in_parallel(_write_image, jobs, "street scenes", num_workers)
+    map_in_parallel(write, images, "street scenes", num_workers)
     _write_manifest(folder, arguments, finished=True)
     return folder
-
-
-def find_dataset(
-    root: str | os.PathLike[str],
-    counts: Mapping[str, int],
-    *,
-    height: int,
-    width: int,
-    seed: int,
-) -> Path | None:
-    """Find the set that :func:`generate_dataset` finished earlier with the same arguments.
-
-    Returns:
-        ``root/cityscapes``, or None.
-
-    Raises:
-        InputError: as :func:`generate_dataset`.
-    """
-    folder = Path(root) / "cityscapes"
-    arguments = _check_arguments(counts, height, width, seed)
-    return folder if _is_finished(folder, arguments) else None
 
 
 def _check_arguments(
@@ -139,18 +117,6 @@ def _check_arguments(
     }
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One image to write; see :func:`generate_dataset`."""
-
-    folder: str
-    split: str
-    index: int
-    height: int
-    width: int
-    seed: int
-
-
 def _is_finished(folder: Path, arguments: dict[str, Any]) -> bool:
     """Whether the finished set is in the folder; False if it may be written.
 
@@ -167,36 +133,33 @@ def _is_finished(folder: Path, arguments: dict[str, Any]) -> bool:
         if any(folder.iterdir()):
             raise InputError(f"{folder} holds data that is not synthetic: {advice}")
         return False
-    try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        same = found["arguments"] == arguments
-        finished = bool(found["finished"])
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"{manifest} is damaged: {advice}") from None
-    if not same:
+    found = read_json(manifest, form={"arguments": dict, "finished": bool}, advice=advice)
+    if found["arguments"] != arguments:
         raise InputError(f"{folder} holds a synthetic set of other arguments: {advice}")
+    finished: bool = found["finished"]
     return finished
 
 
 def _write_manifest(folder: Path, arguments: dict[str, Any], finished: bool) -> None:
     content = {"made_by": "make_synthetic_cityscapes", "arguments": arguments, "finished": finished}
-    write_text(folder / MANIFEST, json.dumps(content, indent=2))
+    write_json(folder / MANIFEST, content)
 
 
-def _write_image(job: _Job) -> None:
-    """Render one scene and write the image and all its annotation files."""
-    sequence = np.random.SeedSequence([job.seed, list(CITIES).index(job.split), job.index])
-    scene = render_scene(np.random.default_rng(sequence), job.height, job.width)
-    city, stem = image_name(job.split, job.index)
-    tree = Path(job.folder)
-    image = tree / "leftImg8bit" / job.split / city / f"{stem}_leftImg8bit.png"
-    _write_png(image, scene.image)
-    if job.split != "train_extra":
-        fine = withheld(scene.annotation) if job.split == "test" else scene.annotation
-        _write_annotation(tree / "gtFine" / job.split / city, f"{stem}_gtFine", fine)
-    if job.split != "test":
+def _write_image(
+    image: tuple[str, int], *, folder: Path, height: int, width: int, seed: int
+) -> None:
+    """Render the scene of a split and index, and write it and all its annotation files."""
+    split, index = image
+    sequence = np.random.SeedSequence([seed, list(CITIES).index(split), index])
+    scene = render_scene(np.random.default_rng(sequence), height, width)
+    city, stem = image_name(split, index)
+    _write_png(folder / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", scene.image)
+    if split != "train_extra":
+        fine = withheld(scene.annotation) if split == "test" else scene.annotation
+        _write_annotation(folder / "gtFine" / split / city, f"{stem}_gtFine", fine)
+    if split != "test":
         coarse = coarsen(scene.annotation)
-        _write_annotation(tree / "gtCoarse" / job.split / city, f"{stem}_gtCoarse", coarse)
+        _write_annotation(folder / "gtCoarse" / split / city, f"{stem}_gtCoarse", coarse)
 
 
 def _write_annotation(folder: Path, stem: str, annotation: Annotation) -> None:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.synthetic.backdrop import (
     ROOF_DEPTH,
     Light,
@@ -32,8 +33,6 @@ from cityscapes_maskrcnn.synthetic.road import (
     paint_ground,
     paint_marks,
 )
-
-_COUNTED = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def _tidy(annotation: Annotation, rng: np.random.Generator) -> Annotation:
     faint = max(8.0, 60 * (annotation["imgHeight"] / 1024) ** 2)
     kept, gone = [], []
     for item, area in zip(objects, visible.tolist(), strict=True):
-        counted = item["label"].removesuffix("group") in _COUNTED
+        counted = item["label"].removesuffix("group") in THING_CLASSES
         whole = cv2.contourArea(np.asarray(item["polygon"], dtype=np.int32)) if counted else 0.0
         chance = rng.random()
         if counted and area == 0 and chance > 0.12:

@@ -134,7 +134,12 @@ def write_picture(path: Path, picture_rgb: npt.NDArray[np.uint8]) -> None:
         InputError: it cannot be written.
     """
     order = cv2.COLOR_RGB2BGR if picture_rgb.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
-    _, data = cv2.imencode(".png", cv2.cvtColor(picture_rgb, order))
+    write_bgr_picture(path, cv2.cvtColor(picture_rgb, order))
+
+
+def write_bgr_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:
+    """Do what :func:`write_picture` does, with a picture in OpenCV's order BGR or BGRA."""
+    _, data = cv2.imencode(".png", picture)
     with atomic_write(path) as file:
         file.write(data.tobytes())
 

@@ -87,11 +87,11 @@ def test_what_was_chosen_is_in_the_file_and_its_card(
     scores = [30.0, 20.0, 31.0, *alone.values(), 29.0, 29.75]
     num_images = []
 
-    def next_score(_: OnnxPredictor, images: Sequence[tuple[Path, Path]]) -> float:
+    def next_score(_: OnnxPredictor, images: Sequence[tuple[Path, Path]]) -> dict[str, float]:
         num_images.append(len(images))
-        return scores.pop(0)
+        return {"AP": scores.pop(0)}
 
-    monkeypatch.setattr(accuracy_control, "exported_ap", next_score)
+    monkeypatch.setattr(accuracy_control, "exported_scores", next_score)
     monkeypatch.setattr(accuracy_control, "_NUM_FEW", 4)
     quantized = quantize(
         exported,
@@ -161,5 +161,5 @@ def test_images_that_cannot_decide_are_one_line(
 
     empty = ScoringData("val", [], range(8))
     assert message(empty) == "--score val: has no images to score on"
-    monkeypatch.setattr(accuracy_control, "exported_ap", lambda *_: math.nan)
+    monkeypatch.setattr(accuracy_control, "exported_scores", lambda *_: {"AP": math.nan})
     assert message(scoring) == "--score val: has no object that counts"

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cityscapes_maskrcnn.data.labels import INSTANCE_LABELS, resolve_label
-from cityscapes_maskrcnn.synthetic.dataset import find_dataset, generate_dataset, image_name
+from cityscapes_maskrcnn.synthetic.dataset import generate_dataset, image_name
 from cityscapes_maskrcnn.synthetic.label_images import (
     colors_of_labels,
     draw_instance_ids,
@@ -106,7 +106,6 @@ def test_equal_arguments_give_equal_bytes(tree: Path, tmp_path: Path) -> None:
 
 def test_a_folder_is_completed_and_never_overwritten(tmp_path: Path) -> None:
     counts = {"val": 1}
-    assert find_dataset(tmp_path, counts, **SMALL) is None
     folder = generate_dataset(tmp_path, counts, **SMALL)
     before = _files(folder)
     image = next(folder.glob("leftImg8bit/val/*/*.png"))
@@ -115,20 +114,19 @@ def test_a_folder_is_completed_and_never_overwritten(tmp_path: Path) -> None:
     # One whose writing broke off is written again, a finished one is not.
     image.write_bytes(b"half an image")
     manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
-    assert find_dataset(tmp_path, counts, **SMALL) is None
     generate_dataset(tmp_path, counts, **SMALL)
     assert _files(folder) == before
     stamp = image.stat().st_mtime_ns
-    assert find_dataset(tmp_path, counts, **SMALL) == folder
     assert generate_dataset(tmp_path, counts, **SMALL) == folder
     assert image.stat().st_mtime_ns == stamp
 
     with pytest.raises(InputError, match="other arguments"):
         generate_dataset(tmp_path, counts, **{**SMALL, "seed": 1})
     assert _files(folder) == before
-    manifest.write_text("{")
-    with pytest.raises(InputError, match="damaged"):
-        generate_dataset(tmp_path, counts, **SMALL)
+    for damaged in ("{", "[]", "{}", '{"arguments": {}, "finished": "no"}'):
+        manifest.write_text(damaged)
+        with pytest.raises(InputError, match=r"synthetic.json: .*; choose another root, or remove"):
+            generate_dataset(tmp_path, counts, **SMALL)
     manifest.unlink()
     with pytest.raises(InputError, match="not synthetic"):
         generate_dataset(tmp_path, counts, **SMALL)

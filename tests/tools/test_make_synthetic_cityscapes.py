@@ -21,13 +21,14 @@ def test_writes_all_splits_then_finds_them(make: Run, tmp_path: Path) -> None:
     arguments = [root, *counts.split(), "--num-workers", 1]
     first = make(*arguments)
     assert first.returncode == 0, first.stderr
-    assert "train 2, val 1, test 1, train_extra 1 images of 64x128, written" in first.stdout
+    assert "train 2, val 1, test 1, train_extra 1 images of 64x128\n" in first.stdout
     assert first.stdout.endswith(f"export DETECTRON2_DATASETS='{root}'\n")
     images = [path.parent.parent.name for path in root.glob("cityscapes/leftImg8bit/*/*/*.png")]
     assert sorted(images) == ["test", "train", "train", "train_extra", "val"]
+    stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     second = make(*arguments)
-    assert (second.returncode, second.stderr) == (0, "")
-    assert "already there" in second.stdout
+    assert (second.returncode, second.stdout, second.stderr) == (0, first.stdout, "")
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == stamps
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from cityscapes_maskrcnn.visualization.image_files import (
     find_images,
     make_folder,
     picture_files,
+    write_bgr_picture,
     write_picture,
 )
 
@@ -66,6 +67,14 @@ def test_pictures_are_written_as_rgb(tmp_path):
     write_picture(tmp_path / "p.png", picture)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "p.png")), picture)
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
+
+
+@pytest.mark.parametrize("order", [[2, 1, 0], [2, 1, 0, 3]])
+def test_pictures_in_the_order_of_opencv(tmp_path, order):
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, len(order)), dtype=np.uint8)
+    write_bgr_picture(tmp_path / "p.png", picture)
+    written = np.asarray(Image.open(tmp_path / "p.png"))
+    np.testing.assert_array_equal(written, picture[..., order])
 
 
 def test_output_folder(tmp_path):
