@@ -48,14 +48,7 @@ CONFIG_FILE: Final = "config.yaml"
 
 # What may change between two calls without making another model. Included files count by their
 # content, see Step.needs.
-_NOT_SETTINGS: Final = FREE_KEYS | {
-    "DATALOADER.NUM_WORKERS",
-    "TEST.ALLOW_SEEN_IMAGES",
-    "TRACKING.BACKENDS",
-    "TRACKING.PROJECT",
-    "TRACKING.RUN_NAME",
-    "TRACKING.NUM_PICTURES",
-}
+_NOT_SETTINGS: Final = FREE_KEYS | {"TEST.ALLOW_SEEN_IMAGES"}
 # What anchors depend on.
 _FIT_SETTINGS: Final = (
     "INPUT.MIN_SIZE_TEST",

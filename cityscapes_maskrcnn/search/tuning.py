@@ -51,13 +51,7 @@ logger = logging.getLogger(__name__)
 
 # Keys that may differ between the workers of a study. Weights count by their content.
 _FREE: Final = FREE_KEYS | {"MODEL.WEIGHTS"}
-_FREE_PREFIXES = (
-    "DATALOADER.",
-    "SEARCH.PARAMETERS.",
-    "SEARCH.PRUNER.",
-    "SOLVER.CHECKPOINT_",
-    "TRACKING.",
-)
+_FREE_PREFIXES = ("SEARCH.PARAMETERS.", "SEARCH.PRUNER.", "SOLVER.CHECKPOINT_")
 
 
 def tune(
