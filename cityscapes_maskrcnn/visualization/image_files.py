@@ -107,19 +107,21 @@ def place_of_pictures(number: int, folder: str | os.PathLike[str]) -> str:
     return f"{counted(number, 'picture')} {'is' if number == 1 else 'are'} in {folder}"
 
 
-def make_folder(folder: str) -> Path:
+def make_folder(path: Path) -> Path:
     """Create a folder for pictures unless it exists.
+
+    Args:
+        path: from :func:`.tool.folder`, which refuses an empty name.
 
     Raises:
         InputError: it cannot be created or written.
     """
-    path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {folder}: cannot be created: {error.strerror}") from error
+        raise InputError(f"--output {path}: cannot be created: {error.strerror}") from error
     if not os.access(path, os.W_OK):
-        raise InputError(f"--output {folder}: no permission to write there")
+        raise InputError(f"--output {path}: no permission to write there")
     return path
 
 

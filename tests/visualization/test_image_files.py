@@ -69,9 +69,9 @@ def test_pictures_are_written_as_rgb(tmp_path):
 
 
 def test_output_folder(tmp_path):
-    assert make_folder(str(tmp_path)) == tmp_path
-    assert make_folder(str(tmp_path / "new/deep")).is_dir()
+    assert make_folder(tmp_path) == tmp_path
+    assert make_folder(tmp_path / "new/deep").is_dir()
     (tmp_path / "file").touch()
     for name in ("file", "file/below"):
         with pytest.raises(InputError, match=r"--output .*file"):
-            make_folder(str(tmp_path / name))
+            make_folder(tmp_path / name)
