@@ -12,7 +12,7 @@ start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.dataset_report import write_dataset_report
-from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.utils.tool import folder, run_tool
 
 EXAMPLES = """
 examples:
@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--dataset", required=True, nargs="+", metavar="NAME", help=help_dataset)
     help_config = "a config with DATASETS.OWN or DATASETS.CLASSES, if the datasets need it"
     add("--config-file", default="", metavar="FILE", help=help_config)
-    add("--output", required=True, metavar="DIR", help="folder for the report")
+    help_output = "folder for the report"
+    add("--output", required=True, type=folder("--output"), metavar="DIR", help=help_output)
     help_opts = "config keys that override the config file"
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
     args = parser.parse_args(argv)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from cityscapes_maskrcnn.utils.startup import start_tool
 
@@ -13,7 +12,7 @@ start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.search.storage import open_study, storage_url, without_password
 from cityscapes_maskrcnn.search.study_report import write_study_report
-from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.utils.tool import folder, run_tool
 
 EXAMPLES = """
 examples:
@@ -41,7 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     help_study = "name of the study (default: the only one in the storage)"
     parser.add_argument("--study", default="", metavar="NAME", help=help_study)
     help_output = "folder for the report"
-    parser.add_argument("--output", required=True, metavar="DIR", type=Path, help=help_output)
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", type=folder("--output"), help=help_output
+    )
     args = parser.parse_args(argv)
     url = storage_url(args.storage)
     with open_study(url, args.study) as study:

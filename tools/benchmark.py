@@ -16,7 +16,7 @@ start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.utils.files import write_json
 from cityscapes_maskrcnn.utils.parallel import available_cores
-from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.utils.tool import folder, run_tool
 
 EXAMPLES = """
 examples:
@@ -88,7 +88,13 @@ def main() -> None:
     recipe.add_argument("--pieces", nargs="+", metavar="NAME", help=help_pieces)
     output = "folder for trainings and scores; the same command continues there, also in several"
     output += " processes"
-    recipe.add_argument("--output", default="output/recipe_ablation", dest="folder", help=output)
+    recipe.add_argument(
+        "--output",
+        type=folder("--output"),
+        default="output/recipe_ablation",
+        dest="folder",
+        help=output,
+    )
     help_iterations = (
         "of the staged recipe (None: 220, with --small 12); the other trainings get as"
     )

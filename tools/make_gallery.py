@@ -17,7 +17,7 @@ start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.gallery import PAGE_FILE, write_gallery
-from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.utils.tool import folder, run_tool
 from cityscapes_maskrcnn.visualization.image_files import make_folder
 
 EXAMPLES = """
@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="the model's config")
-    add("--output", required=True, metavar="DIR", help="folder for the gallery")
+    help_output = "folder for the gallery"
+    add("--output", required=True, type=folder("--output"), metavar="DIR", help=help_output)
     add("--dataset", metavar="NAME", help="a registered dataset (default: DATASETS.TEST)")
     help_predictions = "official result files to show instead of a model: a folder or zip file"
     add("--predictions", metavar="PATH", help=help_predictions)
@@ -55,10 +56,10 @@ def main(argv: list[str] | None = None) -> None:
     score_thresh = args.score_thresh
     if score_thresh is None:
         score_thresh = cfg.TEST.ANALYSIS_CONFIDENCE
-    folder = make_folder(args.output)
-    captions = write_gallery(cfg, folder, score_thresh, args.predictions)
+    output = make_folder(args.output)
+    captions = write_gallery(cfg, output, score_thresh, args.predictions)
     print("\n".join(captions))
-    print(f"The pictures are in {folder / PAGE_FILE}")
+    print(f"The pictures are in {output / PAGE_FILE}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from cityscapes_maskrcnn.deploy.prediction_job import DEFAULT_RATE, OutputPlan, 
 from cityscapes_maskrcnn.deploy.prediction_output import CODECS
 from cityscapes_maskrcnn.deploy.tracking import ObjectTracker
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.tool import check_score_thresh, count, run_tool
+from cityscapes_maskrcnn.utils.tool import check_score_thresh, count, folder, run_tool
 
 EXAMPLES = """
 examples (the config of a checkpoint is the config.yaml beside it):
@@ -81,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--output",
         required=True,
         nargs="+",
-        type=Path,
+        type=folder("--output"),
         metavar="PATH",
         help=f"one or several of: NAME.jsonl, a video ({' '.join(CODECS)}), a folder for pictures",
     )

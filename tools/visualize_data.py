@@ -17,7 +17,7 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.utils.tool import folder, run_tool
 from cityscapes_maskrcnn.visualization.annotated_images import (
     draw_example,
     draw_record,
@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--dataset", required=True, metavar="NAME", help="such as cityscapes_instance_val")
     help_config = "a config with DATASETS.OWN, or with the INPUT to use for --augmented"
     add("--config-file", default="", metavar="FILE", help=help_config)
-    add("--output", required=True, metavar="DIR", help="folder for the pictures")
+    help_output = "folder for the pictures"
+    add("--output", required=True, type=folder("--output"), metavar="DIR", help=help_output)
     add("--num-images", type=int, metavar="N", help="number of random images (default: all)")
     add("--seed", type=int, default=0, metavar="S", help="seed of the sample (default: 0)")
     help_augmented = "draw the first N training examples of a run with seed S, in order"
@@ -72,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
 def draw_annotations(_cfg: CfgNode, args: argparse.Namespace) -> int:
     """Draw a sample of a dataset as it is; return the number of pictures."""
     records, metadata = sample_dataset(args.dataset, args.num_images, args.seed)
-    folder = make_folder(args.output)
-    pictures = picture_files([Path(each["file_name"]) for each in records], folder, "_ground_truth")
+    output = make_folder(args.output)
+    pictures = picture_files([Path(each["file_name"]) for each in records], output, "_ground_truth")
     for record, picture in zip(tqdm(records, desc="Drawing", unit="image"), pictures, strict=True):
         write_picture(picture, draw_record(record, metadata))
     return len(pictures)
@@ -82,11 +83,11 @@ def draw_annotations(_cfg: CfgNode, args: argparse.Namespace) -> int:
 def draw_augmented(cfg: CfgNode, args: argparse.Namespace) -> int:
     """Draw the first examples of a training; return the number of pictures."""
     stream, size = training_examples(cfg, args.dataset, args.num_images, args.seed)
-    metadata, folder = MetadataCatalog.get(args.dataset), make_folder(args.output)
+    metadata, output = MetadataCatalog.get(args.dataset), make_folder(args.output)
     examples = tqdm(islice(stream, size), desc="Drawing", unit="image", total=size)
     for number, example in enumerate(examples):
         # An image may come several times.
-        (picture,) = picture_files([Path(example["file_name"])], folder, "_augmented")
+        (picture,) = picture_files([Path(example["file_name"])], output, "_augmented")
         pixels = draw_example(example, cfg.INPUT.FORMAT, metadata)
         write_picture(picture.with_name(f"{number:05d}_{picture.name}"), pixels)
     return size

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cityscapes_maskrcnn.cli import build_config, split_at_first_key
 from cityscapes_maskrcnn.engine.predictor import Predictor
-from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.utils.tool import folder, run_tool
 from cityscapes_maskrcnn.visualization import image_files as files
 
 EXAMPLES = """
@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="the model's config")
     add("--input", required=True, nargs="+", metavar="IMG", help="files, folders or patterns")
-    add("--output", required=True, metavar="DIR", help="folder for the pictures")
+    help_output = "folder for the pictures"
+    add("--output", required=True, type=folder("--output"), metavar="DIR", help=help_output)
     add(
         "--score-thresh",
         "--confidence-threshold",  # its name in Detectron2's demo.py
@@ -55,12 +56,12 @@ def main(argv: list[str] | None = None) -> None:
     cfg = build_config(args.config_file, [*opts, *args.opts])
     images = files.find_images(inputs)
     predictor = Predictor(cfg, args.score_thresh)
-    folder = files.make_folder(args.output)
-    pictures = files.picture_files(images, folder, "_prediction")
+    output = files.make_folder(args.output)
+    pictures = files.picture_files(images, output, "_prediction")
     progress = tqdm(images, desc="Drawing", unit="image")
     for image, picture, found in zip(progress, pictures, predictor(images), strict=True):
         files.write_picture(picture, predictor.draw(image, found))
-    print(files.place_of_pictures(len(pictures), folder))
+    print(files.place_of_pictures(len(pictures), output))
 
 
 if __name__ == "__main__":

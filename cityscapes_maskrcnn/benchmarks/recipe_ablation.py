@@ -109,7 +109,7 @@ _FEWEST: Final = 6
 def benchmark_recipe(
     *,
     config_dir: str,
-    folder: str,
+    folder: Path,
     small: bool,
     pieces: Sequence[str] | None,
     json_file: str | None,
@@ -149,7 +149,7 @@ def benchmark_recipe(
     chosen = choose_pieces(pieces)
     ablation = Ablation(
         config_dir=Path(config_dir),
-        folder=Path(folder).resolve() / ("small" if small else "full"),
+        folder=folder.resolve() / ("small" if small else "full"),
         size=size,
         pieces=chosen,
         report=report,

@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import chain
 from typing import Any, BinaryIO, Final
 
 import cv2
@@ -36,9 +37,15 @@ _BROKEN: Final = (
     "truncated, or not an image of a known format (PNG, JPEG, WebP); fetch or unpack it again, or "
     "convert it"
 )
-# What else Pillow, which looks at the header, and OpenCV, which decodes, read alike. Not TIFF, BMP
-# and PPM: they scale values of other than 8 bits, and turn images, in different ways.
-_OTHER_FORMATS: Final = ("JPEG", "WEBP")
+# What Pillow, which looks at the header, and OpenCV, which decodes, read alike: extensions by
+# Pillow's name of the format. Not TIFF, BMP and PPM: they scale values of other than 8 bits, and
+# turn images, in different ways.
+_FORMATS: Final = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",)}
+_OTHER_FORMATS: Final = tuple(name for name in _FORMATS if name != "PNG")
+#: Extensions, in lower case, of the images that :func:`read_image` reads, and of usual ones that it
+#: does not.
+IMAGE_EXTENSIONS: Final = frozenset(chain.from_iterable(_FORMATS.values()))
+UNREAD_EXTENSIONS: Final = frozenset({".bmp", ".ppm", ".tif", ".tiff"})
 # Writers put at least some kilobytes into each.
 _MAX_CHUNKS: Final = 50_000
 _MAX_EXIF: Final = 100_000
@@ -261,7 +268,7 @@ def _decode_photo(path: str | os.PathLike[str], data: bytes) -> npt.NDArray[np.u
         with warnings.catch_warnings():
             # Of remarks that are damaged, and of a size that is checked.
             warnings.simplefilter("ignore")
-            image = Image.open(BytesIO(data), formats=("PNG", *_OTHER_FORMATS))
+            image = Image.open(BytesIO(data), formats=tuple(_FORMATS))
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except PILLOW_ERRORS as error:
         raise InputError(f"{path}: {_BROKEN}") from error

@@ -10,11 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from cityscapes_maskrcnn.data.images import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
 from cityscapes_maskrcnn.utils.errors import InputError
 
 IMAGE_SUFFIX: Final = "_leftImg8bit.png"
-
-_IMAGE_TYPES: Final = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 _README: Final = "datasets/README.md shows the expected tree and where to get the data"
 
@@ -167,7 +166,7 @@ def unread_images(image_dir: str | os.PathLike[str], image_suffix: str = IMAGE_S
     return sorted(
         str(file.relative_to(folder))
         for file in files
-        if file.suffix.lower() in _IMAGE_TYPES
+        if file.suffix.lower() in IMAGE_EXTENSIONS | UNREAD_EXTENSIONS
         and (file.parent == folder or not file.name.endswith(image_suffix))
     )
 

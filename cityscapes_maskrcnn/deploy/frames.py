@@ -15,11 +15,11 @@ from typing import Final
 
 import cv2
 
-from cityscapes_maskrcnn.data.images import read_image
+from cityscapes_maskrcnn.data.images import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS, read_image
 from cityscapes_maskrcnn.deploy.frame_detections import BgrImage
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.text import printable
-from cityscapes_maskrcnn.visualization.image_files import EXTENSIONS, find_images
+from cityscapes_maskrcnn.visualization.image_files import find_images
 
 logger = logging.getLogger(__name__)
 
@@ -226,8 +226,6 @@ class CameraFrames(VideoFrames):
         InputError: it does not answer.
     """
 
-    live = True
-
     def __init__(
         self, path: str, *, every: int = 1, size: tuple[int, int | None] | None = None
     ) -> None:
@@ -287,10 +285,12 @@ def open_source(
         is_number = given.isdigit() and not Path(given).exists()
         if is_number or _is_url(given) or given.startswith("/dev/"):
             return CameraFrames(given, every=every, size=size)
-        if Path(given).is_file() and Path(given).suffix.lower() not in EXTENSIONS:
+        # FFmpeg would take an image of another type for a video of one frame.
+        extensions = IMAGE_EXTENSIONS | UNREAD_EXTENSIONS
+        if Path(given).is_file() and Path(given).suffix.lower() not in extensions:
             return VideoFrames(given, every=every, size=size)
     images = find_images(inputs)
-    others = [each for each in images if each.suffix.lower() not in EXTENSIONS]
+    others = [each for each in images if each.suffix.lower() not in IMAGE_EXTENSIONS]
     if others:
         raise InputError(f"--input {others[0]}: not an image; give only one video per command")
     return FrameSource(images, len(images), every=every, size=size)

@@ -114,7 +114,7 @@ class OutputPlan:
         rate = self.rate(source)
         lines = [JsonLines(path, model.class_names, self._segmentation) for path in self._jsonl]
         videos = [VideoFile(path, rate, self._codec) for path in self._videos]
-        folders = [PictureFolder(str(path), self._layout, source.name) for path in self._folders]
+        folders = [PictureFolder(path, self._layout, source.name) for path in self._folders]
         return StreamOutputs(
             detections_to=lines,
             pictures_to=[*videos, *folders],

@@ -194,7 +194,7 @@ class PictureFolder:
         InputError: it cannot be written; also later.
     """
 
-    def __init__(self, path: str, layout: Layout, source_name: str | None) -> None:
+    def __init__(self, path: Path, layout: Layout, source_name: str | None) -> None:
         self.path = make_folder(path)
         self._suffix = "_overlay" if layout == "overlay" else "_prediction"
         self._name_of = PictureNames(self._suffix)

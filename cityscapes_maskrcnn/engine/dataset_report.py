@@ -24,7 +24,7 @@ from cityscapes_maskrcnn.visualization.image_files import make_folder
 from cityscapes_maskrcnn.visualization.style import About, name_images
 
 
-def write_dataset_report(names: Sequence[str], folder: str) -> tuple[str, list[Path]]:
+def write_dataset_report(names: Sequence[str], folder: Path) -> tuple[str, list[Path]]:
     """Measure datasets, and write ``report.md``, ``classes.csv``, ``objects.csv`` and pictures.
 
     Args:

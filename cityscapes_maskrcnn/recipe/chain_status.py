@@ -21,6 +21,7 @@ from cityscapes_maskrcnn.engine.outcome import (
     short_names,
 )
 from cityscapes_maskrcnn.recipe.step import Step, StepState
+from cityscapes_maskrcnn.search.trial import CONFIRMATION_FOLDER, CONSOLE_FILE, TRIALS_FOLDER
 from cityscapes_maskrcnn.utils.progress import (
     LiveLine,
     Progress,
@@ -270,7 +271,11 @@ class ChainStatus:
         """Count the trainings of a search, or the commands of a scoring, that have begun."""
         if _only_scores(step):
             return 1 + self._command
-        return min(step.processes, max(1, len(list(step.folder.glob("trials/*/console.txt")))))
+        begun = sum(
+            len(list((step.folder / folder).glob(f"*/{CONSOLE_FILE}")))
+            for folder in (TRIALS_FOLDER, CONFIRMATION_FOLDER)
+        )
+        return min(step.processes, max(1, begun))
 
 
 def _only_scores(step: Step) -> bool:

@@ -48,14 +48,7 @@ CONFIG_FILE: Final = "config.yaml"
 
 # What may change between two calls without making another model. Included files count by their
 # content, see Step.needs.
-_NOT_SETTINGS: Final = FREE_KEYS | {
-    "DATALOADER.NUM_WORKERS",
-    "TEST.ALLOW_SEEN_IMAGES",
-    "TRACKING.BACKENDS",
-    "TRACKING.PROJECT",
-    "TRACKING.RUN_NAME",
-    "TRACKING.NUM_PICTURES",
-}
+_NOT_SETTINGS: Final = FREE_KEYS | {"TEST.ALLOW_SEEN_IMAGES"}
 # What anchors depend on.
 _FIT_SETTINGS: Final = (
     "INPUT.MIN_SIZE_TEST",
@@ -91,7 +84,8 @@ class Recipe:
         num_gpus: processes of each training.
 
     Raises:
-        InputError: ``opts`` sets what the chain sets itself, or a step is unknown.
+        InputError: ``opts`` sets what the chain sets itself, or a step is unknown, or none is
+            selected.
     """
 
     config_dir: Path
@@ -110,6 +104,9 @@ class Recipe:
             raise InputError(
                 f"--stages {unknown[0]}: there is no such step, only {', '.join(STEPS)}"
             )
+        if not self.selected:
+            # Such as ``--stages MODEL.WEIGHTS my.pth``.
+            raise InputError(f"--stages names no step: name at least one of {', '.join(STEPS)}")
         if self.trials < 1:
             raise InputError(f"--trials {self.trials}: at least 1")
         if self.confirm < 0:

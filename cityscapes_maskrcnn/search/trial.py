@@ -23,6 +23,11 @@ from cityscapes_maskrcnn.utils.files import (
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
 from cityscapes_maskrcnn.utils.stop import StopRequests
 
+#: In the output folder of a search: a folder for each trial, and for each run with another seed.
+TRIALS_FOLDER: Final = "trials"
+CONFIRMATION_FOLDER: Final = "confirmation"
+#: In each of these: what its process printed.
+CONSOLE_FILE: Final = "console.txt"
 # Seconds a trial gets to save and end after SIGTERM, before it is killed.
 _GRACE = 300.0
 _IDENTITY_FILE: Final = "trial.json"
@@ -83,8 +88,8 @@ class TrialRunner:
     def run(self, folder: Path, settings: Mapping[str, Any], prune: Prune) -> Outcome:
         """Run, or go on with, the trial of a folder.
 
-        The folder gets what every training run leaves, and ``console.txt``, what the process
-        printed. Checkpoints are deleted at the end, except where the trial is to go on later.
+        The folder gets what every training run leaves, and :data:`CONSOLE_FILE`. Checkpoints are
+        deleted at the end, except where the trial is to go on later.
 
         Args:
             folder: the output folder; created when missing.
@@ -109,7 +114,7 @@ class TrialRunner:
 
     def _train(self, folder: Path, settings: Mapping[str, Any], prune: Prune, lock: int) -> Outcome:
         config, metrics = folder / "search_config.yaml", folder / "metrics.json"
-        log = folder / "console.txt"
+        log = folder / CONSOLE_FILE
         write_text(config, self.config)
         judged: set[int] = set()
         # How and why this process ended the trial.

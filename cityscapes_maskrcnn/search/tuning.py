@@ -40,7 +40,12 @@ from cityscapes_maskrcnn.search.study import (
     join_study,
     progress,
 )
-from cityscapes_maskrcnn.search.trial import TrialRunner, check_folders
+from cityscapes_maskrcnn.search.trial import (
+    CONFIRMATION_FOLDER,
+    TRIALS_FOLDER,
+    TrialRunner,
+    check_folders,
+)
 from cityscapes_maskrcnn.search.worker import Worker
 from cityscapes_maskrcnn.utils.config_keys import FREE_KEYS, flat_config, value_at
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -51,13 +56,7 @@ logger = logging.getLogger(__name__)
 
 # Keys that may differ between the workers of a study. Weights count by their content.
 _FREE: Final = FREE_KEYS | {"MODEL.WEIGHTS"}
-_FREE_PREFIXES = (
-    "DATALOADER.",
-    "SEARCH.PARAMETERS.",
-    "SEARCH.PRUNER.",
-    "SOLVER.CHECKPOINT_",
-    "TRACKING.",
-)
+_FREE_PREFIXES = ("SEARCH.PARAMETERS.", "SEARCH.PRUNER.", "SOLVER.CHECKPOINT_")
 
 
 def tune(
@@ -106,7 +105,7 @@ def tune(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {output}: cannot be made: {error.strerror}") from error
-    trials = output / "trials"
+    trials = output / TRIALS_FOLDER
     config = {
         **_shared(yaml.safe_load(text)),
         WEIGHTS_CONTENT: _content(cfg.MODEL.WEIGHTS),
@@ -170,7 +169,7 @@ def tune(
                 f" {output / 'log.txt'}, the logs of the trials in {trials}"
             )
         if confirm_best:
-            confirm(database, worker, count=confirm_best, folder=output / "confirmation")
+            confirm(database, worker, count=confirm_best, folder=output / CONFIRMATION_FOLDER)
         command = ["tools/analyze_study.py", "--storage", without_password(url)]
         command += ["--study", study_name, "--output", cfg.OUTPUT_DIR]
         logger.info("Done. Report and best.yaml: %s", shlex.join(command))

@@ -1,7 +1,7 @@
 """Persons, riders, bicycles and motorcycles of the synthetic street scenes.
 
 All are built from balls in space (limbs are the hulls of two balls), so that they can be seen from
-every side. Local coordinates as in :mod:`synthetic_solids`: x right, y up, z forward, metres.
+every side. Local coordinates as in :mod:`.solids`: x right, y up, z forward, metres.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Composer:
 
     Attributes:
         items: what was placed.
-        shadows: see :func:`synthetic_backdrop.shadow_map`.
+        shadows: see :func:`.backdrop.shadow_map`.
     """
 
     def __init__(

@@ -17,11 +17,17 @@ FREE_KEYS: Final = frozenset(
         "MODEL.COMPILE",
         "MODEL.FOLD_FROZEN_NORM",
         "INPUT.CACHE",
+        # Not all of DATALOADER: its sampler decides which images are trained on, and how often.
+        "DATALOADER.NUM_WORKERS",
         "VIS_PERIOD",
         "TEST.ANALYSIS_CONFIDENCE",
         "TEST.ANALYSIS_PICTURES",
         "TEST.BATCH_SIZE",
         "TEST.NUM_WORKERS",
+        "TRACKING.BACKENDS",
+        "TRACKING.PROJECT",
+        "TRACKING.RUN_NAME",
+        "TRACKING.NUM_PICTURES",
     }
 )
 

@@ -6,17 +6,16 @@ import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cityscapes_maskrcnn.data.images import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write
 from cityscapes_maskrcnn.utils.text import counted
 
-EXTENSIONS: Final = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 # Label images lie in the same trees as photographs, and earlier pictures may too.
 _NOT_PHOTOGRAPHS = (
     "_labelIds.png",
@@ -41,20 +40,25 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         The images, each once, in the order of ``inputs``, each folder and pattern sorted.
 
     Raises:
-        InputError: one of ``inputs`` names no image.
+        InputError: one of ``inputs`` names no image, or a file of a type that is not read.
     """
     images: dict[Path, None] = {}
     for given in inputs:
         path = Path(given)
         if path.is_file():
+            if path.suffix.lower() in UNREAD_EXTENSIONS:
+                raise InputError(
+                    f"--input {given}: images of this type are not read; convert it to PNG, JPEG "
+                    "or WebP"
+                )
             images[path] = None
             continue
         found = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(given, recursive=True))  # noqa: PTH207
         photographs = sorted(filter(_is_photograph, found))
         if not photographs:
             raise InputError(
-                f"--input {given}: no such file, and no image in or below a folder of this name or "
-                "matching it as a pattern"
+                f"--input {given}: no such file, and no image (PNG, JPEG or WebP) in or below a "
+                "folder of this name or matching it as a pattern"
             )
         images.update(dict.fromkeys(photographs))
     return list(images)
@@ -107,19 +111,21 @@ def place_of_pictures(number: int, folder: str | os.PathLike[str]) -> str:
     return f"{counted(number, 'picture')} {'is' if number == 1 else 'are'} in {folder}"
 
 
-def make_folder(folder: str) -> Path:
+def make_folder(path: Path) -> Path:
     """Create a folder for pictures unless it exists.
+
+    Args:
+        path: from :func:`.tool.folder`, which refuses an empty name.
 
     Raises:
         InputError: it cannot be created or written.
     """
-    path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {folder}: cannot be created: {error.strerror}") from error
+        raise InputError(f"--output {path}: cannot be created: {error.strerror}") from error
     if not os.access(path, os.W_OK):
-        raise InputError(f"--output {folder}: no permission to write there")
+        raise InputError(f"--output {path}: no permission to write there")
     return path
 
 
@@ -146,7 +152,7 @@ def write_bgr_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:
 
 def _is_photograph(path: Path) -> bool:
     return (
-        path.suffix.lower() in EXTENSIONS
+        path.suffix.lower() in IMAGE_EXTENSIONS
         and not path.name.startswith(".")
         and not path.name.endswith(_NOT_PHOTOGRAPHS)
         and path.is_file()

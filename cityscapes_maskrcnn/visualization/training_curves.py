@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,9 +187,18 @@ def plot_each_run(runs: Sequence[Run], folder: Path) -> Iterator[Path]:
         A file when it is written.
 
     Raises:
-        InputError: a run of several is called comparison, or see :func:`plot_runs`.
+        InputError: two pictures would have one name, as of a run of several that is called
+            comparison, or see :func:`plot_runs`.
     """
-    pictures = {folder / f"{run.name.replace('/', '-')}.png": [run] for run in runs}
+    pictures: dict[Path, list[Run]] = {}
+    for run in runs:
+        file = folder / f"{run.name.replace('/', '-')}.png"
+        if file in pictures:
+            raise InputError(
+                f"{pictures[file][0].name} and {run.name}: their pictures would have one name; "
+                "name a PNG file with --output"
+            )
+        pictures[file] = [run]
     if len(runs) > 1:
         comparison = folder / "comparison.png"
         if comparison in pictures:
@@ -212,17 +220,24 @@ def find_runs(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
             its stages.
 
     Returns:
-        The runs, named by their folders.
+        The runs, each once, named by their folders. Those whose folders have one name are named by
+        their paths below the folder that holds them all.
 
     Raises:
         InputError: a folder holds no run, or a run has nothing that could be drawn.
     """
-    places = [place for folder in map(Path, folders) for place in _run_folders(folder)]
-    names = [place.resolve().name for place in places]
-    count = Counter(names)
+    # A run may be named twice, by itself and by its recipe.
+    places: dict[Path, Path] = {}
+    parents: dict[str, list[Path]] = {}
+    for folder in map(Path, folders):
+        for place in _run_folders(folder):
+            resolved = place.resolve()
+            if resolved not in places:
+                places[resolved] = place
+                parents.setdefault(resolved.name, []).append(resolved.parent)
     return [
-        _read_run(place, name if count[name] == 1 else f"{place.resolve().parent.name}/{name}")
-        for place, name in zip(places, names, strict=True)
+        _read_run(place, str(resolved.relative_to(os.path.commonpath(parents[resolved.name]))))
+        for resolved, place in places.items()
     ]
 
 

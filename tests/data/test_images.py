@@ -16,6 +16,8 @@ from detectron2.data.detection_utils import read_image as detectron2_read_image
 from PIL import ExifTags, Image, ImageOps
 
 from cityscapes_maskrcnn.data.images import (
+    IMAGE_EXTENSIONS,
+    UNREAD_EXTENSIONS,
     check_image,
     read_image,
     read_image_size,
@@ -39,6 +41,18 @@ def test_pixels_are_pillows_in_both_orders(picture: Path) -> None:
     np.testing.assert_array_equal(read_image(picture, "RGB"), expected)
     np.testing.assert_array_equal(read_image(picture, "BGR"), expected[:, :, ::-1])
     assert read_image(picture, "BGR").flags.c_contiguous
+
+
+def test_what_is_read_is_known_by_its_extension(tmp_path: Path) -> None:
+    assert {".png", ".jpg", ".jpeg", ".webp"} == IMAGE_EXTENSIONS
+    for extension in IMAGE_EXTENSIONS | UNREAD_EXTENSIONS:
+        path = tmp_path / f"a{extension}"
+        Image.new("RGB", (60, 40)).save(path)
+        if extension in IMAGE_EXTENSIONS:
+            assert read_image(path).shape == (40, 60, 3)
+        else:
+            with pytest.raises(InputError, match=BROKEN):
+                read_image(path)
 
 
 @pytest.mark.parametrize("length", [0, 4, 300, -20])

@@ -181,6 +181,16 @@ def test_what_is_no_video(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("name", ["a.tif", "a.bmp", "a.PPM"])
+def test_an_image_of_another_type_is_no_video(tmp_path, name):
+    """FFmpeg would show it as a video of one frame."""
+    path = write_image(tmp_path / name, 7)
+    with pytest.raises(InputError, match=rf"^--input {path}: images of this type are not read; c"):
+        open_source([str(path)])
+    with pytest.raises(InputError, match=rf"^--input {path}: images of this type are not read; c"):
+        open_source([str(write_image(tmp_path / "a.png", 7)), str(path)])
+
+
 def test_camera_that_vanishes(camera_on_the_network):
     with camera_on_the_network(30) as url:
         source = open_source([url])

@@ -242,12 +242,12 @@ def test_video_is_finished_before_the_disk_is_full(tmp_path, monkeypatch):
 
 
 def test_pictures_are_named_after_image_or_video(tmp_path):
-    pictures = PictureFolder(str(tmp_path), "prediction", None)
+    pictures = PictureFolder(tmp_path, "prediction", None)
     for name in ("x/a.png", "y/a.jpg"):
         pictures.write(frame(name=name), GREY)
-    pictures = PictureFolder(str(tmp_path), "overlay", "drive/dusk.mp4")
+    pictures = PictureFolder(tmp_path, "overlay", "drive/dusk.mp4")
     pictures.write(frame(25), np.dstack([GREY, GREY[:, :, :1]]))
-    pictures = PictureFolder(str(tmp_path), "prediction", "0")
+    pictures = PictureFolder(tmp_path, "prediction", "0")
     pictures.write(frame(3), GREY)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a_2_prediction.png",

@@ -40,7 +40,7 @@ def test_generated_data_beside_real_ones_are_marked_by_name(
     monkeypatch.setattr(dataset_report, "_measure", lambda _: SimpleNamespace(num_images=4))
     for name in ("to_markdown", "classes_to_csv", "objects_to_csv", "overview"):
         monkeypatch.setattr(dataset_report, name, lambda *_: "")
-    dataset_report.write_dataset_report(NAMES, str(tmp_path))
+    dataset_report.write_dataset_report(NAMES, tmp_path)
     assert drawn["names"] == marked
     assert drawn["about"].generated == warned
     assert drawn["about"].dataset == "; ".join(f"{name}: 4 images" for name in marked)

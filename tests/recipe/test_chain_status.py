@@ -177,6 +177,22 @@ def test_later_steps_follow_what_was_measured(chain: list[Step]) -> None:
     assert status.remaining(chain[3]) == pytest.approx(5 + 30 * 4)
 
 
+def test_confirmation_runs_count_as_trainings_of_a_search(chain: list[Step]) -> None:
+    # Two trials, and two other seeds of the best one.
+    chain[1] = replace(chain[1], processes=4, amounts={"trials": 2, "confirm": 1})
+    status = Status(chain)
+    status.began(chain[1])
+    for number, name in enumerate(("trials/0000", "trials/0001", "confirmation/0000"), start=1):
+        (chain[1].folder / name).mkdir(parents=True)
+        (chain[1].folder / name / "console.txt").touch()
+        status.tick()
+        # What was noted is of the training before.
+        assert status.parts(chain[1])[:3] == ["search", f"training {number}/4", "starting up"]
+        status.at(0.0, done="10/100", eta=45.0, pace=0.5)
+    # 400 iterations at 0.5 s, of which the last of four trainings has a quarter.
+    assert status.remaining(chain[1]) == pytest.approx(45 + 400 * 0.5 / 4, abs=1)
+
+
 def test_a_log_gets_a_line_a_minute_without_control_characters(chain: list[Step]) -> None:
     status = Status(chain)
     # What a library logs is no progress.

@@ -239,6 +239,11 @@ def test_other_images_of_the_same_names_are_another_step(
         (["OUTPUT_DIR", "x"], {}, "OUTPUT_DIR: the chain sets it"),
         (["SEED"], {}, "KEY VALUE pairs; one is incomplete"),
         ([], {"stages": ("stage_9",)}, "--stages stage_9: there is no such step"),
+        (
+            [],
+            {"stages": ()},
+            "--stages names no step: name at least one of stage_0, stage_1, anchors",
+        ),
         ([], {"trials": 0}, "--trials 0: at least 1"),
         ([], {"confirm": -1}, "--confirm -1: at least 0"),
         (

@@ -202,6 +202,23 @@ def test_workers_may_differ_in_speed_and_memory(
     tuned(tmp_path)
     tuned(tmp_path, "TEST.NUM_WORKERS", "4", "TEST.ANALYSIS_CONFIDENCE", "0.1")
     tuned(tmp_path, "INPUT.CACHE", "disk", "MODEL.COMPILE", "auto", "TEST.BATCH_SIZE", "4")
+    tuned(tmp_path, "DATALOADER.NUM_WORKERS", "1", "TRACKING.RUN_NAME", "second")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+        ("DATALOADER.REPEAT_THRESHOLD", "0.5"),
+        ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"),
+    ],
+)
+def test_workers_must_not_differ_in_the_images_that_they_train_on(
+    tuned: Callable[..., optuna.Study], tmp_path: Path, key: str, value: str
+) -> None:
+    tuned(tmp_path)
+    with pytest.raises(InputError, match=f"study 'search' trains with {key} .*, not {value}: its"):
+        tuned(tmp_path, key, value)
 
 
 def test_trials_of_another_study_are_found_before_one_is_started(

@@ -46,10 +46,26 @@ def test_label_images_and_earlier_pictures_are_left_out(tmp_path):
     assert find_images([str(tmp_path)]) == [tmp_path / "ulm_000000_000019_leftImg8bit.png"]
 
 
+@pytest.mark.parametrize("extension", [".tif", ".TIFF", ".bmp", ".ppm"])
+def test_images_that_cannot_be_read_are_left_out_of_folders(tmp_path, extension):
+    """They would end the drawing of a folder half-way."""
+    for name in ("a.png", f"b{extension}", "c.jpg"):
+        (tmp_path / name).touch()
+    for given in (str(tmp_path), f"{tmp_path}/*"):
+        # A pattern names what lies in a folder, as the folder does.
+        assert find_images([given]) == [tmp_path / "a.png", tmp_path / "c.jpg"]
+    with pytest.raises(InputError) as caught:
+        find_images([str(tmp_path / "a.png"), str(tmp_path / f"b{extension}")])
+    assert str(caught.value) == (
+        f"--input {tmp_path}/b{extension}: images of this type are not read; convert it to PNG, "
+        "JPEG or WebP"
+    )
+
+
 @pytest.mark.parametrize("given", ["missing.png", "*.png", "."])
 def test_nothing_found(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"--input .*: no such file, and no image"):
+    with pytest.raises(InputError, match=r"--input .*: no such file, and no image \(PNG, J"):
         find_images([given])
 
 
@@ -78,9 +94,9 @@ def test_pictures_in_the_order_of_opencv(tmp_path, order):
 
 
 def test_output_folder(tmp_path):
-    assert make_folder(str(tmp_path)) == tmp_path
-    assert make_folder(str(tmp_path / "new/deep")).is_dir()
+    assert make_folder(tmp_path) == tmp_path
+    assert make_folder(tmp_path / "new/deep").is_dir()
     (tmp_path / "file").touch()
     for name in ("file", "file/below"):
         with pytest.raises(InputError, match=r"--output .*file"):
-            make_folder(str(tmp_path / name))
+            make_folder(tmp_path / name)

@@ -226,6 +226,9 @@ def test_the_picture_of_all_runs_replaces_that_of_none(tmp_path):
     assert file.stat().st_size > 1000
     with pytest.raises(InputError, match="a run called comparison"):
         list(plot_each_run(runs, tmp_path))
+    alike = [Run(name=name, curves=runs[0].curves) for name in ("a/one", "a-one")]
+    with pytest.raises(InputError, match="a/one and a-one: their pictures would have one name"):
+        list(plot_each_run(alike, tmp_path))
     # Alone it has no other picture beside it.
     assert list(plot_each_run(runs[1:], tmp_path)) == [tmp_path / "comparison.png"]
 
@@ -246,6 +249,36 @@ def test_runs_are_named_by_their_folders(tmp_path):
         f"GENERATED SCENES, not Cityscapes · some_train · 8 images · {tmp_path}/a/stage_2 · "
         "training loss of the batches"
     )
+
+
+def test_runs_in_folders_of_one_name_have_a_picture_each(tmp_path):
+    folders = [tmp_path / name for name in ("a/recipe/stage_1", "b/recipe/stage_1", "b/stage_2")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text('{"iteration": 3, "total_loss": 1.0}\n')
+    runs = find_runs(folders)
+    assert [run.name for run in runs] == ["a/recipe/stage_1", "b/recipe/stage_1", "stage_2"]
+    assert [file.name for file in plot_each_run(runs, tmp_path / "pictures")] == [
+        *("a-recipe-stage_1.png", "b-recipe-stage_1.png", "stage_2.png", "comparison.png")
+    ]
+
+
+def test_a_run_in_the_folder_of_another_of_its_name(tmp_path):
+    folders = [tmp_path / "run", tmp_path / "run" / "old" / "run"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text('{"iteration": 3, "total_loss": 1.0}\n')
+    assert [run.name for run in find_runs(folders)] == ["run", "run/old/run"]
+
+
+def test_a_run_that_is_named_twice_is_one_run(tmp_path, monkeypatch):
+    for stage in ("stage_1", "stage_2"):
+        (tmp_path / "a" / stage).mkdir(parents=True)
+        (tmp_path / "a" / stage / "metrics.json").write_text('{"iteration": 3, "total_loss": 1}\n')
+    (tmp_path / "link").symlink_to("a/stage_1")
+    monkeypatch.chdir(tmp_path)
+    runs = find_runs(["a", "a/stage_1/../stage_1", "link"])
+    assert [run.name for run in runs] == ["stage_1", "stage_2"]
 
 
 @pytest.mark.parametrize("content", ["", '{"iteration": 3, "time": 1.0}\n', "\x00\x01"])
