@@ -78,6 +78,9 @@ REPORT: Final = "cityscapes_instance_val_part3and4of4"
 # Seed of the generated scenes; the demo has 7.
 SCENES: Final = 20
 
+# By arm (or variant) and seed what its file of scores holds.
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
+
 
 @dataclass(frozen=True)
 class Size:
@@ -98,6 +101,10 @@ class Size:
     iterations: int
     seeds: tuple[int, ...]
     counted: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The size, and the seed of its scenes, as JSON files hold them."""
+        return {**asdict(self), "seeds": list(self.seeds), "scenes": SCENES}
 
 
 FULL: Final = Size(train=240, val=144, start=200, iterations=220, seeds=(1, 2, 3), counted=8)
@@ -159,28 +166,42 @@ def benchmark_recipe(
         # Before the helpers share the cores.
         ablation.prepare()
         with helpers(workers, _help, {"ablation": replace(ablation, report=_say_nothing)}):
-            ablation.run()
-    rows = summarise(ablation.scores("report"), base=STAGED)
+            arms = ablation.run()
+    results = ablation.results(arms)
+    contents = [content for by_seed in results.values() for content in by_seed.values()]
+    rows = summarise(_scores(results, "report"), base=STAGED)
     if json_file is not None:
+        machines = [content["machine"] for content in contents]
         write_json(
             json_file,
             {
-                "settings": ablation.settings(),
-                "seconds": ablation.seconds(),
-                "compute": ablation.compute(),
+                "settings": {
+                    **size.as_json(),
+                    "machines": [
+                        each for index, each in enumerate(machines) if each not in machines[:index]
+                    ],
+                },
+                "seconds": {
+                    name: {str(seed): content["seconds"] for seed, content in by_seed.items()}
+                    for name, by_seed in results.items()
+                },
+                "compute": {
+                    name: by_seed[size.seeds[0]]["compute"]
+                    for name, by_seed in results.items()
+                    if "compute" in by_seed[size.seeds[0]]  # which variants lack
+                },
                 "rows": [row.as_json() for row in rows],
                 "choice": [
-                    row.as_json() for row in summarise(ablation.scores("choice"), base=STAGED)
+                    row.as_json() for row in summarise(_scores(results, "choice"), base=STAGED)
                 ],
             },
         )
-    tables = format_tables(
-        rows,
-        base=STAGED,
-        num_train=ablation.size.train,
-        num_reported=ablation.size.val // 2,
+    tables = format_tables(rows, base=STAGED, num_train=size.train, num_reported=size.val // 2)
+    minutes = sum(content["seconds"] for content in contents) / 60
+    return (
+        f"{tables}\n\nTime of {len(contents)} trainings and scorings, summed over the processes:"
+        f" {minutes:.1f} min"
     )
-    return f"{tables}\n\n{ablation.time_taken()}"
 
 
 @contextmanager
@@ -232,53 +253,15 @@ class Ablation:
             InputError: see :func:`.claim_folder`.
         """
         start = self._config("stage_0_backbone.yaml", UNWATCHED)
-        common = {
-            **asdict(self.size),
-            "seeds": list(self.size.seeds),
-            "scenes": SCENES,
-            "start config": digest_of([start]),
-        }
         claim_folder(
             self.folder,
-            common,
+            {**self.size.as_json(), "start config": digest_of([start])},
             {arm.name: self._digest(arm) for arm in (*MAIN, *self.pieces)},
         )
 
     def _digest(self, arm: Arm) -> str:
         configs = [self._stage_config(arm, stage, {}) for stage in arm.stages]
         return digest_of(configs, sorted(arm.inference.items()), arm.weights, arm.of)
-
-    def settings(self) -> dict[str, Any]:
-        """Get what the results hold for: sizes, seeds, and what trained them, as they say."""
-        found = [each["machine"] for each in self._contents() if "machine" in each]
-        return {
-            **asdict(self.size),
-            "seeds": list(self.size.seeds),
-            "scenes": SCENES,
-            "machines": [each for index, each in enumerate(found) if each not in found[:index]],
-        }
-
-    def seconds(self) -> dict[str, dict[str, float]]:
-        """Get the seconds of training and scoring by arm and seed, where they were measured."""
-        return {
-            name: {
-                str(seed): content["seconds"]
-                for seed in self.size.seeds
-                for file in [self._scores_file(name, seed)]
-                if file.exists() and "seconds" in (content := _read(file))
-            }
-            for name in self._all_names()
-        }
-
-    def time_taken(self) -> str:
-        """Say the sum of the times of all processes."""
-        times = [each for by_seed in self.seconds().values() for each in by_seed.values()]
-        unknown = len(self._contents()) - len(times)
-        rest = f"; not counted: {unknown} without a time" if unknown else ""
-        return (
-            f"Time of {len(times)} trainings and scorings, summed over the processes: "
-            f"{sum(times) / 60:.1f} min{rest}"
-        )
 
     def prepare(self) -> None:
         """Generate the scenes and train what all arms start from, where that is missing."""
@@ -292,10 +275,18 @@ class Ablation:
             )
             self._train_start()
 
-    def run(self) -> None:
-        """Do what is missing, together with other processes that work in the folder."""
-        self._run_all([*MAIN, *self.pieces])
-        self._run_all(self._combination())
+    def run(self) -> list[Arm]:
+        """Do what is missing, together with other processes that work in the folder.
+
+        Returns:
+            All arms; the last one combines :meth:`best_pieces`, if there are several.
+        """
+        arms = [*MAIN, *self.pieces]
+        self._run_all(arms)
+        best = self.best_pieces()
+        combination = [combined(best)] if len(best) > 1 else []
+        self._run_all(combination)
+        return [*arms, *combination]
 
     def _run_all(self, arms: Sequence[Arm]) -> None:
         """Train and score arms with all seeds; what other processes work on, they do.
@@ -361,30 +352,15 @@ class Ablation:
             stage.config, {**scale, **TRAINING, **UNWATCHED, **stage.opts, **arm.opts, **opts}
         )
 
-    def _combination(self) -> list[Arm]:
-        """Get the arm that combines :meth:`best_pieces`, if there are several."""
-        best = self.best_pieces()
-        return [combined(best)] if len(best) > 1 else []
-
-    def _names(self) -> list[str]:
-        return [arm.name for arm in (*MAIN, *self.pieces)]
-
-    def _all_names(self) -> list[str]:
-        return [*self._names(), *[arm.name for arm in self._combination()]]
-
-    def _contents(self) -> list[Any]:
-        files = [
-            self._scores_file(name, seed) for name in self._all_names() for seed in self.size.seeds
-        ]
-        return [_read(file) for file in files if file.exists()]
-
-    def compute(self) -> dict[str, Any]:
-        """Get, of each arm, operations of a step and iterations by stage, and all operations."""
+    def results(self, arms: Sequence[Arm]) -> Results:
+        """Read what the folder holds of arms; see :data:`Results`."""
+        files = {
+            arm.name: {seed: self._scores_file(arm.name, seed) for seed in self.size.seeds}
+            for arm in arms
+        }
         return {
-            name: content["compute"]
-            for name in self._all_names()
-            for file in [self._scores_file(name, self.size.seeds[0])]
-            if file.exists() and "compute" in (content := _read(file))
+            name: {seed: _read(file) for seed, file in by_seed.items() if file.exists()}
+            for name, by_seed in files.items()
         }
 
     def _operations(self, arm: Arm) -> list[int]:
@@ -417,7 +393,7 @@ class Ablation:
                     path.unlink()
 
     def _train_arm(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """Train all stages of an arm; returns what :meth:`compute` gives of it."""
+        """Train all stages of an arm; returns what its file of scores says of that."""
         folder = self._scores_file(arm.name, seed).parent
         epochs = [stage.epochs for stage in BASE.stages]
         of_base = [round(self.size.iterations * each / sum(epochs)) for each in epochs]
@@ -448,35 +424,16 @@ class Ablation:
             "budget": budget,
         }
 
-    def scores(self, part: str) -> dict[str, dict[int, dict[str, float]]]:
-        """Get the scores by arm and seed.
-
-        Args:
-            part: ``"choice"``, val parts 1 and 2, or ``"report"``, parts 3 and 4.
-        """
-        return self._scores(part, self._all_names())
-
-    def _scores(self, part: str, names: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
-        found: dict[str, dict[int, dict[str, float]]] = {}
-        for name in names:
-            for seed in self.size.seeds:
-                file = self._scores_file(name, seed)
-                if file.exists():
-                    found.setdefault(name, {})[seed] = {
-                        key: math.nan if value is None else value
-                        for key, value in _read(file)[part].items()
-                    }
-        return found
-
     def best_pieces(self) -> list[Arm]:
         """Choose among the pieces that pay on val parts 1 and 2.
 
         Returns:
             Of those that train, and of each group of ways to score, the best one; by falling gain.
         """
+        results = self.results([*MAIN, *self.pieces])
         gains = {
             row.name: row.gain
-            for row in summarise(self._scores("choice", self._names()), base=STAGED)
+            for row in summarise(_scores(results, "choice"), base=STAGED)
             if row.pays and row.gain is not None
         }
         paying = [piece for piece in self.pieces if piece.name in gains and not piece.is_whole]
@@ -487,6 +444,24 @@ class Ablation:
             # One key for all that train, of which only one model can be scored.
             best.setdefault((piece.group or piece.name) if scored_only else "", piece)
         return list(best.values())
+
+
+def _scores(results: Results, part: str) -> dict[str, dict[int, dict[str, float]]]:
+    """Get the scores by arm and seed.
+
+    Args:
+        results: see :data:`Results`.
+        part: ``"choice"``, val parts 1 and 2, or ``"report"``, parts 3 and 4.
+    """
+    return {
+        name: {
+            seed: {
+                key: math.nan if value is None else value for key, value in content[part].items()
+            }
+            for seed, content in by_seed.items()
+        }
+        for name, by_seed in results.items()
+    }
 
 
 def _total(steps: Sequence[int], iterations: Sequence[int]) -> int:
