@@ -371,7 +371,7 @@ class Ablation:
         # Of an interrupted training, the time since it went on.
         content |= {"seconds": time.monotonic() - begun, "machine": machine()}
         write_json(file, content)
-        if trained == file.parent:
+        if not arm.of:
             # Variants need the weights at the end, and nobody what led to them.
             for path in trained.glob("stage_*/*.pth"):
                 if path.parent != last or path.name.startswith("model_0"):
