@@ -60,22 +60,6 @@ class Result:
             "pays": self.pays,
         }
 
-    @classmethod
-    def of_json(cls, row: Mapping[str, Any]) -> Result:
-        """Get the row that :meth:`as_json` has written, with null where it had NaN."""
-
-        def numbers(values: Mapping[str, float | None]) -> dict[str, float]:
-            return {key: math.nan if each is None else each for key, each in values.items()}
-
-        return cls(
-            name=row["name"],
-            ap_by_seed={int(seed): ap for seed, ap in numbers(row["ap_by_seed"]).items()},
-            mean=numbers(row["mean"]),
-            spread=None if row["spread"] is None else numbers(row["spread"]),
-            gain=row["gain"],
-            gain_spread=row["gain_spread"],
-        )
-
 
 def summarise(scores: Scores, base: str) -> list[Result]:
     """Average over seeds, and compare each arm with the base seed by seed.

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
+from cityscapes_maskrcnn.benchmarks.clock import median_times
+from cityscapes_maskrcnn.benchmarks.new_process import in_new_process
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
@@ -39,11 +37,9 @@ def benchmark_determinism(*, config_file: str, steps: int, opts: Sequence[str]) 
     if steps < 1:
         raise InputError("--steps must be 1 or more")
     build_config(config_file, [*opts])  # what is wrong in it is said before scenes are drawn
-    context = multiprocessing.get_context("spawn")
     rows = []
     for deterministic in (False, True):
-        with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-            measured = pool.submit(measure_step, deterministic, config_file, steps, opts).result()
+        measured = in_new_process(measure_step, deterministic, config_file, steps, opts)
         rows.append([deterministic, *measured])
     rows[1].append(rows[1][1] / rows[0][1])
     headers = ["DETERMINISTIC", "ms/step", "peak GPU memory (GB)", "ratio of time"]
@@ -82,13 +78,9 @@ def measure_step(
         trainer = Trainer(build_config(config_file, [*words, *opts]))
         inner = trainer._trainer
         inner.data_loader = itertools.repeat(next(iter(inner.data_loader)))
-        seconds = []
         with EventStorage():
-            for _ in range(5 + steps):
-                start = time.perf_counter()
+            for _ in range(5):
                 inner.run_step()
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                seconds.append(time.perf_counter() - start)
+            (ms,) = median_times({"step": inner.run_step}, blocks=steps, calls=1).values()
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return 1000 * statistics.median(seconds[5:]), peak / 1e9
+    return ms, peak / 1e9

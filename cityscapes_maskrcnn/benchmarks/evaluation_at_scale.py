@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from cityscapes_maskrcnn.benchmarks.evaluation import (
     make_case,
     register,
 )
+from cityscapes_maskrcnn.benchmarks.new_process import in_new_process
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.trainer import Trainer
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
@@ -106,15 +105,14 @@ def benchmark_scale(
             first = time.perf_counter() - start
             for number in workers:
                 # The process inherits the folder of the cache.
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    run = pool.submit(
-                        _measure,
-                        case,
-                        num_workers=number,
-                        folder=Path(folder),
-                        config_file=config_file,
-                        model_side=model_side,
-                    ).result()
+                run = in_new_process(
+                    _measure,
+                    case,
+                    num_workers=number,
+                    folder=Path(folder),
+                    config_file=config_file,
+                    model_side=model_side,
+                )
                 rows.append([number, *_cells(run, num_images)])
     head = ["workers", "load, s", "model, s", "model and match, s", "images/s", "score, s"]
     head += ["memory, half", "memory, all"]

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
-import multiprocessing
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cityscapes_maskrcnn.benchmarks.deployment_forms import Form
+from cityscapes_maskrcnn.benchmarks.new_process import in_new_process
 from cityscapes_maskrcnn.deploy.runtime import OnnxPredictor
 from cityscapes_maskrcnn.deploy.scoring import exported_scores, refuse_seen_by_exported
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -87,11 +86,10 @@ class _Runnable(Protocol):
 
 def measure_in_process(form: Form, setting: Setting) -> Measured | str:
     """Measure a form in a process of its own; a text says why that is not possible."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(measure_or_reason, form, setting).result()
-        except BrokenProcessPool:
-            return "its process was killed, perhaps for lack of memory"
+    try:
+        return in_new_process(measure_or_reason, form, setting)
+    except BrokenProcessPool:
+        return "its process was killed, perhaps for lack of memory"
 
 
 def measure_or_reason(form: Form, setting: Setting) -> Measured | str:

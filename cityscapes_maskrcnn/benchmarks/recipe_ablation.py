@@ -19,19 +19,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from detectron2.config import CfgNode
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventStorage
-from torch.utils.flop_counter import FlopCounterMode
 
 from cityscapes_maskrcnn.benchmarks.ablation_arms import (
     AVERAGE,
@@ -47,24 +41,18 @@ from cityscapes_maskrcnn.benchmarks.ablation_arms import (
     combined,
 )
 from cityscapes_maskrcnn.benchmarks.ablation_settings import claim_folder, digest_of, machine
-from cityscapes_maskrcnn.benchmarks.ablation_table import (
-    SIZE_LIMITS,
-    SIZES,
-    format_tables,
-    summarise,
+from cityscapes_maskrcnn.benchmarks.ablation_table import format_tables, summarise
+from cityscapes_maskrcnn.benchmarks.ablation_training import (
+    count_operations,
+    equal_iterations,
+    score,
+    total_operations,
+    train,
 )
 from cityscapes_maskrcnn.benchmarks.ablation_workers import helpers
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.data.registration import register_all
-from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.checkpoint_average import average_checkpoints
-from cityscapes_maskrcnn.engine.run_anchors import resolve_anchors
-from cityscapes_maskrcnn.engine.run_setup import save_config
-from cityscapes_maskrcnn.engine.trainer import Trainer
-from cityscapes_maskrcnn.evaluation.coco_ap import coco_scores
-from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
-from cityscapes_maskrcnn.evaluation.image_scoring import ImageResult
 from cityscapes_maskrcnn.modeling.weight_files import write_tensors
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 from cityscapes_maskrcnn.utils.config_keys import value_at
@@ -72,11 +60,11 @@ from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import read_json, write_json
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
 
-# The part of val that chooses, and the part that is reported.
-CHOICE: Final = "cityscapes_instance_val_part1and2of4"
-REPORT: Final = "cityscapes_instance_val_part3and4of4"
 # Seed of the generated scenes; the demo has 7.
 SCENES: Final = 20
+
+# By arm (or variant) and seed what its file of scores holds.
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -98,6 +86,10 @@ class Size:
     iterations: int
     seeds: tuple[int, ...]
     counted: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The size, and the seed of its scenes, as JSON files hold them."""
+        return {**asdict(self), "seeds": list(self.seeds), "scenes": SCENES}
 
 
 FULL: Final = Size(train=240, val=144, start=200, iterations=220, seeds=(1, 2, 3), counted=8)
@@ -159,28 +151,42 @@ def benchmark_recipe(
         # Before the helpers share the cores.
         ablation.prepare()
         with helpers(workers, _help, {"ablation": replace(ablation, report=_say_nothing)}):
-            ablation.run()
-    rows = summarise(ablation.scores("report"), base=STAGED)
+            arms = ablation.run()
+    results = ablation.results(arms)
+    contents = [content for by_seed in results.values() for content in by_seed.values()]
+    rows = summarise(_scores(results, "report"), base=STAGED)
     if json_file is not None:
+        machines = [content["machine"] for content in contents]
         write_json(
             json_file,
             {
-                "settings": ablation.settings(),
-                "seconds": ablation.seconds(),
-                "compute": ablation.compute(),
+                "settings": {
+                    **size.as_json(),
+                    "machines": [
+                        each for index, each in enumerate(machines) if each not in machines[:index]
+                    ],
+                },
+                "seconds": {
+                    name: {str(seed): content["seconds"] for seed, content in by_seed.items()}
+                    for name, by_seed in results.items()
+                },
+                "compute": {
+                    name: by_seed[size.seeds[0]]["compute"]
+                    for name, by_seed in results.items()
+                    if "compute" in by_seed[size.seeds[0]]  # which variants lack
+                },
                 "rows": [row.as_json() for row in rows],
                 "choice": [
-                    row.as_json() for row in summarise(ablation.scores("choice"), base=STAGED)
+                    row.as_json() for row in summarise(_scores(results, "choice"), base=STAGED)
                 ],
             },
         )
-    tables = format_tables(
-        rows,
-        base=STAGED,
-        num_train=ablation.size.train,
-        num_reported=ablation.size.val // 2,
+    tables = format_tables(rows, base=STAGED, num_train=size.train, num_reported=size.val // 2)
+    minutes = sum(content["seconds"] for content in contents) / 60
+    return (
+        f"{tables}\n\nTime of {len(contents)} trainings and scorings, summed over the processes:"
+        f" {minutes:.1f} min"
     )
-    return f"{tables}\n\n{ablation.time_taken()}"
 
 
 @contextmanager
@@ -232,53 +238,15 @@ class Ablation:
             InputError: see :func:`.claim_folder`.
         """
         start = self._config("stage_0_backbone.yaml", UNWATCHED)
-        common = {
-            **asdict(self.size),
-            "seeds": list(self.size.seeds),
-            "scenes": SCENES,
-            "start config": digest_of([start]),
-        }
         claim_folder(
             self.folder,
-            common,
+            {**self.size.as_json(), "start config": digest_of([start])},
             {arm.name: self._digest(arm) for arm in (*MAIN, *self.pieces)},
         )
 
     def _digest(self, arm: Arm) -> str:
         configs = [self._stage_config(arm, stage, {}) for stage in arm.stages]
         return digest_of(configs, sorted(arm.inference.items()), arm.weights, arm.of)
-
-    def settings(self) -> dict[str, Any]:
-        """Get what the results hold for: sizes, seeds, and what trained them, as they say."""
-        found = [each["machine"] for each in self._contents() if "machine" in each]
-        return {
-            **asdict(self.size),
-            "seeds": list(self.size.seeds),
-            "scenes": SCENES,
-            "machines": [each for index, each in enumerate(found) if each not in found[:index]],
-        }
-
-    def seconds(self) -> dict[str, dict[str, float]]:
-        """Get the seconds of training and scoring by arm and seed, where they were measured."""
-        return {
-            name: {
-                str(seed): content["seconds"]
-                for seed in self.size.seeds
-                for file in [self._scores_file(name, seed)]
-                if file.exists() and "seconds" in (content := _read(file))
-            }
-            for name in self._all_names()
-        }
-
-    def time_taken(self) -> str:
-        """Say the sum of the times of all processes."""
-        times = [each for by_seed in self.seconds().values() for each in by_seed.values()]
-        unknown = len(self._contents()) - len(times)
-        rest = f"; not counted: {unknown} without a time" if unknown else ""
-        return (
-            f"Time of {len(times)} trainings and scorings, summed over the processes: "
-            f"{sum(times) / 60:.1f} min{rest}"
-        )
 
     def prepare(self) -> None:
         """Generate the scenes and train what all arms start from, where that is missing."""
@@ -292,10 +260,18 @@ class Ablation:
             )
             self._train_start()
 
-    def run(self) -> None:
-        """Do what is missing, together with other processes that work in the folder."""
-        self._run_all([*MAIN, *self.pieces])
-        self._run_all(self._combination())
+    def run(self) -> list[Arm]:
+        """Do what is missing, together with other processes that work in the folder.
+
+        Returns:
+            All arms; the last one combines :meth:`best_pieces`, if there are several.
+        """
+        arms = [*MAIN, *self.pieces]
+        self._run_all(arms)
+        best = self.best_pieces()
+        combination = [combined(best)] if len(best) > 1 else []
+        self._run_all(combination)
+        return [*arms, *combination]
 
     def _run_all(self, arms: Sequence[Arm]) -> None:
         """Train and score arms with all seeds; what other processes work on, they do.
@@ -361,30 +337,15 @@ class Ablation:
             stage.config, {**scale, **TRAINING, **UNWATCHED, **stage.opts, **arm.opts, **opts}
         )
 
-    def _combination(self) -> list[Arm]:
-        """Get the arm that combines :meth:`best_pieces`, if there are several."""
-        best = self.best_pieces()
-        return [combined(best)] if len(best) > 1 else []
-
-    def _names(self) -> list[str]:
-        return [arm.name for arm in (*MAIN, *self.pieces)]
-
-    def _all_names(self) -> list[str]:
-        return [*self._names(), *[arm.name for arm in self._combination()]]
-
-    def _contents(self) -> list[Any]:
-        files = [
-            self._scores_file(name, seed) for name in self._all_names() for seed in self.size.seeds
-        ]
-        return [_read(file) for file in files if file.exists()]
-
-    def compute(self) -> dict[str, Any]:
-        """Get, of each arm, operations of a step and iterations by stage, and all operations."""
+    def results(self, arms: Sequence[Arm]) -> Results:
+        """Read what the folder holds of arms; see :data:`Results`."""
+        files = {
+            arm.name: {seed: self._scores_file(arm.name, seed) for seed in self.size.seeds}
+            for arm in arms
+        }
         return {
-            name: content["compute"]
-            for name in self._all_names()
-            for file in [self._scores_file(name, self.size.seeds[0])]
-            if file.exists() and "compute" in (content := _read(file))
+            name: {seed: _read(file) for seed, file in by_seed.items() if file.exists()}
+            for name, by_seed in files.items()
         }
 
     def _operations(self, arm: Arm) -> list[int]:
@@ -410,18 +371,18 @@ class Ablation:
         # Of an interrupted training, the time since it went on.
         content |= {"seconds": time.monotonic() - begun, "machine": machine()}
         write_json(file, content)
-        if trained == file.parent:
+        if not arm.of:
             # Variants need the weights at the end, and nobody what led to them.
             for path in trained.glob("stage_*/*.pth"):
                 if path.parent != last or path.name.startswith("model_0"):
                     path.unlink()
 
     def _train_arm(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """Train all stages of an arm; returns what :meth:`compute` gives of it."""
+        """Train all stages of an arm; returns what its file of scores says of that."""
         folder = self._scores_file(arm.name, seed).parent
         epochs = [stage.epochs for stage in BASE.stages]
         of_base = [round(self.size.iterations * each / sum(epochs)) for each in epochs]
-        budget = _total(self._operations(BASE), of_base)
+        budget = total_operations(self._operations(BASE), of_base)
         steps = self._operations(arm)
         iterations = equal_iterations(budget, steps, [stage.epochs for stage in arm.stages])
         weights = self.folder / "start" / "model_final.pth"
@@ -444,29 +405,9 @@ class Ablation:
         return {
             "operations of a step": steps,
             "iterations": iterations,
-            "operations": _total(steps, iterations),
+            "operations": total_operations(steps, iterations),
             "budget": budget,
         }
-
-    def scores(self, part: str) -> dict[str, dict[int, dict[str, float]]]:
-        """Get the scores by arm and seed.
-
-        Args:
-            part: ``"choice"``, val parts 1 and 2, or ``"report"``, parts 3 and 4.
-        """
-        return self._scores(part, self._all_names())
-
-    def _scores(self, part: str, names: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
-        found: dict[str, dict[int, dict[str, float]]] = {}
-        for name in names:
-            for seed in self.size.seeds:
-                file = self._scores_file(name, seed)
-                if file.exists():
-                    found.setdefault(name, {})[seed] = {
-                        key: math.nan if value is None else value
-                        for key, value in _read(file)[part].items()
-                    }
-        return found
 
     def best_pieces(self) -> list[Arm]:
         """Choose among the pieces that pay on val parts 1 and 2.
@@ -474,9 +415,10 @@ class Ablation:
         Returns:
             Of those that train, and of each group of ways to score, the best one; by falling gain.
         """
+        results = self.results([*MAIN, *self.pieces])
         gains = {
             row.name: row.gain
-            for row in summarise(self._scores("choice", self._names()), base=STAGED)
+            for row in summarise(_scores(results, "choice"), base=STAGED)
             if row.pays and row.gain is not None
         }
         paying = [piece for piece in self.pieces if piece.name in gains and not piece.is_whole]
@@ -489,121 +431,23 @@ class Ablation:
         return list(best.values())
 
 
-def _total(steps: Sequence[int], iterations: Sequence[int]) -> int:
-    return sum(step * number for step, number in zip(steps, iterations, strict=True))
+def _scores(results: Results, part: str) -> dict[str, dict[int, dict[str, float]]]:
+    """Get the scores by arm and seed.
+
+    Args:
+        results: see :data:`Results`.
+        part: ``"choice"``, val parts 1 and 2, or ``"report"``, parts 3 and 4.
+    """
+    return {
+        name: {
+            seed: {
+                key: math.nan if value is None else value for key, value in content[part].items()
+            }
+            for seed, content in by_seed.items()
+        }
+        for name, by_seed in results.items()
+    }
 
 
 def _read(file: Path) -> Any:
     return read_json(file, advice="remove its folder, and the same command trains this again")
-
-
-def equal_iterations(budget: int, steps: Sequence[int], epochs: Sequence[int]) -> list[int]:
-    """Divide an amount of compute among the stages of an arm.
-
-    Args:
-        budget: floating point operations.
-        steps: operations of a step of each stage.
-        epochs: shares of the stages in the iterations.
-
-    Returns:
-        Iterations of each stage, at least one. Their operations are the budget within half a step
-        of the longest stage, which gets what rounding leaves.
-    """
-    scale = budget / sum(step * share for step, share in zip(steps, epochs, strict=True))
-    iterations = [max(1, round(scale * share)) for share in epochs]
-    longest = max(range(len(epochs)), key=lambda index: epochs[index])
-    left = budget - _total(steps, iterations)
-    iterations[longest] = max(1, iterations[longest] + round(left / steps[longest]))
-    return iterations
-
-
-def count_operations(cfg: CfgNode, batches: int) -> int:
-    """Count the floating point operations of a training step, forward and backward.
-
-    Args:
-        cfg: of a training; edited: anchors are filled in, and it is frozen.
-        batches: the mean over so many of its first batches, with the weights it starts from.
-
-    Returns:
-        Those of convolutions and matrix products, a multiplication and an addition being two.
-    """
-    resolve_anchors(cfg, resume=False, eval_only=False)
-    cfg.OUTPUT_DIR = ""
-    cfg.freeze()
-    seed_all_rng(cfg.SEED)
-    model = Trainer.build_model(cfg).train()
-    total = 0
-    for batch in islice(iter(Trainer.build_train_loader(cfg)), batches):
-        with EventStorage(), FlopCounterMode(display=False) as counter:
-            losses: dict[str, Any] = model(batch)
-            sum(losses.values()).backward()
-        total += counter.get_total_flops()
-    return total // batches
-
-
-def train(cfg: CfgNode, folder: Path) -> Path:
-    """Train, or go on with an interrupted training.
-
-    Args:
-        cfg: edited: output folder, anchors; frozen.
-        folder: the output folder.
-
-    Returns:
-        The trained weights.
-    """
-    weights = folder / "model_final.pth"
-    if weights.exists():
-        return weights
-    cfg.OUTPUT_DIR = str(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    resolve_anchors(cfg, resume=True, eval_only=False)
-    cfg.freeze()
-    seed_all_rng(cfg.SEED)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=True)
-    save_config(cfg, scoring=False)
-    trainer.train()
-    return weights
-
-
-class SizeEvaluator(CityscapesInstanceEvaluator):
-    """Score by the official protocol, and COCO's by the sizes of :data:`SIZE_LIMITS`."""
-
-    def _summarise(self, images: list[ImageResult]) -> OrderedDict[str, dict[str, float]]:
-        results = super()._summarise(images)
-        coco = [image.coco for image in images if image.coco is not None]
-        by_size = coco_scores(coco, "segm", self._scored, size_limits=SIZE_LIMITS)
-        results["by_size"] = {key: 100 * by_size[key] for key in SIZES}
-        return results
-
-
-def score(cfg: CfgNode, opts: Mapping[str, object], weights: Path) -> dict[str, dict[str, float]]:
-    """Score weights on the part of val that chooses and on the one that is reported.
-
-    Args:
-        cfg: of the training; edited, and frozen.
-        opts: values by config key, of inference.
-        weights: the file.
-
-    Returns:
-        By ``"choice"`` and ``"report"`` the official AP, AP50 and ``AP-<class>``, and COCO-style
-        APs, APm and APl, in percent.
-    """
-    changes = {**opts, "MODEL.WEIGHTS": str(weights), "DATASETS.TEST": (CHOICE, REPORT)}
-    cfg.merge_from_list([word for pair in changes.items() for word in pair])
-    cfg.freeze()
-    model = Trainer.build_model(cfg).eval()
-    load_for_inference(model, cfg)
-    test = Trainer.test_with_TTA if cfg.TEST.AUG.ENABLED else Trainer.test
-    evaluators: list[DatasetEvaluator] = [SizeEvaluator(name) for name in cfg.DATASETS.TEST]
-    tested = test(cfg, model, evaluators)
-    results = {name.removesuffix("_TTA"): each for name, each in tested.items()}
-    flat = {
-        name: {
-            **{key: each["segm"][key] for key in ("AP", "AP50")},
-            **{f"AP-{kind}": each["segm"].get(f"AP-{kind}", math.nan) for kind in THING_CLASSES},
-            **each["by_size"],
-        }
-        for name, each in results.items()
-    }
-    return {"choice": flat[CHOICE], "report": flat[REPORT]}

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import statistics
+import itertools
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +14,8 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torchvision.models import segmentation
 
+from cityscapes_maskrcnn.benchmarks.clock import median_times
+from cityscapes_maskrcnn.benchmarks.new_process import in_new_process
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.data.registration import register_all
 from cityscapes_maskrcnn.engine.precision import build_step_trainer
@@ -30,20 +29,6 @@ Batch = list[dict[str, Any]]
 Step = Callable[[Batch], None]
 
 OURS, PLAIN = "this project", "torchvision, plain loop"
-
-
-@dataclass(frozen=True)
-class StepTimes:
-    """Seconds of the steps of one system, and the most memory it held.
-
-    Attributes:
-        seconds: one per step, without the first.
-        peak_bytes: resident memory of a process that did one step (CPU), or the largest memory
-            that torch had allocated on the GPU.
-    """
-
-    seconds: tuple[float, ...]
-    peak_bytes: int
 
 
 def benchmark_stage_0(config_file: str, opts: list[str], steps: int) -> str:
@@ -69,19 +54,26 @@ def benchmark_stage_0(config_file: str, opts: list[str], steps: int) -> str:
     with tempfile.TemporaryDirectory() as root:
         batches = _load_batches(config_file, opts, root, count=min(steps, 4))
     size = tuple(batches[0][0]["image"].shape[1:])
-    systems = {name: _build(name, config_file, opts) for name in (OURS, PLAIN)}
-    seconds: dict[str, list[float]] = {name: [] for name in systems}
-    for index in range(steps + 1):
-        for name, step in systems.items():
-            start = _now()
-            step(batches[index % len(batches)])
-            seconds[name].append(_now() - start)
-    del systems
-    times = {
-        name: StepTimes(tuple(each[1:]), _peak_bytes(name, config_file, opts, batches[0]))
-        for name, each in seconds.items()
+    ms = _time_steps(config_file, opts, batches, steps)
+    peaks = {name: _peak_bytes(name, config_file, opts, batches[0]) for name in (OURS, PLAIN)}
+    return _table(ms, peaks, len(batches[0]), size)
+
+
+def _time_steps(
+    config_file: str, opts: list[str], batches: list[Batch], steps: int
+) -> dict[Hashable, float]:
+    """Get the milliseconds of a step of each system; their memory is free again afterwards."""
+    works: dict[Hashable, Callable[[], None]] = {
+        name: _in_turn(_build(name, config_file, opts), batches) for name in (OURS, PLAIN)
     }
-    return _table(times, len(batches[0]), size)
+    for work in works.values():
+        work()
+    return median_times(works, blocks=steps, calls=1)
+
+
+def _in_turn(step: Step, batches: Sequence[Batch]) -> Callable[[], None]:
+    endless = itertools.cycle(batches)
+    return lambda: step(next(endless))
 
 
 def _load_batches(config_file: str, opts: list[str], root: str, count: int) -> list[Batch]:
@@ -146,34 +138,32 @@ def _our_step(cfg: CfgNode, state: dict[str, torch.Tensor]) -> Step:
 
 
 def _peak_bytes(name: str, config_file: str, opts: list[str], batch: Batch) -> int:
-    """Measure one step in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure_memory, (name, config_file, opts, batch))
+    """Measure one step in a process of its own; see :func:`_measure_memory`."""
+    return in_new_process(_measure_memory, name, config_file, opts, batch)
 
 
 def _measure_memory(name: str, config_file: str, opts: list[str], batch: Batch) -> int:
+    """Get the most memory that torch had allocated on the GPU; on a CPU that of the process."""
     _build(name, config_file, opts)(batch)
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     return peak_resident_bytes()
 
 
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _table(times: dict[str, StepTimes], batch_size: int, size: tuple[int, ...]) -> str:
-    medians = {name: statistics.median(each.seconds) for name, each in times.items()}
+def _table(
+    ms: Mapping[Hashable, float],
+    peaks: Mapping[str, int],
+    batch_size: int,
+    size: tuple[int, ...],
+) -> str:
     rows = [
         (
             name,
-            f"{batch_size / medians[name]:.3g}",
-            f"{medians[PLAIN] / medians[name]:.2f}x",
-            f"{times[name].peak_bytes / 2**30:.2f} GB",
+            f"{1000 * batch_size / ms[name]:.3g}",
+            f"{ms[PLAIN] / ms[name]:.2f}x",
+            f"{peak / 2**30:.2f} GB",
         )
-        for name in times
+        for name, peak in peaks.items()
     ]
     headers = (
         f"stage 0, batch {batch_size} of {size[0]}x{size[1]}",

@@ -23,14 +23,9 @@ from cityscapes_maskrcnn.benchmarks.ablation_arms import (
     choose_pieces,
     combined,
 )
+from cityscapes_maskrcnn.benchmarks.ablation_training import equal_iterations
 from cityscapes_maskrcnn.benchmarks.ablation_workers import helpers
-from cityscapes_maskrcnn.benchmarks.recipe_ablation import (
-    FULL,
-    SMALL,
-    Ablation,
-    Size,
-    equal_iterations,
-)
+from cityscapes_maskrcnn.benchmarks.recipe_ablation import FULL, SMALL, Ablation, Size
 from cityscapes_maskrcnn.utils.config_keys import value_at
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml

@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cityscapes_maskrcnn.benchmarks.ablation_arms import STAGED
-from cityscapes_maskrcnn.benchmarks.ablation_table import Result, format_tables
 from cityscapes_maskrcnn.recipe import performance_table
-from cityscapes_maskrcnn.utils.files import read_json
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
 
 PROJECT = Path(__file__).parents[2]
@@ -28,20 +25,6 @@ def test_published_scores_are_those_of_the_file() -> None:
         val, test = entry.get("val", {}), entry.get("test", {})
         scores = (val.get("AP", ""), test.get("AP", ""), test.get("AP50", ""))
         assert (entry["name"], *map(str, scores), entry["source"]) in cells
-
-
-def test_the_ablation_is_that_of_its_file() -> None:
-    """``tools/benchmark.py recipe --json docs/recipe_ablation.json`` wrote and printed the same."""
-    content = read_json(PROJECT / "docs" / "recipe_ablation.json", advice="restore it from git")
-    settings = content["settings"]
-    tables = format_tables(
-        [Result.of_json(row) for row in content["rows"]],
-        base=STAGED,
-        num_train=settings["train"],
-        num_reported=settings["val"] // 2,
-    )
-    assert tables in PAGE
-    assert all(len(row["ap_by_seed"]) == len(settings["seeds"]) for row in content["rows"])
 
 
 def test_configs_that_are_named_exist() -> None:

@@ -78,6 +78,22 @@ def test_scores_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "deeplearning" not in sys.modules
 
 
+def test_result_files_with_another_score_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    real = evaluation.averages
+
+    def another_score(*arguments: object) -> object:
+        scores = real(*arguments)  # type: ignore[arg-type]
+        scores["allAp50%"] += 0.125
+        return scores
+
+    monkeypatch.setattr(evaluation, "averages", another_score)
+    with pytest.raises(evaluation.InputError, match=r"^files, smooth: AP50 is .*, officially"):
+        benchmark_evaluation(1, 12, 96, 192, 1)
+
+
 def test_bad_numbers(tool: Run) -> None:
     with pytest.raises(evaluation.InputError, match=r"--images, .* must be 1 or more"):
         benchmark_evaluation(0, 12, 96, 192, 1)
