@@ -69,8 +69,11 @@ def test_torchscript(config: CfgNode, tmp_path: Path) -> None:
     assert found[4].tolist() == [0] * 10 + [1] * 10 + [2] * 10
 
 
-def shallow_config(folder: Path, *opts: str) -> CfgNode:
-    """To follow a ResNet-50 and five levels takes ``torch.export`` three times as long."""
+def shallow_config(folder: Path, *opts: str, confidence: float = 1.0) -> CfgNode:
+    """Build a small network: ``torch.export`` takes three times as long for a whole one.
+
+    ``confidence`` multiplies the weights of the class scores, which are all next to 1 in 9.
+    """
     shallow = [
         "MODEL.RESNETS.DEPTH",
         "18",
@@ -86,28 +89,38 @@ def shallow_config(folder: Path, *opts: str) -> CfgNode:
     cfg = build_config("configs/stage_1_heads.yaml", [*TINY, *shallow, *opts])
     cfg.MODEL.WEIGHTS = str(folder / "weights.pth")
     torch.manual_seed(0)
-    torch.save({"model": build_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+    model = build_model(cfg)
+    model.roi_heads.box_predictor.cls_score.weight.data.mul_(confidence)
+    torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
     return cfg
 
 
+def check_without_detections(run: export.Exported, images: np.ndarray) -> None:
+    """No level has a region for a mask then."""
+    boxes, classes, scores, masks, indices = run(images)
+    assert boxes.shape == (0, 4) and masks.shape == (0, 28, 28)
+    assert classes.shape == scores.shape == indices.shape == (0,)
+
+
 def test_torch_export(tmp_path: Path) -> None:
-    path, check = export_model(shallow_config(tmp_path), tmp_path, file_format="torch_export")
+    cfg = shallow_config(tmp_path, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.15", confidence=1000)
+    path, check = export_model(cfg, tmp_path, file_format="torch_export")
     assert path == tmp_path / "model.pt2"
     assert check["images"] == 5 and check["detections"] == 50
     assert len({tuple(shape) for shape in check["shapes"]}) == 4
+    # In a plain image of the mean colour, every class has a score of about 1 in 9.
+    plain = np.broadcast_to(np.uint8([124, 116, 104])[:, None, None], (2, 3, 66, 96))
+    check_without_detections(export.FORMATS["torch_export"].open(path.read_bytes()), plain.copy())
 
 
-@pytest.mark.parametrize("file_format", export.FORMATS)
-def test_images_without_detections(tmp_path: Path, file_format: str) -> None:
-    """No level has a region for a mask then."""
+@pytest.mark.parametrize(("file_format", "options"), [("onnx", {"opset": 17}), ("torchscript", {})])
+def test_images_without_detections(
+    tmp_path: Path, file_format: str, options: dict[str, int]
+) -> None:
     cfg = shallow_config(tmp_path, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.99")
-    network = export.ExportableMaskRCNN(model_of(cfg))
     written = export.FORMATS[file_format]
-    options = {"opset": 17} if file_format == "onnx" else {}
-    run = written.open(written.export(network, **options))
-    boxes, classes, scores, masks, indices = run(random_batch(2, 3, 66, 96))
-    assert boxes.shape == (0, 4) and masks.shape == (0, 28, 28)
-    assert classes.shape == scores.shape == indices.shape == (0,)
+    data = written.export(export.ExportableMaskRCNN(model_of(cfg)), **options)
+    check_without_detections(written.open(data), random_batch(2, 3, 66, 96))
 
 
 def test_the_card_says_what_the_file_needs(weights: Path, exported: Path) -> None:
