@@ -29,11 +29,7 @@ from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.ema import SUFFIX
 from cityscapes_maskrcnn.engine.evaluation_pictures import SampledPredictions
 from cityscapes_maskrcnn.engine.hooks import without_nan
-from cityscapes_maskrcnn.engine.precision import (
-    HALF_PRECISIONS,
-    pool_in_full_precision,
-    rounding_poolers,
-)
+from cityscapes_maskrcnn.engine.precision import HALF_PRECISIONS
 from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.seen_images import refuse_seen_images
 from cityscapes_maskrcnn.engine.summary import about_run, write_scores
@@ -45,6 +41,7 @@ from cityscapes_maskrcnn.evaluation.evaluator import (
 from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
+from cityscapes_maskrcnn.modeling.pooling import pool_at_exact_boxes
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
 
@@ -289,7 +286,9 @@ class InferenceModel(nn.Module):
         self.training = model.training
         self._device = next(model.parameters()).device
         self._dtype = dtype
-        self._poolers = rounding_poolers(model)
+        if dtype is not torch.float32:
+            # Of any model, not only of a trainer's.
+            pool_at_exact_boxes(model)
         self._last_layers = [
             module
             for module in model.modules()
@@ -322,8 +321,6 @@ class InferenceModel(nn.Module):
         if self._dtype is torch.float32:
             return self.model(inputs)
         with torch.autocast(self._device.type, self._dtype), ExitStack() as stack:
-            for pooler in self._poolers:
-                stack.callback(pooler.register_forward_pre_hook(pool_in_full_precision).remove)
             for each in self._last_layers:
                 # What follows is in float32: in half precision many scores are equal, and masks
                 # are pasted pixels off their places.

@@ -69,6 +69,7 @@ from cityscapes_maskrcnn.modeling.determinism import make_deterministic
 from cityscapes_maskrcnn.modeling.folding import activate_in_place, fold_frozen_norms
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
 from cityscapes_maskrcnn.modeling.narrowing import narrow_layers
+from cityscapes_maskrcnn.modeling.pooling import pool_at_exact_boxes
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.training_metrics import METRICS_FILE, measured_on
 from cityscapes_maskrcnn.visualization.training_curves import (
@@ -125,10 +126,15 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         for name in (*cfg.DATASETS.VAL, *cfg.DATASETS.TEST):
             self.build_evaluator(cfg, name)
-        model = self.build_model(cfg)
+
+        def build_exact_model(cfg: CfgNode) -> nn.Module:
+            # Whatever a subclass builds.
+            return pool_at_exact_boxes(self.build_model(cfg))
+
+        model = build_exact_model(cfg)
         logging.getLogger(__name__).info("Trainable parameters:\n%s", parameter_table(model))
         optimizer = self.build_optimizer(cfg, model)
-        distillation = build_distillation(cfg, model, self.build_model)
+        distillation = build_distillation(cfg, model, build_exact_model)
 
         on_gpu = next(model.parameters()).is_cuda
         # Detectron2 takes the local rank for the number of the GPU, which under srun it may not be.
