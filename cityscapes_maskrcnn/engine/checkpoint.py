@@ -73,8 +73,11 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     * A checkpoint appears under its name only when it is complete, and ``last_checkpoint`` is
       moved only after that.
-    * ``.pth`` files are read with ``weights_only=True``; the ``.pkl`` files of Detectron2's model
-      zoo with an unpickler that knows arrays and nothing else, and other ``.pkl`` files not at all.
+    * ``.pth`` files are read with ``weights_only=True``, or if their pickle is of protocol 4 or
+      later, which torch's safe reader does not know, with an unpickler that knows tensors and plain
+      values; ``.safetensors`` files hold no pickle; the ``.pkl`` files of Detectron2's model zoo
+      are read with an unpickler that knows arrays and nothing else, and other ``.pkl`` files not at
+      all.
     * A ResNet comes from torchvision (``torchvision://deeplabv3_resnet50`` and the like, or a
       file), a ConvNeXt from torchvision or timm (``timm://``, or a file), and both from this
       project's own checkpoints; the log lists what was loaded
