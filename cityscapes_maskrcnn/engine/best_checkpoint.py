@@ -15,13 +15,20 @@ from torch import Tensor, nn
 from cityscapes_maskrcnn.data.provenance import UsedData, merge
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
-from cityscapes_maskrcnn.engine.validation import TOTAL_LOSS
 from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.training_metrics import VALIDATION_LOSS
 
 BEST_FILE: Final = "model_best.pth"
 # The first of these that is measured is the metric if none is named.
-DEFAULT_METRICS = ("segm/AP", TOTAL_LOSS, "sem_seg/IoU", "sem_seg/mIoU", "bbox/AP", "coco_bbox/AP")
+DEFAULT_METRICS = (
+    "segm/AP",
+    VALIDATION_LOSS,
+    "sem_seg/IoU",
+    "sem_seg/mIoU",
+    "bbox/AP",
+    "coco_bbox/AP",
+)
 
 
 class BestCheckpoint(MeasurementHook):
@@ -63,7 +70,9 @@ class BestCheckpoint(MeasurementHook):
         self._metrics = (
             (metric,)
             if metric
-            else tuple(name if name == TOTAL_LOSS else prefix + name for name in DEFAULT_METRICS)
+            else tuple(
+                name if name == VALIDATION_LOSS else prefix + name for name in DEFAULT_METRICS
+            )
         )
         self._required = metric
         self._selected_on = selected_on

@@ -20,6 +20,7 @@ from cityscapes_maskrcnn.engine.accumulation import LossShares, padded_as_batch,
 from cityscapes_maskrcnn.engine.distillation import Distillation
 from cityscapes_maskrcnn.modeling.step_metrics import collect_step_metrics
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.training_metrics import TOTAL_LOSS
 
 #: By the names that configs use.
 HALF_PRECISIONS: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -134,7 +135,7 @@ class CheckedTrainer(SimpleTrainer):
                     with self._autocast():
                         losses = self._losses(model, part)
                         if isinstance(losses, torch.Tensor):
-                            losses = {"total_loss": losses}
+                            losses = {TOTAL_LOSS: losses}
                         shared = shares.weigh(number, losses) if len(parts) > 1 else losses
                         total: Any = sum(shared.values())
                     self._backward(total)

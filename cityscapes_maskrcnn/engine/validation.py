@@ -19,9 +19,9 @@ from cityscapes_maskrcnn.engine.dry_run import dry_run
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
 from cityscapes_maskrcnn.engine.precision import check_finite, images_of
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.training_metrics import TOTAL_LOSS
 
 PREFIX = "validation/"
-TOTAL_LOSS = f"{PREFIX}total_loss"
 
 
 def measured_in_training(cfg: CfgNode) -> CfgNode:
@@ -152,7 +152,7 @@ def validation_losses(
         return {}
     names = sorted({name for part, _ in shares for name in part})
     means = {name: sum(part.get(name, 0.0) for part, _ in shares) / total_images for name in names}
-    return {**means, "total_loss": sum(means.values())}
+    return {**means, TOTAL_LOSS: sum(means.values())}
 
 
 class ValidationLoss(MeasurementHook):
