@@ -81,8 +81,8 @@ def _draw_errors(cfg: CfgNode, dataset_name: str, folder: Path) -> None:
     plot_errors(folder, about_run(cfg, [dataset_name], num_images, "official protocol"))
 
 
-# These predict no masks; MODEL.MASK_ON has no effect on them.
-_BOXES_ONLY: Final = ("RetinaNet", "FCOS")
+# It predicts no masks; MODEL.MASK_ON has no effect on it.
+_BOXES_ONLY: Final = "RetinaNet"
 _NOT_AUGMENTED: Final = "TEST.AUG.ENABLED: a {} cannot be augmented, only GeneralizedRCNN"
 
 
@@ -103,7 +103,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
         "cityscapes_instance": partial(
             CityscapesInstanceEvaluator,
             num_workers=cfg.TEST.NUM_WORKERS,
-            masks=cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE not in _BOXES_ONLY,
+            masks=cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE != _BOXES_ONLY,
             analysis_confidence=cfg.TEST.ANALYSIS_CONFIDENCE,
             draw=partial(_draw_errors, cfg, dataset_name) if cfg.TEST.ANALYSIS_PICTURES else None,
         ),
@@ -114,7 +114,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
     check_inference(cfg)
     if cfg.TEST.AUG.ENABLED:
         # Images are augmented last, after all that is scored without.
-        if cfg.MODEL.META_ARCHITECTURE in (*_BOXES_ONLY, "SemanticSegmentor"):
+        if cfg.MODEL.META_ARCHITECTURE in (_BOXES_ONLY, "SemanticSegmentor"):
             raise InputError(_NOT_AUGMENTED.format(cfg.MODEL.META_ARCHITECTURE))
         _check_augmented_sizes(cfg)
     if kind not in evaluators:
@@ -177,7 +177,7 @@ def _score_names(cfg: CfgNode, dataset_name: str) -> list[str]:
     official = ["AP", "AP50", *(f"{ap}-{name}" for ap in ("AP", "AP50") for name in classes)]
     coco = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", *(f"AP-{name}" for name in classes)]
     names = [f"coco_bbox/{name}" for name in coco]
-    if cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE not in _BOXES_ONLY:
+    if cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE != _BOXES_ONLY:
         names = (
             [f"segm/{name}" for name in official] + [f"coco_segm/{name}" for name in coco] + names
         )

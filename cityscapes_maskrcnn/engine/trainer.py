@@ -467,14 +467,18 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_average(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator]
     ) -> dict[str, Any]:
         """Score a model with averaged weights on ``DATASETS.TEST``.
 
+        Args:
+            cfg: the frozen config.
+            model: with the averaged weights.
+            evaluators: of the datasets, see :meth:`build_evaluators`.
+
         Returns:
-            As :meth:`test`, with names that end in ``_EMA``. The files are in ``inference_EMA``.
+            As :meth:`test`, with names that end in ``_EMA``.
         """
-        evaluators = evaluators or cls.build_evaluators(cfg, SUFFIX)
         return cls._test_as(SUFFIX, "with averaged weights", cfg, model, evaluators)
 
     @classmethod
