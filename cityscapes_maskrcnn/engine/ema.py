@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.utils import comm
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from cityscapes_maskrcnn.engine.best_checkpoint import WeightsOnlyCheckpointer
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
+from cityscapes_maskrcnn.modeling.norm_statistics import (
+    average_over_processes,
+    running_statistics,
+)
 from cityscapes_maskrcnn.utils.errors import InputError
 
 #: Ends the names of the scores of averaged weights.
@@ -55,7 +56,7 @@ class WeightAverage(HookBase):
         self._decay = decay
         self._periods = periods
         inner: nn.Module = getattr(model, "module", model)
-        statistics = _norm_statistics(inner)
+        statistics = running_statistics(inner)
         trained = {name: each for name, each in inner.named_parameters() if each.requires_grad}
         self._statistics = list(statistics)
         self._live: dict[str, Tensor] = {**trained, **statistics}
@@ -77,11 +78,9 @@ class WeightAverage(HookBase):
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
         live = [each.detach().float() for each in self._live.values()]
         torch._foreach_lerp_([*self.values.values()], live, weight)
-        if comm.get_world_size() > 1 and is_due(self.trainer, *self._periods):
+        if is_due(self.trainer, *self._periods):
             # These are each process's own; see AverageNormStatistics.
-            for name in self._statistics:
-                dist.all_reduce(self.values[name])
-                self.values[name] /= comm.get_world_size()
+            average_over_processes(self.values[name] for name in self._statistics)
 
     @contextmanager
     def in_place(self, checkpointer: Any) -> Iterator[None]:
@@ -127,17 +126,6 @@ class WeightAverage(HookBase):
             name: torch.empty_like(live, dtype=torch.float32).copy_(state[name])
             for name, live in self._live.items()
         }
-
-
-def _norm_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """List the running means and variances of BatchNorm, by name in the model's state."""
-    return {
-        f"{prefix}.{name}": statistic
-        for prefix, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-        for name in ("running_mean", "running_var")
-        if (statistic := getattr(module, name)) is not None
-    }
 
 
 class FinalAverage(MeasurementHook):
