@@ -135,7 +135,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.history: tuple[UsedData, ...] = ()
         #: How the model came about, see :func:`.checkpoint_origin.origin_of_run`; saving writes it.
         self.origin: dict[str, Any] = {}
-        #: What saving writes in place of weights in the model, by name.
+        #: What :meth:`save` writes in place of weights in the model, by name.
         self.replaced: Mapping[str, Tensor] = {}
         self._loaded = ""
         self._loaded_origin: dict[str, Any] = {}
@@ -154,9 +154,44 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        state = {**self.model.state_dict(), **self.replaced}
-        data = {"model": state, SEEN_IMAGES_KEY: to_plain(self.history)}
-        data.update((key, item.state_dict()) for key, item in self.checkpointables.items())
+        states = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        self._write(name, self.replaced, self.history, states, extra)
+        self.tag_last_checkpoint(f"{name}.pth")
+        self.saved_iteration = extra.get("iteration")
+
+    def save_weights(
+        self,
+        name: str,
+        *,
+        replaced: Mapping[str, Tensor] | None = None,
+        history: Sequence[UsedData] | None = None,
+        **extra: Any,
+    ) -> None:
+        """Write ``save_dir/name.pth`` without the state of a training: nothing to resume from.
+
+        Args:
+            name: without folder and extension.
+            replaced: written in place of weights in the model, by name; None: nothing is.
+            history: what these weights have seen; None: what the model has.
+            extra: as of :meth:`save`.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written.
+        """
+        if self.save_dir and self.save_to_disk:
+            history = self.history if history is None else history
+            self._write(name, replaced or {}, history, {}, extra)
+
+    def _write(
+        self,
+        name: str,
+        replaced: Mapping[str, Tensor],
+        history: Sequence[UsedData],
+        states: Mapping[str, Any],
+        extra: Mapping[str, Any],
+    ) -> None:
+        weights = {**self.model.state_dict(), **replaced}
+        data = {"model": weights, SEEN_IMAGES_KEY: to_plain(history), **states}
         if self.origin:
             data[ORIGIN_KEY] = self.origin
         data.update(extra)
@@ -167,8 +202,6 @@ class SafeCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         write_tensors(path, data)
-        self.tag_last_checkpoint(path.name)
-        self.saved_iteration = extra.get("iteration")
 
     def parents(self) -> list[dict[str, str]]:
         """List the files that the loaded weights come from, nearest first.

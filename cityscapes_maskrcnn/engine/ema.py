@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 
-from cityscapes_maskrcnn.engine.best_checkpoint import WeightsOnlyCheckpointer
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
 from cityscapes_maskrcnn.modeling.norm_statistics import (
     average_over_processes,
@@ -132,20 +131,17 @@ class FinalAverage(MeasurementHook):
     """Write ``model_final_ema.pth``, the averaged weights at the end of training.
 
     Args:
-        model: plain or wrapped by DistributedDataParallel.
-        output_dir: folder of the file.
         average: of the weights.
     """
 
-    def __init__(self, model: nn.Module, output_dir: str, average: WeightAverage) -> None:
-        self._checkpointer = WeightsOnlyCheckpointer(model, output_dir)
+    def __init__(self, average: WeightAverage) -> None:
         self._average = average
 
     def after_step(self) -> None:
         """Write after the last iteration."""
-        if not is_due(self.trainer):
-            return
-        self._checkpointer.replaced = self._average.values
-        self._checkpointer.history = self.trainer.checkpointer.history
-        self._checkpointer.origin = self.trainer.checkpointer.origin
-        self._checkpointer.save("model_final_ema", iteration=self.trainer.iter)
+        if is_due(self.trainer):
+            self.trainer.checkpointer.save_weights(
+                "model_final_ema",
+                replaced=self._average.values,
+                iteration=self.trainer.iter,
+            )

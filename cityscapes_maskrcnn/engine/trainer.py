@@ -348,7 +348,7 @@ class Trainer(DefaultTrainer):
             built += build_measurement_hooks(self, stop, average)
         if main_process:
             if average:
-                built.append(FinalAverage(self.model, cfg.OUTPUT_DIR, average))
+                built.append(FinalAverage(average))
             if cfg.SOLVER.DRIFT_REPORT:
                 built.append(DriftReport(cfg, self._num_images))
             writers = with_progress(self.build_writers(), progress, self.max_iter)
