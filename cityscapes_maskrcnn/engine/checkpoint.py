@@ -142,6 +142,26 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._former_parents: list[dict[str, str]] = []
         self.logger = logging.getLogger(__name__)
 
+    @classmethod
+    def of_config(cls, cfg: CfgNode, model: nn.Module, **options: Any) -> SafeCheckpointer:
+        """Build the checkpointer of a config's model.
+
+        Args:
+            cfg: reads ``OUTPUT_DIR``, ``DATASETS`` and ``MODEL``, but for
+                ``MODEL.WEIGHTS_MAY_DIFFER``, which is for training alone.
+            model: plain or wrapped by DistributedDataParallel.
+            options: further arguments of the class.
+        """
+        return cls(
+            model,
+            cfg.OUTPUT_DIR,
+            allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
+            classes=class_names(cfg),
+            weights_classes=cfg.MODEL.WEIGHTS_CLASSES,
+            conventions=conventions_of(cfg),
+            **options,
+        )
+
     def save(self, name: str, **extra: Any) -> None:
         """Write ``save_dir/name.pth`` and then make it the last checkpoint.
 
@@ -588,15 +608,7 @@ def load_for_inference(model: nn.Module, cfg: CfgNode, resume: bool = False) -> 
             a checkpoint of stage 0), or is of other classes than the config's datasets; or as
             :meth:`SafeCheckpointer.load`.
     """
-    checkpointer = SafeCheckpointer(
-        model,
-        cfg.OUTPUT_DIR,
-        allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
-        require_all=True,
-        classes=class_names(cfg),
-        weights_classes=cfg.MODEL.WEIGHTS_CLASSES,
-        conventions=conventions_of(cfg),
-    )
+    checkpointer = SafeCheckpointer.of_config(cfg, model, require_all=True)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

@@ -62,7 +62,6 @@ from cityscapes_maskrcnn.engine.tracking_services import (
     write_final_scores,
 )
 from cityscapes_maskrcnn.engine.validation import check_validation, measured_in_training
-from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
 from cityscapes_maskrcnn.modeling.activation_checkpointing import checkpoint_activations
 from cityscapes_maskrcnn.modeling.compiling import compile_parts
 from cityscapes_maskrcnn.modeling.determinism import make_deterministic
@@ -70,6 +69,7 @@ from cityscapes_maskrcnn.modeling.folding import activate_in_place, fold_frozen_
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
 from cityscapes_maskrcnn.modeling.narrowing import narrow_layers
 from cityscapes_maskrcnn.modeling.pooling import pool_at_exact_boxes
+from cityscapes_maskrcnn.utils.config_keys import changed
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.training_metrics import METRICS_FILE, measured_on
 from cityscapes_maskrcnn.visualization.training_curves import (
@@ -143,14 +143,10 @@ class Trainer(DefaultTrainer):
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self._trainer.distillation = distillation
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = SafeCheckpointer(
+        self.checkpointer = SafeCheckpointer.of_config(
+            cfg,
             model,
-            cfg.OUTPUT_DIR,
             may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER,
-            allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
-            classes=class_names(cfg),
-            weights_classes=cfg.MODEL.WEIGHTS_CLASSES,
-            conventions=conventions_of(cfg),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -219,10 +215,8 @@ class Trainer(DefaultTrainer):
         Raises:
             InputError: see :func:`.auto_batch.choose_accumulation`.
         """
-        self.cfg = self.cfg.clone()
-        self.cfg.defrost()
-        self.cfg.SOLVER.ACCUMULATE = self._trainer.accumulate = choose_accumulation(self)
-        self.cfg.freeze()
+        self._trainer.accumulate = choose_accumulation(self)
+        self.cfg = changed(self.cfg, {"SOLVER.ACCUMULATE": self._trainer.accumulate})
         if self.checkpointer.origin:
             self.checkpointer.origin["config"] = self.cfg.dump()
 
@@ -294,11 +288,7 @@ class Trainer(DefaultTrainer):
                 )
             return {}
         logger.info("%s on %s:", best, self.cfg.DATASETS.TEST)
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = str(best)
-        cfg.freeze()
-        results = self.evaluate_checkpoint(cfg)
+        results = self.evaluate_checkpoint(changed(self.cfg, {"MODEL.WEIGHTS": str(best)}))
         if comm.is_main_process():
             write_final_scores(self.cfg, results, self.max_iter)
         return results

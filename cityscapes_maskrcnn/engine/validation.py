@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from cityscapes_maskrcnn.engine.dry_run import dry_run
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
 from cityscapes_maskrcnn.engine.precision import check_finite, images_of
+from cityscapes_maskrcnn.utils.config_keys import changed
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.training_metrics import TOTAL_LOSS
 
@@ -32,10 +33,7 @@ def measured_in_training(cfg: CfgNode) -> CfgNode:
     """
     if not cfg.DATASETS.VAL:
         return cfg
-    measured = cfg.clone()
-    measured.defrost()
-    measured.DATASETS.TEST = cfg.DATASETS.VAL
-    measured.freeze()
+    measured: CfgNode = changed(cfg, {"DATASETS.TEST": cfg.DATASETS.VAL})
     return measured
 
 
