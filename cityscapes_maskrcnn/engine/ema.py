@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 
@@ -16,22 +15,9 @@ from cityscapes_maskrcnn.modeling.norm_statistics import (
     average_over_processes,
     running_statistics,
 )
-from cityscapes_maskrcnn.utils.errors import InputError
 
 #: Ends the names of the scores of averaged weights.
 SUFFIX = "_EMA"
-
-
-def check_decay(cfg: CfgNode) -> None:
-    """Verify that ``SOLVER.EMA_DECAY`` is a decay.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
-        raise InputError(
-            f"SOLVER.EMA_DECAY {cfg.SOLVER.EMA_DECAY}: it must be 0.0 (off) or more and below 1"
-        )
 
 
 class WeightAverage(HookBase):

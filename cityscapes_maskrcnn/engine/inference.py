@@ -22,6 +22,7 @@ from detectron2.structures import Instances, ROIMasks
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from cityscapes_maskrcnn.config_check import check_ranges
 from cityscapes_maskrcnn.data.labels import SEMANTIC_LABELS, THING_CLASSES
 from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
 from cityscapes_maskrcnn.data.registration import register_datasets_of
@@ -217,11 +218,11 @@ _PRECISIONS: Final = {"float32": torch.float32, **HALF_PRECISIONS}
 
 
 def check_inference(cfg: CfgNode) -> None:
-    """Verify the keys that say how images are predicted.
+    """Verify that the device and the model can predict as the keys say.
 
     Raises:
-        InputError: ``TEST.PRECISION`` is unknown or not for a CPU, ``TEST.BATCH_SIZE`` is below
-            1, or soft-NMS is unknown or not for this model.
+        InputError: ``TEST.PRECISION`` is unknown or not for a CPU, or soft-NMS is not for this
+            model.
     """
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     precisions = [name for name in _PRECISIONS if on_gpu or name != "float16"]
@@ -230,16 +231,7 @@ def check_inference(cfg: CfgNode) -> None:
             f"TEST.PRECISION {cfg.TEST.PRECISION!r}: on MODEL.DEVICE {cfg.MODEL.DEVICE} it must be "
             f"one of {', '.join(precisions)}"
         )
-    if cfg.TEST.BATCH_SIZE < 1:
-        raise InputError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: at least 1")
     heads = cfg.MODEL.ROI_HEADS
-    if heads.SOFT_NMS.METHOD not in ("off", "linear", "gaussian"):
-        raise InputError(
-            f"MODEL.ROI_HEADS.SOFT_NMS.METHOD {heads.SOFT_NMS.METHOD!r}: it must be off, linear or "
-            "gaussian"
-        )
-    if heads.SOFT_NMS.SIGMA <= 0:
-        raise InputError(f"MODEL.ROI_HEADS.SOFT_NMS.SIGMA {heads.SOFT_NMS.SIGMA}: more than 0")
     if heads.SOFT_NMS.METHOD != "off":
         others = {
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no such step": (
@@ -389,10 +381,11 @@ def evaluate_checkpoint(
 
     Raises:
         InputError: there are no weights, or not all, or no dataset to score on, or the model has
-            seen images of it.
+            seen images of it, or a value of the config is out of range.
     """
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST is empty: name a dataset to score on")
+    check_ranges(cfg)
     register_datasets_of(cfg)
     # Missing data are found before the model is built.
     evaluators = [trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]

@@ -18,6 +18,7 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from cityscapes_maskrcnn.config_check import check_ranges
 from cityscapes_maskrcnn.data import loaders
 from cityscapes_maskrcnn.data.cache import own_cache_folder
 from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED, merge
@@ -33,7 +34,7 @@ from cityscapes_maskrcnn.engine.class_check import check_classes, class_names
 from cityscapes_maskrcnn.engine.data_wait import WarnOfWaiting
 from cityscapes_maskrcnn.engine.distillation import build_distillation
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
-from cityscapes_maskrcnn.engine.ema import SUFFIX, FinalAverage, WeightAverage, check_decay
+from cityscapes_maskrcnn.engine.ema import SUFFIX, FinalAverage, WeightAverage
 from cityscapes_maskrcnn.engine.event_writers import RunStorage, TensorboardWriter
 from cityscapes_maskrcnn.engine.explained_errors import explained_errors, explained_keys
 from cityscapes_maskrcnn.engine.hooks import (
@@ -96,6 +97,7 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer.__init__ hands DistributedDataParallel a GPU number, which fails on CPUs,
         # and loads checkpoints by unpickling; the rest of it is repeated here.
         TrainerBase.__init__(self)
+        check_ranges(cfg)
         with explained_keys("SOLVER", "a schedule for this number of processes"):
             cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
         if cfg.TEST.PRECISE_BN.ENABLED:
@@ -113,7 +115,6 @@ class Trainer(DefaultTrainer):
         if getattr_static(type(self), "build_evaluator") is vars(Trainer)["build_evaluator"]:
             inference.check_metric(measured)
         check_accumulation(cfg)
-        check_decay(cfg)
         check_tracking(cfg)
         cfg.defrost()
         solver.resolve_epochs(cfg)

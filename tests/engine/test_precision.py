@@ -80,7 +80,7 @@ def test_mixed_precision_takes_the_type_that_the_config_names(
 
 
 def test_what_mixed_precision_needs() -> None:
-    with pytest.raises(InputError, match="'fp16': it must be float16 or bfloat16"):
+    with pytest.raises(InputError, match="fp16: it must be float16 or bfloat16"):
         step_trainer(gpu_config("SOLVER.AMP.PRECISION", "fp16"), nn.Linear(1, 1))
     cfg = gpu_config()
     cfg.MODEL.DEVICE = "cpu"
