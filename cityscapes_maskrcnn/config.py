@@ -131,7 +131,7 @@ def add_cityscapes_maskrcnn_config(cfg: CfgNode) -> None:
     # Decay of an exponential moving average of the weights, such as 0.999 (an average over about
     # the last 1,000 steps); 0.0: no average. Step t, from 0, uses
     # min(EMA_DECAY, (1 + t) / (10 + t)). The average covers all trained parameters and the
-    # statistics of live BatchNorm, in float32. It is scored after the weights themselves
+    # statistics of live BatchNorm, in float32. It is scored before the weights themselves
     # ("segm_EMA/AP" beside "segm/AP"; files in OUTPUT_DIR/inference_EMA). Every checkpoint contains
     # it, and at the end it is saved as model_final_ema.pth, which MODEL.WEIGHTS may name. The
     # validation loss, and everything that depends on it, is measured with the trained weights. With

@@ -20,16 +20,21 @@ class _Range(NamedTuple):
         low: its lower end.
         high: its upper end.
         open: whether the lower end itself is none of them.
+        below: whether the upper end itself is none of them.
         length: numbers in the list; 0: any.
     """
 
     low: float
     high: float = math.inf
     open: bool = False
+    below: bool = False
     length: int = 0
 
     def wanted(self) -> str:
         """Describe the range for a message."""
+        if self.below:
+            low = f"above {self.low:,}" if self.open else f"{self.low:,} or more"
+            return f"{low} and below {self.high:,}"
         if self.high < math.inf:
             text = f"{self.low:,} to {self.high:,}"
             return f"above {text}" if self.open else text
@@ -43,8 +48,8 @@ _POSITIVE: Final = _Range(0, open=True)
 _BOX_WEIGHTS: Final = _Range(0, open=True, length=4)
 _PROCESSES: Final = _Range(0, 1024)
 # Detectron2 takes any number, and then finds nothing, learns nothing, or fails at the first image.
-# None stands where a key has it for "not used". Keys that count epochs, and those of averaged
-# weights, plateaus, augmentation and the search, are checked by what reads them.
+# None stands where a key has it for "not used". Keys that count epochs, and those of augmentation,
+# are checked by what reads them.
 _RANGES: Final = {
     "MODEL.PIXEL_STD": _POSITIVE,
     "MODEL.BACKBONE.FREEZE_AT": _NOT_NEGATIVE,
@@ -74,6 +79,7 @@ _RANGES: Final = {
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": _FRACTION,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _FRACTION,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _FRACTION,
+    "MODEL.ROI_HEADS.SOFT_NMS.SIGMA": _POSITIVE,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": _NOT_NEGATIVE,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
     "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": _NOT_NEGATIVE,
@@ -142,16 +148,28 @@ _RANGES: Final = {
     "SOLVER.WARMUP_ITERS": _NOT_NEGATIVE,
     "SOLVER.CHECKPOINT_PERIOD": _COUNT,
     "SOLVER.IMS_PER_BATCH": _Range(1, 65536),
+    "SOLVER.ACCUMULATE": _COUNT,
+    "SOLVER.EMA_DECAY": _Range(0, 1, below=True),  # 0: no average
+    "SOLVER.PLATEAU.FACTOR": _Range(0, 1, open=True, below=True),
+    "SOLVER.PLATEAU.PATIENCE": _NOT_NEGATIVE,
+    "SOLVER.PLATEAU.THRESHOLD": _Range(0, 1, below=True),  # a part of the lowest loss
+    "SOLVER.EARLY_STOPPING.PATIENCE": _COUNT,
     "SOLVER.REFERENCE_WORLD_SIZE": _NOT_NEGATIVE,  # 0: nothing is scaled
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": _POSITIVE,
     "TEST.AUG.MIN_SIZES": _COUNT,
     "TEST.AUG.MAX_SIZE": _Range(32),
     "TEST.ANALYSIS_CONFIDENCE": _FRACTION,
+    "TEST.BATCH_SIZE": _COUNT,
     "TEST.NUM_WORKERS": _PROCESSES,
     "TRACKING.NUM_PICTURES": _NOT_NEGATIVE,
     "PROCESS_TIMEOUT": _Range(0, 10**9, open=True),  # torch counts milliseconds in 64 bits
     "SEARCH.RANDOM_TRIALS": _NOT_NEGATIVE,
+    "SEARCH.HEARTBEAT_SECONDS": _COUNT,
+    "SEARCH.MAX_FAILURES": _COUNT,
+    "SEARCH.STALL_MINUTES": _NOT_NEGATIVE,  # 0: never
+    "SEARCH.PRUNER.MIN_EVALUATIONS": _COUNT,
+    "SEARCH.PRUNER.REDUCTION": _Range(2),
 }
 # Neither names of files nor others hold them; bytes that are not UTF-8 are other halves.
 _NO_TEXT: Final = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
@@ -164,10 +182,12 @@ _CHOICES: Final = {
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.ROI_HEADS.SOFT_NMS.METHOD": ("off", "linear", "gaussian"),
     "INPUT.FORMAT": ("BGR", "RGB"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "SOLVER.AMP.PRECISION": ("float16", "bfloat16"),
 }
 
 
@@ -263,7 +283,7 @@ def check_ranges(cfg: Any) -> None:
         if key in values:
             _check_range(key, values[key], each)
     for key, choices in _CHOICES.items():
-        if values[key] not in choices:
+        if key in values and values[key] not in choices:
             raise InputError(f"{key} {values[key]}: it must be {' or '.join(choices)}")
     most = cfg.TEST.DETECTIONS_PER_IMAGE
     if most < 1 and most != -1:
@@ -296,7 +316,10 @@ def _check_range(key: str, value: Any, allowed: _Range) -> None:
     numbers = [number for number, _ in _leaves(value) if number is not None]
     for number in numbers:
         fits = _element_type(number) == "number" and allowed.low <= number <= allowed.high
-        if not fits or (allowed.open and number == allowed.low):
+        at_end = (allowed.open and number == allowed.low) or (
+            allowed.below and number == allowed.high
+        )
+        if not fits or at_end:
             what = "each of its values" if isinstance(value, (list, tuple)) else "it"
             raise InputError(f"{key} {value}: {what} must be {allowed.wanted()}")
     if allowed.length and len(numbers) != allowed.length:

@@ -5,6 +5,7 @@ import math
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
+from cityscapes_maskrcnn.config import add_cityscapes_maskrcnn_config
 from cityscapes_maskrcnn.config_check import check_ranges, check_thresholds, check_values
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -59,6 +60,11 @@ LABELS = [0, -1, 1]
         ("INPUT.MAX_SIZE_TRAIN", 1, "1: it must be 32 or more"),
         ("SOLVER.MOMENTUM", -5.0, "-5.0: it must be 0 to 1"),
         ("SOLVER.WARMUP_FACTOR", -3.0, "-3.0: it must be 0 to 1"),
+        ("SOLVER.PLATEAU.FACTOR", 0.0, "0.0: it must be above 0 and below 1"),
+        ("SOLVER.PLATEAU.FACTOR", 1.0, "1.0: it must be above 0 and below 1"),
+        ("SOLVER.EMA_DECAY", -0.1, "-0.1: it must be 0 or more and below 1"),
+        ("SOLVER.EMA_DECAY", 1.0, "1.0: it must be 0 or more and below 1"),
+        ("SOLVER.AMP.PRECISION", "fp16", "fp16: it must be float16 or bfloat16"),
         ("SOLVER.STEPS", (-1,), r"\(-1,\): each of its values must be 0 or more"),
         ("SOLVER.CHECKPOINT_PERIOD", 0, "0: it must be 1 or more"),
         ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", -1.0, "-1.0: it must be more than 0"),
@@ -68,6 +74,8 @@ LABELS = [0, -1, 1]
 )
 def test_values_with_which_nothing_is_found_get_one_line(key, value, wanted) -> None:
     cfg: CfgNode = get_cfg()
+    check_ranges(cfg)  # without the project's keys
+    add_cityscapes_maskrcnn_config(cfg)
     check_ranges(cfg)
     cfg.merge_from_list([key, value])
     with pytest.raises(InputError, match=f"^{key} {wanted}$"):

@@ -48,6 +48,7 @@ from cityscapes_maskrcnn.evaluation.evaluator import (
 from cityscapes_maskrcnn.evaluation.instance_ap import PROTOCOL
 from cityscapes_maskrcnn.evaluation.pasting import THRESHOLD
 from cityscapes_maskrcnn.synthetic.scene import render_scene
+from cityscapes_maskrcnn.utils.config_keys import changed
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write, file_digest, write_json
 
@@ -210,9 +211,7 @@ def compare_scores(cfg: CfgNode, model: Path, dataset_name: str) -> dict[str, An
         InputError: no such dataset, or one without labels or of other classes; or as
             :func:`.seen_images.refuse_seen_images` and :func:`.scoring.exported_scores`.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATASETS.TEST = (dataset_name,)
+    cfg = changed(cfg, {"DATASETS.TEST": (dataset_name,)})
     register_datasets_of(cfg)
     check_dataset_names([dataset_name])
     evaluator = CityscapesInstanceEvaluator(dataset_name, None, cfg.TEST.NUM_WORKERS, coco=False)

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from cityscapes_maskrcnn.data.registration import register_datasets_of
 from cityscapes_maskrcnn.deploy.exportable import check_exportable, plain_config
-from cityscapes_maskrcnn.engine.best_checkpoint import WeightsOnlyCheckpointer
-from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
+from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer, load_for_inference
 from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
 from cityscapes_maskrcnn.engine.class_check import class_names
 from cityscapes_maskrcnn.engine.run_setup import environment
@@ -85,8 +84,7 @@ def prune_checkpoint(cfg: CfgNode, ratio: float, folder: Path) -> tuple[Path, in
     pruned.MODEL.FPN.FREEZE = False
     pruned.OUTPUT_DIR = str(folder / "fine_tuned")
     folder.mkdir(parents=True)
-    written = WeightsOnlyCheckpointer(model, str(folder))
-    written.history = loaded.history
+    written = SafeCheckpointer(model, str(folder))
     written.origin = origin_of_run(
         config=pruned.dump(),
         seed=cfg.SEED,
@@ -95,7 +93,7 @@ def prune_checkpoint(cfg: CfgNode, ratio: float, folder: Path) -> tuple[Path, in
         parents=loaded.parents(),
         classes=class_names(cfg),
     )
-    written.save(_NAME)
+    written.save_weights(_NAME, history=loaded.history)
     write_text(folder / "config.yaml", pruned.dump())
     return folder / f"{_NAME}.pth", before, _count(model)
 

@@ -57,11 +57,9 @@ def check_accumulation(cfg: CfgNode) -> None:
     """Verify that a batch can be divided into micro-batches.
 
     Raises:
-        InputError: ``SOLVER.ACCUMULATE`` is below 1, or they would be of different sizes.
+        InputError: they would be of different sizes.
     """
     parts, total, processes = cfg.SOLVER.ACCUMULATE, cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
-    if parts < 1:
-        raise InputError(f"SOLVER.ACCUMULATE is {parts}: at least 1")
     if parts > 1 and total % (processes * parts):
         raise InputError(
             f"SOLVER.IMS_PER_BATCH {total} cannot be divided into SOLVER.ACCUMULATE {parts} equal "

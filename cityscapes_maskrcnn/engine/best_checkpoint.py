@@ -13,15 +13,21 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from cityscapes_maskrcnn.data.provenance import UsedData, merge
-from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
-from cityscapes_maskrcnn.engine.validation import TOTAL_LOSS
 from cityscapes_maskrcnn.modeling.weight_files import read_checkpoint
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.training_metrics import VALIDATION_LOSS
 
 BEST_FILE: Final = "model_best.pth"
 # The first of these that is measured is the metric if none is named.
-DEFAULT_METRICS = ("segm/AP", TOTAL_LOSS, "sem_seg/IoU", "sem_seg/mIoU", "bbox/AP", "coco_bbox/AP")
+DEFAULT_METRICS = (
+    "segm/AP",
+    VALIDATION_LOSS,
+    "sem_seg/IoU",
+    "sem_seg/mIoU",
+    "bbox/AP",
+    "coco_bbox/AP",
+)
 
 
 class BestCheckpoint(MeasurementHook):
@@ -31,7 +37,7 @@ class BestCheckpoint(MeasurementHook):
 
     Args:
         model: plain or wrapped by DistributedDataParallel.
-        output_dir: folder of the file.
+        output_dir: folder of the file, in which the trainer's checkpointer writes it.
         period: iterations between two measurements.
         metric: its name in ``metrics.json``; losses are minimised, scores maximised. Empty: the
             first of ``DEFAULT_METRICS`` that is measured.
@@ -56,14 +62,15 @@ class BestCheckpoint(MeasurementHook):
         weights_of: Callable[[str], Mapping[str, Tensor]] = lambda _: {},
     ) -> None:
         self._model = model
-        self._checkpointer = WeightsOnlyCheckpointer(model, output_dir)
         self._path = Path(output_dir, BEST_FILE)
         self._period = period
         prefix = f"{datasets[0]}/" if len(datasets) > 1 else ""
         self._metrics = (
             (metric,)
             if metric
-            else tuple(name if name == TOTAL_LOSS else prefix + name for name in DEFAULT_METRICS)
+            else tuple(
+                name if name == VALIDATION_LOSS else prefix + name for name in DEFAULT_METRICS
+            )
         )
         self._required = metric
         self._selected_on = selected_on
@@ -112,10 +119,13 @@ class BestCheckpoint(MeasurementHook):
             return
         self._best = {"metric": metric, "value": value, "iteration": self.trainer.iter}
         logger.info("Best %s so far: %.5g", metric, value)
-        self._checkpointer.history = merge(self.trainer.checkpointer.history, self._selected_on)
-        self._checkpointer.origin = self.trainer.checkpointer.origin
-        self._checkpointer.replaced = self._weights_of(metric)
-        self._checkpointer.save(self._path.stem, **self._best)
+        checkpointer = self.trainer.checkpointer
+        checkpointer.save_weights(
+            self._path.stem,
+            replaced=self._weights_of(metric),
+            history=merge(checkpointer.history, self._selected_on),
+            **self._best,
+        )
 
     def restore(self) -> bool:
         """Load the best weights, if any, into the model; all processes have to call this.
@@ -166,10 +176,3 @@ def _read_best(content: Any, source: str) -> dict[str, Any]:
     ):
         raise InputError(f"{source}: has no metric with its value and iteration")
     return {name: content[name] for name in kinds}
-
-
-class WeightsOnlyCheckpointer(SafeCheckpointer):
-    """A checkpointer whose files are not what ``--resume`` continues from."""
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Leave ``last_checkpoint`` as it is."""

@@ -73,8 +73,11 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     * A checkpoint appears under its name only when it is complete, and ``last_checkpoint`` is
       moved only after that.
-    * ``.pth`` files are read with ``weights_only=True``; the ``.pkl`` files of Detectron2's model
-      zoo with an unpickler that knows arrays and nothing else, and other ``.pkl`` files not at all.
+    * ``.pth`` files are read with ``weights_only=True``, or if their pickle is of protocol 4 or
+      later, which torch's safe reader does not know, with an unpickler that knows tensors and plain
+      values; ``.safetensors`` files hold no pickle; the ``.pkl`` files of Detectron2's model zoo
+      are read with an unpickler that knows arrays and nothing else, and other ``.pkl`` files not at
+      all.
     * A ResNet comes from torchvision (``torchvision://deeplabv3_resnet50`` and the like, or a
       file), a ConvNeXt from torchvision or timm (``timm://``, or a file), and both from this
       project's own checkpoints; the log lists what was loaded
@@ -132,12 +135,32 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.history: tuple[UsedData, ...] = ()
         #: How the model came about, see :func:`.checkpoint_origin.origin_of_run`; saving writes it.
         self.origin: dict[str, Any] = {}
-        #: What saving writes in place of weights in the model, by name.
+        #: What :meth:`save` writes in place of weights in the model, by name.
         self.replaced: Mapping[str, Tensor] = {}
         self._loaded = ""
         self._loaded_origin: dict[str, Any] = {}
         self._former_parents: list[dict[str, str]] = []
         self.logger = logging.getLogger(__name__)
+
+    @classmethod
+    def of_config(cls, cfg: CfgNode, model: nn.Module, **options: Any) -> SafeCheckpointer:
+        """Build the checkpointer of a config's model.
+
+        Args:
+            cfg: reads ``OUTPUT_DIR``, ``DATASETS`` and ``MODEL``, but for
+                ``MODEL.WEIGHTS_MAY_DIFFER``, which is for training alone.
+            model: plain or wrapped by DistributedDataParallel.
+            options: further arguments of the class.
+        """
+        return cls(
+            model,
+            cfg.OUTPUT_DIR,
+            allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
+            classes=class_names(cfg),
+            weights_classes=cfg.MODEL.WEIGHTS_CLASSES,
+            conventions=conventions_of(cfg),
+            **options,
+        )
 
     def save(self, name: str, **extra: Any) -> None:
         """Write ``save_dir/name.pth`` and then make it the last checkpoint.
@@ -151,9 +174,44 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        state = {**self.model.state_dict(), **self.replaced}
-        data = {"model": state, SEEN_IMAGES_KEY: to_plain(self.history)}
-        data.update((key, item.state_dict()) for key, item in self.checkpointables.items())
+        states = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        self._write(name, self.replaced, self.history, states, extra)
+        self.tag_last_checkpoint(f"{name}.pth")
+        self.saved_iteration = extra.get("iteration")
+
+    def save_weights(
+        self,
+        name: str,
+        *,
+        replaced: Mapping[str, Tensor] | None = None,
+        history: Sequence[UsedData] | None = None,
+        **extra: Any,
+    ) -> None:
+        """Write ``save_dir/name.pth`` without the state of a training: nothing to resume from.
+
+        Args:
+            name: without folder and extension.
+            replaced: written in place of weights in the model, by name; None: nothing is.
+            history: what these weights have seen; None: what the model has.
+            extra: as of :meth:`save`.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written.
+        """
+        if self.save_dir and self.save_to_disk:
+            history = self.history if history is None else history
+            self._write(name, replaced or {}, history, {}, extra)
+
+    def _write(
+        self,
+        name: str,
+        replaced: Mapping[str, Tensor],
+        history: Sequence[UsedData],
+        states: Mapping[str, Any],
+        extra: Mapping[str, Any],
+    ) -> None:
+        weights = {**self.model.state_dict(), **replaced}
+        data = {"model": weights, SEEN_IMAGES_KEY: to_plain(history), **states}
         if self.origin:
             data[ORIGIN_KEY] = self.origin
         data.update(extra)
@@ -164,8 +222,6 @@ class SafeCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         write_tensors(path, data)
-        self.tag_last_checkpoint(path.name)
-        self.saved_iteration = extra.get("iteration")
 
     def parents(self) -> list[dict[str, str]]:
         """List the files that the loaded weights come from, nearest first.
@@ -552,15 +608,7 @@ def load_for_inference(model: nn.Module, cfg: CfgNode, resume: bool = False) -> 
             a checkpoint of stage 0), or is of other classes than the config's datasets; or as
             :meth:`SafeCheckpointer.load`.
     """
-    checkpointer = SafeCheckpointer(
-        model,
-        cfg.OUTPUT_DIR,
-        allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
-        require_all=True,
-        classes=class_names(cfg),
-        weights_classes=cfg.MODEL.WEIGHTS_CLASSES,
-        conventions=conventions_of(cfg),
-    )
+    checkpointer = SafeCheckpointer.of_config(cfg, model, require_all=True)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise InputError("MODEL.WEIGHTS is empty: name a checkpoint")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

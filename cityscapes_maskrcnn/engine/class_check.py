@@ -15,7 +15,6 @@ _KEYS: Final = {
         "GeneralizedRCNN": "ROI_HEADS",
         "PanopticFPN": "ROI_HEADS",
         "RetinaNet": "RETINANET",
-        "FCOS": "FCOS",
     },
     "stuff_classes": {"SemanticSegmentor": "SEM_SEG_HEAD", "PanopticFPN": "SEM_SEG_HEAD"},
 }

@@ -7,31 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.utils import comm
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from cityscapes_maskrcnn.engine.best_checkpoint import WeightsOnlyCheckpointer
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
-from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.modeling.norm_statistics import (
+    average_over_processes,
+    running_statistics,
+)
 
 #: Ends the names of the scores of averaged weights.
 SUFFIX = "_EMA"
-
-
-def check_decay(cfg: CfgNode) -> None:
-    """Verify that ``SOLVER.EMA_DECAY`` is a decay.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
-        raise InputError(
-            f"SOLVER.EMA_DECAY {cfg.SOLVER.EMA_DECAY}: it must be 0.0 (off) or more and below 1"
-        )
 
 
 class WeightAverage(HookBase):
@@ -55,7 +41,7 @@ class WeightAverage(HookBase):
         self._decay = decay
         self._periods = periods
         inner: nn.Module = getattr(model, "module", model)
-        statistics = _norm_statistics(inner)
+        statistics = running_statistics(inner)
         trained = {name: each for name, each in inner.named_parameters() if each.requires_grad}
         self._statistics = list(statistics)
         self._live: dict[str, Tensor] = {**trained, **statistics}
@@ -77,11 +63,9 @@ class WeightAverage(HookBase):
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
         live = [each.detach().float() for each in self._live.values()]
         torch._foreach_lerp_([*self.values.values()], live, weight)
-        if comm.get_world_size() > 1 and is_due(self.trainer, *self._periods):
+        if is_due(self.trainer, *self._periods):
             # These are each process's own; see AverageNormStatistics.
-            for name in self._statistics:
-                dist.all_reduce(self.values[name])
-                self.values[name] /= comm.get_world_size()
+            average_over_processes(self.values[name] for name in self._statistics)
 
     @contextmanager
     def in_place(self, checkpointer: Any) -> Iterator[None]:
@@ -129,35 +113,21 @@ class WeightAverage(HookBase):
         }
 
 
-def _norm_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """List the running means and variances of BatchNorm, by name in the model's state."""
-    return {
-        f"{prefix}.{name}": statistic
-        for prefix, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-        for name in ("running_mean", "running_var")
-        if (statistic := getattr(module, name)) is not None
-    }
-
-
 class FinalAverage(MeasurementHook):
     """Write ``model_final_ema.pth``, the averaged weights at the end of training.
 
     Args:
-        model: plain or wrapped by DistributedDataParallel.
-        output_dir: folder of the file.
         average: of the weights.
     """
 
-    def __init__(self, model: nn.Module, output_dir: str, average: WeightAverage) -> None:
-        self._checkpointer = WeightsOnlyCheckpointer(model, output_dir)
+    def __init__(self, average: WeightAverage) -> None:
         self._average = average
 
     def after_step(self) -> None:
         """Write after the last iteration."""
-        if not is_due(self.trainer):
-            return
-        self._checkpointer.replaced = self._average.values
-        self._checkpointer.history = self.trainer.checkpointer.history
-        self._checkpointer.origin = self.trainer.checkpointer.origin
-        self._checkpointer.save("model_final_ema", iteration=self.trainer.iter)
+        if is_due(self.trainer):
+            self.trainer.checkpointer.save_weights(
+                "model_final_ema",
+                replaced=self._average.values,
+                iteration=self.trainer.iter,
+            )

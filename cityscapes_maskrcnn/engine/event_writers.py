@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage, TensorboardXWriter, get_event_
 
 from cityscapes_maskrcnn.evaluation.instance_ap import PrecisionRecall
 from cityscapes_maskrcnn.utils.config_keys import flat_config
+from cityscapes_maskrcnn.utils.training_metrics import TOTAL_LOSS, VALIDATION_LOSS
 
 # What people compare runs by; TensorBoard has the whole config as text.
 _HYPERPARAMETERS: Final = (
@@ -49,8 +50,8 @@ _FINAL_METRICS: Final = (
     "coco_segm/AP",
     "coco_bbox/AP",
     "sem_seg/IoU",
-    "total_loss",
-    "validation/total_loss",
+    TOTAL_LOSS,
+    VALIDATION_LOSS,
 )
 # Thresholds of TensorBoard's precision-recall curves: scores of 0, 0.01, ..., 1.
 _NUM_THRESHOLDS: Final = 101

@@ -28,6 +28,10 @@ from detectron2.utils.events import (
 )
 from torch import nn
 
+from cityscapes_maskrcnn.modeling.norm_statistics import (
+    average_over_processes,
+    running_statistics,
+)
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.process_group import ask_main_process, end_all
 from cityscapes_maskrcnn.utils.stop import StopRequests
@@ -145,14 +149,7 @@ class AverageNormStatistics(HookBase):
 
 def average_norm_statistics(model: nn.Module) -> None:
     """Replace BatchNorm running means and variances by their mean over all processes."""
-    if comm.get_world_size() == 1:
-        return
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-            for statistic in (module.running_mean, module.running_var):
-                assert statistic is not None  # for the type checker: statistics are tracked
-                dist.all_reduce(statistic)
-                statistic /= comm.get_world_size()
+    average_over_processes(running_statistics(model).values())
 
 
 class Evaluation(MeasurementHook):

@@ -22,6 +22,7 @@ from detectron2.structures import Instances, ROIMasks
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from cityscapes_maskrcnn.config_check import check_ranges
 from cityscapes_maskrcnn.data.labels import SEMANTIC_LABELS, THING_CLASSES
 from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
 from cityscapes_maskrcnn.data.registration import register_datasets_of
@@ -29,11 +30,7 @@ from cityscapes_maskrcnn.engine.checkpoint import load_for_inference
 from cityscapes_maskrcnn.engine.ema import SUFFIX
 from cityscapes_maskrcnn.engine.evaluation_pictures import SampledPredictions
 from cityscapes_maskrcnn.engine.hooks import without_nan
-from cityscapes_maskrcnn.engine.precision import (
-    HALF_PRECISIONS,
-    pool_in_full_precision,
-    rounding_poolers,
-)
+from cityscapes_maskrcnn.engine.precision import HALF_PRECISIONS
 from cityscapes_maskrcnn.engine.run_setup import save_config
 from cityscapes_maskrcnn.engine.seen_images import refuse_seen_images
 from cityscapes_maskrcnn.engine.summary import about_run, write_scores
@@ -45,6 +42,7 @@ from cityscapes_maskrcnn.evaluation.evaluator import (
 from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
+from cityscapes_maskrcnn.modeling.pooling import pool_at_exact_boxes
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
 
@@ -84,8 +82,8 @@ def _draw_errors(cfg: CfgNode, dataset_name: str, folder: Path) -> None:
     plot_errors(folder, about_run(cfg, [dataset_name], num_images, "official protocol"))
 
 
-# These predict no masks; MODEL.MASK_ON has no effect on them.
-_BOXES_ONLY: Final = ("RetinaNet", "FCOS")
+# It predicts no masks; MODEL.MASK_ON has no effect on it.
+_BOXES_ONLY: Final = "RetinaNet"
 _NOT_AUGMENTED: Final = "TEST.AUG.ENABLED: a {} cannot be augmented, only GeneralizedRCNN"
 
 
@@ -106,7 +104,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
         "cityscapes_instance": partial(
             CityscapesInstanceEvaluator,
             num_workers=cfg.TEST.NUM_WORKERS,
-            masks=cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE not in _BOXES_ONLY,
+            masks=cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE != _BOXES_ONLY,
             analysis_confidence=cfg.TEST.ANALYSIS_CONFIDENCE,
             draw=partial(_draw_errors, cfg, dataset_name) if cfg.TEST.ANALYSIS_PICTURES else None,
         ),
@@ -117,7 +115,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: Path) -> DatasetEva
     check_inference(cfg)
     if cfg.TEST.AUG.ENABLED:
         # Images are augmented last, after all that is scored without.
-        if cfg.MODEL.META_ARCHITECTURE in (*_BOXES_ONLY, "SemanticSegmentor"):
+        if cfg.MODEL.META_ARCHITECTURE in (_BOXES_ONLY, "SemanticSegmentor"):
             raise InputError(_NOT_AUGMENTED.format(cfg.MODEL.META_ARCHITECTURE))
         _check_augmented_sizes(cfg)
     if kind not in evaluators:
@@ -180,7 +178,7 @@ def _score_names(cfg: CfgNode, dataset_name: str) -> list[str]:
     official = ["AP", "AP50", *(f"{ap}-{name}" for ap in ("AP", "AP50") for name in classes)]
     coco = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", *(f"AP-{name}" for name in classes)]
     names = [f"coco_bbox/{name}" for name in coco]
-    if cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE not in _BOXES_ONLY:
+    if cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE != _BOXES_ONLY:
         names = (
             [f"segm/{name}" for name in official] + [f"coco_segm/{name}" for name in coco] + names
         )
@@ -220,11 +218,11 @@ _PRECISIONS: Final = {"float32": torch.float32, **HALF_PRECISIONS}
 
 
 def check_inference(cfg: CfgNode) -> None:
-    """Verify the keys that say how images are predicted.
+    """Verify that the device and the model can predict as the keys say.
 
     Raises:
-        InputError: ``TEST.PRECISION`` is unknown or not for a CPU, ``TEST.BATCH_SIZE`` is below
-            1, or soft-NMS is unknown or not for this model.
+        InputError: ``TEST.PRECISION`` is unknown or not for a CPU, or soft-NMS is not for this
+            model.
     """
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     precisions = [name for name in _PRECISIONS if on_gpu or name != "float16"]
@@ -233,16 +231,7 @@ def check_inference(cfg: CfgNode) -> None:
             f"TEST.PRECISION {cfg.TEST.PRECISION!r}: on MODEL.DEVICE {cfg.MODEL.DEVICE} it must be "
             f"one of {', '.join(precisions)}"
         )
-    if cfg.TEST.BATCH_SIZE < 1:
-        raise InputError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: at least 1")
     heads = cfg.MODEL.ROI_HEADS
-    if heads.SOFT_NMS.METHOD not in ("off", "linear", "gaussian"):
-        raise InputError(
-            f"MODEL.ROI_HEADS.SOFT_NMS.METHOD {heads.SOFT_NMS.METHOD!r}: it must be off, linear or "
-            "gaussian"
-        )
-    if heads.SOFT_NMS.SIGMA <= 0:
-        raise InputError(f"MODEL.ROI_HEADS.SOFT_NMS.SIGMA {heads.SOFT_NMS.SIGMA}: more than 0")
     if heads.SOFT_NMS.METHOD != "off":
         others = {
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no such step": (
@@ -289,7 +278,9 @@ class InferenceModel(nn.Module):
         self.training = model.training
         self._device = next(model.parameters()).device
         self._dtype = dtype
-        self._poolers = rounding_poolers(model)
+        if dtype is not torch.float32:
+            # Of any model, not only of a trainer's.
+            pool_at_exact_boxes(model)
         self._last_layers = [
             module
             for module in model.modules()
@@ -322,8 +313,6 @@ class InferenceModel(nn.Module):
         if self._dtype is torch.float32:
             return self.model(inputs)
         with torch.autocast(self._device.type, self._dtype), ExitStack() as stack:
-            for pooler in self._poolers:
-                stack.callback(pooler.register_forward_pre_hook(pool_in_full_precision).remove)
             for each in self._last_layers:
                 # What follows is in float32: in half precision many scores are equal, and masks
                 # are pasted pixels off their places.
@@ -392,10 +381,11 @@ def evaluate_checkpoint(
 
     Raises:
         InputError: there are no weights, or not all, or no dataset to score on, or the model has
-            seen images of it.
+            seen images of it, or a value of the config is out of range.
     """
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST is empty: name a dataset to score on")
+    check_ranges(cfg)
     register_datasets_of(cfg)
     # Missing data are found before the model is built.
     evaluators = [trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]

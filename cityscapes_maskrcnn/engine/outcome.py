@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from cityscapes_maskrcnn.utils.progress import format_time
+from cityscapes_maskrcnn.utils.training_metrics import TOTAL_LOSS, VALIDATION_LOSS
 
 SUMMARY_FILE: Final = "summary.json"
 SCORES_FILE: Final = "scores.json"
@@ -20,7 +21,7 @@ _SCORES: Final = {
     "sem_seg/IoU": "mean IoU",
     "sem_seg/mIoU": "mean IoU",
 }
-_LOSSES: Final = {"total_loss": "loss", "validation/total_loss": "validation loss"}
+_LOSSES: Final = {TOTAL_LOSS: "loss", VALIDATION_LOSS: "validation loss"}
 
 
 def describe_run(summary: Mapping[str, Any]) -> list[str]:

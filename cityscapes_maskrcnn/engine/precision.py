@@ -12,16 +12,15 @@ from typing import Any, Final
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cityscapes_maskrcnn.engine.accumulation import LossShares, padded_as_batch, split_batch
 from cityscapes_maskrcnn.engine.distillation import Distillation
-from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler
 from cityscapes_maskrcnn.modeling.step_metrics import collect_step_metrics
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.training_metrics import TOTAL_LOSS
 
 #: By the names that configs use.
 HALF_PRECISIONS: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,7 +38,7 @@ def build_step_trainer(
         optimizer: of the model's trainable parameters.
 
     Raises:
-        InputError: ``SOLVER.AMP.PRECISION`` is unknown, or mixed precision is asked for on a CPU.
+        InputError: mixed precision is asked for on a CPU.
     """
     accumulation = {
         "accumulate": cfg.SOLVER.ACCUMULATE,
@@ -49,15 +48,9 @@ def build_step_trainer(
         return CheckedTrainer(model, loader, optimizer, **accumulation)
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         raise InputError("SOLVER.AMP.ENABLED: needs a GPU in this project's trainer")
-    if cfg.SOLVER.AMP.PRECISION not in HALF_PRECISIONS:
-        raise InputError(
-            f"SOLVER.AMP.PRECISION {cfg.SOLVER.AMP.PRECISION!r}: it must be float16 or bfloat16"
-        )
     precision = HALF_PRECISIONS[cfg.SOLVER.AMP.PRECISION]
     # bfloat16 has the range of float32: its gradients do not vanish, so nothing is to be scaled.
     scaler = torch.amp.GradScaler("cuda", enabled=precision is torch.float16)
-    for pooler in rounding_poolers(model):
-        pooler.register_forward_pre_hook(pool_in_full_precision)
     return MixedPrecisionTrainer(
         model, loader, optimizer, grad_scaler=scaler, precision=precision, **accumulation
     )
@@ -138,7 +131,7 @@ class CheckedTrainer(SimpleTrainer):
                     with self._autocast():
                         losses = self._losses(model, part)
                         if isinstance(losses, torch.Tensor):
-                            losses = {"total_loss": losses}
+                            losses = {TOTAL_LOSS: losses}
                         shared = shares.weigh(number, losses) if len(parts) > 1 else losses
                         total: Any = sum(shared.values())
                     self._backward(total)
@@ -212,22 +205,3 @@ class MixedPrecisionTrainer(CheckedTrainer, AMPTrainer):
         """Restore ``state_dict``; without a scale of gradients in it, start with a new one."""
         scaler = state_dict.get("grad_scaler") or self.grad_scaler.state_dict()
         super().load_state_dict({**state_dict, "grad_scaler": scaler})
-
-
-def rounding_poolers(model: nn.Module) -> list[ROIPooler]:
-    """List Detectron2's poolers, which heads of other names than this project's keep."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, ROIPooler) and not isinstance(module, BatchedROIPooler)
-    ]
-
-
-def pool_in_full_precision(_pooler: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Convert the features that regions are pooled from to float32.
-
-    Detectron2 rounds the boxes to the features' precision: 8 pixels at the right border of a
-    2048 pixels wide image in bfloat16. torchvision's kernel computes in float32 anyway.
-    """
-    features, *others = inputs
-    return ([feature.float() for feature in features], *others)

@@ -14,6 +14,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.transforms import AugInput
 from detectron2.structures import Instances, ROIMasks
 
+from cityscapes_maskrcnn.config_check import check_ranges
 from cityscapes_maskrcnn.data.images import read_image
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
@@ -64,11 +65,12 @@ class Predictor:
             score_thresh: lowest score of a detection, between 0 and 1.
 
         Raises:
-            InputError: ``score_thresh`` is out of range; see also :func:`.register_datasets_of`,
-                :func:`.inference.model_categories`, :func:`.inference.check_inference` and
-                :func:`.checkpoint.load_for_inference`.
+            InputError: ``score_thresh`` or a value of the config is out of range; see also
+                :func:`.register_datasets_of`, :func:`.inference.model_categories`,
+                :func:`.inference.check_inference` and :func:`.checkpoint.load_for_inference`.
         """
         check_score_thresh(score_thresh)
+        check_ranges(cfg)
         check_inference(cfg)
         register_datasets_of(cfg)
         categories = model_categories(cfg)

@@ -16,6 +16,7 @@ from cityscapes_maskrcnn.engine.run_clock import RunClock
 from cityscapes_maskrcnn.engine.summary import latest_values, peak_memory
 from cityscapes_maskrcnn.engine.terminal import find_terminal
 from cityscapes_maskrcnn.utils.progress import Progress
+from cityscapes_maskrcnn.utils.training_metrics import TOTAL_LOSS
 
 # Iterations whose median is the loss that is shown, as in Detectron2's line.
 _LOSS_WINDOW: Final = 20
@@ -118,7 +119,7 @@ class ShowProgress(HookBase):
         return max(0, regular) + (done < last) + self._report
 
     def _details(self, storage: EventStorage) -> Iterable[str]:
-        losses = storage.histories().get("total_loss")
+        losses = storage.histories().get(TOTAL_LOSS)
         if losses is not None:
             yield f"loss {losses.median(_LOSS_WINDOW):.3g}"
         latest = latest_values(storage)

@@ -30,7 +30,7 @@ from detectron2.utils.env import seed_all_rng
 import cityscapes_maskrcnn
 from cityscapes_maskrcnn.engine.checkpoint import holds_run
 from cityscapes_maskrcnn.engine.outcome import SCORES_FILE, SUMMARY_FILE
-from cityscapes_maskrcnn.engine.terminal import TerminalHandler, find_terminal
+from cityscapes_maskrcnn.engine.terminal import TerminalHandler
 from cityscapes_maskrcnn.engine.tracking_services import RUN_IDS_FILE
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import remove_temporary_files, write_text
@@ -157,8 +157,17 @@ def environment() -> dict[str, str]:
     return rows
 
 
+class _LogFile(logging.FileHandler):
+    """The ``log.txt`` of a run, which is appended to.
+
+    Not Detectron2's, whose file ends in a traceback where the last lines cannot be written.
+    """
+
+
 def start_logs(folder: str | None) -> None:
     """Send the lines of Detectron2, fvcore and this project to the terminal and to a folder.
+
+    A run that this process started before gets none of them any more.
 
     Args:
         folder: gets ``log.txt``; None: the terminal only.
@@ -168,7 +177,11 @@ def start_logs(folder: str | None) -> None:
     for each in loggers:
         each.setLevel(logging.DEBUG)
         each.propagate = False
-    if rank == 0 and not find_terminal():
+        for handler in each.handlers[:]:
+            if isinstance(handler, _LogFile | TerminalHandler):
+                each.removeHandler(handler)
+                handler.close()
+    if rank == 0:
         stage = Path(folder).resolve().name if folder else ""
         terminal = TerminalHandler(sys.stdout, stage, has_file=folder is not None)
         for each in loggers:
@@ -176,12 +189,10 @@ def start_logs(folder: str | None) -> None:
     if folder is not None:
         name = f"log.txt.rank{rank}" if rank else "log.txt"
         Path(folder).mkdir(parents=True, exist_ok=True)
-        # Not Detectron2's, whose file ends in a traceback where the last lines cannot be written.
-        file = logging.FileHandler(Path(folder, name), encoding="utf-8")
+        file = _LogFile(Path(folder, name), encoding="utf-8")
         file.setFormatter(logging.Formatter(_LOG_LINE, datefmt="%m/%d %H:%M:%S"))
         for each in loggers:
-            if not any(isinstance(handler, logging.FileHandler) for handler in each.handlers):
-                each.addHandler(file)
+            each.addHandler(file)
     _complain_once({handler for each in loggers for handler in each.handlers})
 
 

@@ -18,9 +18,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cityscapes_maskrcnn.data.loaders import training_dicts
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
-from cityscapes_maskrcnn.engine.validation import TOTAL_LOSS
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.text import brief
+from cityscapes_maskrcnn.utils.training_metrics import VALIDATION_LOSS
 
 # Keys that count iterations, and those that set them when they count epochs.
 IN_EPOCHS: Final = {
@@ -195,7 +195,7 @@ class ValidationLossWatcher(MeasurementHook):
 
     def after_step(self) -> None:
         """Act if the validation loss was measured in this step."""
-        value, iteration = self.trainer.storage.latest().get(TOTAL_LOSS, (math.nan, -1))
+        value, iteration = self.trainer.storage.latest().get(VALIDATION_LOSS, (math.nan, -1))
         if iteration == self.trainer.iter:
             self.act(float(value))
 

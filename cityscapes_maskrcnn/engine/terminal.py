@@ -17,9 +17,11 @@ from cityscapes_maskrcnn.utils.progress import (
     write_progress,
 )
 
+# On a terminal this is for the log alone: what the run was started with, which the user knows.
+_FOR_LOG: Final = "cityscapes_maskrcnn.engine.run_setup"
 # What these write in more than one line, config, model and lists of tensors, is for the log alone.
 _ONE_LINE: Final = (
-    "cityscapes_maskrcnn.engine.run_setup",
+    _FOR_LOG,
     "detectron2.engine.defaults",
     "detectron2.checkpoint",
     "fvcore",
@@ -27,8 +29,6 @@ _ONE_LINE: Final = (
 # Detectron2's line every 20 iterations, in whose place Progress is shown.
 _METRICS: Final = "detectron2.utils.events"
 _SHORT_NAMES: Final = {"cityscapes_maskrcnn.": "cm.", "detectron2.": "d2."}
-# On a terminal this is for the log alone: what the run was started with, which the user knows.
-_FOR_LOG: Final = "cityscapes_maskrcnn.engine.run_setup"
 _INFERENCE: Final = re.compile(r"Inference done (\d+)/(\d+)\..* ETA=(\d+):(\d\d):(\d\d)")
 _INFERENCE_END: Final = re.compile(r"Total inference time: ")
 _INFERENCE_START: Final = re.compile(r"Start inference on (\d+) batches")

@@ -18,6 +18,7 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from cityscapes_maskrcnn.config_check import check_ranges
 from cityscapes_maskrcnn.data import loaders
 from cityscapes_maskrcnn.data.cache import own_cache_folder
 from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED, merge
@@ -33,7 +34,7 @@ from cityscapes_maskrcnn.engine.class_check import check_classes, class_names
 from cityscapes_maskrcnn.engine.data_wait import WarnOfWaiting
 from cityscapes_maskrcnn.engine.distillation import build_distillation
 from cityscapes_maskrcnn.engine.drift_report import DriftReport
-from cityscapes_maskrcnn.engine.ema import SUFFIX, FinalAverage, WeightAverage, check_decay
+from cityscapes_maskrcnn.engine.ema import SUFFIX, FinalAverage, WeightAverage
 from cityscapes_maskrcnn.engine.event_writers import RunStorage, TensorboardWriter
 from cityscapes_maskrcnn.engine.explained_errors import explained_errors, explained_keys
 from cityscapes_maskrcnn.engine.hooks import (
@@ -62,13 +63,14 @@ from cityscapes_maskrcnn.engine.tracking_services import (
     write_final_scores,
 )
 from cityscapes_maskrcnn.engine.validation import check_validation, measured_in_training
-from cityscapes_maskrcnn.engine.weight_conventions import conventions_of
 from cityscapes_maskrcnn.modeling.activation_checkpointing import checkpoint_activations
 from cityscapes_maskrcnn.modeling.compiling import compile_parts
 from cityscapes_maskrcnn.modeling.determinism import make_deterministic
 from cityscapes_maskrcnn.modeling.folding import activate_in_place, fold_frozen_norms
 from cityscapes_maskrcnn.modeling.freezing import freeze_fpn, parameter_table
 from cityscapes_maskrcnn.modeling.narrowing import narrow_layers
+from cityscapes_maskrcnn.modeling.pooling import pool_at_exact_boxes
+from cityscapes_maskrcnn.utils.config_keys import changed
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.training_metrics import METRICS_FILE, measured_on
 from cityscapes_maskrcnn.visualization.training_curves import (
@@ -95,6 +97,7 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer.__init__ hands DistributedDataParallel a GPU number, which fails on CPUs,
         # and loads checkpoints by unpickling; the rest of it is repeated here.
         TrainerBase.__init__(self)
+        check_ranges(cfg)
         with explained_keys("SOLVER", "a schedule for this number of processes"):
             cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
         if cfg.TEST.PRECISE_BN.ENABLED:
@@ -112,7 +115,6 @@ class Trainer(DefaultTrainer):
         if getattr_static(type(self), "build_evaluator") is vars(Trainer)["build_evaluator"]:
             inference.check_metric(measured)
         check_accumulation(cfg)
-        check_decay(cfg)
         check_tracking(cfg)
         cfg.defrost()
         solver.resolve_epochs(cfg)
@@ -125,10 +127,15 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         for name in (*cfg.DATASETS.VAL, *cfg.DATASETS.TEST):
             self.build_evaluator(cfg, name)
-        model = self.build_model(cfg)
+
+        def build_exact_model(cfg: CfgNode) -> nn.Module:
+            # Whatever a subclass builds.
+            return pool_at_exact_boxes(self.build_model(cfg))
+
+        model = build_exact_model(cfg)
         logging.getLogger(__name__).info("Trainable parameters:\n%s", parameter_table(model))
         optimizer = self.build_optimizer(cfg, model)
-        distillation = build_distillation(cfg, model, self.build_model)
+        distillation = build_distillation(cfg, model, build_exact_model)
 
         on_gpu = next(model.parameters()).is_cuda
         # Detectron2 takes the local rank for the number of the GPU, which under srun it may not be.
@@ -137,14 +144,10 @@ class Trainer(DefaultTrainer):
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self._trainer.distillation = distillation
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = SafeCheckpointer(
+        self.checkpointer = SafeCheckpointer.of_config(
+            cfg,
             model,
-            cfg.OUTPUT_DIR,
             may_differ=cfg.MODEL.WEIGHTS_MAY_DIFFER,
-            allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
-            classes=class_names(cfg),
-            weights_classes=cfg.MODEL.WEIGHTS_CLASSES,
-            conventions=conventions_of(cfg),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -213,10 +216,8 @@ class Trainer(DefaultTrainer):
         Raises:
             InputError: see :func:`.auto_batch.choose_accumulation`.
         """
-        self.cfg = self.cfg.clone()
-        self.cfg.defrost()
-        self.cfg.SOLVER.ACCUMULATE = self._trainer.accumulate = choose_accumulation(self)
-        self.cfg.freeze()
+        self._trainer.accumulate = choose_accumulation(self)
+        self.cfg = changed(self.cfg, {"SOLVER.ACCUMULATE": self._trainer.accumulate})
         if self.checkpointer.origin:
             self.checkpointer.origin["config"] = self.cfg.dump()
 
@@ -288,11 +289,7 @@ class Trainer(DefaultTrainer):
                 )
             return {}
         logger.info("%s on %s:", best, self.cfg.DATASETS.TEST)
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = str(best)
-        cfg.freeze()
-        results = self.evaluate_checkpoint(cfg)
+        results = self.evaluate_checkpoint(changed(self.cfg, {"MODEL.WEIGHTS": str(best)}))
         if comm.is_main_process():
             write_final_scores(self.cfg, results, self.max_iter)
         return results
@@ -342,7 +339,7 @@ class Trainer(DefaultTrainer):
             built += build_measurement_hooks(self, stop, average)
         if main_process:
             if average:
-                built.append(FinalAverage(self.model, cfg.OUTPUT_DIR, average))
+                built.append(FinalAverage(average))
             if cfg.SOLVER.DRIFT_REPORT:
                 built.append(DriftReport(cfg, self._num_images))
             writers = with_progress(self.build_writers(), progress, self.max_iter)
@@ -461,14 +458,18 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_average(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator]
     ) -> dict[str, Any]:
         """Score a model with averaged weights on ``DATASETS.TEST``.
 
+        Args:
+            cfg: the frozen config.
+            model: with the averaged weights.
+            evaluators: of the datasets, see :meth:`build_evaluators`.
+
         Returns:
-            As :meth:`test`, with names that end in ``_EMA``. The files are in ``inference_EMA``.
+            As :meth:`test`, with names that end in ``_EMA``.
         """
-        evaluators = evaluators or cls.build_evaluators(cfg, SUFFIX)
         return cls._test_as(SUFFIX, "with averaged weights", cfg, model, evaluators)
 
     @classmethod

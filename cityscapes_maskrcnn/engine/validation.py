@@ -18,10 +18,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from cityscapes_maskrcnn.engine.dry_run import dry_run
 from cityscapes_maskrcnn.engine.hooks import MeasurementHook, is_due
 from cityscapes_maskrcnn.engine.precision import check_finite, images_of
+from cityscapes_maskrcnn.utils.config_keys import changed
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.training_metrics import TOTAL_LOSS
 
 PREFIX = "validation/"
-TOTAL_LOSS = f"{PREFIX}total_loss"
 
 
 def measured_in_training(cfg: CfgNode) -> CfgNode:
@@ -32,10 +33,7 @@ def measured_in_training(cfg: CfgNode) -> CfgNode:
     """
     if not cfg.DATASETS.VAL:
         return cfg
-    measured = cfg.clone()
-    measured.defrost()
-    measured.DATASETS.TEST = cfg.DATASETS.VAL
-    measured.freeze()
+    measured: CfgNode = changed(cfg, {"DATASETS.TEST": cfg.DATASETS.VAL})
     return measured
 
 
@@ -46,29 +44,9 @@ def check_validation(cfg: CfgNode) -> None:
         cfg: what :func:`measured_in_training` returns.
 
     Raises:
-        InputError: it is not, there is no dataset to measure it on, or a key that says how to act
-            on it is out of its range.
+        InputError: it is not, or there is no dataset to measure it on.
     """
-    solver = cfg.SOLVER
-    for key, value, fits, wanted in (
-        ("PLATEAU.FACTOR", solver.PLATEAU.FACTOR, 0 < solver.PLATEAU.FACTOR < 1, "0 to 1"),
-        ("PLATEAU.PATIENCE", solver.PLATEAU.PATIENCE, solver.PLATEAU.PATIENCE >= 0, "0 or more"),
-        (
-            "PLATEAU.THRESHOLD",
-            solver.PLATEAU.THRESHOLD,
-            0 <= solver.PLATEAU.THRESHOLD < 1,
-            "a part of the lowest loss, 0.0 or more and below 1",
-        ),
-        (
-            "EARLY_STOPPING.PATIENCE",
-            solver.EARLY_STOPPING.PATIENCE,
-            solver.EARLY_STOPPING.PATIENCE >= 1,
-            "at least 1",
-        ),
-    ):
-        if not fits:
-            raise InputError(f"SOLVER.{key} {value}: it must be {wanted}")
-    metric = solver.BEST_CHECKPOINT_METRIC
+    metric = cfg.SOLVER.BEST_CHECKPOINT_METRIC
     if metric.startswith(PREFIX) and not cfg.TEST.VALIDATION_LOSS:
         raise InputError(
             f"SOLVER.BEST_CHECKPOINT_METRIC {metric}: is not measured; set TEST.VALIDATION_LOSS "
@@ -152,7 +130,7 @@ def validation_losses(
         return {}
     names = sorted({name for part, _ in shares for name in part})
     means = {name: sum(part.get(name, 0.0) for part, _ in shares) / total_images for name in names}
-    return {**means, "total_loss": sum(means.values())}
+    return {**means, TOTAL_LOSS: sum(means.values())}
 
 
 class ValidationLoss(MeasurementHook):

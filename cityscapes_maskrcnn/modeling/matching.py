@@ -46,12 +46,13 @@ def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = Non
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-def pad(tensors: Sequence[Tensor], value: float = 0) -> tuple[Tensor, Tensor]:
-    """Stack tensors of different lengths.
+def pad(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack tensors of different lengths, padded with zeros.
+
+    Padded boxes have an IoU of 0 with every box.
 
     Args:
         tensors: one of shape (length, ...) for each of the B images, such as boxes or classes.
-        value: of the padding. Padded boxes of zeros have an IoU of 0 with every box.
 
     Returns:
         A tensor of shape (B, G, ...), where G is the largest length, at least 1; and which entries
@@ -59,7 +60,7 @@ def pad(tensors: Sequence[Tensor], value: float = 0) -> tuple[Tensor, Tensor]:
     """
     lengths = [len(each) for each in tensors]
     first = tensors[0]
-    padded = first.new_full((len(tensors), max(1, *lengths), *first.shape[1:]), value)
+    padded = first.new_zeros((len(tensors), max(1, *lengths), *first.shape[1:]))
     for row, each in zip(padded, tensors, strict=True):
         row[: len(each)] = each
     places = torch.arange(padded.shape[1], device=first.device)

@@ -168,23 +168,17 @@ class FlatPolygons:
         cells = mask_size * (self.max_edges + self.max_parts * mask_size)
         step = max(1, _CHUNK // cells)
         masks = [
-            self[start : start + step]._rasterize(
-                boxes[start : start + step],
-                mask_size,
-                dense=self.device.type != "cpu",
-            )
+            self[start : start + step]._rasterize(boxes[start : start + step], mask_size)
             for start in range(0, len(self), step)
         ]
         return torch.cat(masks)
 
-    def _rasterize(self, boxes: Tensor, mask_size: int, dense: bool) -> Tensor:
+    def _rasterize(self, boxes: Tensor, mask_size: int) -> Tensor:
         """Rasterize as many instances as fit into memory together.
 
         Args:
             boxes: as of :meth:`crop_and_resize`.
             mask_size: M.
-            dense: compute every pair of an edge and a column instead of those that cross, which
-                is less work, but how many there are only the device knows.
         """
         number = torch.arange(self.max_edges, device=self.device)
         index = (self.starts[:, None] + number).clamp_(max=len(self.edges) - 1)
@@ -195,16 +189,12 @@ class FlatPolygons:
         table = instance * self.max_parts + self.parts[index]
         left = torch.minimum(ends[..., 0], ends[..., 2])
         right = torch.maximum(ends[..., 0], ends[..., 2]).masked_fill_(~exists, -torch.inf)
-        if dense:
-            column = torch.arange(mask_size, device=self.device)
-            middle = _middle(column)
-            crossed = (left[..., None] <= middle) & (middle < right[..., None])
-            rows = _rows(ends[:, :, None], column, mask_size).masked_fill_(~crossed, mask_size)
-            table = table[:, :, None]
-        else:
-            edge, column = _crossing_pairs(left.view(-1), right.view(-1), mask_size)
-            rows = _rows(ends.view(-1, 4)[edge], column, mask_size)
-            table = table.view(-1)[edge]
+        # Every pair of an edge and a column: how many cross, only the device knows.
+        column = torch.arange(mask_size, device=self.device)
+        middle = _middle(column)
+        crossed = (left[..., None] <= middle) & (middle < right[..., None])
+        rows = _rows(ends[:, :, None], column, mask_size).masked_fill_(~crossed, mask_size)
+        table = table[:, :, None]
 
         # One more row than the mask has takes what crosses a column below it, or not at all.
         shape = (len(self), self.max_parts, mask_size, mask_size + 1)
@@ -262,25 +252,6 @@ def _scale(edges: Tensor, boxes: Tensor, mask_size: int) -> Tensor:
 def _middle(column: Tensor) -> Tensor:
     """Return the last fifth before the middle of columns."""
     return column * _STEPS + _STEPS // 2
-
-
-def _crossing_pairs(left: Tensor, right: Tensor, mask_size: int) -> tuple[Tensor, Tensor]:
-    """List which edges cross the middle of which columns.
-
-    Args:
-        left: (E,), on the CPU: the smaller x of an edge, in fifths of a pixel.
-        right: (E,): the greater one.
-        mask_size: number of columns.
-
-    Returns:
-        The edge and the column of each pair.
-    """
-    first = ((left - _STEPS // 2) / _STEPS).ceil_().clamp_(min=0)
-    stop = ((right - _STEPS // 2) / _STEPS).ceil_().clamp_(max=mask_size)
-    number = (stop - first).clamp_(min=0).to(torch.int64)
-    edge = torch.from_numpy(np.repeat(np.arange(len(number)), number.numpy()))
-    since_first = torch.arange(len(edge)) - (number.cumsum(0) - number)[edge]
-    return edge, first[edge].to(torch.int64) + since_first
 
 
 def _rows(ends: Tensor, column: Tensor, mask_size: int) -> Tensor:

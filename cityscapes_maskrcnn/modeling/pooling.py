@@ -9,7 +9,7 @@ import torch
 from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from cityscapes_maskrcnn.modeling.cpu_roi_align import cpu_roi_align
@@ -42,6 +42,31 @@ class BatchedROIPooler(ROIPooler):
             pooled: Tensor = super().forward(x, box_lists)
             return pooled
         return pool_regions(x, [self], [box_lists])[0]
+
+
+def pool_at_exact_boxes(model: nn.Module) -> nn.Module:
+    """Have Detectron2's own poolers, which other heads than this project's use, round no boxes.
+
+    They round them to the features' precision, see :class:`BatchedROIPooler`. In float32 nothing
+    changes, and nothing if a model is given again.
+
+    Args:
+        model: any; it is changed.
+
+    Returns:
+        The model.
+    """
+    for module in model.modules():
+        rounds = isinstance(module, ROIPooler) and not isinstance(module, BatchedROIPooler)
+        if rounds and _pool_in_float32 not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_pool_in_float32)
+    return model
+
+
+def _pool_in_float32(_pooler: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Convert the features that regions are pooled from; torchvision computes in float32 anyway."""
+    features, *others = inputs
+    return ([feature.float() for feature in features], *others)
 
 
 def pool_regions(

@@ -196,12 +196,6 @@ def _trial_length(cfg: CfgNode) -> tuple[int, int]:
             f"DATASETS.VAL {tuple(cfg.DATASETS.VAL)}: a search scores its trials on DATASETS.TEST; "
             "leave it empty"
         )
-    if cfg.SEARCH.HEARTBEAT_SECONDS < 1 or cfg.SEARCH.MAX_FAILURES < 1:
-        raise InputError("SEARCH.HEARTBEAT_SECONDS and SEARCH.MAX_FAILURES must be at least 1")
-    if cfg.SEARCH.STALL_MINUTES < 0:
-        raise InputError("SEARCH.STALL_MINUTES must be at least 0, which means never")
-    if cfg.SEARCH.PRUNER.MIN_EVALUATIONS < 1 or cfg.SEARCH.PRUNER.REDUCTION < 2:
-        raise InputError("SEARCH.PRUNER: MIN_EVALUATIONS must be at least 1, REDUCTION at least 2")
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not Path(weights).is_file():
         raise InputError(f"MODEL.WEIGHTS {weights}: no such file; train the stage before first")

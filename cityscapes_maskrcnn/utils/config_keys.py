@@ -74,3 +74,26 @@ def config_items(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Name every value of a config by its whole key, such as ``SOLVER.BASE_LR``."""
     return {key: value for key, value in config_items(config) if not isinstance(value, Mapping)}
+
+
+def changed(cfg: Any, values: Mapping[str, Any]) -> Any:
+    """Copy a Detectron2 config with other values.
+
+    Args:
+        cfg: stays as it is; the copy is frozen if it is.
+        values: by their whole key, such as ``MODEL.WEIGHTS``; the keys exist already. A text is
+            taken as it is, and not for a Python literal.
+    """
+    copy = cfg.clone()
+    copy.defrost()
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        section = copy
+        for each in sections:
+            section = section[each]
+        if name not in section:
+            raise KeyError(key)
+        section[name] = value
+    if cfg.is_frozen():
+        copy.freeze()
+    return copy

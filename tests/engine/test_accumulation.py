@@ -164,7 +164,7 @@ def test_a_batch_is_split_in_order() -> None:
 @pytest.mark.parametrize(
     ("accumulate", "message"),
     [
-        (0, "SOLVER.ACCUMULATE is 0: at least 1"),
+        (0, "SOLVER.ACCUMULATE 0: it must be 1 or more"),
         (
             3,
             "SOLVER.IMS_PER_BATCH 2 cannot be divided into SOLVER.ACCUMULATE 3 equal micro-batches "

@@ -15,7 +15,7 @@ from detectron2.engine import SimpleTrainer
 from torch import nn
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.data.provenance import TRAINED, UsedData, used_data
+from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, TRAINED, UsedData, used_data
 from cityscapes_maskrcnn.engine.checkpoint import SafeCheckpointer
 from cityscapes_maskrcnn.engine.checkpoint_origin import origin_of_run
 from cityscapes_maskrcnn.engine.solver import build_optimizer
@@ -46,6 +46,32 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
     assert rest["iteration"] == 9
     for name, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[name])
+
+
+def test_weights_alone_are_nothing_to_resume_from(tmp_path: Path) -> None:
+    model, seen = net(), (UsedData("a", TRAINED, contents=frozenset({"0" * 12})),)
+    checkpointer = SafeCheckpointer(
+        model, str(tmp_path), trainer=torch.optim.SGD([model[0].weight])
+    )
+    checkpointer.save("model_0000004", iteration=4)
+    checkpointer.replaced = {"0.bias": torch.full((5,), 9.0)}
+    checkpointer.save_weights(
+        "model_best", replaced={"0.bias": torch.ones(5)}, history=seen, iteration=5, value=0.5
+    )
+    checkpointer.save_weights("model_plain")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000004.pth"
+    assert checkpointer.saved_iteration == 4
+    whole, best, plain = (
+        torch.load(tmp_path / f"{name}.pth", weights_only=True)
+        for name in ("model_0000004", "model_best", "model_plain")
+    )
+    assert "trainer" in whole
+    assert best.keys() == {"model", SEEN_IMAGES_KEY, "iteration", "value"}
+    assert plain.keys() == {"model", SEEN_IMAGES_KEY}
+    assert best["model"]["0.bias"].tolist() == [1.0] * 5
+    assert torch.equal(best["model"]["0.weight"], model[0].weight)
+    assert torch.equal(plain["model"]["0.bias"], model[0].bias)
+    assert (len(best[SEEN_IMAGES_KEY]), len(plain[SEEN_IMAGES_KEY])) == (1, 0)
 
 
 def test_loading_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -111,6 +114,38 @@ def test_micro_batches_add_up(config: Config, teacher: Path) -> None:
             of_batch, _ = trainer._trainer.compute_gradients(trainer.model, batch)
         losses.append(of_batch["loss_distill_features"].item())
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+class StockModels(Trainer):
+    """Builds models as Detectron2's trainer does."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return DefaultTrainer.build_model.__func__(cls, cfg)
+
+
+@pytest.mark.parametrize("kind", [Trainer, StockModels])
+def test_model_and_teacher_pool_at_exact_boxes(
+    config: Config, teacher: Path, kind: type[Trainer]
+) -> None:
+    """In bfloat16, Detectron2's own poolers round boxes at the right border to 8 pixels."""
+    keys = ["MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.DISTILLATION.TEACHER", teacher]
+    cfg = config(*keys)
+    cfg.freeze()
+    trainer = kind(cfg)
+    assert trainer._trainer.distillation is not None
+    generator = torch.Generator().manual_seed(4)
+    levels = [
+        torch.rand(1, 8, 64 >> level, 512 >> level, generator=generator).bfloat16()
+        for level in range(4)
+    ]
+    boxes = [Boxes(torch.tensor([[2003.3, 101.7, 2041.9, 187.2], [1500.1, 9.9, 1790.6, 250.0]]))]
+    for model in (trainer.model, trainer._trainer.distillation._teacher):
+        pooler = model.roi_heads.box_pooler
+        assert type(pooler) is ROIPooler
+        exact = pooler([level.float() for level in levels], boxes)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(pooler(levels, boxes), exact)
 
 
 def test_the_teacher_has_been_seen_too(train: Train, tmp_path: Path) -> None:

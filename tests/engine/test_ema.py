@@ -213,7 +213,7 @@ def test_a_state_that_is_no_average_is_refused(state: Any) -> None:
 
 def test_a_decay_that_keeps_all_is_refused(config: Config) -> None:
     with pytest.raises(
-        InputError, match=r"^SOLVER\.EMA_DECAY 1\.0: it must be 0\.0 \(off\) or mor"
+        InputError, match=r"^SOLVER\.EMA_DECAY 1\.0: it must be 0 or more and below 1$"
     ):
         Trainer(config("SOLVER.EMA_DECAY", 1.0))
 

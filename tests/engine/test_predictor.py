@@ -180,7 +180,7 @@ def test_half_precision(tiny_config, photograph):
             r"^TEST\.PRECISION 'half': .* cpu it must be one of float32, bfloat16$",
         ),
         ("PRECISION", "float16", r"^TEST\.PRECISION 'float16': on MODEL\.DEVICE cpu it must be"),
-        ("BATCH_SIZE", 0, r"^TEST\.BATCH_SIZE is 0: at least 1$"),
+        ("BATCH_SIZE", 0, r"^TEST\.BATCH_SIZE 0: it must be 1 or more$"),
     ],
 )
 def test_keys_of_inference(tiny_config, key, value, message):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,13 @@ import yaml
 from detectron2.config import CfgNode
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.engine.run_setup import environment, lock_output_dir, save_config
+from cityscapes_maskrcnn.engine.run_setup import (
+    environment,
+    lock_output_dir,
+    save_config,
+    start_logs,
+)
+from cityscapes_maskrcnn.engine.terminal import find_terminal
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -135,3 +143,73 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["DETECTRON2_DATASETS"] == "/data"
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     assert [value for name, value in rows.items() if name.startswith("GPU ")] == gpus
+
+
+@pytest.fixture
+def loggers() -> Iterator[list[logging.Logger]]:
+    """The loggers that a run writes, without handlers; afterwards they are as they were."""
+    found = [logging.getLogger(name) for name in ("fvcore", "detectron2", "cityscapes_maskrcnn")]
+    before = [(each, each.level, each.propagate, each.handlers[:]) for each in found]
+    for each in found:
+        each.handlers.clear()
+    yield found
+    for each, level, propagate, handlers in before:
+        for handler in set(each.handlers) - set(handlers):
+            handler.close()
+        each.setLevel(level)
+        each.propagate = propagate
+        each.handlers[:] = handlers
+
+
+def messages(folder: Path) -> list[str]:
+    """Of the log in a folder, each line without time, place and level."""
+    lines = (folder / "log.txt").read_text().splitlines()
+    return [line.partition(": ")[2] for line in lines]
+
+
+def test_each_run_of_a_process_has_its_own_log(
+    tmp_path: Path, loggers: list[logging.Logger], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "stage_1", tmp_path / "stage_2"
+    own = logging.FileHandler(tmp_path / "own.txt")
+    loggers[1].addHandler(own)
+    said, files = [], []
+    # The last one resumes the first.
+    for number, folder in enumerate((first, second, first)):
+        start_logs(str(folder))
+        for each in loggers:
+            each.info("run %d of %s", number, each.name)
+        said.append([f"run {number} of {each.name}" for each in loggers])
+        terminal = find_terminal()
+        assert terminal is not None
+        assert terminal.stage == folder.name
+        for each in loggers:
+            file, stream = sorted(
+                (handler for handler in each.handlers if handler is not own),
+                key=lambda handler: handler is terminal,
+            )
+            assert isinstance(file, logging.FileHandler)
+            assert stream is terminal
+        files.append(file)
+    assert messages(first) == [*said[0], *said[2]]
+    assert messages(second) == said[1]
+    # Each line once, and on the terminal too.
+    shown = [line.partition("]: ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert shown == [*said[0], *said[1], *said[2]]
+    # Other handlers than a run's are left alone.
+    assert own in loggers[1].handlers
+    assert len((tmp_path / "own.txt").read_text().splitlines()) == 3
+    assert [file.stream is None for file in files] == [True, True, False]
+
+
+def test_what_writes_no_folder_ends_the_log_of_the_run_before(
+    tmp_path: Path, loggers: list[logging.Logger]
+) -> None:
+    start_logs(str(tmp_path))
+    loggers[0].info("of the run")
+    start_logs(None)
+    loggers[0].info("of what follows")
+    assert messages(tmp_path) == ["of the run"]
+    terminal = find_terminal()
+    assert terminal is not None
+    assert terminal.stage == ""

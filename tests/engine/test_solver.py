@@ -25,8 +25,8 @@ from cityscapes_maskrcnn.engine.solver import (
     build_optimizer,
 )
 from cityscapes_maskrcnn.engine.trainer import Trainer
-from cityscapes_maskrcnn.engine.validation import TOTAL_LOSS
 from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.training_metrics import VALIDATION_LOSS
 
 
 class Small(nn.Module):
@@ -158,7 +158,7 @@ class Given(MeasurementHook):
             raise Kill
         loss = self.losses[self.trainer.iter]
         if loss is not None:
-            self.trainer.storage.put_scalar(TOTAL_LOSS, loss)
+            self.trainer.storage.put_scalar(VALIDATION_LOSS, loss)
 
 
 class Run(Trainer):
@@ -182,7 +182,7 @@ class Run(Trainer):
         self.checkpointer = SafeCheckpointer(model, str(folder), trainer=self)
         scheduler = ReduceLROnPlateau(optimizer, "min", factor=0.1, patience=2, threshold=threshold)
         self.best = BestCheckpoint(
-            model, str(folder), period=1, metric=TOTAL_LOSS, datasets=["one"]
+            model, str(folder), period=1, metric=VALIDATION_LOSS, datasets=["one"]
         )
         self.stopping = EarlyStopping(patience, threshold, self.best.restore)
         self.rates: list[float] = []
@@ -351,7 +351,7 @@ def test_the_metric_of_the_best_checkpoint(
 ) -> None:
     values = {
         "segm/AP": [1.0, 3.0, 2.0],
-        TOTAL_LOSS: [3.0, 2.0, 1.0],
+        VALIDATION_LOSS: [3.0, 2.0, 1.0],
         "validation/loss_mask": [1.0, 2.0, 3.0],
         "segm/AP50": [5.0, 4.0, 6.0],
     }

@@ -199,11 +199,20 @@ def test_a_loader_that_ends_gets_one_line(train: Train) -> None:
             ["TEST.VALIDATION_LOSS", False, "SOLVER.EARLY_STOPPING.ENABLED", True],
             "watch the validation loss: set TEST.VALIDATION_LOSS True",
         ),
-        (["SOLVER.PLATEAU.THRESHOLD", -0.1], "SOLVER.PLATEAU.THRESHOLD -0.1: it must be a part of"),
-        (["SOLVER.PLATEAU.THRESHOLD", 1.0], "SOLVER.PLATEAU.THRESHOLD 1.0: it must be a part of"),
-        (["SOLVER.PLATEAU.FACTOR", 1.0], "SOLVER.PLATEAU.FACTOR 1.0: it must be 0 to 1"),
+        (
+            ["SOLVER.PLATEAU.THRESHOLD", -0.1],
+            "SOLVER.PLATEAU.THRESHOLD -0.1: it must be 0 or m",
+        ),
+        (
+            ["SOLVER.PLATEAU.THRESHOLD", 1.0],
+            "SOLVER.PLATEAU.THRESHOLD 1.0: it must be 0 or m",
+        ),
+        (
+            ["SOLVER.PLATEAU.FACTOR", 1.0],
+            "PLATEAU.FACTOR 1.0: it must be above 0 and below 1",
+        ),
         (["SOLVER.PLATEAU.PATIENCE", -1], "SOLVER.PLATEAU.PATIENCE -1: it must be 0 or more"),
-        (["SOLVER.EARLY_STOPPING.PATIENCE", 0], "SOLVER.EARLY_STOPPING.PATIENCE 0: it must be at"),
+        (["SOLVER.EARLY_STOPPING.PATIENCE", 0], "EARLY_STOPPING.PATIENCE 0: it must be 1 or more"),
         (
             ["TEST.VALIDATION_LOSS", False, "SOLVER.BEST_CHECKPOINT_METRIC", "validation/loss_cls"],
             "SOLVER.BEST_CHECKPOINT_METRIC validation/loss_cls: is not measured",
@@ -227,6 +236,16 @@ def test_what_is_not_supported_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=re.sub(r"\.(?!\*)", r"\.", message)):
         Trainer(config(*options))
+
+
+def test_values_that_python_has_set_are_checked_too(config: Config) -> None:
+    cfg = config()
+    cfg.MODEL.RPN.POSITIVE_FRACTION = 3.0
+    message = r"^MODEL\.RPN\.POSITIVE_FRACTION 3\.0: it must be 0 to 1$"
+    with pytest.raises(InputError, match=message):
+        Trainer(cfg)
+    with pytest.raises(InputError, match=message):
+        Trainer.evaluate_checkpoint(cfg)
 
 
 def test_an_error_of_a_users_own_module_keeps_its_traceback(config: Config) -> None:

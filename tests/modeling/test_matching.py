@@ -44,8 +44,8 @@ ODD_BOXES = torch.tensor(
 
 
 def test_padding_keeps_what_there_is() -> None:
-    padded, valid = pad([torch.tensor([3, 4]), torch.tensor([], dtype=torch.int64)], value=8)
-    assert padded.tolist() == [[3, 4], [8, 8]]
+    padded, valid = pad([torch.tensor([3, 4]), torch.tensor([], dtype=torch.int64)])
+    assert padded.tolist() == [[3, 4], [0, 0]]
     assert valid.tolist() == [[True, True], [False, False]]
     padded, valid = pad([torch.empty(0, 4)])  # never without a column: a maximum needs one
     assert padded.tolist() == [[[0, 0, 0, 0]]]

@@ -82,15 +82,14 @@ def test_literal() -> None:
     ]
 
 
-@pytest.mark.parametrize("dense", [False, True], ids=["crossing pairs", "all pairs"])
 @pytest.mark.parametrize("mask_size", [14, 28])
-def test_equal_to_detectron2(mask_size: int, dense: bool) -> None:
+def test_equal_to_detectron2(mask_size: int) -> None:
     instances, boxes = random_instances(seed=mask_size, number=200)
     expected = PolygonMasks(instances).crop_and_resize(boxes, mask_size)
     assert 0.02 < expected.float().mean() < 0.5
     masks = FlatPolygons.from_polygons(instances)
     rasterized = [
-        masks[start : start + 20]._rasterize(boxes[start : start + 20], mask_size, dense)
+        masks[start : start + 20]._rasterize(boxes[start : start + 20], mask_size)
         for start in range(0, len(masks), 20)
     ]
     wrong = (torch.cat(rasterized) != expected).flatten(1).any(dim=1)
@@ -123,7 +122,7 @@ def test_batch_of_images_without_waiting() -> None:
     boxes = torch.cat([boxes for _, boxes in images])[chosen]
     with OperationCounter() as counter:
         masks = FlatPolygons.cat(flat)[chosen]
-        targets = masks._rasterize(boxes, 28, dense=True)
+        targets = masks._rasterize(boxes, 28)
     assert not counter.waiting
     everything = PolygonMasks([polygons for instances, _ in images for polygons in instances])
     assert torch.equal(targets, everything[chosen].crop_and_resize(boxes, 28))

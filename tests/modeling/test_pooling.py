@@ -7,14 +7,14 @@ import pytest
 import torch
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cityscapes_maskrcnn.benchmarks.operation_count import OperationCounter
 from cityscapes_maskrcnn.modeling import pooling
 from cityscapes_maskrcnn.modeling.determinism import ROI_ALIGN_MODULE, deterministic_roi_align
-from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler, pool_regions
+from cityscapes_maskrcnn.modeling.pooling import BatchedROIPooler, pool_at_exact_boxes, pool_regions
 
 STRIDES = (4, 8, 16, 32)
 
@@ -122,6 +122,7 @@ def test_boxes_stay_exact(precision: torch.dtype, autocast: bool) -> None:
     # As far right as in an image of Cityscapes, where bfloat16 knows multiples of 8 only.
     boxes = [Boxes(torch.tensor([[2003.3, 101.7, 2041.9, 187.2], [1500.1, 9.9, 1790.6, 250.0]]))]
     stock = ROIPooler(**settings((4, 8)))
+    model = nn.Sequential(stock, BatchedROIPooler(**settings((4, 8))))
     in_float32 = [feature.float() for feature in features]
     exact = stock(in_float32, boxes)
     rounded = stock(in_float32, [Boxes(each.tensor.to(precision).float()) for each in boxes])
@@ -131,6 +132,13 @@ def test_boxes_stay_exact(precision: torch.dtype, autocast: bool) -> None:
     tolerance = torch.finfo(precision).eps
     torch.testing.assert_close(pooled.float(), exact, rtol=tolerance, atol=0)
     assert (rounded - exact).abs().max() > 0.01
+    # So do those of Detectron2's own poolers, which then give float32.
+    for _ in range(2):
+        assert pool_at_exact_boxes(model) is model
+    assert len(stock._forward_pre_hooks) == 1
+    with torch.autocast("cpu", precision, enabled=autocast):
+        assert torch.equal(stock(features, boxes), exact)
+        assert torch.equal(stock(in_float32, boxes), exact)
 
 
 class LargestTensor(TorchDispatchMode):

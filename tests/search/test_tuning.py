@@ -68,9 +68,9 @@ def test_a_search_without_a_score_is_an_error(
             {},
             "DATASETS.VAL ('cityscapes_instance_val_part2of4',): a search scores its trials on",
         ),
-        ("SEARCH.PRUNER.REDUCTION 1", {}, "REDUCTION at least 2"),
-        ("SEARCH.STALL_MINUTES -1.0", {}, "SEARCH.STALL_MINUTES must be at least 0"),
-        ("SEARCH.MAX_FAILURES 0", {}, "must be at least 1"),
+        ("SEARCH.PRUNER.REDUCTION 1", {}, "SEARCH.PRUNER.REDUCTION 1: it must be 2 or more"),
+        ("SEARCH.STALL_MINUTES -1.0", {}, "SEARCH.STALL_MINUTES -1.0: it must be 0 or more"),
+        ("SEARCH.MAX_FAILURES 0", {}, "SEARCH.MAX_FAILURES 0: it must be 1 or more"),
         (
             "SEARCH.PARAMETERS.fg_iou_thresh.KEY SOLVER.RATE",
             {},

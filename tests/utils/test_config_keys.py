@@ -1,8 +1,15 @@
 from __future__ import annotations
 
 import pytest
+from detectron2.config import CfgNode
 
-from cityscapes_maskrcnn.utils.config_keys import config_items, flat_config, names_at, value_at
+from cityscapes_maskrcnn.utils.config_keys import (
+    changed,
+    config_items,
+    flat_config,
+    names_at,
+    value_at,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,3 +49,18 @@ def test_flat_configs() -> None:
         "MODEL.PRUNED_WIDTHS",
     ]
     assert flat_config(config) == {"SEED": 0, "MODEL.RPN.IOU_LABELS": [0, -1, 1]}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_changed_config_is_a_copy(frozen: bool) -> None:
+    cfg = CfgNode({"SEED": 0, "MODEL": {"WEIGHTS": "a.pth", "MASK_ON": True}})
+    if frozen:
+        cfg.freeze()
+    copy = changed(cfg, {"MODEL.WEIGHTS": "1e5", "SEED": 3})
+    assert copy == {"SEED": 3, "MODEL": {"WEIGHTS": "1e5", "MASK_ON": True}}
+    assert cfg == {"SEED": 0, "MODEL": {"WEIGHTS": "a.pth", "MASK_ON": True}}
+    assert (copy.is_frozen(), copy.MODEL.is_frozen()) == (frozen, frozen)
+    assert cfg.is_frozen() == frozen
+    assert changed(cfg, {}) == cfg
+    with pytest.raises(KeyError, match=r"MODEL\.WEIGHT"):
+        changed(cfg, {"MODEL.WEIGHT": "b.pth"})
