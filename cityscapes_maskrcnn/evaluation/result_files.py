@@ -44,10 +44,8 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     ALL_CATEGORIES,
     MIN_REGION_PIXELS,
     GroundTruth,
-    ImageMatches,
     Prediction,
     ground_truth,
-    match_image,
 )
 from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.result_source import (
@@ -56,7 +54,6 @@ from cityscapes_maskrcnn.evaluation.result_source import (
     largest_mask,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 INSTANCE_IDS_SUFFIX: Final = "_gtFine_instanceIds.png"
@@ -299,14 +296,20 @@ def read_result_lines(source: ResultSource, text_file: str) -> dict[str, tuple[i
     return by_mask
 
 
-def read_predictions(
-    source: ResultSource, text_file: str, height: int, width: int
+def read_masks(
+    source: ResultSource,
+    text_file: str,
+    lines: Mapping[str, tuple[int, float]],
+    *,
+    height: int,
+    width: int,
 ) -> list[Prediction]:
-    """Read and check one image's text file and its masks.
+    """Read and check the masks of one image.
 
     Args:
         source: the results.
-        text_file: path of the image's result file in them.
+        text_file: path of the image's result file in them, for messages.
+        lines: its content, see :func:`read_result_lines`.
         height: of the image in pixels.
         width: of the image in pixels.
 
@@ -314,22 +317,8 @@ def read_predictions(
         The predictions of the 8 classes; those of other labels are left out, their masks unread.
 
     Raises:
-        InputError: see :func:`read_result_lines`; or a mask is missing, unreadable or of another
-            size.
+        InputError: a mask is missing, unreadable or of another size.
     """
-    return _read_masks(
-        source, text_file, read_result_lines(source, text_file), height=height, width=width
-    )
-
-
-def _read_masks(
-    source: ResultSource,
-    text_file: str,
-    lines: dict[str, tuple[int, float]],
-    *,
-    height: int,
-    width: int,
-) -> list[Prediction]:
     predictions = []
     for mask_file, (label_id, confidence) in lines.items():
         if label_id in ID_TO_CONTIGUOUS:
@@ -366,28 +355,15 @@ def _parse_line(line: str, folder: str) -> tuple[str, int, float]:
     return mask_file, int(label), confidence
 
 
-def write_image_results(
-    folder: str | os.PathLike[str], name: str, predictions: Sequence[Prediction]
-) -> Path:
-    """Write one image's predictions in the official form.
+def image_results(name: str, predictions: Sequence[Prediction]) -> Iterator[tuple[str, bytes]]:
+    """Make the files of one image's predictions, one by one.
+
+    The text file comes last: where files are written in this order, it never names a mask that is
+    not there.
 
     Args:
-        folder: where the text file and the masks go, side by side; created when missing.
-        name: of the image, see :func:`.tree.image_name`; what is written begins with it.
+        name: of the image, see :func:`.tree.image_name`; all names begin with it.
         predictions: of the image. A confidence is written so that it reads back as the same number.
-
-    Returns:
-        The text file. It is written last: it never names a mask that is not there.
-    """
-    for file_name, content in image_results(name, predictions):
-        path = Path(folder) / file_name
-        with atomic_write(path) as file:
-            file.write(content)
-    return path
-
-
-def image_results(name: str, predictions: Sequence[Prediction]) -> Iterator[tuple[str, bytes]]:
-    """Make the files of :func:`write_image_results` one by one, the text file last.
 
     Yields:
         Name, without folder and spaces, and content of every mask and of the text file.
@@ -487,18 +463,6 @@ def _warn_of_labels(labels: Counter[int], categories: Sequence[int]) -> None:
     logger.warning("%s", message)
 
 
-def match_result_files(
-    results: str | os.PathLike[str],
-    gt_files: Mapping[str, Path],
-    num_workers: int | None = None,
-) -> list[ImageMatches]:
-    """Match result files with ground truth, for :func:`.instance_ap.average_precision`.
-
-    Arguments and errors are those of :func:`map_result_files`.
-    """
-    return map_result_files(match_image, results, gt_files, num_workers)
-
-
 def _map_files(
     function: Callable[[GroundTruth, list[Prediction]], Result],
     source: ResultSource,
@@ -513,7 +477,7 @@ def _map_files(
     ids = read_instance_ids(gt_file)
     lines = read_result_lines(source, text_file)
     height, width = ids.shape
-    predictions = _read_masks(source, text_file, lines, height=height, width=width)
+    predictions = read_masks(source, text_file, lines, height=height, width=width)
     try:
         gt = ground_truth(ids)
         result = function(gt, predictions)

@@ -12,6 +12,7 @@ import pickle
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from PIL import Image
 
 from cityscapes_maskrcnn.data.tree import image_name
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
-from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages
+from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages, match_image
 from cityscapes_maskrcnn.evaluation.instances import (
     instances_to_predictions,
     leave_masks_unpasted,
@@ -38,8 +39,7 @@ from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.result_files import (
     find_ground_truth,
     ground_truth_file,
-    match_result_files,
-    write_image_results,
+    map_result_files,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -116,14 +116,16 @@ def score(case: dict[str, Any], output_dir: Path | None = None) -> dict[str, dic
     return evaluator.evaluate()
 
 
-def test_equals_the_score_of_the_written_files(case: dict[str, Any], tmp_path: Path) -> None:
+def test_equals_the_score_of_the_written_files(
+    case: dict[str, Any], tmp_path: Path, write_results: Callable[..., Path]
+) -> None:
     results = score(case, tmp_path / "inference")
     for file, arrays in zip(case["files"], case["outputs"], strict=True):
         output = script.to_output(arrays)
         predictions = instances_to_predictions(output["instances"], HEIGHT, WIDTH)
-        write_image_results(tmp_path / "results", image_name(file), predictions)
-    matches = match_result_files(
-        tmp_path / "results", find_ground_truth(case["gt_dir"]), num_workers=1
+        write_results(tmp_path / "results", image_name(file), predictions)
+    matches = map_result_files(
+        match_image, tmp_path / "results", find_ground_truth(case["gt_dir"]), num_workers=1
     )
     expected = averages(average_precision(matches))
 
