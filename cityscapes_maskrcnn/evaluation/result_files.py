@@ -28,8 +28,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cityscapes_maskrcnn.data.images import (
     check_scans,
-    inflated_length,
-    png_chunks,
+    plain_png_surplus,
     read_instance_ids,
 )
 from cityscapes_maskrcnn.data.labels import (
@@ -60,10 +59,6 @@ INSTANCE_IDS_SUFFIX: Final = "_gtFine_instanceIds.png"
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 _KNOWN_LABEL_IDS: Final = frozenset(label.id for label in LABELS)
-# Four bytes in the header of a PNG file: bits a channel, the kind of pixels (0: grey), and how they
-# are compressed and filtered, for which there are no other values than 0.
-_PIXEL_FORMAT: Final = slice(24, 28)
-_GREY_8: Final = b"\x08\x00\x00\x00"
 # Not all that Pillow reads: for an EPS file it would start Ghostscript, which runs what is in it,
 # for the comments of a GIF it takes minutes, and for the tags of a TIFF gigabytes.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
@@ -91,11 +86,11 @@ def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
                 )
             if image.format == "JPEG":
                 check_scans(file, data, height * width)
-            plain = data[_PIXEL_FORMAT] == _GREY_8 and _holds_only_pixels(data)
-            if plain:
+            surplus = plain_png_surplus(data, 1)
+            if surplus is not None:
+                # Also of damaged data: it refuses some that Pillow takes.
                 pixels = kornia_io.decode_image_png_u8(data, (height, width), "mono")[..., 0]
-            num_bytes = height * (1 + width)
-            if not plain or inflated_length(data, num_bytes + 1) != num_bytes:
+            if surplus != 0:
                 # As the official code does: an index into a palette is no brightness. Only Pillow
                 # looks at the checksum of the pixels.
                 pixels = np.asarray(image.convert("L"))
@@ -108,16 +103,6 @@ def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
     except Exception as error:
         raise InputError(f"cannot read {file} as an image: {error}") from error
     return mask_from_bitmap(pixels)
-
-
-def _holds_only_pixels(data: bytes) -> bool:
-    """Whether a file is a PNG, whole or not, without chunks beside header and pixels.
-
-    Of the others, such as colour profiles, decoders refuse different ones; the official script's
-    decoder, Pillow, decides then.
-    """
-    kinds = {kind for kind, _, _ in png_chunks(data)}
-    return bool(kinds) and kinds <= {b"IHDR", b"IDAT", b"IEND"}
 
 
 def ground_truth_file(
