@@ -30,7 +30,6 @@ hide objects too but do not count.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
 from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
 from cityscapes_maskrcnn.utils.error_summary import CAUSES, ErrorSummary
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import csv_text, write_text
 from cityscapes_maskrcnn.utils.object_limits import OCCLUSION_LIMITS, SIZE_LIMITS
 
 IOU_THRESHOLD: Final = 0.5
@@ -281,11 +280,7 @@ def write_error_tables(
         "misses.csv": (["class", "by", "group", "objects", "missed"], misses),
     }
     for file_name, (header, rows) in tables.items():
-        with atomic_write(Path(folder, file_name), "w") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            # An empty cell for NaN, which spreadsheets take for text.
-            writer.writerows(["" if cell != cell else cell for cell in row] for row in rows)
+        write_text(Path(folder, file_name), csv_text(header, rows))
 
 
 def _occlusions(gt: GroundTruth, objects: IntArray) -> FloatArray:
