@@ -7,7 +7,6 @@ DETECTRON2_DATASETS to ROOT. Running it again with the same arguments does nothi
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 
@@ -16,7 +15,7 @@ from cityscapes_maskrcnn.utils.startup import start_tool
 start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
-from cityscapes_maskrcnn.utils.tool import count, folder, run_tool
+from cityscapes_maskrcnn.utils.tool import count, folder, run_tool, tool_parser
 
 EXAMPLES = """
 examples:
@@ -30,9 +29,7 @@ examples:
 
 def main() -> int | None:
     """Parse the command line and generate."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     help_root = "the folder in which cityscapes/ is created"
     parser.add_argument("root", type=folder("ROOT"), help=help_root)
     parser.add_argument("--train", type=int, default=96, help="number of images (default: 96)")

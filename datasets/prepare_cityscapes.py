@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from cityscapes_maskrcnn.data.download import COARSE_PACKAGES, FINE_PACKAGES, do
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX, dataset_root, tree_folder
 from cityscapes_maskrcnn.data.tree_check import check_tree, format_checks
 from cityscapes_maskrcnn.utils.text import printable
-from cityscapes_maskrcnn.utils.tool import count, run_tool
+from cityscapes_maskrcnn.utils.tool import count, run_tool, tool_parser
 
 EXAMPLES = """
 examples:
@@ -34,9 +33,7 @@ examples:
 
 def main() -> int:
     """Download if asked to, check, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     help_root = "the folder that contains cityscapes/ (default: %(default)s)"
     add("root", nargs="?", default=dataset_root(), help=help_root)

@@ -24,6 +24,8 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
+from cityscapes_maskrcnn.evaluation.instance_ap import Prediction
+from cityscapes_maskrcnn.evaluation.result_files import image_results
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 
 # Where Detectron2's C++ extension was built, nothing may use it.
@@ -76,6 +78,20 @@ def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"train": 8, "val": 6, "test": 2, "train_extra": 6}
     generate_dataset(root, counts, height=96, width=192, seed=3)
     return root
+
+
+@pytest.fixture(scope="session")
+def write_results() -> Callable[[Path, str, Sequence[Prediction]], Path]:
+    """Write the predictions of the image of a name into a folder; returns the text file."""
+
+    def write(folder: Path, name: str, predictions: Sequence[Prediction]) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file_name, content in image_results(name, predictions):
+            path = folder / file_name
+            path.write_bytes(content)
+        return path
+
+    return write
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from cityscapes_maskrcnn.utils.startup import start_tool
@@ -12,7 +11,7 @@ start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.dataset_report import write_dataset_report
-from cityscapes_maskrcnn.utils.tool import folder, run_tool
+from cityscapes_maskrcnn.utils.tool import add_opts, folder, run_tool, tool_parser
 
 EXAMPLES = """
 examples:
@@ -30,9 +29,7 @@ Writes report.md, classes.csv, objects.csv (one line per object) and six charts.
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, write, and print the overview."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     help_dataset = "one to four registered datasets, which are compared"
     add("--dataset", required=True, nargs="+", metavar="NAME", help=help_dataset)
@@ -40,8 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--config-file", default="", metavar="FILE", help=help_config)
     help_output = "folder for the report"
     add("--output", required=True, type=folder("--output"), metavar="DIR", help=help_output)
-    help_opts = "config keys that override the config file"
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
+    add_opts(parser)
     args = parser.parse_args(argv)
     build_config(args.config_file, args.opts)  # which registers the datasets
     overview, files = write_dataset_report(args.dataset, args.output)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from cityscapes_maskrcnn.utils.startup import start_tool
@@ -12,7 +11,7 @@ start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.search.storage import open_study, storage_url, without_password
 from cityscapes_maskrcnn.search.study_report import write_study_report
-from cityscapes_maskrcnn.utils.tool import folder, run_tool
+from cityscapes_maskrcnn.utils.tool import folder, run_tool, tool_parser
 
 EXAMPLES = """
 examples:
@@ -31,9 +30,7 @@ best trial are not config keys, it writes everything except best.yaml.
 
 def main(argv: list[str] | None = None) -> None:
     """Read the study, write the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     parser.add_argument(
         "--storage", required=True, metavar="URL", help="an SQLite file, or postgresql://..."
     )

@@ -16,7 +16,7 @@ start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.utils.files import write_json
 from cityscapes_maskrcnn.utils.parallel import available_cores
-from cityscapes_maskrcnn.utils.tool import folder, run_tool
+from cityscapes_maskrcnn.utils.tool import add_opts, folder, run_tool, tool_parser
 
 EXAMPLES = """
 examples:
@@ -36,8 +36,7 @@ DEMO = str(Path(__file__).parents[1] / "configs" / "demo")
 
 def main() -> None:
     """Parse, import what is chosen, measure, print the table with the machine named."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    parser = tool_parser(__doc__, EXAMPLES)
     chosen = parser.add_subparsers(required=True)
     new = partial(chosen.add_parser, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     load = new("loading", help="reading the annotations of a split")
@@ -107,7 +106,7 @@ def main() -> None:
     trade = new("deployment", help="AP, time, file size and memory of a model in several forms")
     add_deployment_flags(trade)
     for each in (step, equal, trade):
-        each.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
+        add_opts(each, "config keys")
     options = vars(parser.parse_args())
     module, _, name = options.pop("function").partition(".")
     function = getattr(import_module(f"cityscapes_maskrcnn.benchmarks.{module}"), name)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from cityscapes_maskrcnn.engine.run_anchors import (
     write_anchor_report,
 )
 from cityscapes_maskrcnn.modeling.anchors import fit_anchors, read_boxes
-from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.utils.tool import add_opts, run_tool, tool_parser
 
 CONFIG = Path(__file__).parents[1] / "configs" / "Base-MaskRCNN-R50-FPN.yaml"
 EXAMPLES = """
@@ -35,9 +34,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> None:
     """Gather the boxes, fit, write, and print how well the anchors fit."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", metavar="NAME", help="such as cityscapes_instance_train")
     source.add_argument("--boxes", metavar="CSV", help="a file of width,height lines")
@@ -51,8 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=int, metavar="S", help="0 to 4294967295 (default: SEED of the config)")
     help_output = "config file to write; a .png and a .json file are written beside it"
     add("--output", required=True, metavar="YAML", help=help_output)
-    help_opts = "config keys that override the config file"
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
+    add_opts(parser)
     args = parser.parse_args(argv)
     check_report_name(args.output)
     cfg = build_config(args.config_file, args.opts)

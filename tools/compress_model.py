@@ -13,7 +13,7 @@ from cityscapes_maskrcnn.utils.startup import start_tool
 start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.tool import count, folder, run_tool
+from cityscapes_maskrcnn.utils.tool import add_opts, count, folder, run_tool
 
 QUANTIZE = """
 The model is scored by the official protocol before and after. If int8 everywhere loses more than
@@ -93,8 +93,7 @@ def add_prune_flags(command: argparse.ArgumentParser) -> None:
     add("--ratio", required=True, type=float, metavar="R", help=help_ratio)
     help_output = "a new folder for model_pruned.pth and config.yaml"
     add("--output", required=True, type=folder("--output"), metavar="DIR", help=help_output)
-    help_opts = "MODEL.WEIGHTS, and other keys to set in config.yaml"
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
+    add_opts(command, "MODEL.WEIGHTS, and other keys to set in config.yaml")
 
 
 def prune(args: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ No code from the files is run.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from cityscapes_maskrcnn.engine.checkpoint_average import average_checkpoints
 from cityscapes_maskrcnn.engine.weight_conversion import convert_checkpoint, take_as_named
 from cityscapes_maskrcnn.modeling.weight_files import write_tensors
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.utils.tool import run_tool, tool_parser
 
 EXAMPLES = """
 A checkpoint of PyTorch Lightning, MMDetection 3 or another program may contain objects besides its
@@ -40,9 +39,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> None:
     """Read, translate, write, and report what became of every tensor."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     help_inputs = "a .pth or .safetensors file, torchvision://... or timm://..."
     add("inputs", metavar="IN", nargs="+", help=help_inputs)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.engine.checkpoint_origin import describe_checkpoint, format_description
 from cityscapes_maskrcnn.utils.files import to_json
-from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.utils.tool import run_tool, tool_parser
 
 EXAMPLES = """
 For files of other programs, it shows as much as they record. It never executes code from a file.
@@ -27,9 +26,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> None:
     """Read and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     parser.add_argument("file", metavar="FILE", help="a .pth, .ckpt, .safetensors or .pkl file")
     parser.add_argument("--config", action="store_true", help="print the whole config too")
     parser.add_argument("--json", action="store_true", help="print JSON, with the config")

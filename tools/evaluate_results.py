@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from cityscapes_maskrcnn.evaluation.result_files import (
 )
 from cityscapes_maskrcnn.evaluation.submission_check import read_image_list
 from cityscapes_maskrcnn.utils.files import write_json
-from cityscapes_maskrcnn.utils.tool import count, run_tool
+from cityscapes_maskrcnn.utils.tool import count, run_tool, tool_parser
 
 EXAMPLES = """
 examples:
@@ -45,8 +44,7 @@ examples:
 
 def main() -> None:
     """Match, average, print, and write the JSON."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     help_results = (
         "folder or zip file with the text files and masks; or a model from tools/export_model.py,"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from cityscapes_maskrcnn.utils.startup import start_tool
 start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.tool import folder, run_tool
+from cityscapes_maskrcnn.utils.tool import add_opts, folder, run_tool, tool_parser
 
 EXAMPLES = """
 Exported models accept any number of uint8 images of any height and width. model.json beside the
@@ -33,8 +32,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> None:
     """Export, and score if asked to."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="the model's config")
     formats = ("onnx", "torchscript", "torch_export")
@@ -61,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         metavar="DATASET",
         help="print the official scores of PyTorch and of the ONNX file on a registered dataset",
     )
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="MODEL.WEIGHTS and other keys")
+    add_opts(parser, "MODEL.WEIGHTS and other keys")
     args = parser.parse_args(argv)
 
     from cityscapes_maskrcnn.cli import build_config

@@ -8,7 +8,6 @@ DIR/gallery.json describes them for programs.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from cityscapes_maskrcnn.utils.startup import start_tool
@@ -17,7 +16,7 @@ start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.engine.gallery import PAGE_FILE, write_gallery
-from cityscapes_maskrcnn.utils.tool import folder, run_tool
+from cityscapes_maskrcnn.utils.tool import add_opts, folder, run_tool, tool_parser
 from cityscapes_maskrcnn.visualization.image_files import make_folder
 
 EXAMPLES = """
@@ -33,9 +32,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> None:
     """Write the gallery and print its captions."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="the model's config")
     help_output = "folder for the gallery"
@@ -45,8 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--predictions", metavar="PATH", help=help_predictions)
     help_thresh = "lowest score of a detection (default: TEST.ANALYSIS_CONFIDENCE)"
     add("--score-thresh", type=float, metavar="T", help=help_thresh)
-    help_opts = "config keys that override the config file"
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
+    add_opts(parser)
     args = parser.parse_args(argv)
 
     cfg = build_config(args.config_file, args.opts)

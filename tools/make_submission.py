@@ -12,7 +12,7 @@ start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.data.tree import IMAGE_SUFFIX
 from cityscapes_maskrcnn.evaluation import submission_check
-from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.utils.tool import add_opts, run_tool, tool_parser
 
 EXAMPLES = """
 examples:
@@ -34,8 +34,7 @@ def predict(args: argparse.Namespace) -> None:
 
 def main() -> int:
     """Predict in --num-gpus processes, or check."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    parser = tool_parser(__doc__, EXAMPLES)
     add, dataset = parser.add_argument, "cityscapes_instance_test"
     add("--config-file", default="", metavar="FILE", help="the model's config")
     add("--output", metavar="ZIP", help="the zip file to write")
@@ -52,8 +51,7 @@ def main() -> int:
         help="the end of the image names in --image-list (default: %(default)s)",
     )
     add("--list-all", action="store_true", help="with --check: do not shorten long lists")
-    help_opts = "config keys that override the config file"
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
+    add_opts(parser)
     parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto")
     args = parser.parse_args()
     if not args.check and not (args.output and args.config_file):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from cityscapes_maskrcnn.utils.startup import start_tool
 start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.utils.tool import run_tool, tool_parser
 from cityscapes_maskrcnn.visualization.training_curves import find_runs, plot_each_run, plot_runs
 
 EXAMPLES = """
@@ -30,9 +29,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the runs and draw them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     parser.add_argument(
         "runs",
         nargs="+",

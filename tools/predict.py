@@ -18,7 +18,14 @@ from cityscapes_maskrcnn.deploy.prediction_job import DEFAULT_RATE, OutputPlan, 
 from cityscapes_maskrcnn.deploy.prediction_output import CODECS
 from cityscapes_maskrcnn.deploy.tracking import ObjectTracker
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.tool import check_score_thresh, count, folder, run_tool
+from cityscapes_maskrcnn.utils.tool import (
+    add_opts,
+    check_score_thresh,
+    count,
+    folder,
+    run_tool,
+    tool_parser,
+)
 
 EXAMPLES = """
 examples (the config of a checkpoint is the config.yaml beside it):
@@ -65,9 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add(
         "--input",
@@ -119,8 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--fps", type=float, metavar="F", help=help_fps)
     help_codec = "codec of the video (default: mp4v; MJPG in .avi, VP80 in .webm)"
     add("--codec", metavar="FOURCC", help=help_codec)
-    help_opts = "config keys that override the config file"
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
+    add_opts(parser)
     return parser
 
 

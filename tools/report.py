@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from cityscapes_maskrcnn.utils.startup import start_tool
 start_tool()  # before the slow imports
 
 from cityscapes_maskrcnn.report.page import write_report
-from cityscapes_maskrcnn.utils.tool import folder, run_tool
+from cityscapes_maskrcnn.utils.tool import folder, run_tool, tool_parser
 
 EXAMPLES = """
 example:
@@ -27,9 +26,7 @@ were trained by hand, run tools/make_gallery.py --output RUN/gallery first.
 
 def main(argv: list[str] | None = None) -> None:
     """Read the run and write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     help_run = "the run's folder, the --output of tools/train_stages.py"
     add("--run", type=folder("--run"), required=True, metavar="DIR", help=help_run)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from cityscapes_maskrcnn.deploy.model_card import (
     read_scores,
     write_model,
 )
-from cityscapes_maskrcnn.utils.tool import folder, run_tool
+from cityscapes_maskrcnn.utils.tool import folder, run_tool, tool_parser
 
 EXAMPLES = """
 Only the weights are copied, with their types unchanged; the training state and the paths of this
@@ -42,9 +41,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> None:
     """Read, write, and upload if asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FILE", help="a .pth file from train_net.py")
     add("--scores", metavar="FILE", help="its scores.json, from train_net.py --eval-only")

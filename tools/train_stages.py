@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from cityscapes_maskrcnn.recipe.chain_status import format_plan
 from cityscapes_maskrcnn.recipe.report import write_recipe_report
 from cityscapes_maskrcnn.recipe.stage_table import STEPS
 from cityscapes_maskrcnn.recipe.stages import Recipe, split_words
-from cityscapes_maskrcnn.utils.tool import folder, run_tool
+from cityscapes_maskrcnn.utils.tool import add_opts, folder, run_tool, tool_parser
 
 EXAMPLES = """
 examples:
@@ -50,9 +49,7 @@ is run again, and its previous files are moved to OUTPUT/replaced.
 
 def main(argv: list[str] | None = None) -> None:
     """Print the plan, run it, and print the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     help_configs = "folder of the stages' configs (default: configs)"
     add("--config-dir", type=Path, default="configs", metavar="DIR", help=help_configs)
@@ -66,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     help_gpus = "number of processes per training (default: 1)"
     add("--num-gpus", type=int, default=1, metavar="N", help=help_gpus)
     add("--dry-run", action="store_true", help="only print the plan")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys for all stages")
+    add_opts(parser, "config keys for all stages")
     args = parser.parse_args(argv)
 
     stages, opts = split_words(args.stages)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ start_tool()  # before the slow imports
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.search.tuning import tune
 from cityscapes_maskrcnn.utils.stop import Stopped, StopRequests
-from cityscapes_maskrcnn.utils.tool import run_tool
+from cityscapes_maskrcnn.utils.tool import add_opts, run_tool, tool_parser
 
 EXAMPLES = """
 examples:
@@ -35,9 +34,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and search."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     parser.add_argument("--config-file", default="", metavar="FILE", help="config of the trials")
     parser.add_argument("--study", default="search", help="name of the study (default: search)")
     help_storage = "postgresql://... or an SQLite file (default: OUTPUT_DIR/search.db)"
@@ -51,9 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--confirm", type=int, default=0, metavar="K", help=help_confirm)
     help_gpus = "number of processes per trial (default: 1)"
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help=help_gpus)
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys, after all flags"
-    )
+    add_opts(parser, "config keys, after all flags")
     args = parser.parse_args(argv)
 
     cfg = build_config(args.config_file, args.opts)

@@ -17,7 +17,7 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from cityscapes_maskrcnn.cli import build_config
-from cityscapes_maskrcnn.utils.tool import folder, run_tool
+from cityscapes_maskrcnn.utils.tool import add_opts, folder, run_tool, tool_parser
 from cityscapes_maskrcnn.visualization.annotated_images import (
     draw_example,
     draw_record,
@@ -47,9 +47,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> None:
     """Draw one image after the other."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--dataset", required=True, metavar="NAME", help="such as cityscapes_instance_val")
     help_config = "a config with DATASETS.OWN, or with the INPUT to use for --augmented"
@@ -60,8 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=int, default=0, metavar="S", help="seed of the sample (default: 0)")
     help_augmented = "draw the first N training examples of a run with seed S, in order"
     add("--augmented", action="store_true", help=help_augmented)
-    help_opts = "config keys that override the config file"
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
+    add_opts(parser)
     args = parser.parse_args(argv)
 
     cfg = build_config(args.config_file, args.opts)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from cityscapes_maskrcnn.utils.startup import start_tool
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from cityscapes_maskrcnn.cli import build_config, split_at_first_key
 from cityscapes_maskrcnn.engine.predictor import Predictor
-from cityscapes_maskrcnn.utils.tool import folder, run_tool
+from cityscapes_maskrcnn.utils.tool import add_opts, folder, run_tool, tool_parser
 from cityscapes_maskrcnn.visualization import image_files as files
 
 EXAMPLES = """
@@ -32,9 +31,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> None:
     """Predict, ``TEST.BATCH_SIZE`` images at a time, and draw one image after the other."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="the model's config")
     add("--input", required=True, nargs="+", metavar="IMG", help="files, folders or patterns")
@@ -48,8 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         metavar="T",
         help="lowest score of a detection (default: 0.5)",
     )
-    help_opts = "config keys that override the config file"
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help_opts)
+    add_opts(parser)
     args = parser.parse_args(argv)
 
     inputs, opts = split_at_first_key(args.input)

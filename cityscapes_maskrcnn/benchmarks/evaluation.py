@@ -36,9 +36,10 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     average_precision,
     averages,
     ground_truth,
+    match_image,
 )
 from cityscapes_maskrcnn.evaluation.instances import to_image_scale
-from cityscapes_maskrcnn.evaluation.result_files import find_ground_truth, match_result_files
+from cityscapes_maskrcnn.evaluation.result_files import find_ground_truth, map_result_files
 from cityscapes_maskrcnn.synthetic.dataset import generate_dataset
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -226,7 +227,8 @@ def measure(case: Case, official: list[dict[str, Any]]) -> dict[str, Times]:
         if kind == "ragged":
             write_ragged_masks(results, *case.size)
         matches = timed(
-            f"files, {kind}", lambda: match_result_files(results, gt_files, num_workers=1)
+            f"files, {kind}",
+            lambda: map_result_files(match_image, results, gt_files, num_workers=1),
         )
         timed(f"official, {kind}", score_result_files(results, case.gt_files))
         found = _by_name(averages(average_precision(matches)))

@@ -9,8 +9,6 @@ they hide others.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,6 +20,7 @@ import numpy.typing as npt
 import shapely
 from tabulate import tabulate
 
+from cityscapes_maskrcnn.utils.files import csv_text
 from cityscapes_maskrcnn.utils.object_limits import (
     MIN_REGION_PIXELS,
     OCCLUSION_LIMITS,
@@ -281,7 +280,7 @@ def _shares(counts: IntArray) -> FloatArray:
 def classes_to_csv(datasets: Mapping[str, DatasetStatistics]) -> str:
     """Write :func:`class_rows` for programs: raw numbers, empty where there is none."""
     rows = class_rows(datasets)
-    return _csv(rows[0], [["" if cell != cell else cell for cell in row.values()] for row in rows])
+    return csv_text(rows[0], (row.values() for row in rows))
 
 
 def objects_to_csv(datasets: Mapping[str, DatasetStatistics]) -> str:
@@ -308,15 +307,7 @@ def objects_to_csv(datasets: Mapping[str, DatasetStatistics]) -> str:
                     f"{visible:.4f}",
                 ]
             )
-    return _csv(header, rows)
-
-
-def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(header, rows)
 
 
 def overview(datasets: Mapping[str, DatasetStatistics]) -> str:

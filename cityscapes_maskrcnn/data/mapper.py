@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 
 from cityscapes_maskrcnn.data.augmentation import ColorTransform, training_augmentations
 from cityscapes_maskrcnn.data.image_cache import ImageCache
-from cityscapes_maskrcnn.data.images import read_image, read_label_image
+from cityscapes_maskrcnn.data.images import check_size, read_image, read_label_image
 from cityscapes_maskrcnn.data.labels import train_id_lookup
 from cityscapes_maskrcnn.utils.errors import InputError
 
@@ -121,17 +121,15 @@ class CityscapesMapper(DatasetMapper):
             image = read_image(file_name, self.image_format)
         else:
             image = self.cache.read(file_name)
-        expected = (
-            dataset_dict.setdefault("height", image.shape[0]),
-            dataset_dict.setdefault("width", image.shape[1]),
-        )
-        _check_size(file_name, image, expected)
+        dataset_dict.setdefault("height", image.shape[0])
+        dataset_dict.setdefault("width", image.shape[1])
+        check_size(file_name, image, dataset_dict)
 
         label_file = dataset_dict.pop("sem_seg_file_name", None)
         sem_seg = None
         if label_file and self.is_train:
             label_ids = read_label_image(label_file)
-            _check_size(label_file, label_ids, expected)
+            check_size(label_file, label_ids, dataset_dict)
             sem_seg = train_id_lookup()[label_ids]
 
         augmented = (_FastInput if self.fast_resize else T.AugInput)(image, sem_seg=sem_seg)
@@ -307,13 +305,3 @@ def _moved_polygons(
     ends = accumulate((len(each) for each in arrays), initial=0)
     moved = iter([points[start:end] for start, end in pairwise(ends)])
     return [[next(moved) for _ in each] for each in segmentations]
-
-
-def _check_size(path: str, array: np.ndarray, expected: tuple[int, int]) -> None:
-    """Raise unless an image is as high and wide as its annotation says."""
-    height, width = array.shape[:2]
-    if (height, width) != expected:
-        raise InputError(
-            f"{path} is {width}x{height} pixels, but its annotation is for "
-            f"{expected[1]}x{expected[0]}; image and annotation must come from the same release"
-        )

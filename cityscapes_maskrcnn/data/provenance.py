@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,8 +28,6 @@ TRAINED: Final = "trained"
 TUNED: Final = "tuned"
 
 SEEN_IMAGES_KEY: Final = "cityscapes_maskrcnn.seen_images"
-# Where this project's first checkpoints kept the list; other programs store other things there.
-_FORMER_KEY: Final = "history"
 
 # 48 bits: 20,000 seen images and 500 to score collide once in 28 million models.
 _DIGITS: Final = 12
@@ -54,17 +52,14 @@ class UsedData:
             on its images decided something (when to stop, which learning rate, which thresholds).
         contents: digests of its image files' contents, see :func:`content_digests`.
         names: digests of their folders and names, see :func:`name_digests`.
-        image_ids: what an earlier version noted instead: digests of ``image_id``.
-        generated: whether all its images are generated scenes; None: of an earlier version, which
-            did not note it.
+        generated: whether all its images are generated scenes.
     """
 
     dataset: str
     role: str
     contents: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
-    image_ids: frozenset[str] = frozenset()
-    generated: bool | None = field(default=None, compare=False)
+    generated: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,11 +159,7 @@ def used_data(dataset: str, role: str, images: Iterable[DatasetDict]) -> UsedDat
 
 def merge(*histories: Iterable[UsedData]) -> tuple[UsedData, ...]:
     """Join histories, oldest first; what is in several is kept once."""
-    kept: dict[UsedData, UsedData] = {}
-    for used in (used for history in histories for used in history):
-        if used not in kept or kept[used].generated is None:
-            kept[used] = used
-    return tuple(kept.values())
+    return tuple(dict.fromkeys(used for history in histories for used in history))
 
 
 def find_seen(
@@ -180,8 +171,7 @@ def find_seen(
     """Find the images of a dataset that a model has seen.
 
     Logs a warning where that cannot be found out: images that have folder and name of a seen one
-    but another content may be copies in another size or format, and lists of earlier versions hold
-    ids that this dataset may not have.
+    but another content may be copies in another size or format.
 
     Args:
         history: of the model.
@@ -198,15 +188,14 @@ def find_seen(
     history = [used for used in history if used.role in roles]
     if not history:
         return []
-    images = list(images)
     files = [str(image["file_name"]) for image in images]
-    contents, names, ids = content_digests(files), name_digests(files), _former_digests(images)
+    contents, names = content_digests(files), name_digests(files)
     found = []
     for used in history:
         seen = [
             Path(file).name
-            for file, content, image_id in zip(files, contents, ids, strict=True)
-            if content in used.contents or image_id in used.image_ids
+            for file, content in zip(files, contents, strict=True)
+            if content in used.contents
         ]
         if seen:
             found.append(
@@ -232,41 +221,25 @@ def find_seen(
                 used.role,
                 used.dataset,
             )
-        if used.image_ids and None in ids:
-            logger.warning(
-                "The weights list the images that were %s on, as %s, by ids, as earlier versions "
-                "did; %d of the %d images of %s have other ids, so whether they were seen is not "
-                "known",
-                used.role,
-                used.dataset,
-                ids.count(None),
-                len(files),
-                dataset,
-            )
     return found
 
 
 def to_plain(history: Iterable[UsedData]) -> list[dict[str, Any]]:
     """Turn a history into strings and numbers, which a checkpoint loads safely.
 
-    ``images`` is their number; digests are sorted and joined to one string. ``generated`` is there
-    where it is known. An entry of an earlier version stays as it was.
+    ``images`` is their number; digests are sorted and joined to one string.
     """
-    plain = []
-    for used in history:
-        digests = {"contents": used.contents, "names": used.names}
-        if used.image_ids:
-            digests = {"digests": used.image_ids}
-        plain.append(
-            {
-                "dataset": used.dataset,
-                "role": used.role,
-                "images": len(used.image_ids or used.contents),
-                **({} if used.generated is None else {"generated": used.generated}),
-                **{key: "".join(sorted(value)) for key, value in digests.items()},
-            }
-        )
-    return plain
+    return [
+        {
+            "dataset": used.dataset,
+            "role": used.role,
+            "images": len(used.contents),
+            "generated": used.generated,
+            "contents": "".join(sorted(used.contents)),
+            "names": "".join(sorted(used.names)),
+        }
+        for used in history
+    ]
 
 
 def read_history(checkpoint: Mapping[str, Any], source: str) -> tuple[UsedData, ...]:
@@ -277,11 +250,7 @@ def read_history(checkpoint: Mapping[str, Any], source: str) -> tuple[UsedData, 
     """
     content = checkpoint.get(SEEN_IMAGES_KEY)
     if content is None:
-        content = checkpoint.get(_FORMER_KEY)
-        if not isinstance(content, (list, tuple)) or not any(
-            isinstance(item, dict) and "digests" in item for item in content
-        ):
-            return ()
+        return ()
     try:
         if not isinstance(content, (list, tuple)):
             raise TypeError(f"a {type(content).__name__}")
@@ -300,19 +269,18 @@ def read_history(checkpoint: Mapping[str, Any], source: str) -> tuple[UsedData, 
 def _used_data(item: Mapping[str, Any]) -> UsedData:
     if not isinstance(item, dict):
         raise TypeError(f"holds a {type(item).__name__}")
-    keys = {"contents": "contents", "names": "names"}
-    if "digests" in item:
-        keys = {"image_ids": "digests"}
-    digests = {name: _split_digests(item[key]) for name, key in keys.items()}
     if not isinstance(item["dataset"], str):
         raise TypeError("a name of a dataset that is no text")
+    if not isinstance(item["generated"], bool):
+        raise TypeError("a dataset that is neither generated nor not")
     used = UsedData(
         dataset=item["dataset"],
         role=item["role"],
-        generated=item["generated"] if isinstance(item.get("generated"), bool) else None,
-        **digests,
+        contents=_split_digests(item["contents"]),
+        names=_split_digests(item["names"]),
+        generated=item["generated"],
     )
-    count, size = item["images"], len(used.image_ids or used.contents)
+    count, size = item["images"], len(used.contents)
     if type(count) is not int or count != size:
         raise ValueError(f"{count} images, {size} digests")
     if used.role not in (TRAINED, TUNED):
@@ -325,16 +293,6 @@ def _split_digests(text: object) -> frozenset[str]:
     if not isinstance(text, str) or not re.fullmatch(f"([0-9a-f]{{{_DIGITS}}})*", text):
         raise ValueError(f"digests of type {type(text).__name__} or not hexadecimal")
     return frozenset(text[i : i + _DIGITS] for i in range(0, len(text), _DIGITS))
-
-
-def _former_digests(images: Iterable[DatasetDict]) -> list[str | None]:
-    """What earlier versions noted of images, or None where their ids were not file names."""
-    images = list(images)
-    paths = [Path(image["file_name"]) for image in images]
-    return [
-        _digest(prefix + os.fsencode(path.name)) if image.get("image_id") == path.name else None
-        for image, path, prefix in zip(images, paths, _prefixes(paths), strict=True)
-    ]
 
 
 def _prefixes(files: Sequence[Path]) -> list[bytes]:

@@ -279,7 +279,7 @@ def model_card(model: SharedModel, scores: Mapping[str, Any] | None, sha256: str
         scores=[_score_table(name, entry) for name, entry in datasets.items()],
         seen=(scores or {}).get("seen", []),
         settings=settings,
-        data=[{"generated": None, **use} for use in to_plain(model.history)],
+        data=to_plain(model.history),
         parents=origin["parents"],
         license=licence,
         provenance=provenance,

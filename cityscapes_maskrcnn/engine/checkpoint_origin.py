@@ -215,8 +215,7 @@ def _data(content: Mapping[str, Any], source: str) -> list[dict[str, Any]] | Non
     entries = to_plain(read_history(content, source))
     data = []
     for entry in entries:
-        use = {key: entry.pop(key) for key in ("dataset", "role", "images")}
-        use["generated"] = entry.pop("generated", None)
+        use = {key: entry.pop(key) for key in ("dataset", "role", "images", "generated")}
         digest = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
         data.append({**use, "dataset": _line(use["dataset"]), "sha256": digest})
     return data or None
@@ -288,7 +287,7 @@ def format_description(description: Mapping[str, Any], *, with_config: bool = Fa
         or [_NOT_RECORDED],
         "data": [
             f"{use['role']} on {use['dataset']}: {use['images']} "
-            f"{'generated ' * bool(use['generated'])}images, sha256 {use['sha256']}"
+            f"{'generated ' * use['generated']}images, sha256 {use['sha256']}"
             for use in description["data"] or ()
         ]
         or [_NOT_RECORDED],

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage, TensorboardXWriter, get_event_storage
 
-from cityscapes_maskrcnn.evaluation.instance_ap import PrecisionRecall
 from cityscapes_maskrcnn.utils.config_keys import flat_config
+from cityscapes_maskrcnn.utils.error_summary import PrecisionRecall
 from cityscapes_maskrcnn.utils.training_metrics import TOTAL_LOSS, VALIDATION_LOSS
 
 # What people compare runs by; TensorBoard has the whole config as text.

@@ -21,7 +21,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
-from cityscapes_maskrcnn.data.images import read_image
+from cityscapes_maskrcnn.data.images import check_size, read_image
 from cityscapes_maskrcnn.data.provenance import TRAINED, TUNED
 from cityscapes_maskrcnn.data.registration import is_generated_dataset, register_datasets_of
 from cityscapes_maskrcnn.engine.predictor import Predictor
@@ -47,7 +47,6 @@ from cityscapes_maskrcnn.utils.files import write_json, write_text
 from cityscapes_maskrcnn.utils.object_limits import MIN_REGION_PIXELS
 from cityscapes_maskrcnn.utils.text import counted, printable
 from cityscapes_maskrcnn.utils.tool import check_score_thresh
-from cityscapes_maskrcnn.visualization.annotated_images import check_size
 from cityscapes_maskrcnn.visualization.drawing import RgbImage
 from cityscapes_maskrcnn.visualization.image_files import write_picture
 from cityscapes_maskrcnn.visualization.outcome_drawing import draw_outcomes, outcome_object

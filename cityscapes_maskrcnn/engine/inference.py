@@ -39,10 +39,11 @@ from cityscapes_maskrcnn.evaluation.evaluator import (
     dataset_categories,
     ground_truth_files,
 )
-from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES
+from cityscapes_maskrcnn.evaluation.instance_ap import ALL_CATEGORIES, FloatArray
 from cityscapes_maskrcnn.evaluation.instances import leave_masks_unpasted
 from cityscapes_maskrcnn.evaluation.semantic_evaluator import CityscapesSemanticEvaluator
 from cityscapes_maskrcnn.modeling.pooling import pool_at_exact_boxes
+from cityscapes_maskrcnn.utils.error_summary import ErrorSummary
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
 
@@ -76,10 +77,18 @@ def model_categories(cfg: CfgNode) -> tuple[int, ...]:
     return categories
 
 
-def _draw_errors(cfg: CfgNode, dataset_name: str, folder: Path) -> None:
-    """Draw the tables of an evaluation that has ended."""
+def _draw_errors(
+    cfg: CfgNode, dataset_name: str, folder: Path, summary: ErrorSummary, ap: FloatArray
+) -> None:
+    """Draw the errors of an evaluation that has ended."""
     num_images = len(DatasetCatalog.get(dataset_name))
-    plot_errors(folder, about_run(cfg, [dataset_name], num_images, "official protocol"))
+    plot_errors(
+        folder,
+        summary,
+        ap,
+        sorted(dataset_categories(dataset_name)),
+        about_run(cfg, [dataset_name], num_images, "official protocol"),
+    )
 
 
 # It predicts no masks; MODEL.MASK_ON has no effect on it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from cityscapes_maskrcnn.engine.hooks import Evaluation, StopOnSignal
 from cityscapes_maskrcnn.engine.seen_images import data_of_selection
 from cityscapes_maskrcnn.engine.solver import EarlyStopping, PlateauSchedule
 from cityscapes_maskrcnn.engine.validation import PREFIX, ValidationLoss, measured_in_training
-from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
+from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator, DrawFunction
+from cityscapes_maskrcnn.evaluation.instance_ap import FloatArray
+from cityscapes_maskrcnn.utils.error_summary import ErrorSummary
 from cityscapes_maskrcnn.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -134,7 +136,7 @@ class DrawErrors(HookBase):
     """
 
     def __init__(self) -> None:
-        self._pending: dict[Path, Callable[[Path], object]] = {}
+        self._pending: dict[Path, partial[object]] = {}
 
     def postpone(self, evaluator: DatasetEvaluator) -> DatasetEvaluator:
         """Have an evaluator draw at the end, unless a later one writes to the same folder.
@@ -153,8 +155,10 @@ class DrawErrors(HookBase):
                 evaluator.draw = partial(self._keep, draw)
         return evaluator
 
-    def _keep(self, draw: Callable[[Path], object], folder: Path) -> None:
-        self._pending[folder] = draw
+    def _keep(
+        self, draw: DrawFunction, folder: Path, summary: ErrorSummary, ap: FloatArray
+    ) -> None:
+        self._pending[folder] = partial(draw, folder, summary, ap)
 
     def after_train(self) -> None:
         """Draw, unless iterations are left."""
@@ -162,6 +166,6 @@ class DrawErrors(HookBase):
             return
         for folder, draw in self._pending.items():
             try:
-                draw(folder)
+                draw()
             except (OSError, InputError) as error:
                 logger.warning("%s: the error analysis is incomplete: %s", folder, error)

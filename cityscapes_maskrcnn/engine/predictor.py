@@ -15,7 +15,7 @@ from detectron2.data.transforms import AugInput
 from detectron2.structures import Instances, ROIMasks
 
 from cityscapes_maskrcnn.config_check import check_ranges
-from cityscapes_maskrcnn.data.images import read_image
+from cityscapes_maskrcnn.data.images import check_size, read_image
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
 from cityscapes_maskrcnn.data.registration import register_datasets_of
@@ -28,7 +28,6 @@ from cityscapes_maskrcnn.utils.batches import prepared_batches
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.tool import check_score_thresh
 from cityscapes_maskrcnn.visualization.annotated_images import (
-    check_size,
     draw_captioned,
     ground_truth_of,
     scene_mark,

@@ -30,7 +30,6 @@ hide objects too but do not count.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -50,20 +49,19 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     GroundTruth,
     ImageMatches,
     IntArray,
-    PrecisionRecall,
     Prediction,
     common_pixels,
     judge_predictions,
     precision_recall_curves,
 )
 from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
+from cityscapes_maskrcnn.utils.error_summary import CAUSES, ErrorSummary
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
+from cityscapes_maskrcnn.utils.files import csv_text, write_text
 from cityscapes_maskrcnn.utils.object_limits import OCCLUSION_LIMITS, SIZE_LIMITS
 
 IOU_THRESHOLD: Final = 0.5
 POOR_MASK_IOU: Final = 0.1
-CAUSES: Final = ("duplicate", "wrong class", "poor mask", "background")
 PER_CLASS_FILE: Final = "per_class.csv"
 # Not "missed" or "background", which look at the classes.
 UNMATCHED: Final = "unmatched"
@@ -94,32 +92,6 @@ class ImageErrors:
     pred_categories: IntArray
     false_categories: IntArray
     causes: IntArray
-
-
-@dataclass(frozen=True)
-class ErrorSummary:
-    """The errors of all images.
-
-    Attributes:
-        score_thresh: lowest score of a detection.
-        curves: one per class; None for a class without objects.
-        confusion: shape (9, 9), dtype int64, rows ground truth, columns prediction, 0 to 7 the
-            classes. An object counts once, in the column of its
-            :attr:`ImageErrors.pred_categories`, in column 8 if nothing matches it: the diagonal is
-            what is found, the rest of a row is missed. Row 8 has the false positives that match no
-            ground truth: poor masks and background.
-        false_positives: shape (8, 4), dtype int64: by predicted class and :data:`CAUSES`.
-        by_size: shape (8, 3, 2), dtype int64: by class and :data:`SIZE_LIMITS`, how many objects
-            there are and how many of them are missed.
-        by_occlusion: the same by :data:`OCCLUSION_LIMITS`.
-    """
-
-    score_thresh: float
-    curves: tuple[PrecisionRecall | None, ...]
-    confusion: IntArray
-    false_positives: IntArray
-    by_size: IntArray
-    by_occlusion: IntArray
 
 
 def analyse_image(
@@ -308,11 +280,7 @@ def write_error_tables(
         "misses.csv": (["class", "by", "group", "objects", "missed"], misses),
     }
     for file_name, (header, rows) in tables.items():
-        with atomic_write(Path(folder, file_name), "w") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            # An empty cell for NaN, which spreadsheets take for text.
-            writer.writerows(["" if cell != cell else cell for cell in row] for row in rows)
+        write_text(Path(folder, file_name), csv_text(header, rows))
 
 
 def _occlusions(gt: GroundTruth, objects: IntArray) -> FloatArray:

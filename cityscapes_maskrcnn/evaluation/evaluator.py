@@ -18,14 +18,11 @@ from cityscapes_maskrcnn.data.labels import ID_TO_CONTIGUOUS, THING_CLASSES
 from cityscapes_maskrcnn.data.registration import image_names, image_suffix_of
 from cityscapes_maskrcnn.data.tree import image_name
 from cityscapes_maskrcnn.evaluation.coco_ap import coco_scores, format_coco_scores
-from cityscapes_maskrcnn.evaluation.error_analysis import (
-    ErrorSummary,
-    summarise_errors,
-    write_error_tables,
-)
+from cityscapes_maskrcnn.evaluation.error_analysis import summarise_errors, write_error_tables
 from cityscapes_maskrcnn.evaluation.ground_truth_cache import read_ground_truth
 from cityscapes_maskrcnn.evaluation.image_scoring import ImageResult, score_image, use_one_thread
 from cityscapes_maskrcnn.evaluation.instance_ap import (
+    FloatArray,
     GroundTruth,
     average_precision,
     averages,
@@ -33,12 +30,15 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
 )
 from cityscapes_maskrcnn.evaluation.instances import compact_instances
 from cityscapes_maskrcnn.evaluation.result_files import ground_truth_file
+from cityscapes_maskrcnn.utils.error_summary import ErrorSummary
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import write_json
 from cityscapes_maskrcnn.utils.parallel import TaskQueue
 
 RESULTS_FILE: Final = "cityscapes_results.json"
 ANALYSIS_FOLDER: Final = "analysis"
+#: Draws the errors of a model in a folder; gets its APs too, see :func:`.average_precision`.
+DrawFunction = Callable[[Path, ErrorSummary, FloatArray], object]
 
 Result = TypeVar("Result")
 # Detectron2's setup_logger() shows what is below "detectron2" only.
@@ -225,7 +225,8 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         analysis_confidence: lowest confidence of the predictions in the error analysis, see
             :mod:`.error_analysis`; its tables are written to ``output_dir/analysis``. None: no
             analysis.
-        draw: called in the main process with that folder when the tables are in it.
+        draw: called in the main process when the tables are in that folder: with it, the errors,
+            and the result of :func:`.instance_ap.average_precision`.
 
     Raises:
         InputError: the dataset has no labels, or has classes other than the 8 official ones; a
@@ -240,7 +241,7 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
         coco: bool = True,
         masks: bool = True,
         analysis_confidence: float | None = 0.5,
-        draw: Callable[[Path], object] | None = None,
+        draw: DrawFunction | None = None,
     ) -> None:
         super().__init__(dataset_name, output_dir, num_workers)
         # By class of the model.
@@ -351,7 +352,7 @@ class CityscapesInstanceEvaluator(ImageEvaluator[ImageResult]):
             try:
                 write_error_tables(folder, summary, ap, self._scored)
                 if self.draw is not None:
-                    self.draw(folder)
+                    self.draw(folder, summary, ap)
             except (OSError, InputError) as error:
                 # The scores, and a training that is under way, are worth more than the pictures.
                 logger.warning("%s: the error analysis is incomplete: %s", folder, error)

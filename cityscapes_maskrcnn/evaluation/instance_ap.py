@@ -29,6 +29,7 @@ from cityscapes_maskrcnn.data.labels import (
     VOID_IDS,
 )
 from cityscapes_maskrcnn.evaluation.masks import RunMask, coco_rles
+from cityscapes_maskrcnn.utils.error_summary import PrecisionRecall
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.object_limits import MIN_REGION_PIXELS
 
@@ -136,28 +137,6 @@ class ImageMatches:
     targets: IntArray
     ignored: FloatArray
     num_ground_truth: IntArray
-
-
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """The precision-recall curve of a class at one IoU threshold.
-
-    Attributes:
-        confidences: shape (N,), ascending: one point for every distinct score, at which predictions
-            with at least this score are counted. The last is infinite: no prediction, recall 0 and,
-            by convention, precision 1.
-        recall: shape (N,), descending, 0 to 1.
-        precision: shape (N,), 0 to 1.
-    """
-
-    confidences: FloatArray
-    recall: FloatArray
-    precision: FloatArray
-
-    def area(self) -> float:
-        """Integrate with the official step rule: equals the official AP to the last bit."""
-        padded = np.concatenate([self.recall[:1], self.recall, [0.0]])
-        return float(np.dot(self.precision, np.convolve(padded, [-0.5, 0, 0.5], "valid")))
 
 
 def ground_truth(instance_ids: npt.NDArray[Any]) -> GroundTruth:

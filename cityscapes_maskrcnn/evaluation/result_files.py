@@ -28,8 +28,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cityscapes_maskrcnn.data.images import (
     check_scans,
-    inflated_length,
-    png_chunks,
+    plain_png_surplus,
     read_instance_ids,
 )
 from cityscapes_maskrcnn.data.labels import (
@@ -44,10 +43,8 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     ALL_CATEGORIES,
     MIN_REGION_PIXELS,
     GroundTruth,
-    ImageMatches,
     Prediction,
     ground_truth,
-    match_image,
 )
 from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.result_source import (
@@ -56,17 +53,12 @@ from cityscapes_maskrcnn.evaluation.result_source import (
     largest_mask,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import atomic_write
 from cityscapes_maskrcnn.utils.parallel import map_in_parallel
 
 INSTANCE_IDS_SUFFIX: Final = "_gtFine_instanceIds.png"
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 _KNOWN_LABEL_IDS: Final = frozenset(label.id for label in LABELS)
-# Four bytes in the header of a PNG file: bits a channel, the kind of pixels (0: grey), and how they
-# are compressed and filtered, for which there are no other values than 0.
-_PIXEL_FORMAT: Final = slice(24, 28)
-_GREY_8: Final = b"\x08\x00\x00\x00"
 # Not all that Pillow reads: for an EPS file it would start Ghostscript, which runs what is in it,
 # for the comments of a GIF it takes minutes, and for the tags of a TIFF gigabytes.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
@@ -94,11 +86,11 @@ def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
                 )
             if image.format == "JPEG":
                 check_scans(file, data, height * width)
-            plain = data[_PIXEL_FORMAT] == _GREY_8 and _holds_only_pixels(data)
-            if plain:
+            surplus = plain_png_surplus(data, 1)
+            if surplus is not None:
+                # Also of damaged data: it refuses some that Pillow takes.
                 pixels = kornia_io.decode_image_png_u8(data, (height, width), "mono")[..., 0]
-            num_bytes = height * (1 + width)
-            if not plain or inflated_length(data, num_bytes + 1) != num_bytes:
+            if surplus != 0:
                 # As the official code does: an index into a palette is no brightness. Only Pillow
                 # looks at the checksum of the pixels.
                 pixels = np.asarray(image.convert("L"))
@@ -111,16 +103,6 @@ def decode_mask(file: Path, data: bytes, height: int, width: int) -> RunMask:
     except Exception as error:
         raise InputError(f"cannot read {file} as an image: {error}") from error
     return mask_from_bitmap(pixels)
-
-
-def _holds_only_pixels(data: bytes) -> bool:
-    """Whether a file is a PNG, whole or not, without chunks beside header and pixels.
-
-    Of the others, such as colour profiles, decoders refuse different ones; the official script's
-    decoder, Pillow, decides then.
-    """
-    kinds = {kind for kind, _, _ in png_chunks(data)}
-    return bool(kinds) and kinds <= {b"IHDR", b"IDAT", b"IEND"}
 
 
 def ground_truth_file(
@@ -299,14 +281,20 @@ def read_result_lines(source: ResultSource, text_file: str) -> dict[str, tuple[i
     return by_mask
 
 
-def read_predictions(
-    source: ResultSource, text_file: str, height: int, width: int
+def read_masks(
+    source: ResultSource,
+    text_file: str,
+    lines: Mapping[str, tuple[int, float]],
+    *,
+    height: int,
+    width: int,
 ) -> list[Prediction]:
-    """Read and check one image's text file and its masks.
+    """Read and check the masks of one image.
 
     Args:
         source: the results.
-        text_file: path of the image's result file in them.
+        text_file: path of the image's result file in them, for messages.
+        lines: its content, see :func:`read_result_lines`.
         height: of the image in pixels.
         width: of the image in pixels.
 
@@ -314,22 +302,8 @@ def read_predictions(
         The predictions of the 8 classes; those of other labels are left out, their masks unread.
 
     Raises:
-        InputError: see :func:`read_result_lines`; or a mask is missing, unreadable or of another
-            size.
+        InputError: a mask is missing, unreadable or of another size.
     """
-    return _read_masks(
-        source, text_file, read_result_lines(source, text_file), height=height, width=width
-    )
-
-
-def _read_masks(
-    source: ResultSource,
-    text_file: str,
-    lines: dict[str, tuple[int, float]],
-    *,
-    height: int,
-    width: int,
-) -> list[Prediction]:
     predictions = []
     for mask_file, (label_id, confidence) in lines.items():
         if label_id in ID_TO_CONTIGUOUS:
@@ -366,28 +340,15 @@ def _parse_line(line: str, folder: str) -> tuple[str, int, float]:
     return mask_file, int(label), confidence
 
 
-def write_image_results(
-    folder: str | os.PathLike[str], name: str, predictions: Sequence[Prediction]
-) -> Path:
-    """Write one image's predictions in the official form.
+def image_results(name: str, predictions: Sequence[Prediction]) -> Iterator[tuple[str, bytes]]:
+    """Make the files of one image's predictions, one by one.
+
+    The text file comes last: where files are written in this order, it never names a mask that is
+    not there.
 
     Args:
-        folder: where the text file and the masks go, side by side; created when missing.
-        name: of the image, see :func:`.tree.image_name`; what is written begins with it.
+        name: of the image, see :func:`.tree.image_name`; all names begin with it.
         predictions: of the image. A confidence is written so that it reads back as the same number.
-
-    Returns:
-        The text file. It is written last: it never names a mask that is not there.
-    """
-    for file_name, content in image_results(name, predictions):
-        path = Path(folder) / file_name
-        with atomic_write(path) as file:
-            file.write(content)
-    return path
-
-
-def image_results(name: str, predictions: Sequence[Prediction]) -> Iterator[tuple[str, bytes]]:
-    """Make the files of :func:`write_image_results` one by one, the text file last.
 
     Yields:
         Name, without folder and spaces, and content of every mask and of the text file.
@@ -487,18 +448,6 @@ def _warn_of_labels(labels: Counter[int], categories: Sequence[int]) -> None:
     logger.warning("%s", message)
 
 
-def match_result_files(
-    results: str | os.PathLike[str],
-    gt_files: Mapping[str, Path],
-    num_workers: int | None = None,
-) -> list[ImageMatches]:
-    """Match result files with ground truth, for :func:`.instance_ap.average_precision`.
-
-    Arguments and errors are those of :func:`map_result_files`.
-    """
-    return map_result_files(match_image, results, gt_files, num_workers)
-
-
 def _map_files(
     function: Callable[[GroundTruth, list[Prediction]], Result],
     source: ResultSource,
@@ -513,7 +462,7 @@ def _map_files(
     ids = read_instance_ids(gt_file)
     lines = read_result_lines(source, text_file)
     height, width = ids.shape
-    predictions = _read_masks(source, text_file, lines, height=height, width=width)
+    predictions = read_masks(source, text_file, lines, height=height, width=width)
     try:
         gt = ground_truth(ids)
         result = function(gt, predictions)

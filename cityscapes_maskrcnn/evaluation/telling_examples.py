@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
-from cityscapes_maskrcnn.evaluation.error_analysis import CAUSES, IOU_THRESHOLD, analyse_image
+from cityscapes_maskrcnn.evaluation.error_analysis import IOU_THRESHOLD, analyse_image
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     ALL_CATEGORIES,
     FALSE,
@@ -28,6 +28,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     judge_predictions,
     match_image,
 )
+from cityscapes_maskrcnn.utils.error_summary import CAUSES
 from cityscapes_maskrcnn.utils.object_limits import SIZE_LIMITS
 from cityscapes_maskrcnn.utils.text import counted
 

@@ -6,8 +6,6 @@ protocol.
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +18,7 @@ from tabulate import tabulate
 
 from cityscapes_maskrcnn.engine.outcome import short_name, short_names
 from cityscapes_maskrcnn.recipe.stage_table import STAGES
-from cityscapes_maskrcnn.utils.files import read_json
+from cityscapes_maskrcnn.utils.files import csv_text, read_json
 from cityscapes_maskrcnn.utils.text import printable
 
 COCO_SCORES: Final = ("AP", "AP50", "APs", "APm", "APl", "AR100")
@@ -247,10 +245,8 @@ def to_terminal(rows: Sequence[Row]) -> str:
 
 def to_csv(rows: Iterable[Row]) -> str:
     """Write the table for programs: one line a row, raw numbers, empty where nothing is known."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    for row in rows:
-        values = {
+    lines: list[dict[str, Any]] = [
+        {
             "group": row.group,
             "name": row.name,
             "split": row.split,
@@ -266,10 +262,9 @@ def to_csv(rows: Iterable[Row]) -> str:
             "source": row.source,
             "note": "; ".join(filter(None, (row.note, caution([row])))),
         }
-        if not file.tell():
-            writer.writerow(values)
-        writer.writerow("" if value is None else value for value in values.values())
-    return file.getvalue()
+        for row in rows
+    ]
+    return csv_text(lines[0], (line.values() for line in lines)) if lines else ""
 
 
 def cell(row: Row, column: str) -> str:

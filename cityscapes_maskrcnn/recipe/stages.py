@@ -289,7 +289,6 @@ class Recipe:
             folder=self.output / name,
             commands=(),
             settings=settings,
-            ignored=_NOT_SETTINGS,
             defaults=self._defaults,
             needs=needs,
             outputs=(),

@@ -17,7 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
-from cityscapes_maskrcnn.search.study import IMAGES_CONTENT, names_part
+from cityscapes_maskrcnn.search.study import IMAGES_CONTENT
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest, read_json, write_json
 from cityscapes_maskrcnn.utils.yaml_files import read_yaml
@@ -26,7 +26,7 @@ INPUTS_FILE: Final = "inputs.json"
 COMPLETE_FILE: Final = "complete.json"
 _DIGESTS: Final = {"*": (str, None)}
 _INPUTS: Final = {"settings": {"*": str}, "changed?": [str], "files": _DIGESTS}
-_COMPLETE: Final = {"outputs": _DIGESTS, "amounts?": {"*": int}, "amount?": int}
+_COMPLETE: Final = {"outputs": _DIGESTS, "amounts": {"*": int}}
 
 
 class StepState(Enum):
@@ -51,7 +51,6 @@ class Step:
         activities: what each command does, for the status; empty for one that notes its progress.
             Without any, all do.
         settings: config keys and values, as text, that make it what it is.
-        ignored: config keys that are no settings, though earlier versions noted some of them.
         defaults: of all config keys, as text.
         needs: files it starts from. Those of earlier steps by a name without the output folder,
             so that the whole folder can move (``stage_1/model_final.pth``); those that settings
@@ -82,7 +81,6 @@ class Step:
     processes: int = 1
     evaluations: int = 0
     evaluated_images: int = 0
-    ignored: frozenset[str] = frozenset()
     defaults: Mapping[str, str] = field(default_factory=dict)
     amounts: Mapping[str, int] = field(default_factory=dict)
     after: Callable[[], None] = field(default=lambda: None)
@@ -121,12 +119,6 @@ class Step:
             read_json(complete, form=_COMPLETE, advice="delete the folder")
         ):
             return StepState.COMPLETE
-        if IMAGES_CONTENT not in before["settings"] and names_part(self.data):
-            raise InputError(
-                f"{self.folder}: was started before the parts of the splits were redefined, and "
-                "cannot continue with other images; choose another --output, or delete the folder "
-                "to run the step again"
-            )
         return StepState.UNFINISHED
 
     def _is_complete(self, done: Mapping[str, Any]) -> bool:
@@ -140,8 +132,8 @@ class Step:
                     f"{self.folder / name}: {what} after the step was complete; restore it, or "
                     f"delete {self.folder} to run the step again"
                 )
-        # Earlier versions knew one amount, the trials; what they did not know is no more work.
-        amounts = done.get("amounts", {"trials": done.get("amount", 0)})
+        # An amount that was not counted yet when the step ended is no more work.
+        amounts = done["amounts"]
         return all(amounts.get(name, least) >= least for name, least in self.amounts.items())
 
     def begin(self) -> None:
@@ -184,7 +176,7 @@ class Step:
         by_content = {
             name for name, path in self.needs.items() if files.get(name) and path.is_file()
         }
-        named = (settings.keys() | self.settings.keys()) - by_content - self.ignored
+        named = (settings.keys() | self.settings.keys()) - by_content
         differing = [
             f"{key} {settings.get(key, 'nothing')}, now {self.settings.get(key, 'nothing')}"
             for key in sorted(named)
@@ -194,7 +186,11 @@ class Step:
         for name in sorted((files.keys() | self.needs.keys()) - named):
             path = self.needs.get(name)
             # A file that is not there yet is judged when it is.
-            if path and name in files and (not path.is_file() or _is_same(path, files[name])):
+            if (
+                path
+                and name in files
+                and (not path.is_file() or _content_digest(path) == files[name])
+            ):
                 continue
             if path and name in files and "/" in name:
                 remade.append(name)
@@ -204,8 +200,8 @@ class Step:
 
     def _same_setting(self, key: str, before: Mapping[str, str], changed: Sequence[str]) -> bool:
         """Whether a setting is as before; a key of one side only came or went by an upgrade."""
-        if key == IMAGES_CONTENT and not (key in before and key in self.settings):
-            # An earlier version did not note it, or the data are missing now.
+        if key == IMAGES_CONTENT and key not in self.settings:
+            # The data are missing now.
             return True
         if key not in before:
             return self.settings[key] == self.defaults.get(key)
@@ -220,8 +216,3 @@ def _content_digest(path: Path) -> str | None:
         return file_digest(path)
     text = json.dumps(read_yaml(path), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _is_same(path: Path, digest: str | None) -> bool:
-    # Earlier versions noted the bytes of yaml files too.
-    return digest in (_content_digest(path), file_digest(path))

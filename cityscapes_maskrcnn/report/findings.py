@@ -301,7 +301,7 @@ def step_commands(run: RunFolder) -> list[Advice]:
     found = []
     for step in run.steps:
         commands = list(step.commands)
-        # Runs of earlier versions have it in the checkpoint only.
+        # A stage that was not trained by the recipe has it in its checkpoint only.
         if not commands and (description := by_stage.get(step.name)) and description["command"]:
             commands = [description["command"]]
         found += [Advice(step.title, _in_project(command)) for command in commands]

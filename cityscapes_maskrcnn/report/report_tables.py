@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
-from cityscapes_maskrcnn.evaluation.error_analysis import CAUSES, UNMATCHED
+from cityscapes_maskrcnn.evaluation.error_analysis import UNMATCHED
 from cityscapes_maskrcnn.modeling.drift import WHOLE, format_percent
 from cityscapes_maskrcnn.recipe.performance_table import (
     COCO_SCORES,
@@ -27,6 +27,7 @@ from cityscapes_maskrcnn.report.run_folder import (
     numbers_of,
 )
 from cityscapes_maskrcnn.utils.config_keys import names_at
+from cityscapes_maskrcnn.utils.error_summary import CAUSES
 from cityscapes_maskrcnn.utils.object_limits import OCCLUSION_NAMES, SIZE_RANGES
 from cityscapes_maskrcnn.visualization.style import class_color
 

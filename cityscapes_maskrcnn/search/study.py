@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -100,12 +99,6 @@ def join_study(
                 f"study {name!r} has another search space: {difference}; choose another --study"
             )
         _require_same_config(name, config, before[STUDY_CONFIG])
-        names = [*config.get("DATASETS.TRAIN", ()), *config.get("DATASETS.TEST", ())]
-        if IMAGES_CONTENT not in before[STUDY_CONFIG] and names_part(" ".join(names)):
-            raise InputError(
-                f"study {name!r} was made before the parts of the splits were redefined: its "
-                "scores cannot be compared; choose another --study"
-            )
     elif any(trial.state != TrialState.WAITING for trial in study.trials):
         raise InputError(
             f"study {name!r} was made by another program, and its search space is not known; "
@@ -135,11 +128,6 @@ def _require_same_config(name: str, config: Mapping[str, Any], before: Mapping[s
             f"study {name!r} trains with {what}: its scores cannot be compared; use "
             f"another --study or the same {same}"
         )
-
-
-def names_part(datasets: str) -> bool:
-    """Whether a text names a part of a split, of which earlier versions had other images."""
-    return re.search(r"_part\d+(and\d+)?of\d+", datasets) is not None
 
 
 def counting_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

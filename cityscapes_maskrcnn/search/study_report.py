@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,7 +30,7 @@ from cityscapes_maskrcnn.search.study import (
     ranked_trials,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import write_text
+from cityscapes_maskrcnn.utils.files import csv_text, write_text
 from cityscapes_maskrcnn.visualization.study_charts import ScoredTrial, plot_study
 from cityscapes_maskrcnn.visualization.style import About
 
@@ -351,22 +349,19 @@ def _csv(results: _Results) -> str:
     """Write every finished trial in a line, the best first, those without a value last."""
     names = _parameter_names(results.trials)
     rest = [trial for trial in results.trials if not _is_finite(trial)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", "value", *names, "seconds", "iterations", "reason"])
-    for trial in [*results.ranked, *rest]:
-        writer.writerow(
-            [
-                trial.number,
-                trial.state.name.lower(),
-                trial.value if _is_finite(trial) else "",
-                *(trial.params.get(name, "") for name in names),
-                round(trial.duration.total_seconds(), 1) if trial.duration else "",
-                trial.user_attrs.get(TRIAL_ITERATIONS, ""),
-                trial.user_attrs.get(TRIAL_REASON, ""),
-            ]
-        )
-    return text.getvalue()
+    rows = [
+        [
+            trial.number,
+            trial.state.name.lower(),
+            trial.value if _is_finite(trial) else None,
+            *(trial.params.get(name) for name in names),
+            round(trial.duration.total_seconds(), 1) if trial.duration else None,
+            trial.user_attrs.get(TRIAL_ITERATIONS),
+            trial.user_attrs.get(TRIAL_REASON),
+        ]
+        for trial in [*results.ranked, *rest]
+    ]
+    return csv_text(["trial", "state", "value", *names, "seconds", "iterations", "reason"], rows)
 
 
 def _states(trials: Sequence[FrozenTrial]) -> str:

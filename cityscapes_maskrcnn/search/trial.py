@@ -22,6 +22,7 @@ from cityscapes_maskrcnn.utils.files import (
 )
 from cityscapes_maskrcnn.utils.locks import LockTimeoutError, file_lock
 from cityscapes_maskrcnn.utils.stop import StopRequests
+from cityscapes_maskrcnn.utils.training_metrics import metric_entries
 
 #: In the output folder of a search: a folder for each trial, and for each run with another seed.
 TRIALS_FOLDER: Final = "trials"
@@ -244,8 +245,6 @@ def last_iteration(metrics_json: Path) -> int:
 def _entries(metrics_json: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read the complete lines of the file, each with the number of iterations done."""
     with suppress(FileNotFoundError):
-        for line in metrics_json.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError, TypeError, KeyError, RecursionError):
-                entry = json.loads(line)
-                # Detectron2 counts iterations from 0.
-                yield entry["iteration"] + 1, entry
+        lines = metrics_json.read_text(encoding="utf-8", errors="replace").splitlines()
+        for iteration, entry in metric_entries(lines):
+            yield iteration + 1, entry

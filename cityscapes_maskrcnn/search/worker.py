@@ -164,8 +164,7 @@ class Worker:
             # SQLite may hand one queued trial to two workers, which are on this machine then.
             with file_lock(self.folder / "lock"):
                 trials = self.study.get_trials(deepcopy=False)
-                # Earlier versions queued a trial again with all its attributes.
-                if trials[trial.number].user_attrs.get(TRIAL_CLAIM) == trial.number:
+                if TRIAL_CLAIM in trials[trial.number].user_attrs:
                     raise _TakenError
                 counts = any(trial.number == other.number for other in counting_trials(trials))
                 if not counts or self._is_surplus(trials, trial.number, budget):

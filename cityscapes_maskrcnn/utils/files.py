@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final
@@ -151,6 +153,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with atomic_write(path, "w") as file:
         file.write(text)
+
+
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Write a table for programs, its lines ended by a line feed.
+
+    Args:
+        header: names of the columns.
+        rows: text and numbers; NaN, which spreadsheets take for text, and None become empty.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(["" if cell != cell else cell for cell in row] for row in rows)
+    return text.getvalue()
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import re
@@ -55,6 +56,32 @@ def _nobody_reads_stdout() -> bool:
     poll = select.poll()
     poll.register(1, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def tool_parser(description: str | None, examples: str) -> argparse.ArgumentParser:
+    """Make the parser of a tool without flags.
+
+    Args:
+        description: the tool's docstring, shown as it is written.
+        examples: the end of ``--help``, shown as they are written.
+    """
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_opts(
+    parser: argparse.ArgumentParser, help: str = "config keys that override the config file"
+) -> None:
+    """Add ``opts``: all that stands behind the flags, keys and values of a config in turn.
+
+    Args:
+        parser: of the tool, or of one of its commands.
+        help: what they are.
+    """
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=help)
 
 
 def count(text: str) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -77,14 +77,9 @@ def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
     except OSError as error:
         raise InputError(f"{metrics_json}: cannot be read: {error.strerror}") from error
     values: dict[str, Curve] = {}
-    broken = 0
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            iteration = int(entry.pop("iteration"))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            broken += bool(line.strip())
-            continue
+    broken = sum(bool(line.strip()) for line in lines)
+    for iteration, entry in metric_entries(lines):
+        broken -= 1
         for name, value in entry.items():
             # A float cannot hold larger whole numbers.
             if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
@@ -93,6 +88,21 @@ def read_curves(metrics_json: str | os.PathLike[str]) -> dict[str, Curve]:
         what = "a line is" if broken == 1 else f"{broken} lines are"
         logger.warning("%s: %s no metrics: skipped", metrics_json, what)
     return {name: dict(sorted(curve.items())) for name, curve in values.items()}
+
+
+def metric_entries(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read the lines of a ``metrics.json``, without those that are no JSON object.
+
+    Yields:
+        An iteration, counted from 0, and all else that its line holds.
+    """
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            iteration = int(entry.pop("iteration"))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            continue
+        yield iteration, entry
 
 
 def measured_on(config: object) -> list[str]:

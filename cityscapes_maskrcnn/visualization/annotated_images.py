@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BitMasks, BoxMode
 
 from cityscapes_maskrcnn.data.annotations import annotation_dicts, read_instances
-from cityscapes_maskrcnn.data.images import read_image, read_label_image
+from cityscapes_maskrcnn.data.images import check_size, read_image, read_label_image
 from cityscapes_maskrcnn.data.labels import train_id_lookup
 from cityscapes_maskrcnn.data.loaders import build_training_stream
 from cityscapes_maskrcnn.data.registration import check_dataset_names, image_suffix_of
@@ -217,13 +217,3 @@ def draw_example(
             annotation["segmentation"] = coco_mask.merge(parts)
     record = {"annotations": annotations}
     return side_by_side([draw_captioned("training example", image, record, metadata)], mark)
-
-
-def check_size(file_name: str, pixels: npt.NDArray[np.uint8], record: dict[str, Any]) -> None:
-    """Raise an InputError unless an image is as large as its record says."""
-    height, width = pixels.shape[:2]
-    if (height, width) != (record["height"], record["width"]):
-        raise InputError(
-            f"{file_name} is {width}x{height} pixels, but its annotation is for "
-            f"{record['width']}x{record['height']}; both must come from the same release"
-        )

@@ -1,10 +1,9 @@
-"""Pictures of a model's errors, drawn from the tables that an evaluation writes."""
+"""Pictures of a model's errors, beside the tables that an evaluation writes."""
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
-from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.object_limits import OCCLUSION_NAMES, OCCLUSION_RANGES, SIZE_RANGES
+from cityscapes_maskrcnn.utils.error_summary import CAUSES, ErrorSummary, PrecisionRecall
+from cityscapes_maskrcnn.utils.object_limits import (
+    OCCLUSION_LIMITS,
+    OCCLUSION_NAMES,
+    OCCLUSION_RANGES,
+    SIZE_LIMITS,
+    SIZE_RANGES,
+)
 from cityscapes_maskrcnn.utils.text import counted
 from cityscapes_maskrcnn.visualization.style import (
     EMPTY,
@@ -39,62 +44,71 @@ _CAUSE_COLORS = ((SKY, INK), (PINK, INK), (ORANGE, INK), ("#666666", "white"))
 _CELL, _GAP = 0.97, 0.12
 _RANGES = {**SIZE_RANGES, **OCCLUSION_RANGES}
 
-Row = dict[str, str]
 Counts = npt.NDArray[np.int64]
 
 
-def plot_errors(folder: str | os.PathLike[str], about: About | None = None) -> list[Path]:
-    """Draw the tables of an evaluation: one PNG beside each CSV.
+def plot_errors(
+    folder: str | os.PathLike[str],
+    summary: ErrorSummary,
+    ap: npt.NDArray[np.float64],
+    categories: Sequence[int],
+    about: About | None = None,
+) -> list[Path]:
+    """Draw a model's errors.
 
     Args:
-        folder: holds what :func:`.evaluation.error_analysis.write_error_tables` writes.
+        folder: of the pictures; created when missing.
+        summary: the errors of all images.
+        ap: shape (8, 10), of the same images: by class and IoU threshold, of which the first is
+            0.5; NaN for a class without objects.
+        categories: the classes to draw, at least one: contiguous class ids, 0 to 7.
         about: what was evaluated.
 
     Returns:
         ``precision_recall.png``, ``confusion.png``, ``false_positives.png``, ``misses.png``.
 
     Raises:
-        InputError: a table is missing or damaged, or a picture cannot be written.
+        InputError: a picture cannot be written.
     """
-    folder = Path(folder)
-    per_class = _read(folder / "per_class.csv")
-    try:
-        threshold = float(per_class[0]["confidence_threshold"])
-        curves = _read(folder / "precision_recall.csv")
-        figures = {
-            "precision_recall": _precision_recall(curves, per_class, threshold, about),
-            "confusion": _confusion(_read(folder / "confusion.csv"), threshold, about),
-            "false_positives": _false_positives(
-                _read(folder / "false_positives.csv"), threshold, about
-            ),
-            "misses": _misses(_read(folder / "misses.csv"), threshold, about),
-        }
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise InputError(f"{folder}: not the tables of an evaluation: {error!r}") from error
+    folder, chosen = Path(folder), list(categories)
+    figures = {
+        "precision_recall": _precision_recall(summary, ap, chosen, about),
+        "confusion": _confusion(summary, chosen, about),
+        "false_positives": _false_positives(summary, chosen, about),
+        "misses": _misses(summary, chosen, about),
+    }
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     return [folder / f"{name}.png" for name in figures]
 
 
 def _precision_recall(
-    rows: list[Row], per_class: list[Row], threshold: float, about: About | None
+    summary: ErrorSummary, ap: npt.NDArray[np.float64], chosen: list[int], about: About | None
 ) -> Figure:
     """A panel a class: its curve, and a dot where the other pictures' threshold lies on it."""
-    columns = min(4, len(per_class))
-    lines = -(-len(per_class) // columns)
+    columns = min(4, len(chosen))
+    lines = -(-len(chosen) // columns)
     width = max(6.5, 3.1 * columns)
     figure = new_figure(width, 1.1 + 2.4 * lines, "Precision and recall at IoU 0.5", about)
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axis, scores in zip(axes, per_class, strict=False):
-        name = scores["class"]
-        _plot_curve(axis, [row for row in rows if row["class"] == name], scores, threshold)
+    for axis, category in zip(axes, chosen, strict=False):
+        curve = summary.curves[category]
+        if curve is None:
+            axis.text(0.5, 0.5, "no objects", ha="center", va="center", fontsize=11, color=MUTED)
+        else:
+            objects = int(summary.by_size[category, :, 0].sum())
+            text = f"AP50 {100 * ap[category, 0]:.1f}, n = {objects:,}"
+            axis.set_title(text, loc="right", fontsize=10.5, color=INK)
+            color = class_color(THING_COLORS[category])
+            _plot_curve(axis, curve, objects, summary.score_thresh, color)
         # A little more than 0 to 1: lines along the borders are seen whole.
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
-        style_axes(axis, name, grid="both")
-    for axis in axes[len(per_class) :]:
+        style_axes(axis, THING_CLASSES[category], grid="both")
+    for axis in axes[len(chosen) :]:
         axis.axis("off")
     figure.supxlabel(
-        f"recall (dot: detections with a score of at least {threshold:g}; area: AP50; n: objects)",
+        f"recall (dot: detections with a score of at least {summary.score_thresh:g}; area: AP50;"
+        " n: objects)",
         fontsize=10.5,
         color=INK,
     )
@@ -102,24 +116,17 @@ def _precision_recall(
     return figure
 
 
-def _plot_curve(axis: Axes, rows: list[Row], scores: Row, threshold: float) -> None:
-    if not rows:
-        axis.text(0.5, 0.5, "no objects", ha="center", va="center", fontsize=11, color=MUTED)
-        return
-    color = class_color(THING_COLORS[THING_CLASSES.index(scores["class"])])
-    recall, precision, confidence = np.array(
-        [(float(row["recall"]), float(row["precision"]), float(row["confidence"])) for row in rows]
-    ).T
-    objects = int(scores["objects"])
-    text = f"AP50 {float(scores['AP50']):.1f}, n = {objects:,}"
-    axis.set_title(text, loc="right", fontsize=10.5, color=INK)
+def _plot_curve(
+    axis: Axes, curve: PrecisionRecall, objects: int, threshold: float, color: str
+) -> None:
+    recall, precision = curve.recall, curve.precision
     if not recall.any():
         text = f"none of {counted(objects, 'object')}\nfound at any score"
         axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=11, color=MUTED)
         return
     # The first point from there upwards; the last one is at infinity: no predictions.
-    at = int(np.searchsorted(confidence, threshold))
-    dot = (recall[at], precision[at]) if at < len(confidence) - 1 else None
+    at = int(np.searchsorted(curve.confidences, threshold))
+    dot = (recall[at], precision[at]) if at < len(recall) - 1 else None
     # Of the points at recall 0 only the last one has an area beside it; the first one, which the
     # official code adds, has precision 1 even if the best detections are false.
     end = np.flatnonzero(recall)[-1] + 2
@@ -135,26 +142,26 @@ def _plot_curve(axis: Axes, rows: list[Row], scores: Row, threshold: float) -> N
         axis.plot(*dot, "o", color=color, markersize=8, markeredgecolor="white")
 
 
-def _confusion(rows: list[Row], threshold: float, about: About | None) -> Figure:
+def _confusion(summary: ErrorSummary, chosen: list[int], about: About | None) -> Figure:
     """A row for the class in the ground truth, a column for the predicted one."""
-    columns = list(rows[0])[1:]
-    counts = np.array([[int(row[column]) for column in columns] for row in rows])
+    with_unmatched = [*chosen, len(THING_CLASSES)]
+    counts = summary.confusion[np.ix_(with_unmatched, with_unmatched)]
     totals = counts.sum(axis=1)
-    title = f"Predicted class of each object (score ≥ {threshold:g})"
+    title = f"Predicted class of each object (score ≥ {summary.score_thresh:g})"
     figure = new_figure(10.4, 7, title, about)
     axis = figure.subplots()
-    classes = [next(iter(row.values())) for row in rows]
-    classes[-1] = "matches no object"
-    names = [f"{name}\nn = {total:,}" for name, total in zip(classes, totals, strict=True)]
+    classes = [THING_CLASSES[category] for category in chosen]
+    rows = [*classes, "matches no object"]
+    names = [f"{name}\nn = {total:,}" for name, total in zip(rows, totals, strict=True)]
     _heat_map(
         axis,
         counts,
         np.broadcast_to(totals[:, None], counts.shape),
         names,
-        [*columns[:-1], "no match"],
+        [*classes, "no match"],
         # Not part of the classes' square: objects and predictions without a partner of any class.
-        row_gap=len(rows) - 1,
-        column_gap=len(columns) - 1,
+        row_gap=len(classes),
+        column_gap=len(classes),
     )
     axis.set_ylabel("ground truth")
     axis.set_xlabel(
@@ -165,18 +172,17 @@ def _confusion(rows: list[Row], threshold: float, about: About | None) -> Figure
     return figure
 
 
-def _false_positives(rows: list[Row], threshold: float, about: About | None) -> Figure:
+def _false_positives(summary: ErrorSummary, chosen: list[int], about: About | None) -> Figure:
     """A bar a class, shared out among the causes."""
-    causes = list(rows[0])[1:]
-    counts = _with_total(np.array([[int(row[cause]) for cause in causes] for row in rows]))
+    counts = _with_total(summary.false_positives[chosen])
     totals = counts.sum(axis=1)
-    names = ["all classes", *(row["class"] for row in rows)]
-    title = f"Why predictions are false positives (score ≥ {threshold:g})"
+    names = ["all classes", *(THING_CLASSES[category] for category in chosen)]
+    title = f"Why predictions are false positives (score ≥ {summary.score_thresh:g})"
     figure = new_figure(9.4, 4.8, title, about)
     axis = figure.subplots()
     shares = 100 * counts / np.maximum(totals, 1)[:, None]
     left = np.zeros(len(names))
-    for cause, (color, ink), widths in zip(causes, _CAUSE_COLORS, shares.T, strict=True):
+    for cause, (color, ink), widths in zip(CAUSES, _CAUSE_COLORS, shares.T, strict=True):
         bars = axis.barh(names, widths, left=left, color=color, height=0.68, label=cause)
         texts = [f"{width:.0f}" if width >= 6 else "" for width in widths]
         axis.bar_label(bars, texts, label_type="center", color=ink, fontsize=MIN_FONT)
@@ -192,35 +198,31 @@ def _false_positives(rows: list[Row], threshold: float, about: About | None) -> 
     style_axes(axis, grid="")
     axis.tick_params(axis="y", length=0)
     axis.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=len(causes), frameon=False, fontsize=MIN_FONT
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=len(CAUSES), frameon=False, fontsize=MIN_FONT
     )
     return figure
 
 
-def _misses(rows: list[Row], threshold: float, about: About | None) -> Figure:
+def _misses(summary: ErrorSummary, chosen: list[int], about: About | None) -> Figure:
     """How many of the objects of a size, or of an occlusion, are not found."""
-    title = f"Missed objects (IoU 0.5, score ≥ {threshold:g})"
+    title = f"Missed objects (IoU 0.5, score ≥ {summary.score_thresh:g})"
     figure = new_figure(11.5, 6, title, about)
     axes = figure.subplots(1, 2)
-    titles = {
-        "size": "by size: visible area in the image",
-        "occlusion": "by occlusion: share of the box behind closer objects",
-    }
-    for axis, (kind, heading) in zip(axes, titles.items(), strict=True):
-        chosen = [row for row in rows if row["by"] == kind]
-        classes = list(dict.fromkeys(row["class"] for row in chosen))
-        groups = list(dict.fromkeys(row["group"] for row in chosen))
-        missed, objects = (
-            _with_total(np.array([int(row[key]) for row in chosen]).reshape(-1, len(groups)))
-            for key in ("missed", "objects")
-        )
+    classes = [THING_CLASSES[category] for category in chosen]
+    panels: list[tuple[str, Iterable[str], Counts]] = [
+        ("by size: visible area in the image", SIZE_LIMITS, summary.by_size),
+        (
+            "by occlusion: share of the box behind closer objects",
+            OCCLUSION_LIMITS,
+            summary.by_occlusion,
+        ),
+    ]
+    for axis, (heading, groups, table) in zip(axes, panels, strict=True):
+        objects, missed = (_with_total(table[chosen, :, index]) for index in range(2))
         names = [OCCLUSION_NAMES.get(group, group) for group in groups]
-        columns = [
-            "\n".join(filter(None, (name, _RANGES.get(group))))
-            for name, group in zip(names, groups, strict=True)
-        ]
+        columns = [f"{name}\n{_RANGES[group]}" for name, group in zip(names, groups, strict=True)]
         shown = np.flatnonzero(objects.any(axis=0))
-        if 0 < len(shown) < len(groups):
+        if 0 < len(shown) < len(names):
             empty = [name for name, count in zip(names, objects[0], strict=True) if not count]
             heading += f"\n(no objects: {', '.join(empty)})"
             missed, objects = missed[:, shown], objects[:, shown]
@@ -282,11 +284,3 @@ def _heat_map(
     style_axes(axis, grid="")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-
-
-def _read(path: Path) -> list[Row]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error

@@ -221,7 +221,7 @@ def test_a_decay_that_keeps_all_is_refused(config: Config) -> None:
 def test_errors_are_drawn_once_at_the_end(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
     monkeypatch.setattr(
-        inference, "plot_errors", lambda folder, _: drawn.append(folder.parent.name)
+        inference, "plot_errors", lambda folder, *_: drawn.append(folder.parent.name)
     )
     train(*OPTIONS, "TEST.ANALYSIS_PICTURES", True)
     assert sorted(drawn) == ["inference", "inference_EMA"]

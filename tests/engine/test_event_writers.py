@@ -12,7 +12,7 @@ from cityscapes_maskrcnn.engine.event_writers import (
     TensorboardWriter,
     curve_at_thresholds,
 )
-from cityscapes_maskrcnn.evaluation.instance_ap import PrecisionRecall
+from cityscapes_maskrcnn.utils.error_summary import PrecisionRecall
 
 # Of 4 objects: scores 0.2 (wrong), 0.5 (right), 0.9 (right); then no prediction at all.
 CURVE = PrecisionRecall(

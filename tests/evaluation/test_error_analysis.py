@@ -10,7 +10,6 @@ import pytest
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
 from cityscapes_maskrcnn.evaluation.error_analysis import (
-    CAUSES,
     ImageErrors,
     analyse_image,
     summarise_errors,
@@ -24,6 +23,7 @@ from cityscapes_maskrcnn.evaluation.instance_ap import (
     match_image,
 )
 from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
+from cityscapes_maskrcnn.utils.error_summary import CAUSES
 from cityscapes_maskrcnn.utils.errors import InputError
 
 HEIGHT, WIDTH = 60, 120

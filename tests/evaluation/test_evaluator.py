@@ -12,6 +12,7 @@ import pickle
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from PIL import Image
 
 from cityscapes_maskrcnn.data.tree import image_name
 from cityscapes_maskrcnn.evaluation.evaluator import CityscapesInstanceEvaluator
-from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages
+from cityscapes_maskrcnn.evaluation.instance_ap import average_precision, averages, match_image
 from cityscapes_maskrcnn.evaluation.instances import (
     instances_to_predictions,
     leave_masks_unpasted,
@@ -38,11 +39,9 @@ from cityscapes_maskrcnn.evaluation.masks import mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.result_files import (
     find_ground_truth,
     ground_truth_file,
-    match_result_files,
-    write_image_results,
+    map_result_files,
 )
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("evaluate_on_processes.py")
@@ -117,14 +116,16 @@ def score(case: dict[str, Any], output_dir: Path | None = None) -> dict[str, dic
     return evaluator.evaluate()
 
 
-def test_equals_the_score_of_the_written_files(case: dict[str, Any], tmp_path: Path) -> None:
+def test_equals_the_score_of_the_written_files(
+    case: dict[str, Any], tmp_path: Path, write_results: Callable[..., Path]
+) -> None:
     results = score(case, tmp_path / "inference")
     for file, arrays in zip(case["files"], case["outputs"], strict=True):
         output = script.to_output(arrays)
         predictions = instances_to_predictions(output["instances"], HEIGHT, WIDTH)
-        write_image_results(tmp_path / "results", image_name(file), predictions)
-    matches = match_result_files(
-        tmp_path / "results", find_ground_truth(case["gt_dir"]), num_workers=1
+        write_results(tmp_path / "results", image_name(file), predictions)
+    matches = map_result_files(
+        match_image, tmp_path / "results", find_ground_truth(case["gt_dir"]), num_workers=1
     )
     expected = averages(average_precision(matches))
 
@@ -279,13 +280,19 @@ def test_tables_are_logged_under_a_plain_setup_logger(
 
 
 def test_analysis_lies_beside_the_score(case: dict[str, Any], tmp_path: Path) -> None:
-    drawn: list[Path] = []
+    drawn: list[tuple[Any, ...]] = []
     evaluator = CityscapesInstanceEvaluator(
-        "evaluator_test", tmp_path, analysis_confidence=0.0, draw=drawn.append
+        "evaluator_test",
+        tmp_path,
+        analysis_confidence=0.0,
+        draw=lambda *args: drawn.append(args),
     )
     process(evaluator, case, list(range(7)))
     results = evaluator.evaluate()
-    assert drawn == [tmp_path / "analysis"]
+    ((folder, summary, ap),) = drawn
+    assert folder == tmp_path / "analysis"
+    assert summary is evaluator.error_summary
+    assert 100 * ap[2, 0] == results["segm"]["AP50-car"]
     with (tmp_path / "analysis" / "per_class.csv").open() as file:
         car = list(csv.DictReader(file))[2]
     assert float(car["AP50"]) == results["segm"]["AP50-car"]
@@ -354,7 +361,6 @@ def test_some_of_the_classes_in_another_order(case: dict[str, Any], tmp_path: Pa
         with (tmp_path / "two" / "analysis" / f"{table}.csv").open(newline="") as file:
             rows = [row[0] for row in csv.reader(file)][1:]
         assert rows == ["person", "car", "unmatched"][:classes]
-    assert len(plot_errors(tmp_path / "two" / "analysis")) == 4
 
 
 def test_boxes_of_detectors_without_masks(case: dict[str, Any], tmp_path: Path) -> None:

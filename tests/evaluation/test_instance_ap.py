@@ -28,7 +28,8 @@ from cityscapes_maskrcnn.evaluation.masks import RunMask, mask_from_bitmap
 from cityscapes_maskrcnn.evaluation.result_files import (
     find_ground_truth,
     find_result_files,
-    read_predictions,
+    read_masks,
+    read_result_lines,
 )
 from cityscapes_maskrcnn.evaluation.result_source import ResultSource
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -160,7 +161,9 @@ def match_case(results: Path, gt_dir: Path) -> list[ImageMatches]:
         find_result_files(source, [*gt_files]), gt_files.values(), strict=True
     ):
         ids = read_instance_ids(gt_file)
-        matches.append(match_image(ground_truth(ids), read_predictions(source, text, *ids.shape)))
+        lines, (height, width) = read_result_lines(source, text), ids.shape
+        predictions = read_masks(source, text, lines, height=height, width=width)
+        matches.append(match_image(ground_truth(ids), predictions))
     return matches
 
 

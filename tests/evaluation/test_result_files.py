@@ -9,6 +9,7 @@ import struct
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,8 @@ from cityscapes_maskrcnn.evaluation.result_files import (
     find_result_files,
     ground_truth_file,
     map_result_files,
-    match_result_files,
-    read_predictions,
-    write_image_results,
+    read_masks,
+    read_result_lines,
 )
 from cityscapes_maskrcnn.evaluation.result_source import ResultSource
 from cityscapes_maskrcnn.utils.errors import InputError
@@ -52,8 +52,10 @@ def read_mask(file: Path, height: int, width: int) -> RunMask:
     return decode_mask(file, file.read_bytes(), height, width)
 
 
-def read(results: Path) -> list[Prediction]:
-    return read_predictions(ResultSource(results), f"{NAME}_pred.txt", HEIGHT, WIDTH)
+def read(results: Path, text: str = f"{NAME}_pred.txt", height: int = HEIGHT) -> list[Prediction]:
+    source = ResultSource(results)
+    lines = read_result_lines(source, text)
+    return read_masks(source, text, lines, height=height, width=WIDTH)
 
 
 def test_names() -> None:
@@ -113,7 +115,7 @@ def test_reads_a_prediction(results: Path) -> None:
     assert (prediction.category, prediction.confidence, prediction.box) == (2, 0.75, None)
     assert (prediction.mask.box(), prediction.mask.area()) == ((5, 2, 10, 4), 10)
     with pytest.raises(InputError, match=r"car.png: the mask is 20 x 30 .*, its image 21 x 30"):
-        read_predictions(ResultSource(results), f"{NAME}_pred.txt", HEIGHT + 1, WIDTH)
+        read(results, height=HEIGHT + 1)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_result_file_may_lie_anywhere_in_the_folder(results: Path) -> None:
     moved = (results / f"{NAME}_pred.txt").rename(results / "deep" / "er" / f"{NAME}.txt")
     moved.write_text("../../car.png 26 0.5\n")
     assert find_result_files(ResultSource(results), [NAME]) == [f"deep/er/{NAME}.txt"]
-    assert len(read_predictions(ResultSource(results), f"deep/er/{NAME}.txt", HEIGHT, WIDTH)) == 1
+    assert len(read(results, f"deep/er/{NAME}.txt")) == 1
 
 
 def test_result_file_missing_or_doubled(results: Path) -> None:
@@ -262,27 +264,27 @@ def test_result_file_missing_or_doubled(results: Path) -> None:
         find_result_files(ResultSource(results / "gone"), [NAME])
 
 
-def test_what_is_written_reads_back(tmp_path: Path) -> None:
+def test_what_is_written_reads_back(tmp_path: Path, write_results: Callable[..., Path]) -> None:
     random = np.random.default_rng(0)
     predictions = [
         Prediction(mask_from_bitmap(random.random((HEIGHT, WIDTH)) < 0.5), 0, 0.1),
         Prediction(mask_from_bitmap(np.eye(HEIGHT, WIDTH)), 7, float(np.float32(0.3))),
         Prediction(mask_from_bitmap(np.zeros((HEIGHT, WIDTH))), 2, 1e-9),
     ]
-    text_file = write_image_results(tmp_path, NAME, predictions)
+    text_file = write_results(tmp_path, NAME, predictions)
     assert text_file == tmp_path / f"{NAME}_pred.txt"
     assert text_file.read_text().splitlines() == [
         f"{NAME}_0_person.png 24 0.1",
         f"{NAME}_1_bicycle.png 33 0.30000001192092896",
         f"{NAME}_2_car.png 26 1e-09",
     ]
-    read_back = read_predictions(ResultSource(tmp_path), text_file.name, HEIGHT, WIDTH)
+    read_back = read(tmp_path, text_file.name)
     for before, after in zip(predictions, read_back, strict=True):
         assert (before.category, before.confidence) == (after.category, after.confidence)
         np.testing.assert_array_equal(before.mask.frame(), after.mask.frame())
     with Image.open(tmp_path / f"{NAME}_1_bicycle.png") as image:
         assert np.unique(image).tolist() == [0, 255]
-    assert write_image_results(tmp_path, "a b 0.02", []).read_bytes() == b""
+    assert write_results(tmp_path, "a b 0.02", []).read_bytes() == b""
 
 
 def test_workers_give_the_same_matches(results: Path, tmp_path: Path) -> None:
@@ -297,7 +299,9 @@ def test_workers_give_the_same_matches(results: Path, tmp_path: Path) -> None:
     # Columns 5 to 9 against 5 to 5 + index: both start at 5.
     expected = [[min(5, index + 1) / max(5, index + 1)] for index in range(24)]
     for num_workers in (1, 2):
-        matches = match_result_files(results, find_ground_truth(tmp_path / "gt"), num_workers)
+        matches = map_result_files(
+            match_image, results, find_ground_truth(tmp_path / "gt"), num_workers
+        )
         assert [image.overlaps.tolist() for image in matches] == expected
 
 
@@ -306,11 +310,11 @@ def test_broken_ground_truth_names_its_file(results: Path, tmp_path: Path) -> No
     file = tmp_path / "gt" / "ulm" / f"{NAME}_gtFine_instanceIds.png"
     Image.fromarray(np.full((HEIGHT, WIDTH), 34000, dtype=np.uint16)).save(file)
     with pytest.raises(InputError, match=f"{NAME}_gtFine_instanceIds.png: .* instance id 34000"):
-        match_result_files(results, find_ground_truth(tmp_path / "gt"))
+        map_result_files(match_image, results, find_ground_truth(tmp_path / "gt"))
     with pytest.raises(InputError, match="gone does not exist"):
-        match_result_files(results, find_ground_truth(tmp_path / "gone"))
+        map_result_files(match_image, results, find_ground_truth(tmp_path / "gone"))
     with pytest.raises(InputError, match="give a split's folder"):
-        match_result_files(results, find_ground_truth(results))
+        map_result_files(match_image, results, find_ground_truth(results))
 
 
 @pytest.fixture
@@ -335,11 +339,11 @@ def test_labels_that_are_not_scored(
         " car is 26"
     )
     with pytest.raises(InputError) as error:
-        match_result_files(results, gt_files)
+        map_result_files(match_image, results, gt_files)
     assert str(error.value) == expected
 
     text.write_text("".join([*lines, "a.png 0 0.9\n", "car.png 26 0.9\n"]))
-    match_result_files(results, gt_files)
+    map_result_files(match_image, results, gt_files)
     assert caplog.messages == [
         "52 of 53 predictions have labels that are not scored: 13, 0; regular label ids"
         " are expected, car is 26"
@@ -347,7 +351,9 @@ def test_labels_that_are_not_scored(
     # Nothing found is a result.
     caplog.clear()
     text.write_text("")
-    assert [image.num_ground_truth[2] for image in match_result_files(results, gt_files)] == [1]
+    assert [
+        image.num_ground_truth[2] for image in map_result_files(match_image, results, gt_files)
+    ] == [1]
     assert not caplog.messages
 
 
@@ -358,7 +364,7 @@ def test_nothing_to_score(results: Path, gt_files: dict[str, Path]) -> None:
     ids[0:9, 0:11] = 26001  # 99 pixels
     Image.fromarray(ids).save(gt_files[NAME])
     with pytest.raises(InputError, match="nothing can be scored: the ground truth of 1 images"):
-        match_result_files(results, gt_files)
+        map_result_files(match_image, results, gt_files)
 
 
 def test_zip_archive_scores_as_its_folder(
@@ -368,13 +374,13 @@ def test_zip_archive_scores_as_its_folder(
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for path in results.iterdir():
             file.write(path, f"some_folder/{path.name}")
-    (matches,) = match_result_files(archive, gt_files)
+    (matches,) = map_result_files(match_image, archive, gt_files)
     # 10 pixels of the car's 200.
     assert matches.overlaps.tolist() == [0.05]
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr("../evil.png", b"")
     with pytest.raises(InputError, match=r"unsafe path in the archive \.\./evil\.png"):
-        match_result_files(archive, gt_files)
+        map_result_files(match_image, archive, gt_files)
 
 
 @pytest.mark.parametrize(

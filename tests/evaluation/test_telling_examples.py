@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cityscapes_maskrcnn.evaluation.error_analysis import CAUSES
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     Prediction,
     average_precision,
@@ -21,6 +20,7 @@ from cityscapes_maskrcnn.evaluation.telling_examples import (
     choose_examples,
     examine_image,
 )
+from cityscapes_maskrcnn.utils.error_summary import CAUSES
 
 HEIGHT, WIDTH = 80, 240
 PERSON, CAR, BUS = 0, 2, 4

@@ -29,10 +29,11 @@ from cityscapes_maskrcnn.benchmarks.official_evaluation import (
 from cityscapes_maskrcnn.evaluation.instance_ap import (
     average_precision,
     averages,
+    match_image,
 )
 from cityscapes_maskrcnn.evaluation.result_files import (
     find_ground_truth,
-    match_result_files,
+    map_result_files,
 )
 from cityscapes_maskrcnn.evaluation.submission_check import (
     ExpectedImage,
@@ -64,7 +65,7 @@ def results(folder: Path) -> tuple[Path, Path]:
 def score(own: Path, gt_dir: Path) -> Any:
     """Score a results folder as tools/evaluate_results.py does."""
     gt_files = find_ground_truth(gt_dir)
-    return averages(average_precision(match_result_files(own, gt_files, num_workers=1)))
+    return averages(average_precision(map_result_files(match_image, own, gt_files, num_workers=1)))
 
 
 def compare_with_official(own: Path, gt_dir: Path, found: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,9 +182,7 @@ def test_what_counts_as_another_config(tmp_path: Path) -> None:
     note = tmp_path / "stage_0" / "inputs.json"
     content = json.loads(note.read_text())
     assert content["settings"].pop("MODEL.KEYPOINT_ON") == "False"
-    # TEST.NUM_WORKERS was a setting once.
-    content["settings"] |= {"OLD.KEY": "1", "TEST.NUM_WORKERS": "4"}
-    content["changed"].append("TEST.NUM_WORKERS")
+    content["settings"]["OLD.KEY"] = "1"
     note.write_text(json.dumps(content))
     assert state() == [done, done]
     assert state(trials=4) == [done, StepState.UNFINISHED]
@@ -215,17 +212,6 @@ def test_other_images_of_the_same_names_are_another_step(
     image.unlink()
     with pytest.raises(InputError, match="was made with content of DATASETS SHA-256"):
         state()
-    # Earlier versions did not note them. What they ended stays; what they began had other parts.
-    note = tmp_path / "out" / "stage_1" / "inputs.json"
-    content = json.loads(note.read_text())
-    del content["settings"]["content of DATASETS"]
-    note.write_text(json.dumps(content))
-    assert state() == StepState.COMPLETE
-    (note.parent / "complete.json").unlink()
-    assert "_part" in stage_1().data
-    with pytest.raises(InputError, match="was started before the parts of the splits were redef"):
-        state()
-    assert replace(stage_1(), data="cityscapes_instance_val").read_state() == StepState.UNFINISHED
     # Without the data nothing can be said.
     stage_1().begin()
     shutil.rmtree(root / "cityscapes" / "gtFine" / "val")

@@ -111,7 +111,7 @@ def write_stage(run: Path, stage: str, hostile: str) -> None:
     checkpoint = {
         "model": {"weight": torch.zeros(2)},
         ORIGIN_KEY: origin,
-        SEEN_IMAGES_KEY: [{**seen[0], "names": "1" * 12}],
+        SEEN_IMAGES_KEY: [{**seen[0], "names": "1" * 12, "generated": False}],
     }
     torch.save(checkpoint, folder / "model_final.pth")
     write_json(folder / "complete.json", {"outputs": {}})

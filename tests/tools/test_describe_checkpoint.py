@@ -154,7 +154,14 @@ def test_files_of_other_programs(
         assert said[key] is None
 
 
-SEEN = {"dataset": "d", "role": "trained", "images": 0, "contents": "", "names": ""}
+SEEN = {
+    "dataset": "d",
+    "role": "trained",
+    "images": 0,
+    "generated": False,
+    "contents": "",
+    "names": "",
+}
 
 
 def test_what_a_file_says_is_no_command_to_the_terminal(tmp_path: Path, tool: Run) -> None:
@@ -167,7 +174,7 @@ def test_what_a_file_says_is_no_command_to_the_terminal(tmp_path: Path, tool: Ru
         "environment": {evil: evil},
         "parents": [{"file": evil, "sha256": evil}, 5],
     }
-    data = [{"dataset": evil, "role": "trained", "images": 0, "digests": ""}]
+    data = [{**SEEN, "dataset": evil}]
     content = {"model": TENSORS, evil: evil, "x": doubled, "args": {"y": doubled, evil: evil}}
     torch.save({**content, ORIGIN_KEY: origin, SEEN_IMAGES_KEY: data}, tmp_path / "a.pth")
     for flags in ((), ("--config",), ("--json",)):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cityscapes_maskrcnn.data.images import read_instance_ids
 from cityscapes_maskrcnn.evaluation.instance_ap import Prediction, ground_truth
-from cityscapes_maskrcnn.evaluation.result_files import find_ground_truth, write_image_results
+from cityscapes_maskrcnn.evaluation.result_files import find_ground_truth
 
 STAGE_1 = Path(__file__).parents[2] / "configs" / "stage_1_heads.yaml"
 VAL = "cityscapes_instance_val"
@@ -25,7 +25,7 @@ def gallery(tool, tmp_path):
 
 
 @pytest.fixture
-def results(small_root, tmp_path) -> Path:
+def results(small_root, tmp_path, write_results) -> Path:
     """Of each image all objects, without a third of the classes in the first two images."""
     files = find_ground_truth(small_root / "cityscapes" / "gtFine" / "val")
     for number, (name, file) in enumerate(files.items()):
@@ -35,7 +35,7 @@ def results(small_root, tmp_path) -> Path:
             for index in np.flatnonzero(gt.is_object)
             if number > 1 or gt.categories[index] > 2 * number
         ]
-        write_image_results(tmp_path / "results", name, predictions)
+        write_results(tmp_path / "results", name, predictions)
     return tmp_path / "results"
 
 

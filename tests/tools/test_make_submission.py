@@ -28,7 +28,7 @@ from cityscapes_maskrcnn.evaluation.instances import instances_to_predictions
 from cityscapes_maskrcnn.evaluation.result_files import (
     find_ground_truth,
     ground_truth_file,
-    match_result_files,
+    map_result_files,
 )
 
 PROJECT = Path(__file__).parents[2]
@@ -143,7 +143,7 @@ def test_what_is_read_back_scores_as_in_memory(
         matches.append(match_image(ground_truth(ids), found))
         (part / gt_file.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(gt_file, part / gt_file.parent.name)
-    read_back = match_result_files(output, find_ground_truth(part), num_workers=1)
+    read_back = map_result_files(match_image, output, find_ground_truth(part), num_workers=1)
     assert sum(len(image.overlaps) for image in matches) > 5
     for one, other in zip(read_back, matches, strict=True):
         for name in ("categories", "confidences", "overlaps", "targets", "ignored"):

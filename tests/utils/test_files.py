@@ -4,10 +4,11 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cityscapes_maskrcnn.utils.errors import InputError
-from cityscapes_maskrcnn.utils.files import read_file, to_json
+from cityscapes_maskrcnn.utils.files import csv_text, read_file, to_json
 
 
 def test_a_file_is_read_whole(tmp_path: Path) -> None:
@@ -45,3 +46,9 @@ def test_what_is_no_file_is_named_and_never_waited_for(
 def test_nan_becomes_null_wherever_it_stands() -> None:
     value = {"ap": math.nan, "rows": [{"ap": 1.5, "by_class": (math.nan, 2)}]}
     assert to_json(value) == '{"ap": null, "rows": [{"ap": 1.5, "by_class": [null, 2]}]}\n'
+
+
+def test_a_table_leaves_empty_what_is_unknown() -> None:
+    rows = [("a, b", 1, 0.5), (None, math.nan, np.float64("nan")), ("c", 0, np.float64(0.1))]
+    assert csv_text(["x", "y", "z"], rows) == 'x,y,z\n"a, b",1,0.5\n,,\nc,0,0.1\n'
+    assert csv_text(["x"], []) == "x\n"

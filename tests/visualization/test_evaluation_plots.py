@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,57 +15,58 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from cityscapes_maskrcnn.data.labels import THING_CLASSES
-from cityscapes_maskrcnn.utils.errors import InputError
+from cityscapes_maskrcnn.utils.error_summary import ErrorSummary, PrecisionRecall
+from cityscapes_maskrcnn.visualization import evaluation_plots
 from cityscapes_maskrcnn.visualization.evaluation_plots import plot_errors
 from cityscapes_maskrcnn.visualization.style import About
 
-CAUSES = ("duplicate", "wrong class", "poor mask", "background")
 PICTURES = ["precision_recall.png", "confusion.png", "false_positives.png", "misses.png"]
+CAR, BUS = THING_CLASSES.index("car"), THING_CLASSES.index("bus")
+ALL = range(len(THING_CLASSES))
+# Half of the objects are found, half of the detections false.
+HALF = PrecisionRecall(
+    confidences=np.array([0.5, np.inf]),
+    recall=np.array([0.5, 0.0]),
+    precision=np.array([0.5, 1.0]),
+)
 
 
-def write_tables(folder: Path, cars: int) -> Path:
-    """Tables in which there are cars only; half of them are found."""
-    folder.mkdir()
-    found = cars // 2
-    per_class, confusion, false, misses = [], [], [], []
-    for name in THING_CLASSES:
-        n = cars if name == "car" else 0
-        ap = "50.0" if n else ""
-        per_class.append(f"{name},{ap},{ap},0.5,{n},{n // 2},{n - n // 2},{n},,")
-        answers = [found if name == each == "car" else 0 for each in THING_CLASSES]
-        confusion.append([name, *answers, n - n // 2])
-        false.append([name, n, 0, 0, 0])
-        misses += [f"{name},size,{group},{n},{n // 2}" for group in ("small", "medium", "large")]
-        misses += [f"{name},occlusion,{group},{n},{n // 2}" for group in ("none", "heavy")]
-    confusion.append(["unmatched", *[0] * 9])
-    for file, header, rows in [
-        (
-            "per_class",
-            "class,AP,AP50,confidence_threshold,objects,found,missed,false_positives,"
-            "precision,recall",
-            per_class,
-        ),
-        (
-            "precision_recall",
-            "class,confidence,recall,precision",
-            ["car,0.5,0.5,0.5", "car,inf,0.0,1.0"] if cars else [],
-        ),
-        ("confusion", ",".join(["truth", *THING_CLASSES, "unmatched"]), confusion),
-        ("false_positives", f"class,{','.join(CAUSES)}", false),
-        ("misses", "class,by,group,objects,missed", misses),
-    ]:
-        lines = [row if isinstance(row, str) else ",".join(map(str, row)) for row in rows]
-        (folder / f"{file}.csv").write_text("\n".join([header, *lines]) + "\n")
-    return folder
+def errors_of(cars: int) -> ErrorSummary:
+    """There are cars only, of every size, half of them occluded; half of them are found."""
+    found, missed = cars // 2, cars - cars // 2
+    confusion = np.zeros((9, 9), dtype=np.int64)
+    confusion[CAR, [CAR, -1]] = found, missed
+    false_positives = np.zeros((8, 4), dtype=np.int64)
+    false_positives[CAR, 0] = cars
+    by_size, by_occlusion = np.zeros((2, 8, 3, 2), dtype=np.int64)
+    by_size[CAR] = by_occlusion[CAR] = cars, found
+    by_occlusion[CAR, 1] = 0
+    return ErrorSummary(
+        score_thresh=0.5,
+        curves=tuple(HALF if cars and each == CAR else None for each in ALL),
+        confusion=confusion,
+        false_positives=false_positives,
+        by_size=by_size,
+        by_occlusion=by_occlusion,
+    )
+
+
+def ap_of(**classes: float) -> np.ndarray:
+    """The same at every IoU, NaN for all other classes."""
+    ap = np.full((8, 10), np.nan)
+    for name, value in classes.items():
+        ap[THING_CLASSES.index(name)] = value
+    return ap
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folders with pictures: of 10 cars, and of nothing at all."""
-    folders = {cars: tmp_path_factory.mktemp("tables") / str(cars) for cars in (10, 0)}
+    folders = {cars: tmp_path_factory.mktemp("pictures") / str(cars) for cars in (10, 0)}
     for cars, folder in folders.items():
-        written = plot_errors(write_tables(folder, cars))
-        assert [path.name for path in written] == PICTURES
+        ap = ap_of(car=0.5) if cars else ap_of()
+        written = plot_errors(folder, errors_of(cars), ap, ALL)
+        assert written == [folder / name for name in PICTURES]
     return folders
 
 
@@ -77,19 +79,34 @@ def test_numbers_change_the_picture(drawn: dict[int, Path], name: str) -> None:
         assert picture.std() > 5  # not an empty page
 
 
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """What would be saved, by name: most tests look at few of the pictures, or at no pixels."""
+    kept: dict[str, Figure] = {}
+
+    def keep(figure: Figure, output: Path) -> None:
+        kept[output.stem] = figure
+
+    monkeypatch.setattr(evaluation_plots, "save_figure", keep)
+    return kept
+
+
 ABOUT = About(dataset="some_val", num_images=7, model="Mask R-CNN ResNet-50, run", generated=True)
 
 
-def drawn_by_name(folder: Path, cars: int, figures: list[Figure]) -> dict[str, Figure]:
-    written = plot_errors(write_tables(folder / "tables", cars), ABOUT)
-    return dict(zip([path.stem for path in written], figures, strict=True))
-
-
-@pytest.mark.parametrize("cars", [10, 0])
+@pytest.mark.parametrize(
+    ("cars", "ap"), [(10, ap_of(car=0.5)), (0, ap_of())], ids=["cars", "nothing"]
+)
 def test_every_picture_is_readable_and_says_what_it_is_of(
-    tmp_path: Path, figures: list[Figure], assert_readable: Callable[[Figure], None], cars: int
+    pictures: dict[str, Figure],
+    assert_readable: Callable[[Figure], None],
+    cars: int,
+    ap: np.ndarray,
 ) -> None:
-    for figure in drawn_by_name(tmp_path, cars, figures).values():
+    plot_errors("unused", errors_of(cars), ap, ALL, ABOUT)
+    assert len(pictures) == len(PICTURES)
+    for figure in pictures.values():
+        figure.draw_without_rendering()
         assert_readable(figure)
         texts = [text.get_text().replace("\n", " ") for text in figure.texts]
         assert (
@@ -97,17 +114,13 @@ def test_every_picture_is_readable_and_says_what_it_is_of(
         ) in texts
 
 
-def test_cells_are_separate_and_those_without_objects_grey(
-    tmp_path: Path, figures: list[Figure]
-) -> None:
-    pictures = drawn_by_name(tmp_path, 10, figures)
-    for name, axis, num_columns in [
-        ("confusion", pictures["confusion"].axes[0], 9),
-        ("misses", pictures["misses"].axes[0], 3),
-    ]:
-        cells = [patch for patch in axis.patches if isinstance(patch, Rectangle)]
-        boxes = [cell.get_window_extent() for cell in cells]
-        assert len(cells) == 9 * num_columns
+def test_cells_are_separate_and_those_without_objects_grey(pictures: dict[str, Figure]) -> None:
+    plot_errors("unused", errors_of(10), ap_of(car=0.5), ALL)
+    for name, num_columns in [("confusion", 9), ("misses", 3)]:
+        pictures[name].draw_without_rendering()
+        patches = pictures[name].axes[0].patches
+        boxes = [each.get_window_extent() for each in patches if isinstance(each, Rectangle)]
+        assert len(boxes) == 9 * num_columns
         for left, right in pairwise(boxes):
             if left.y0 == right.y0:
                 assert 1 < right.x0 - left.x1 < 20, name
@@ -122,20 +135,26 @@ def test_cells_are_separate_and_those_without_objects_grey(
 
 
 def test_a_curve_is_drawn_in_steps_and_a_class_without_one_says_why(
-    tmp_path: Path, figures: list[Figure]
+    pictures: dict[str, Figure],
 ) -> None:
     """The best detection is false: a line from (0, 0) to the next point would be no data."""
-    folder = write_tables(tmp_path / "tables", 10)
-    curves = ["car,0.4,0.5,0.5", "car,0.6,0.0,0.0", "car,inf,0.0,1.0"]
+    errors = errors_of(10)
+    errors.by_size[CAR] = [[10, 5], [0, 0], [0, 0]]
+    errors.by_size[BUS] = [[1, 1], [0, 0], [2, 2]]
+    curves = list(errors.curves)
+    curves[CAR] = PrecisionRecall(
+        confidences=np.array([0.4, 0.6, np.inf]),
+        recall=np.array([0.5, 0.0, 0.0]),
+        precision=np.array([0.5, 0.0, 1.0]),
+    )
     # Nothing that was predicted as a bus is one.
-    curves += ["bus,0.7,0.0,0.0", "bus,inf,0.0,1.0"]
-    header = "class,confidence,recall,precision"
-    (folder / "precision_recall.csv").write_text("\n".join([header, *curves]) + "\n")
-    table = (folder / "per_class.csv").read_text()
-    table = table.replace("bus,,,0.5,0,0,0,0,,", "bus,0.0,0.0,0.5,3,0,3,1,,")
-    (folder / "per_class.csv").write_text(table)
-    plot_errors(folder)
-    panels = {axis.get_title("left"): axis for axis in figures[0].axes}
+    curves[BUS] = PrecisionRecall(
+        confidences=np.array([0.7, np.inf]),
+        recall=np.array([0.0, 0.0]),
+        precision=np.array([0.0, 1.0]),
+    )
+    plot_errors("unused", replace(errors, curves=tuple(curves)), ap_of(car=0.5, bus=0.0), ALL)
+    panels = {axis.get_title("left"): axis for axis in pictures["precision_recall"].axes}
     assert list(panels) == list(THING_CLASSES)
     curve, dot = panels["car"].lines
     assert curve.get_drawstyle() == "steps-mid"
@@ -144,6 +163,7 @@ def test_a_curve_is_drawn_in_steps_and_a_class_without_one_says_why(
     assert curve.get_xydata().tolist() == [[0, 0], [0.5, 0.5]]
     assert panels["car"].get_title("right") == "AP50 50.0, n = 10"
     assert dot.get_xydata().tolist() == [[0.0, 0.0]]  # at 0.6, the first point from 0.5 upwards
+    assert panels["bus"].get_title("right") == "AP50 0.0, n = 3"
     (text,) = panels["bus"].texts
     assert text.get_text() == "none of 3 objects\nfound at any score"
     (text,) = panels["person"].texts
@@ -151,28 +171,39 @@ def test_a_curve_is_drawn_in_steps_and_a_class_without_one_says_why(
     assert not panels["person"].lines
 
 
-def test_misses_leave_out_a_size_without_objects(tmp_path: Path, figures: list[Figure]) -> None:
-    folder = write_tables(tmp_path / "tables", 10)
-    table = (folder / "misses.csv").read_text()
-    (folder / "misses.csv").write_text(table.replace("car,size,large,10,5", "car,size,large,0,0"))
-    plot_errors(folder)
-    sizes, occlusions = figures[-1].axes
+def test_misses_leave_out_a_size_without_objects(pictures: dict[str, Figure]) -> None:
+    errors = errors_of(10)
+    errors.by_size[CAR, 2] = 0
+    plot_errors("unused", errors, ap_of(car=0.5), ALL)
+    sizes, occlusions = pictures["misses"].axes
     labels = [label.get_text() for label in sizes.get_xticklabels()]
     assert labels == ["small\n< 32² px", "medium\n32² to 96² px"]
     assert sizes.get_title("left").endswith("(no objects: large)")
     labels = [label.get_text() for label in occlusions.get_xticklabels()]
     assert labels == ["not occluded\n< 1 %", "heavily occluded\n≥ 35 %"]
-    assert "no objects" not in occlusions.get_title("left")
+    assert occlusions.get_title("left").endswith("(no objects: partly occluded)")
 
 
-@pytest.mark.parametrize("name", ["per_class", "misses"])
-def test_missing_or_damaged_table(tmp_path: Path, name: str) -> None:
-    folder = write_tables(tmp_path / "tables", 10)
-    table = folder / f"{name}.csv"
-    table.write_text("nonsense\n1\n")
-    with pytest.raises(InputError, match="not the tables of an evaluation"):
-        plot_errors(folder)
-    table.unlink()
-    with pytest.raises(InputError, match=f"{name}.csv: cannot be read"):
-        plot_errors(folder)
-    assert not list(folder.glob("*.png"))
+def test_some_of_the_classes(pictures: dict[str, Figure]) -> None:
+    errors = errors_of(10)
+    errors.confusion[CAR, [BUS, -1]] = 2, 3
+    errors.confusion[-1] = [*range(20, 28), 0]
+    errors.false_positives[BUS, 1] = 7
+    plot_errors("unused", errors, ap_of(car=0.25), [CAR, BUS])
+    assert [axis.get_title("left") for axis in pictures["precision_recall"].axes] == ["car", "bus"]
+    confusion = pictures["confusion"].axes[0]
+    rows = [label.get_text() for label in confusion.get_yticklabels()]
+    # 22 cars and 24 buses.
+    assert rows == ["car\nn = 10", "bus\nn = 0", "matches no object\nn = 46"]
+    assert [label.get_text() for label in confusion.get_xticklabels()] == ["car", "bus", "no match"]
+    assert [text.get_text() for text in confusion.texts] == [
+        *("50", "20", "30"),  # cars
+        *("", "", ""),  # buses
+        *("48", "52", ""),  # 22 and 24 of 46
+    ]
+    labels = [label.get_text() for label in pictures["false_positives"].axes[0].get_yticklabels()]
+    assert labels == ["all classes", "car", "bus"]
+    texts = [text.get_text() for text in pictures["false_positives"].axes[0].texts]
+    assert {"17", "10", "7"} <= {*texts}
+    for axis in pictures["misses"].axes:
+        assert len(axis.get_yticks()) == 3
