@@ -57,6 +57,7 @@ WITHOUT_DETECTRON2 = [
     "modeling.detector_names",
     "modeling.timm_names",
     "modeling.weight_files",
+    "modeling.pickle_contents",
     "modeling.safe_pickles",
     "engine.checkpoint_average",
     "engine.checkpoint_origin",

@@ -16,14 +16,8 @@ from urllib.parse import urlparse
 
 import torch
 
-from cityscapes_maskrcnn.modeling.safe_pickles import (
-    TANGLED,
-    Unknown,
-    load_archive,
-    load_arrays,
-    scan_archive,
-    scan_pickles,
-)
+from cityscapes_maskrcnn.modeling.pickle_contents import TANGLED, scan_archive, scan_pickles
+from cityscapes_maskrcnn.modeling.safe_pickles import Unknown, load_archive, load_arrays
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import atomic_write, read_file
 from cityscapes_maskrcnn.utils.locks import file_lock
