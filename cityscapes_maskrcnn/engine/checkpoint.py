@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import logging
-import math
-import numbers
 import os
 import re
 from collections import Counter
@@ -33,6 +31,7 @@ from cityscapes_maskrcnn.engine.checkpoint_origin import (
     parents_in,
 )
 from cityscapes_maskrcnn.engine.class_check import class_names, coco_classes
+from cityscapes_maskrcnn.engine.resume_check import RESUME_ALIKE, check_resumable
 from cityscapes_maskrcnn.engine.weight_conventions import check_conventions, conventions_of
 from cityscapes_maskrcnn.modeling.class_rows import count_classes, match_classes
 from cityscapes_maskrcnn.modeling.deeplab_weights import (
@@ -53,14 +52,9 @@ from cityscapes_maskrcnn.modeling.weight_files import (
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest, write_text
-from cityscapes_maskrcnn.utils.text import brief
 
 # The file that names the checkpoint to resume from.
 _NOTE = "last_checkpoint"
-_RESUME_ALIKE = (
-    "a run can only continue as it was started: resume with the config.yaml in its OUTPUT_DIR, or "
-    "name the checkpoint in MODEL.WEIGHTS and choose another OUTPUT_DIR"
-)
 
 # Parts of a detector that are trained, and loaded, as a whole: FPN, RPN head, heads of regions.
 _PART = re.compile(
@@ -87,6 +81,8 @@ class SafeCheckpointer(DetectionCheckpointer):
       (:mod:`cityscapes_maskrcnn.modeling.class_rows`).
     * A tensor of another shape is an error, except for the parameters named in
       ``MODEL.WEIGHTS_MAY_DIFFER``; so is a file without any of the model's parameters.
+    * A run goes on only from the state of a run like it
+      (:mod:`cityscapes_maskrcnn.engine.resume_check`).
     * A checkpoint carries the list of images that the model and its ancestors have seen
       (:mod:`cityscapes_maskrcnn.data.provenance`).
 
@@ -311,7 +307,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             if "parameter group" in str(error):
                 raise InputError(
                     f"{path}: was trained with other frozen layers or another optimizer; "
-                    f"{_RESUME_ALIKE}"
+                    f"{RESUME_ALIKE}"
                 ) from error
             raise InputError(f"{path}: cannot be loaded: {error}") from error
         except (OSError, AssertionError) as error:
@@ -368,7 +364,12 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if self._resuming:
-            self._check_resumable(checkpoint)
+            check_resumable(
+                checkpoint,
+                self.path,
+                states={name: item.state_dict() for name, item in self.checkpointables.items()},
+                parameters=dict(self.model.named_parameters()),
+            )
         check_conventions(self.path, checkpoint, self._conventions)
         checkpoint["model"] = from_torchvision(checkpoint["model"], self.path)
         ours = self.model.state_dict()
@@ -546,27 +547,6 @@ class SafeCheckpointer(DetectionCheckpointer):
             and not (".running_" in name and name.rpartition(".")[0] in frozen)
         ]
 
-    def _check_resumable(self, checkpoint: dict[str, Any]) -> None:
-        """Raise unless a file holds all of the model and a state that fits every checkpointable.
-
-        Resuming never starts a layer anew; ``MODEL.WEIGHTS_MAY_DIFFER`` is ignored.
-        """
-        for name, item in self.checkpointables.items():
-            problem = _state_problem(checkpoint.get(name), item.state_dict(), name)
-            if problem:
-                raise InputError(
-                    f"{self.path}: holds no state of a training run to resume ({problem}); to "
-                    "start from its weights, name it in MODEL.WEIGHTS and choose another OUTPUT_DIR"
-                )
-        for name, parameter in self.model.named_parameters():
-            ours, saved = tuple(parameter.shape), checkpoint["model"].get(name)
-            theirs = tuple(saved.shape) if torch.is_tensor(saved) else "missing"
-            if theirs != ours:
-                raise InputError(
-                    f"{self.path}: {name} is {theirs} in the file and {ours} in the model; "
-                    f"{_RESUME_ALIKE}"
-                )
-
     def _log_report(self, report: ConversionReport, state: Mapping[str, Tensor]) -> None:
         """Log what became of every tensor of a file, and whether the backbone is the file's."""
         self.logger.info("%s", report.summary())
@@ -639,56 +619,6 @@ def _newest_checkpoint(folder: Path) -> Path:
         )
     # Of equal ones model_final.pth, which may hold the best weights.
     return max(iterations, key=lambda path: (iterations[path], path.name))
-
-
-def _state_problem(saved: Any, own: Any, name: str) -> str:
-    """Describe where a saved state does not fit an object; empty: nowhere.
-
-    Args:
-        saved: from a file.
-        own: what the object's ``state_dict`` returns. What it lacks, such as the moments of an
-            optimizer that has made no step, is not compared.
-        name: of the state, for the message.
-    """
-    if isinstance(own, Mapping):
-        # What bfloat16 leaves where float16 keeps the scale of its gradients.
-        if name == "grad_scaler" and saved == {}:
-            return ""
-        if not isinstance(saved, Mapping):
-            return f"no {name}" if saved is None else f"{name} is {brief(saved)}"
-        for key, value in own.items():
-            if (key in saved or not _may_be_missing(name, key, value)) and (
-                problem := _state_problem(saved.get(key), value, key)
-            ):
-                return problem
-        return ""
-    if isinstance(own, (list, tuple)):
-        if not isinstance(saved, (list, tuple)):
-            return f"no {name}" if saved is None else f"{name} is {brief(saved)}"
-        # Lengths are for the objects to compare.
-        pairs = zip(saved, own, strict=False)
-        return next(filter(None, (_state_problem(*pair, name) for pair in pairs)), "")
-    if saved is None and own is not None:
-        return f"no {name}"
-    if isinstance(own, numbers.Real):
-        fits = isinstance(saved, numbers.Real) and not math.isnan(saved)
-        if name == "iteration":
-            fits = fits and isinstance(saved, int) and saved >= 0
-    else:
-        fits = not isinstance(own, (str, torch.Tensor)) or isinstance(saved, type(own))
-    return "" if fits else f"{name} is {brief(saved)}"
-
-
-def _may_be_missing(parent: str, key: str, own: Any) -> bool:
-    """Whether an object can do without a part of its state that a file does not hold."""
-    return (
-        # Hooks come and go with the config; a schedule alone would begin anew.
-        (parent == "hooks" and key != "LRScheduler")
-        # Mixed precision may be switched on.
-        or key == "grad_scaler"
-        # Switches of torch's optimizers, which newer versions add.
-        or (parent == "param_groups" and (own is None or isinstance(own, bool)))
-    )
 
 
 def check_weights_file(path: str) -> None:
