@@ -61,6 +61,7 @@ WITHOUT_DETECTRON2 = [
     "modeling.safe_pickles",
     "engine.checkpoint_average",
     "engine.checkpoint_origin",
+    "engine.resume_check",
     "engine.weight_conversion",
     "evaluation.masks",
     "evaluation.pasting",

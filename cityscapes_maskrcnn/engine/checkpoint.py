@@ -1,14 +1,11 @@
-"""Checkpoints that are written whole, loaded without running code, and matched tensor by tensor."""
+"""Checkpoints that are written whole, found again to resume, and loaded without running code."""
 
 from __future__ import annotations
 
 import http.client
 import logging
-import math
-import numbers
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -16,11 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -28,24 +22,17 @@ from cityscapes_maskrcnn.data.provenance import SEEN_IMAGES_KEY, UsedData, read_
 from cityscapes_maskrcnn.engine.checkpoint_origin import (
     ORIGIN_KEY,
     classes_in,
-    foreign_classes_in,
     parent_of,
     parents_in,
 )
-from cityscapes_maskrcnn.engine.class_check import class_names, coco_classes
+from cityscapes_maskrcnn.engine.class_check import class_names
+from cityscapes_maskrcnn.engine.resume_check import RESUME_ALIKE, check_resumable
 from cityscapes_maskrcnn.engine.weight_conventions import check_conventions, conventions_of
-from cityscapes_maskrcnn.modeling.class_rows import count_classes, match_classes
-from cityscapes_maskrcnn.modeling.deeplab_weights import (
-    ConversionReport,
-    canonical_names,
-    find_backbone,
-    translate,
-)
+from cityscapes_maskrcnn.engine.weight_fit import fit_weights, match_heads
 from cityscapes_maskrcnn.modeling.detector_names import from_torchvision
 from cityscapes_maskrcnn.modeling.weight_files import (
     PUBLISHED_SCHEMES,
     check_tensors,
-    check_values,
     fetch_published,
     read_checkpoint,
     read_pickle,
@@ -53,19 +40,9 @@ from cityscapes_maskrcnn.modeling.weight_files import (
 )
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest, write_text
-from cityscapes_maskrcnn.utils.text import brief
 
 # The file that names the checkpoint to resume from.
 _NOTE = "last_checkpoint"
-_RESUME_ALIKE = (
-    "a run can only continue as it was started: resume with the config.yaml in its OUTPUT_DIR, or "
-    "name the checkpoint in MODEL.WEIGHTS and choose another OUTPUT_DIR"
-)
-
-# Parts of a detector that are trained, and loaded, as a whole: FPN, RPN head, heads of regions.
-_PART = re.compile(
-    r"backbone\.fpn_|proposal_generator\.rpn_head\.|roi_heads\.\w+_(?:head|predictor)\."
-)
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -86,7 +63,10 @@ class SafeCheckpointer(DetectionCheckpointer):
     * Rows of the heads are matched by the names of their classes, where the file's are known
       (:mod:`cityscapes_maskrcnn.modeling.class_rows`).
     * A tensor of another shape is an error, except for the parameters named in
-      ``MODEL.WEIGHTS_MAY_DIFFER``; so is a file without any of the model's parameters.
+      ``MODEL.WEIGHTS_MAY_DIFFER``; so is a file without any of the model's parameters
+      (:mod:`cityscapes_maskrcnn.engine.weight_fit`).
+    * A run goes on only from the state of a run like it
+      (:mod:`cityscapes_maskrcnn.engine.resume_check`).
     * A checkpoint carries the list of images that the model and its ancestors have seen
       (:mod:`cityscapes_maskrcnn.data.provenance`).
 
@@ -311,7 +291,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             if "parameter group" in str(error):
                 raise InputError(
                     f"{path}: was trained with other frozen layers or another optimizer; "
-                    f"{_RESUME_ALIKE}"
+                    f"{RESUME_ALIKE}"
                 ) from error
             raise InputError(f"{path}: cannot be loaded: {error}") from error
         except (OSError, AssertionError) as error:
@@ -368,36 +348,28 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if self._resuming:
-            self._check_resumable(checkpoint)
+            check_resumable(
+                checkpoint,
+                self.path,
+                states={name: item.state_dict() for name, item in self.checkpointables.items()},
+                parameters=dict(self.model.named_parameters()),
+            )
         check_conventions(self.path, checkpoint, self._conventions)
         checkpoint["model"] = from_torchvision(checkpoint["model"], self.path)
-        ours = self.model.state_dict()
-        self._match_classes(checkpoint, ours)
-        shapes = {name: tuple(value.shape) for name, value in ours.items()}
-        backbone = find_backbone(shapes)
-        first = next(iter(checkpoint["model"]))
-        report = None
-        if backbone is not None and not self.path.endswith(".pkl"):
-            state, report = translate(checkpoint["model"], self.path, shapes, self._may_differ)
-            # Those that found no place too.
-            names = {*canonical_names(checkpoint["model"], self.path)}
-        else:
-            state = self._by_names_of_the_model(checkpoint)
-            names = {*state}
+        self._match_classes(checkpoint)
+        fit = fit_weights(
+            checkpoint,
+            self.path,
+            self.model,
+            may_differ=self._may_differ,
+            require_all=self._require_all,
+        )
         # The names are the model's now; Detectron2 must not guess them.
         checkpoint.pop("matching_heuristics", None)
-        checkpoint["model"] = dict(state)
-        self._check_shapes(state, shapes)
-        self._check_missing({*state}, first, backbone)
-        self._check_parts(names, {*ours})
-        check_values(
-            {name: value for name, value in state.items() if name in ours},
-            self.path,
-            integers=[name for name, value in ours.items() if not value.is_floating_point()],
-        )
+        # Loading removes those of another shape.
+        checkpoint["model"] = dict(fit.tensors)
         incompatible = super()._load_model(checkpoint)
-        if backbone is not None:
-            self._refuse_other_backbone(incompatible.unexpected_keys)
+        fit.check_unexpected(incompatible.unexpected_keys)
         for name, theirs, here in incompatible.incorrect_shapes:
             self.logger.warning(
                 "%s starts from scratch: its shape is %s in the file and %s in the model",
@@ -405,191 +377,35 @@ class SafeCheckpointer(DetectionCheckpointer):
                 theirs,
                 here,
             )
-        if report is not None:
-            self._log_report(report, state)
+        if fit.report is not None:
+            self.logger.info("%s", fit.report.summary())
+            equal, count = fit.count_equal(self.model.state_dict())
+            self.logger.info(
+                "%d of the %d backbone tensors in the model are bit-equal to the file's",
+                equal,
+                count,
+            )
             # They are in the summary; fvcore would warn of them once more.
             incompatible.missing_keys.clear()
         return incompatible
 
-    def _match_classes(self, checkpoint: dict[str, Any], ours: Mapping[str, Tensor]) -> None:
+    def _match_classes(self, checkpoint: dict[str, Any]) -> None:
         """Give the heads of a file the model's classes, by name, if both are known."""
-        own, count = classes_in(checkpoint), count_classes(checkpoint["model"])
         self._matched_by_name = False
-        # Nothing is matched where a model goes on, or is scored, with classes of its own.
-        if self._resuming or count is None or (own and self._require_all):
+        # A run goes on with classes of its own.
+        if self._resuming:
             return
-        theirs = own or foreign_classes_in(checkpoint) or self._weights_classes
-        if theirs == ["coco"]:
-            theirs = coco_classes(count)
-        if not theirs or theirs == self._classes:
-            return
-        if not self._classes:
-            raise InputError(
-                "MODEL.WEIGHTS_CLASSES: the config's datasets have no names of classes to match"
-            )
-        checkpoint["model"], missing, table = match_classes(
-            checkpoint["model"], self.path, theirs, self._classes, ours
+        checkpoint["model"], table = match_heads(
+            checkpoint,
+            self.path,
+            self.model.state_dict(),
+            classes=self._classes,
+            weights_classes=self._weights_classes,
+            require_all=self._require_all,
         )
-        if missing and (self._require_all or (not own and missing == self._classes)):
-            raise InputError(
-                f"{self.path}: has no rows for {', '.join(missing)}; the classes of its heads are "
-                f"{', '.join(theirs[:10])}{', ...' if len(theirs) > 10 else ''}"
-            )
-        self._matched_by_name = True
-        self.logger.info("%s", table)
-
-    def _by_names_of_the_model(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-        """Name a file's tensors as the model does, by Detectron2's own means."""
-        state = {name: each for name, each in checkpoint["model"].items() if torch.is_tensor(each)}
-        if all(name.startswith("module.") for name in state):
-            state = {name.removeprefix("module."): each for name, each in state.items()}
-        if not checkpoint.get("matching_heuristics"):
-            return state
-        aligned: dict[str, Tensor] = align_and_update_state_dicts(
-            self.model.state_dict(), state, c2_conversion=checkpoint.get("__author__") == "Caffe2"
-        )
-        return aligned
-
-    def _check_shapes(
-        self, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
-    ) -> None:
-        wrong = [
-            f"{name} is {tuple(value.shape)} in the file and {shapes[name]} in the model"
-            for name, value in state.items()
-            if tuple(value.shape) != shapes.get(name, tuple(value.shape))
-            and not name.startswith(self._may_differ or ("\0",))
-        ]
-        if wrong:
-            advice = ""
-            if not self._require_all:
-                advice = "; to start parts from scratch, see MODEL.WEIGHTS_MAY_DIFFER"
-            raise InputError(
-                f"{self.path}: weights of another model: {'; '.join(wrong[:4])}{advice}"
-            )
-
-    def _check_missing(self, given: set[str], first: str, backbone: str | None) -> None:
-        """Raise if a file lacks all parameters, some of the backbone's, or any where all must be.
-
-        Args:
-            given: names in the model that the file has tensors for.
-            first: a name in the file.
-            backbone: prefix of the model's backbone, if it has one of a known kind.
-        """
-        parameters = {name for name, _ in self.model.named_parameters()}
-        # Buffers that fit are no sign of the right network.
-        if not given & parameters:
-            raise InputError(
-                f"{self.path}: none of its tensors belongs to this model (its first is "
-                f"{first!r}); is it a checkpoint of another network?"
-            )
-        missing = [name for name in self._needed() if name not in given]
-        # BatchNorm that is trained can do without the statistics, which Caffe2's files lack.
-        layers = re.compile(rf"{re.escape(backbone or '')}(stem|res[2-5])\.(?!.*\.running_)")
-        of_backbone = [] if backbone is None else [*filter(layers.match, missing)]
-        if of_backbone and any(map(layers.match, given)):
-            raise InputError(
-                f"{self.path}: weights of another backbone than the model's: lacks "
-                f"{len(of_backbone)} of its tensors, first {of_backbone[0]}"
-            )
-        if missing and self._require_all:
-            parts = Counter(name.partition(".")[0] for name in missing)
-            raise InputError(
-                f"{self.path}: lacks "
-                f"{', '.join(f'{count} tensors of {part}' for part, count in parts.items())} "
-                f"(first {missing[0]}), which would stay random; name a checkpoint of the whole "
-                "model in MODEL.WEIGHTS"
-            )
-
-    def _check_parts(self, given: set[str], ours: set[str]) -> None:
-        """Raise if a file has some tensors of an FPN or a head, but not just those of the model's.
-
-        Its layers, or their normalisation, are others then: they would be mixed with random ones.
-        """
-
-        def parts(names: set[str]) -> dict[str, set[str]]:
-            found: dict[str, set[str]] = {}
-            for name in names:
-                match = _PART.match(name)
-                if (
-                    match
-                    and not name.startswith(self._may_differ or ("\0",))
-                    and not name.endswith("num_batches_tracked")
-                ):
-                    found.setdefault(match[0], set()).add(name)
-            return found
-
-        theirs = parts(given)
-        for part, names in sorted(parts(ours).items()):
-            other = theirs.get(part, set())
-            if names & other and names != other:
-                rows = (("lacks", names - other), ("adds", other - names))
-                what = " and ".join(f"{verb} {min(each)}" for verb, each in rows if each)
-                raise InputError(
-                    f"{self.path}: its {part.rstrip('._')} has other layers, or other "
-                    f"normalisation, than the model's: it {what}; set the config's keys of it as "
-                    "they were in training, or name the part in MODEL.WEIGHTS_MAY_DIFFER to start "
-                    "it from scratch"
-                )
-
-    def _needed(self) -> list[str]:
-        """List the tensors without which a model is not the one that was trained."""
-        frozen = {
-            name
-            for name, module in self.model.named_modules()
-            if isinstance(module, FrozenBatchNorm2d)
-        }
-        return [
-            name
-            for name in self.model.state_dict()
-            if not name.endswith("num_batches_tracked")
-            # Caffe2's files have the statistics of frozen ones folded into weight and bias.
-            and not (".running_" in name and name.rpartition(".")[0] in frozen)
-        ]
-
-    def _check_resumable(self, checkpoint: dict[str, Any]) -> None:
-        """Raise unless a file holds all of the model and a state that fits every checkpointable.
-
-        Resuming never starts a layer anew; ``MODEL.WEIGHTS_MAY_DIFFER`` is ignored.
-        """
-        for name, item in self.checkpointables.items():
-            problem = _state_problem(checkpoint.get(name), item.state_dict(), name)
-            if problem:
-                raise InputError(
-                    f"{self.path}: holds no state of a training run to resume ({problem}); to "
-                    "start from its weights, name it in MODEL.WEIGHTS and choose another OUTPUT_DIR"
-                )
-        for name, parameter in self.model.named_parameters():
-            ours, saved = tuple(parameter.shape), checkpoint["model"].get(name)
-            theirs = tuple(saved.shape) if torch.is_tensor(saved) else "missing"
-            if theirs != ours:
-                raise InputError(
-                    f"{self.path}: {name} is {theirs} in the file and {ours} in the model; "
-                    f"{_RESUME_ALIKE}"
-                )
-
-    def _log_report(self, report: ConversionReport, state: Mapping[str, Tensor]) -> None:
-        """Log what became of every tensor of a file, and whether the backbone is the file's."""
-        self.logger.info("%s", report.summary())
-        loaded = self.model.state_dict()
-        backbone = report.backbone
-        equal = sum(
-            torch.equal(loaded[name].cpu(), state[name].to(loaded[name].dtype)) for name in backbone
-        )
-        self.logger.info(
-            "%d of the %d backbone tensors in the model are bit-equal to the file's",
-            equal,
-            len(backbone),
-        )
-
-    def _refuse_other_backbone(self, unexpected: list[str]) -> None:
-        """Raise if a file of the zoo has blocks that found no place in the model's backbone."""
-        blocks = [name for name in unexpected if re.search(r"(^|\.)res[2-5]\.\d+\.", name)]
-        extra = [name for name in blocks if not name.endswith("num_batches_tracked")]
-        if extra:
-            raise InputError(
-                f"{self.path}: weights of another backbone than the model's: "
-                f"{len(extra)} of its tensors, first {extra[0]}, do not fit"
-            )
+        if table:
+            self._matched_by_name = True
+            self.logger.info("%s", table)
 
 
 def load_for_inference(model: nn.Module, cfg: CfgNode, resume: bool = False) -> SafeCheckpointer:
@@ -639,56 +455,6 @@ def _newest_checkpoint(folder: Path) -> Path:
         )
     # Of equal ones model_final.pth, which may hold the best weights.
     return max(iterations, key=lambda path: (iterations[path], path.name))
-
-
-def _state_problem(saved: Any, own: Any, name: str) -> str:
-    """Describe where a saved state does not fit an object; empty: nowhere.
-
-    Args:
-        saved: from a file.
-        own: what the object's ``state_dict`` returns. What it lacks, such as the moments of an
-            optimizer that has made no step, is not compared.
-        name: of the state, for the message.
-    """
-    if isinstance(own, Mapping):
-        # What bfloat16 leaves where float16 keeps the scale of its gradients.
-        if name == "grad_scaler" and saved == {}:
-            return ""
-        if not isinstance(saved, Mapping):
-            return f"no {name}" if saved is None else f"{name} is {brief(saved)}"
-        for key, value in own.items():
-            if (key in saved or not _may_be_missing(name, key, value)) and (
-                problem := _state_problem(saved.get(key), value, key)
-            ):
-                return problem
-        return ""
-    if isinstance(own, (list, tuple)):
-        if not isinstance(saved, (list, tuple)):
-            return f"no {name}" if saved is None else f"{name} is {brief(saved)}"
-        # Lengths are for the objects to compare.
-        pairs = zip(saved, own, strict=False)
-        return next(filter(None, (_state_problem(*pair, name) for pair in pairs)), "")
-    if saved is None and own is not None:
-        return f"no {name}"
-    if isinstance(own, numbers.Real):
-        fits = isinstance(saved, numbers.Real) and not math.isnan(saved)
-        if name == "iteration":
-            fits = fits and isinstance(saved, int) and saved >= 0
-    else:
-        fits = not isinstance(own, (str, torch.Tensor)) or isinstance(saved, type(own))
-    return "" if fits else f"{name} is {brief(saved)}"
-
-
-def _may_be_missing(parent: str, key: str, own: Any) -> bool:
-    """Whether an object can do without a part of its state that a file does not hold."""
-    return (
-        # Hooks come and go with the config; a schedule alone would begin anew.
-        (parent == "hooks" and key != "LRScheduler")
-        # Mixed precision may be switched on.
-        or key == "grad_scaler"
-        # Switches of torch's optimizers, which newer versions add.
-        or (parent == "param_groups" and (own is None or isinstance(own, bool)))
-    )
 
 
 def check_weights_file(path: str) -> None:
