@@ -65,7 +65,7 @@ def detectron2_config() -> CfgNode:
     """
     cfg.merge_from_list([*words.split(), "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""])
     for key, value in zip(TINY[::2], TINY[1::2], strict=True):
-        if not key.startswith("TRACKING."):  # of this project
+        if key not in ("TRACKING.NUM_PICTURES", "TEST.ANALYSIS_PICTURES"):  # of this project
             cfg.merge_from_list([key, value])
     return cfg
 

@@ -20,7 +20,7 @@ from cityscapes_maskrcnn.engine.run_setup import (
     save_config,
     start_logs,
 )
-from cityscapes_maskrcnn.engine.terminal import find_terminal
+from cityscapes_maskrcnn.engine.terminal import TerminalHandler, find_terminal
 from cityscapes_maskrcnn.utils.errors import InputError
 
 
@@ -171,7 +171,8 @@ def test_each_run_of_a_process_has_its_own_log(
     tmp_path: Path, loggers: list[logging.Logger], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tmp_path / "stage_1", tmp_path / "stage_2"
-    own = logging.FileHandler(tmp_path / "own.txt")
+    own_file = tmp_path / "own.txt"
+    own = logging.FileHandler(own_file)
     loggers[1].addHandler(own)
     said, files = [], []
     # The last one resumes the first.
@@ -184,12 +185,14 @@ def test_each_run_of_a_process_has_its_own_log(
         assert terminal is not None
         assert terminal.stage == folder.name
         for each in loggers:
-            file, stream = sorted(
-                (handler for handler in each.handlers if handler is not own),
-                key=lambda handler: handler is terminal,
-            )
-            assert isinstance(file, logging.FileHandler)
+            # pytest has its own, where a logger does not propagate.
+            (stream,) = (one for one in each.handlers if isinstance(one, TerminalHandler))
             assert stream is terminal
+            (file,) = (
+                one
+                for one in each.handlers
+                if isinstance(one, logging.FileHandler) and Path(one.baseFilename) != own_file
+            )
         files.append(file)
     assert messages(first) == [*said[0], *said[2]]
     assert messages(second) == said[1]
@@ -198,7 +201,7 @@ def test_each_run_of_a_process_has_its_own_log(
     assert shown == [*said[0], *said[1], *said[2]]
     # Other handlers than a run's are left alone.
     assert own in loggers[1].handlers
-    assert len((tmp_path / "own.txt").read_text().splitlines()) == 3
+    assert len(own_file.read_text().splitlines()) == 3
     assert [file.stream is None for file in files] == [True, True, False]
 
 
