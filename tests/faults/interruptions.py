@@ -53,7 +53,7 @@ def jobs(size: str) -> list[Job]:
     kinds = {
         # name: tries in the full and in the short campaign, seconds a try
         "training": (24, 1, 9.0, partial(interrupt_training, processes=1, workers=2)),
-        "training_on_two": (24, 1, 12.0, partial(interrupt_training, processes=2, workers=1)),
+        "training_on_two": (24, 0, 12.0, partial(interrupt_training, processes=2, workers=1)),
         "scoring_on_two": (12, 0, 12.0, interrupt_scoring),
     }
     return [

@@ -19,10 +19,10 @@ def jobs(size: str) -> list[Job]:
     kinds = {
         # tries in the full and in the short campaign, seconds a try
         works.training: (30, 1, 4.0),
-        works.cache: (30, 2, 0.7),
+        works.cache: (30, 1, 0.7),
         works.search: (30, 1, 2.0),
         works.submission: (24, 1, 1.5),
-        works.chain: (18, 1, 1.0),
+        works.chain: (18, 0, 1.0),
     }
     return works.jobs_of_works("kills", kill, kinds, size)
 
