@@ -56,7 +56,9 @@ def main() -> None:
     what.add_argument("--gt-dir", metavar="DIR", help=help_gt)
     help_dataset = "score the images of a registered dataset, such as a part of a split"
     what.add_argument("--dataset", metavar="NAME", help=help_dataset)
-    help_images = "images for NAME.onnx, by city (default: leftImg8bit/SPLIT beside gtFine)"
+    help_images = (
+        "images for NAME.onnx with --gt-dir, by city (default: leftImg8bit/SPLIT beside gtFine)"
+    )
     add("--image-dir", type=Path, metavar="DIR", help=help_images)
     help_config = "a config with DATASETS.OWN, if the dataset is your own"
     add("--config-file", default="", metavar="FILE", help=help_config)
@@ -81,17 +83,12 @@ def main() -> None:
     if args.dataset is not None:
         from cityscapes_maskrcnn.cli import build_config
         from cityscapes_maskrcnn.data.registration import check_dataset_names
-        from cityscapes_maskrcnn.evaluation.evaluator import (
-            dataset_categories,
-            ground_truth_files,
-            image_and_ground_truth_files,
-        )
+        from cityscapes_maskrcnn.evaluation.evaluator import dataset_categories, ground_truth_files
 
         build_config(args.config_file, [])
         check_dataset_names([args.dataset])
         categories = sorted(dataset_categories(args.dataset))
         gt_files = ground_truth_files(args.dataset)
-        image_files = {gt: image for image, gt in image_and_ground_truth_files(args.dataset)}
     else:
         gt_files = find_ground_truth(args.gt_dir)
     if args.image_list:
@@ -114,7 +111,11 @@ def main() -> None:
 
         predictor = OnnxPredictor(args.results, num_threads=args.num_workers)
         if args.dataset is not None:
-            pairs = [(image_files[gt], gt) for gt in gt_files.values()]
+            from cityscapes_maskrcnn.evaluation.evaluator import image_and_ground_truth_files
+
+            chosen = {*gt_files.values()}
+            of_dataset = image_and_ground_truth_files(args.dataset)
+            pairs = [(image, gt) for image, gt in of_dataset if gt in chosen]
         else:
             pairs = [(image_of(gt, name, args.image_dir), gt) for name, gt in gt_files.items()]
         refuse_seen_by_exported(

@@ -114,7 +114,7 @@ def refuse_seen_by_exported(
     For checkpoints there is :func:`.seen_images.refuse_seen_images`, which needs Detectron2.
 
     Args:
-        predictor: a file of an earlier version lists no images, so that nothing is refused.
+        predictor: of the exported model, whose card lists the images.
         model: name of its file, for messages.
         dataset: name of the images.
         images: the files.

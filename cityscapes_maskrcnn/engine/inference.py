@@ -230,9 +230,10 @@ def check_inference(cfg: CfgNode) -> None:
     """Verify that the device and the model can predict as the keys say.
 
     Raises:
-        InputError: ``TEST.PRECISION`` is unknown or not for a CPU, or soft-NMS is not for this
-            model.
+        InputError: a value is out of its range, ``TEST.PRECISION`` is unknown or not for a CPU, or
+            soft-NMS is not for this model.
     """
+    check_ranges(cfg)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     precisions = [name for name in _PRECISIONS if on_gpu or name != "float16"]
     if cfg.TEST.PRECISION not in precisions:

@@ -28,12 +28,11 @@ def describe_run(summary: Mapping[str, Any]) -> list[str]:
     """Describe a training that has ended in a few short lines.
 
     Args:
-        summary: of :class:`.summary.RunSummary`; those of earlier versions have no
-            ``measured``.
+        summary: of :class:`.summary.RunSummary`.
     """
     final = summary["final"]
     scores = ", ".join(_scores(final))
-    measured = summary.get("measured", ())
+    measured = summary["measured"]
     if scores and len(measured) == 1:
         scores += f" on {short_name(measured[0])}"
     epochs = f", {summary['epochs']:.3g} epochs," if summary["epochs"] else ""

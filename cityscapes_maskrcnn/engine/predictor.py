@@ -14,7 +14,6 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.transforms import AugInput
 from detectron2.structures import Instances, ROIMasks
 
-from cityscapes_maskrcnn.config_check import check_ranges
 from cityscapes_maskrcnn.data.images import check_size, read_image
 from cityscapes_maskrcnn.data.labels import THING_CLASSES, THING_COLORS
 from cityscapes_maskrcnn.data.mapper import CityscapesMapper
@@ -69,7 +68,6 @@ class Predictor:
                 :func:`.inference.check_inference` and :func:`.checkpoint.load_for_inference`.
         """
         check_score_thresh(score_thresh)
-        check_ranges(cfg)
         check_inference(cfg)
         register_datasets_of(cfg)
         categories = model_categories(cfg)

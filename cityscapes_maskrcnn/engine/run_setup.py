@@ -167,7 +167,7 @@ class _LogFile(logging.FileHandler):
 def start_logs(folder: str | None) -> None:
     """Send the lines of Detectron2, fvcore and this project to the terminal and to a folder.
 
-    A run that this process started before gets none of them any more.
+    A training or scoring that this process started before gets none of them any more.
 
     Args:
         folder: gets ``log.txt``; None: the terminal only.

@@ -113,7 +113,12 @@ def join_study(
 
 
 def _require_same_config(name: str, config: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    # A key that one of the two does not have came with another version of this project. What
+    if IMAGES_CONTENT in config and IMAGES_CONTENT not in before:
+        raise InputError(
+            f"study {name!r} does not say on which images it trains: its scores cannot be compared;"
+            " use another --study"
+        )
+    # Another key that one of the two does not have came with another version of this project. What
     # pictures say of the images decides nothing: IMAGES_CONTENT does.
     for key in sorted((before.keys() & config.keys()) - {GENERATED_SCENES, SCORED_IMAGES}):
         if before[key] == config[key]:

@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
+from cityscapes_maskrcnn.config_check import check_ranges
 from cityscapes_maskrcnn.data.loaders import training_dicts
 from cityscapes_maskrcnn.data.registration import is_generated_dataset
 from cityscapes_maskrcnn.engine.inference import check_metric
@@ -187,6 +188,7 @@ def _check_keys(cfg: CfgNode, space: SearchSpace) -> None:
 
 def _trial_length(cfg: CfgNode) -> tuple[int, int]:
     """Iterations of a trial and between two scores; raise for what would fail every trial."""
+    check_ranges(cfg)
     if len(cfg.DATASETS.TEST) != 1:
         raise InputError(
             f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: a search needs one dataset to score on"

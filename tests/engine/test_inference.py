@@ -123,6 +123,14 @@ def test_augmentation_sizes_that_make_no_sense(
         build_evaluator(cfg, INSTANCE, tmp_path)
 
 
+def test_values_set_from_python_are_checked_before_scoring(config: Config, tmp_path: Path) -> None:
+    """Any unknown method would be the Gaussian one."""
+    cfg = config()
+    cfg.MODEL.ROI_HEADS.SOFT_NMS.METHOD = "gausian"
+    with pytest.raises(InputError, match="METHOD gausian: it must be off or linear or gaussian"):
+        build_evaluator(cfg, INSTANCE, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

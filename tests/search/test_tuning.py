@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from cityscapes_maskrcnn.cli import build_config
 from cityscapes_maskrcnn.search.sampler import SeededByTrial
+from cityscapes_maskrcnn.search.study import IMAGES_CONTENT, STUDY_CONFIG
 from cityscapes_maskrcnn.search.tuning import tune
 from cityscapes_maskrcnn.utils.errors import InputError
 from cityscapes_maskrcnn.utils.files import file_digest
@@ -186,6 +187,29 @@ def test_other_images_of_the_same_names_are_refused(
     next(root.rglob("leftImg8bit/val/*/*.png")).unlink()
     with pytest.raises(InputError, match=r"DATASETS whose content differs .* same images"):
         tuned(tmp_path / "out", "DATASETS.TEST", "('cityscapes_instance_val',)")
+
+
+def test_a_study_that_does_not_say_which_images_it_has_is_refused(
+    tuned: Callable[..., optuna.Study], tmp_path: Path
+) -> None:
+    study = tuned(tmp_path)
+    config = study.user_attrs[STUDY_CONFIG]
+    assert IMAGES_CONTENT in config
+    del config[IMAGES_CONTENT]
+    study.set_user_attr(STUDY_CONFIG, config)
+    with pytest.raises(InputError, match="'search' does not say on which images it trains: its"):
+        tuned(tmp_path)
+
+
+def test_values_set_from_python_are_checked(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_root))
+    file = PROJECT / "configs" / "stage_2_search.yaml"
+    cfg = build_config(str(file), [*CONFIG.split(), "", "OUTPUT_DIR", str(tmp_path)])
+    cfg.SEARCH.MAX_FAILURES = 0
+    with pytest.raises(InputError, match=r"^SEARCH\.MAX_FAILURES 0: it must be 1 or more"):
+        tune(cfg, study_name="search", train_command=["true"], stop=StopRequests(), budget=1)
 
 
 def test_workers_may_differ_in_speed_and_memory(
