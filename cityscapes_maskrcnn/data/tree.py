@@ -163,10 +163,11 @@ def unread_images(image_dir: str | os.PathLike[str], image_suffix: str = IMAGE_S
     """
     folder = Path(image_dir)
     files = [*folder.glob("[!.]*"), *folder.glob("[!.]*/[!.]*")]
+    extensions = IMAGE_EXTENSIONS | UNREAD_EXTENSIONS
     return sorted(
         str(file.relative_to(folder))
         for file in files
-        if file.suffix.lower() in IMAGE_EXTENSIONS | UNREAD_EXTENSIONS
+        if file.suffix.lower() in extensions
         and (file.parent == folder or not file.name.endswith(image_suffix))
     )
 

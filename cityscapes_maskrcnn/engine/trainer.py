@@ -129,7 +129,7 @@ class Trainer(DefaultTrainer):
             self.build_evaluator(cfg, name)
 
         def build_exact_model(cfg: CfgNode) -> nn.Module:
-            # Whatever a subclass builds.
+            # Not in build_model, which a subclass may override.
             return pool_at_exact_boxes(self.build_model(cfg))
 
         model = build_exact_model(cfg)

@@ -1,10 +1,10 @@
 """Read the tensors, arrays and plain values of a pickle without running code from it.
 
-Loading a pickle calls whatever functions it names. The readers here know only those that make
-tensors or arrays: of everything else :func:`load_archive` makes an :class:`Unknown`, and
-:func:`load_arrays` refuses it. That alone does not keep a small pickle from taking any amount of
-memory or time: ``pickle_contents`` says beforehand which ones would. :func:`load_arrays` asks it;
-who calls :func:`load_archive` has to.
+Unpickling executes any function that a file names. The unpicklers here resolve only those that
+build tensors or arrays: everything else becomes an :class:`Unknown` in :func:`load_archive`, and an
+error in :func:`load_arrays`. That does not keep a small pickle from exhausting memory or time;
+``pickle_contents`` finds such pickles without loading them. :func:`load_arrays` calls it itself;
+callers of :func:`load_archive` must do so first.
 """
 
 from __future__ import annotations
